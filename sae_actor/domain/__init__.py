@@ -1,0 +1,1 @@
+"""The rules of the service as pure functions over frozen values. No torch, no I/O, no clock."""

@@ -1,0 +1,125 @@
+"""What the outside may ask for: one struct per command, the HTTP body is the struct.
+
+A new command is a struct here, its events in `events`, one arm in `decide` and one in `evolve`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, ClassVar, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .refs import Dtype, Edits, Feature, HookPoint, Layer, Mode, SaeId
+
+RepositoryId: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
+]
+Revision: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}\Z")]
+RepositoryPath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:=, @+/-]{1,512}\Z")]
+PlainText: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=4096)]
+Device: TypeAlias = Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,2})?)\Z")]
+ModelDtype: TypeAlias = Annotated[str, Meta(pattern=r"\A(auto|float32|float16|bfloat16)\Z")]
+
+
+class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=True):
+    """The base of all commands; `type` in JSON is the class name."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def digest(self) -> str:
+        """What tells two commands apart under one idempotency key: canonical JSON, defaults filled in."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+class LoadModel(Command, frozen=True):
+    """Load a model from the hub or a local path; replaces the loaded one when nothing is attached."""
+
+    model: PlainText
+    revision: Revision = "main"
+    dtype: ModelDtype = "auto"
+    device: Device = "auto"
+
+
+class UnloadModel(Command, frozen=True):
+    """Free the model; during a load it cancels the load."""
+
+
+class Download(Command, frozen=True):
+    """Fetch one SAE of a hub repository."""
+
+    repository_id: RepositoryId
+    revision: Revision = "main"
+    path: RepositoryPath | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if ".." in self.revision or self.revision.endswith("/") or "//" in self.revision:
+            raise ValueError("revision is not a name of a branch, tag or commit")
+        if self.path is not None and any(part in ("", ".", "..") for part in self.path.split("/")):
+            raise ValueError("path must be relative, without empty, '.' or '..' parts")
+        if ".." in self.repository_id or "--" in self.repository_id:
+            raise ValueError("repository_id is not a hub id")
+
+
+class CancelDownload(Command, frozen=True):
+    """Stop a running download; its record is gone."""
+
+    sae_id: SaeId
+
+
+class Import(Command, frozen=True):
+    """Register an SAE that is on disk already, under one of `[hub] import_roots`."""
+
+    path: PlainText
+
+
+class Attach(Command, frozen=True):
+    """Bring an SAE to a hook point; null means where it was trained."""
+
+    sae_id: SaeId
+    layer: Layer | None = None
+    hook_point: HookPoint | None = None
+    mode: Mode = "steer"
+    dtype: Dtype = "float32"
+    replace: bool = False
+
+
+class Detach(Command, frozen=True):
+    """Take an SAE out for new requests at once; completes when its memory is free."""
+
+    sae_id: SaeId
+
+
+class Delete(Command, frozen=True):
+    """Delete an SAE's files; of an import, forget the record."""
+
+    sae_id: SaeId
+
+
+class Steer(Command, frozen=True):
+    """Replace the set of edits of an attached SAE; an empty list clears it."""
+
+    sae_id: SaeId
+    features: Edits
+    enabled: bool = True
+
+
+class Monitor(Command, frozen=True):
+    """What is streamed while text is generated."""
+
+    sae_id: SaeId
+    enabled: bool
+    features: Annotated[tuple[Feature, ...], Meta(max_length=4096)] | None = None
+    top_k: Annotated[int, Meta(ge=1, le=1024)] = 10
+
+    implemented: ClassVar[bool] = False
+    """Refused by name until activations are streamed."""
+
+
+AnyCommand: TypeAlias = (
+    LoadModel | UnloadModel | Download | CancelDownload | Import | Attach | Detach | Delete | Steer | Monitor
+)

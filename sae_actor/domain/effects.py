@@ -1,0 +1,91 @@
+"""What the world still owes a state: values that name a slow thing to be done.
+
+An effect is absolute ("resid_post.12 carries X"), so running one twice converges, and carries the
+position of its intent, so that a late report of a cancelled attempt completes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, TypeAlias
+
+from msgspec import Struct
+
+from .refs import HookPoint, Mode, SaeDescription, SaeFile
+
+EffectName: TypeAlias = Literal["load_model", "download", "import", "attach", "detach", "delete"]
+
+
+class _Effect(Struct, frozen=True, kw_only=True):
+    name: ClassVar[EffectName]
+    request_position: int
+
+
+class LoadModelEffect(_Effect, frozen=True, kw_only=True):
+    name = "load_model"
+    model: str
+    revision: str
+    dtype: str
+    device: str
+
+
+class DownloadEffect(_Effect, frozen=True, kw_only=True):
+    name = "download"
+    sae_id: str
+    repository_id: str
+    revision: str
+    path: str | None
+    force: bool
+
+
+class ImportEffect(_Effect, frozen=True, kw_only=True):
+    name = "import"
+    sae_id: str
+    path: str
+
+
+class AttachEffect(_Effect, frozen=True, kw_only=True):
+    name = "attach"
+    sae_id: str
+    location: SaeLocation
+    sae: SaeDescription
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None
+    mode: Mode
+    dtype: str
+
+
+class DetachEffect(_Effect, frozen=True, kw_only=True):
+    name = "detach"
+    sae_id: str
+    attach_position: int
+    """The resident to free: `request_position` of its AttachRequested."""
+
+
+class DeleteEffect(_Effect, frozen=True, kw_only=True):
+    name = "delete"
+    sae_id: str
+    location: SaeLocation
+    kept: tuple[SaeLocation, ...] = ()
+    """Other SAEs whose files stay: what they share is not freed."""
+
+
+class SaeLocation(Struct, frozen=True, kw_only=True):
+    """Where an SAE's files are, as the hub adapter understands it."""
+
+    source: Literal["hub", "import"]
+    repository_id: str | None
+    commit: str | None
+    path: str | None
+    files: tuple[SaeFile, ...]
+
+
+Effect: TypeAlias = LoadModelEffect | DownloadEffect | ImportEffect | AttachEffect | DetachEffect | DeleteEffect
+
+
+class Residents(Struct, frozen=True):
+    """What the device may keep: everything else in its memory belongs to no one and is freed."""
+
+    model: int | None = None
+    """Position of the ModelLoadRequested whose model may stay."""
+    saes: tuple[int, ...] = ()
+    """Positions of the AttachRequested events whose SAEs may stay."""

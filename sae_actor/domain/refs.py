@@ -1,0 +1,203 @@
+"""The nouns of the contract as values: hook points, edits, SAE and model descriptions.
+
+Everything here is frozen, knows no torch and does no I/O. Numbers are bounded by what could hold for
+*any* model or SAE; what holds for the loaded ones is decided in `decide`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+Layer: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
+Feature: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Strength: TypeAlias = Annotated[float, Meta(ge=-1e6, le=1e6)]
+TokenIndex: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+SaeId: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,119}\Z")]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+
+HookKind: TypeAlias = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_act", "mlp_out"
+]
+Mode: TypeAlias = Literal["steer", "reconstruct"]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Method: TypeAlias = Literal["add", "set", "scale", "cap", "project", "set_projection"]
+Unit: TypeAlias = Literal["raw", "unit", "max", "norm"]
+Exclusion: TypeAlias = Literal["sink", "special", "template"]
+NamedPositions: TypeAlias = Literal["all", "prompt", "generated", "response", "last_prompt"]
+
+MAX_EDITS = 256
+
+
+class HookPoint(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where in the model an SAE reads and writes."""
+
+    kind: HookKind
+    layer: Layer
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.layer}"
+
+
+class Span(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Positions of the request's own sequence, counted from 0: exactly one of the three forms.
+
+    `{"tokens": [i…]}`, `{"from": i, "to": j}` (j excluded, either end may be left out) or `{"role": …}`.
+    """
+
+    tokens: Annotated[tuple[TokenIndex, ...], Meta(min_length=1, max_length=4096)] | None = None
+    from_: TokenIndex | None = field(default=None, name="from")
+    to: TokenIndex | None = None
+    role: Literal["system", "user", "assistant"] | None = None
+
+    def __post_init__(self) -> None:
+        forms = (self.tokens is not None) + (self.from_ is not None or self.to is not None) + (self.role is not None)
+        if forms != 1:
+            raise ValueError("positions take one of tokens, from/to, role")
+        if self.from_ is not None and self.to is not None and self.from_ >= self.to:
+            raise ValueError("positions: from must be below to")
+
+
+Positions: TypeAlias = NamedPositions | Span
+
+
+class When(Struct, frozen=True, forbid_unknown_fields=True):
+    """A condition on another feature of the same SAE: the edit holds where its activation is above `above`."""
+
+    feature: Feature
+    above: Strength
+
+
+class Edit(Struct, frozen=True, forbid_unknown_fields=True):
+    """One feature edit; section 5 of the contract says what each method writes."""
+
+    feature: Feature
+    strength: Strength
+    method: Method = "add"
+    positions: Positions = "all"
+    exclude: Annotated[tuple[Exclusion, ...], Meta(max_length=3)] = ()
+    unit: Unit = "raw"
+    sae_id: SaeId | None = None
+    when: When | None = None
+
+
+Edits: TypeAlias = Annotated[tuple[Edit, ...], Meta(max_length=MAX_EDITS)]
+
+
+class SaeFile(Struct, frozen=True):
+    """One file of an SAE, `path` relative to the SAE's root (repository or imported folder)."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class SaeDescription(Struct, frozen=True, kw_only=True):
+    """What the files of one SAE say about it, read without torch and without the weights."""
+
+    format: str
+    """Name of the on-disk family, such as `sae_lens`."""
+    architecture: str
+    """`standard`, `gated`, `jumprelu`, `topk`, `transcoder`, …"""
+    d_in: int
+    d_sae: int
+    d_out: int
+    dtype: str
+    """Type of the weights on disk: `float32`, `float16`, `bfloat16`."""
+    has_threshold: bool = False
+    trained_on: str | None = None
+    """Model it was trained on, as the files name it."""
+    trained_layer: int | None = None
+    hook_name: str | None = None
+    """The hook as the files name it, such as `blocks.15.hook_resid_post`."""
+    hook_point: HookPoint | None = None
+    hook_point_out: HookPoint | None = None
+    """Where a transcoder writes; None for an SAE."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """W_enc, b_enc, W_dec, b_dec and, where there is one, threshold."""
+        threshold = self.d_sae if self.has_threshold else 0
+        return self.d_in * self.d_sae + self.d_sae + self.d_sae * self.d_out + self.d_out + threshold
+
+    def memory_bytes(self, dtype: str) -> int:
+        """Estimated bytes on the device when held in `dtype`."""
+        return self.parameters * BYTES_PER_PARAMETER[dtype]
+
+
+BYTES_PER_PARAMETER = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class ModelFacts(Struct, frozen=True, kw_only=True):
+    """A loaded model as the rules need it: no torch, but every width a hook point can have."""
+
+    model_id: str
+    revision: str
+    commit: str | None
+    model_type: str
+    dtype: str
+    device: str
+    num_layers: int
+    hidden_size: int
+    context_length: int
+    memory_bytes: int
+    """Bytes of the parameters and buffers, as measured."""
+    widths: dict[str, int]
+    """Hook kind → width of the activation there; kinds that this model lacks are absent."""
+    has_chat_template: bool = False
+    environment: dict[str, Any] = {}
+    """Versions, device, digests: what `system_fingerprint` is the digest of."""
+
+
+class ActiveSae(Struct, frozen=True, kw_only=True):
+    """One SAE of an intervention, frozen at admission: everything that text under it depends on."""
+
+    sae_id: str
+    weights_sha256: str
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None = None
+    mode: Mode = "steer"
+    steering: tuple[Edit, ...] = ()
+    attach_position: int = 0
+    """Position of the AttachRequested that brought it: which residents of the engine are meant."""
+
+    @property
+    def changes_text(self) -> bool:
+        return self.mode == "reconstruct" or bool(self.steering)
+
+
+Intervention: TypeAlias = tuple[ActiveSae, ...]
+"""All attached SAEs with hook point, mode and steering, at one log position."""
+
+
+def intervention_sha256(intervention: Intervention) -> str:
+    """Digest of what the intervention does: canonical JSON (sorted keys, no spaces), where it was attached left out."""
+    shown = [
+        {k: v for k, v in msgspec.to_builtins(sae, order="sorted").items() if k != "attach_position"}
+        for sae in intervention
+    ]
+    return hashlib.sha256(msgspec.json.encode(shown, order="sorted")).hexdigest()
+
+
+_NOT_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def sae_id_of(repository_id: str, path: str | None, revision: str) -> str:
+    """Id of a hub SAE, known before any network call."""
+    return _slugged((repository_id, path or "root", revision))
+
+
+def import_id_of(resolved_path: str) -> str:
+    """Id of an SAE on disk: folder name and resolved path."""
+    folder = resolved_path.rstrip("/").rpartition("/")[2]
+    return _slugged((folder, resolved_path), shown=1)
+
+
+def _slugged(parts: tuple[str, ...], shown: int | None = None) -> str:
+    slug = _NOT_SLUG.sub("-", "-".join(parts[:shown]))[:110].strip("-.") or "sae"
+    return f"{slug}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:8]}"

@@ -1,0 +1,207 @@
+"""Every edge of the service as a Protocol; one contract suite per port runs against fake and real adapter.
+
+`eventlog`, `hub` and `engine` implement these; `actor` and `api` know nothing else of the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from .domain.effects import (
+    AttachEffect,
+    DeleteEffect,
+    DetachEffect,
+    DownloadEffect,
+    ImportEffect,
+    LoadModelEffect,
+    Residents,
+    SaeLocation,
+)
+from .domain.events import Draft, Event, FinishReason, Receipt, Sampling
+from .domain.refs import Intervention, ModelFacts, SaeDescription, SaeFile
+
+Progress = Callable[[str, dict[str, Any]], None]
+"""progress("download_progress", {...}): may be dropped, is never logged, never raises, may be called from any thread."""
+
+
+class Clock(Protocol):
+    def now(self) -> str:
+        """Wall time, RFC 3339 UTC with microseconds (`2026-01-31T12:00:00.000000Z`)."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+
+class Head(Struct, frozen=True):
+    """The last event of a log: its position (0: none yet) and hash (of an empty log: its genesis)."""
+
+    position: int
+    hash: str
+
+
+class Verification(Struct, frozen=True, omit_defaults=True):
+    """What `log verify` says."""
+
+    ok: bool
+    events: int
+    head: Head
+    first_bad: int | None = None
+    detail: str | None = None
+
+
+class EventLog(Protocol):
+    """An append-only, hash-chained sequence of events, positions 1, 2, 3, … without a gap."""
+
+    @property
+    def log_id(self) -> str:
+        """32 hex digits, chosen when the log was made; its first 8 mark the ids of the stream."""
+
+    @property
+    def head(self) -> Head:
+        """The last durable event."""
+
+    async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
+        """Store all drafts in one transaction behind position `expected`, durable when this returns.
+
+        Raises `LogConflictError` if the head is elsewhere, `DiskFullError` when there is no space (nothing
+        stored), `LogError` after an I/O failure (the log takes no further append: stop the service).
+        A cancelled caller changes nothing: the append completes, or was never begun.
+        """
+
+    async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
+        """At most `limit` events with position above `after`, in order."""
+
+    async def of_command(self, command_id: str) -> list[Event]:
+        """All events of one command, in order (few)."""
+
+    async def verify(self) -> Verification:
+        """Walk the whole chain."""
+
+    async def close(self) -> None: ...
+
+
+class HubSae(Struct, frozen=True, kw_only=True):
+    """What the hub adapter knows of an SAE whose files are complete and verified."""
+
+    commit: str | None
+    files: tuple[SaeFile, ...]
+    sae: SaeDescription
+    weights_sha256: str
+
+
+class Hub(Protocol):
+    """SAEs on disk: fetched from a hub, imported, found again, deleted. Raises errors of `errors` only."""
+
+    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
+        """Fetch exactly one SAE. Cancelling ends the child process before the await returns."""
+
+    async def resolve_import(self, path: str) -> str:
+        """The resolved folder, if it lies under an import root; `ForbiddenError` / `NotFoundError` otherwise."""
+
+    async def import_(self, effect: ImportEffect) -> HubSae:
+        """Describe and digest a folder that is on disk already; nothing is copied."""
+
+    async def locate(self, location: SaeLocation) -> str:
+        """The folder (or file) to load the SAE from, its files checked against their sizes and digests.
+
+        `SAEInvalidError` where one is gone or differs.
+        """
+
+    async def delete(self, effect: DeleteEffect) -> int:
+        """Delete the files (of an import: nothing); the bytes really freed. Deleting what is gone frees 0."""
+
+    async def discard(self, effect: DownloadEffect) -> None:
+        """Remove what an unfinished, cancelled download left on disk."""
+
+    async def close(self) -> None: ...
+
+
+class AttachedSae(Struct, frozen=True, kw_only=True):
+    """What the engine measured when an SAE came to the device."""
+
+    memory_bytes: int
+    device_bytes: int
+    dtype: str
+
+
+class TextRequest(Struct, frozen=True, kw_only=True):
+    """One admitted request: everything the engine needs, frozen."""
+
+    generation_id: str
+    token_ids: tuple[int, ...]
+    sampling: Sampling
+    intervention: Intervention
+    deadline_seconds: float = 600.0
+
+
+class Token(Struct, frozen=True, kw_only=True):
+    """One generated token: its id, and the text that became readable with it (may be empty)."""
+
+    id: int
+    text: str
+
+
+class Finished(Struct, frozen=True, kw_only=True):
+    """The end of a request; always the last item of the engine's stream."""
+
+    reason: FinishReason
+    receipt: Receipt
+    token_ids: tuple[int, ...]
+    """All generated ids, the end token counted."""
+    text: str
+    """The whole text, cut before a stop string."""
+    edited: tuple[tuple[int, int], ...] = ()
+    excluded: tuple[tuple[int, int], ...] = ()
+    error_code: str | None = None
+    error_detail: str | None = None
+    faulted: int | None = None
+    """attach_position of the SAE whose hook failed, when reason is `error` for that cause."""
+
+
+class Tokenized(Struct, frozen=True, kw_only=True):
+    """A prompt as the model sees it."""
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """The device: one model, the SAEs on it, text. Raises errors of `errors` only.
+
+    The event loop is never blocked: everything that runs or changes the model happens on the engine's thread.
+    """
+
+    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+        """Load (and keep) the model; a model already there for another request is dropped first.
+
+        Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
+        """
+
+    async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
+        """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing behind."""
+
+    async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
+        """Free the SAE when its last request ended, or after `drain_seconds`, when those requests end with
+        `intervention_removed`. The bytes freed; 0 when it is not there."""
+
+    def retain(self, residents: Residents) -> None:
+        """Free everything that is not named: an unloaded model, a replaced SAE. Returns at once;
+        requests under what is freed end as `detach` says (a model: with `error`)."""
+
+    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+        """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
+
+        `BadRequestError` for an empty prompt, an id outside the vocabulary, a chat without a template.
+        """
+
+    def generate(self, request: TextRequest) -> AsyncIterator[Token | Finished]:
+        """Tokens as they are made, then one `Finished`. Closing the iterator frees the request's slot."""
+
+    async def close(self) -> None:
+        """Stop the thread and free the device."""
+
+
+HealthState = Literal["ok", "degraded", "not_ready"]
