@@ -24,7 +24,7 @@ from .domain.events import Draft, Event, FinishReason, Receipt, Sampling
 from .domain.refs import Intervention, ModelFacts, SaeDescription, SaeFile
 
 Progress = Callable[[str, dict[str, Any]], None]
-"""progress("download_progress", {...}): may be dropped, is never logged, never raises, may be called from any thread."""
+"""progress("download_progress", {...}): may be dropped, is not logged, does not raise, works from any thread."""
 
 
 class Clock(Protocol):
