@@ -218,6 +218,9 @@ class DetachRequested(Intent, frozen=True, kw_only=True):
 
 class SaeDetached(Payload, frozen=True, kw_only=True):
     request_position: int
+    """The intent that took it out: a DetachRequested, or the AttachRequested that replaced it."""
+    attach_position: int
+    """The AttachRequested that had brought it."""
     sae_id: str
     freed_bytes: int
     reason: Literal["requested", "replaced", "fault"] = "requested"

@@ -1,0 +1,345 @@
+"""`evolve`, the one way the state changes.
+
+Total: it never raises and knows no clock, no randomness and no I/O. An event that does not fit
+(a late report of a cancelled attempt) moves the position and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from . import events as ev
+from .events import Event
+from .state import EMPTY, MAX_ATTEMPTS, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
+
+T = TypeVar("T")
+
+_COMMAND_OF: dict[type[ev.Payload], str] = {
+    ev.ModelLoadRequested: "LoadModel",
+    ev.DownloadRequested: "Download",
+    ev.AttachRequested: "Attach",
+    ev.DetachRequested: "Detach",
+    ev.DeleteRequested: "Delete",
+}
+
+
+def fold(events: Iterable[Event], state: State = EMPTY) -> State:
+    """The state after all events."""
+    for event in events:
+        state = evolve(state, event)
+    return state
+
+
+def evolve(state: State, event: Event) -> State:
+    """The state after one event; total."""
+    payload = event.payload()
+    if payload is None:
+        return replace(state, position=event.position)
+    after = _commands(_apply(state, event, payload), event, payload)
+    moved = (
+        after.model is not state.model
+        or after.attachments is not state.attachments
+        or after.saes is not state.saes
+        or isinstance(payload, ev.MonitoringChanged)
+    )
+    return replace(after, position=event.position, revision=event.position if moved else state.revision)
+
+
+def _apply(state: State, event: Event, payload: ev.Payload) -> State:
+    match payload:
+        case ev.ActorStarted():
+            return _started(state, payload)
+        case ev.ActorStopped() | ev.GpuLost():
+            return replace(state, running=isinstance(payload, ev.GpuLost))
+        case ev.EffectInterrupted():
+            return _interrupted(state, payload)
+        case ev.ModelLoadRequested() | ev.ModelLoaded() | ev.ModelLoadFailed() | ev.ModelUnloaded():
+            return replace(state, model=_model(state.model, event.position, payload))
+        case (
+            ev.DownloadRequested()
+            | ev.DownloadCompleted()
+            | ev.DownloadFailed()
+            | ev.DownloadCancelled()
+            | ev.DeleteRequested()
+            | ev.DeleteFailed()
+        ):
+            return _with_record(state, payload.sae_id, _record(state.saes.get(payload.sae_id), event, payload))
+        case ev.SaeDeleted():
+            kept = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
+            return _with_record(replace(state, attachments=kept), payload.sae_id, None)
+        case ev.AttachRequested():
+            added = AttachmentState(
+                sae_id=payload.sae_id,
+                status="attaching",
+                request_position=event.position,
+                hook_point=payload.hook_point,
+                hook_point_out=payload.hook_point_out,
+                mode=payload.mode,
+                dtype=payload.dtype,
+                replaces=payload.replaces,
+                position=event.position,
+            )
+            others = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
+            return replace(state, attachments=(*others, added))
+        case ev.SaeAttached() | ev.AttachFailed() | ev.DetachRequested() | ev.SaeDetached() | ev.SteeringChanged():
+            return replace(state, attachments=_attachments(state.attachments, event, payload))
+        case ev.GenerationStarted():
+            opened = OpenGeneration(
+                generation_id=payload.generation_id,
+                position=event.position,
+                intervention_sha256=payload.intervention_sha256,
+                sae_ids=tuple(sae.sae_id for sae in payload.intervention),
+            )
+            return replace(state, generations={**state.generations, payload.generation_id: opened})
+        case ev.GenerationFinished():
+            return replace(state, generations=_without(state.generations, payload.generation_id))
+        case _:
+            return state
+
+
+def _started(state: State, payload: ev.ActorStarted) -> State:
+    """Device memory is empty: what was there is wanted but missing."""
+    model = state.model
+    if model is not None and (
+        model.status == "loaded" or (model.status == "error" and model.restored and model.attempts < MAX_ATTEMPTS)
+    ):
+        attempts = 0 if model.status == "loaded" else model.attempts
+        model = replace(model, status="loading", restored=True, attempts=attempts, error=None)
+    return replace(
+        state,
+        running=True,
+        max_attachments=payload.max_attachments,
+        drain_seconds=payload.drain_seconds,
+        model=model,
+        attachments=tuple(_wanted_again(a) for a in state.attachments),
+        generations=state.generations,
+    )
+
+
+def _wanted_again(attachment: AttachmentState) -> AttachmentState:
+    if attachment.status == "attached":
+        return replace(attachment, status="attaching", restored=True, attempts=0)
+    if attachment.status == "failed" and attachment.attempts < MAX_ATTEMPTS:
+        return replace(attachment, status="attaching", error=None)
+    return attachment
+
+
+def _interrupted(state: State, payload: ev.EffectInterrupted) -> State:
+    """Count the death with the effect that was under way."""
+    match payload.effect:
+        case "load_model":
+            model = state.model
+            if model is None or model.request_position != payload.request_position:
+                return state
+            return replace(state, model=replace(model, attempts=payload.attempt))
+        case "attach" | "detach":
+            return replace(
+                state,
+                attachments=tuple(
+                    replace(a, attempts=payload.attempt)
+                    if payload.request_position in (a.request_position, a.detach_position)
+                    else a
+                    for a in state.attachments
+                ),
+            )
+        case _:
+            record = state.saes.get(payload.sae_id or "")
+            if record is None or record.request_position != payload.request_position:
+                return state
+            return _with_record(state, record.sae_id, replace(record, attempts=payload.attempt))
+
+
+def _model(model: ModelState | None, position: int, payload: ev.Payload) -> ModelState | None:
+    match payload:
+        case ev.ModelLoadRequested():
+            if payload.joined is not None or payload.reused:
+                return model
+            return ModelState(
+                status="loading",
+                request_position=position,
+                model=payload.model,
+                revision=payload.revision,
+                dtype=payload.dtype,
+                device=payload.device,
+            )
+        case ev.ModelLoaded() if model is not None and payload.request_position == model.request_position:
+            return replace(model, status="loaded", facts=payload.model, error=None, attempts=0)
+        case ev.ModelLoadFailed() if model is not None and payload.request_position == model.request_position:
+            return replace(model, status="error", facts=None, error=payload.error, restored=payload.restored)
+        case ev.ModelUnloaded():
+            return None
+        case _:
+            return model
+
+
+def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeRecord | None:
+    match payload:
+        case ev.DownloadRequested():
+            if record is not None and (payload.joined is not None or payload.reused):
+                return record
+            fresh = SaeRecord(
+                sae_id=payload.sae_id,
+                source=payload.source,
+                repository_id=payload.repository_id,
+                revision=payload.revision,
+                path=payload.path,
+                status="downloading",
+                request_position=event.position,
+                created_at=event.time,
+                force=payload.force,
+            )
+            if record is None:
+                return fresh
+            return replace(
+                record,
+                status="downloading",
+                request_position=event.position,
+                force=payload.force,
+                attempts=0,
+                error=None,
+            )
+        case _ if record is None or getattr(payload, "request_position", event.position) not in (
+            record.request_position,
+            event.position,
+        ):
+            return record
+        case ev.DownloadCompleted():
+            return replace(
+                record,
+                status="cached",
+                commit=payload.commit,
+                files=payload.files,
+                sae=payload.sae,
+                weights_sha256=payload.weights_sha256,
+                error=None,
+                attempts=0,
+            )
+        case ev.DownloadFailed():
+            return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
+        case ev.DownloadCancelled():
+            return None if record.sae is None else replace(record, status="cached")
+        case ev.DeleteRequested():
+            return replace(record, status="deleting", request_position=event.position, attempts=0)
+        case ev.DeleteFailed():
+            return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
+        case _:
+            return record
+
+
+def _attachments(
+    attachments: tuple[AttachmentState, ...], event: Event, payload: ev.Payload
+) -> tuple[AttachmentState, ...]:
+    at = event.position
+    match payload:
+        case ev.SaeAttached():
+            done = tuple(
+                replace(
+                    a,
+                    status="attached",
+                    hook_point=payload.hook_point,
+                    hook_point_out=payload.hook_point_out,
+                    mode=payload.mode,
+                    dtype=payload.dtype,
+                    weights_sha256=payload.weights_sha256,
+                    memory_bytes=payload.memory_bytes,
+                    device_bytes=payload.device_bytes,
+                    steering=payload.steering,
+                    enabled=payload.enabled,
+                    attached_at=a.attached_at or event.time,
+                    replaces=(),
+                    attempts=0,
+                    error=None,
+                    position=at,
+                )
+                if a.request_position == payload.request_position and a.status == "attaching"
+                else a
+                for a in attachments
+            )
+            # A new attach says that someone has seen what is missing since the restart.
+            return done if payload.restored else tuple(a for a in done if a.status != "failed")
+        case ev.AttachFailed():
+            if payload.restored:
+                return tuple(
+                    replace(a, status="failed", error=payload.error, restored=True, position=at)
+                    if a.request_position == payload.request_position and a.status == "attaching"
+                    else a
+                    for a in attachments
+                )
+            return tuple(
+                a for a in attachments if a.request_position != payload.request_position or a.status != "attaching"
+            )
+        case ev.DetachRequested():
+            return tuple(
+                replace(a, status="detaching", detach_position=at, steering=(), attempts=0, position=at)
+                if a.sae_id == payload.sae_id and a.status != "detaching"
+                else a
+                for a in attachments
+            )
+        case ev.SaeDetached():
+            return tuple(a for a in attachments if a.request_position != payload.attach_position)
+        case ev.SteeringChanged():
+            return tuple(
+                replace(a, steering=payload.features, enabled=payload.enabled, position=at)
+                if a.sae_id == payload.sae_id and a.status == "attached"
+                else a
+                for a in attachments
+            )
+        case _:
+            return attachments
+
+
+def _commands(state: State, event: Event, payload: ev.Payload) -> State:
+    """Open the command that an intent begins; close those that an outcome ends."""
+    kind = _COMMAND_OF.get(type(payload))
+    if kind is not None and event.command_id is not None:
+        if isinstance(payload, ev.DownloadRequested) and payload.source == "import":
+            kind = "Import"
+        opened = OpenCommand(
+            command_id=event.command_id,
+            type=kind,
+            position=event.position,
+            request_position=getattr(payload, "joined", None) or event.position,
+            principal=event.principal,
+        )
+        return replace(state, commands={**state.commands, event.command_id: opened})
+    if closes(payload):
+        ended = payload.request_position  # type: ignore[attr-defined]  # closes() names payloads that have it
+        left = {k: c for k, c in state.commands.items() if c.request_position != ended}
+        return replace(state, commands=left) if len(left) != len(state.commands) else state
+    return state
+
+
+def closes(payload: ev.Payload) -> bool:
+    """Whether the payload is the outcome of the request it names."""
+    match payload:
+        case ev.SaeDetached():
+            return payload.reason != "replaced"
+        case (
+            ev.ModelLoaded()
+            | ev.ModelLoadFailed()
+            | ev.DownloadCompleted()
+            | ev.DownloadFailed()
+            | ev.DownloadCancelled()
+            | ev.SaeAttached()
+            | ev.AttachFailed()
+            | ev.SaeDeleted()
+            | ev.DeleteFailed()
+        ):
+            return True
+        case _:
+            return False
+
+
+def _with_record(state: State, sae_id: str, record: SaeRecord | None) -> State:
+    if record is None:
+        return replace(state, saes=_without(state.saes, sae_id)) if sae_id in state.saes else state
+    if record is state.saes.get(sae_id):
+        return state
+    return replace(state, saes={**state.saes, sae_id: record})
+
+
+def _without(mapping: dict[str, T], key: str) -> dict[str, T]:
+    return {k: v for k, v in mapping.items() if k != key}

@@ -1,0 +1,143 @@
+"""The state of the service as a value: what the fold of the log comes to."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from .effects import SaeLocation
+from .events import Problem
+from .refs import Edit, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile
+
+ModelStatus: TypeAlias = Literal["loading", "loaded", "error"]
+RecordStatus: TypeAlias = Literal["downloading", "cached", "deleting", "error"]
+AttachmentStatus: TypeAlias = Literal["attaching", "attached", "detaching", "failed"]
+
+MAX_ATTEMPTS = 3
+"""Deaths of the process under one effect after which it is given up."""
+
+
+class ModelState(Struct, frozen=True, kw_only=True):
+    status: ModelStatus
+    request_position: int
+    model: str
+    revision: str
+    dtype: str
+    device: str
+    facts: ModelFacts | None = None
+    error: Problem | None = None
+    attempts: int = 0
+    restored: bool = False
+    """Wanted from before the last start, not by a command that is still open."""
+
+
+class SaeRecord(Struct, frozen=True, kw_only=True):
+    sae_id: str
+    source: Literal["hub", "import"]
+    repository_id: str | None
+    revision: str | None
+    path: str | None
+    status: RecordStatus
+    request_position: int
+    """Intent of the download, import or delete that is under way, else of the last one."""
+    created_at: str
+    force: bool = False
+    commit: str | None = None
+    files: tuple[SaeFile, ...] = ()
+    sae: SaeDescription | None = None
+    """None until the files are complete."""
+    weights_sha256: str = ""
+    error: Problem | None = None
+    attempts: int = 0
+
+    @property
+    def location(self) -> SaeLocation:
+        return SaeLocation(
+            source=self.source,
+            repository_id=self.repository_id,
+            commit=self.commit,
+            path=self.path,
+            files=self.files,
+        )
+
+
+class AttachmentState(Struct, frozen=True, kw_only=True):
+    sae_id: str
+    status: AttachmentStatus
+    request_position: int
+    """The AttachRequested: key of the resident in the engine."""
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None
+    mode: Mode
+    dtype: str
+    replaces: tuple[str, ...] = ()
+    weights_sha256: str = ""
+    memory_bytes: int = 0
+    device_bytes: int = 0
+    attached_at: str | None = None
+    steering: tuple[Edit, ...] = ()
+    enabled: bool = True
+    detach_position: int | None = None
+    restored: bool = False
+    attempts: int = 0
+    error: Problem | None = None
+    position: int = 0
+    """Last event that changed this attachment."""
+
+
+class OpenCommand(Struct, frozen=True, kw_only=True):
+    command_id: str
+    type: str
+    position: int
+    request_position: int
+    """Whose outcome it waits for: its own intent's, or that of the request it joined."""
+    principal: str
+
+
+class OpenGeneration(Struct, frozen=True, kw_only=True):
+    generation_id: str
+    position: int
+    intervention_sha256: str
+    sae_ids: tuple[str, ...]
+
+
+class State(Struct, frozen=True, kw_only=True):
+    position: int = 0
+    revision: int = 0
+    """Last position that changed model, SAEs, attachments, steering or monitoring."""
+    running: bool = False
+    """Between ActorStarted and ActorStopped: True at a start means that the last process died."""
+    max_attachments: int = 1
+    drain_seconds: float = 3.0
+    model: ModelState | None = None
+    saes: dict[str, SaeRecord] = {}
+    attachments: tuple[AttachmentState, ...] = ()
+    commands: dict[str, OpenCommand] = {}
+    generations: dict[str, OpenGeneration] = {}
+
+    def attachment(self, sae_id: str) -> AttachmentState | None:
+        """The attachment that requests see, if the SAE is attached."""
+        return next((a for a in self.attachments if a.sae_id == sae_id and a.status == "attached"), None)
+
+    @property
+    def attached(self) -> tuple[AttachmentState, ...]:
+        return tuple(a for a in self.attachments if a.status == "attached")
+
+    @property
+    def degraded(self) -> tuple[AttachmentState, ...]:
+        """What was attached before the last start and could not be brought back."""
+        return tuple(a for a in self.attachments if a.status == "failed")
+
+    def command_at(self, request_position: int) -> OpenCommand | None:
+        """The open command whose own intent is at this position."""
+        return next((c for c in self.commands.values() if c.position == request_position), None)
+
+
+EMPTY = State()
+
+
+def encode(state: State) -> bytes:
+    """The whole state as canonical JSON, for comparison."""
+    return msgspec.json.encode(state, order="sorted")
