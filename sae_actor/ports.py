@@ -92,6 +92,18 @@ class HubSae(Struct, frozen=True, kw_only=True):
     weights_sha256: str
 
 
+class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One SAE inside a repository, seen from its file list and small config files alone."""
+
+    path: str
+    """What `Download.path` takes; empty for an SAE at the root of the repository (`Download.path` null)."""
+    format: str
+    file_size_bytes: int
+    d_in: int | None = None
+    d_sae: int | None = None
+    hook_name: str | None = None
+
+
 class Hub(Protocol):
     """SAEs on disk: fetched from a hub, imported, found again, deleted. Raises errors of `errors` only."""
 
@@ -115,6 +127,9 @@ class Hub(Protocol):
 
     async def discard(self, effect: DownloadEffect) -> None:
         """Remove what an unfinished, cancelled download left on disk."""
+
+    async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
+        """The SAEs of a repository before a byte of their weights is fetched, ordered by path."""
 
     async def close(self) -> None: ...
 
