@@ -51,7 +51,7 @@ def evolve(state: State, event: Event) -> State:
 def _apply(state: State, event: Event, payload: ev.Payload) -> State:
     match payload:
         case ev.ActorStarted():
-            return _started(state, payload)
+            return wanted_after_start(state, payload)
         case ev.ActorStopped() | ev.GpuLost():
             return replace(state, running=isinstance(payload, ev.GpuLost))
         case ev.EffectInterrupted():
@@ -100,7 +100,7 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
             return state
 
 
-def _started(state: State, payload: ev.ActorStarted) -> State:
+def wanted_after_start(state: State, payload: ev.ActorStarted) -> State:
     """Device memory is empty: what was there is wanted but missing."""
     model = state.model
     if model is not None and (

@@ -1,0 +1,119 @@
+"""The rules of text: which intervention a request runs under, frozen at its admission."""
+
+from __future__ import annotations
+
+from .. import errors
+from . import events as ev
+from .edits import checked
+from .messages import AdmitGeneration
+from .refs import ActiveSae, Edit, Intervention, Mode, intervention_sha256
+from .state import AttachmentState, State
+
+
+def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
+    _own_is_one(request)
+    _model_is_there(state)
+    if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
+        raise errors.PreconditionFailedError(
+            f"expected position {request.expect_position}, the state is of {state.revision}",
+            expected=request.expect_position,
+            position=state.revision,
+        )
+    intervention = () if request.baseline else _intervention(request, state)
+    return [
+        ev.GenerationStarted(
+            generation_id=request.generation_id,
+            kind=request.kind,
+            intervention=intervention,
+            intervention_sha256=intervention_sha256(intervention),
+            sampling=request.sampling,
+            tokens_prompt=request.tokens_prompt,
+            baseline=request.baseline,
+            own_steering=request.steering is not None or request.interventions is not None,
+            tag=request.tag,
+        )
+    ]
+
+
+def _own_is_one(request: AdmitGeneration) -> None:
+    own = [request.baseline, request.steering is not None, request.interventions is not None]
+    if sum(own) > 1:
+        raise errors.BadRequestError("give one of sae.baseline, sae.steering, sae.interventions", param="sae")
+
+
+def _model_is_there(state: State) -> None:
+    model = state.model
+    if model is not None and model.status == "loaded":
+        return
+    if model is not None and model.status == "loading" and model.restored:
+        raise errors.NotReadyError("the model is being brought back", retry_after=2)
+    raise errors.ModelNotLoadedError("no model is loaded", status="none" if model is None else model.status)
+
+
+def _intervention(request: AdmitGeneration, state: State) -> Intervention:
+    if request.steering != ():
+        _whole(state)
+    if request.interventions is not None:
+        active = tuple(_active(state, own.sae_id, own.mode, own.steering) for own in request.interventions)
+        if len({sae.sae_id for sae in active}) != len(active):
+            raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions")
+        points = [sae.hook_point for sae in active if sae.mode == "reconstruct"]
+        if len(set(points)) != len(points):
+            raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
+        return active
+    if request.steering:
+        return _only_one(state, request.steering)
+    if request.steering == ():
+        return tuple(_frozen(a, a.mode, ()) for a in state.attached)
+    return tuple(_frozen(a, a.mode, a.steering if a.enabled else ()) for a in state.attached)
+
+
+def _whole(state: State) -> None:
+    """Nothing unsteered goes out as steered: what a restart lost is back, or someone has seen that it is not."""
+    missing = [a.sae_id for a in state.attachments if a.status == "failed" or (a.restored and a.status == "attaching")]
+    if missing:
+        raise errors.NotReadyError(
+            "what was attached before the restart is not back; attach or detach it, or ask for sae.baseline",
+            retry_after=2,
+            degraded=missing,
+        )
+
+
+def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
+    named = {edit.sae_id for edit in steering if edit.sae_id is not None}
+    if len(named) > 1 or (not named and len(state.attached) > 1):
+        raise errors.SAEAmbiguousError("several SAEs are attached: use sae.interventions")
+    if not state.attached:
+        raise errors.SAENotAttachedError("no SAE is attached")
+    sae_id = next(iter(named), state.attached[0].sae_id)
+    attachment = state.attachment(sae_id)
+    mode: Mode = "steer" if attachment is None else attachment.mode
+    own = _active(state, sae_id, mode, steering)
+    rest = (_frozen(a, a.mode, ()) for a in state.attached if a.sae_id != sae_id)
+    return (own, *rest)
+
+
+def _active(state: State, sae_id: str, mode: Mode, steering: tuple[Edit, ...]) -> ActiveSae:
+    if sae_id not in state.saes:
+        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+    attachment = state.attachment(sae_id)
+    sae = state.saes[sae_id].sae
+    if attachment is None or sae is None:
+        raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
+    return _frozen(attachment, mode, checked(steering, sae_id, sae.d_sae))
+
+
+def _frozen(attachment: AttachmentState, mode: Mode, steering: tuple[Edit, ...]) -> ActiveSae:
+    return ActiveSae(
+        sae_id=attachment.sae_id,
+        weights_sha256=attachment.weights_sha256,
+        hook_point=attachment.hook_point,
+        hook_point_out=attachment.hook_point_out,
+        mode=mode,
+        steering=steering,
+        attach_position=attachment.request_position,
+    )
+
+
+def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:
+    return [report] if report.generation_id in state.generations else []

@@ -1,0 +1,273 @@
+"""The rules of attach, detach and steer: where an SAE may go, and what it meets there."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from .. import errors
+from . import events as ev
+from .commands import Attach, Detach, Steer
+from .edits import checked
+from .events import Problem
+from .refs import HookPoint, ModelFacts, SaeDescription
+from .state import AttachmentState, SaeRecord, State
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Where an SAE reads, where it writes, and what is odd about it."""
+
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None
+    warnings: tuple[str, ...] = ()
+
+
+def known(state: State, sae_id: str) -> SaeRecord:
+    record = state.saes.get(sae_id)
+    if record is None:
+        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+    return record
+
+
+def loaded_model(state: State) -> ModelFacts:
+    model = state.model
+    if model is None or model.facts is None or model.status != "loaded":
+        status = "none" if model is None else model.status
+        raise errors.ModelNotLoadedError("no model is loaded", status=status)
+    return model.facts
+
+
+def described(record: SaeRecord) -> SaeDescription:
+    """What the files say; refuses an SAE whose files are not complete on disk."""
+    if record.status == "downloading":
+        raise errors.SAEInUseError(f"{record.sae_id} is being downloaded", sae_id=record.sae_id)
+    if record.status == "deleting":
+        raise errors.SAEInUseError(f"{record.sae_id} is being deleted", sae_id=record.sae_id)
+    if record.sae is None:
+        raise errors.SAEInvalidError(
+            f"the files of {record.sae_id} are not complete; download it again", sae_id=record.sae_id, check="complete"
+        )
+    return record.sae
+
+
+def target(sae: SaeDescription, model: ModelFacts, layer: int | None, hook_point: HookPoint | None) -> Target:
+    """Where the SAE goes on this model; raises if it cannot."""
+    asked = _hook_point(sae, layer, hook_point)
+    shift = asked.layer - sae.hook_point.layer if sae.hook_point is not None else 0
+    out = sae.hook_point_out
+    if out is not None and out.layer + shift >= 0:
+        out = HookPoint(kind=out.kind, layer=out.layer + shift)
+    _fits(asked, "d_in", sae.d_in, model)
+    if out is not None:
+        _fits(out, "d_out", sae.d_out, model)
+    elif sae.d_out != sae.d_in:
+        raise errors.SAEIncompatibleError("a transcoder needs a second hook point, and its files name none")
+    return Target(hook_point=asked, hook_point_out=out, warnings=tuple(_warnings(sae, model, asked)))
+
+
+def _hook_point(sae: SaeDescription, layer: int | None, hook_point: HookPoint | None) -> HookPoint:
+    if hook_point is not None:
+        if layer is not None and layer != hook_point.layer:
+            raise errors.BadRequestError(
+                f"layer {layer} and hook_point.layer {hook_point.layer} disagree", param="hook_point"
+            )
+        return hook_point
+    if sae.hook_point is None:
+        raise errors.BadRequestError(
+            "the SAE's files do not say where it was trained: give hook_point", param="hook_point"
+        )
+    return sae.hook_point if layer is None else HookPoint(kind=sae.hook_point.kind, layer=layer)
+
+
+def _fits(point: HookPoint, name: str, width: int, model: ModelFacts) -> None:
+    if point.layer >= model.num_layers:
+        raise errors.LayerOutOfRangeError(
+            f"layer {point.layer} is not below the model's {model.num_layers}",
+            layer=point.layer,
+            num_layers=model.num_layers,
+        )
+    model_d = model.widths.get(point.kind)
+    if model_d is None:
+        raise errors.SAEIncompatibleError(f"{model.model_type} has no hook point of kind {point.kind}", kind=point.kind)
+    if model_d != width:
+        raise errors.SAEIncompatibleError(
+            f"the SAE's {name} is {width}, the model is {model_d} wide at {point}",
+            **{f"sae_{name}": width, "model_d": model_d, "layer": point.layer},
+        )
+
+
+def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[str]:
+    warnings = list(sae.warnings)
+    if sae.trained_layer is not None and asked.layer != sae.trained_layer:
+        warnings.append(f"trained on layer {sae.trained_layer}, attached to layer {asked.layer}")
+    if sae.hook_point is not None and asked.kind != sae.hook_point.kind:
+        warnings.append(f"trained on {sae.hook_point.kind}, attached to {asked.kind}")
+    if sae.trained_on is not None and _name(sae.trained_on) != _name(model.model_id):
+        warnings.append(f"trained on {sae.trained_on}, the model is {model.model_id}")
+    return warnings
+
+
+def _name(model: str) -> str:
+    """The part of a model's name that spellings agree on: without organisation or folder, and gpt2-small is gpt2."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    return "gpt2" if name == "gpt2-small" else name
+
+
+def attach(command: Attach, state: State) -> list[ev.Payload]:
+    record = known(state, command.sae_id)
+    sae = described(record)
+    place = target(sae, loaded_model(state), command.layer, command.hook_point)
+    replaces = _replaced(command, state, place.hook_point)
+    others = [a for a in state.attachments if a.status == "attached" and a.sae_id not in replaces]
+    if command.mode == "reconstruct" and any(
+        a.mode == "reconstruct" and a.hook_point == place.hook_point for a in others
+    ):
+        raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.hook_point}")
+    return [
+        ev.AttachRequested(
+            sae_id=command.sae_id,
+            hook_point=place.hook_point,
+            hook_point_out=place.hook_point_out,
+            mode=command.mode,
+            dtype=command.dtype,
+            replaces=replaces,
+            warnings=place.warnings,
+        )
+    ]
+
+
+def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
+    """Which attached SAEs make room; refuses when there is none and `replace` was not asked for."""
+    holding = [a for a in state.attachments if a.status != "failed"]
+    same = next((a for a in holding if a.sae_id == command.sae_id), None)
+    if same is None and len(holding) < state.max_attachments:
+        return ()
+    in_the_way = same or _in_the_way(holding, point)
+    if not command.replace:
+        raise errors.SAEAlreadyAttachedError(
+            f"{in_the_way.sae_id} is {in_the_way.status}",
+            sae_id=in_the_way.sae_id,
+            max_attachments=state.max_attachments,
+        )
+    if in_the_way.status != "attached":
+        raise errors.SAEInUseError(f"{in_the_way.sae_id} is {in_the_way.status}", sae_id=in_the_way.sae_id)
+    return (in_the_way.sae_id,)
+
+
+def _in_the_way(holding: list[AttachmentState], point: HookPoint) -> AttachmentState:
+    """The one at the same hook point, else the one that came first."""
+    return next((a for a in holding if a.hook_point == point), holding[0])
+
+
+def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
+    """The engine has it: what it replaces goes in the same transaction."""
+    mine = _attaching(state, report.request_position)
+    if mine is None:
+        return []
+    gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
+    moved = next((a for a in gone if a.sae_id == mine.sae_id), mine)
+    detached = [
+        ev.SaeDetached(
+            request_position=mine.request_position,
+            attach_position=a.request_position,
+            sae_id=a.sae_id,
+            freed_bytes=a.device_bytes,
+            reason="replaced",
+        )
+        for a in gone
+    ]
+    come = ev.SaeAttached(
+        request_position=mine.request_position,
+        sae_id=mine.sae_id,
+        hook_point=mine.hook_point,
+        hook_point_out=mine.hook_point_out,
+        mode=mine.mode,
+        dtype=report.dtype,
+        weights_sha256=report.weights_sha256,
+        memory_bytes=report.memory_bytes,
+        device_bytes=report.device_bytes,
+        steering=moved.steering,
+        enabled=moved.enabled,
+        restored=mine.restored,
+    )
+    return [*detached, come]
+
+
+def attach_failed(report: ev.AttachFailed, state: State) -> list[ev.Payload]:
+    mine = _attaching(state, report.request_position)
+    if mine is None:
+        return []
+    return [failure(mine, report.error)]
+
+
+def failure(attachment: AttachmentState, error: Problem) -> ev.AttachFailed:
+    return ev.AttachFailed(
+        request_position=attachment.request_position,
+        sae_id=attachment.sae_id,
+        error=error,
+        restored=attachment.restored,
+    )
+
+
+def _attaching(state: State, request_position: int) -> AttachmentState | None:
+    return next(
+        (a for a in state.attachments if a.request_position == request_position and a.status == "attaching"), None
+    )
+
+
+def detach(command: Detach, state: State) -> list[ev.Payload]:
+    known(state, command.sae_id)
+    mine = [a for a in state.attachments if a.sae_id == command.sae_id and a.status != "detaching"]
+    if not mine:
+        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
+    first = state.position + 1
+    requested: list[ev.Payload] = [ev.DetachRequested(sae_id=command.sae_id)]
+    for attachment in mine:
+        if attachment.status == "attaching" and state.command_at(attachment.request_position) is not None:
+            cancelled = Problem(code="sae_not_attached", detail="detached while it was being attached")
+            requested.append(
+                ev.AttachFailed(request_position=attachment.request_position, sae_id=command.sae_id, error=cancelled)
+            )
+    if all(a.status == "failed" for a in mine):
+        requested.append(
+            ev.SaeDetached(
+                request_position=first,
+                attach_position=mine[0].request_position,
+                sae_id=command.sae_id,
+                freed_bytes=0,
+            )
+        )
+    return requested
+
+
+def detached(report: ev.SaeDetached, state: State) -> list[ev.Payload]:
+    leaving = any(
+        a.request_position == report.attach_position and a.detach_position == report.request_position
+        for a in state.attachments
+    )
+    return [report] if leaving else []
+
+
+def hook_faulted(report: ev.HookFaulted, state: State) -> list[ev.Payload]:
+    """An SAE that cannot be computed is taken out, on record."""
+    mine = next(
+        (a for a in state.attached if a.request_position == report.request_position),
+        None,
+    )
+    if mine is None:
+        return []
+    gone = ev.SaeDetached(
+        request_position=report.request_position,
+        attach_position=mine.request_position,
+        sae_id=mine.sae_id,
+        freed_bytes=mine.device_bytes,
+        reason="fault",
+    )
+    return [report, gone]
+
+
+def steer(command: Steer, state: State) -> list[ev.Payload]:
+    record = known(state, command.sae_id)
+    if state.attachment(command.sae_id) is None or record.sae is None:
+        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
+    features = checked(command.features, command.sae_id, record.sae.d_sae)
+    return [ev.SteeringChanged(sae_id=command.sae_id, features=features, enabled=command.enabled)]

@@ -1,0 +1,75 @@
+"""The rules of one set of edits: feature range, contradictions, and what is not built yet, refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from ..errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
+from .refs import Edit, Positions, Span
+
+ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
+SUPPORTED_EXCLUSIONS = frozenset({"sink"})
+SUPPORTED_UNITS = frozenset({"raw"})
+
+_DISJOINT = {
+    frozenset({"prompt", "generated"}),
+    frozenset({"last_prompt", "generated"}),
+}
+
+
+def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
+    """The edits as they are kept, for this SAE of `d_sae` features.
+
+    Raises `FeatureOutOfRangeError`, `ConflictingEditsError`, `BadRequestError`.
+    """
+    for edit in edits:
+        if edit.sae_id not in (None, sae_id):
+            raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
+        if edit.feature >= d_sae:
+            raise FeatureOutOfRangeError(
+                f"feature {edit.feature} is not below d_sae {d_sae}", feature=edit.feature, d_sae=d_sae, sae_id=sae_id
+            )
+        _refuse_unsupported(edit)
+    for i, one in enumerate(edits):
+        for other in edits[i + 1 :]:
+            if one.feature == other.feature and _contradict(one, other):
+                raise ConflictingEditsError(
+                    f"feature {one.feature} has both {one.method} and {other.method} at overlapping positions",
+                    feature=one.feature,
+                )
+    return tuple(replace(edit, sae_id=None, exclude=tuple(dict.fromkeys(edit.exclude))) for edit in edits)
+
+
+def _refuse_unsupported(edit: Edit) -> None:
+    missing = next((each for each in edit.exclude if each not in SUPPORTED_EXCLUSIONS), None)
+    if missing is not None:
+        raise BadRequestError(f"exclude: '{missing}' is not supported", param="exclude")
+    if edit.unit not in SUPPORTED_UNITS:
+        raise BadRequestError(f"unit '{edit.unit}' is not supported; strengths are raw", param="unit")
+    if edit.when is not None:
+        raise BadRequestError("when: conditional edits are not supported", param="when")
+    if isinstance(edit.positions, Span) and edit.positions.role is not None:
+        raise BadRequestError("positions by role are not supported", param="positions")
+
+
+def _contradict(one: Edit, other: Edit) -> bool:
+    if one.method == other.method and one.positions == other.positions:
+        return True
+    both_set = one.method in ACTIVATION_METHODS and other.method in ACTIVATION_METHODS
+    return both_set and _overlap(one.positions, other.positions)
+
+
+def _overlap(one: Positions, other: Positions) -> bool:
+    """Whether some prompt length makes the two meet; a span and a name are taken to meet."""
+    if isinstance(one, Span) and isinstance(other, Span):
+        if one.tokens is not None and other.tokens is not None:
+            return not set(one.tokens).isdisjoint(other.tokens)
+        if one.tokens is not None or other.tokens is not None:
+            tokens, span = (one.tokens, other) if one.tokens is not None else (other.tokens, one)
+            return any((span.from_ or 0) <= t and (span.to is None or t < span.to) for t in tokens or ())
+        return (one.from_ or 0) < (other.to or 2**31) and (other.from_ or 0) < (one.to or 2**31)
+    if isinstance(one, str) and isinstance(other, str):
+        return frozenset({one, other}) not in _DISJOINT
+    return True

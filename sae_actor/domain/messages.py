@@ -1,0 +1,69 @@
+"""What enters the mailbox beside commands: the service's own messages.
+
+A *report* of an effect is simply the payload it wants on record (`SaeAttached`, `DownloadFailed`, …);
+`decide` checks it against the state before it becomes an event.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from . import events as ev
+from .commands import AnyCommand
+from .refs import Edits, Mode, SaeId
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """The service took the log over."""
+
+    version: str
+    max_attachments: int = 1
+    drain_seconds: float = 3.0
+
+
+class Stop(Struct, frozen=True):
+    """The service ends in order."""
+
+    reason: str = "requested"
+
+
+class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
+    """One SAE of a request's own intervention, in place of the server's."""
+
+    sae_id: SaeId
+    mode: Mode = "steer"
+    steering: Edits = ()
+
+
+class AdmitGeneration(Struct, frozen=True, kw_only=True):
+    """A text request that is ready to run: freeze the intervention of this moment for it."""
+
+    generation_id: str
+    kind: Literal["completion", "chat"]
+    tokens_prompt: int
+    sampling: ev.Sampling
+    baseline: bool = False
+    steering: Edits | None = None
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    expect_position: int | None = None
+    tag: str | None = None
+
+
+Report: TypeAlias = (
+    ev.ModelLoaded
+    | ev.ModelLoadFailed
+    | ev.DownloadCompleted
+    | ev.DownloadFailed
+    | ev.SaeAttached
+    | ev.AttachFailed
+    | ev.SaeDetached
+    | ev.SaeDeleted
+    | ev.DeleteFailed
+    | ev.HookFaulted
+    | ev.GpuLost
+    | ev.GenerationFinished
+)
+
+Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | Report

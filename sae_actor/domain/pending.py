@@ -1,0 +1,99 @@
+"""`pending`, what the world still owes a state, and `residents`, what the device may keep.
+
+After every turn the actor starts `pending − running` and cancels `running − pending`: retry,
+cancellation and recovery after a crash are this one mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .effects import (
+    AttachEffect,
+    DeleteEffect,
+    DetachEffect,
+    DownloadEffect,
+    Effect,
+    ImportEffect,
+    LoadModelEffect,
+    Residents,
+)
+from .state import State
+
+
+def pending(state: State) -> tuple[Effect, ...]:
+    """The effects that are owed, in the order in which the log asked for them."""
+    owed = [*_model(state), *_records(state), *_detaches(state), *_next_attach(state)]
+    return tuple(sorted(owed, key=lambda effect: effect.request_position))
+
+
+def residents(state: State) -> Residents:
+    """What the device may keep."""
+    return Residents(
+        model=state.model.request_position if state.model is not None and state.model.status != "error" else None,
+        saes=tuple(a.request_position for a in state.attachments if a.status != "failed"),
+    )
+
+
+def _model(state: State) -> Iterator[Effect]:
+    model = state.model
+    if model is not None and model.status == "loading":
+        yield LoadModelEffect(
+            request_position=model.request_position,
+            model=model.model,
+            revision=model.revision,
+            dtype=model.dtype,
+            device=model.device,
+        )
+
+
+def _records(state: State) -> Iterator[Effect]:
+    for record in state.saes.values():
+        if record.status == "downloading" and record.source == "import":
+            yield ImportEffect(request_position=record.request_position, sae_id=record.sae_id, path=record.path or "")
+        elif record.status == "downloading":
+            yield DownloadEffect(
+                request_position=record.request_position,
+                sae_id=record.sae_id,
+                repository_id=record.repository_id or "",
+                revision=record.revision or "main",
+                path=record.path,
+                force=record.force,
+            )
+        elif record.status == "deleting":
+            yield DeleteEffect(
+                request_position=record.request_position,
+                sae_id=record.sae_id,
+                location=record.location,
+                kept=tuple(r.location for r in state.saes.values() if r.sae_id != record.sae_id and r.files),
+            )
+
+
+def _detaches(state: State) -> Iterator[Effect]:
+    for attachment in state.attachments:
+        if attachment.status == "detaching" and attachment.detach_position is not None:
+            yield DetachEffect(
+                request_position=attachment.detach_position,
+                sae_id=attachment.sae_id,
+                attach_position=attachment.request_position,
+            )
+
+
+def _next_attach(state: State) -> Iterator[Effect]:
+    """One at a time, in the order of the log, once the model is there."""
+    if state.model is None or state.model.status != "loaded":
+        return
+    for attachment in state.attachments:
+        record = state.saes.get(attachment.sae_id)
+        if attachment.status == "attaching" and record is not None and record.sae is not None:
+            yield AttachEffect(
+                request_position=attachment.request_position,
+                sae_id=attachment.sae_id,
+                location=record.location,
+                sae=record.sae,
+                hook_point=attachment.hook_point,
+                hook_point_out=attachment.hook_point_out,
+                mode=attachment.mode,
+                dtype=attachment.dtype,
+            )
+            return
