@@ -1,0 +1,367 @@
+"""An engine without torch: the port's behaviour, with text that is a function of prompt, intervention and seed.
+
+Bytes are its tokens (ids 0 to 255), `END` is 256. Tests turn its knobs: pauses, gates and failures; `calls`
+records what was asked of it, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
+from sae_actor.domain.events import FinishReason, Receipt
+from sae_actor.domain.refs import ActiveSae, Edit, Intervention, ModelFacts, Positions, intervention_sha256
+from sae_actor.errors import (
+    BadRequestError,
+    MailboxFullError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    SAEError,
+    SAEIncompatibleError,
+)
+from sae_actor.ports import AttachedSae, Finished, Progress, TextRequest, Token, Tokenized
+
+END = 256
+VOCABULARY = 257
+_LETTERS = b"abcdefghijklmnopqrstuvwxyz etaoin"
+
+
+@dataclass
+class FakeEngine:
+    """Implements `sae_actor.ports.Engine`; every pause is 0 and nothing fails until told."""
+
+    num_layers: int = 4
+    hidden_size: int = 16
+    context_length: int = 256
+    has_chat_template: bool = True
+    max_running: int = 4
+    max_waiting: int = 64
+    drain_seconds: float = 3.0
+    """For SAEs that `retain` drops."""
+
+    missing: frozenset[str] = frozenset({"none/such"})
+    """Models that no hub has."""
+    load_seconds: float = 0.0
+    attach_seconds: float = 0.0
+    step_seconds: float = 0.0
+    """Pause before each token."""
+    load_gate: asyncio.Event | None = None
+    attach_gate: asyncio.Event | None = None
+    text_gate: asyncio.Event | None = None
+    """Where set: wait for the event before going on (text: before each token)."""
+    load_error: SAEError | None = None
+    attach_error: SAEError | None = None
+    faults: dict[int, int] = field(default_factory=dict)
+    """attach_position → number of tokens after which its hook fails."""
+    ends_after: int | None = None
+    """The model ends its text with the end token after so many tokens."""
+
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    model: ModelFacts | None = None
+    model_position: int | None = None
+    residents: dict[int, tuple[AttachEffect, AttachedSae]] = field(default_factory=dict)
+    closed: bool = False
+    _streams: set[_Stream] = field(default_factory=set)
+    _turn: asyncio.Semaphore | None = None
+    _drains: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+        self.calls.append(("load_model", effect.request_position))
+        if self.model is not None and self.model_position == effect.request_position:
+            return self.model
+        self._drop_model()
+        await _pause(self.load_seconds, self.load_gate)
+        progress("model_progress", {"stage": "loading", "model": effect.model})
+        if effect.model in self.missing:
+            raise ModelNotFoundError(f"no model {effect.model}", model=effect.model)
+        if self.load_error is not None:
+            raise self.load_error
+        width = self.hidden_size
+        widths = dict.fromkeys(
+            ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_out"), width
+        )
+        self.model = ModelFacts(
+            model_id=effect.model,
+            revision=effect.revision,
+            commit="0" * 40,
+            model_type="fake",
+            dtype="float32" if effect.dtype == "auto" else effect.dtype,
+            device="cpu" if effect.device == "auto" else effect.device,
+            num_layers=self.num_layers,
+            hidden_size=width,
+            context_length=self.context_length,
+            memory_bytes=4 * width * VOCABULARY,
+            widths={**widths, "mlp_act": 4 * width},
+            has_chat_template=self.has_chat_template,
+            environment={"engine": "fake"},
+        )
+        self.model_position = effect.request_position
+        return self.model
+
+    async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
+        self.calls.append(("attach", effect.request_position))
+        if not folder:
+            raise ValueError("a folder is needed")
+        if effect.request_position in self.residents:
+            return self.residents[effect.request_position][1]
+        model = self._loaded()
+        await _pause(self.attach_seconds, self.attach_gate)
+        if self.attach_error is not None:
+            raise self.attach_error
+        width = model.widths.get(effect.hook_point.kind)
+        if width != effect.sae.d_in:
+            raise SAEIncompatibleError(
+                f"the SAE reads {effect.sae.d_in} values, the model has {width} at {effect.hook_point}",
+                sae_d_in=effect.sae.d_in,
+                model_d=width,
+            )
+        size = effect.sae.memory_bytes(effect.dtype)
+        attached = AttachedSae(memory_bytes=size, device_bytes=size, dtype=effect.dtype)
+        self.residents[effect.request_position] = (effect, attached)
+        return attached
+
+    async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
+        self.calls.append(("detach", effect.request_position))
+        return await self._free(effect.attach_position, drain_seconds)
+
+    def retain(self, residents: Residents) -> None:
+        if self.model_position is not None and self.model_position != residents.model:
+            self._drop_model()
+        for position in set(self.residents) - set(residents.saes):
+            task = asyncio.get_running_loop().create_task(self._drain(position))
+            self._drains.add(task)
+            task.add_done_callback(self._drains.discard)
+
+    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+        model = self._loaded()
+        ids: tuple[int, ...]
+        if isinstance(prompt, str):
+            ids = tuple(prompt.encode("utf-8", "surrogatepass"))
+        elif all(isinstance(item, int) for item in prompt):
+            ids = tuple(item for item in prompt if isinstance(item, int))
+        else:
+            if not model.has_chat_template:
+                raise BadRequestError("the model has no chat template")
+            turns = [item for item in prompt if isinstance(item, dict)]
+            text = "".join(f"<{turn['role']}>{turn['content']}\n" for turn in turns) + "<assistant>"
+            ids = tuple(text.encode("utf-8", "surrogatepass"))
+        if not ids:
+            raise BadRequestError("the prompt is empty")
+        if any(not 0 <= each < VOCABULARY for each in ids):
+            raise BadRequestError("a token id is outside the vocabulary")
+        if len(ids) > model.context_length:
+            raise BadRequestError("the prompt is longer than the model's context")
+        return Tokenized(token_ids=ids, tokens=tuple(chr(each) if each < 128 else "\ufffd" for each in ids))
+
+    def generate(self, request: TextRequest) -> _Stream:
+        model = self._loaded()
+        if len(self._streams) >= self.max_running + self.max_waiting:
+            raise MailboxFullError("too many texts are waiting", retry_after=1)
+        covered(request.intervention, len(request.token_ids), 1)  # refuses what it cannot do
+        self._turn = self._turn or asyncio.Semaphore(self.max_running)
+        stream = _Stream(self, request, model.context_length)
+        self._streams.add(stream)
+        stream.task = asyncio.get_running_loop().create_task(self._run(stream))
+        return stream
+
+    async def close(self) -> None:
+        for task in self._drains:
+            task.cancel()
+        for stream in tuple(self._streams):
+            stream.finish("error", "model_not_loaded")
+        self._drop_model()
+        self.residents.clear()
+        self.closed = True
+
+    def _loaded(self) -> ModelFacts:
+        if self.model is None:
+            raise ModelNotLoadedError("no model is loaded")
+        return self.model
+
+    def _drop_model(self) -> None:
+        for stream in tuple(self._streams):
+            stream.finish("error", "model_not_loaded")
+        self.model = self.model_position = None
+
+    async def _drain(self, position: int) -> None:
+        await self._free(position, self.drain_seconds)
+
+    async def _free(self, position: int, drain_seconds: float) -> int:
+        users = [stream for stream in self._streams if position in stream.uses]
+        if users and position in self.residents:
+            await asyncio.wait([stream.done for stream in users], timeout=drain_seconds)
+        freed = self.residents.pop(position, None)
+        for stream in users:
+            stream.finish("intervention_removed")
+        return 0 if freed is None else freed[1].device_bytes
+
+    async def _run(self, stream: _Stream) -> None:
+        assert self._turn is not None
+        async with self._turn:
+            while not stream.done.done():
+                await _pause(self.step_seconds, self.text_gate)
+                await asyncio.sleep(0)
+                if stream.uses - set(self.residents):
+                    stream.finish("intervention_removed")
+                    return
+                for position, after in self.faults.items():
+                    if position in stream.uses and len(stream.ids) >= after:
+                        stream.finish("error", "internal", faulted=position)
+                        return
+                stream.step(self.ends_after)
+
+
+class _Stream(AsyncIterator[Token | Finished]):
+    """One running text."""
+
+    def __init__(self, engine: FakeEngine, request: TextRequest, context_length: int) -> None:
+        self.request = request
+        self.uses = frozenset(sae.attach_position for sae in request.intervention)
+        self.ids: list[int] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+        self._engine = engine
+        self._most = min(request.sampling.max_tokens, context_length - len(request.token_ids) + 1)
+        self._text = ""
+        self._shown = 0
+        self._items: asyncio.Queue[Token | Finished] = asyncio.Queue()
+        self._over = False
+        changing = tuple(sae for sae in request.intervention if sae.changes_text)
+        seed = request.sampling.seed if request.sampling.temperature > 0 else None
+        self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
+
+    def step(self, ends_after: int | None) -> None:
+        """Make one token."""
+        index = len(self.ids)
+        if ends_after is not None and index >= ends_after:
+            self.ids.append(END)
+            self._show(END, len(self._text))
+            self.finish("stop")
+            return
+        digest = hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()
+        self.ids.append(_LETTERS[digest[0] % len(_LETTERS)])
+        self._text += chr(self.ids[-1])
+        stop = self.request.sampling.stop
+        found = [at for at in (self._text.find(each) for each in stop) if at >= 0]
+        if found:
+            self._text = self._text[: min(found)]
+            self._show(self.ids[-1], len(self._text))
+            self.finish("stop")
+        elif len(self.ids) >= self._most:
+            self._show(self.ids[-1], len(self._text))
+            self.finish("length")
+        else:
+            held = max((n for each in stop for n in range(len(each)) if self._text.endswith(each[:n])), default=0)
+            self._show(self.ids[-1], len(self._text) - held)
+
+    def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
+        """End the text, once."""
+        if self.done.done():
+            return
+        run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
+        edited, excluded = covered(self.request.intervention, len(self.request.token_ids), run)
+        self._items.put_nowait(
+            Finished(
+                reason=reason,
+                receipt=Receipt(
+                    tokens_prompt=len(self.request.token_ids),
+                    tokens_generated=len(self.ids),
+                    tokens_edited=len(edited),
+                    tokens_excluded=len(excluded),
+                    mean_relative_norm=0.25 if edited else 0.0,
+                ),
+                token_ids=tuple(self.ids),
+                text=self._text[: self._shown],
+                edited=ranges(edited),
+                excluded=ranges(excluded),
+                error_code=code,
+                error_detail=None if code is None else "told to fail",
+                faulted=faulted,
+            )
+        )
+        self._leave()
+
+    def _show(self, token: int, upto: int) -> None:
+        upto = max(upto, self._shown)
+        self._items.put_nowait(Token(id=token, text=self._text[self._shown : upto]))
+        self._shown = upto
+
+    def _leave(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+        self._engine._streams.discard(self)
+
+    async def __anext__(self) -> Token | Finished:
+        if self._over:
+            raise StopAsyncIteration
+        item = await self._items.get()
+        self._over = isinstance(item, Finished)
+        return item
+
+    async def aclose(self) -> None:
+        """Free the slot."""
+        self._over = True
+        self._leave()
+        if self.task is not None:
+            self.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+
+
+def covered(intervention: Intervention, prompt: int, run: int) -> tuple[set[int], set[int]]:
+    """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0)."""
+    edited: set[int] = set()
+    excluded: set[int] = set()
+    for sae in intervention:
+        for edit in _edits(sae):
+            positions = {at for at in range(run) if _covers(edit.positions, at, prompt)}
+            sinks = {0} & positions if "sink" in edit.exclude or sae.mode == "reconstruct" else set()
+            excluded |= sinks
+            edited |= positions - sinks
+    return edited, excluded - edited
+
+
+def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Sorted positions as [from, to) ranges."""
+    found: list[tuple[int, int]] = []
+    for at in sorted(positions):
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + 1)
+        else:
+            found.append((at, at + 1))
+    return tuple(found)
+
+
+def _edits(sae: ActiveSae) -> tuple[Edit, ...]:
+    whole = (Edit(feature=0, strength=0.0),) if sae.mode == "reconstruct" else ()
+    return whole + sae.steering
+
+
+def _covers(positions: Positions, at: int, prompt: int) -> bool:
+    match positions:
+        case "all":
+            return True
+        case "prompt":
+            return at < prompt
+        case "generated":
+            return at >= prompt
+        case "response":
+            return at >= prompt - 1
+        case "last_prompt":
+            return at == prompt - 1
+    if positions.tokens is not None:
+        return at in positions.tokens
+    if positions.role is not None:
+        raise BadRequestError("positions by role are not supported yet")
+    return (positions.from_ or 0) <= at < (positions.to if positions.to is not None else at + 1)
+
+
+async def _pause(seconds: float, gate: asyncio.Event | None) -> None:
+    if seconds:
+        await asyncio.sleep(seconds)
+    if gate is not None:
+        await gate.wait()
