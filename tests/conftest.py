@@ -1,8 +1,30 @@
 """Fixtures of the whole suite."""
 
+import os
+from pathlib import Path
+
 import pytest
+
+from sae_actor.demo import SAE_FOLDER
+from sae_actor.demo.model import prepare_model
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, prepared once into a cache that survives test runs.
+
+    Tests with it carry the marker `model`.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-actor-tests"
+    return prepare_model(cache, lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def demo_sae() -> Path:
+    """The folder of the bundled SAE (d_in 576, d_sae 2304, resid_post.15), as it ships in the package."""
+    return SAE_FOLDER
