@@ -36,6 +36,7 @@ Each class names its `code` and the HTTP `status` it is answered with; the messa
     ├── PreconditionFailedError     precondition_failed    412
     ├── NotFoundError               not_found              404
     ├── InternalError               internal               500
+    │   └── DeviceLostError         the device cannot be used again by this process: exit 70
     └── LogError                    (start of the service: no HTTP answer, an exit code)
         ├── LogHeldError            exit 75
         ├── LogDamagedError         exit 65
@@ -193,6 +194,12 @@ class InternalError(SAEError):
     code, status, title = "internal", 500, "Internal error"
 
 
+class DeviceLostError(InternalError):
+    """A poisoned CUDA context cannot be repaired in the process; the service ends and starts anew."""
+
+    title = "The device is lost"
+
+
 class LogError(SAEError):
     """The event log cannot be opened; `exit_code` is what the process leaves with (sysexits)."""
 
@@ -227,7 +234,7 @@ def _tree(cls: type[SAEError]) -> list[type[SAEError]]:
 
 
 BY_CODE: dict[str, type[SAEError]] = {
-    cls.code: cls for cls in _tree(SAEError) if cls is not SAEError and not issubclass(cls, LogError)
+    cls.code: cls for cls in _tree(SAEError) if cls is not SAEError and not issubclass(cls, LogError | DeviceLostError)
 }
 """code → class, to turn a problem of an event or an HTTP answer back into its error."""
 

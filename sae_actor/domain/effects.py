@@ -46,6 +46,7 @@ class ImportEffect(_Effect, frozen=True, kw_only=True):
 class AttachEffect(_Effect, frozen=True, kw_only=True):
     name = "attach"
     sae_id: str
+    weights_sha256: str
     location: SaeLocation
     sae: SaeDescription
     hook_point: HookPoint

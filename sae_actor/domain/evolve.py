@@ -17,13 +17,14 @@ from .state import EMPTY, MAX_ATTEMPTS, AttachmentState, ModelState, OpenCommand
 
 T = TypeVar("T")
 
-_COMMAND_OF: dict[type[ev.Payload], str] = {
+OPENING: dict[type[ev.Payload], str] = {
     ev.ModelLoadRequested: "LoadModel",
     ev.DownloadRequested: "Download",
     ev.AttachRequested: "Attach",
     ev.DetachRequested: "Detach",
     ev.DeleteRequested: "Delete",
 }
+"""Intents whose command stays open until an outcome names their position → the command's name."""
 
 
 def fold(events: Iterable[Event], state: State = EMPTY) -> State:
@@ -293,7 +294,7 @@ def _attachments(
 
 def _commands(state: State, event: Event, payload: ev.Payload) -> State:
     """Open the command that an intent begins; close those that an outcome ends."""
-    kind = _COMMAND_OF.get(type(payload))
+    kind = OPENING.get(type(payload))
     if kind is not None and event.command_id is not None:
         if isinstance(payload, ev.DownloadRequested) and payload.source == "import":
             kind = "Import"

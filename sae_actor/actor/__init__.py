@@ -1,0 +1,15 @@
+"""One writer of the state: envelopes in, events out, effects beside.
+
+    submit ─> Envelope ─> Mailbox ─> Actor turn: decide, append, evolve, publish, reconcile, reply
+    EffectRunner: pending(state) as child tasks ─> report ─> Mailbox
+
+Several waiting envelopes are decided one after the other and stored in one transaction; what is answered
+or published is durable. Reads take `actor.state`, an immutable value, and never wait.
+"""
+
+from .actor import Accepted, Actor
+from .broadcast import Broadcast
+from .mailbox import Envelope, Mailbox
+from .perform import Performer
+
+__all__ = ["Accepted", "Actor", "Broadcast", "Envelope", "Mailbox", "Performer"]

@@ -1,0 +1,75 @@
+"""The bounded mailbox: commands may be turned away, reports never are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..domain.messages import Message
+from ..errors import MailboxFullError
+
+
+@dataclass(slots=True)
+class Envelope:
+    """A message on its way, and where its answer goes."""
+
+    message: Message
+    principal: str
+    reply: asyncio.Future[Any]
+    command_id: str | None = None
+    keyed: bool = False
+    """The sender chose an idempotency key: `command_id` follows from it and may be known already."""
+    expected_revision: int | None = None
+    reserved: bool = field(default=False)
+
+    def answer(self, value: Any) -> None:
+        """A sender who went away is not an error."""
+        if not self.reply.done():
+            self.reply.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+            # A report's sender may not look; the failure is the actor's own and logged there.
+            self.reply.exception()
+
+
+class Mailbox:
+    """First in, first out. `capacity` bounds what comes from outside; what effects report always finds room."""
+
+    def __init__(self, capacity: int = 256) -> None:
+        self.capacity = capacity
+        self._waiting: deque[Envelope] = deque()
+        self._from_outside = 0
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, envelope: Envelope) -> None:
+        """Raises `MailboxFullError` for a message from outside when `capacity` of them wait."""
+        if not envelope.reserved:
+            if self._from_outside >= self.capacity:
+                raise MailboxFullError(f"{self.capacity} commands are waiting", retry_after=1)
+            self._from_outside += 1
+        self._waiting.append(envelope)
+        self._filled.set()
+
+    async def take(self, most: int) -> list[Envelope]:
+        """At least one envelope, at most `most`, in order."""
+        await self._filled.wait()
+        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._from_outside -= sum(not envelope.reserved for envelope in taken)
+        if not self._waiting:
+            self._filled.clear()
+        return taken
+
+    def drain(self) -> list[Envelope]:
+        """Everything that still waits."""
+        left = list(self._waiting)
+        self._waiting.clear()
+        self._from_outside = 0
+        self._filled.clear()
+        return left

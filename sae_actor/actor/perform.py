@@ -1,0 +1,121 @@
+"""How each effect is done with the adapters, and what it reports: an outcome, always."""
+
+from __future__ import annotations
+
+import logging
+
+from ..domain import events as ev
+from ..domain.effects import (
+    AttachEffect,
+    DeleteEffect,
+    DetachEffect,
+    DownloadEffect,
+    Effect,
+    ImportEffect,
+    LoadModelEffect,
+)
+from ..domain.messages import Report
+from ..errors import DeviceLostError, InternalError, SAEError
+from ..ports import Engine, Hub, HubSae, Progress
+
+logger = logging.getLogger(__name__)
+
+
+def problem(error: SAEError) -> ev.Problem:
+    """An error as it goes on record."""
+    return ev.Problem(code=error.code, detail=error.detail, fields=error.fields)
+
+
+class Performer:
+    """Binds effects to the hub and the engine."""
+
+    def __init__(self, engine: Engine, hub: Hub, progress: Progress, drain_seconds: float) -> None:
+        self._engine = engine
+        self._hub = hub
+        self._progress = progress
+        self._drain_seconds = drain_seconds
+
+    async def perform(self, effect: Effect) -> Report:
+        """Do the effect; an error becomes the report of its failure."""
+        try:
+            return await self._do(effect)
+        except DeviceLostError as error:
+            return ev.GpuLost(detail=error.detail)
+        except SAEError as error:
+            return failed(effect, error)
+        except Exception:
+            # The boundary of supervision: whatever an adapter did wrong ends this effect, not the service.
+            logger.exception("%s of request %d failed unexpectedly", effect.name, effect.request_position)
+            return failed(effect, InternalError(f"{effect.name} failed unexpectedly; the service's log has the cause"))
+
+    async def undo(self, effect: Effect) -> None:
+        """Clean up after an effect that was cancelled because nobody wants it any more."""
+        if isinstance(effect, DownloadEffect):
+            await self._hub.discard(effect)
+
+    async def _do(self, effect: Effect) -> Report:
+        at = effect.request_position
+        match effect:
+            case LoadModelEffect():
+                return ev.ModelLoaded(request_position=at, model=await self._engine.load_model(effect, self._progress))
+            case DownloadEffect():
+                return _completed(at, effect.sae_id, "hub", await self._hub.download(effect, self._progress))
+            case ImportEffect():
+                return _completed(at, effect.sae_id, "import", await self._hub.import_(effect))
+            case AttachEffect():
+                folder = await self._hub.locate(effect.location)
+                attached = await self._engine.attach(effect, folder)
+                return ev.SaeAttached(
+                    request_position=at,
+                    sae_id=effect.sae_id,
+                    hook_point=effect.hook_point,
+                    hook_point_out=effect.hook_point_out,
+                    mode=effect.mode,
+                    dtype=attached.dtype,
+                    weights_sha256=effect.weights_sha256,
+                    memory_bytes=attached.memory_bytes,
+                    device_bytes=attached.device_bytes,
+                )
+            case DetachEffect():
+                return ev.SaeDetached(
+                    request_position=at,
+                    attach_position=effect.attach_position,
+                    sae_id=effect.sae_id,
+                    freed_bytes=await self._engine.detach(effect, self._drain_seconds),
+                )
+            case DeleteEffect():
+                return ev.SaeDeleted(
+                    request_position=at, sae_id=effect.sae_id, freed_bytes=await self._hub.delete(effect)
+                )
+
+
+def _completed(at: int, sae_id: str, source: str, found: HubSae) -> ev.DownloadCompleted:
+    return ev.DownloadCompleted(
+        request_position=at,
+        sae_id=sae_id,
+        source="import" if source == "import" else "hub",
+        commit=found.commit,
+        files=found.files,
+        sae=found.sae,
+        weights_sha256=found.weights_sha256,
+    )
+
+
+def failed(effect: Effect, error: SAEError) -> Report:
+    """The report of an effect that did not work out."""
+    at, why = effect.request_position, problem(error)
+    match effect:
+        case LoadModelEffect():
+            return ev.ModelLoadFailed(request_position=at, error=why)
+        case DownloadEffect() | ImportEffect():
+            return ev.DownloadFailed(request_position=at, sae_id=effect.sae_id, error=why)
+        case AttachEffect():
+            return ev.AttachFailed(request_position=at, sae_id=effect.sae_id, error=why)
+        case DeleteEffect():
+            return ev.DeleteFailed(request_position=at, sae_id=effect.sae_id, error=why)
+        case DetachEffect():
+            # Out of reach for requests either way; what could not be freed goes with the process.
+            logger.error("detach of %s: %s", effect.sae_id, error.detail)
+            return ev.SaeDetached(
+                request_position=at, attach_position=effect.attach_position, sae_id=effect.sae_id, freed_bytes=0
+            )
