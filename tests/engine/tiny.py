@@ -1,0 +1,130 @@
+"""Small random models, tokenizers and SAEs, written to a folder as the real ones are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 260
+END = 256
+HIDDEN = 32
+LAYERS = 3
+CONTEXT = 128
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'wizard' %}"
+    "{{ raise_exception('only user, assistant and system speak') }}{% endif %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+_LLAMA_LIKE: dict[str, Any] = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+_GEMMA_LIKE = {**_LLAMA_LIKE, "head_dim": 12}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA_LIKE,
+    "mistral": {**_LLAMA_LIKE, "sliding_window": 16},
+    "qwen2": _LLAMA_LIKE,
+    "qwen3": _GEMMA_LIKE,
+    "gemma": _GEMMA_LIKE,
+    "gemma2": {**_GEMMA_LIKE, "sliding_window": 16, "query_pre_attn_scalar": 12},
+    "gemma3_text": {**_GEMMA_LIKE, "sliding_window": 16, "query_pre_attn_scalar": 12},
+    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_inner": 48, "n_positions": CONTEXT},
+    "gpt_neox": {**_LLAMA_LIKE, "use_parallel_residual": True},
+    "opt": {
+        "hidden_size": HIDDEN,
+        "word_embed_proj_dim": HIDDEN,
+        "ffn_dim": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+    },
+    "phi": {**_LLAMA_LIKE, "num_key_value_heads": 4},
+    "phi3": _LLAMA_LIKE,
+}
+"""Model type → a small config of it."""
+
+
+def tiny_model(model_type: str, *, seed: int = 0, **config: Any) -> torch.nn.Module:
+    """A random model of that family, livelier than freshly initialised ones: norms and biases are random too."""
+    settings = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCABULARY,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=None,
+        **{**CONFIGS[model_type], **config},
+    )
+    torch.manual_seed(seed)
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter + 0.15 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_tokenizer(*, chat: bool = True) -> Any:
+    """One token per byte, ids 0 to 255 in no particular order, four special tokens behind."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={each: i for i, each in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[0])
+    fast.add_special_tokens({"additional_special_tokens": specials[1:]})
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tiny_model(
+    folder: Path, model_type: str = "llama", *, seed: int = 0, chat: bool = True, **config: Any
+) -> Path:
+    """Write model and tokenizer; the folder."""
+    model: Any = tiny_model(model_type, seed=seed, **config)
+    model.save_pretrained(folder)
+    tiny_tokenizer(chat=chat).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_sae(
+    folder: Path, *, d_in: int = HIDDEN, d_sae: int = 24, hook: str = "blocks.1.hook_resid_post", seed: int = 1
+) -> Path:
+    """Write a random ReLU SAE in the SAELens layout; the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    decoder = torch.randn(d_sae, d_in, generator=generator)
+    decoder /= decoder.norm(dim=1, keepdim=True)
+    save_file(
+        {
+            "W_enc": decoder.T.contiguous(),
+            "b_enc": -0.1 * torch.rand(d_sae, generator=generator),
+            "W_dec": decoder,
+            "b_dec": 0.1 * torch.randn(d_in, generator=generator),
+        },
+        folder / "sae_weights.safetensors",
+    )
+    settings = {
+        "architecture": "standard",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "metadata": {"model_name": "tiny", "hook_name": hook, "sae_lens_version": "6.0.0"},
+    }
+    (folder / "cfg.json").write_text(json.dumps(settings))
+    return folder
