@@ -1,0 +1,222 @@
+"""Settings: flags over environment over file over the built-in values, which are those of `config.toml`.
+
+    load({"server.port": 9000})     flags > SAE_ACTOR_<SECTION>_<KEY> > --config or SAE_ACTOR_CONFIG > built-in
+
+A key is one field of one section below, and one documented line in `config.toml`; nothing else is read. Everything
+wrong raises `ConfigurationError`, which names the key and where its value came from.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .domain.commands import Device, ModelDtype, Revision
+
+PREFIX = "SAE_ACTOR_"
+CONFIG_VARIABLE = "SAE_ACTOR_CONFIG"
+
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
+Token: TypeAlias = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]*\Z", max_length=512)]
+Line: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
+
+
+class ConfigurationError(Exception):
+    """The settings cannot be used; the message names the key."""
+
+    exit_code: ClassVar[int] = 78
+
+
+class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Server(_Section, frozen=True, kw_only=True):
+    host: Annotated[str, Meta(pattern=r"\A[^\s/]+\Z")] = "127.0.0.1"
+    port: Port = 8000
+    token: Token = ""
+
+
+class Data(_Section, frozen=True, kw_only=True):
+    dir: Line = ""
+
+
+class Model(_Section, frozen=True, kw_only=True):
+    id: Line = ""
+    revision: Revision = "main"
+    dtype: ModelDtype = "auto"
+    device: Device = "auto"
+
+
+class Engine(_Section, frozen=True, kw_only=True):
+    drain_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    max_running: Count = 32
+    max_waiting: Count = 256
+
+
+class Gpu(_Section, frozen=True, kw_only=True):
+    max_attachments: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class Hub(_Section, frozen=True, kw_only=True):
+    import_roots: tuple[Line, ...] = ()
+
+
+class Audit(_Section, frozen=True, kw_only=True):
+    record_text: bool = False
+
+
+class Demo(_Section, frozen=True, kw_only=True):
+    model_dir: Line = ""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All sections; the keys are documented in `config.toml`."""
+
+    server: Server = Server()
+    data: Data = Data()
+    model: Model = Model()
+    engine: Engine = Engine()
+    gpu: Gpu = Gpu()
+    hub: Hub = Hub()
+    audit: Audit = Audit()
+    demo: Demo = Demo()
+
+    def replace(self, key: str, value: object) -> Settings:
+        """These settings with `section.name` set to an already valid value."""
+        section, name = key.split(".")
+        changed = msgspec.structs.replace(getattr(self, section), **{name: value})
+        return msgspec.structs.replace(self, **{section: changed})
+
+
+_SECTIONS: dict[str, Any] = {section.name: section.type for section in msgspec.structs.fields(Settings)}
+_TYPES: dict[str, Any] = {
+    f"{section}.{field.name}": field.type
+    for section, struct in _SECTIONS.items()
+    for field in msgspec.structs.fields(struct)
+}
+"""`section.key` → its type."""
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The settings in force.
+
+    `flags` maps `section.key` to the value of a flag that was given, `file` is what `--config` named. Raises
+    `ConfigurationError`.
+    """
+    named = environment.get(CONFIG_VARIABLE)
+    if file is None and named:
+        file = Path(named)
+    settings = _read(file) if file is not None else Settings()
+    for variable, raw in sorted(environment.items()):
+        if (key := _key_of(variable)) is not None:
+            settings = settings.replace(key, _from_text(key, raw, variable))
+    for key, value in (flags or {}).items():
+        settings = settings.replace(key, _convert(key, value, f"flag for {key}", strict=True))
+    if settings.audit.record_text:
+        raise ConfigurationError("audit.record_text: this version cannot record text yet; set it to false")
+    return settings
+
+
+def _read(file: Path) -> Settings:
+    try:
+        found = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: not TOML: {error}") from error
+    settings = Settings()
+    for section, keys in found.items():
+        if section not in _SECTIONS or not isinstance(keys, dict):
+            raise ConfigurationError(f"{file}: {section}: no such section")
+        for name, value in keys.items():
+            key = f"{section}.{name}"
+            if key not in _TYPES:
+                raise ConfigurationError(f"{file}: {key}: no such key")
+            settings = settings.replace(key, _convert(key, value, f"{file}: {key}", strict=True))
+    return settings
+
+
+def _key_of(variable: str) -> str | None:
+    """`SAE_ACTOR_SERVER_PORT` → `server.port`; None for a variable of no section, an error for an unknown key of one.
+
+    Variables outside our sections are left alone: `SAE_ACTOR_URL` is the client's, and a container platform
+    sets `SAE_ACTOR_SERVICE_HOST` for a service of this name.
+    """
+    if not variable.startswith(PREFIX):
+        return None
+    section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
+    if not name or section not in _SECTIONS:
+        return None
+    if f"{section}.{name}" not in _TYPES:
+        raise ConfigurationError(f"{variable}: no such key: {section}.{name}")
+    return f"{section}.{name}"
+
+
+def _from_text(key: str, raw: str, variable: str) -> object:
+    """Environment variables are text: numbers and true/false are read, lists are split as PATH is."""
+    if typing.get_origin(_TYPES[key]) is tuple:
+        return _convert(key, [part for part in raw.split(os.pathsep) if part], variable, strict=True)
+    return _convert(key, raw, variable, strict=False)
+
+
+def _convert(key: str, value: object, where: str, *, strict: bool) -> object:
+    try:
+        return msgspec.convert(value, _TYPES[key], strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def data_folder(settings: Settings, *, demo: bool = False) -> Path:
+    """`[data] dir`, absolute; where it is empty the default folder, for the demo the one inside it."""
+    if settings.data.dir:
+        return Path(settings.data.dir).expanduser().absolute()
+    default = _xdg("XDG_DATA_HOME", ".local/share") / "sae-actor"
+    return default / "demo" if demo else default
+
+
+def demo_model_folder(settings: Settings) -> Path:
+    """Where the demo's model is prepared and kept, whatever data folder the demo runs in."""
+    if settings.demo.model_dir:
+        return Path(settings.demo.model_dir).expanduser().absolute()
+    return _xdg("XDG_CACHE_HOME", ".cache") / "sae-actor" / "demo"
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    """The base directory; a relative value counts as none, as its specification asks."""
+    value = os.environ.get(variable, "")
+    return Path(value) if os.path.isabs(value) else Path.home() / fallback
+
+
+def check_exposure(settings: Settings) -> None:
+    """Whoever reaches the port commands the service, so only a token opens it beyond this machine."""
+    if not settings.server.token and not is_loopback(settings.server.host):
+        raise ConfigurationError(
+            f"server.host: {settings.server.host} is reachable from other machines, and no token is set: "
+            "set SAE_ACTOR_SERVER_TOKEN, or listen on 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address of this machine alone; names other than `localhost` are not looked up."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
