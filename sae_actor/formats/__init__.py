@@ -1,0 +1,36 @@
+"""On-disk formats of sparse autoencoders: one file each, read without torch.
+
+    config, files, headers    JSON, links and weight headers, read as hostile data
+    layout                    what a reader hands on: where each tensor lies, and the formula (`Recipe`)
+    building, hooks           names and shapes to canonical tensors; hook names to hook points
+    sae_lens, …               one reader per family: `recognise(files)`, `read(files) -> Layout`
+    registry                  `FORMATS`, and the choice among them
+
+A reader never touches the weights: `describe` shows its description, `sae.load_sae` turns the same layout
+into tensors. So no format needs torch, and none is described in one way and loaded in another.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..domain.refs import SaeDescription
+from .files import SaeFiles
+from .registry import FORMATS, Format, read_layout
+
+__all__ = ["FORMATS", "Format", "describe", "weight_files"]
+
+
+def describe(path: str | os.PathLike[str], *, repository_id: str | None = None) -> SaeDescription:
+    """What the files at `path` (a folder, or the weight file in it) say, without reading a weight.
+
+    `repository_id` helps where a release puts the place in the model into its repository's name only; a path in
+    the hub's cache carries it already. Raises `SAENotFoundError` (nothing there), `SAEInvalidError` (keyword
+    `check` names the test that failed), `SAEUnsupportedError` (refused by name: pickles among others).
+    """
+    return read_layout(SaeFiles(path, repository_id=repository_id)).description
+
+
+def weight_files(path: str | os.PathLike[str]) -> list[str]:
+    """The files that hold weights, relative to the folder at `path` (or of the file). Raises as `describe`."""
+    return list(read_layout(SaeFiles(path)).files)

@@ -1,0 +1,107 @@
+"""The files of one SAE, as a path names them: nothing outside its folder, or its repository's cache, is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SAEInvalidError, SAENotFoundError, SAEUnsupportedError
+from .config import MAX_CONFIG_BYTES, Config, strict_json
+from .headers import TensorFile, read_npz, read_safetensors
+
+PICKLES = (".pt", ".pth", ".bin", ".pkl")
+
+PickleReader = Callable[[Path, str], TensorFile]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Names that some releases put into paths and nowhere else."""
+
+    repository_id: str | None
+    """Hub repository, where the path lies in a hub cache or the caller knows it."""
+    parts: tuple[str, ...]
+    """Parts of the path inside the repository, or of the whole path where there is no repository."""
+
+
+class SaeFiles:
+    """A folder, or one file in it, seen as an SAE.
+
+    Links are followed as far as the folder; in the hub's cache (`models--o--n/snapshots/<commit>/…`) as far as
+    the repository's own cache folder, where the blobs are.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, repository_id: str | None = None, pickles: PickleReader | None = None
+    ) -> None:
+        named = Path(os.path.abspath(os.fspath(path)))  # not resolved: snapshots/<commit> must stay visible
+        if not named.exists():
+            raise SAENotFoundError(f"there is no SAE at {os.fspath(path)}")
+        self.folder = named if named.is_dir() else named.parent
+        self.file = None if named.is_dir() else named.name
+        self._pickles = pickles
+        cache = _cache_folder(self.folder)
+        self._container = (cache or self.folder).resolve()
+        if cache is not None:
+            inside = self.folder.relative_to(cache).parts[2:]
+            repository_id = repository_id or cache.name.removeprefix("models--").replace("--", "/")
+        else:
+            inside = self.folder.parts
+        self.origin = Origin(repository_id, inside)
+
+    def names(self) -> list[str]:
+        """Names of the files directly in the folder, sorted."""
+        return sorted(entry.name for entry in os.scandir(self.folder) if not entry.is_dir())
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def first(self, *names: str) -> str | None:
+        """The first of `names` that is there."""
+        return next((name for name in names if self.has(name)), None)
+
+    def resolve(self, name: str) -> Path:
+        """The real file behind `name`; `SAEInvalidError` (check `link`) where it is outside."""
+        real = (self.folder / name).resolve()
+        if not real.is_relative_to(self._container):
+            raise SAEInvalidError(f"{name} is a link that leaves the folder", check="link", file=name)
+        try:
+            status = real.stat()
+        except OSError:
+            raise SAEInvalidError(f"{name} is missing", check="files", file=name) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise SAEInvalidError(f"{name} is not a regular file", check="files", file=name)
+        return real
+
+    def config(self, name: str) -> Config:
+        """The JSON object in `name`."""
+        return Config(strict_json(self.text(name), name), name)
+
+    def text(self, name: str) -> bytes:
+        """The bytes of a small file."""
+        with self.resolve(name).open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise SAEInvalidError(f"{name} is larger than a config is", check="config", file=name)
+        return text
+
+    def tensors(self, name: str) -> TensorFile:
+        """The tensors of a weight file, by its header; a pickle only with a reader for it."""
+        if name.endswith(PICKLES):
+            if self._pickles is None:
+                raise SAEUnsupportedError(f"{name} is a pickle, which is not opened here", check="pickle", file=name)
+            return self._pickles(self.resolve(name), name)
+        if name.endswith(".npz"):
+            return read_npz(self.resolve(name), name)
+        return read_safetensors(self.resolve(name), name)
+
+
+def _cache_folder(folder: Path) -> Path | None:
+    """The repository's folder of the hub's cache that `folder` lies in, by the names of the layout."""
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith("models--"):
+            return parent.parent.parent
+    return None

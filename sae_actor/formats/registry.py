@@ -1,0 +1,47 @@
+"""What a format is, and the tuple of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import SAEInvalidError, SAEUnsupportedError
+from . import sae_lens
+from .files import PICKLES, SaeFiles
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Format:
+    """One on-disk family: `files` are names or patterns in the SAE's folder, the weights' first."""
+
+    name: str
+    files: tuple[str, ...]
+    architectures: tuple[str, ...]
+    recognise: Callable[[SaeFiles], bool]
+    read: Callable[[SaeFiles], Layout]
+
+
+FORMATS: tuple[Format, ...] = tuple(
+    Format(module.NAME, module.FILES, module.ARCHITECTURES, module.recognise, module.read) for module in (sae_lens,)
+)
+"""Every format that is read; the order means nothing, since two that match are an error."""
+
+
+def read_layout(files: SaeFiles) -> Layout:
+    """The layout of the SAE in `files`, by the one format that recognises it.
+
+    `SAEInvalidError` (check `format`) for none or two of them, `SAEUnsupportedError` for what is refused by name.
+    """
+    matching = [each for each in FORMATS if each.recognise(files)]
+    if len(matching) == 1:
+        return matching[0].read(files)
+    if matching:
+        several = ", ".join(each.name for each in matching)
+        raise SAEInvalidError(f"the files are those of several formats: {several}", check="format")
+    names = files.names()
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        raise SAEUnsupportedError(f"{pickles[0]} is a pickle of no known format", check="pickle", file=pickles[0])
+    shown = ", ".join(names[:8]) or "no file"
+    raise SAEInvalidError(f"no known SAE format has these files: {shown}", check="format")

@@ -1,0 +1,163 @@
+"""From a layout to tensors: read in pieces, converted and checked on the way, never held twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SAEInvalidError
+from ..formats.files import SaeFiles
+from ..formats.headers import TensorFile, open_stored
+from ..formats.layout import Layout, Stored, Weight, shapes
+from ..formats.registry import read_layout
+from .autoencoder import SAE
+from .spec import SaeSpec
+
+PIECE_BYTES = 8 << 20
+"""Largest part of a file held beside the tensor it goes into."""
+UNIT_NORM_TOLERANCE = 0.02
+"""bfloat16 rounds a norm of 1 by some thousandths."""
+
+_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+
+
+def load_sae(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    allow_pickle: bool = False,
+    repository_id: str | None = None,
+) -> SAE:
+    """The SAE in the folder (or weight file) `path`.
+
+    dtype: type of the weights in memory and of the arithmetic; None keeps the stored one (the widest, where the
+    tensors differ). Memory: the SAE's own bytes plus some 8 MiB. allow_pickle: also read .pt and .pth, with
+    `weights_only=True`. repository_id: see `formats.describe`.
+
+    Raises `SAENotFoundError`, `SAEInvalidError` (keyword `check` names the test), `SAEUnsupportedError`;
+    `ValueError` for a dtype that is none.
+    """
+    wanted = None if dtype is None else _dtype(dtype)
+    files = SaeFiles(path, repository_id=repository_id, pickles=_read_pickle if allow_pickle else None)
+    return load_layout(read_layout(files), device=device, dtype=wanted)
+
+
+def load_layout(layout: Layout, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> SAE:
+    """The SAE that `layout` describes; raises as `load_sae`."""
+    description, recipe = layout.description, layout.recipe
+    held = dtype or _DTYPES[description.dtype]
+    wanted = shapes(description.d_in, description.d_sae, description.d_out)
+    weights: dict[str, Tensor] = {}
+    for name, weight in layout.weights.items():
+        tensor = _canonical(name, weight, wanted[name], held)
+        if name == "scaling_factor" and bool((tensor == 1).all()):
+            continue
+        if name in layout.ones_only:
+            raise SAEInvalidError(f"{name} is not 1, and the config does not say that it counts", check=name)
+        weights[name] = tensor.to(device)
+    if recipe.threshold is not None:
+        weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
+    warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder else ()
+    return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {name[:40]}")
+    found: torch.dtype = _DTYPES[name]
+    return found
+
+
+def _canonical(name: str, weight: Weight, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """One canonical tensor in `dtype`, contiguous by features where rows of W_dec are gathered."""
+    stored = weight.stored
+    if weight.transposed and name != "W_dec":
+        tensor = _read(stored, stored.shape, dtype, transposed=False).T  # the product is as fast from either side
+    else:
+        tensor = _read(stored, (1,) if weight.broadcast else shape, dtype, transposed=weight.transposed)
+    if weight.exponential:
+        tensor = tensor.exp_()
+        if not bool(torch.isfinite(tensor).all()):
+            raise SAEInvalidError(f"{stored.name} is not finite as an exponent", check="finite")
+    return tensor.expand(shape).contiguous() if weight.broadcast else tensor
+
+
+def _read(stored: Stored, shape: tuple[int, ...], dtype: torch.dtype, *, transposed: bool) -> Tensor:
+    """The stored values as a contiguous tensor of `shape`, the sides on disk swapped if `transposed`."""
+    target = torch.empty(shape, dtype=dtype)
+    flipped = transposed != stored.fortran
+    rows, width = (shape[::-1] if flipped else shape) if len(shape) == 2 else (1, stored.count)
+    view = (target.T if flipped else target) if len(shape) == 2 else target.view(1, width)  # [rows, width], as on disk
+    if stored.value is not None:
+        _place(view, stored.value.reshape(rows, width), stored)
+        return target
+    source: torch.dtype = _DTYPES[stored.dtype]
+    row_bytes = width * source.itemsize
+    step = max(1, PIECE_BYTES // max(1, row_bytes))
+    buffer = bytearray(min(step, rows) * row_bytes)
+    with open_stored(stored) as file:
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            _fill(file, memoryview(buffer)[: count * row_bytes], stored)
+            piece = torch.frombuffer(buffer, dtype=source, count=count * width).view(count, width)
+            _place(view[first : first + count], piece, stored)
+    return target
+
+
+def _fill(file: Any, part: memoryview, stored: Stored) -> None:
+    at = 0
+    while at < len(part):
+        got = file.readinto(part[at:])
+        if not got:
+            raise SAEInvalidError(f"{stored.path.name} ends inside {stored.name}", check="truncated")
+        at += got
+
+
+def _place(target: Tensor, piece: Tensor, stored: Stored) -> None:
+    target.copy_(piece)
+    if not bool(torch.isfinite(target).all()):
+        why = "has values that are not finite" if not bool(torch.isfinite(piece).all()) else f"overflows {target.dtype}"
+        raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
+
+
+def _decoder_warnings(W_dec: Tensor) -> tuple[str, ...]:
+    norms = torch.linalg.vector_norm(W_dec, dim=-1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
+    off = float((norms - 1).abs().max())
+    if off <= UNIT_NORM_TOLERANCE:
+        return ()
+    return (f"decoder rows should have norm 1, one is off by {off:.3f}: which features fire may differ from training",)
+
+
+def _read_pickle(path: Path, name: str) -> TensorFile:
+    """A state dict out of a pickle, by torch's restricted reader: tensors, and plain values as extras."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from pickle's errors to RuntimeError for a damaged file
+        raise SAEInvalidError(
+            f"{name} cannot be read as weights: {str(error)[:200]}", check="pickle", file=name
+        ) from None
+    return state_dict_file(loaded, path, name)
+
+
+def state_dict_file(loaded: Any, path: Path, name: str) -> TensorFile:
+    """What a pickle held, as the readers want it. Nested dicts keep their keys with dots between."""
+    if not isinstance(loaded, dict):
+        raise SAEInvalidError(f"{name} holds no state dict", check="pickle", file=name)
+    tensors: dict[str, Stored] = {}
+    extras: dict[str, Any] = {}
+    for key, value in loaded.items():
+        if isinstance(value, Tensor):
+            dense = value.detach()
+            if dense.layout != torch.strided or dense.is_quantized:
+                raise SAEInvalidError(f"{name}: {key} is not a plain tensor", check="pickle", file=name)
+            dtype = str(dense.dtype).removeprefix("torch.")
+            tensors[str(key)] = Stored(str(key), dtype, tuple(dense.shape), path, (0, 0, 0), value=dense)
+        else:
+            extras[str(key)] = value
+    return TensorFile(name, tensors, extras)
