@@ -128,8 +128,6 @@ def load(
             settings = settings.replace(key, _from_text(key, raw, variable))
     for key, value in (flags or {}).items():
         settings = settings.replace(key, _convert(key, value, f"flag for {key}", strict=True))
-    if settings.audit.record_text:
-        raise ConfigurationError("audit.record_text: this version cannot record text yet; set it to false")
     return settings
 
 

@@ -8,8 +8,9 @@ or published is durable. Reads take `actor.state`, an immutable value, and never
 """
 
 from .actor import Accepted, Actor
-from .broadcast import Broadcast
+from .broadcast import PAGE, Broadcast
 from .mailbox import Envelope, Mailbox
 from .perform import Performer
+from .texts import Done, RunningText, Texts
 
-__all__ = ["Accepted", "Actor", "Broadcast", "Envelope", "Mailbox", "Performer"]
+__all__ = ["PAGE", "Accepted", "Actor", "Broadcast", "Done", "Envelope", "Mailbox", "Performer", "RunningText", "Texts"]

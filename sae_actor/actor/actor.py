@@ -100,6 +100,13 @@ class Actor:
         self._task = asyncio.create_task(self._turns(), name="actor")
         await self._send(Envelope(start, "system", self._future(), reserved=True))
 
+    async def acknowledge(self, loss: ev.LogTruncated) -> None:
+        """Put an accepted loss on record, before anything else happens."""
+        made = draft(loss, time=self._clock.now(), command_id=None, principal="system")
+        for event in await self._log.append([made], expected=self.state.position):
+            self.state = evolve(self.state, event)
+            self.broadcast.publish([event])
+
     async def stop(self, reason: str = "requested") -> None:
         """End in order: what still waits is refused, effects are cancelled, the stop goes on record."""
         if self._task is None or self._task.done():

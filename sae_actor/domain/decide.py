@@ -178,7 +178,7 @@ def _load_model(command: LoadModel, state: State) -> list[ev.Payload]:
     if requested.reused and model is not None and model.facts is not None:
         return [requested, ev.ModelLoaded(request_position=state.position + 1, model=model.facts, reused=True)]
     _nothing_attached(state)
-    return [*_superseded(state, "another model was asked for"), requested]
+    return [requested, *_superseded(state, "another model was asked for")]
 
 
 def _unload_model(state: State) -> list[ev.Payload]:
@@ -187,8 +187,8 @@ def _unload_model(state: State) -> list[ev.Payload]:
         raise errors.ModelNotLoadedError("no model is loaded", status="none")
     _nothing_attached(state)
     return [
-        *_superseded(state, "the load was cancelled by UnloadModel"),
         ev.ModelUnloaded(model_id=model.facts.model_id if model.facts is not None else model.model),
+        *_superseded(state, "the load was cancelled by UnloadModel"),
     ]
 
 
@@ -199,6 +199,7 @@ def _nothing_attached(state: State) -> None:
 
 
 def _superseded(state: State, why: str) -> list[ev.Payload]:
+    """The outcome of the load that gives way; behind the intent, which comes first."""
     model = state.model
     if model is None or model.status != "loading":
         return []

@@ -300,6 +300,10 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     prompt_sha256: str = ""
     output_sha256: str = ""
     """sha256 of salt ‖ token ids (little-endian u32 each)."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    output_token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    """Only where `[audit] record_text` is on."""
     error: Problem | None = None
 
 

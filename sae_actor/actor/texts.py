@@ -1,0 +1,212 @@
+"""Text under an intervention: admitted by a turn of the actor, made by the engine, closed on record.
+
+A request runs in a task of its own, so that a client who goes away cancels the text but never the record of
+it: the last thing a reader gets comes after GenerationFinished is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from ..domain import events as ev
+from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.messages import AdmitGeneration
+from ..errors import DeviceLostError, InternalError, SAEError, from_code
+from ..ports import Engine, Finished, TextRequest, Token
+from .actor import Actor
+from .perform import problem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a text, on record."""
+
+    finished: Finished
+    record: GenerationFinished
+
+
+class RunningText:
+    """One admitted request. Iterate for its tokens and, last, a `Done`; an error is raised in its place."""
+
+    def __init__(self, started: Event, payload: GenerationStarted) -> None:
+        self.position = started.position
+        self.started = payload
+        self._items: asyncio.Queue[Token | Done | SAEError] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def abandon(self) -> None:
+        """Nobody reads any more: stop the text and free its place. Harmless after the end."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Token | Done]:
+        try:
+            while True:
+                item = await self._items.get()
+                if isinstance(item, SAEError):
+                    raise item
+                yield item
+                if isinstance(item, Done):
+                    return
+        finally:
+            self.abandon()
+
+    async def result(self) -> Done:
+        """Wait for the end."""
+        async for item in self:
+            if isinstance(item, Done):
+                return item
+        raise InternalError("the text ended without a result")
+
+
+class Texts:
+    """Admits requests and keeps those that run."""
+
+    def __init__(self, actor: Actor, engine: Engine, *, record_text: bool = False) -> None:
+        self._actor = actor
+        self._engine = engine
+        self._record_text = record_text
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def open(
+        self, ask: Callable[[str], AdmitGeneration], token_ids: Sequence[int], *, principal: str
+    ) -> RunningText:
+        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with."""
+        event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
+        payload = event.payload()
+        assert isinstance(payload, GenerationStarted)
+        text = RunningText(event, payload)
+        task = asyncio.create_task(self._run(text, tuple(token_ids)), name=payload.generation_id)
+        text._task = task
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return text
+
+    async def close(self) -> None:
+        """Cancel what runs and wait until each end is on record."""
+        for task in list(self._running):
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _run(self, text: RunningText, token_ids: tuple[int, ...]) -> None:
+        ended = await self._generate(text, token_ids)
+        record = _record(text, token_ids, ended)
+        if self._record_text:
+            record = _with_text(record, token_ids, ended)
+        if isinstance(ended, Finished) and ended.faulted is not None:
+            self._report_fault(text, ended)
+        try:
+            await self._actor.tell(record)
+        except SAEError as error:
+            # What is not on record is not given out as if it were.
+            ended = error
+        if isinstance(ended, SAEError):
+            text._items.put_nowait(ended)
+        elif ended.reason == "error":
+            text._items.put_nowait(_failure(ended))
+        else:
+            text._items.put_nowait(Done(ended, record))
+
+    async def _generate(self, text: RunningText, token_ids: tuple[int, ...]) -> Finished | SAEError:
+        """Run the engine; a cancel and every error become a value, so that the end is always recorded."""
+        request = TextRequest(
+            generation_id=text.started.generation_id,
+            token_ids=token_ids,
+            sampling=text.started.sampling,
+            intervention=text.started.intervention,
+        )
+        made: list[Token] = []
+        try:
+            async with contextlib.aclosing(self._engine.generate(request)) as stream:  # type: ignore[type-var]
+                async for item in stream:
+                    if isinstance(item, Finished):
+                        return item
+                    made.append(item)
+                    text._items.put_nowait(item)
+        except asyncio.CancelledError:
+            return _cancelled(token_ids, made)
+        except DeviceLostError as error:
+            self._actor.tell(ev.GpuLost(detail=error.detail))
+            return error
+        except SAEError as error:
+            return error
+        except Exception:
+            logger.exception("%s failed unexpectedly", text.started.generation_id)
+        return InternalError("the text could not be made; the service's log has the cause")
+
+    def _report_fault(self, text: RunningText, ended: Finished) -> None:
+        sae = next((s for s in text.started.intervention if s.attach_position == ended.faulted), None)
+        if sae is not None:
+            fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
+            self._actor.tell(ev.HookFaulted(sae_id=sae.sae_id, request_position=sae.attach_position, error=fault))
+
+
+def _cancelled(token_ids: tuple[int, ...], made: list[Token]) -> Finished:
+    """The end of a text whose reader went away; the engine gives no receipt for it."""
+    nothing = ev.Receipt(
+        tokens_prompt=len(token_ids),
+        tokens_generated=len(made),
+        tokens_edited=0,
+        tokens_excluded=0,
+        mean_relative_norm=0.0,
+    )
+    return Finished(
+        reason="cancelled",
+        receipt=nothing,
+        token_ids=tuple(token.id for token in made),
+        text="".join(token.text for token in made),
+    )
+
+
+def _record(text: RunningText, token_ids: tuple[int, ...], ended: Finished | SAEError) -> GenerationFinished:
+    salt = secrets.token_hex(16)
+    record = GenerationFinished(
+        generation_id=text.started.generation_id,
+        started_position=text.position,
+        finish_reason="error",
+        intervention_sha256=text.started.intervention_sha256,
+        salt=salt,
+        prompt_sha256=token_digest(salt, token_ids),
+    )
+    if isinstance(ended, SAEError):
+        return replace(record, error=problem(ended))
+    return replace(
+        record,
+        finish_reason=ended.reason,
+        receipt=None if ended.reason == "cancelled" else ended.receipt,
+        edited=ended.edited,
+        excluded=ended.excluded,
+        output_sha256=token_digest(salt, ended.token_ids),
+        error=problem(_failure(ended)) if ended.reason == "error" else None,
+    )
+
+
+def _with_text(
+    record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
+) -> GenerationFinished:
+    """What `[audit] record_text` adds."""
+    record = replace(record, prompt_token_ids=token_ids)
+    if isinstance(ended, SAEError):
+        return record
+    return replace(record, output_token_ids=ended.token_ids, text=ended.text)
+
+
+def _failure(ended: Finished) -> SAEError:
+    return from_code(ended.error_code or "internal", ended.error_detail or "the text could not be made")
+
+
+def token_digest(salt: str, token_ids: Sequence[int]) -> str:
+    """sha256 of salt ‖ token ids (little-endian u32 each), as GenerationFinished records it."""
+    return hashlib.sha256(bytes.fromhex(salt) + b"".join(each.to_bytes(4, "little") for each in token_ids)).hexdigest()

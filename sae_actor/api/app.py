@@ -1,0 +1,39 @@
+"""The ASGI application: the table of routes behind the guard."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import Litestar, Response
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+
+from ..errors import SAEError
+from . import commands, events, reading, saes, text, web
+from .context import Context
+from .openapi import description
+from .problems import on_error, on_fault, on_http_error
+from .routes import Answer, AnyRequest, handlers, operation
+from .security import guard
+
+ROOMS = (commands, saes, reading, events, text, web)
+"""Modules that put their routes into the table."""
+
+MAX_BODY = 4 * 1024 * 1024
+
+
+@operation("GET", "/schema", "This description (OpenAPI)")
+async def get_schema(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
+    return Response(content=msgspec.json.encode(description()), media_type="application/vnd.oai.openapi+json")
+
+
+def create_app(context: Context) -> Litestar:
+    """The service over HTTP; its life (start, stop) is the caller's."""
+    return Litestar(
+        route_handlers=handlers(),
+        openapi_config=None,
+        state=State({"context": context}),
+        middleware=[guard(context)],
+        exception_handlers={SAEError: on_error, HTTPException: on_http_error, Exception: on_fault},
+        request_max_body_size=MAX_BODY,
+        logging_config=None,
+    )

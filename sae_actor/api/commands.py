@@ -1,0 +1,84 @@
+"""`/api/commands`: the one door for every command, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..actor import Accepted
+from ..domain.commands import AnyCommand, Command, Import
+from ..domain.projections import Outcome
+from .bodies import body_of, expected_revision, idempotency_key, wait_seconds
+from .context import context, principal
+from .problems import problem_view, recorded_error
+from .routes import Answer, AnyRequest, answer, operation
+
+REFUSALS = (
+    "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
+    "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
+    "model_not_loaded", "idempotency_key_reused", "precondition_failed", "mailbox_full", "read_only", "disk_full",
+)  # fmt: skip
+"""What the rules may refuse a command with."""
+
+
+async def submit(request: AnyRequest, command: Command) -> Accepted:
+    """Hand a command to the actor, under the request's headers."""
+    key, revision = idempotency_key(request), expected_revision(request)
+    if isinstance(command, Import):
+        command = Import(path=await context(request).hub.resolve_import(command.path))
+    return await context(request).actor.submit(
+        command, principal=principal(request), key=key, expected_revision=revision
+    )
+
+
+def accepted_answer(request: AnyRequest, accepted: Accepted, **more: Any) -> Answer:
+    """202: on record, not done yet."""
+    view = {"command_id": accepted.command_id, "position": accepted.position, "status": "accepted", **more}
+    return answer(request, view, status=202, headers={"location": f"/api/commands/{accepted.command_id}"})
+
+
+def outcome_view(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "command_id": outcome.command_id,
+        "status": outcome.status,
+        "position": outcome.position,
+        "events": outcome.events,
+        "error": problem_view(recorded_error(outcome.error)) if outcome.error is not None else None,
+    }
+
+
+async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
+    """Accept a command; with `Prefer: wait`, answer with its outcome if that comes in time."""
+    accepted = await submit(request, command)
+    seconds = wait_seconds(request)
+    if seconds is None:
+        return accepted_answer(request, accepted, **more)
+    outcome = await context(request).actor.outcome(accepted.command_id, seconds)
+    if outcome.status == "accepted":
+        response = accepted_answer(request, accepted, **more)
+    else:
+        response = answer(request, {**outcome_view(outcome), **more})
+    response.headers["preference-applied"] = f"wait={seconds}"
+    return response
+
+
+@operation(
+    "POST", "/api/commands", "Send a command",
+    body=AnyCommand, answers=((202, "application/json"), (200, "application/json")),
+    errors=REFUSALS, command=True, tag="commands",
+)  # fmt: skip
+async def post_command(request: AnyRequest) -> Answer:
+    return await accept(request, await body_of(request, AnyCommand))
+
+
+@operation("GET", "/api/commands/{command_id}", "What became of a command", errors=("not_found",), tag="commands")
+async def get_command(request: AnyRequest) -> Answer:
+    outcome = await context(request).actor.outcome(request.path_params["command_id"])
+    return answer(request, outcome_view(outcome))
+
+
+def event_of(outcome: Outcome, event_type: str) -> tuple[int, dict[str, Any]]:
+    """Position and data of the last event of a type in an outcome."""
+    event = next(event for event in reversed(outcome.events) if event.type == event_type)
+    return event.position, msgspec.json.decode(event.data)

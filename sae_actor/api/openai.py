@@ -1,0 +1,197 @@
+"""OpenAI's request and answer shapes, and what of them is honoured, neutral or refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..domain.events import Sampling
+from ..domain.messages import AdmitGeneration, RequestedIntervention
+from ..domain.refs import Edits, ModelFacts
+from ..errors import BadRequestError, ModelNotFoundError
+
+Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
+    """`sae` in a request: this request's own intervention, and what to tell about it."""
+
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    steering: Edits | None = None
+    baseline: bool = False
+    top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    stop_when: dict[str, Any] | None = None
+    deterministic: bool = False
+    tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
+    expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+
+
+class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What completions and chat have in common."""
+
+    model: Annotated[str, Meta(max_length=4096)] = "default"
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=8)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    sae: SaeExtension | None = None
+
+    def refused(self) -> dict[str, bool]:
+        """Parameter → whether it was given a value that is not honoured."""
+        own = self.sae or SaeExtension()
+        return {
+            "n": self.n not in (None, 1),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "presence_penalty": bool(self.presence_penalty),
+            "logit_bias": bool(self.logit_bias),
+            "stream_options": self.stream_options is not None and not self.stream,
+            "sae.top_k_features": bool(own.top_k_features),
+            "sae.stop_when": own.stop_when is not None,
+            "sae.deterministic": own.deterministic,
+        }
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse by name what is not honoured. Raises `BadRequestError`, with `param`."""
+        for param, given in self.refused().items():
+            if given:
+                raise BadRequestError(f"{param}: this value is not supported", param=param)
+        if self.model not in (model.model_id, "default"):
+            raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {self.model[:200]}", param="model")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    echo: bool | None = None
+    best_of: int | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+
+    def refused(self) -> dict[str, bool]:
+        return {
+            **super().refused(),
+            "best_of": self.best_of not in (None, 1),
+            "logprobs": self.logprobs is not None,
+            "suffix": bool(self.suffix),
+        }
+
+    def only_prompt(self) -> str | list[int]:
+        """The one prompt: text or token ids. Several in one request are refused."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        ids = [each for each in self.prompt if isinstance(each, int)]
+        if len(ids) == len(self.prompt):
+            return ids
+        if len(self.prompt) > 1:
+            raise BadRequestError("prompt: send one prompt in a request", param="prompt")
+        only = self.prompt[0]
+        return only if isinstance(only, str | list) else [only]
+
+
+class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+    name: None = None
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    response_format: dict[str, Any] | None = None
+
+    def refused(self) -> dict[str, bool]:
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        return {
+            **super().refused(),
+            "logprobs": bool(self.logprobs),
+            "top_logprobs": bool(self.top_logprobs),
+            "tools": bool(self.tools),
+            "tool_choice": self.tool_choice not in (None, "none", "auto"),
+            "response_format": self.response_format not in (None, {"type": "text"}),
+            "max_completion_tokens": both and self.max_tokens != self.max_completion_tokens,
+        }
+
+
+def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
+    """The settings in force; the seed is chosen where none was given. A context overflow is refused."""
+    room = model.context_length - tokens_prompt
+    asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
+    if room < 1 or (asked is not None and asked > room):
+        raise BadRequestError(
+            f"the prompt's {tokens_prompt} tokens and {asked or 1} more pass the context of {model.context_length}",
+            param="max_tokens" if room >= 1 else "prompt",
+            tokens_prompt=tokens_prompt,
+            context_length=model.context_length,
+        )
+    default = room if isinstance(body, ChatBody) else min(room, DEFAULT_COMPLETION_TOKENS)
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        max_tokens=asked or default,
+        seed=secrets.randbits(31) if body.seed is None else body.seed,
+        stop=body.stops,
+    )
+
+
+def admission(
+    generation_id: str, kind: Literal["completion", "chat"], body: TextBody, tokens: Sequence[int], settings: Sampling
+) -> AdmitGeneration:
+    own = body.sae or SaeExtension()
+    return AdmitGeneration(
+        generation_id=generation_id,
+        kind=kind,
+        tokens_prompt=len(tokens),
+        sampling=settings,
+        baseline=own.baseline,
+        steering=own.steering,
+        interventions=own.interventions,
+        expect_position=own.expect_position,
+        tag=own.tag,
+    )
+
+
+def fingerprint(model: ModelFacts) -> str:
+    """Digest of the environment: same request, seed and fingerprint give the same tokens in float32."""
+    return "fp_" + hashlib.sha256(msgspec.json.encode(model.environment, order="sorted")).hexdigest()[:24]

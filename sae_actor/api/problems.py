@@ -1,0 +1,98 @@
+"""Errors as answers: problem+json (RFC 9457), and OpenAI's shape on `/v1`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from ..domain.events import Problem
+from ..errors import BadRequestError, InternalError, NotFoundError, SAEError, TooLargeError, from_code
+
+logger = logging.getLogger(__name__)
+
+AnyRequest = Request[Any, Any, Any]
+
+
+def problem_view(error: SAEError) -> dict[str, Any]:
+    """The members of a problem: the fixed ones win over fields of the same name."""
+    return {
+        **error.fields,
+        "type": f"urn:sae-actor:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+    }
+
+
+def recorded_error(problem: Problem) -> SAEError:
+    """The error that a recorded problem stands for."""
+    return from_code(problem.code, problem.detail, **problem.fields)
+
+
+def openai_view(error: SAEError) -> dict[str, Any]:
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {
+        "error": {
+            "message": error.detail,
+            "type": kind,
+            "param": error.fields.get("param"),
+            "code": error.code,
+        }
+    }
+
+
+def problem_response(request: AnyRequest, error: SAEError) -> Response[bytes]:
+    """The answer for an error on this path."""
+    headers = {"cache-control": "no-store"}
+    retry_after = error.fields.get("retry_after")
+    if retry_after is not None or error.status in (429, 503):
+        headers["retry-after"] = str(max(1, int(retry_after or 1)))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    on_v1 = request.url.path.startswith("/v1/")
+    view = openai_view(error) if on_v1 else problem_view(error)
+    return Response(
+        content=msgspec.json.encode(view),
+        status_code=error.status,
+        media_type="application/json" if on_v1 else "application/problem+json",
+        headers=headers,
+    )
+
+
+def on_error(request: AnyRequest, error: SAEError) -> Response[bytes]:
+    return problem_response(request, error)
+
+
+def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
+    """The framework's own refusals (no such route, wrong method, too large) in the same shape."""
+    mine: SAEError
+    if error.status_code == 404:
+        mine = NotFoundError("no such resource")
+    elif error.status_code == 413:
+        mine = TooLargeError("the body is too large")
+    elif error.status_code == 405:
+        mine = _MethodNotAllowedError(f"{request.method} is not allowed here")
+    elif error.status_code < 500:
+        mine = BadRequestError("the request is not valid")
+    else:
+        mine = InternalError()
+    response = problem_response(request, mine)
+    for name, value in (error.headers or {}).items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+class _MethodNotAllowedError(BadRequestError):
+    status, title = 405, "Method not allowed"
+
+
+def on_fault(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """A fault of ours: the cause goes to the service's log, not to the client."""
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem_response(request, InternalError("the request failed; the service's log has the cause"))

@@ -1,0 +1,142 @@
+"""What can be read of the service itself: model, capabilities, state, log, health."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from litestar import Response
+from litestar.response import Stream
+
+from ..actor import PAGE
+from ..domain.commands import Download
+from ..domain.events import PAYLOADS, Event
+from ..domain.evolve import evolve
+from ..domain.projections import degraded_view, model_view, state_view, waiting_for
+from ..domain.state import EMPTY
+from ..errors import BadRequestError, NotFoundError, NotReadyError
+from .bodies import whole_number
+from .context import context
+from .routes import Answer, AnyRequest, Query, answer, operation, state_of
+
+MAX_LIMIT = 5000
+_POSITION = {"type": "integer", "minimum": 0}
+TYPES = Query("types", {"type": "string"}, "comma-separated event types; all without it")
+LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most so many; 500 without it")
+AFTER = Query("after", _POSITION, "only events behind this position")
+
+
+@operation("GET", "/api/model", "The model", tag="model")
+async def get_model(request: AnyRequest) -> Answer:
+    return answer(request, model_view(state_of(request)))
+
+
+@operation("GET", "/api/capabilities", "What this build can do")
+async def get_capabilities(request: AnyRequest) -> Answer:
+    return answer(request, context(request).capabilities())
+
+
+@operation("GET", "/api/catalog", "The SAEs inside a repository",
+           query=(Query("repository_id", {"type": "string"}, "hub id", required=True),
+                  Query("revision", {"type": "string", "default": "main"}, "branch, tag or commit")),
+           errors=("not_found_or_private", "gated", "sae_download_failed"), tag="saes")  # fmt: skip
+async def get_catalog(request: AnyRequest) -> Answer:
+    asked = {"repository_id": request.query_params.get("repository_id", "")}
+    if "revision" in request.query_params:
+        asked["revision"] = request.query_params["revision"]
+    try:
+        named = msgspec.convert({"type": "Download", **asked}, Download)
+    except msgspec.ValidationError as error:
+        raise BadRequestError(str(error)[:300], param="repository_id") from None
+    return answer(request, await context(request).hub.catalog(named.repository_id, named.revision))
+
+
+@operation("GET", "/api/state", "The state as it was",
+           query=(Query("at", _POSITION, "position; without it, now"),), errors=("not_found",), tag="log")  # fmt: skip
+async def get_state(request: AnyRequest) -> Answer:
+    now = state_of(request)
+    at = whole_number(request, "at", default=now.position, low=0, high=2**53)
+    if at > now.position:
+        raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
+    state = EMPTY if at < now.position else now
+    async for event in _events(request, 0, None, until=at if at < now.position else 0):
+        state = evolve(state, event)
+    return answer(request, state_view(state))
+
+
+def event_types(request: AnyRequest) -> tuple[str, ...] | None:
+    """The types of `?types=A,B`; unknown names are refused."""
+    raw = request.query_params.get("types")
+    if raw is None:
+        return None
+    types = tuple(name.strip() for name in raw.split(",") if name.strip())
+    unknown = [name for name in types if name not in PAYLOADS and name not in PASSING]
+    if unknown or not types:
+        raise BadRequestError(f"unknown event type {unknown[0][:80] if unknown else ''}", param="types")
+    return types
+
+
+PASSING = frozenset({"download_progress", "model_progress", "activations"})
+"""Events without id: progress, never logged."""
+
+
+@operation("GET", "/api/log", "Events",
+           query=(AFTER, LIMIT, TYPES),
+           answers=((200, "application/json"), (200, "application/x-ndjson")), tag="log")  # fmt: skip
+async def get_log(request: AnyRequest) -> Answer:
+    after = whole_number(request, "after", default=0, low=0, high=2**53)
+    types = event_types(request)
+    head = context(request).log.head
+    if "application/x-ndjson" in request.headers.get("accept", ""):
+        return Stream(_lines(request, after, types, head.position), media_type="application/x-ndjson")
+    limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
+    found: list[Event] = []
+    async for event in _events(request, after, types, until=head.position):
+        found.append(event)
+        if len(found) == limit:
+            break
+    return answer(request, {"events": found, "head": head})
+
+
+async def _lines(request: AnyRequest, after: int, types: tuple[str, ...] | None, until: int) -> AsyncIterator[bytes]:
+    async for event in _events(request, after, types, until=until):
+        yield msgspec.json.encode(event) + b"\n"
+
+
+async def _events(
+    request: AnyRequest, after: int, types: tuple[str, ...] | None, *, until: int
+) -> AsyncIterator[Event]:
+    """Events behind `after` up to and with `until`, read by the page."""
+    while after < until:
+        page = await context(request).log.read(after, PAGE, types)
+        for event in page:
+            if event.position > until:
+                return
+            yield event
+        if len(page) < PAGE:
+            return
+        after = page[-1].position
+
+
+@operation("GET", "/api/log/verify", "Walk the whole hash chain", tag="log")
+async def verify_log(request: AnyRequest) -> Answer:
+    return answer(request, await context(request).log.verify())
+
+
+@operation("GET", "/health", "Whether the process lives", open=True)
+async def get_health(request: AnyRequest) -> Answer:
+    return Response(
+        content=msgspec.json.encode({"status": "ok", "position": state_of(request).position}),
+        media_type="application/json",
+    )
+
+
+@operation("GET", "/ready", "Whether everything wanted is in place", errors=("not_ready",), open=True)
+async def get_ready(request: AnyRequest) -> Answer:
+    actor = context(request).actor
+    reasons = waiting_for(actor.state)
+    if reasons:
+        raise NotReadyError("; ".join(reasons), reasons=reasons, retry_after=1)
+    degraded = degraded_view(actor.state)
+    status = "read_only" if actor.read_only is not None else "degraded" if degraded else "ready"
+    return answer(request, {"status": status, "degraded": degraded, "read_only": actor.read_only})

@@ -1,0 +1,95 @@
+"""The table of routes: each handler is declared once, for litestar and for the OpenAPI description alike."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, route
+from litestar.handlers import HTTPRouteHandler
+
+from ..domain.state import State
+from .context import context
+
+AnyRequest = Request[Any, Any, Any]
+Answer = Response[Any]
+Handler = Callable[[AnyRequest], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query parameter."""
+
+    name: str
+    schema: dict[str, Any]
+    about: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What the description says of one route."""
+
+    method: str
+    path: str
+    """OpenAPI form: `/api/saes/{sae_id}`."""
+    summary: str
+    handler: Handler
+    body: Any = None
+    """Type of the JSON body."""
+    answers: tuple[tuple[int, str], ...] = ((200, "application/json"),)
+    """Status and media type of each good answer."""
+    errors: tuple[str, ...] = ()
+    """Codes beyond those that any route may answer with."""
+    query: tuple[Query, ...] = ()
+    command: bool = False
+    """Takes Idempotency-Key, If-Match and Prefer."""
+    open: bool = False
+    """Answered without a token."""
+    tag: str = "service"
+
+
+TABLE: list[Operation] = []
+
+
+def operation(method: str, path: str, summary: str, **details: Any) -> Callable[[Handler], Handler]:
+    """Put a handler into the table."""
+
+    def keep(handler: Handler) -> Handler:
+        TABLE.append(Operation(method, path, summary, handler, **details))
+        return handler
+
+    return keep
+
+
+def handlers() -> list[HTTPRouteHandler]:
+    """Litestar's view of the table."""
+    return [_litestar(each) for each in TABLE]
+
+
+def _litestar(each: Operation) -> HTTPRouteHandler:
+    handler = each.handler
+
+    async def run(request: AnyRequest) -> Answer:
+        return await handler(request)
+
+    run.__name__ = handler.__name__
+    path = each.path.replace("}", ":str}")
+    made: HTTPRouteHandler = route(path, http_method=[each.method], status_code=each.answers[0][0])(run)  # type: ignore[list-item]
+    return made
+
+
+def answer(request: AnyRequest, value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    """JSON with the ETag of the state that it was taken from."""
+    return Response(
+        content=msgspec.json.encode(value),
+        status_code=status,
+        media_type="application/json",
+        headers={"etag": f'"{state_of(request).revision}"', "cache-control": "no-store", **(headers or {})},
+    )
+
+
+def state_of(request: AnyRequest) -> State:
+    return context(request).actor.state

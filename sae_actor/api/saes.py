@@ -1,0 +1,223 @@
+"""`/api/saes`: SAEs as resources. Every write is one of the commands, sent through the same door."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from ..domain import attaching
+from ..domain.commands import Attach, CancelDownload, Command, Delete, Detach, Download, Steer
+from ..domain.projections import Outcome, attachment_view, sae_view, steering_view
+from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
+from ..errors import BadRequestError, SAEError, SAENotAttachedError
+from .bodies import MAX_WAIT, body_of, decoded, whole_number
+from .commands import REFUSALS, accept, accepted_answer, event_of, submit
+from .context import context
+from .problems import recorded_error
+from .routes import Answer, AnyRequest, Query, answer, operation, state_of
+
+DONE_OR_ACCEPTED = ((200, "application/json"), (202, "application/json"))
+
+C = TypeVar("C", bound=Command)
+
+
+class AttachBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Attach without `type` and `sae_id`."""
+
+    layer: Layer | None = None
+    hook_point: HookPoint | None = None
+    mode: Mode = "steer"
+    dtype: Dtype = "float32"
+    replace: bool = False
+
+
+class SteeringBody(Struct, frozen=True, forbid_unknown_fields=True):
+    features: Edits
+    enabled: bool = True
+
+
+class EmptyBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing but the right to say nothing: `{}`, or no body at all."""
+
+
+async def _nothing(request: AnyRequest) -> None:
+    if await request.body():
+        await body_of(request, EmptyBody)
+
+
+def _command(request: AnyRequest, type_: type[C], **fields: Any) -> C:
+    """A command about the SAE in the path, its bounds checked as if it had come as JSON."""
+    try:
+        return msgspec.convert({"type": type_.__name__, "sae_id": request.path_params["sae_id"], **fields}, type_)
+    except msgspec.ValidationError as error:
+        raise BadRequestError(str(error)[:500]) from None
+
+
+@operation("GET", "/api/saes", "All SAEs, and the attachment", tag="saes")
+async def list_saes(request: AnyRequest) -> Answer:
+    state = state_of(request)
+    saes = [sae_view(record, state) for record in state.saes.values()]
+    total = sum(sae["file_size_bytes"] for sae in saes if sae["source"] == "hub")
+    return answer(request, {"saes": saes, "attachment": attachment_view(state), "disk_bytes": total})
+
+
+@operation("GET", "/api/saes/attachment", "What is attached", tag="saes")
+async def get_attachment(request: AnyRequest) -> Answer:
+    return answer(request, attachment_view(state_of(request)))
+
+
+@operation("GET", "/api/saes/{sae_id}", "One SAE", errors=("sae_not_found",), tag="saes")
+async def get_sae(request: AnyRequest) -> Answer:
+    state = state_of(request)
+    return answer(request, sae_view(attaching.known(state, request.path_params["sae_id"]), state))
+
+
+@operation(
+    "POST", "/api/saes/download", "Download an SAE",
+    body=Download, answers=((202, "application/json"), (200, "application/json")),
+    errors=REFUSALS, command=True, tag="saes",
+)  # fmt: skip
+async def download(request: AnyRequest) -> Answer:
+    body: dict[str, Any] = await body_of(request, dict[str, Any])
+    if "type" in body:
+        raise BadRequestError("Object contains unknown field `type`", param="type")
+    command: Download = decoded(msgspec.json.encode({"type": "Download", **body}), Download)
+    return await accept(request, command, sae_id=sae_id_of(command.repository_id, command.path, command.revision))
+
+
+@operation("POST", "/api/saes/{sae_id}/attach", "Attach, and wait for it", body=AttachBody,
+           answers=DONE_OR_ACCEPTED, errors=(*REFUSALS, "out_of_memory"),
+           command=True, tag="saes")  # fmt: skip
+async def attach(request: AnyRequest) -> Answer:
+    body = await body_of(request, AttachBody) if await request.body() else AttachBody()
+    command = _command(request, Attach, **msgspec.to_builtins(body))
+    sae_id = command.sae_id
+    accepted = await submit(request, command)
+    outcome = await _finished(request, accepted.command_id)
+    if outcome is None:
+        return accepted_answer(request, accepted, sae_id=sae_id)
+    position, data = event_of(outcome, "SaeAttached")
+    view = {
+        "status": "attached",
+        "sae_id": sae_id,
+        "layer": data["hook_point"]["layer"],
+        "hook_point": data["hook_point"],
+        "memory_bytes": data["memory_bytes"],
+        "device_bytes": data["device_bytes"],
+        "warnings": event_of(outcome, "AttachRequested")[1].get("warnings", []),
+        "position": position,
+    }
+    return answer(request, view)
+
+
+@operation("POST", "/api/saes/{sae_id}/detach", "Detach, and wait for it", body=EmptyBody,
+           answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+async def detach(request: AnyRequest) -> Answer:
+    await _nothing(request)
+    return await _freed(request, _command(request, Detach), "detached", "SaeDetached")
+
+
+@operation("DELETE", "/api/saes/{sae_id}", "Delete the files",
+           answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+async def delete(request: AnyRequest) -> Answer:
+    return await _freed(request, _command(request, Delete), "deleted", "SaeDeleted")
+
+
+async def _freed(request: AnyRequest, command: Detach | Delete, status: str, event_type: str) -> Answer:
+    accepted = await submit(request, command)
+    outcome = await _finished(request, accepted.command_id)
+    if outcome is None:
+        return accepted_answer(request, accepted, sae_id=command.sae_id)
+    position, data = event_of(outcome, event_type)
+    view = {
+        "status": status,
+        "sae_id": command.sae_id,
+        "freed_bytes": data["freed_bytes"],
+        "position": position,
+    }
+    return answer(request, view)
+
+
+@operation("POST", "/api/saes/{sae_id}/cancel", "Stop the download", body=EmptyBody, errors=REFUSALS,
+           command=True, tag="saes")  # fmt: skip
+async def cancel(request: AnyRequest) -> Answer:
+    await _nothing(request)
+    command = _command(request, CancelDownload)
+    accepted = await submit(request, command)
+    outcome = await context(request).actor.outcome(accepted.command_id)
+    _, data = event_of(outcome, "DownloadCancelled")
+    await context(request).actor.effect_ended("download", data["request_position"])
+    return answer(request, {"status": "cancelled", "sae_id": command.sae_id, "position": accepted.position})
+
+
+async def _finished(request: AnyRequest, command_id: str) -> Outcome | None:
+    """The outcome of a command once it is known, None if it takes too long; raises what it failed with."""
+    outcome = await context(request).actor.outcome(command_id, MAX_WAIT)
+    if outcome.error is not None:
+        raise recorded_error(outcome.error)
+    return outcome if outcome.status == "completed" else None
+
+
+@operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
+           query=(Query("layer", {"type": "integer", "minimum": 0}, "instead of where it was trained"),),
+           errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"), tag="saes")  # fmt: skip
+async def compatibility(request: AnyRequest) -> Answer:
+    state = state_of(request)
+    sae = attaching.described(attaching.known(state, request.path_params["sae_id"]))
+    model = attaching.loaded_model(state)
+    asked = whole_number(request, "layer", default=-1, low=0, high=4095) if "layer" in request.query_params else None
+    kind = sae.hook_point.kind if sae.hook_point is not None else None
+    view: dict[str, Any] = {
+        "compatible": True,
+        "sae_d_in": sae.d_in,
+        "model_d": model.widths.get(kind) if kind is not None else None,
+        "layer": asked if asked is not None else sae.hook_point and sae.hook_point.layer,
+        "warnings": list(sae.warnings),
+        "errors": [],
+    }
+    try:
+        place = attaching.target(sae, model, asked, None)
+    except SAEError as error:
+        view["compatible"] = False
+        view["errors"] = [{"code": error.code, "detail": error.detail}]
+    else:
+        view["warnings"] = list(place.warnings)
+    return answer(request, view)
+
+
+# — steering —
+
+
+@operation("GET", "/api/saes/{sae_id}/steering", "The edits in force", errors=("sae_not_found", "sae_not_attached"),
+           tag="steering")  # fmt: skip
+async def get_steering(request: AnyRequest) -> Answer:
+    sae_id = request.path_params["sae_id"]
+    state = state_of(request)
+    attaching.known(state, sae_id)
+    attachment = state.attachment(sae_id)
+    if attachment is None:
+        raise SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
+    return answer(request, steering_view(attachment))
+
+
+@operation("PUT", "/api/saes/{sae_id}/steering", "Replace the edits", body=SteeringBody, errors=REFUSALS,
+           command=True, tag="steering")  # fmt: skip
+async def put_steering(request: AnyRequest) -> Answer:
+    body: SteeringBody = await body_of(request, SteeringBody)
+    return await _steer(request, msgspec.to_builtins(body))
+
+
+@operation("DELETE", "/api/saes/{sae_id}/steering", "Clear the edits", errors=REFUSALS, command=True, tag="steering")
+async def delete_steering(request: AnyRequest) -> Answer:
+    return await _steer(request, {"features": []})
+
+
+async def _steer(request: AnyRequest, fields: dict[str, Any]) -> Answer:
+    command = _command(request, Steer, **fields)
+    accepted = await submit(request, command)
+    outcome = await context(request).actor.outcome(accepted.command_id)
+    position, data = event_of(outcome, "SteeringChanged")
+    view = {"sae_id": command.sae_id, "features": data["features"], "enabled": data["enabled"], "position": position}
+    return answer(request, view)

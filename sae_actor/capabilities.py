@@ -1,0 +1,45 @@
+"""What this build can do, read from the code itself."""
+
+from __future__ import annotations
+
+import typing
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import __version__
+from .config import Settings
+from .domain.edits import SUPPORTED_EXCLUSIONS, SUPPORTED_UNITS
+from .domain.refs import MAX_EDITS, HookKind, Method, Mode, NamedPositions
+from .formats import FORMATS
+
+LIBRARIES = ("torch", "transformers", "safetensors", "huggingface_hub", "litestar", "msgspec")
+
+
+def capabilities(settings: Settings) -> dict[str, Any]:
+    """Formats, architectures, hook points, steering methods, limits, versions."""
+    return {
+        "version": __version__,
+        "formats": [each.name for each in FORMATS],
+        "architectures": sorted({name for each in FORMATS for name in each.architectures}),
+        "hook_points": list(typing.get_args(HookKind)),
+        "methods": list(typing.get_args(Method)),
+        "modes": list(typing.get_args(Mode)),
+        "positions": [*typing.get_args(NamedPositions), "tokens", "from/to"],
+        "exclusions": sorted(SUPPORTED_EXCLUSIONS),
+        "units": sorted(SUPPORTED_UNITS),
+        "limits": {
+            "max_attachments": settings.gpu.max_attachments,
+            "max_edits": MAX_EDITS,
+            "max_strength": 1e6,
+            "max_running": settings.engine.max_running,
+            "max_waiting": settings.engine.max_waiting,
+        },
+        "versions": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

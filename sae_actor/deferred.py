@@ -1,0 +1,51 @@
+"""The engine that is not there yet: torch is imported when a model is first wanted, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from .domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
+from .domain.refs import ModelFacts
+from .errors import ModelNotLoadedError
+from .ports import AttachedSae, Engine, Finished, Progress, TextRequest, Token, Tokenized
+
+
+class DeferredEngine:
+    """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self._make = make
+        self._engine: Engine | None = None
+        self._making: asyncio.Task[Engine] | None = None
+
+    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+        if self._engine is None:
+            self._making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
+            self._engine = await asyncio.shield(self._making)
+        return await self._engine.load_model(effect, progress)
+
+    async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
+        return await self._loaded().attach(effect, folder)
+
+    async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
+        return 0 if self._engine is None else await self._engine.detach(effect, drain_seconds)
+
+    def retain(self, residents: Residents) -> None:
+        if self._engine is not None:
+            self._engine.retain(residents)
+
+    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+        return await self._loaded().tokenize(prompt)
+
+    def generate(self, request: TextRequest) -> AsyncIterator[Token | Finished]:
+        return self._loaded().generate(request)
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            await self._engine.close()
+
+    def _loaded(self) -> Engine:
+        if self._engine is None:
+            raise ModelNotLoadedError("no model is loaded", status="none")
+        return self._engine

@@ -1,0 +1,302 @@
+"""The service as a process: wiring, life and death.
+
+Order of birth: port, log (lock, chain), state, actor, HTTP; the model and the SAEs come back while `/ready` says 503.
+Order of death: streams and texts are told, HTTP ends, the stop goes on record, the device is freed, the log is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from . import __version__
+from .actor import Actor, Broadcast, Performer, Texts
+from .api import Context, create_app
+from .capabilities import capabilities
+from .config import ConfigurationError, Settings, check_exposure, data_folder, is_loopback
+from .deferred import DeferredEngine
+from .domain.commands import LoadModel
+from .domain.events import LogTruncated
+from .domain.messages import Start
+from .errors import LogError, SAEError
+from .eventlog import SqliteLog
+from .hub import HuggingFaceHub
+from .ports import Engine
+
+logger = logging.getLogger("sae_actor")
+
+EX_UNAVAILABLE, EX_SOFTWARE, EX_CONFIG = 69, 70, 78
+STOP_SECONDS = 4.0
+"""For open requests to end after the first signal."""
+CLOSE_SECONDS = 1.0
+"""For the engine's thread to end; then the process leaves without it."""
+
+
+class SystemClock:
+    """Wall time and monotonic time of this machine."""
+
+    def now(self) -> str:
+        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def run(
+    settings: Settings, *, demo: bool = False, read_only: bool = False, accept_truncation: int | None = None
+) -> int:
+    """Serve until a signal or a fault ends it; the exit code (sysexits)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        check_exposure(settings)
+        listener = _listen(settings.server.host, settings.server.port)
+    except ConfigurationError as error:
+        return _say(str(error), error.exit_code)
+    except OSError as error:
+        where = f"{settings.server.host}:{settings.server.port}"
+        return _say(f"cannot listen on {where}: {error.strerror}", EX_UNAVAILABLE)
+    with listener:
+        try:
+            return asyncio.run(_serve(settings, listener, demo, read_only, accept_truncation))
+        except LogError as error:
+            return _say(error.detail, error.exit_code)
+        except ConfigurationError as error:
+            return _say(str(error), error.exit_code)
+
+
+def _say(message: str, exit_code: int) -> int:
+    print(f"sae-actor: {message}", file=sys.stderr)
+    return exit_code
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bound before anything else, so that a port in use costs nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _serve(
+    settings: Settings, listener: socket.socket, demo: bool, read_only: bool, accept_truncation: int | None
+) -> int:
+    folder = data_folder(settings, demo=demo)
+    log = await SqliteLog.open(folder, read_only=read_only, accept_truncation=accept_truncation)
+    try:
+        service = Service(settings, folder, log, demo=demo)
+        return await service.serve(listener, read_only=read_only)
+    finally:
+        await log.close()
+
+
+class Service:
+    """Everything wired together, for one life of the process."""
+
+    def __init__(self, settings: Settings, folder: Path, log: SqliteLog, *, demo: bool) -> None:
+        self.settings = settings
+        self.log = log
+        self.demo = demo
+        self.exit_code = 0
+        self.engine = DeferredEngine(lambda: _torch_engine(settings))
+        roots = [Path(root).expanduser() for root in settings.hub.import_roots]
+        self.hub = _hub(folder / "hub", roots, demo=demo)
+        self.broadcast = Broadcast(log)
+        performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
+        self.actor = Actor(log, self.engine, performer, SystemClock(), self.broadcast)
+        self.texts = Texts(self.actor, self.engine, record_text=settings.audit.record_text)
+
+    async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
+        await self.actor.replay()
+        fresh = self.actor.state.position == 0
+        self._check_model()
+        host, port = listener.getsockname()[:2]
+        server = _Server(self._uvicorn(), self._on_signal)
+        if read_only:
+            self.actor.read_only = "the service was started with --read-only"
+        else:
+            await self._start()
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        wishes = asyncio.create_task(self._wishes(url, fresh=fresh, read_only=read_only))
+        ended = asyncio.create_task(self._end_on_failure(server))
+        self._server = server
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            for task in (wishes, ended):
+                task.cancel()
+            await self._close()
+        return self.exit_code
+
+    async def _start(self) -> None:
+        settings = self.settings
+        if self.log.truncation is not None:
+            known = self.log.truncation
+            await self.actor.acknowledge(
+                LogTruncated(known_position=known.position, known_hash=known.hash, why="--accept-truncation")
+            )
+        await self.actor.start(
+            Start(
+                version=__version__,
+                max_attachments=settings.gpu.max_attachments,
+                drain_seconds=settings.engine.drain_seconds,
+            )
+        )
+
+    def _check_model(self) -> None:
+        """Another model than the log's is refused while an SAE is attached to that one."""
+        wanted, state = self.settings.model.id, self.actor.state
+        if wanted and state.model is not None and state.model.model != wanted and state.attachments:
+            raise ConfigurationError(
+                f"--model {wanted}: the log has {state.model.model} with {state.attachments[0].sae_id} attached; "
+                "detach it first, or start without --model"
+            )
+
+    async def _wishes(self, url: str, *, fresh: bool, read_only: bool) -> None:
+        """What the settings ask for beyond the log: a model, or the demo's first contents."""
+        print(f"sae-actor {__version__} on {url}", flush=True)
+        if read_only:
+            return
+        try:
+            if self.demo:
+                from .demo.seed import seed
+
+                await seed(self.actor, self.settings, url, fresh=fresh)
+            elif self.settings.model.id:
+                await self._load_model()
+        except SAEError as error:
+            print(f"sae-actor: {error.detail}", file=sys.stderr)
+
+    async def _load_model(self) -> None:
+        wanted, model = self.settings.model, self.actor.state.model
+        if model is not None and model.model == wanted.id and model.status != "error":
+            return
+        command = LoadModel(model=wanted.id, revision=wanted.revision, dtype=wanted.dtype, device=wanted.device)
+        accepted = await self.actor.submit(command, principal="configuration")
+        outcome = await self.actor.outcome(accepted.command_id, wait=3600)
+        if outcome.error is not None:
+            print(f"sae-actor: {wanted.id}: {outcome.error.detail}", file=sys.stderr)
+
+    def _announce(self, event_type: str, data: dict[str, object]) -> None:
+        """Progress from whatever thread has some."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.broadcast.announce, event_type, data)
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self.actor.failure.get_loop()
+
+    def _uvicorn(self) -> uvicorn.Config:
+        server = self.settings.server
+        hosts = ("*",) if not is_loopback(server.host) else ("localhost", "127.0.0.1", "[::1]", server.host)
+        app = create_app(
+            Context(
+                actor=self.actor,
+                texts=self.texts,
+                log=self.log,
+                hub=self.hub,
+                engine=self.engine,
+                capabilities=lambda: capabilities(self.settings),
+                tokens=(server.token,) if server.token else (),
+                hosts=hosts,
+            )
+        )
+        return uvicorn.Config(
+            app,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(STOP_SECONDS),
+            timeout_keep_alive=30,
+            ws="none",
+        )
+
+    def _on_signal(self) -> None:
+        """End what would keep connections open: streams and texts are told why."""
+        self.broadcast.close()
+        self._ending = asyncio.ensure_future(self.texts.close())
+
+    async def _end_on_failure(self, server: _Server) -> None:
+        """The log failed or the device is lost: a process that cannot keep its promises ends."""
+        error = await self.actor.failure
+        print(f"sae-actor: {error.detail}", file=sys.stderr)
+        self.exit_code = EX_SOFTWARE
+        self._on_signal()
+        server.should_exit = True
+
+    async def _close(self) -> None:
+        self.broadcast.close()
+        await self.texts.close()
+        await self.actor.stop()
+        await self.hub.close()
+        if not await _within(self.engine.close, CLOSE_SECONDS):
+            # Its thread sits in a load that cannot be interrupted; everything durable is closed, so leave without it.
+            await self.log.close()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self.exit_code)
+
+
+async def _within(action: Callable[[], Awaitable[None]], seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(action(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+class _Server(uvicorn.Server):
+    """First signal: end in order. Second: leave at once; the log needs no farewell."""
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+        self._handlers: dict[int, object] = {}
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        # The handlers stay: closing down is a time to be interrupted as well.
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._on_signal)
+
+
+def _torch_engine(settings: Settings) -> Engine:
+    """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
+    from .engine import TorchEngine
+
+    return TorchEngine(
+        threads=settings.engine.threads,
+        max_running=settings.engine.max_running,
+        max_waiting=settings.engine.max_waiting,
+    )
+
+
+def _hub(folder: Path, roots: list[Path], *, demo: bool) -> HuggingFaceHub:
+    from .demo import SAE_FOLDER
+
+    return HuggingFaceHub(folder, import_roots=[*roots, *([SAE_FOLDER.parent] if demo else [])])
