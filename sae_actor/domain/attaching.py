@@ -10,6 +10,7 @@ from .commands import Attach, Detach, Steer
 from .edits import checked
 from .events import Problem
 from .refs import HookPoint, ModelFacts, SaeDescription
+from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
 
 
@@ -54,10 +55,11 @@ def target(sae: SaeDescription, model: ModelFacts, layer: int | None, hook_point
     asked = _hook_point(sae, layer, hook_point)
     shift = asked.layer - sae.hook_point.layer if sae.hook_point is not None else 0
     out = sae.hook_point_out
-    if out is not None and out.layer + shift >= 0:
-        out = HookPoint(kind=out.kind, layer=out.layer + shift)
     _fits(asked, "d_in", sae.d_in, model)
     if out is not None:
+        if out.layer + shift < 0:
+            raise errors.LayerOutOfRangeError(f"at {asked} it would write to layer {out.layer + shift}")
+        out = HookPoint(kind=out.kind, layer=out.layer + shift)
         _fits(out, "d_out", sae.d_out, model)
     elif sae.d_out != sae.d_in:
         raise errors.SAEIncompatibleError("a transcoder needs a second hook point, and its files name none")
@@ -65,17 +67,21 @@ def target(sae: SaeDescription, model: ModelFacts, layer: int | None, hook_point
 
 
 def _hook_point(sae: SaeDescription, layer: int | None, hook_point: HookPoint | None) -> HookPoint:
+    _agree(layer, hook_point)
     if hook_point is not None:
-        if layer is not None and layer != hook_point.layer:
-            raise errors.BadRequestError(
-                f"layer {layer} and hook_point.layer {hook_point.layer} disagree", param="hook_point"
-            )
         return hook_point
     if sae.hook_point is None:
         raise errors.BadRequestError(
             "the SAE's files do not say where it was trained: give hook_point", param="hook_point"
         )
     return sae.hook_point if layer is None else HookPoint(kind=sae.hook_point.kind, layer=layer)
+
+
+def _agree(layer: int | None, hook_point: HookPoint | None) -> None:
+    if layer is not None and hook_point is not None and layer != hook_point.layer:
+        raise errors.BadRequestError(
+            f"layer {layer} and hook_point.layer {hook_point.layer} disagree", param="hook_point"
+        )
 
 
 def _fits(point: HookPoint, name: str, width: int, model: ModelFacts) -> None:
@@ -113,11 +119,12 @@ def _name(model: str) -> str:
 
 
 def attach(command: Attach, state: State) -> list[ev.Payload]:
+    _agree(command.layer, command.hook_point)
     record = known(state, command.sae_id)
     sae = described(record)
     place = target(sae, loaded_model(state), command.layer, command.hook_point)
     replaces = _replaced(command, state, place.hook_point)
-    others = [a for a in state.attachments if a.status == "attached" and a.sae_id not in replaces]
+    others = [a for a in state.attachments if a.status in ("attached", "attaching") and a.sae_id not in replaces]
     if command.mode == "reconstruct" and any(
         a.mode == "reconstruct" and a.hook_point == place.hook_point for a in others
     ):
@@ -150,6 +157,8 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
         )
     if in_the_way.status != "attached":
         raise errors.SAEInUseError(f"{in_the_way.sae_id} is {in_the_way.status}", sae_id=in_the_way.sae_id)
+    if any(in_the_way.sae_id in a.replaces for a in holding):
+        raise errors.SAEInUseError(f"{in_the_way.sae_id} is being replaced already", sae_id=in_the_way.sae_id)
     return (in_the_way.sae_id,)
 
 
@@ -164,7 +173,9 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
     if mine is None:
         return []
     gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
-    moved = next((a for a in gone if a.sae_id == mine.sae_id), mine)
+    # A moved SAE keeps its steering, also when a restart in the middle could not bring it back to its old place.
+    old = (a for a in state.attachments if a.sae_id == mine.sae_id and a.status in ("attached", "failed"))
+    moved = next(old, mine) if mine.sae_id in mine.replaces else mine
     detached = [
         ev.SaeDetached(
             request_position=mine.request_position,
@@ -216,22 +227,22 @@ def _attaching(state: State, request_position: int) -> AttachmentState | None:
 
 def detach(command: Detach, state: State) -> list[ev.Payload]:
     known(state, command.sae_id)
-    mine = [a for a in state.attachments if a.sae_id == command.sae_id and a.status != "detaching"]
-    if not mine:
+    leaving = leaves(state.attachments, command.sae_id)
+    if leaving is None:
         raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
     first = state.position + 1
     requested: list[ev.Payload] = [ev.DetachRequested(sae_id=command.sae_id)]
-    for attachment in mine:
-        if attachment.status == "attaching" and state.command_at(attachment.request_position) is not None:
-            cancelled = Problem(code="sae_not_attached", detail="detached while it was being attached")
-            requested.append(
-                ev.AttachFailed(request_position=attachment.request_position, sae_id=command.sae_id, error=cancelled)
-            )
-    if all(a.status == "failed" for a in mine):
+    cancelled = Problem(code="sae_not_attached", detail="detached while it was being attached")
+    requested += (
+        ev.AttachFailed(request_position=a.request_position, sae_id=command.sae_id, error=cancelled)
+        for a in state.attachments
+        if a.sae_id == command.sae_id and a.status == "attaching" and state.command_at(a.request_position) is not None
+    )
+    if leaving.status == "failed":
         requested.append(
             ev.SaeDetached(
                 request_position=first,
-                attach_position=mine[0].request_position,
+                attach_position=leaving.request_position,
                 sae_id=command.sae_id,
                 freed_bytes=0,
             )

@@ -23,9 +23,9 @@ from .commands import (
 )
 from .effects import Effect
 from .events import Problem
-from .evolve import wanted_after_start
 from .messages import AdmitGeneration, Message, Start, Stop
 from .pending import pending
+from .restarting import wanted_after_start
 from .state import MAX_ATTEMPTS, State
 
 

@@ -1,7 +1,7 @@
 """`evolve`, the one way the state changes.
 
 Total: it never raises and knows no clock, no randomness and no I/O. An event that does not fit
-(a late report of a cancelled attempt) moves the position and nothing else.
+(a late report of a cancelled attempt, a payload that was erased) moves the position and nothing else.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
+from msgspec import MsgspecError
 from msgspec.structs import replace
 
 from . import events as ev
 from .events import Event
-from .state import EMPTY, MAX_ATTEMPTS, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
+from .residing import attachments_after
+from .restarting import in_a_row, interrupted, wanted_after_start
+from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
 
 T = TypeVar("T")
 
@@ -36,13 +39,16 @@ def fold(events: Iterable[Event], state: State = EMPTY) -> State:
 
 def evolve(state: State, event: Event) -> State:
     """The state after one event; total."""
-    payload = event.payload()
+    try:
+        payload = event.payload()
+    except (MsgspecError, UnicodeDecodeError, RecursionError):
+        payload = None
     if payload is None:
         return replace(state, position=event.position)
     after = _commands(_apply(state, event, payload), event, payload)
     moved = (
         after.model is not state.model
-        or after.attachments is not state.attachments
+        or after.attachments != state.attachments
         or after.saes is not state.saes
         or isinstance(payload, ev.MonitoringChanged)
     )
@@ -56,7 +62,7 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
         case ev.ActorStopped() | ev.GpuLost():
             return replace(state, running=isinstance(payload, ev.GpuLost))
         case ev.EffectInterrupted():
-            return _interrupted(state, payload)
+            return interrupted(state, payload)
         case ev.ModelLoadRequested() | ev.ModelLoaded() | ev.ModelLoadFailed() | ev.ModelUnloaded():
             return replace(state, model=_model(state.model, event.position, payload))
         case (
@@ -76,6 +82,7 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
                 sae_id=payload.sae_id,
                 status="attaching",
                 request_position=event.position,
+                model_position=0 if state.model is None else state.model.request_position,
                 hook_point=payload.hook_point,
                 hook_point_out=payload.hook_point_out,
                 mode=payload.mode,
@@ -83,10 +90,9 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
                 replaces=payload.replaces,
                 position=event.position,
             )
-            others = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
-            return replace(state, attachments=(*others, added))
+            return replace(state, attachments=(*state.attachments, added))
         case ev.SaeAttached() | ev.AttachFailed() | ev.DetachRequested() | ev.SaeDetached() | ev.SteeringChanged():
-            return replace(state, attachments=_attachments(state.attachments, event, payload))
+            return replace(state, attachments=attachments_after(state.attachments, event, payload))
         case ev.GenerationStarted():
             opened = OpenGeneration(
                 generation_id=payload.generation_id,
@@ -99,58 +105,6 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
             return replace(state, generations=_without(state.generations, payload.generation_id))
         case _:
             return state
-
-
-def wanted_after_start(state: State, payload: ev.ActorStarted) -> State:
-    """Device memory is empty: what was there is wanted but missing."""
-    model = state.model
-    if model is not None and (
-        model.status == "loaded" or (model.status == "error" and model.restored and model.attempts < MAX_ATTEMPTS)
-    ):
-        attempts = 0 if model.status == "loaded" else model.attempts
-        model = replace(model, status="loading", restored=True, attempts=attempts, error=None)
-    return replace(
-        state,
-        running=True,
-        max_attachments=payload.max_attachments,
-        drain_seconds=payload.drain_seconds,
-        model=model,
-        attachments=tuple(_wanted_again(a) for a in state.attachments),
-        generations=state.generations,
-    )
-
-
-def _wanted_again(attachment: AttachmentState) -> AttachmentState:
-    if attachment.status == "attached":
-        return replace(attachment, status="attaching", restored=True, attempts=0)
-    if attachment.status == "failed" and attachment.attempts < MAX_ATTEMPTS:
-        return replace(attachment, status="attaching", error=None)
-    return attachment
-
-
-def _interrupted(state: State, payload: ev.EffectInterrupted) -> State:
-    """Count the death with the effect that was under way."""
-    match payload.effect:
-        case "load_model":
-            model = state.model
-            if model is None or model.request_position != payload.request_position:
-                return state
-            return replace(state, model=replace(model, attempts=payload.attempt))
-        case "attach" | "detach":
-            return replace(
-                state,
-                attachments=tuple(
-                    replace(a, attempts=payload.attempt)
-                    if payload.request_position in (a.request_position, a.detach_position)
-                    else a
-                    for a in state.attachments
-                ),
-            )
-        case _:
-            record = state.saes.get(payload.sae_id or "")
-            if record is None or record.request_position != payload.request_position:
-                return state
-            return _with_record(state, record.sae_id, replace(record, attempts=payload.attempt))
 
 
 def _model(model: ModelState | None, position: int, payload: ev.Payload) -> ModelState | None:
@@ -169,7 +123,14 @@ def _model(model: ModelState | None, position: int, payload: ev.Payload) -> Mode
         case ev.ModelLoaded() if model is not None and payload.request_position == model.request_position:
             return replace(model, status="loaded", facts=payload.model, error=None, attempts=0)
         case ev.ModelLoadFailed() if model is not None and payload.request_position == model.request_position:
-            return replace(model, status="error", facts=None, error=payload.error, restored=payload.restored)
+            return replace(
+                model,
+                status="error",
+                facts=None,
+                error=payload.error,
+                restored=payload.restored,
+                attempts=in_a_row(model.attempts),
+            )
         case ev.ModelUnloaded():
             return None
         case _:
@@ -228,68 +189,6 @@ def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeR
             return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
         case _:
             return record
-
-
-def _attachments(
-    attachments: tuple[AttachmentState, ...], event: Event, payload: ev.Payload
-) -> tuple[AttachmentState, ...]:
-    at = event.position
-    match payload:
-        case ev.SaeAttached():
-            done = tuple(
-                replace(
-                    a,
-                    status="attached",
-                    hook_point=payload.hook_point,
-                    hook_point_out=payload.hook_point_out,
-                    mode=payload.mode,
-                    dtype=payload.dtype,
-                    weights_sha256=payload.weights_sha256,
-                    memory_bytes=payload.memory_bytes,
-                    device_bytes=payload.device_bytes,
-                    steering=payload.steering,
-                    enabled=payload.enabled,
-                    attached_at=a.attached_at or event.time,
-                    replaces=(),
-                    attempts=0,
-                    error=None,
-                    position=at,
-                )
-                if a.request_position == payload.request_position and a.status == "attaching"
-                else a
-                for a in attachments
-            )
-            # A new attach says that someone has seen what is missing since the restart.
-            return done if payload.restored else tuple(a for a in done if a.status != "failed")
-        case ev.AttachFailed():
-            if payload.restored:
-                return tuple(
-                    replace(a, status="failed", error=payload.error, restored=True, position=at)
-                    if a.request_position == payload.request_position and a.status == "attaching"
-                    else a
-                    for a in attachments
-                )
-            return tuple(
-                a for a in attachments if a.request_position != payload.request_position or a.status != "attaching"
-            )
-        case ev.DetachRequested():
-            return tuple(
-                replace(a, status="detaching", detach_position=at, steering=(), attempts=0, position=at)
-                if a.sae_id == payload.sae_id and a.status != "detaching"
-                else a
-                for a in attachments
-            )
-        case ev.SaeDetached():
-            return tuple(a for a in attachments if a.request_position != payload.attach_position)
-        case ev.SteeringChanged():
-            return tuple(
-                replace(a, steering=payload.features, enabled=payload.enabled, position=at)
-                if a.sae_id == payload.sae_id and a.status == "attached"
-                else a
-                for a in attachments
-            )
-        case _:
-            return attachments
 
 
 def _commands(state: State, event: Event, payload: ev.Payload) -> State:

@@ -68,6 +68,8 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     status: AttachmentStatus
     request_position: int
     """The AttachRequested: key of the resident in the engine."""
+    model_position: int = 0
+    """The ModelLoadRequested of the model it belongs to."""
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode

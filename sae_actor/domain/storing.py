@@ -39,6 +39,9 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
         raise errors.SAEInUseError(f"{wanted.sae_id} is being deleted", sae_id=wanted.sae_id)
     if record.status == "downloading":
         return [_with(wanted, joined=record.request_position)]
+    if wanted.force:
+        # A restart must find the weights that were attached, not what a branch has moved to since.
+        _not_in_use(state, wanted.sae_id)
     if record.status == "cached" and record.sae is not None and not wanted.force:
         return [
             _with(wanted, reused=True),
@@ -82,12 +85,16 @@ def downloaded(report: ev.DownloadCompleted | ev.DownloadFailed, state: State) -
 
 def delete(command: Delete, state: State) -> list[ev.Payload]:
     record = known(state, command.sae_id)
-    in_use = next((a for a in state.attachments if a.sae_id == command.sae_id and a.status != "failed"), None)
-    if in_use is not None:
-        raise errors.SAEInUseError(f"{command.sae_id} is {in_use.status}", sae_id=command.sae_id)
+    _not_in_use(state, command.sae_id)
     if record.status in ("downloading", "deleting"):
         raise errors.SAEInUseError(f"{command.sae_id} is {record.status}", sae_id=command.sae_id)
     return [ev.DeleteRequested(sae_id=command.sae_id)]
+
+
+def _not_in_use(state: State, sae_id: str) -> None:
+    in_use = next((a for a in state.attachments if a.sae_id == sae_id and a.status != "failed"), None)
+    if in_use is not None:
+        raise errors.SAEInUseError(f"{sae_id} is {in_use.status}", sae_id=sae_id)
 
 
 def deleted(report: ev.SaeDeleted | ev.DeleteFailed, state: State) -> list[ev.Payload]:
