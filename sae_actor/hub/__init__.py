@@ -1,0 +1,24 @@
+"""SAEs on disk: fetched from a hub, imported, found again, deleted.
+
+    hub          `HuggingFaceHub`, the adapter of the port
+    layout       where files lie (the hub's own cache layout), and which names may be put there
+    claims       which of those files an SAE needs, written before they are fetched
+    selection    which files of a list make one SAE
+    digests      sha256 and git ids; what is known unchanged
+    imports, removal
+    process, protocol         one child process per download, and what is said to it
+
+In the child alone, which imports the hub's library:
+
+    child        its main: dies with the service, tells no secrets
+    fetch        the download from commit to description
+    remote       the hub over HTTP: guarded origins, classified refusals
+    transfer     one file: continued by Range, digested while it arrives, renamed when right
+    meter        progress and announced waits
+    catalog      the SAEs of a repository without their weights
+"""
+
+from .hub import DOWNLOAD_HOSTS, HuggingFaceHub
+from .protocol import Patience
+
+__all__ = ["DOWNLOAD_HOSTS", "HuggingFaceHub", "Patience"]

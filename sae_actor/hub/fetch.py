@@ -1,0 +1,215 @@
+"""The whole of one download, in the child process: commit, list, choice, space, bytes, links, description.
+
+Nothing is linked into a snapshot before every file is verified, and what `describe` refuses is taken out again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from posixpath import dirname, join, relpath
+
+import msgspec
+from huggingface_hub import constants
+
+from ..domain.refs import SaeFile
+from ..errors import DiskFullError, RepositoryNotFoundError, SAEDownloadError, SAEError, SAEUnsupportedError
+from ..formats import FORMATS, describe, weight_files
+from . import claims as claimed
+from .claims import Claim, ClaimedFile, Claims
+from .digests import Stamp, weights_sha256
+from .layout import COMMIT, DIGEST, Repository, blobs_bytes, fsync_folder, is_safe_path, write_durably
+from .meter import Meter
+from .protocol import Done, DownloadJob, Placed, Working
+from .remote import RemoteFile, RemoteHub
+from .removal import withdraw
+from .selection import CONFIGS, FAMILIES, Found, choose, target
+from .transfer import Transfer, retried
+
+
+class Fetch:
+    """One download job; `send` takes the progress."""
+
+    def __init__(self, job: DownloadJob, send: Callable[[Working], None]) -> None:
+        self._job = job
+        self._root = Path(job.root)
+        self._repository = Repository.of(self._root, job.repository_id)
+        self._meter = Meter(send)
+        self._hub = RemoteHub(job.patience, job.download_hosts)
+        self._transfer = Transfer(self._hub, self._repository, job.patience, self._meter)
+
+    def run(self) -> Done:
+        """Every error is an `SAEError`, or an OSError of the disk."""
+        job = self._job
+        self._meter.phase("resolving")
+        if constants.is_offline_mode():
+            commit, listed = self._on_disk()
+        else:
+            commit = retried(partial(self._hub.commit, job.repository_id, job.revision), job.patience, self._meter)
+            self._meter.phase("listing")
+            listed = retried(partial(self._list, commit), job.patience, self._meter)
+        by_path = {file.path: file for file in listed}
+        found = choose(by_path, job.path)
+        _check_readable(found)
+        files = [by_path[path] for path in found.files]
+        self._meter.total = sum(file.bytes for file in files)
+        self._meter.phase("checking")
+        self._check_space(files)
+        claim = self._claim(commit, files)
+        placed = self._place(claim, files)
+        self._meter.phase("describing")
+        folder = self._repository.snapshot(commit) / target([file.path for file in files], job.path)
+        try:
+            sae = describe(folder)
+            names = weight_files(folder)
+        except SAEError:
+            withdraw(self._root, self._repository, job.sae_id, claim)
+            raise
+        self._complete(claim)
+        base = found.path if found.path not in by_path else dirname(found.path)
+        by_name = {relpath(each.file.path, base or "."): each.file.sha256 for each in placed}
+        weights = weights_sha256((name, by_name[name]) for name in names)
+        return Done(commit=commit, files=tuple(placed), sae=sae, weights_sha256=weights)
+
+    # — what to fetch —
+
+    def _list(self, commit: str) -> list[RemoteFile]:
+        """The files among which the SAE is: the whole repository without a path, else as little as will do."""
+        repository_id, path = self._job.repository_id, self._job.path
+        if path is None:
+            return self._hub.files(repository_id, commit)
+        above = {dirname(path), dirname(dirname(path))}
+        near = [join(folder, config) for folder in sorted(above) for config in CONFIGS]
+        files, folders = self._hub.some(repository_id, commit, [path, *near])
+        if path in folders:
+            known = {file.path for file in files}
+            files += [file for file in self._hub.files(repository_id, commit, path) if file.path not in known]
+        elif path not in {file.path for file in files}:
+            raise RepositoryNotFoundError("The hub has no such path", reason="not_found", kind="path", path=path)
+        return files
+
+    def _on_disk(self) -> tuple[str, list[RemoteFile]]:
+        """HF_HUB_OFFLINE: the commit and files that an earlier download left; their names are their digests."""
+        job, repository = self._job, self._repository
+        offline = SAEDownloadError("HF_HUB_OFFLINE is set, and the files are not here", reason="offline")
+        commit = job.revision
+        if COMMIT.fullmatch(commit) is None:
+            try:
+                commit = repository.ref(job.revision).read_text().strip()
+            except OSError:
+                raise offline from None
+        if COMMIT.fullmatch(commit) is None or job.force:
+            raise offline
+        files = []
+        snapshot = repository.snapshot(commit)
+        for link in sorted(snapshot.rglob("*")):
+            if link.is_symlink() and DIGEST.fullmatch(digest := os.path.basename(os.readlink(link))):
+                size = link.stat().st_size if link.exists() else 0
+                files.append(RemoteFile(link.relative_to(snapshot).as_posix(), size, digest))
+        if not files:
+            raise offline
+        return commit, files
+
+    def _check_space(self, files: Sequence[RemoteFile]) -> None:
+        """Refuse before the first byte what the quota or the disk cannot take."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        needed = 0
+        for file in files:
+            if self._job.force or _size(self._repository.blob(file.digest)) != file.bytes:
+                needed += max(0, file.bytes - (_size(self._repository.partial(file.digest)) or 0))
+        free = shutil.disk_usage(self._root).free - self._job.reserve_bytes
+        if needed > free:
+            raise DiskFullError(
+                f"The download needs {needed} bytes, and {max(free, 0)} are free for it", reason="no_space",
+                needed_bytes=needed, free_bytes=max(free, 0),
+            )  # fmt: skip
+        if self._job.quota_bytes is not None and needed:
+            used = blobs_bytes(self._root)
+            if used + needed > self._job.quota_bytes:
+                raise DiskFullError(
+                    f"The download needs {needed} bytes; {used} of the quota of {self._job.quota_bytes} are used",
+                    reason="quota", needed_bytes=needed, used_bytes=used, quota_bytes=self._job.quota_bytes,
+                )  # fmt: skip
+
+    # — putting it there —
+
+    def _claim(self, commit: str, files: Sequence[RemoteFile]) -> Claim:
+        """Say what will be here, before any of it is: the claim of an earlier attempt at the same commit goes on."""
+        job = self._job
+        claims = claimed.read(self._repository, job.sae_id) or Claims(sae_id=job.sae_id, revision=job.revision)
+        wanted = tuple(ClaimedFile(file.path, file.digest, file.bytes) for file in files)
+        before = claims.of(job.request_position)
+        fetched = before.fetched if before is not None and before.commit == commit else ()
+        claim = Claim(request_position=job.request_position, commit=commit, files=wanted, fetched=fetched)
+        claimed.write(self._repository, claims.put(claim))
+        return claim
+
+    def _place(self, claim: Claim, files: Sequence[RemoteFile]) -> list[Placed]:
+        """Every blob verified, then every link made; again where another SAE's deletion took a blob away meanwhile."""
+        fetched = set(claim.fetched)
+        for _ in range(3):
+            found: list[tuple[RemoteFile, str, Stamp]] = []
+            for file in files:
+                anew = self._job.force and file.digest not in fetched
+                sha256, stamp = self._transfer.obtain(self._job.repository_id, claim.commit, file, anew=anew)
+                if anew:
+                    fetched.add(file.digest)
+                    self._store(msgspec.structs.replace(claim, fetched=tuple(sorted(fetched))))
+                found.append((file, sha256, stamp))
+            for file, _, _ in found:
+                self._link(claim.commit, file)
+            if all(_is_there(self._repository, claim.commit, file, stamp) for file, _, stamp in found):
+                return [Placed(SaeFile(file.path, file.bytes, sha256), stamp) for file, sha256, stamp in found]
+        raise SAEDownloadError("The files are removed as soon as they are here", reason="removed")
+
+    def _link(self, commit: str, file: RemoteFile) -> None:
+        """Let snapshots/<commit>/<path> lead to the blob, in one step."""
+        link = self._repository.link(commit, file.path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        expected = self._repository.folder.resolve() / "snapshots" / commit / dirname(file.path)
+        if not is_safe_path(file.path) or link.parent.resolve() != expected:
+            raise SAEDownloadError("A folder of the cache is a link to elsewhere", reason="unsafe_name", file=file.path)
+        text = os.path.relpath(self._repository.blob(file.digest), link.parent)
+        if link.is_symlink() and os.readlink(link) == text:
+            return
+        temporary = link.with_name(f".{file.digest}.{os.getpid()}.tmp")
+        temporary.symlink_to(text)
+        temporary.replace(link)
+        fsync_folder(link.parent)
+
+    def _complete(self, claim: Claim) -> None:
+        """From here on the files count as this SAE's, and other tools find the revision."""
+        if self._job.revision != claim.commit:
+            write_durably(self._repository.ref(self._job.revision), claim.commit.encode())
+        self._store(msgspec.structs.replace(claim, complete=True, fetched=()))
+
+    def _store(self, claim: Claim) -> None:
+        claims = claimed.read(self._repository, self._job.sae_id)
+        claims = claims or Claims(sae_id=self._job.sae_id, revision=self._job.revision)
+        claimed.write(self._repository, claims.put(claim))
+
+
+def _check_readable(found: Found) -> None:
+    """Refuse a family that no reader is there for before its weights are fetched."""
+    families = {family.format for family in FAMILIES}
+    if found.format in families and found.format not in {each.name for each in FORMATS}:
+        raise SAEUnsupportedError(
+            f"SAEs of the format {found.format} cannot be read", check="format", format=found.format
+        )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
+
+
+def _is_there(repository: Repository, commit: str, file: RemoteFile, stamp: Stamp) -> bool:
+    try:
+        return Stamp.of(repository.link(commit, file.path)) == stamp
+    except OSError:
+        return False

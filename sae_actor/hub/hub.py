@@ -1,0 +1,184 @@
+"""`HuggingFaceHub`: the port `Hub` over a folder in the hub's cache layout and child processes that fill it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from ..errors import SAEDownloadError, SAEInvalidError
+from ..ports import CatalogEntry, HubSae, Progress
+from . import imports, removal
+from .digests import KnownDigests
+from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
+from .process import run_job
+from .protocol import CatalogJob, Done, DownloadJob, Listed, Patience, Working
+from .selection import target
+
+DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
+"""Beside the hub's own origin, the hosts (and their subdomains) that its files may come from."""
+
+
+class HuggingFaceHub:
+    """The port `Hub`.
+
+    folder          the data folder's hub/; made when first needed
+    import_roots    folders under which an import may lie
+    environment     HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, proxies…; None: that of this process
+    quota_bytes     most that `folder` may hold
+    reserve_bytes   free disk that a download leaves: the event log lives there too
+    download_hosts  further hosts that a hub may redirect to
+    max_downloads   child processes at a time; further downloads wait their turn
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        import_roots: Sequence[Path] = (),
+        environment: Mapping[str, str] | None = None,
+        quota_bytes: int | None = None,
+        reserve_bytes: int = 64 << 20,
+        download_hosts: Sequence[str] = DOWNLOAD_HOSTS,
+        max_downloads: int = 4,
+        patience: Patience | None = None,
+        silence_seconds: float = 300.0,
+    ) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self._import_roots = tuple(import_roots)
+        self._environment = environment
+        self._quota_bytes = quota_bytes
+        self._reserve_bytes = reserve_bytes
+        self._download_hosts = tuple(download_hosts)
+        self._turns = anyio.Semaphore(max_downloads)
+        self._patience = patience or Patience()
+        self._silence_seconds = silence_seconds
+        self._known = KnownDigests()
+        self._running: set[anyio.CancelScope] = set()
+
+    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
+        def heard(message: Working) -> None:
+            told = {
+                "sae_id": effect.sae_id,
+                "phase": message.phase,
+                "bytes": message.bytes,
+                "total": message.total,
+                "rate": message.rate,
+                "seconds_left": message.seconds_left,
+                "file": message.file,
+            }
+            progress("download_progress", told if message.reason is None else {**told, "reason": message.reason})
+
+        job = DownloadJob(
+            parent=os.getpid(),
+            root=str(self.folder),
+            sae_id=effect.sae_id,
+            request_position=effect.request_position,
+            repository_id=effect.repository_id,
+            revision=_checked_revision(effect.revision),
+            path=effect.path,
+            force=effect.force,
+            quota_bytes=self._quota_bytes,
+            reserve_bytes=self._reserve_bytes,
+            download_hosts=self._download_hosts,
+            patience=self._patience,
+        )
+        if self._turns.value == 0:
+            heard(Working(phase="waiting", reason="other_downloads"))
+        async with self._turns:
+            done = await self._run(job, heard)
+        if not isinstance(done, Done):
+            raise SAEDownloadError("The process of the download answered something else", reason="process")
+        snapshot = Repository.of(self.folder, effect.repository_id).snapshot(done.commit)
+        for placed in done.files:
+            self._known.remember(snapshot / placed.file.path, placed.stamp, placed.file.sha256)
+        files = tuple(placed.file for placed in done.files)
+        return HubSae(commit=done.commit, files=files, sae=done.sae, weights_sha256=done.weights_sha256)
+
+    async def resolve_import(self, path: str) -> str:
+        return await to_thread.run_sync(imports.resolve, path, self._import_roots)
+
+    async def import_(self, effect: ImportEffect) -> HubSae:
+        # Reading only: a cancelled caller need not wait for the digest of a large file.
+        return await to_thread.run_sync(imports.register, effect.path, self._known, abandon_on_cancel=True)
+
+    async def locate(self, location: SaeLocation) -> str:
+        return await to_thread.run_sync(self._locate, location, abandon_on_cancel=True)
+
+    async def delete(self, effect: DeleteEffect) -> int:
+        return await to_thread.run_sync(removal.delete, self.folder, effect)
+
+    async def discard(self, effect: DownloadEffect) -> None:
+        await to_thread.run_sync(removal.discard, self.folder, effect)
+
+    async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
+        job = CatalogJob(
+            parent=os.getpid(),
+            repository_id=repository_id,
+            revision=_checked_revision(revision),
+            download_hosts=self._download_hosts,
+            patience=self._patience,
+        )
+        listed = await self._run(job, lambda _: None)
+        if not isinstance(listed, Listed):
+            raise SAEDownloadError("The process of the catalog answered something else", reason="process")
+        return list(listed.entries)
+
+    async def sweep(self, commits: Mapping[str, str | None]) -> int:
+        """Before the first download of this process: remove what killed processes left, see `removal.sweep`.
+
+        `commits`: every hub SAE on record and the commit whose files it has (None: none yet). The bytes freed.
+        """
+        return await to_thread.run_sync(partial(removal.sweep, self.folder, dict(commits)))
+
+    async def disk_use(self) -> int:
+        """Bytes of everything that was downloaded, finished or not."""
+        return await to_thread.run_sync(blobs_bytes, self.folder)
+
+    async def close(self) -> None:
+        """End every child process; their calls raise `SAEDownloadError` (`stopped`)."""
+        for scope in tuple(self._running):
+            scope.cancel()
+
+    async def _run(self, job: DownloadJob | CatalogJob, heard: Callable[[Working], None]) -> Done | Listed:
+        with anyio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                environment = os.environ if self._environment is None else self._environment
+                return await run_job(job, environment, heard, self._silence_seconds)
+            finally:
+                self._running.discard(scope)
+        raise SAEDownloadError("The service is stopping", reason="stopped")
+
+    def _locate(self, location: SaeLocation) -> str:
+        if location.source == "import":
+            base, again = Path(location.path or ""), "delete the record and import it again"
+        elif location.repository_id is None or not DIGEST.fullmatch(location.commit or ""):
+            raise SAEInvalidError("The SAE has no files", check="files")
+        else:
+            base = Repository.of(self.folder, location.repository_id).snapshot(location.commit or "")
+            again = "download it again with force"
+        for file in location.files:
+            fields = {"file": file.path, "repository_id": location.repository_id}
+            try:
+                if not is_safe_path(file.path):
+                    raise FileNotFoundError
+                stamp, sha256 = self._known.of(base / file.path)
+            except OSError:
+                raise SAEInvalidError(f"{file.path} is gone: {again}", check="missing", **fields) from None
+            if stamp.bytes != file.bytes or sha256 != file.sha256:
+                raise SAEInvalidError(f"{file.path} has changed: {again}", check="sha256", **fields)
+        if location.source == "import":
+            return str(base)
+        return str(base / target([file.path for file in location.files], location.path))
+
+
+def _checked_revision(revision: str) -> str:
+    if not is_safe_revision(revision):
+        raise SAEDownloadError("The revision is not the name of a branch, tag or commit", reason="bad_revision")
+    return revision

@@ -1,0 +1,139 @@
+"""Where files lie: the hub's own cache layout inside one folder, and which names may be put there.
+
+    hub/models--org--name/blobs/<digest>             a complete, verified file
+    hub/models--org--name/blobs/<digest>.incomplete  what has arrived so far; continued by the next try
+    hub/models--org--name/snapshots/<commit>/<path>  link to the blob
+    hub/models--org--name/refs/<revision>            the commit that a branch or tag stood for
+    hub/models--org--name/.claims/<sae_id>.json      which of these files an SAE needs, see `claims`
+
+`<digest>` is the sha256 of a file in large-file storage and the git blob id of any other, as the hub's ETag says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SAEDownloadError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
+
+MAX_FILE_BYTES = 1 << 40
+"""No SAE file is a terabyte; a size beyond it is a lie."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The folder of one hub repository."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, root: Path, repository_id: str) -> Repository:
+        return cls(root / "--".join(("models", *repository_id.split("/"))))
+
+    @property
+    def blobs(self) -> Path:
+        return self.folder / "blobs"
+
+    @property
+    def claims(self) -> Path:
+        return self.folder / ".claims"
+
+    def blob(self, digest: str) -> Path:
+        return self.blobs / digest
+
+    def partial(self, digest: str) -> Path:
+        return self.blobs / f"{digest}.incomplete"
+
+    def snapshot(self, commit: str) -> Path:
+        return self.folder / "snapshots" / commit
+
+    def link(self, commit: str, path: str) -> Path:
+        return self.snapshot(commit) / path
+
+    def ref(self, revision: str) -> Path:
+        return self.folder / "refs" / revision
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a file name of a repository stays inside the folder it is put into."""
+    return (
+        0 < len(path) <= 1024
+        and not path.startswith("/")
+        and _CONTROL.search(path) is None
+        and path.isprintable()
+        and all(part not in ("", ".", "..") and len(os.fsencode(part)) <= 255 for part in path.split("/"))
+    )
+
+
+def check_path(path: object) -> str:
+    """`path`, if a hub may name a file so; a hub that lies about names is not asked again."""
+    if not isinstance(path, str) or not is_safe_path(path):
+        raise SAEDownloadError("The hub lists a file under a name that is not allowed", reason="unsafe_name")
+    return path
+
+
+def check_commit(commit: object) -> str:
+    if not isinstance(commit, str) or COMMIT.fullmatch(commit) is None:
+        raise SAEDownloadError("The hub names a commit that is not 40 hex digits", reason="bad_commit")
+    return commit
+
+
+def check_size(size: object) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
+        raise SAEDownloadError("The hub states no size, or one that cannot be", reason="bad_size")
+    return size
+
+
+def is_safe_revision(revision: str) -> bool:
+    return _REVISION.fullmatch(revision) is not None and ".." not in revision and "//" not in revision
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and links inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path` whole or not at all, on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+def remove_empty(folder: Path, stop: Path) -> None:
+    """Remove `folder` and its parents up to, not including, `stop`, as far as they are empty."""
+    while folder != stop and stop in folder.parents:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def blobs_bytes(root: Path) -> int:
+    """Bytes of all blobs below the hub folder, finished or not."""
+    total = 0
+    for blob in root.glob("models--*/blobs/*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += blob.lstat().st_size
+    return total

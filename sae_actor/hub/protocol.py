@@ -1,0 +1,109 @@
+"""What the service and the process of one download say to each other: one JSON object per line.
+
+The job goes in on standard input, messages come out on standard output; the last one is `Done`, `Listed` or
+`Failed`. Standard input stays open as long as the service lives: its end is the child's end. No token is in
+any of it: the child finds that where the hub's library looks, in its environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ..domain.refs import SaeDescription, SaeFile
+from ..ports import CatalogEntry
+from .digests import Stamp
+
+
+class Patience(Struct, frozen=True, kw_only=True):
+    """How long to wait for a hub, and how often to come back. Seconds, unless said otherwise."""
+
+    request_seconds: float = 60.0
+    """A listing, a header or a connection may take this long as a whole."""
+    stall_seconds: float = 30.0
+    """No byte of a body for this long is a stall."""
+    slow_seconds: float = 60.0
+    """Over such a window a body must bring `slow_bytes` a second."""
+    slow_bytes: int = 10_000
+    backoff_seconds: float = 1.0
+    """First wait before another try; doubled each time."""
+    backoff_cap_seconds: float = 60.0
+    """No wait is longer, whatever Retry-After says."""
+    tries: int = 5
+    """Tries in a row that may bring less than `worthwhile_bytes`."""
+    worthwhile_bytes: int = 1 << 20
+
+
+class DownloadJob(Struct, frozen=True, kw_only=True, tag="download"):
+    parent: int
+    """Process id of the service."""
+    root: str
+    """The data folder's hub/."""
+    sae_id: str
+    request_position: int
+    repository_id: str
+    revision: str
+    path: str | None
+    force: bool
+    quota_bytes: int | None
+    reserve_bytes: int
+    """Free disk that a download must leave."""
+    download_hosts: tuple[str, ...]
+    patience: Patience
+
+
+class CatalogJob(Struct, frozen=True, kw_only=True, tag="catalog"):
+    parent: int
+    repository_id: str
+    revision: str
+    download_hosts: tuple[str, ...]
+    patience: Patience
+
+
+Job: TypeAlias = DownloadJob | CatalogJob
+
+
+class Working(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="working"):
+    """Progress; `phase` is resolving, listing, checking, waiting, body, verifying or describing."""
+
+    phase: str
+    bytes: int = 0
+    total: int = 0
+    rate: float = 0.0
+    """Bytes a second, lately."""
+    seconds_left: float | None = None
+    file: str | None = None
+    reason: str | None = None
+    """While waiting: what for."""
+
+
+class Placed(Struct, frozen=True):
+    """A verified file: where its link is below the snapshot, and its stamp when it was verified."""
+
+    file: SaeFile
+    stamp: Stamp
+
+
+class Done(Struct, frozen=True, kw_only=True, tag="done"):
+    commit: str
+    files: tuple[Placed, ...]
+    sae: SaeDescription
+    weights_sha256: str
+
+
+class Listed(Struct, frozen=True, kw_only=True, tag="listed"):
+    entries: tuple[CatalogEntry, ...]
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    code: str
+    detail: str
+    fields: dict[str, Any] = {}
+
+
+Message: TypeAlias = Working | Done | Listed | Failed
+
+JOB = msgspec.json.Decoder(Job)
+MESSAGE = msgspec.json.Decoder(Message)

@@ -1,0 +1,256 @@
+"""The hub over HTTP, through huggingface_hub: commit, file list, headers and body of one file.
+
+The library does the protocol; what it leaves out is done here, in hooks of its session, so that it holds for
+every request and every redirect: which origins may be talked to, that a token goes to none but the hub's own,
+and that a refusal becomes an error of this package before the library sleeps for as long as a server likes.
+Imported by the child process alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from types import FrameType
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_url, set_client_factory
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not in __all__
+from msgspec import Struct
+
+from ..errors import BadRequestError, ForbiddenError, GatedError, RepositoryNotFoundError, SAEDownloadError
+from .layout import DIGEST, SHA256, check_commit, check_path, check_size
+from .protocol import Patience
+
+_http: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+"""The HTTP library of this huggingface_hub: httpx, or its successor under another name."""
+
+MAX_LISTED = 200_000
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class TransientError(Exception):
+    """Something that may be better in a while. `reason` is what a failure in the end is put down to."""
+
+    def __init__(self, reason: str, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.reason, self.detail, self.retry_after = reason, detail, retry_after
+
+
+class RemoteFile(Struct, frozen=True):
+    """One file of a repository as its list names it."""
+
+    path: str
+    bytes: int
+    digest: str
+    """sha256 in large-file storage, else the git blob id: name of the blob, and what its bytes must hash to."""
+
+    @property
+    def git(self) -> bool:
+        return SHA256.fullmatch(self.digest) is None
+
+
+class RemoteHub:
+    """A session with the hub that HF_ENDPOINT names."""
+
+    def __init__(self, patience: Patience, download_hosts: Sequence[str]) -> None:
+        self._patience = patience
+        self._hosts = tuple(host.lower() for host in download_hosts)
+        self._endpoint = _origin(constants.ENDPOINT)
+        self._api = HfApi()
+        template = get_session()
+
+        def factory() -> Any:
+            return type(template)(
+                event_hooks={
+                    "request": [self._guard, *template.event_hooks["request"]],
+                    "response": [*template.event_hooks["response"], _refuse],
+                },
+                follow_redirects=True,
+                max_redirects=20,
+                timeout=patience.request_seconds,
+            )
+
+        set_client_factory(factory)
+
+    # — what the hub is asked —
+
+    def commit(self, repository_id: str, revision: str) -> str:
+        """The commit that the revision stands for now."""
+        with self._asking():
+            found = self._api.model_info(repository_id, revision=revision, expand=["sha"])
+        return check_commit(found.sha)
+
+    def files(self, repository_id: str, commit: str, folder: str | None = None) -> list[RemoteFile]:
+        """Every file below `folder`, or of the repository."""
+        files: list[RemoteFile] = []
+        with self._asking():
+            for entry in self._api.list_repo_tree(repository_id, folder, recursive=True, revision=commit):
+                if isinstance(entry, RepoFile):
+                    files.append(_remote_file(entry))
+                    if len(files) % 500 == 0:
+                        # Another page: the deadline is that of one exchange, and a large list takes many.
+                        signal.setitimer(signal.ITIMER_REAL, self._patience.request_seconds)
+                if len(files) > MAX_LISTED:
+                    raise SAEDownloadError("The repository lists too many files", reason="too_many_files")
+        return files
+
+    def some(self, repository_id: str, commit: str, paths: Sequence[str]) -> tuple[list[RemoteFile], list[str]]:
+        """Those of `paths` that are there: the files, and the names of the folders."""
+        with self._asking():
+            entries = self._api.get_paths_info(repository_id, list(paths), revision=commit)
+        files = [_remote_file(entry) for entry in entries if isinstance(entry, RepoFile)]
+        return files, [check_path(entry.path) for entry in entries if not isinstance(entry, RepoFile)]
+
+    def address(self, repository_id: str, commit: str, file: RemoteFile) -> str:
+        """Where the bytes are, after the headers agreed with the list; may be a signed URL: never shown."""
+        url = hf_hub_url(repository_id, file.path, revision=commit)
+        with self._asking():
+            found = get_hf_file_metadata(url, timeout=self._patience.request_seconds)
+        if check_commit(found.commit_hash) != commit:
+            raise SAEDownloadError("The hub answers for another commit", reason="moved", file=file.path)
+        if found.etag is None or DIGEST.fullmatch(found.etag) is None:
+            raise SAEDownloadError("The hub's ETag is not a digest", reason="bad_etag", file=file.path)
+        if found.etag != file.digest:
+            raise SAEDownloadError("The hub's ETag is not the listed digest", reason="bad_etag", file=file.path)
+        if check_size(found.size) != file.bytes:
+            raise SAEDownloadError("The hub's size is not the listed size", reason="bad_size", file=file.path)
+        return urljoin(url, found.location)
+
+    @contextmanager
+    def body(self, url: str, offset: int) -> Iterator[Any]:
+        """An open GET for the bytes from `offset`, read with `iter_raw`; its status is the caller's to check."""
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        timeout = self._patience.stall_seconds
+        with _transport(), get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
+            yield answer
+
+    # — inside —
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One exchange that ends, whatever the server does: a byte a minute would outlast any read timeout."""
+
+        def expired(_signal: int, _frame: FrameType | None) -> None:
+            raise TransientError("timeout", "The hub took too long to answer")
+
+        before = signal.signal(signal.SIGALRM, expired)
+        signal.setitimer(signal.ITIMER_REAL, self._patience.request_seconds)
+        try:
+            with _readable(), _transport():
+                yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _guard(self, request: Any) -> None:
+        """Refuse a request to where no hub sends its readers, and keep the token from all but the hub's origin."""
+        origin = _origin(str(request.url))
+        if origin == self._endpoint:
+            return
+        scheme, host, port = origin
+        allowed = any(host == each or host.endswith(f".{each}") or f"{host}:{port}" == each for each in self._hosts)
+        # Plain HTTP only where the hub itself is plain: a mirror on a closed network, a test.
+        if not allowed or scheme not in {"https", self._endpoint[0]} or (_is_address(host) and host not in self._hosts):
+            raise SAEDownloadError("The hub redirects to a place that is not allowed", reason="redirect")
+        request.headers.pop("authorization", None)
+        request.headers.pop("cookie", None)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    path = check_path(entry.path)
+    large = entry.lfs
+    digest = entry.blob_id if large is None else large.sha256
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest) or (large is not None) != (len(digest) == 64):
+        raise SAEDownloadError("The hub lists a file without a digest", reason="bad_digest", file=path)
+    return RemoteFile(path, check_size(entry.size if large is None else large.size), digest)
+
+
+def _refuse(response: Any) -> None:
+    """Hook on every answer: an error of ours for every refusal, before the library reacts to it."""
+    status, headers = response.status_code, response.headers
+    if status < 400:
+        return
+    code = headers.get("X-Error-Code", "")
+    if code == "GatedRepo":
+        raise GatedError("The repository is gated: ask for access on its page, and give HF_TOKEN", reason="gated")
+    kinds = {"RepoNotFound": "repository", "RevisionNotFound": "revision", "EntryNotFound": "path"}
+    if code in kinds:
+        kind = kinds[code]
+        raise RepositoryNotFoundError(f"The hub has no such {kind}, or hides it", reason="not_found", kind=kind)
+    if status == 401:
+        raise RepositoryNotFoundError("The hub wants a valid token, or has no such repository", reason="auth_required")
+    if status == 403:
+        raise ForbiddenError("The hub refuses access", reason="forbidden")
+    if status in (404, 410):
+        raise RepositoryNotFoundError("The hub has no such repository, revision or path", reason="not_found")
+    if status == 429:
+        raise TransientError("rate_limited", "The hub limits the rate of requests", _retry_after(headers))
+    if status == 408 or status >= 500:
+        raise TransientError("hub_unavailable", f"The hub answers {status}", _retry_after(headers))
+    if status == 416:
+        raise TransientError("bad_range", "The hub refuses to continue from where the file ends")
+    raise SAEDownloadError(f"The hub answers {status}", reason="http", status=status)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that Retry-After asks for: a number or a date; None for anything else."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit() and len(text) <= 18:
+        return float(text)
+    try:
+        at = parsedate_to_datetime(text)
+    except (ValueError, TypeError):
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=datetime.UTC)
+    return max(0.0, (at - datetime.datetime.now(datetime.UTC)).total_seconds())
+
+
+@contextmanager
+def _transport() -> Iterator[None]:
+    """Errors of the HTTP library as ours; their messages hold URLs and headers and are left behind."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise SAEDownloadError("HF_HUB_OFFLINE is set, and the files are not here", reason="offline") from None
+    except (_http.TooManyRedirects, _http.UnsupportedProtocol, _http.InvalidURL):
+        raise SAEDownloadError("The hub redirects without end, or to no address", reason="redirect") from None
+    except _http.TimeoutException:
+        raise TransientError("timeout", "The hub does not answer in time") from None
+    except _http.HTTPError as error:
+        raise TransientError("connection", f"The connection to the hub failed ({type(error).__name__})") from None
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What the library does with an answer that is not the hub's: a login page, JSON of another shape."""
+    try:
+        yield
+    except HFValidationError:
+        raise BadRequestError("The repository id is not one that the hub knows") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        detail = f"The hub's answer cannot be read ({type(error).__name__})"
+        raise SAEDownloadError(detail, reason="protocol") from None
