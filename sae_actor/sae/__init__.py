@@ -5,6 +5,7 @@
     encoder       the encoders, and the choice of the k largest
     sparse        sums over active decoder rows
     steering      edits → differences, vectorised over rows
+    units         strengths in other units → raw ones
 
 `formats` reads what the files say; it knows nothing of torch and is imported by this package, never the other way.
 """
@@ -12,5 +13,7 @@
 from .autoencoder import SAE
 from .load import load_sae
 from .spec import SaeSpec
+from .steering import Difference, Steering
+from .units import resolve_units
 
-__all__ = ["SAE", "SaeSpec", "load_sae"]
+__all__ = ["SAE", "Difference", "SaeSpec", "Steering", "load_sae", "resolve_units"]

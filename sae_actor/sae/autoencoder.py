@@ -137,7 +137,7 @@ class SAE:
                 mean = x.mean(dim=-1, keepdim=True)  # [n, 1]
                 x = x - mean
             if recipe.row_norm == "layer_norm":
-                scale = x.std(dim=-1, keepdim=True)  # [n, 1]
+                scale = x.norm(dim=-1, keepdim=True) / math.sqrt(max(1, self.spec.d_in - 1))  # [n, 1], std of centred x
                 x = x / (scale + LAYER_NORM_EPS)
             elif recipe.row_norm == "constant_norm":
                 norm = x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)  # a row of zeros stays one
