@@ -94,8 +94,8 @@ class Steering:
             [edits[n].method == "project" for n in projected], dtype=torch.bool, device=device
         )
         rows = sae.decoder_rows(indexes([edits[n].feature for n in projected])).double()  # [p, d_out]
-        self._V = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # [p, d_out]
-        self._v = self._V.to(dtype)  # [p, d_out]
+        self._V: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # [p, d_out]
+        self._v: Tensor = self._V.to(dtype)  # [p, d_out]
         self._duals: OrderedDict[bytes, Tensor] = OrderedDict()
 
     @classmethod
