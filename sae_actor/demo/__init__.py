@@ -2,7 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 SAE_FOLDER = Path(__file__).with_name("sae")
 """The bundled SAE, in SAELens layout; its README says what it was trained on and which features read well."""
+
+QUESTION = "Tell me about your day."
+FEATURE = 584
+"""God / self / nature."""
+STRENGTH = 85
+MAX_TOKENS = 40
+
+_TEXT = 'import json,sys; a = json.load(sys.stdin); print(a["choices"][0]["message"]["content"] if "choices" in a else a)'
+
+
+def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
+    """Three lines for a shell: the bare answer, feature 584 steered to 85, the answer again.
+
+    The texts are greedy, so they come out the same each time. The first asks for no intervention by name, and so is
+    bare whatever is steered already. `token`: the service asks for one, which the lines take from SAE_ACTOR_TOKEN.
+    """
+    question = {
+        "model": "default",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": MAX_TOKENS,
+    }
+    edit = {"feature": FEATURE, "strength": STRENGTH, "method": "add", "exclude": ["sink"]}
+    curl = "curl -sS -H 'Content-Type: application/json'"
+    if token:
+        curl += ' -H "Authorization: Bearer $SAE_ACTOR_TOKEN"'
+    chat = f"{curl} {url}/v1/chat/completions -d"
+    text = f"| python3 -c {shlex.quote(_TEXT)}"
+    steering = f"{curl} -X PUT {url}/api/saes/{sae_id}/steering -d"
+    return [
+        f"{chat} {_quoted({**question, 'sae': {'baseline': True}})} {text}",
+        f"{steering} {_quoted({'features': [edit]})}",
+        f"{chat} {_quoted(question)} {text}",
+    ]
+
+
+def _quoted(body: dict[str, object]) -> str:
+    return shlex.quote(json.dumps(body))

@@ -68,7 +68,7 @@ def test_the_file_comes_from_the_flag_or_else_the_environment_and_never_from_the
         ('[hub]\nimport_roots = "/a"', "hub.import_roots: Expected `array`, got `str`"),
         ('[model]\ndtype = "float8"', "model.dtype: "),
         ('[model]\nid = "a\\nb"', "model.id: "),
-        ("[audit]\nrecord_text = true", "audit.record_text: "),
+        ('[audit]\nrecord_text = "yes"', "audit.record_text: Expected `bool`, got `str`"),
         ("[server", "not TOML"),
         ("[server]\nport = 1\nport = 2", "not TOML"),
     ],

@@ -1,0 +1,302 @@
+"""The calls: one method per route or command line command."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, overload
+from urllib.parse import quote
+
+import httpx
+
+from ..errors import SAEAmbiguousError, SAENotFoundError
+from .sse import frames
+from .wire import Answer, UnreachableError, Wire, problem_error
+
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+Features: TypeAlias = Mapping[int, float] | Sequence[Mapping[str, Any]]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_WAIT = 300
+"""Seconds that the service waits for an outcome at most before it answers 202."""
+POLL_SECONDS = 0.5
+TEXT_SECONDS = 660.0
+"""An unstreamed text arrives at its end; the service gives up before this."""
+SILENCE_SECONDS = 60.0
+"""The event stream carries a comment every 15 s; one that is silent for longer is dead."""
+
+
+class StreamEvent(NamedTuple):
+    """One frame of `/api/events`: `id` is None for what is not in the log (progress, `reset`)."""
+
+    id: str | None
+    type: str
+    data: Any
+
+
+class Client:
+    """One service. `timeout`: seconds to wait for an answer, not counting waits that a method asks for.
+
+    Raises `ValueError` for an address that is none.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._wire = Wire(url, token, timeout, transport)
+
+    @property
+    def url(self) -> str:
+        return self._wire.url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._wire.close()
+
+    # — what is there —
+
+    def status(self) -> Answer:
+        """`{"ready", "readiness", "model", "attachment"}`: `readiness` is the body of `/ready`."""
+        code, readiness = self._wire.request("GET", "/ready", allowed=(503,))
+        return {
+            "ready": code == 200,
+            "readiness": readiness,
+            "model": self.model(),
+            "attachment": self.attachment(),
+        }
+
+    def model(self) -> Answer:
+        return self._get("/api/model")
+
+    def attachment(self) -> Answer:
+        return self._get("/api/saes/attachment")
+
+    def list(self) -> Answer:
+        """`{"saes": [SAE], "attachment": Attachment}`"""
+        return self._get("/api/saes")
+
+    def sae(self, sae_id: str) -> Answer:
+        return self._get(_path(sae_id))
+
+    def find(self, prefix: str) -> str:
+        """The `sae_id` that is `prefix` or alone begins with it; `SAENotFoundError`, `SAEAmbiguousError`."""
+        ids = [str(sae["sae_id"]) for sae in self.list()["saes"]]
+        if prefix in ids:
+            return prefix
+        found = [sae_id for sae_id in ids if sae_id.startswith(prefix)]
+        if not found:
+            raise SAENotFoundError(f"no SAE is called {prefix} or begins with it")
+        if len(found) > 1:
+            raise SAEAmbiguousError(f"{prefix} could be any of {', '.join(found)}", candidates=found)
+        return found[0]
+
+    def compatibility(self, sae_id: str, layer: int | None = None) -> Answer:
+        return self._get(_path(sae_id, "compatibility"), {"layer": layer})
+
+    def steering(self, sae_id: str) -> Answer:
+        return self._get(_path(sae_id, "steering"))
+
+    def catalog(self, repository_id: str, revision: str = "main") -> Sequence[Answer]:
+        """The SAEs inside a hub repository, before any is downloaded."""
+        query = {"repository_id": repository_id, "revision": revision}
+        return cast("Sequence[Answer]", self._wire.request("GET", "/api/catalog", query=query)[1])
+
+    def state(self, at: int | None = None) -> Answer:
+        """The state now, or as it was at position `at`."""
+        return self._get("/api/state", {"at": at})
+
+    def log(self, after: int = 0, limit: int = 500, types: Iterable[str] = ()) -> Answer:
+        """`{"events", "head"}`: at most `limit` events above `after`."""
+        return self._get("/api/log", {"after": after, "limit": limit, "types": ",".join(types) or None})
+
+    # — commands —
+
+    def command(self, type: str, *, wait: int = MAX_WAIT, key: str | None = None, **fields: Any) -> Answer:
+        """Send the command `type` with these fields and wait for its outcome, however long it takes.
+
+        `wait=0`: return as soon as the intent is durable. `key`: Idempotency-Key. A `failed` outcome is raised.
+        """
+        _, answer = self._post("/api/commands", {"type": type, **fields}, wait=wait, key=key)
+        return self._outcome(answer) if wait else answer
+
+    def load_model(self, model: str, revision: str = "main", dtype: str = "auto", device: str = "auto") -> Answer:
+        return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device)
+
+    def unload_model(self) -> Answer:
+        return self.command("UnloadModel")
+
+    def import_(self, path: str) -> Answer:
+        """Register the SAE in a folder of the service's machine, under one of its import roots."""
+        return self.command("Import", path=path)
+
+    def download(
+        self,
+        repository_id: str,
+        path: str | None = None,
+        revision: str = "main",
+        *,
+        force: bool = False,
+        wait: bool = True,
+    ) -> Answer:
+        """Fetch one SAE; the outcome with its `sae_id`. `wait=False`: as soon as the request is durable."""
+        body = {"repository_id": repository_id, "path": path, "revision": revision, "force": force}
+        _, answer = self._post("/api/saes/download", body, wait=MAX_WAIT if wait else 0)
+        return {**self._outcome(answer), "sae_id": answer["sae_id"]} if wait else answer
+
+    def cancel_download(self, sae_id: str) -> Answer:
+        return self._post(_path(sae_id, "cancel"), {}, wait=MAX_WAIT)[1]
+
+    def attach(
+        self,
+        sae_id: str,
+        layer: int | None = None,
+        hook_point: Mapping[str, Any] | None = None,
+        *,
+        mode: str = "steer",
+        dtype: str = "float32",
+        replace: bool = False,
+    ) -> Answer:
+        """Bring the SAE to a hook point, by default the one it was trained at."""
+        body = {"layer": layer, "hook_point": hook_point, "mode": mode, "dtype": dtype, "replace": replace}
+        answer = self._post(_path(sae_id, "attach"), body, wait=MAX_WAIT)
+        return self._effect(answer, "attached", "SaeAttached", ("hook_point", "memory_bytes"))
+
+    def detach(self, sae_id: str) -> Answer:
+        answer = self._post(_path(sae_id, "detach"), {}, wait=MAX_WAIT)
+        return self._effect(answer, "detached", "SaeDetached", ("freed_bytes",))
+
+    def delete(self, sae_id: str) -> Answer:
+        answer = self._wire.request("DELETE", _path(sae_id), wait=MAX_WAIT)
+        return self._effect(answer, "deleted", "SaeDeleted", ("freed_bytes",))
+
+    def steer(
+        self, sae_id: str, features: Features, *, enabled: bool = True, exclude: Sequence[str] = ("sink",)
+    ) -> Answer:
+        """Replace the steering: `{feature: strength}` or a list of edits; empty clears.
+
+        `exclude` goes into every edit that has none of its own.
+        """
+        body = {"features": _edits(features, exclude), "enabled": enabled}
+        return cast(Answer, self._wire.request("PUT", _path(sae_id, "steering"), body=body)[1])
+
+    # — text —
+
+    @overload
+    def generate(
+        self, prompt: str | Messages, *, stream: Literal[False] = ..., sae: Answer | None = ..., **options: Any
+    ) -> Answer: ...
+
+    @overload
+    def generate(
+        self, prompt: str | Messages, *, stream: Literal[True], sae: Answer | None = ..., **options: Any
+    ) -> Iterator[Answer]: ...
+
+    def generate(
+        self, prompt: str | Messages, *, stream: bool = False, sae: Answer | None = None, **options: Any
+    ) -> Answer | Iterator[Answer]:
+        """Text after a prompt, or the answer to chat messages: the OpenAI answer, or its chunks with `stream`.
+
+        `options` are the fields of the request (`max_tokens`, `temperature`, `seed`, …), `sae` its extension object.
+        """
+        body: Answer = {"model": "default", **options, "stream": stream}
+        if sae is not None:
+            body["sae"] = _with_sink_excluded(sae)
+        if isinstance(prompt, str):
+            path, body["prompt"] = "/v1/completions", prompt
+        else:
+            path, body["messages"] = "/v1/chat/completions", tuple(prompt)
+        if stream:
+            return self._chunks(path, body)
+        return cast(Answer, self._wire.request("POST", path, body=body, wait=TEXT_SECONDS)[1])
+
+    def _chunks(self, path: str, body: Answer) -> Iterator[Answer]:
+        with self._wire.stream("POST", path, silence=TEXT_SECONDS, body=body) as chunks:
+            for frame in frames(chunks):
+                if frame.data == "[DONE]":
+                    return
+                chunk: Answer = json.loads(frame.data)
+                if chunk.get("error"):
+                    raise problem_error(chunk)
+                yield chunk
+        raise UnreachableError("the stream of the text was cut off")
+
+    # — events —
+
+    def events(
+        self, after: int | None = None, types: Iterable[str] = (), last_event_id: str | None = None
+    ) -> Iterator[StreamEvent]:
+        """The durable events after a position (from the first, where none is named), then live ones, until closed.
+
+        `last_event_id`: the `id` of the last frame seen, to go on behind it. Ends with `UnreachableError` when the
+        stream does.
+        """
+        query = {"after": after, "types": ",".join(types) or None}
+        headers = {"Last-Event-ID": last_event_id} if last_event_id is not None else {}
+        with self._wire.stream("GET", "/api/events", silence=SILENCE_SECONDS, query=query, headers=headers) as chunks:
+            for frame in frames(chunks):
+                yield StreamEvent(frame.id, frame.type, json.loads(frame.data))
+        raise UnreachableError("the service ended the stream of events")
+
+    # — shapes of answers —
+
+    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Answer:
+        return cast(Answer, self._wire.request("GET", path, query=query)[1])
+
+    def _post(self, path: str, body: Answer, *, wait: int, key: str | None = None) -> tuple[int, Answer]:
+        headers = {"Prefer": f"wait={wait}"} if wait else {}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        return self._wire.request("POST", path, body=body, headers=headers, wait=wait)
+
+    def _outcome(self, answer: Answer) -> Answer:
+        """Wait until the command is over; a failed one is raised."""
+        while answer["status"] == "accepted":
+            time.sleep(POLL_SECONDS)
+            answer = self._get(f"/api/commands/{answer['command_id']}")
+        if answer["status"] == "failed":
+            raise problem_error(answer["error"])
+        return answer
+
+    def _effect(self, answered: tuple[int, Answer], done: str, event_type: str, fields: Sequence[str]) -> Answer:
+        """A resource route's answer, also where it came as 202 and the outcome has to be waited for."""
+        code, answer = answered
+        if code != 202:
+            return answer
+        outcome = self._outcome(answer)
+        event = next(event for event in reversed(outcome["events"]) if event["type"] == event_type)
+        data: Answer = event["data"]
+        shown = {"status": done, "sae_id": data["sae_id"], "position": event["position"]}
+        if "hook_point" in data:
+            shown["layer"] = data["hook_point"]["layer"]
+        return {**shown, **{name: data[name] for name in fields}}
+
+
+def _path(sae_id: str, *parts: str) -> str:
+    return "/".join(("/api/saes", quote(sae_id, safe=""), *parts))
+
+
+def _edits(features: Features, exclude: Sequence[str]) -> tuple[Answer, ...]:
+    if isinstance(features, Mapping):
+        features = [{"feature": feature, "strength": strength} for feature, strength in features.items()]
+    return tuple({"exclude": tuple(exclude), **edit} for edit in features)
+
+
+def _with_sink_excluded(sae: Answer) -> Answer:
+    """The extension object of a request, with the client's default in every edit that names no exclusion."""
+    shown = dict(sae)
+    if "steering" in shown:
+        shown["steering"] = _edits(shown["steering"], ("sink",))
+    if "interventions" in shown:
+        shown["interventions"] = tuple(_with_sink_excluded(each) for each in shown["interventions"])
+    return shown

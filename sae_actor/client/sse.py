@@ -1,0 +1,47 @@
+"""Server-sent events out of a byte stream."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+
+class Frame(NamedTuple):
+    """One event of the stream as it was sent; `id` is None where the frame had none."""
+
+    id: str | None
+    type: str
+    data: str
+
+
+def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
+    """The events of a stream; comments and an unfinished last frame are left out."""
+    event_id: str | None = None
+    event_type = "message"
+    data: list[str] = []
+    for line in _lines(chunks):
+        if not line:
+            if data:
+                yield Frame(event_id, event_type, "\n".join(data))
+            event_id, event_type, data = None, "message", []
+            continue
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match field:
+            case "id":
+                event_id = value
+            case "event":
+                event_type = value
+            case "data":
+                data.append(value)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Lines as the standard of these events cuts them: JSON may hold further separators that `splitlines` knows."""
+    rest = b""
+    for chunk in chunks:
+        # a CR at the end may be half a line end: it waits for the next chunk
+        *lines, rest = re.split(rb"\r\n|\n|\r(?!\Z)", rest + chunk)
+        for line in lines:
+            yield line.decode("utf-8", "replace")
