@@ -1,0 +1,114 @@
+"""A fake hub on loopback and a real adapter that talks to it, with short patience."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_actor.domain.effects import DownloadEffect
+from sae_actor.domain.refs import sae_id_of
+from sae_actor.hub import HuggingFaceHub, Patience
+from tests.fakes.hub_server import HubServer
+
+TOKEN = "hf_tokencanary2718281828"  # noqa: S105  # a canary: no test may find it where it does not belong
+
+QUICK = Patience(
+    request_seconds=3.0,
+    stall_seconds=0.7,
+    slow_seconds=0.6,
+    slow_bytes=10_000,
+    backoff_seconds=0.02,
+    backoff_cap_seconds=0.3,
+    tries=4,
+    worthwhile_bytes=1 << 14,
+)
+
+MakeHub = Callable[..., HuggingFaceHub]
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The data folder's hub/."""
+    return tmp_path / "data" / "hub"
+
+
+@pytest.fixture
+def make_hub(server: HubServer, folder: Path, tmp_path: Path) -> MakeHub:
+    """Builds the adapter against the fake hub; keywords replace its settings, `env` adds to its environment."""
+
+    def make(**changes: Any) -> HuggingFaceHub:
+        (tmp_path / "imports").mkdir(exist_ok=True)
+        (tmp_path / "home").mkdir(exist_ok=True)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": server.url,
+            "HF_TOKEN": TOKEN,
+            "SAE_ACTOR_TOKEN": "service-token-canary",
+            **changes.pop("env", {}),
+        }
+        settings = {
+            "import_roots": [tmp_path / "imports"],
+            "environment": environment,
+            "download_hosts": ("127.0.0.1",),
+            "patience": QUICK,
+            "silence_seconds": 20.0,
+            "reserve_bytes": 0,
+        }
+        return HuggingFaceHub(folder, **{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def hub(make_hub: MakeHub) -> HuggingFaceHub:
+    return make_hub()
+
+
+def download(
+    repository_id: str = "org/saes",
+    path: str | None = None,
+    *,
+    revision: str = "main",
+    at: int = 1,
+    force: bool = False,
+) -> DownloadEffect:
+    """The effect of a Download command whose intent is at position `at`."""
+    return DownloadEffect(
+        request_position=at,
+        sae_id=sae_id_of(repository_id, path, revision),
+        repository_id=repository_id,
+        revision=revision,
+        path=path,
+        force=force,
+    )
+
+
+class Told:
+    """A progress callback that remembers."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def __call__(self, name: str, message: dict[str, Any]) -> None:
+        assert name == "download_progress"
+        self.messages.append(message)
+
+    @property
+    def phases(self) -> set[str]:
+        return {message["phase"] for message in self.messages}
+
+
+def files_below(folder: Path) -> set[str]:
+    """Every file and link below `folder`, relative."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_symlink() or p.is_file()}
