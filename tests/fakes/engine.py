@@ -204,7 +204,6 @@ class FakeEngine:
         async with self._turn:
             while not stream.done.done():
                 await _pause(self.step_seconds, self.text_gate)
-                await asyncio.sleep(0)
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")
                     return
@@ -361,7 +360,6 @@ def _covers(positions: Positions, at: int, prompt: int) -> bool:
 
 
 async def _pause(seconds: float, gate: asyncio.Event | None) -> None:
-    if seconds:
-        await asyncio.sleep(seconds)
+    await asyncio.sleep(seconds)
     if gate is not None:
         await gate.wait()

@@ -1,0 +1,246 @@
+"""`TorchEngine`: the port `Engine` on torch and transformers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
+from ..domain.refs import ModelFacts
+from ..errors import (
+    BadRequestError,
+    ConflictingEditsError,
+    DeviceLostError,
+    InternalError,
+    MailboxFullError,
+    ModelNotLoadedError,
+)
+from ..ports import AttachedSae, Progress, TextRequest, Tokenized
+from .device import DeviceThread
+from .generation import InterventionGone, RunningText
+from .hooks import Applied, Part
+from .model import LoadedModel, load_model, move, release
+from .prompts import tokenized
+from .residents import Resident, free, load_resident, place
+from .streams import TextStream
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+class EngineSettings(Struct, frozen=True, kw_only=True):
+    """What a deployment chooses."""
+
+    max_running: int = 4
+    """Texts that run at once, each with a key-value cache of its own; they take turns token by token."""
+    max_waiting: int = 64
+    """Texts that wait behind them; one more is refused with `mailbox_full`."""
+    threads: int | None = None
+    """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
+    drain_seconds: float = 3.0
+    """How long a text may go on under an SAE that `retain` drops."""
+
+
+class TorchEngine:
+    """One model, the SAEs on it, text.
+
+    The model and the residents are read and changed on the device thread alone; the event loop holds the streams.
+    Only `_model` is also read (never changed) on the loop, to refuse early.
+    """
+
+    def __init__(self, settings: EngineSettings | None = None) -> None:
+        self._settings = settings or EngineSettings()
+        self._device = DeviceThread(max_running=self._settings.max_running, threads=self._settings.threads)
+        self._loader = Worker("sae-actor-loader")
+        self._tokenizer = Worker("sae-actor-tokenizer")
+        self._model: LoadedModel | None = None
+        self._residents: dict[int, Resident] = {}
+        self._streams: set[TextStream] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._dropping: set[int] = set()
+        self._load_cancelled = threading.Event()
+        self._closed = False
+
+    # — the model —
+
+    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+        """See the port. The old model goes first: two may not fit."""
+        if self._model is not None and self._model.position == effect.request_position:
+            return self._model.facts
+        await self._device.run(self._drop_model, "freeing the model")
+        self._load_cancelled = cancelled = threading.Event()
+        try:
+            loaded = await self._loader.run(partial(load_model, effect, progress, cancelled), "loading the model")
+            return await self._device.run(partial(self._install, loaded), "moving the model to the device")
+        except asyncio.CancelledError:
+            # The worker ends at its next stage. A model that was installed meanwhile is not left behind.
+            cancelled.set()
+            self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
+            raise
+
+    def _install(self, loaded: LoadedModel) -> ModelFacts:
+        move(loaded)
+        self._model = loaded
+        return loaded.facts
+
+    def _drop_model(self, position: int | None = None) -> None:
+        """Free the model (if it is the one of `position`, where that is given); texts end with an error."""
+        if self._model is None or (position is not None and self._model.position != position):
+            return
+        device, self._model = self._model.device, None
+        self._device.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+        release(device)
+
+    # — SAEs —
+
+    async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
+        """See the port."""
+        at = effect.request_position
+        there = self._residents.get(at)
+        if there is None:
+            model = self._loaded()
+            load = partial(load_resident, effect, folder, model.facts)
+            try:
+                loaded = await self._loader.run(load, "loading the SAE")
+                there = await self._device.run(partial(self._place, loaded, model), "moving the SAE to the device")
+            except asyncio.CancelledError:
+                self._in_background(self._device.run(partial(self._free, at), "freeing the SAE"))
+                raise
+        memory = effect.sae.memory_bytes(there.dtype)
+        return AttachedSae(memory_bytes=memory, device_bytes=there.device_bytes, dtype=there.dtype)
+
+    def _place(self, loaded: Resident, model: LoadedModel) -> Resident:
+        if self._model is not model:
+            raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
+        place(loaded, model.device)
+        self._residents[loaded.position] = loaded
+        return loaded
+
+    async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
+        """See the port."""
+        return await self._drop(effect.attach_position, drain_seconds)
+
+    async def _drop(self, position: int, drain_seconds: float) -> int:
+        users = [stream.ended for stream in self._streams if position in stream.uses]
+        if users and position in self._residents:
+            await asyncio.wait(users, timeout=drain_seconds)
+        return await self._device.run(partial(self._free, position), "freeing the SAE")
+
+    def _free(self, position: int) -> int:
+        self._device.end(lambda text: position in text.uses, "intervention_removed")
+        return free(self._residents, position)
+
+    def retain(self, residents: Residents) -> None:
+        """See the port. SAEs that are dropped drain like those that are detached."""
+        if self._model is not None and self._model.position != residents.model:
+            drop = partial(self._drop_model, self._model.position)
+            self._in_background(self._device.run(drop, "freeing the model"))
+        for position in set(self._residents) - set(residents.saes) - self._dropping:
+            self._dropping.add(position)
+            self._in_background(self._drop_unwanted(position))
+
+    async def _drop_unwanted(self, position: int) -> None:
+        try:
+            await self._drop(position, self._settings.drain_seconds)
+        finally:
+            self._dropping.discard(position)
+
+    # — text —
+
+    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+        """See the port."""
+        return await self._tokenizer.run(partial(tokenized, prompt, self._loaded()), "reading the prompt")
+
+    def generate(self, request: TextRequest) -> TextStream:
+        """See the port. The text has its place in the queue when this returns.
+
+        `ModelNotLoadedError`, `MailboxFullError` (with `retry_after`, seconds), `BadRequestError` for a request
+        that no model could run.
+        """
+        model = self._loaded()
+        if self._device.lost is not None:
+            raise DeviceLostError(self._device.lost.detail)
+        _check(request, model)
+        if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
+            raise MailboxFullError("too many texts are waiting", retry_after=1)
+        stream = TextStream(self._streams.discard)
+        text = RunningText(request, model, partial(self._applied, model), stream.deliver)
+        stream.text = text
+        self._streams.add(stream)
+        self._device.start(text)
+        return stream
+
+    def _applied(self, model: LoadedModel, request: TextRequest) -> Applied | None:
+        """The request's intervention, ready; None where it changes nothing. On the device thread."""
+        if self._model is not model:
+            raise ModelNotLoadedError("the model was unloaded before the text began")
+        parts = []
+        for sae in request.intervention:
+            resident = self._residents.get(sae.attach_position)
+            if resident is None:
+                raise InterventionGone
+            if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
+                raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
+            if sae.changes_text:
+                parts.append(Part(sae, resident.steering(sae.steering), len(request.token_ids)))
+        reconstructed = [part.write_at for part in parts if part.reconstructs]
+        if len(set(reconstructed)) < len(reconstructed):
+            raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
+        return Applied(parts, model.architecture, len(request.token_ids)) if parts else None
+
+    # — the end —
+
+    async def close(self) -> None:
+        """See the port. What still loads is given up; its thread ends by itself."""
+        if self._closed:
+            return
+        self._closed = True
+        self._load_cancelled.set()
+        for task in tuple(self._tasks):
+            task.cancel()
+        with contextlib.suppress(DeviceLostError):
+            await self._device.run(self._drop_everything, "freeing the device")
+        for worker, seconds in ((self._tokenizer, 1.0), (self._loader, 0.0), (self._device, 5.0)):
+            await asyncio.to_thread(worker.stop, seconds)
+
+    def _drop_everything(self) -> None:
+        self._drop_model()
+        for position in tuple(self._residents):
+            free(self._residents, position)
+
+    def _loaded(self) -> LoadedModel:
+        if self._model is None:
+            raise ModelNotLoadedError("no model is loaded")
+        return self._model
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("memory of the device could not be freed: %s", error)
+
+
+def _check(request: TextRequest, model: LoadedModel) -> None:
+    sampling, prompt = request.sampling, len(request.token_ids)
+    if not 1 <= prompt <= model.facts.context_length:
+        raise BadRequestError(f"a prompt of {prompt} tokens; the model's context is {model.facts.context_length}")
+    if not all(0 <= each < model.vocabulary for each in request.token_ids):
+        raise BadRequestError(f"a token id is outside the vocabulary of {model.vocabulary}", param="prompt")
+    if sampling.max_tokens < 1:
+        raise BadRequestError("max_tokens must be at least 1", param="max_tokens")
+    if not (0 <= sampling.temperature < math.inf and 0 <= sampling.top_p <= 1):
+        raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
+    if not all(sampling.stop):
+        raise BadRequestError("a stop string is empty", param="stop")

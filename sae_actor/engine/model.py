@@ -1,0 +1,174 @@
+"""A causal language model in memory: loaded on the CPU, checked, then moved to its device.
+
+Loading happens in a worker thread, moving on the device thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from ..architectures import Architecture
+from ..domain.effects import LoadModelEffect
+from ..domain.refs import ModelFacts
+from ..errors import ModelLoadError, SAEError
+from ..ports import Progress
+from .environment import environment
+from .failures import explained
+from .source import LoadCancelled, ModelFiles, find_model
+
+
+@dataclass
+class LoadedModel:
+    """One model with its tokenizer."""
+
+    position: int
+    """`request_position` of the effect that asked for it."""
+    network: Any
+    """The transformers model, in eval mode, without gradients."""
+    tokenizer: Any
+    architecture: Architecture
+    device: torch.device
+    facts: ModelFacts
+    end_ids: frozenset[int]
+    """Ids that end a text, from the generation config alone."""
+    vocabulary: int
+    """Rows of the embedding: every id below can be fed."""
+
+    def new_cache(self) -> Any:
+        """An empty key-value cache for one sequence, with the sliding windows that the config asks for."""
+        return transformers.DynamicCache(config=self.network.config)
+
+    def next_logits(self, ids: Sequence[int], cache: Any) -> Tensor:
+        """[vocabulary]: the logits behind the last of `ids`, which are fed after what `cache` holds."""
+        fed = torch.tensor([ids], dtype=torch.long, device=self.device)
+        logits: Tensor = self.network(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return logits[0, -1]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+    """Load a model on the CPU. Blocks: for a worker thread.
+
+    Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`, `DiskFullError`; `LoadCancelled` at the next
+    stage after `cancelled` is set.
+    """
+    failure: SAEError
+    try:
+        return _load(effect, progress, cancelled)
+    except LoadCancelled:
+        raise
+    except Exception as error:  # transformers raises whatever a damaged file leads to; all become ours
+        failure = explained(error, "loading the model")
+    # Outside of the block above: the traceback, which holds the tensors, is gone.
+    raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
+
+
+def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+    device = device_of(effect.device)
+
+    def stage(name: str) -> None:
+        if cancelled.is_set():
+            raise LoadCancelled
+        progress("model_progress", {"model": effect.model, "stage": name})
+
+    stage("finding")
+    files = find_model(effect.model, effect.revision, progress, cancelled)
+    stage("loading")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+    network = _network(files, _dtype_of(effect.dtype, device))
+    architecture = Architecture(network, network.config)
+    stage("checking")
+    ends = network.generation_config.eos_token_id
+    return LoadedModel(
+        position=effect.request_position,
+        network=network,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        device=device,
+        facts=ModelFacts(
+            model_id=effect.model,
+            revision=effect.revision,
+            commit=files.commit,
+            model_type=architecture.model_type,
+            dtype=str(network.dtype).removeprefix("torch."),
+            device=str(device),
+            num_layers=architecture.num_layers,
+            hidden_size=architecture.hidden_size,
+            context_length=network.config.max_position_embeddings,
+            memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
+            widths={str(kind): width for kind, width in architecture.widths.items()},
+            has_chat_template=bool(tokenizer.chat_template),
+            environment=environment(files, network, tokenizer, device),
+        ),
+        end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
+        vocabulary=network.get_input_embeddings().weight.shape[0],
+    )
+
+
+def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
+    """The transformers model. A file that lacks weights is refused: transformers would make them up."""
+    transformers_logging.disable_progress_bar()
+    network, info = transformers.AutoModelForCausalLM.from_pretrained(
+        files.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
+        if names := sorted(map(str, info.get(flaw, ()))):
+            raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
+    return network.eval().requires_grad_(False)
+
+
+def device_of(wanted: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device of this machine; `ModelLoadError` where there is none."""
+    available = torch.cuda.is_available()
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return torch.device("cpu")
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    index = device.index or 0
+    if not available or index >= torch.cuda.device_count():
+        raise ModelLoadError(f"this machine has no device {wanted}", device=wanted)
+    return torch.device("cuda", index)
+
+
+def _dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
+    if wanted == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
+
+
+def _tensors(network: torch.nn.Module) -> list[Tensor]:
+    """Parameters and buffers, tied ones once."""
+    return list({tensor.data_ptr(): tensor for tensor in (*network.parameters(), *network.buffers())}.values())
+
+
+def move(loaded: LoadedModel) -> None:
+    """Bring the model to its device; `OutOfMemoryError` leaves nothing there."""
+    failure: SAEError
+    try:
+        loaded.network.to(loaded.device)
+        return
+    except Exception as error:  # torch raises several types for a device that is full or lost
+        failure = explained(error, "moving the model to the device")
+    # Outside of the block above, and without the half-moved network, nothing holds the device's memory.
+    loaded.network = None
+    release(loaded.device)
+    raise failure
+
+
+def release(device: torch.device) -> None:
+    """Give cached memory back to the device, after the last reference to it is gone."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()

@@ -1,0 +1,60 @@
+"""Prompts to token ids: text, chat messages through the model's template, or ids that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from ..errors import BadRequestError
+from ..ports import Tokenized
+from .model import LoadedModel
+
+Prompt = str | Sequence[dict[str, str]] | Sequence[int]
+
+
+def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
+    """The prompt as the model sees it. Blocks: templates and long texts take time.
+
+    Text gets the special tokens that the tokenizer adds; a chat gets what the template writes and nothing more, the
+    answer opened. `BadRequestError` for an empty prompt, one longer than the context, an id outside the vocabulary,
+    a chat that the template refuses or a model without one.
+    """
+    if isinstance(prompt, str):
+        ids = model.tokenizer(_encodable(prompt)).input_ids if prompt else []
+    elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
+        ids = list(prompt)
+        wrong = next((each for each in ids if not 0 <= each < model.vocabulary), None)
+        if wrong is not None:
+            raise BadRequestError(f"token id {wrong} is outside the vocabulary of {model.vocabulary}", param="prompt")
+    elif all(isinstance(item, Mapping) for item in prompt):
+        ids = model.tokenizer(_rendered(prompt, model), add_special_tokens=False).input_ids
+    else:
+        raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
+    if not ids:
+        raise BadRequestError("the prompt is empty", param="prompt")
+    context = model.facts.context_length
+    if len(ids) > context:
+        raise BadRequestError(f"the prompt has {len(ids)} tokens, the model's context {context}", param="prompt")
+    return Tokenized(token_ids=tuple(ids), tokens=tuple(model.tokenizer.convert_ids_to_tokens(ids)))
+
+
+def _rendered(messages: Sequence[Any], model: LoadedModel) -> str:
+    if not model.facts.has_chat_template:
+        raise BadRequestError("the model has no chat template", param="messages")
+    try:
+        text: str = model.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        said = error.message or "it does not say why"
+        raise BadRequestError(f"the chat template refuses the messages: {said[:200]}", param="messages") from None
+    return _encodable(text)
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates are no characters, and the tokenizer cannot take them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequestError("the prompt holds half of a surrogate pair", param="prompt") from None
+    return text

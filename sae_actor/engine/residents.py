@@ -1,0 +1,107 @@
+"""SAEs in the memory of the device: loaded and checked on the CPU, copied over, measured, freed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+
+from ..domain.effects import AttachEffect
+from ..domain.refs import Edit, HookPoint, ModelFacts
+from ..errors import LayerOutOfRangeError, SAEError, SAEIncompatibleError
+from ..sae import SAE, load_sae
+from ..sae.steering import Steering
+from .failures import explained
+from .model import release
+
+PREPARED_KEPT = 16
+"""Sets of edits per SAE whose gathered rows are kept for the next request."""
+
+
+@dataclass
+class Resident:
+    """One SAE on the device."""
+
+    position: int
+    """`request_position` of the AttachRequested that brought it."""
+    sae: SAE
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None
+    device_bytes: int = 0
+    _prepared: OrderedDict[tuple[Edit, ...], Steering] = field(default_factory=OrderedDict)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.sae.dtype).removeprefix("torch.")
+
+    def steering(self, edits: tuple[Edit, ...]) -> Steering:
+        """The edits, ready to be applied. Raises what `Steering.prepare` raises."""
+        steering = self._prepared.pop(edits, None) or Steering.prepare(self.sae, edits)
+        self._prepared[edits] = steering
+        if len(self._prepared) > PREPARED_KEPT:
+            self._prepared.popitem(last=False)
+        return steering
+
+
+def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resident:
+    """The SAE of `effect` on the CPU, checked against the model. Blocks: for a worker thread.
+
+    `SAEIncompatibleError` (with `sae_d_in`, `model_d`), `LayerOutOfRangeError`, and what `load_sae` raises.
+    """
+    sae = load_sae(folder, device="cpu", dtype=effect.dtype)
+    check_fit(effect.hook_point, sae.spec.d_in, model)
+    check_fit(effect.hook_point_out or effect.hook_point, sae.spec.d_out, model)
+    return Resident(effect.request_position, sae, effect.hook_point, effect.hook_point_out)
+
+
+def check_fit(point: HookPoint, width: int, model: ModelFacts) -> None:
+    """`SAEIncompatibleError` or `LayerOutOfRangeError` where `model` has no activation of this width at `point`."""
+    if point.layer >= model.num_layers:
+        raise LayerOutOfRangeError(
+            f"the model has layers 0 to {model.num_layers - 1}, not {point.layer}", num_layers=model.num_layers
+        )
+    found = model.widths.get(point.kind)
+    if found != width:
+        raise SAEIncompatibleError(
+            f"the SAE needs {width} values, the model has {found or 'nothing'} at {point}",
+            sae_d_in=width,
+            model_d=found,
+        )
+
+
+def place(resident: Resident, device: torch.device) -> None:
+    """Copy to the device and measure: tensor bytes on the CPU, what the allocator gave on CUDA.
+
+    `OutOfMemoryError` leaves the resident on the CPU and the device as it was.
+    """
+    if device.type == "cpu":
+        resident.device_bytes = resident.sae.nbytes
+        return
+    before = torch.cuda.memory_allocated(device)
+    failure: SAEError
+    try:
+        resident.sae = resident.sae.to(device)
+    except Exception as error:  # torch raises several types for a device that is full or lost
+        failure = explained(error, "moving the SAE to the device")
+    else:
+        resident.device_bytes = torch.cuda.memory_allocated(device) - before
+        return
+    # Outside of the block above: what was copied by then is held by nothing any more.
+    release(device)
+    raise failure
+
+
+def free(residents: dict[int, Resident], position: int) -> int:
+    """Drop one resident; the bytes that its device has more for it. 0 where there is none."""
+    resident = residents.pop(position, None)
+    if resident is None:
+        return 0
+    device = resident.sae.device
+    if device.type == "cpu":
+        return resident.sae.nbytes
+    before = torch.cuda.memory_allocated(device)
+    del resident
+    freed = before - torch.cuda.memory_allocated(device)
+    release(device)
+    return freed

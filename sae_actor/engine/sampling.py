@@ -1,0 +1,53 @@
+"""The next token from the logits, with noise that depends on (seed, token index) and on nothing else.
+
+Gumbel-max (Gumbel 1954): argmaxᵢ(lᵢ/T + gᵢ), gᵢ = −log(−log uᵢ), uᵢ uniform, is a draw from softmax(l/T).
+The uᵢ come from torch's CPU generator (MT19937, the same on every platform) seeded with the first 8 bytes of
+sha256("seed:index"), drawn as float64 for the whole vocabulary. So a token does not depend on what else runs,
+on the device, or on how many tokens were drawn before it in other requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from ..domain.events import Sampling
+
+
+def choose(logits: Tensor, sampling: Sampling, index: int) -> int:
+    """Id of the token `index` (from 0) of an answer. `logits` [vocabulary], any float type; read as float32.
+
+    Temperature 0 is greedy. `top_p` keeps the smallest set of most probable tokens whose mass at the request's
+    temperature reaches it, at least one. `ValueError` when the logits hold a NaN or only −inf.
+    """
+    logits = logits.float()
+    best = int(logits.argmax())  # torch's argmax returns a NaN's place if there is one
+    top = logits[best]
+    if not bool(torch.isfinite(top)):
+        raise ValueError("the logits are not finite")
+    if sampling.temperature == 0:
+        return best
+    # float64 and the shift keep a tiny temperature from overflowing: the best token is at 0, all others below.
+    scaled = (logits - top).double() / sampling.temperature
+    if sampling.top_p < 1:
+        scaled = _nucleus(scaled, sampling.top_p)
+    return int((scaled + gumbel(sampling.seed, index, len(logits)).to(scaled.device)).argmax())
+
+
+def gumbel(seed: int, index: int, size: int) -> Tensor:
+    """[size] float64 on the CPU: the noise of token `index` under `seed`."""
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    uniform = torch.rand(size, generator=generator, dtype=torch.float64)
+    return uniform.log_().neg_().log_().neg_()
+
+
+def _nucleus(scaled: Tensor, top_p: float) -> Tensor:
+    """−inf outside the nucleus."""
+    descending, order = scaled.sort(descending=True, stable=True)
+    mass = descending.softmax(dim=-1)
+    outside = mass.cumsum(dim=-1) - mass >= top_p
+    outside[0] = False
+    return scaled.index_fill(0, order[outside], -torch.inf)

@@ -1,0 +1,191 @@
+"""Where a model's files come from: a local folder, the user's hub cache, or the hub.
+
+Only what is needed is fetched: the small files first, then the safetensors files that the index names. A model
+of an unknown type is refused before its weights are fetched; pickled weights are never read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not marked as exported
+
+from ..architectures import FAMILIES
+from ..errors import ModelLoadError, ModelNotFoundError, SAEError
+from ..ports import Progress
+from .failures import explained
+
+_SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class LoadCancelled(Exception):  # noqa: N818 — no error: somebody changed their mind
+    """Raised inside of a load that nobody waits for any more."""
+
+
+class ModelFiles(NamedTuple):
+    """A model that is complete on disk."""
+
+    folder: Path
+    commit: str | None
+    """None for a local folder."""
+    names: tuple[str, ...]
+    """Every file that the model is made of, sorted."""
+
+
+def find_model(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
+    """Bring the files of `model` (hub id, or path of a folder) to this machine.
+
+    Raises `ModelNotFoundError`, `ModelLoadError`, `DiskFullError`; `LoadCancelled` when `cancelled` is set.
+    """
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file():
+        return _files_of(folder, None)
+    if folder.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model) or ".." in model:
+        raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
+    cached = _cached(model, revision)
+    return cached if cached is not None else _fetched(model, revision, progress, cancelled)
+
+
+def _files_of(folder: Path, commit: str | None) -> ModelFiles:
+    weights = _weights(folder)
+    missing = [name for name in weights if not (folder / name).is_file()]
+    if missing:
+        raise ModelLoadError(f"the model's files are not complete: {missing[0]} is missing")
+    small = {path.name for pattern in _SMALL for path in folder.glob(pattern) if path.is_file()}
+    return ModelFiles(folder, commit, tuple(sorted(small | set(weights))))
+
+
+def _weights(folder: Path) -> list[str]:
+    """Names of the files with the weights, from the index where there is one; the model's type is checked first."""
+    model_type = _read_json(folder / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        raise ModelLoadError(
+            f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",
+            model_type=str(model_type),
+            supported=sorted(FAMILIES),
+        )
+    if not (folder / _INDEX).is_file():
+        return [_ONE_FILE]
+    names = _read_json(folder / _INDEX).get("weight_map")
+    shards = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
+        raise ModelLoadError(f"{_INDEX} does not name the files of the weights")
+    return shards
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path.name} of the model is not a JSON object")
+    return content
+
+
+def _cached(model: str, revision: str) -> ModelFiles | None:
+    """The model as it is in the user's cache, if it is complete there."""
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True))
+        return _files_of(folder, folder.name) if (folder / "config.json").is_file() else None
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    except ModelLoadError as error:
+        if "not complete" in error.detail:
+            return None
+        raise
+
+
+def _fetched(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
+    failure: SAEError
+    try:
+        return _fetch(model, revision, _bar(model, progress, cancelled))
+    except LoadCancelled:
+        raise
+    except Exception as error:  # the hub's client raises errors of several libraries; all become ours
+        if cancelled.is_set():
+            raise LoadCancelled from None
+        failure = _hub_failure(error, model, revision)
+    raise failure
+
+
+def _fetch(model: str, revision: str, bar: type[tqdm]) -> ModelFiles:
+    def download(patterns: list[str], at: str) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, revision=at, allow_patterns=patterns, ignore_patterns=["*/*"], tqdm_class=bar
+            )
+        )
+
+    folder = download(list(_SMALL), revision)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"{model} holds no model: it has no config.json", model=model)
+    commit = folder.name
+    weights = _weights(folder)
+    download(weights, commit)
+    if not (folder / weights[0]).is_file():
+        raise ModelLoadError(f"{model} has no weights as safetensors; other kinds are not read")
+    return _files_of(folder, commit)
+
+
+def _hub_failure(error: Exception, model: str, revision: str) -> SAEError:
+    match error:
+        case GatedRepoError():
+            return ModelLoadError(
+                f"{model} is gated: accept its terms on the hub and set HF_TOKEN", model=model, reason="gated"
+            )
+        case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
+            return ModelNotFoundError(f"the hub has no {model} at {revision}, or hides it", model=model)
+        case LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
+            return ModelNotFoundError(f"{model} is not in the cache, and HF_HUB_OFFLINE is set", model=model)
+        case LocalEntryNotFoundError():
+            return ModelLoadError(f"the hub could not be reached for {model}", model=model, reason="network")
+        case EntryNotFoundError():
+            return ModelNotFoundError(f"the hub has no {model} at {revision}, or hides it", model=model)
+    ours = explained(error, f"fetching {model}")
+    return ours if ours.code != "internal" else ModelLoadError(ours.detail, model=model, reason="network")
+
+
+def _bar(model: str, progress: Progress, cancelled: threading.Event) -> type[tqdm]:
+    """A progress bar that shows nothing, reports bytes, and ends the download when nobody waits for it."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._bytes = kwargs.get("unit") == "B"
+            self._done = 0.0
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
+            self.total = kwargs.get("total")
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if cancelled.is_set():
+                raise LoadCancelled
+            self._done += n or 0
+            if self._bytes:
+                progress(
+                    "model_progress",
+                    {
+                        "model": model,
+                        "stage": "fetching",
+                        "bytes": int(self._done),
+                        "total_bytes": int(self.total) if self.total else None,
+                    },
+                )
+            return None
+
+    return Bar

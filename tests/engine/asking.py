@@ -1,0 +1,92 @@
+"""Effects and requests as the actor makes them, short to write."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
+from sae_actor.domain.events import Sampling
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription
+from sae_actor.ports import Engine, Finished, TextRequest, Token
+
+POINT = HookPoint("resid_post", 1)
+LOCATION = SaeLocation(source="import", repository_id=None, commit=None, path=None, files=())
+
+
+def no_progress(_: str, __: dict[str, Any]) -> None:
+    """Nobody looks."""
+
+
+def load(model: str, at: int = 1, **fields: str) -> LoadModelEffect:
+    settings = {"revision": "main", "dtype": "auto", "device": "auto", **fields}
+    return LoadModelEffect(request_position=at, model=model, **settings)
+
+
+def attach(at: int, *, point: HookPoint = POINT, d_in: int = 32, d_sae: int = 24, out: HookPoint | None = None,
+           d_out: int | None = None, dtype: str = "float32") -> AttachEffect:  # fmt: skip
+    description = SaeDescription(
+        format="sae_lens", architecture="standard", d_in=d_in, d_sae=d_sae, d_out=d_out or d_in, dtype="float32"
+    )
+    return AttachEffect(
+        request_position=at,
+        sae_id=f"sae-{at}",
+        weights_sha256="0" * 64,
+        location=LOCATION,
+        sae=description,
+        hook_point=point,
+        hook_point_out=out,
+        mode="steer",
+        dtype=dtype,
+    )
+
+
+def detach(attached_at: int, at: int = 99) -> DetachEffect:
+    return DetachEffect(request_position=at, sae_id=f"sae-{attached_at}", attach_position=attached_at)
+
+
+def active(
+    at: int, *edits: Edit, point: HookPoint = POINT, out: HookPoint | None = None, mode: Mode = "steer"
+) -> ActiveSae:
+    return ActiveSae(
+        sae_id=f"sae-{at}",
+        weights_sha256="0" * 64,
+        hook_point=point,
+        hook_point_out=out,
+        mode=mode,
+        steering=edits,
+        attach_position=at,
+    )
+
+
+def request(
+    ids: tuple[int, ...],
+    *saes: ActiveSae,
+    tokens: int = 8,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: tuple[str, ...] = (),
+    deadline: float = 60.0,
+) -> TextRequest:
+    return TextRequest(
+        generation_id="gen",
+        token_ids=ids,
+        sampling=Sampling(temperature=temperature, top_p=top_p, max_tokens=tokens, seed=seed, stop=stop),
+        intervention=saes,
+        deadline_seconds=deadline,
+    )
+
+
+async def read(stream: AsyncIterator[Token | Finished]) -> tuple[list[Token], Finished]:
+    """The whole stream: its tokens, and its end."""
+    tokens: list[Token] = []
+    async for item in stream:
+        if isinstance(item, Finished):
+            return tokens, item
+        tokens.append(item)
+    raise AssertionError("the stream ended without Finished")
+
+
+async def finished(engine: Engine, asked: TextRequest) -> Finished:
+    return (await read(engine.generate(asked)))[1]

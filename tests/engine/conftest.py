@@ -1,0 +1,28 @@
+"""Engines and small models for the tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.engine.tiny import save_tiny_model, save_tiny_sae
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests ask no hub."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random llama: 3 blocks, width 32, 260 tokens, context 128, chat template."""
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random ReLU SAE for resid_post.1 of the tiny models: d_in 32, d_sae 24."""
+    return save_tiny_sae(tmp_path_factory.mktemp("sae") / "tiny-sae")
