@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from msgspec.structs import replace
 
 from ..domain import events as ev
 from ..domain.commands import Command
-from ..domain.decide import decide
 from ..domain.effects import Residents
-from ..domain.events import Draft, Event, Payload, draft
+from ..domain.events import Event, draft
 from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, Report, Start, Stop
 from ..domain.pending import pending, residents
 from ..domain.projections import Outcome, outcome
-from ..domain.state import EMPTY, State
+from ..domain.state import EMPTY
 from ..errors import (
     DeviceLostError,
     DiskFullError,
@@ -26,23 +25,21 @@ from ..errors import (
     LogError,
     NotFoundError,
     NotReadyError,
-    PreconditionFailedError,
     ReadOnlyError,
     SAEError,
 )
 from ..ports import Clock, Engine, EventLog
 from .broadcast import PAGE, Broadcast
-from .history import Allowance, accepted_events, command_id_of, same_request, with_outcome
+from .history import accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
-from .perform import Performer, problem
+from .perform import Performer, failed
 from .runner import EffectRunner
+from .turn import Refusals, Turn
 
 logger = logging.getLogger(__name__)
 
 BATCH = 64
 """Envelopes that one transaction may store together."""
-REJECTIONS_PER_SECOND = 10.0
-REJECTIONS_BURST = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +49,6 @@ class Accepted:
     command_id: str
     position: int
     revision: int
-
-
-@dataclass(slots=True)
-class _Turn:
-    """A batch of envelopes on its way into one transaction."""
-
-    state: State
-    drafts: list[Draft] = field(default_factory=list)
-    answers: list[tuple[Envelope, Any]] = field(default_factory=list)
-    """What each envelope is told once the batch is durable: an error, or (first, last) index of its events."""
 
 
 class Actor:
@@ -78,13 +65,14 @@ class Actor:
         self._log = log
         self._engine = engine
         self._clock = clock
-        self._runner = EffectRunner(performer.perform, performer.undo, self.tell)
+        self._runner = EffectRunner(performer.perform, failed, performer.undo, self.tell)
         self._residents: Residents | None = None
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._refusals = Refusals(clock)
         self._stopping = False
-        self._allowance = Allowance(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
-        self._not_recorded = 0
+        """Nothing new is taken in; reports still are."""
+        self._stopped = False
 
     # — life —
 
@@ -96,9 +84,11 @@ class Actor:
             await asyncio.sleep(0)
 
     async def start(self, start: Start) -> None:
-        """Take the log over and begin to bring back what it says was there."""
+        """Take the log over and begin to bring back what it says was there. Raises `LogError`."""
         self._task = asyncio.create_task(self._turns(), name="actor")
-        await self._send(Envelope(start, "system", self._future(), reserved=True))
+        # A full disk leaves a service that can be read: read_only says so.
+        with contextlib.suppress(DiskFullError):
+            await self._send(Envelope(start, "system", self._future(), reserved=True))
 
     async def acknowledge(self, loss: ev.LogTruncated) -> None:
         """Put an accepted loss on record, before anything else happens."""
@@ -108,20 +98,26 @@ class Actor:
             self.broadcast.publish([event])
 
     async def stop(self, reason: str = "requested") -> None:
-        """End in order: what still waits is refused, effects are cancelled, the stop goes on record."""
-        if self._task is None or self._task.done():
+        """End in order: commands that still wait are refused, effects cancelled, then the stop goes on record.
+
+        Not after a failure (`failure`): to the log the process died, and what it died under is counted.
+        """
+        if self._task is None or self._stopping:
             return
         self._stopping = True
-        self._refuse_waiting(NotReadyError("the service is stopping", retry_after=5))
+        self._refuse_waiting(NotReadyError("the service is stopping", retry_after=5), reports=self._task.done())
+        self._release_waiters(everyone=True)
         await self._runner.close()
-        if self.read_only is None:
-            try:
-                await self._send(Envelope(Stop(reason), "system", self._future(), reserved=True))
-            except SAEError as error:
-                logger.error("the stop is not on record: %s", error.detail)
+        self._stopped = True
+        if self.read_only is None and not self.failure.done():
+            ending = Envelope(Stop(reason), "system", self._future(), reserved=True)
+            self.mailbox.put(ending)
+            await asyncio.wait([ending.reply, self._task], return_when=asyncio.FIRST_COMPLETED)
         self._task.cancel()
         await asyncio.wait([self._task])
-        self._refuse_waiting(NotReadyError("the service has stopped", retry_after=5))
+        if not self._task.cancelled() and self._task.exception() is not None:
+            logger.error("the actor ended early", exc_info=self._task.exception())
+        self._refuse_waiting(NotReadyError("the service has stopped", retry_after=5), reports=True)
 
     # — messages —
 
@@ -151,15 +147,20 @@ class Actor:
     def tell(self, report: Report) -> asyncio.Future[Any]:
         """Hand in a report; the future ends when it is durable (or was too late)."""
         envelope = Envelope(report, "system", self._future(), reserved=True)
-        if self._stopping or self.read_only is not None:
-            envelope.fail(NotReadyError("the service is stopping", retry_after=5))
+        if self.read_only is not None:
+            envelope.fail(ReadOnlyError(self.read_only))
+        elif self._stopped:
+            envelope.fail(NotReadyError("the service has stopped", retry_after=5))
         else:
             self.mailbox.put(envelope)
         return envelope.reply
 
     async def outcome(self, command_id: str, wait: float = 0.0) -> Outcome:
-        """What became of a command, waiting for it at most `wait` seconds. Raises `NotFoundError`."""
-        if wait > 0 and command_id in self.state.commands:
+        """What became of a command, waiting for it at most `wait` seconds. Raises `NotFoundError`.
+
+        A service that ends, or cannot write any more, is not waited for: the command is still open then.
+        """
+        if wait > 0 and command_id in self.state.commands and not self._stopping and self.read_only is None:
             closed = self._future()
             self._waiters.setdefault(command_id, []).append(closed)
             try:
@@ -185,128 +186,52 @@ class Actor:
     async def _turns(self) -> None:
         while True:
             envelopes = await self.mailbox.take(BATCH)
-            turn = _Turn(self.state)
-            for envelope in envelopes:
-                await self._decide(envelope, turn)
+            turn = Turn(self.state, self._log, self._clock, self._refusals)
             try:
-                recorded = await self._record(turn)
-            except SAEError as error:
-                self._cannot_write(error, turn)
-                if not isinstance(error, DiskFullError):
-                    return
-                continue
-            self.state = turn.state
-            self.broadcast.publish(recorded)
-            self._reconcile()
-            self._answer(turn, recorded)
-
-    async def _decide(self, envelope: Envelope, turn: _Turn) -> None:
-        """One envelope against the state that the ones before it in this batch led to."""
-        try:
-            known = await self._known(envelope, turn)
-            if known is not None:
-                turn.answers.append((envelope, known))
+                await self._turn(turn, envelopes)
+            except DiskFullError as error:
+                self._cannot_write(error, turn, envelopes)
+            except LogError as error:
+                self._cannot_write(error, turn, envelopes)
                 return
-            if envelope.expected_revision not in (None, turn.state.revision):
-                raise PreconditionFailedError(
-                    f"If-Match names {envelope.expected_revision}, the state is of {turn.state.revision}",
-                    expected=envelope.expected_revision,
-                    position=turn.state.revision,
-                )
-            payloads = decide(envelope.message, turn.state)
-        except SAEError as error:
-            self._rejected(envelope, error, turn)
-            turn.answers.append((envelope, error))
-            return
-        except Exception:
-            # decide is pure: a fault in it has changed nothing, and must not end the one writer there is.
-            logger.exception("deciding %s failed", type(envelope.message).__name__)
-            turn.answers.append((envelope, InternalError("the command could not be decided")))
-            return
-        first = len(turn.drafts)
-        for payload in payloads:
-            self._add(payload, envelope, turn)
-        turn.answers.append((envelope, slice(first, len(turn.drafts))))
+            except Exception:
+                logger.exception("a turn failed unexpectedly")
+                self._cannot_write(InternalError("the service has failed; its log has the cause"), turn, envelopes)
+                return
 
-    async def _known(self, envelope: Envelope, turn: _Turn) -> Any:
-        """The events of an earlier command under the same key, or None."""
-        if not envelope.keyed or envelope.command_id is None or not isinstance(envelope.message, Command):
-            return None
-        for other, answer in turn.answers:
-            if other.command_id == envelope.command_id and isinstance(answer, slice):
-                same_request(turn.drafts[answer.start].data, envelope.message)
-                return answer
-        events = await accepted_events(self._log, envelope.command_id)
-        if not events:
-            return None
-        same_request(next(e for e in events if e.command_id == envelope.command_id).data, envelope.message)
-        return tuple(events)
+    async def _turn(self, turn: Turn, envelopes: Sequence[Envelope]) -> None:
+        for envelope in envelopes:
+            await turn.take(envelope)
+        recorded = await self._record(turn)
+        self.state = turn.state
+        self.broadcast.publish(recorded)
+        if any(event.type == "GpuLost" for event in recorded):
+            self._fail(DeviceLostError("the device is lost"))
+        self._reconcile()
+        self._answer(turn, recorded)
 
-    def _add(self, payload: Payload, envelope: Envelope, turn: _Turn) -> None:
-        command_id, principal = self._owner(payload, envelope, turn.state)
-        if isinstance(payload, ev.Intent) and isinstance(envelope.message, Command):
-            payload = replace(payload, request_sha256=envelope.message.digest())
-        made = draft(payload, time=self._clock.now(), command_id=command_id, principal=principal)
-        provisional = Event(
-            position=turn.state.position + 1,
-            event_id=made.event_id,
-            type=made.type,
-            schema=made.schema,
-            time=made.time,
-            command_id=made.command_id,
-            principal=made.principal,
-            data=made.data,
-            hash="",
-        )
-        turn.drafts.append(made)
-        turn.state = evolve(turn.state, provisional)
-
-    @staticmethod
-    def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | None, str]:
-        """The command an event belongs to: its sender's, or the one whose request it answers."""
-        answers = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
-        command = state.command_at(answers) if answers is not None else None
-        if command is not None:
-            return command.command_id, command.principal
-        return envelope.command_id, envelope.principal
-
-    def _rejected(self, envelope: Envelope, error: SAEError, turn: _Turn) -> None:
-        """Put a refusal on record, at a bounded rate."""
-        if not isinstance(envelope.message, Command):
-            return
-        if not self._allowance.take(self._clock.monotonic()):
-            self._not_recorded += 1
-            return
-        refused = ev.CommandRejected(
-            command=envelope.message.name,
-            error=problem(error),
-            sae_id=getattr(envelope.message, "sae_id", None),
-            not_recorded=self._not_recorded,
-        )
-        self._not_recorded = 0
-        self._add(refused, envelope, turn)
-
-    async def _record(self, turn: _Turn) -> tuple[Event, ...]:
+    async def _record(self, turn: Turn) -> tuple[Event, ...]:
         if not turn.drafts:
             return ()
         return await self._log.append(turn.drafts, expected=self.state.position)
 
-    def _answer(self, turn: _Turn, recorded: tuple[Event, ...]) -> None:
+    def _answer(self, turn: Turn, recorded: tuple[Event, ...]) -> None:
         for envelope, answer in turn.answers:
             if isinstance(answer, SAEError):
                 envelope.fail(answer)
             else:
                 envelope.answer(recorded[answer] if isinstance(answer, slice) else answer)
-        for command_id in [each for each in self._waiters if each not in self.state.commands]:
+        self._release_waiters()
+
+    def _release_waiters(self, *, everyone: bool = False) -> None:
+        """Tell those who wait for a command that is closed, or that will not be closed by this process."""
+        for command_id in [each for each in self._waiters if everyone or each not in self.state.commands]:
             for waiter in self._waiters.pop(command_id):
                 if not waiter.done():
                     waiter.set_result(None)
-        lost = next((e for e in recorded if e.type == "GpuLost"), None)
-        if lost is not None and not self.failure.done():
-            self.failure.set_result(DeviceLostError("the device is lost"))
 
     def _reconcile(self) -> None:
-        if not self.state.running:
+        if not self.state.running or self.failure.done():
             return
         self._runner.reconcile(pending(self.state))
         keep = residents(self.state)
@@ -314,18 +239,28 @@ class Actor:
             self._residents = keep
             self._engine.retain(keep)
 
-    def _cannot_write(self, error: SAEError, turn: _Turn) -> None:
-        """Nothing of the turn happened. A full disk leaves a service that can still be read; else it ends."""
+    def _cannot_write(self, error: SAEError, turn: Turn, envelopes: Sequence[Envelope]) -> None:
+        """Nothing more goes on record. A full disk leaves a service that can still be read; else it ends."""
         self.read_only = error.detail
         logger.error("the log cannot be written: %s", error.detail)
+        if not isinstance(error, DiskFullError):
+            self._fail(error if isinstance(error, LogError) else InternalError(error.detail))
         for envelope, answer in turn.answers:
-            envelope.fail(answer if isinstance(answer, SAEError) else error)
-        self._refuse_waiting(ReadOnlyError(error.detail))
+            if isinstance(answer, SAEError):
+                envelope.fail(answer)
+            elif not isinstance(answer, slice):
+                envelope.answer(answer)
+        for envelope in envelopes:
+            envelope.fail(error)
+        self._refuse_waiting(ReadOnlyError(error.detail), reports=True)
+        self._release_waiters(everyone=True)
         self._runner.reconcile(())
         attached = tuple(a.request_position for a in self.state.attached)
         self._engine.retain(Residents(model=residents(self.state).model, saes=attached))
-        if not isinstance(error, DiskFullError) and not self.failure.done():
-            self.failure.set_result(error if isinstance(error, LogError) else InternalError(error.detail))
+
+    def _fail(self, error: SAEError) -> None:
+        if not self.failure.done():
+            self.failure.set_result(error)
 
     # — small things —
 
@@ -340,8 +275,8 @@ class Actor:
         if self._stopping:
             raise NotReadyError("the service is stopping", retry_after=5)
 
-    def _refuse_waiting(self, error: SAEError) -> None:
-        for envelope in self.mailbox.drain():
+    def _refuse_waiting(self, error: SAEError, *, reports: bool) -> None:
+        for envelope in self.mailbox.drain(reserved=reports):
             envelope.fail(error)
 
     @staticmethod

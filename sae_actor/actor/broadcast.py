@@ -100,10 +100,13 @@ class Broadcast:
     ) -> AsyncIterator[Frame | None]:
         """Every durable event with a position above `after`, once and in order, and passing ones as they come.
 
-        None after `heartbeat` seconds without anything to say. Ends when the broadcast is closed.
+        None after `heartbeat` seconds without anything to say, also where `types` leaves out all that happens.
+        Ends when the broadcast is closed.
         """
         wanted = frozenset(types) if types is not None else None
         passed = self._passed
+        clock = asyncio.get_running_loop().time
+        spoke = clock()
         self.readers += 1
         try:
             while True:
@@ -111,16 +114,21 @@ class Broadcast:
                     after = frame.position or after
                     if wanted is None or frame.type in wanted:
                         yield frame
+                        spoke = clock()
                 for number, frame in [each for each in self._passing if each[0] > passed]:
                     passed = number
                     if wanted is None or frame.type in wanted:
                         yield frame
+                        spoke = clock()
+                if clock() - spoke >= heartbeat:
+                    yield None
+                    spoke = clock()
                 if self.head > after or self._passed > passed:
                     await asyncio.sleep(0)
                 elif self._closed:
                     return
-                elif not (await asyncio.wait([self._waiter()], timeout=heartbeat))[0]:
-                    yield None
+                else:
+                    await asyncio.wait([self._waiter()], timeout=max(0.0, spoke + heartbeat - clock()))
         finally:
             self.readers -= 1
 

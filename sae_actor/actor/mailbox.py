@@ -59,17 +59,19 @@ class Mailbox:
 
     async def take(self, most: int) -> list[Envelope]:
         """At least one envelope, at most `most`, in order."""
-        await self._filled.wait()
+        while not self._waiting:
+            await self._filled.wait()
         taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         self._from_outside -= sum(not envelope.reserved for envelope in taken)
         if not self._waiting:
             self._filled.clear()
         return taken
 
-    def drain(self) -> list[Envelope]:
-        """Everything that still waits."""
-        left = list(self._waiting)
-        self._waiting.clear()
+    def drain(self, *, reserved: bool = True) -> list[Envelope]:
+        """Take out everything that still waits; with `reserved=False` reports stay."""
+        left = [each for each in self._waiting if reserved or not each.reserved]
+        self._waiting = deque(each for each in self._waiting if not reserved and each.reserved)
         self._from_outside = 0
-        self._filled.clear()
+        if not self._waiting:
+            self._filled.clear()
         return left

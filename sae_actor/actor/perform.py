@@ -49,9 +49,15 @@ class Performer:
             return failed(effect, InternalError(f"{effect.name} failed unexpectedly; the service's log has the cause"))
 
     async def undo(self, effect: Effect) -> None:
-        """Clean up after an effect that was cancelled because nobody wants it any more."""
-        if isinstance(effect, DownloadEffect):
+        """Clean up after an effect that was cancelled because nobody wants it any more; never raises."""
+        if not isinstance(effect, DownloadEffect):
+            return
+        try:
             await self._hub.discard(effect)
+        except Exception as error:
+            # What stays on disk belongs to no record; the effect itself is over either way.
+            cause = error.detail if isinstance(error, SAEError) else type(error).__name__
+            logger.error("what is left of the download of %s could not be removed: %s", effect.sae_id, cause)
 
     async def _do(self, effect: Effect) -> Report:
         at = effect.request_position

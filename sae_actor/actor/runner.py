@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..domain.effects import Effect
 from ..domain.messages import Report
+from ..errors import SAEError
 
 logger = logging.getLogger(__name__)
 
@@ -21,32 +22,41 @@ def key_of(effect: Effect) -> Key:
 class EffectRunner:
     """Keeps what runs equal to what is owed.
 
-    `perform` does an effect and gives its report; `undo` cleans up after one that was cancelled because it
-    is owed no more (not: because the service ends). Effects on one subject (an SAE, the model) never overlap.
+    `perform` does an effect and gives its report; `failed` is the report of one that did not work out; `undo`
+    cleans up after one that was cancelled because it is owed no more (not: because the service ends); `report`
+    hands a report in and ends when it is on record. Effects on one subject (an SAE, the model) never overlap.
+    None of the functions raises anything but `SAEError`, and that only `report`.
     """
 
     def __init__(
         self,
         perform: Callable[[Effect], Awaitable[Report]],
+        failed: Callable[[Effect, SAEError], Report],
         undo: Callable[[Effect], Awaitable[None]],
-        report: Callable[[Report], object],
+        report: Callable[[Report], Awaitable[object]],
     ) -> None:
         self._perform = perform
+        self._failed = failed
         self._undo = undo
         self._report = report
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._last: dict[str, asyncio.Task[None]] = {}
+        self._started: set[Key] = set()
         self._revoked: set[Key] = set()
+        self._done: set[Key] = set()
+        """Done in this life of the process, though perhaps not on record yet: not to be started again."""
+        self._closed = False
 
     def reconcile(self, owed: Sequence[Effect]) -> None:
         """Start what is owed and does not run, cancel what runs and is not owed."""
         wanted = {key_of(effect): effect for effect in owed}
-        for key, task in list(self._running.items()):
-            if key not in wanted and key not in self._revoked:
+        self._done = {key for key in self._done if key in wanted or key in self._running}
+        for key, task in self._running.items():
+            if key not in wanted and key not in self._revoked and key not in self._done:
                 self._revoked.add(key)
-                task.cancel()
+                self._cancel(key, task)
         for key, effect in wanted.items():
-            if key not in self._running:
+            if key not in self._running and key not in self._done and not self._closed:
                 subject = getattr(effect, "sae_id", "model")
                 task = asyncio.create_task(self._run(effect, key, self._last.get(subject)), name=f"{key[0]}@{key[1]}")
                 self._running[key] = self._last[subject] = task
@@ -58,26 +68,52 @@ class EffectRunner:
             await asyncio.wait([task])
 
     async def close(self) -> None:
-        """Cancel everything; what is still owed is taken up at the next start."""
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
+        """Cancel everything, let what cleans up finish; what is still owed is taken up at the next start."""
+        self._closed = True
+        tasks = dict(self._running)
+        for key, task in tasks.items():
+            if key not in self._revoked and key not in self._done:
+                self._cancel(key, task)
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks.values())
+
+    def _cancel(self, key: Key, task: asyncio.Task[None]) -> None:
+        """A task that never began would not clean up: it is let begin, and sees for itself."""
+        if key in self._started:
+            task.cancel()
 
     async def _run(self, effect: Effect, key: Key, before: asyncio.Task[None] | None) -> None:
+        self._started.add(key)
         try:
-            if before is not None and not before.done():
-                await asyncio.wait([before])
-            report = await self._perform(effect)
+            if key not in self._revoked and not self._closed:
+                if before is not None and not before.done():
+                    await asyncio.wait([before])
+                report = await self._perform(effect)
+                self._done.add(key)
+                await self._hand_in(effect, report)
         except asyncio.CancelledError:
+            pass  # by reconcile or close, which said so in _revoked and _closed
+        finally:
             if key in self._revoked:
                 await self._undo(effect)
-            return
-        finally:
             self._running.pop(key, None)
+            self._started.discard(key)
             self._revoked.discard(key)
             subject = getattr(effect, "sae_id", "model")
             if self._last.get(subject) is asyncio.current_task():
                 del self._last[subject]
-        self._report(report)
+
+    async def _hand_in(self, effect: Effect, report: Report) -> None:
+        """Put the report on record, or, where that is refused (it is too large), the failure of the effect.
+
+        While the service ends, or cannot write, neither works: the next start takes the effect up again.
+        """
+        try:
+            await self._report(report)
+            return
+        except SAEError as error:
+            refused = error
+        try:
+            await self._report(self._failed(effect, refused))
+        except SAEError as error:
+            logger.warning("the end of %s@%d is not on record: %s", *key_of(effect), error.detail)

@@ -1,7 +1,8 @@
 """Text under an intervention: admitted by a turn of the actor, made by the engine, closed on record.
 
-A request runs in a task of its own, so that a client who goes away cancels the text but never the record of
-it: the last thing a reader gets comes after GenerationFinished is durable.
+A request runs in tasks of its own, one that makes the text and one that puts its end on record, so that a client
+who goes away cancels the text but never the record of it: the last thing a reader gets comes after GenerationFinished
+is durable.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
-from ..errors import DeviceLostError, InternalError, SAEError, from_code
+from ..errors import DeviceLostError, InternalError, SAEError, TooLargeError, from_code
 from ..ports import Engine, Finished, TextRequest, Token
 from .actor import Actor
 from .perform import problem
@@ -42,18 +43,20 @@ class RunningText:
     def __init__(self, started: Event, payload: GenerationStarted) -> None:
         self.position = started.position
         self.started = payload
-        self._items: asyncio.Queue[Token | Done | SAEError] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self.items: asyncio.Queue[Token | Done | SAEError] = asyncio.Queue()
+        self.made: list[Token] = []
+        self.making: asyncio.Task[Finished | SAEError] | None = None
+        """The engine's part: what `abandon` cancels. The record of the end is not."""
 
     def abandon(self) -> None:
         """Nobody reads any more: stop the text and free its place. Harmless after the end."""
-        if self._task is not None:
-            self._task.cancel()
+        if self.making is not None:
+            self.making.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Token | Done]:
         try:
             while True:
-                item = await self._items.get()
+                item = await self.items.get()
                 if isinstance(item, SAEError):
                     raise item
                 yield item
@@ -64,9 +67,10 @@ class RunningText:
 
     async def result(self) -> Done:
         """Wait for the end."""
-        async for item in self:
-            if isinstance(item, Done):
-                return item
+        async with contextlib.aclosing(self.__aiter__()) as items:  # type: ignore[type-var]
+            async for item in items:
+                if isinstance(item, Done):
+                    return item
         raise InternalError("the text ended without a result")
 
 
@@ -77,66 +81,91 @@ class Texts:
         self._actor = actor
         self._engine = engine
         self._record_text = record_text
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], RunningText] = {}
+        self._opening: set[asyncio.Task[RunningText]] = set()
 
     async def open(
         self, ask: Callable[[str], AdmitGeneration], token_ids: Sequence[int], *, principal: str
     ) -> RunningText:
         """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with."""
+        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # It may be on record already that the text began: its end must follow.
+            opening.add_done_callback(_abandon)
+            raise
+
+    async def close(self) -> None:
+        """Cancel what runs and wait until each end is on record."""
+        while self._running or self._opening:
+            for text in self._running.values():
+                text.abandon()
+            await asyncio.wait([*self._running, *self._opening])
+
+    async def _open(
+        self, ask: Callable[[str], AdmitGeneration], token_ids: tuple[int, ...], principal: str
+    ) -> RunningText:
         event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
         text = RunningText(event, payload)
-        task = asyncio.create_task(self._run(text, tuple(token_ids)), name=payload.generation_id)
-        text._task = task
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        text.making = asyncio.create_task(self._generate(text, token_ids), name=payload.generation_id)
+        task = asyncio.create_task(self._run(text, text.making, token_ids), name=f"{payload.generation_id} record")
+        self._running[task] = text
+        task.add_done_callback(self._running.pop)
         return text
 
-    async def close(self) -> None:
-        """Cancel what runs and wait until each end is on record."""
-        for task in list(self._running):
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
-
-    async def _run(self, text: RunningText, token_ids: tuple[int, ...]) -> None:
-        ended = await self._generate(text, token_ids)
+    async def _run(
+        self, text: RunningText, making: asyncio.Task[Finished | SAEError], token_ids: tuple[int, ...]
+    ) -> None:
+        """Put the end of a text on record, then give it out."""
+        await asyncio.wait([making])
+        ended = _cancelled(token_ids, text.made) if making.cancelled() else making.result()
         record = _record(text, token_ids, ended)
-        if self._record_text:
-            record = _with_text(record, token_ids, ended)
         if isinstance(ended, Finished) and ended.faulted is not None:
             self._report_fault(text, ended)
         try:
-            await self._actor.tell(record)
+            record = await self._tell(record, token_ids, ended)
         except SAEError as error:
             # What is not on record is not given out as if it were.
             ended = error
         if isinstance(ended, SAEError):
-            text._items.put_nowait(ended)
+            text.items.put_nowait(ended)
         elif ended.reason == "error":
-            text._items.put_nowait(_failure(ended))
+            text.items.put_nowait(_failure(ended))
         else:
-            text._items.put_nowait(Done(ended, record))
+            text.items.put_nowait(Done(ended, record))
+
+    async def _tell(
+        self, record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
+    ) -> GenerationFinished:
+        """Put the record into the log; the text with it where that is wanted and not too long for an event."""
+        if self._record_text:
+            with contextlib.suppress(TooLargeError):
+                whole = _with_text(record, token_ids, ended)
+                await self._actor.tell(whole)
+                return whole
+        await self._actor.tell(record)
+        return record
 
     async def _generate(self, text: RunningText, token_ids: tuple[int, ...]) -> Finished | SAEError:
-        """Run the engine; a cancel and every error become a value, so that the end is always recorded."""
+        """Run the engine; every error becomes a value, so that the end is always recorded."""
         request = TextRequest(
             generation_id=text.started.generation_id,
             token_ids=token_ids,
             sampling=text.started.sampling,
             intervention=text.started.intervention,
         )
-        made: list[Token] = []
         try:
             async with contextlib.aclosing(self._engine.generate(request)) as stream:  # type: ignore[type-var]
                 async for item in stream:
                     if isinstance(item, Finished):
                         return item
-                    made.append(item)
-                    text._items.put_nowait(item)
-        except asyncio.CancelledError:
-            return _cancelled(token_ids, made)
+                    text.made.append(item)
+                    text.items.put_nowait(item)
         except DeviceLostError as error:
             self._actor.tell(ev.GpuLost(detail=error.detail))
             return error
@@ -151,6 +180,11 @@ class Texts:
         if sae is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.tell(ev.HookFaulted(sae_id=sae.sae_id, request_position=sae.attach_position, error=fault))
+
+
+def _abandon(opening: asyncio.Task[RunningText]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().abandon()
 
 
 def _cancelled(token_ids: tuple[int, ...], made: list[Token]) -> Finished:

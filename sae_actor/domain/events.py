@@ -20,6 +20,9 @@ from .refs import ActiveSae, Edit, HookPoint, Mode, ModelFacts, SaeDescription, 
 
 Salt: TypeAlias = str
 
+MAX_PAYLOAD_BYTES = 255 * 1024
+"""Of one payload as JSON. A log takes 256 KiB for an event: payload, type, ids, time and principal."""
+
 
 class Problem(Struct, frozen=True):
     """Why something failed, in the codes of the contract; never an exception's repr."""

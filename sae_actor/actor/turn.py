@@ -1,0 +1,165 @@
+"""One turn: a batch of envelopes, decided one after the other, on its way into one transaction."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec.structs import replace
+
+from ..domain import events as ev
+from ..domain.commands import Command
+from ..domain.decide import decide
+from ..domain.events import Draft, Event, Payload, draft
+from ..domain.evolve import evolve
+from ..domain.state import State
+from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
+from ..ports import Clock, EventLog
+from .history import Allowance, accepted_events, same_request
+from .mailbox import Envelope
+from .perform import problem
+
+logger = logging.getLogger(__name__)
+
+REJECTIONS_PER_SECOND = 10.0
+REJECTIONS_BURST = 100.0
+
+Answer = SAEError | slice | tuple[Event, ...]
+"""What an envelope is told once the batch is durable: an error, which of the batch's events are its own, or the
+events of an earlier command under the same key."""
+
+
+class Refusals:
+    """How many refusals go on record: all of them, until there is a flood."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._allowance = Allowance(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
+        self._not_recorded = 0
+
+    def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
+        """The event for this refusal, or None when there were too many of late."""
+        if not self._allowance.take(self._clock.monotonic()):
+            self._not_recorded += 1
+            return None
+        skipped, self._not_recorded = self._not_recorded, 0
+        return ev.CommandRejected(
+            command=command.name,
+            error=problem(error),
+            sae_id=getattr(command, "sae_id", None),
+            not_recorded=skipped,
+        )
+
+
+class Turn:
+    """Grows by one envelope at a time; `state` is what the drafts so far lead to."""
+
+    def __init__(self, state: State, log: EventLog, clock: Clock, refusals: Refusals) -> None:
+        self.state = state
+        self.drafts: list[Draft] = []
+        self.answers: list[tuple[Envelope, Answer]] = []
+        self._log = log
+        self._clock = clock
+        self._refusals = refusals
+
+    async def take(self, envelope: Envelope) -> None:
+        """Decide one envelope against the state that the ones before it led to. Raises `LogError` only."""
+        try:
+            answer = await self._known(envelope)
+            if answer is None:
+                self._check_revision(envelope)
+                answer = self._add(envelope, decide(envelope.message, self.state))
+        except LogError:
+            raise
+        except SAEError as error:
+            answer = error
+            self._put_on_record(envelope, error)
+        except Exception:
+            # decide is pure: a fault in it has changed nothing, and must not end the one writer there is.
+            logger.exception("deciding %s failed", type(envelope.message).__name__)
+            answer = InternalError("the command could not be decided")
+        self.answers.append((envelope, answer))
+
+    async def _known(self, envelope: Envelope) -> Answer | None:
+        """The events of an earlier command under the same key, or None."""
+        if not envelope.keyed or envelope.command_id is None or not isinstance(envelope.message, Command):
+            return None
+        for other, answer in self.answers:
+            if other.command_id == envelope.command_id and isinstance(answer, slice):
+                same_request(self.drafts[answer.start].data, envelope.message)
+                return answer
+        events = await accepted_events(self._log, envelope.command_id)
+        if not events:
+            return None
+        same_request(events[0].data, envelope.message)
+        return tuple(events)
+
+    def _check_revision(self, envelope: Envelope) -> None:
+        if envelope.expected_revision not in (None, self.state.revision):
+            raise PreconditionFailedError(
+                f"If-Match names {envelope.expected_revision}, the state is of {self.state.revision}",
+                expected=envelope.expected_revision,
+                position=self.state.revision,
+            )
+
+    def _put_on_record(self, envelope: Envelope, error: SAEError) -> None:
+        if not isinstance(envelope.message, Command):
+            return
+        refused = self._refusals.recorded(envelope.message, error)
+        if refused is None:
+            return
+        try:
+            self._add(envelope, [refused])
+        except Exception:
+            # The refusal stands; an error whose fields cannot be written must not end the one writer there is.
+            logger.exception("a refused %s could not be put on record", envelope.message.name)
+
+    def _add(self, envelope: Envelope, payloads: list[Payload]) -> slice:
+        """All of one envelope's events, or none of them."""
+        drafts: list[Draft] = []
+        state = self.state
+        for payload in payloads:
+            made = self._draft(payload, envelope, state)
+            drafts.append(made)
+            state = evolve(state, _provisional(made, state.position + 1))
+        first = len(self.drafts)
+        self.drafts += drafts
+        self.state = state
+        return slice(first, len(self.drafts))
+
+    def _draft(self, payload: Payload, envelope: Envelope, state: State) -> Draft:
+        command_id, principal = _owner(payload, envelope, state)
+        if isinstance(payload, ev.Intent) and isinstance(envelope.message, Command):
+            payload = replace(payload, request_sha256=envelope.message.digest())
+        made = draft(payload, time=self._clock.now(), command_id=command_id, principal=principal)
+        size = memoryview(made.data).nbytes
+        if size > ev.MAX_PAYLOAD_BYTES:
+            raise TooLargeError(
+                f"{payload.type} takes {size} bytes; at most {ev.MAX_PAYLOAD_BYTES} go on record",
+                size=size,
+                limit=ev.MAX_PAYLOAD_BYTES,
+            )
+        return made
+
+
+def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | None, str]:
+    """The command an event belongs to: its sender's, or the one whose request it answers."""
+    answers = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
+    command = state.command_at(answers) if answers is not None else None
+    if command is not None:
+        return command.command_id, command.principal
+    return envelope.command_id, envelope.principal
+
+
+def _provisional(made: Draft, position: int) -> Event:
+    """The event before the log has hashed it: all that `evolve` looks at."""
+    return Event(
+        position=position,
+        event_id=made.event_id,
+        type=made.type,
+        schema=made.schema,
+        time=made.time,
+        command_id=made.command_id,
+        principal=made.principal,
+        data=made.data,
+        hash="",
+    )
