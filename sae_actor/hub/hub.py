@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
-from ..errors import SAEDownloadError, SAEInvalidError
+from ..errors import InternalError, SAEDownloadError, SAEInvalidError
 from ..ports import CatalogEntry, HubSae, Progress
 from . import imports, removal
 from .digests import KnownDigests
@@ -58,6 +58,7 @@ class HuggingFaceHub:
         self._turns = anyio.Semaphore(max_downloads)
         self._patience = patience or Patience()
         self._silence_seconds = silence_seconds
+        self._removals = anyio.Lock()
         self._known = KnownDigests()
         self._running: set[anyio.CancelScope] = set()
 
@@ -111,10 +112,10 @@ class HuggingFaceHub:
         return await to_thread.run_sync(self._locate, location, abandon_on_cancel=True)
 
     async def delete(self, effect: DeleteEffect) -> int:
-        return await to_thread.run_sync(removal.delete, self.folder, effect)
+        return await self._removing(partial(removal.delete, self.folder, effect))
 
     async def discard(self, effect: DownloadEffect) -> None:
-        await to_thread.run_sync(removal.discard, self.folder, effect)
+        await self._removing(partial(removal.discard, self.folder, effect))
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         job = CatalogJob(
@@ -134,7 +135,7 @@ class HuggingFaceHub:
 
         `commits`: every hub SAE on record and the commit whose files it has (None: none yet). The bytes freed.
         """
-        return await to_thread.run_sync(partial(removal.sweep, self.folder, dict(commits)))
+        return await self._removing(partial(removal.sweep, self.folder, dict(commits)))
 
     async def disk_use(self) -> int:
         """Bytes of everything that was downloaded, finished or not."""
@@ -154,6 +155,14 @@ class HuggingFaceHub:
             finally:
                 self._running.discard(scope)
         raise SAEDownloadError("The service is stopping", reason="stopped")
+
+    async def _removing(self, remove: Callable[[], int]) -> int:
+        """Run one removal at a time, to its end: what one keeps, another must not take meanwhile."""
+        async with self._removals:
+            try:
+                return await to_thread.run_sync(remove)
+            except OSError as error:
+                raise InternalError(f"Files cannot be removed: {error.strerror}", reason="file_system") from None
 
     def _locate(self, location: SaeLocation) -> str:
         if location.source == "import":

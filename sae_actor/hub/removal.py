@@ -105,7 +105,11 @@ def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
             gone = [c for c in own.claims if not _wanted(c, own, commits)]
             freed += _drop(root, repository, own, gone)
         freed += _sweep_blobs(repository)
-        for left in (*folder.glob("refs/**/*.tmp"), *repository.claims.glob("*.tmp")):
+        for left in (
+            *folder.glob("refs/**/*.tmp"),
+            *folder.glob("snapshots/**/.*.tmp"),
+            *repository.claims.glob("*.tmp"),
+        ):
             left.unlink(missing_ok=True)
         _tidy(root, repository)
     return freed
@@ -168,7 +172,7 @@ def _sweep_blobs(repository: Repository) -> int:
 
 def _tidy(root: Path, repository: Repository) -> None:
     """Remove refs to commits of which nothing is left, and folders that became empty."""
-    for ref in repository.folder.glob("refs/**/*"):
+    for ref in list(repository.folder.glob("refs/**/*")):
         if ref.is_file() and not repository.snapshot(ref.read_text().strip() or "-").is_dir():
             ref.unlink(missing_ok=True)
             remove_empty(ref.parent, repository.folder)

@@ -7,7 +7,9 @@ import fcntl
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,11 @@ from .remote import RemoteFile, RemoteHub, TransientError
 T = TypeVar("T")
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+_BATCH_BYTES = 1 << 20
+_BATCHES_AHEAD = 8
+"""What may be in memory between the network and the disk: so much is lost when the process is killed."""
+_WORTHLESS = ("integrity", "too_long")
+"""Failures after which what arrived is thrown away: it is not the file, so the next try must not build on it."""
 _BUSY_SECONDS = 0.2
 """How often to look whether another process has finished a file that both want."""
 
@@ -52,6 +59,7 @@ class Transfer:
 
     def __init__(self, hub: RemoteHub, repository: Repository, patience: Patience, meter: Meter) -> None:
         self._hub, self._repository, self._patience, self._meter = hub, repository, patience, meter
+        self._writer = ThreadPoolExecutor(1)
 
     def obtain(self, repository_id: str, commit: str, file: RemoteFile, *, anew: bool) -> tuple[str, Stamp]:
         """sha256 and stamp of the file's verified blob, fetched unless it is there. `anew`: fetched in any case."""
@@ -69,6 +77,10 @@ class Transfer:
                     raise
                 self._repository.partial(file.digest).unlink(missing_ok=True)
                 raise DiskFullError("The disk is full", reason="no_space", file=file.path) from None
+            except SAEDownloadError as error:
+                if error.fields.get("reason") in _WORTHLESS:
+                    self._repository.partial(file.digest).unlink(missing_ok=True)
+                raise
             os.fsync(descriptor)
             os.replace(self._repository.partial(file.digest), blob)
             fsync_folder(self._repository.blobs)
@@ -109,7 +121,7 @@ class Transfer:
         """Complete the partial file and compare its digest; the sha256. A wrong one leaves nothing."""
         continued = True
         while True:
-            filling = _Filling(descriptor, file, self._meter)
+            filling = _Filling(descriptor, file, self._meter, self._writer)
             continued = continued and filling.have > 0
             retried(partial(self._receive, repository_id, commit, file, filling), self._patience, self._meter)
             if filling.name == file.digest:
@@ -117,7 +129,6 @@ class Transfer:
             os.ftruncate(descriptor, 0)
             self._meter.start(file.path)
             if not continued:
-                self._repository.partial(file.digest).unlink(missing_ok=True)
                 raise SAEDownloadError("The bytes are not those the hub lists", reason="integrity", file=file.path)
             # What an earlier process left may have been the wrong part (a power cut): once more, from nothing.
             continued = False
@@ -132,20 +143,22 @@ class Transfer:
             if failure.reason == "bad_range":
                 filling.restart()
             raise
+        finally:
+            filling.settle()
+        if filling.have < file.bytes:
+            raise TransientError("cut", "The hub ended the body early")
 
     def _read(self, url: str, file: RemoteFile, filling: _Filling) -> None:
         with self._hub.body(url, filling.have) as answer:
             self._agree(answer, file, filling)
-            since, mark = time.monotonic(), filling.have
+            since, mark = time.monotonic(), filling.arrived
             for chunk in answer.iter_raw():
                 filling.append(chunk)
                 elapsed = time.monotonic() - since
                 if elapsed >= self._patience.slow_seconds:
-                    if (filling.have - mark) / elapsed < self._patience.slow_bytes:
+                    if (filling.arrived - mark) / elapsed < self._patience.slow_bytes:
                         raise TransientError("stalled", "The hub sends too slowly")
-                    since, mark = time.monotonic(), filling.have
-        if filling.have < file.bytes:
-            raise TransientError("cut", "The hub ended the body early")
+                    since, mark = time.monotonic(), filling.arrived
 
     def _agree(self, answer: Any, file: RemoteFile, filling: _Filling) -> None:
         """Compare the answer's status and headers with what was asked for, before any of its bytes."""
@@ -183,35 +196,63 @@ def _locked(path: Path) -> int | None:
 
 
 class _Filling:
-    """The bytes of a partial file so far: where they end, and their running digest."""
+    """The bytes of a partial file so far, and their running digest.
 
-    def __init__(self, descriptor: int, file: RemoteFile, meter: Meter) -> None:
-        self._descriptor, self._file, self._meter = descriptor, file, meter
+    A thread of its own writes and digests (both leave the interpreter's lock) while the next bytes arrive, so
+    `arrived` runs ahead of `have` until `settle`.
+    """
+
+    def __init__(self, descriptor: int, file: RemoteFile, meter: Meter, writer: ThreadPoolExecutor) -> None:
+        self._descriptor, self._file, self._meter, self._writer = descriptor, file, meter, writer
         self._digest = BlobDigest(file.bytes, git=file.git)
-        self.have = 0
+        self._batch: list[bytes] = []
+        self._batched = 0
+        self._writing: deque[Future[None]] = deque()
         if os.fstat(descriptor).st_size > file.bytes:
             os.ftruncate(descriptor, 0)
-        self.have = feed(self._digest, descriptor, report=lambda n: meter.add(n, received=False))
+        self.have = feed(self._digest, descriptor, report=lambda count: meter.add(count, received=False))
+        self.arrived = self.have
 
     def append(self, chunk: bytes) -> None:
-        if self.have + len(chunk) > self._file.bytes:
-            os.ftruncate(self._descriptor, 0)
+        """Take what arrived; an OSError of the disk is raised here or by `settle`, a few pieces late."""
+        if self.arrived + len(chunk) > self._file.bytes:
             raise SAEDownloadError("The hub sends more than it lists", reason="too_long", file=self._file.path)
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(self._descriptor, view, self.have)
-            self._digest.update(view[:written])
-            self.have += written
-            self._meter.add(written, received=True)
-            view = view[written:]
+        self.arrived += len(chunk)
+        self._batch.append(chunk)
+        self._batched += len(chunk)
+        self._meter.add(len(chunk), received=True)
+        if self._batched >= _BATCH_BYTES:
+            self._hand_over()
+
+    def settle(self) -> None:
+        """Wait until everything that arrived is in the file."""
+        self._hand_over()
+        while self._writing:
+            self._writing.popleft().result()
 
     def restart(self) -> None:
         """Forget what is there: the server sends the file from its beginning."""
-        if self.have:
+        if self.arrived:
+            self.settle()
             os.ftruncate(self._descriptor, 0)
             self._digest = BlobDigest(self._file.bytes, git=self._file.git)
-            self.have = 0
+            self.have = self.arrived = 0
             self._meter.start(self._file.path)
+
+    def _hand_over(self) -> None:
+        batch, self._batch, self._batched = self._batch, [], 0
+        self._writing.append(self._writer.submit(self._write, batch))
+        while len(self._writing) > _BATCHES_AHEAD:
+            self._writing.popleft().result()
+
+    def _write(self, batch: list[bytes]) -> None:
+        for chunk in batch:
+            view = memoryview(chunk)
+            while view:
+                written = os.pwrite(self._descriptor, view, self.have)
+                self._digest.update(view[:written])
+                self.have += written
+                view = view[written:]
 
     @property
     def name(self) -> str:

@@ -19,7 +19,14 @@ def safetensors(d_in: int = 8, d_sae: int = 32, seed: int = 0) -> bytes:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + random.Random(seed).randbytes(end)
+    return struct.pack("<Q", len(text)) + text + _noise(seed, end)
+
+
+def _noise(seed: int, size: int) -> bytes:
+    """`size` bytes without a repetition: a random megabyte, marked with its number each time."""
+    block = random.Random(seed).randbytes((1 << 20) - 8)
+    count = -(-size // (1 << 20))
+    return b"".join(struct.pack("<Q", i) + block for i in range(count))[:size]
 
 
 def config(d_in: int = 8, d_sae: int = 32, layer: int = 1, **more: Any) -> bytes:

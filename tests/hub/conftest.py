@@ -14,7 +14,8 @@ from sae_actor.domain.refs import sae_id_of
 from sae_actor.hub import HuggingFaceHub, Patience
 from tests.fakes.hub_server import HubServer
 
-TOKEN = "hf_tokencanary2718281828"  # noqa: S105  # a canary: no test may find it where it does not belong
+TOKEN = "hf_tokencanary2718281828"
+"""A canary: no test may find it where it does not belong."""
 
 QUICK = Patience(
     request_seconds=3.0,
