@@ -1,0 +1,180 @@
+"""The command line's grammar. Builds in milliseconds and imports nothing that computes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TypeAlias, get_args
+
+from .. import __version__
+from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
+from . import exits
+
+SERVING = ("demo", "serve")
+LATER = ("diff", "explain", "reproduce", "export", "import", "redact")
+"""Commands of `log` that are refused by name until they are built."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(exits.USAGE, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar; wrong usage exits with 64."""
+    top = _Parser(
+        prog="sae-actor",
+        description="Attach sparse autoencoders to a running language model, steer them, and prove what was active.",
+        epilog="Environment: SAE_ACTOR_URL and SAE_ACTOR_TOKEN for the client, SAE_ACTOR_CONFIG and "
+        "SAE_ACTOR_<SECTION>_<KEY> for the service (see config.toml).",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"sae-actor {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_serving(commands)
+    _add_resources(commands)
+    _add_steering(commands)
+    _add_text(commands)
+    _add_log(commands)
+    return top
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _add_serving(commands: _Commands) -> None:
+    demo = commands.add_parser("demo", help="serve a small real model with the bundled SAE attached")
+    serve = commands.add_parser("serve", help="run the service")
+    for each in (demo, serve):
+        each.add_argument("--config", type=Path, metavar="FILE", help="settings, in the form of config.toml")
+        each.add_argument("--data-dir", metavar="DIR", help="folder of the log and the SAEs")
+        each.add_argument("--host", help="address to listen on; beyond this machine it needs a token")
+        each.add_argument("--port", type=int, help="0 takes any free port")
+    serve.add_argument("--model", metavar="MODEL", help="model to load at the start: hub id or local path")
+    serve.add_argument("--read-only", action="store_true", help="serve a log without changing it")
+    serve.add_argument(
+        "--accept-truncation", type=_position, metavar="N", help="go on at position N after a proven loss of events"
+    )
+
+
+def _client(commands: _Commands, name: str, about: str) -> argparse.ArgumentParser:
+    each = commands.add_parser(name, help=about, description=about)
+    each.add_argument("--url", metavar="URL", help="the service (default: $SAE_ACTOR_URL, else http://127.0.0.1:8000)")
+    each.add_argument("--json", action="store_true", help="print the raw answer")
+    return each
+
+
+def _add_resources(commands: _Commands) -> None:
+    _client(commands, "status", "what is loaded and attached")
+    catalog = _client(commands, "catalog", "the SAEs inside a hub repository")
+    catalog.add_argument("repository", metavar="REPO")
+    catalog.add_argument("--revision", default="main")
+    download = _client(commands, "download", "fetch one SAE from the hub and wait for it")
+    download.add_argument("repository", metavar="REPO")
+    download.add_argument("--path", metavar="P", help="folder or file of the SAE inside the repository")
+    download.add_argument("--revision", metavar="R", default="main")
+    download.add_argument("--force", action="store_true", help="fetch again, and follow a branch that has moved")
+    _client(commands, "list", "the SAEs on disk")
+    attach = _client(commands, "attach", "attach an SAE to the model")
+    _sae(attach)
+    attach.add_argument("--layer", type=int, metavar="N", help="default: the layer it was trained at")
+    attach.add_argument("--mode", choices=get_args(Mode), default="steer")
+    attach.add_argument("--replace", action="store_true", help="in place of what is attached")
+    _sae(_client(commands, "detach", "take an SAE off the model and free its memory"))
+    _sae(_client(commands, "delete", "delete an SAE's files; of an import, forget the record"))
+
+
+def _add_steering(commands: _Commands) -> None:
+    steer = _client(commands, "steer", "replace the steering of an attached SAE")
+    _sae(steer)
+    steer.add_argument("edits", nargs="*", type=_edit, metavar="FEATURE=STRENGTH")
+    steer.add_argument("--clear", action="store_true", help="no edits at all")
+    steer.add_argument("--disable", action="store_true", help="keep the edits, but out of force")
+    steer.add_argument("--method", choices=get_args(Method), default="add")
+    steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
+    steer.add_argument("--unit", choices=get_args(Unit), default="raw")
+    steer.add_argument(
+        "--exclude",
+        action="append",
+        choices=(*get_args(Exclusion), "none"),
+        help="positions that are left alone, may be given several times (default: sink)",
+    )
+
+
+def _add_text(commands: _Commands) -> None:
+    generate = _client(commands, "generate", "continue a prompt, or answer it with --chat, under what is attached")
+    generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("--chat", action="store_true", help="as a user's message, through the chat template")
+    generate.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    generate.add_argument("--max-tokens", type=int, metavar="N")
+    generate.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy")
+    generate.add_argument("--top-p", type=_number, metavar="P")
+    generate.add_argument("--seed", type=int)
+    generate.add_argument("--stop", action="append", metavar="TEXT", help="may be given several times")
+    generate.add_argument("--baseline", action="store_true", help="without any intervention")
+    events = _client(commands, "events", "follow the events of the service")
+    events.add_argument("--after", type=_position, metavar="N", help="only those behind position N")
+    events.add_argument("--types", metavar="A,B", help="only these types")
+
+
+def _add_log(commands: _Commands) -> None:
+    log = commands.add_parser("log", help="the audit, offline, from the log alone")
+    inside = log.add_subparsers(dest="log_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, about in (
+        ("show", "the events, one a line"),
+        ("verify", "walk the hash chain; 65 where it is broken"),
+        ("state", "the state that the events come to"),
+    ):
+        each = inside.add_parser(name, help=about, description=about)
+        each.add_argument("--data-dir", metavar="DIR", help="folder of the log (default: that of the service)")
+        each.add_argument("--json", action="store_true", help="print the raw answer")
+        if name == "show":
+            each.add_argument("--after", type=_position, default=0, metavar="N", help="only those behind position N")
+            each.add_argument("--types", metavar="A,B", help="only these types")
+        if name == "state":
+            each.add_argument("--at", type=_position, metavar="N", help="as it was at position N")
+    for name in LATER:
+        later = inside.add_parser(name, help="not in this version yet")
+        later.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _sae(each: argparse.ArgumentParser) -> None:
+    each.add_argument("sae", metavar="SAE", help="an sae_id, or a beginning that only one has")
+
+
+def _edit(text: str) -> tuple[int, float]:
+    feature, equals, strength = text.partition("=")
+    if not equals or not feature.isascii() or not feature.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=STRENGTH")
+    return int(feature), _number(strength)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
+
+
+def _position(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a position of the log")
+    return int(text)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
+    grammar = parser()
+    arguments = grammar.parse_args(argv)
+    if arguments.command == "steer" and bool(arguments.edits) == arguments.clear:
+        grammar.error("steer takes FEATURE=STRENGTH…, or --clear")
+    if arguments.command == "generate" and arguments.system is not None and not arguments.chat:
+        grammar.error("--system goes with --chat")
+    return arguments
