@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class SaeFiles:
         self.folder = named if named.is_dir() else named.parent
         self.file = None if named.is_dir() else named.name
         self._pickles = pickles
+        self._read: dict[str, TensorFile] = {}
         cache = _cache_folder(self.folder)
         self._container = (cache or self.folder).resolve()
         if cache is not None:
@@ -88,15 +90,54 @@ class SaeFiles:
             raise SAEInvalidError(f"{name} is larger than a config is", check="config", file=name)
         return text
 
+    def above(self, name: str) -> Config | None:
+        """The object in a file of the folder above, shared by several SAEs; None where there is none that is sound."""
+        path = self.folder.parent / name
+        inside = path.resolve().is_relative_to(self._container) or not path.is_symlink()
+        if not inside or not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
+            return None
+        try:
+            return Config(strict_json(path.read_bytes(), f"../{name}"), f"../{name}")
+        except SAEInvalidError:
+            return None
+
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        """Names in the folder that `pattern` matches as a whole; only the named file's, where a file was named."""
+        names = self.names() if self.file is None else [self.file]
+        return [name for name in names if pattern.fullmatch(name)]
+
+    def one(self, pattern: re.Pattern[str]) -> str:
+        """The only name that `pattern` matches; `SAEInvalidError` (check `ambiguous`) for several."""
+        names = self.matching(pattern)
+        if len(names) != 1:
+            shown = ", ".join(names[:5])
+            raise SAEInvalidError(f"{len(names)} SAEs are in this folder, name one file: {shown}", check="ambiguous")
+        return names[0]
+
+    def holds(self, pattern: re.Pattern[str], *tensors: str) -> bool:
+        """A file that `pattern` matches has all of `tensors`; of several files the first is looked at."""
+        names = self.matching(pattern)
+        if not names or (names[0].endswith(PICKLES) and self._pickles is None):
+            return False
+        return all(tensor in self.tensors(names[0]) for tensor in tensors)
+
     def tensors(self, name: str) -> TensorFile:
         """The tensors of a weight file, by its header; a pickle only with a reader for it."""
-        if name.endswith(PICKLES):
-            if self._pickles is None:
-                raise SAEUnsupportedError(f"{name} is a pickle, which is not opened here", check="pickle", file=name)
-            return self._pickles(self.resolve(name), name)
-        if name.endswith(".npz"):
-            return read_npz(self.resolve(name), name)
-        return read_safetensors(self.resolve(name), name)
+        if name not in self._read:
+            if name.endswith(PICKLES):
+                if self._pickles is None:
+                    why = f"{name} is a pickle, which is not opened here"
+                    raise SAEUnsupportedError(why, check="pickle", file=name)
+                self._read[name] = self._pickles(self.resolve(name), name)
+            elif name.endswith(".npz"):
+                self._read[name] = read_npz(self.resolve(name), name)
+            else:
+                self._read[name] = read_safetensors(self.resolve(name), name)
+        return self._read[name]
+
+    def origin_of(self, file: TensorFile) -> Origin:
+        """Where `file` came from: of a converted file, where the pickle was."""
+        return self.origin if file.origin is None else Origin(*file.origin)
 
 
 def _cache_folder(folder: Path) -> Path | None:

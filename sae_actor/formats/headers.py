@@ -7,6 +7,7 @@ own header. Everything a header claims is compared with the size of the file bef
 from __future__ import annotations
 
 import ast
+import math
 import os
 import re
 import struct
@@ -40,6 +41,8 @@ class TensorFile:
     name: str
     tensors: dict[str, Stored]
     extras: dict[str, Any]
+    origin: tuple[str | None, tuple[str, ...]] | None = None
+    """Repository and path of the file that this one was converted from."""
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.tensors
@@ -95,7 +98,23 @@ def read_safetensors(path: Path, name: str) -> TensorFile:
         at = end
     if at != data_bytes:
         raise _bad(name, "truncated" if at > data_bytes else "header", f"tensors cover {at} of {data_bytes} bytes")
-    return TensorFile(name, tensors, dict(metadata))
+    return _converted(TensorFile(name, tensors, dict(metadata)))
+
+
+CONVERTED = "sae_actor"
+"""Metadata key of what `pickles.convert` could not store as tensors: plain values, and where they came from."""
+
+
+def _converted(file: TensorFile) -> TensorFile:
+    text = file.extras.get(CONVERTED)
+    if text is None:
+        return file
+    note = strict_json(text.encode(), f"{file.name} (metadata)", "header")
+    try:
+        origin = note["repository_id"], tuple(note["parts"])
+        return TensorFile(file.name, file.tensors, dict(note["extras"]), origin)
+    except (KeyError, TypeError, ValueError):
+        raise _bad(file.name, "header", "the note of its conversion is malformed") from None
 
 
 def _entry(name: str, tensor: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
@@ -180,6 +199,26 @@ def _npy(name: str, tensor: str, data: Any, *, size: int, path: Path, status: os
     if stored.offset + stored.nbytes != size:
         raise _bad(name, "truncated", f"{tensor} of shape {shape} needs {stored.nbytes} bytes, its member differs")
     return stored
+
+
+def scalar(stored: Stored) -> float:
+    """The one number in `stored`, finite or `SAEInvalidError`."""
+    form = {"float64": "<d", "float32": "<f", "float16": "<e", "I64": "<q", "I32": "<i", "bfloat16": "<f"}
+    if stored.value is not None and stored.count == 1:
+        number = float(stored.value)
+    elif stored.value is not None or stored.count != 1 or stored.dtype not in form:
+        raise _bad(stored.path.name, "shape", f"{stored.name} is not one number")
+    else:
+        with open_stored(stored) as file:
+            data = file.read(_BYTES.get(stored.dtype, stored.nbytes))
+        data = b"\0\0" + data if stored.dtype == "bfloat16" else data  # the upper half of a float32
+        try:
+            number = float(struct.unpack(form[stored.dtype], data)[0])
+        except struct.error:
+            raise _bad(stored.path.name, "truncated", f"the file ends inside {stored.name}") from None
+    if not math.isfinite(number):
+        raise _bad(stored.path.name, "finite", f"{stored.name} is not finite")
+    return number
 
 
 @contextmanager

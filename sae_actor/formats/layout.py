@@ -85,6 +85,8 @@ class Recipe:
     """Dataset-wise: x' = scale_in · x."""
     scale_out: float = 1.0
     """Dataset-wise: x̂ = scale_out · (g @ W_dec + b_dec)."""
+    row_scale: float = 1.0
+    """A constant on the decoder's rows alone, not on b_dec."""
     decoder_norm: bool = False
     """Pre-activations times ‖W_dec[i]‖, activations over it before the decoder."""
     threshold: float | None = None

@@ -6,9 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import SAEInvalidError, SAEUnsupportedError
-from . import sae_lens
+from . import (
+    deepseek_r1,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    kissane,
+    layer_file,
+    llama_scope,
+    llama_scope_r1,
+    openai,
+    qwen_scope,
+    sae_lens,
+    sparsify,
+)
 from .files import PICKLES, SaeFiles
 from .layout import Layout
+from .refused import refuse_by_name
 
 
 @dataclass(frozen=True)
@@ -22,8 +37,23 @@ class Format:
     read: Callable[[SaeFiles], Layout]
 
 
+_READERS = (
+    sae_lens,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    sparsify,
+    dictionary_learning,
+    openai,
+    qwen_scope,
+    goodfire,
+    deepseek_r1,
+    kissane,
+    layer_file,
+)
 FORMATS: tuple[Format, ...] = tuple(
-    Format(module.NAME, module.FILES, module.ARCHITECTURES, module.recognise, module.read) for module in (sae_lens,)
+    Format(module.NAME, module.FILES, module.ARCHITECTURES, module.recognise, module.read) for module in _READERS
 )
 """Every format that is read; the order means nothing, since two that match are an error."""
 
@@ -33,6 +63,7 @@ def read_layout(files: SaeFiles) -> Layout:
 
     `SAEInvalidError` (check `format`) for none or two of them, `SAEUnsupportedError` for what is refused by name.
     """
+    refuse_by_name(files)
     matching = [each for each in FORMATS if each.recognise(files)]
     if len(matching) == 1:
         return matching[0].read(files)

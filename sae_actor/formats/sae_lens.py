@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from ..domain.refs import HookPoint
 from ..errors import SAEInvalidError, SAEUnsupportedError
+from . import llama_scope_r1
 from .building import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from .config import Config
 from .files import SaeFiles
@@ -79,7 +80,7 @@ CENTRED = "trained on a stream with its mean taken out: the mean is removed befo
 
 
 def recognise(files: SaeFiles) -> bool:
-    return files.has(WEIGHTS)
+    return files.has(WEIGHTS) and not llama_scope_r1.recognise(files)
 
 
 def read(files: SaeFiles) -> Layout:

@@ -39,7 +39,7 @@ class SAE:
         z  = x′ − b_dec  or  x′
         h  = z @ W_enc + b_enc;  h · ‖W_dec[i]‖ where the decoder's norms count
         f  = activation(h)                       `Encoder`, `k_largest`
-        g  = f · gain                            gain_i = scaling_factor_i / ‖W_dec[i]‖, where there are such
+        g  = f · gain                            gain_i = row_scale · scaling_factor_i / ‖W_dec[i]‖, of those there are
         x̂  = norm⁻¹(scale_out · (g @ W_dec + b_dec)) + x @ W_skipᵀ
 
         layer_norm      mu = mean(x), s = std(x) over n − 1;  (x − mu) / (s + 1e-5);  back: y · s + mu
@@ -214,7 +214,7 @@ class SAE:
         scaling = self.weights.get("scaling_factor")
         if scaling is not None:
             W = W * scaling[features][:, None]
-        return W * self.recipe.scale_out
+        return W * (self.recipe.scale_out * self.recipe.row_scale)
 
     @cached_property
     def decoder_norms(self) -> Tensor:
@@ -227,6 +227,9 @@ class SAE:
         gain = self.weights.get("scaling_factor")
         if self.recipe.decoder_norm:
             gain = (1.0 if gain is None else gain) / _divisor(self.decoder_norms)
+        if self.recipe.row_scale != 1.0:
+            one = self.W_dec.new_ones(self.spec.d_sae) if gain is None else gain
+            gain = one * self.recipe.row_scale
         return gain
 
     def _flat(self, x: Tensor) -> tuple[Tensor, torch.Size, tuple[int, int] | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from ..errors import SAEInvalidError
 from ..formats.files import SaeFiles
-from ..formats.headers import TensorFile, open_stored
+from ..formats.headers import open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
+from ..formats.pickles import read_pickle
 from ..formats.registry import read_layout
 from .autoencoder import SAE
 from .spec import SaeSpec
@@ -43,7 +43,7 @@ def load_sae(
     `ValueError` for a dtype that is none.
     """
     wanted = None if dtype is None else _dtype(dtype)
-    files = SaeFiles(path, repository_id=repository_id, pickles=_read_pickle if allow_pickle else None)
+    files = SaeFiles(path, repository_id=repository_id, pickles=read_pickle if allow_pickle else None)
     return load_layout(read_layout(files), device=device, dtype=wanted)
 
 
@@ -62,6 +62,8 @@ def load_layout(layout: Layout, *, device: torch.device | str = "cpu", dtype: to
         weights[name] = tensor.to(device)
     if recipe.threshold is not None:
         weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
+    for bias in ("b_dec",) if recipe.activation == "gated" else ("b_dec", "b_enc"):
+        weights.setdefault(bias, torch.zeros(wanted[bias], dtype=held, device=device))
     warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder else ()
     return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
 
@@ -132,32 +134,3 @@ def _decoder_warnings(W_dec: Tensor) -> tuple[str, ...]:
     if off <= UNIT_NORM_TOLERANCE:
         return ()
     return (f"decoder rows should have norm 1, one is off by {off:.3f}: which features fire may differ from training",)
-
-
-def _read_pickle(path: Path, name: str) -> TensorFile:
-    """A state dict out of a pickle, by torch's restricted reader: tensors, and plain values as extras."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from pickle's errors to RuntimeError for a damaged file
-        raise SAEInvalidError(
-            f"{name} cannot be read as weights: {str(error)[:200]}", check="pickle", file=name
-        ) from None
-    return state_dict_file(loaded, path, name)
-
-
-def state_dict_file(loaded: Any, path: Path, name: str) -> TensorFile:
-    """What a pickle held, as the readers want it. Nested dicts keep their keys with dots between."""
-    if not isinstance(loaded, dict):
-        raise SAEInvalidError(f"{name} holds no state dict", check="pickle", file=name)
-    tensors: dict[str, Stored] = {}
-    extras: dict[str, Any] = {}
-    for key, value in loaded.items():
-        if isinstance(value, Tensor):
-            dense = value.detach()
-            if dense.layout != torch.strided or dense.is_quantized:
-                raise SAEInvalidError(f"{name}: {key} is not a plain tensor", check="pickle", file=name)
-            dtype = str(dense.dtype).removeprefix("torch.")
-            tensors[str(key)] = Stored(str(key), dtype, tuple(dense.shape), path, (0, 0, 0), value=dense)
-        else:
-            extras[str(key)] = value
-    return TensorFile(name, tensors, extras)

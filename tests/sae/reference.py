@@ -72,7 +72,7 @@ class PlainSae:
 
     def written(self, i: int, x: Row) -> Row:
         """Effective decoder row of feature i at the row x."""
-        d = self.w["W_dec"][i] * self.recipe.scale_out * self.normalised(x)[1]
+        d = self.w["W_dec"][i] * self.recipe.row_scale * self.recipe.scale_out * self.normalised(x)[1]
         if self.recipe.decoder_norm:
             d = d / self.norms[i]
         if "scaling_factor" in self.w:
@@ -135,6 +135,7 @@ RECIPES: dict[str, Recipe] = {
     "centred": Recipe(centre=True, subtract_b_dec=True),
     "centred constant norm": Recipe(activation="jumprelu", centre=True, row_norm="constant_norm"),
     "dataset-wise": Recipe(activation="jumprelu", scale_in=2.5, scale_out=0.4),
+    "embedding": Recipe(activation="jumprelu", scale_in=0.3, row_scale=3.0),
     "different scales": Recipe(scale_in=0.5, scale_out=3.0),
     "transcoder": Recipe(norm_output=False, row_norm="layer_norm"),
     "skip transcoder": Recipe(activation="jumprelu", norm_output=False),

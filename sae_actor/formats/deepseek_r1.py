@@ -1,0 +1,44 @@
+"""DeepSeek-R1 (qresearch): one .pt at the repository's root, torch.nn.Linear names, ReLU, b_dec not subtracted.
+
+Model and layer are in the file's name: `DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt`, the output of that layer.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .building import MATH, Names, Sizes, assemble, layout, side
+from .files import SaeFiles
+from .layout import Layout, Recipe
+from .named import named_residual
+
+NAME = "deepseek_r1"
+FILES = ("*-l*.pt", "*-l*.safetensors")
+ARCHITECTURES = ("standard",)
+
+_FILE = re.compile(r"(?:.*[-_.])?l\d{1,3}\.(?:pt|safetensors)")
+_NAMES: Names = {name: aliases[1:] for name, aliases in MATH.items()}
+_CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
+
+
+def recognise(files: SaeFiles) -> bool:
+    wanted = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+    return files.first(*_CONFIGS) is None and files.holds(_FILE, *wanted)
+
+
+def read(files: SaeFiles) -> Layout:
+    file = files.tensors(files.one(_FILE))
+    sizes = Sizes(side(file, _NAMES, "W_enc", 0), side(file, _NAMES, "W_enc", 1), side(file, _NAMES, "W_dec", 1))
+    place = named_residual(file.name, files.origin_of(file), {"DeepSeek": "deepseek-ai"})
+    return layout(
+        file,
+        assemble(file, _NAMES, sizes),
+        Recipe(),
+        sizes,
+        format=NAME,
+        architecture="standard",
+        trained_on=place.model,
+        hook_name=place.hook_name,
+        hook_point=place.hook_point,
+        warnings=place.warnings,
+    )

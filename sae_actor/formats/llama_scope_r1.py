@@ -1,0 +1,84 @@
+"""Llama Scope R1 distill: `config.json` and `sae_weights.safetensors`, the names of SAELens with other contents.
+
+    h = s_in · x @ W_enc + b_enc;  f = max(h, 0) · 1[h > exp(log_jumprelu_threshold)];  x̂ = (f @ W_dec + b_dec) · s_out
+
+with s_in = √d / norm, the mean norm of the dataset being a tensor `dataset_average_activation_norm.<hook>` of
+the weight file. The thresholds are in normalised units already.
+"""
+
+from __future__ import annotations
+
+from ..errors import SAEInvalidError
+from .building import MATH, Alias, Names, Sizes, assemble, layout
+from .config import Config
+from .files import SaeFiles
+from .headers import TensorFile, scalar
+from .hooks import parse_hook, parse_layer
+from .layout import Layout, Recipe
+from .llama_scope import activation_of, architecture_of, scales
+
+NAME = "llama_scope_r1"
+WEIGHTS = "sae_weights.safetensors"
+CONFIG = "config.json"
+FILES = (WEIGHTS, CONFIG)
+ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
+
+_NAMES: Names = {**MATH, "threshold": (Alias("log_jumprelu_threshold", exponential=True),)}
+_NORM = "dataset_average_activation_norm"
+NO_NORM = "the mean norm of the dataset is not in the files: activations are used as they are"
+
+
+def recognise(files: SaeFiles) -> bool:
+    if not files.has(WEIGHTS) or not files.has(CONFIG) or files.has("cfg.json"):
+        return False
+    return "hook_point_in" in files.config(CONFIG) or "log_jumprelu_threshold" in files.tensors(WEIGHTS)
+
+
+def read(files: SaeFiles) -> Layout:
+    cfg = files.config(CONFIG)
+    file = files.tensors(WEIGHTS)
+    d_in = cfg.count("d_model")
+    factor = cfg.positive("expansion_factor")
+    d_sae = cfg.count("d_sae") or (round(d_in * factor) if d_in and factor else None)
+    if d_in is None or d_sae is None:
+        raise SAEInvalidError(f"{CONFIG} does not say d_model and expansion_factor", check="config.d_model")
+    sizes = Sizes(d_in, d_sae, d_in)
+    name_in, name_out = cfg.text("hook_point_in"), cfg.text("hook_point_out")
+    transcoder = name_out is not None and name_out != name_in
+    norm_in = _norm(cfg, file, name_in, "in")
+    norm_out = _norm(cfg, file, name_out or name_in, "out") or (None if transcoder else norm_in)
+    known = norm_in is not None and norm_out is not None
+    scale_in, scale_out = scales(cfg, norm_in, norm_out, sizes) if known else (1.0, 1.0)
+    point = parse_hook(name_in, transcoder_input=transcoder)
+    ignored = [name for name in file.tensors if name.startswith(f"{_NORM}.")]
+    return layout(
+        file,
+        assemble(file, _NAMES, sizes, ignored=ignored),
+        Recipe(
+            activation=activation_of(Config({}, CONFIG)),
+            subtract_b_dec=cfg.boolean("apply_decoder_bias_to_pre_encoder", default=False),
+            scale_in=scale_in,
+            scale_out=scale_out,
+        ),
+        sizes,
+        format=NAME,
+        architecture=architecture_of("jumprelu", transcoder),
+        trained_on="deepseek-ai/DeepSeek-R1-Distill-Llama-8B" if "R1-Distill" in str(files.origin) else None,
+        trained_layer=parse_layer(name_in),
+        hook_name=name_in,
+        hook_point=point,
+        hook_point_out=parse_hook(name_out) if transcoder else None,
+        warnings=() if known else (NO_NORM,),
+        unit_decoder=cfg.boolean("sparsity_include_decoder_norm", default=True),
+    )
+
+
+def _norm(cfg: Config, file: TensorFile, hook: str | None, end: str) -> float | None:
+    """Mean norm of the dataset at a hook, from the weights or, in older files, the config."""
+    stored = file.tensors.get(f"{_NORM}.{hook}")
+    if stored is None:
+        return cfg.section(_NORM).positive(end)
+    norm = scalar(stored)
+    if norm <= 0:
+        raise SAEInvalidError(f"{stored.name} is {norm}", check=_NORM)
+    return norm

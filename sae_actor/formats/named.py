@@ -1,0 +1,40 @@
+"""Releases of one file, called after the model and the layer whose output it was trained on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..domain.refs import HookPoint
+from .files import Origin
+
+_NAME = re.compile(r"(?P<model>.+)-SAE-l(?P<layer>\d{1,3})")
+_LAYER = re.compile(r"(?:.*[-_.])?l(\d{1,3})")
+
+
+class Place(NamedTuple):
+    model: str | None
+    hook_name: str | None
+    hook_point: HookPoint | None
+    warnings: tuple[str, ...]
+
+
+def named_residual(file_name: str, origin: Origin, organisations: Mapping[str, str]) -> Place:
+    """Model and hook out of `Model-SAE-l19.pt`, or out of the repository's name where the file's says less.
+
+    `organisations`: first word of the model's name → the organisation that publishes it.
+    """
+    names = [re.sub(r"\.(?:pt|pth|safetensors)\Z", "", file_name), (origin.repository_id or "").rpartition("/")[2]]
+    model = layer = None
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            model = model or match["model"]
+        if layer is None and (found := _LAYER.fullmatch(name)):
+            layer = int(found[1])
+    if model is not None:
+        publisher = organisations.get(model.partition("-")[0])
+        model = f"{publisher}/{model}" if publisher else model
+    if layer is None:
+        return Place(model, None, None, ("the layer is in the file's name alone, which does not say it",))
+    return Place(model, f"blocks.{layer}.hook_resid_post", HookPoint("resid_post", layer), ())

@@ -1,0 +1,83 @@
+"""EleutherAI sparsify: a folder named after the module, with `cfg.json` and `sae.safetensors`; above it `config.json`.
+
+    z = x − b_dec, unless it transcodes;  f = the k largest of max(z @ encoder.weightᵀ + encoder.bias, 0)
+    x̂ = f @ W_dec + b_dec (+ x @ W_skipᵀ)
+
+`encoder.weight` is that of torch.nn.Linear, `W_dec` is [d_sae, d_out] and not transposed. `groupmax` keeps the
+largest of each of k groups of neighbours; `signed` (old) chooses by size and keeps the sign. `multi_topk` is a
+matter of training.
+"""
+
+from __future__ import annotations
+
+from ..errors import SAEInvalidError, SAEUnsupportedError
+from .building import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
+from .config import Config
+from .files import SaeFiles
+from .hooks import parse_hook, parse_layer
+from .layout import Activation, Layout, Recipe
+
+NAME = "sparsify"
+WEIGHTS = "sae.safetensors"
+CONFIG = "cfg.json"
+FILES = (WEIGHTS, CONFIG)
+ARCHITECTURES = ("topk", "groupmax", "abstopk", "transcoder", "skip_transcoder")
+
+_NAMES: Names = {
+    "W_enc": (MATH["W_enc"][1],),
+    "b_enc": (MATH["b_enc"][1],),
+    "W_dec": (Alias("W_dec"),),
+    "b_dec": (Alias("b_dec"),),
+}
+
+
+def recognise(files: SaeFiles) -> bool:
+    return files.has(WEIGHTS) and files.has(CONFIG)
+
+
+def read(files: SaeFiles) -> Layout:
+    cfg = files.config(CONFIG)
+    file = files.tensors(WEIGHTS)
+    d_in = cfg.count("d_in")
+    if d_in is None:
+        raise SAEInvalidError(f"{CONFIG} does not say d_in", check="config.d_in")
+    d_sae = cfg.count("num_latents", least=0) or d_in * (cfg.count("expansion_factor") or 0)
+    if not d_sae:
+        raise SAEInvalidError(f"{CONFIG} says neither num_latents nor expansion_factor", check="config.num_latents")
+    transcodes = cfg.boolean("transcode", default=False)
+    sizes = Sizes(d_in, d_sae, side(file, _NAMES, "W_dec", 1) if transcodes else d_in)
+    skip = cfg.boolean("skip_connection", default=False)
+    names = {**_NAMES, "W_skip": (Alias("W_skip"),)} if skip else _NAMES
+    activation = _activation(cfg)
+    k = check_k(cfg.count("k"), d_sae, CONFIG)
+    if activation == "groupmax" and d_sae % k:
+        raise SAEInvalidError(f"{CONFIG}: {d_sae} features do not make {k} groups", check="k")
+    run = files.above("config.json")
+    model = None if run is None else run.text("model")
+    hook_name = files.folder.name
+    point = parse_hook(hook_name, transcoder_input=transcodes, model=model)
+    warnings = [] if point else [f"the hook {hook_name[:100]} is no known hook point"]
+    return layout(
+        file,
+        assemble(file, names, sizes),
+        Recipe(activation=activation, k=k, subtract_b_dec=not transcodes, norm_output=not transcodes),
+        sizes,
+        format=NAME,
+        architecture=("skip_transcoder" if skip else "transcoder") if transcodes else activation,
+        trained_on=model,
+        trained_layer=parse_layer(hook_name),
+        hook_name=hook_name,
+        hook_point=point,
+        hook_point_out=parse_hook(hook_name, model=model) if transcodes else None,
+        warnings=warnings,
+    )
+
+
+def _activation(cfg: Config) -> Activation:
+    name = cfg.text("activation") or "topk"
+    signed = cfg.boolean("signed", default=False)
+    if name == "topk":
+        return "abstopk" if signed else "topk"
+    if name == "groupmax" and not signed:
+        return "groupmax"
+    raise SAEUnsupportedError(f"activation {name[:60]}")
