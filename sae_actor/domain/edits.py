@@ -55,10 +55,19 @@ def _refuse_unsupported(edit: Edit) -> None:
 
 
 def _contradict(one: Edit, other: Edit) -> bool:
-    if one.method == other.method and one.positions == other.positions:
+    if one.method == other.method and _same(one.positions, other.positions):
         return True
     both_set = one.method in ACTIVATION_METHODS and other.method in ACTIVATION_METHODS
     return both_set and _overlap(one.positions, other.positions)
+
+
+def _same(one: Positions, other: Positions) -> bool:
+    if isinstance(one, Span) and isinstance(other, Span):
+        if one.tokens is not None and other.tokens is not None:
+            return set(one.tokens) == set(other.tokens)
+        if one.tokens is None and other.tokens is None:
+            return (one.from_ or 0, one.to, one.role) == (other.from_ or 0, other.to, other.role)
+    return one == other
 
 
 def _overlap(one: Positions, other: Positions) -> bool:

@@ -18,8 +18,10 @@ View = dict[str, Any]
 def sae_view(record: SaeRecord, state: State) -> View:
     """One SAE, section 4 of the contract."""
     sae = record.sae
-    attachment = next((a for a in state.attachments if a.sae_id == record.sae_id and a.status != "failed"), None)
-    dtype = attachment.dtype if attachment is not None else "float32"
+    mine = [a for a in state.attachments if a.sae_id == record.sae_id]
+    attachment = next((a for a in mine if a.status != "failed"), None)
+    lost = next((a for a in mine if a.status == "failed"), None) if attachment is None else None
+    dtype = mine[0].dtype if mine else "float32"
     return {
         "sae_id": record.sae_id,
         "repository_id": record.repository_id,
@@ -28,7 +30,7 @@ def sae_view(record: SaeRecord, state: State) -> View:
         "path": record.path,
         "name": _name(record),
         "source": record.source,
-        "status": _status(record, attachment),
+        "status": _status(record, attachment, lost),
         "format": sae and sae.format,
         "architecture": sae and sae.architecture,
         "d_in": sae and sae.d_in,
@@ -46,7 +48,7 @@ def sae_view(record: SaeRecord, state: State) -> View:
         "weights_sha256": record.weights_sha256 or None,
         "warnings": list(sae.warnings) if sae else [],
         "created_at": record.created_at,
-        "error": _plain(record.error),
+        "error": _plain(record.error if lost is None else lost.error),
     }
 
 
@@ -55,10 +57,10 @@ def _name(record: SaeRecord) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _status(record: SaeRecord, attachment: AttachmentState | None) -> str:
+def _status(record: SaeRecord, attachment: AttachmentState | None, lost: AttachmentState | None) -> str:
     if attachment is not None:
         return "attaching" if attachment.status == "attaching" else "attached"
-    return record.status
+    return "error" if lost is not None and record.status == "cached" else record.status
 
 
 def attachment_fields(attachment: AttachmentState) -> View:
@@ -134,8 +136,14 @@ def state_view(state: State) -> View:
 
 
 def degraded_view(state: State) -> list[View]:
-    """What was attached before the last start and is not any more, and why."""
-    return [{"sae_id": a.sae_id, "hook_point": _plain(a.hook_point), "error": _plain(a.error)} for a in state.degraded]
+    """What was there before the last start and is not any more, and why: the model (`sae_id` null), then SAEs."""
+    model = state.model
+    lost: list[View] = []
+    if model is not None and model.restored and model.status == "error":
+        lost.append({"sae_id": None, "model": model.model, "error": _plain(model.error)})
+    return lost + [
+        {"sae_id": a.sae_id, "hook_point": _plain(a.hook_point), "error": _plain(a.error)} for a in state.degraded
+    ]
 
 
 def waiting_for(state: State) -> list[str]:
@@ -143,7 +151,7 @@ def waiting_for(state: State) -> list[str]:
     reasons = []
     if not state.running:
         reasons.append("the log is being replayed")
-    if state.model is not None and state.model.restored and state.model.status == "loading":
+    if state.model is not None and state.model.status == "loading":
         reasons.append(f"model {state.model.model} is being loaded")
     reasons += [
         f"SAE {a.sae_id} is being attached" for a in state.attachments if a.restored and a.status == "attaching"
