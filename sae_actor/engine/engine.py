@@ -194,7 +194,7 @@ class TorchEngine:
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        return Applied(parts, model.architecture, len(request.token_ids)) if parts else None
+        return Applied.of(parts, model.architecture, len(request.token_ids)) if parts else None
 
     # — the end —
 

@@ -14,7 +14,6 @@ import torch
 import transformers
 
 from .. import __version__
-from .source import ModelFiles
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -23,9 +22,10 @@ _TOKENIZER_FILES = (
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def environment(files: ModelFiles, model: Any, tokenizer: Any, device: torch.device) -> dict[str, Any]:
-    """The `environment` of the contract. Reads every file of the model: not for the event loop."""
-    digests = {name: _sha256(files.folder / name) for name in files.names}
+def environment(
+    commit: str | None, digests: dict[str, str], model: Any, tokenizer: Any, device: torch.device
+) -> dict[str, Any]:
+    """The `environment` of the contract; `digests` are those of the model's files."""
     of_tokenizer = "\n".join(f"{name} {digests[name]}" for name in _TOKENIZER_FILES if name in digests)
     template = tokenizer.chat_template
     return {
@@ -39,7 +39,7 @@ def environment(files: ModelFiles, model: Any, tokenizer: Any, device: torch.dev
         "machine": platform.machine(),
         **device_facts(device),
         "threads": torch.get_num_threads(),
-        "model_commit": files.commit,
+        "model_commit": commit,
         "model_files": digests,
         "tokenizer_sha256": hashlib.sha256(of_tokenizer.encode()).hexdigest(),
         "chat_template_sha256": None if not template else hashlib.sha256(repr(template).encode()).hexdigest(),
@@ -69,8 +69,3 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
         "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

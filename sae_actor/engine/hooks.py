@@ -255,15 +255,20 @@ class Site:
 class Applied:
     """An intervention, ready for one request."""
 
-    def __init__(self, parts: Sequence[Part], architecture: Architecture, prompt: int) -> None:
-        """`prompt` is the number of prompt tokens. Raises what `Architecture.hook` raises."""
+    def __init__(self, sites: Sequence[Site], readers: Sequence[tuple[Part, Hook]], prompt: int) -> None:
         self.tally = Tally()
+        self._sites = sites
+        self._readers = readers
+        """SAEs that read elsewhere than they write, and where."""
         self._prompt = prompt
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], architecture: Architecture, prompt: int) -> Applied:
+        """The SAEs at their hook points; `prompt` is the number of prompt tokens. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
-        self._sites = [
-            Site(point, architecture.hook(point), [p for p in parts if p.write_at == point]) for point in points
-        ]
-        self._readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
+        sites = [Site(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
+        readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
+        return cls(sites, readers, prompt)
 
     @contextmanager
     def step(self, first: int, stop: int) -> Iterator[None]:

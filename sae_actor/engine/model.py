@@ -22,7 +22,7 @@ from ..errors import ModelLoadError, SAEError
 from ..ports import Progress
 from .environment import environment
 from .failures import explained
-from .source import LoadCancelled, ModelFiles, find_model
+from .source import LoadCancelled, ModelFiles, digests, find_model
 
 
 @dataclass
@@ -85,11 +85,12 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
 
     stage("finding")
     files = find_model(effect.model, effect.revision, progress, cancelled)
+    stage("checking")
+    found = digests(files, cancelled)
     stage("loading")
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
     network = _network(files, _dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
-    stage("checking")
     ends = network.generation_config.eos_token_id
     return LoadedModel(
         position=effect.request_position,
@@ -110,7 +111,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
             widths={str(kind): width for kind, width in architecture.widths.items()},
             has_chat_template=bool(tokenizer.chat_template),
-            environment=environment(files, network, tokenizer, device),
+            environment=environment(files.commit, found, network, tokenizer, device),
         ),
         end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
         vocabulary=network.get_input_embeddings().weight.shape[0],

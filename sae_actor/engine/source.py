@@ -6,6 +6,7 @@ of an unknown type is refused before its weights are fetched; pickled weights ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import threading
@@ -31,6 +32,7 @@ from .failures import explained
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -60,6 +62,23 @@ def find_model(model: str, revision: str, progress: Progress, cancelled: threadi
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
     cached = _cached(model, revision)
     return cached if cached is not None else _fetched(model, revision, progress, cancelled)
+
+
+def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
+    """sha256 of every file. `ModelLoadError` for one from the hub's cache that is not what its name says.
+
+    The cache names what is in large-file storage by its sha256, and does not check it.
+    """
+    found = {}
+    for name in files.names:
+        if cancelled.is_set():
+            raise LoadCancelled
+        with (files.folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        expected = (files.folder / name).resolve().name
+        if files.commit is not None and _SHA256.fullmatch(expected) and expected != found[name]:
+            raise ModelLoadError(f"{name} in the cache is damaged: remove it, and load the model again", check=name)
+    return found
 
 
 def _files_of(folder: Path, commit: str | None) -> ModelFiles:

@@ -1,0 +1,262 @@
+"""An intervention on one forward pass: what is written, what is left alone, who is at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sae_actor.architectures import Architecture, Hook
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Span
+from sae_actor.engine.hooks import Applied, HookFault, Part, Site
+from sae_actor.errors import BadRequestError
+from sae_actor.sae import SAE, load_sae
+from sae_actor.sae.steering import Steering
+from tests.engine.asking import POINT, active
+from tests.engine.tiny import HIDDEN, save_tiny_sae, tiny_model
+
+PROMPT = 6
+
+
+class Echo(nn.Module):
+    """Gives back what it gets: the activation at the hook point is what the test puts in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory: pytest.TempPathFactory) -> SAE:
+    return load_sae(save_tiny_sae(tmp_path_factory.mktemp("sae")), dtype="float32")
+
+
+def part(sae: SAE, described: ActiveSae, prompt: int = PROMPT) -> Part:
+    return Part(described, Steering.prepare(sae, described.steering), prompt)
+
+
+class Bench:
+    """One hook point on its own, with some SAEs on it."""
+
+    def __init__(self, sae: SAE, *described: ActiveSae) -> None:
+        self.module = Echo()
+        hook = Hook(self.module, "output", in_place=False, width=HIDDEN)
+        self.site = Site(POINT, hook, [part(sae, each) for each in described])
+        self.applied = Applied([self.site], [], PROMPT)
+
+    def run(self, x: Tensor, first: int = 0) -> Tensor:
+        with self.applied.step(first, first + len(x)):
+            new: Tensor = self.module(x[None])
+        assert not self.module._forward_hooks
+        self.applied.settle()
+        return new[0]
+
+
+def activations(rows: int = PROMPT, seed: int = 0) -> Tensor:
+    return torch.randn(rows, HIDDEN, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rows_without_an_edit_are_passed_on_bit_for_bit(sae: SAE) -> None:
+    edit = Edit(feature=2, strength=7.0, positions=Span(tokens=(1, 4)))
+    x = activations()
+    x[0, 0] = -0.0
+    bench = Bench(sae, active(5, edit))
+    new = bench.run(x)
+    same = [0, 2, 3, 5]
+    assert torch.equal(new[same].view(torch.int32), x[same].view(torch.int32))
+    torch.testing.assert_close(new[[1, 4]], x[[1, 4]] + 7.0 * sae.W_dec[2], rtol=0, atol=1e-6)
+    assert bench.applied.tally.edited == {1, 4}
+    expected = (7.0 / x[[1, 4]].norm(dim=-1)).mean()
+    assert bench.applied.tally.mean_relative_norm == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_step_that_no_edit_covers_is_not_touched(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=7.0, positions="generated")))
+    x = activations()
+    assert torch.equal(bench.run(x), x)
+    assert not bench.applied.tally.edited
+
+
+def test_two_saes_at_one_hook_point_both_read_the_unedited_activation(sae: SAE) -> None:
+    first, second = Edit(feature=2, strength=0.0, method="set"), Edit(feature=2, strength=5.0, method="set")
+    x = activations()
+    a = sae.encode(x)[:, 2:3]
+    new = Bench(sae, active(5, first), active(6, second)).run(x)
+    torch.testing.assert_close(new, x + ((0 - a) + (5 - a)) * sae.W_dec[2])
+
+
+def test_reconstruct_beside_steering(sae: SAE) -> None:
+    x = activations()
+    edit = Edit(feature=3, strength=2.0)
+    new = Bench(sae, active(5, edit), active(6, mode="reconstruct")).run(x)
+    wanted = sae(x)
+    wanted[0] = x[0]  # the sink passes the reconstruction, not the edit that did not exclude it
+    torch.testing.assert_close(new, wanted + 2.0 * sae.W_dec[3])
+
+
+def test_sinks_are_known_by_the_prompts_median(sae: SAE) -> None:
+    edit = Edit(feature=2, strength=1.0, exclude=("sink",))
+    bench = Bench(sae, active(5, edit))
+    x = activations()
+    x /= x.norm(dim=-1, keepdim=True)
+    x[3] *= 5.01
+    x[4] *= 4.99
+    new = bench.run(x)
+    assert torch.equal(new[[0, 3]], x[[0, 3]])
+    assert (bench.applied.tally.edited, bench.applied.tally.excluded) == ({1, 2, 4, 5}, {0, 3})
+    # Later steps are measured with the same median.
+    large, small = 6 * x[1:2], 4 * x[1:2]
+    assert torch.equal(bench.run(large, first=PROMPT), large)
+    assert not torch.equal(bench.run(small, first=PROMPT + 1), small)
+    assert (bench.applied.tally.edited, bench.applied.tally.excluded) == ({1, 2, 4, 5, 7}, {0, 3, 6})
+
+
+def test_the_median_is_measured_even_where_the_prompt_is_not_edited(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0, positions="generated", exclude=("sink",))))
+    x = activations()
+    assert torch.equal(bench.run(x), x)
+    large = 100 * x[1:2]
+    assert torch.equal(bench.run(large, first=PROMPT), large)
+    assert bench.applied.tally.excluded == {PROMPT}
+
+
+def test_an_edit_without_the_exclusion_writes_to_sinks(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0, exclude=("sink",)), Edit(feature=3, strength=1.0)))
+    x = activations()
+    new = bench.run(x)
+    torch.testing.assert_close(new[0], x[0] + sae.W_dec[3])
+    torch.testing.assert_close(new[1], x[1] + sae.W_dec[2] + sae.W_dec[3])
+    assert (bench.applied.tally.edited, bench.applied.tally.excluded) == (set(range(PROMPT)), set())
+
+
+def test_half_precision_is_rounded_once(sae: SAE) -> None:
+    x = activations().to(torch.bfloat16)
+    new = Bench(sae, active(5, Edit(feature=2, strength=0.37))).run(x)
+    assert torch.equal(new, (x.float() + 0.37 * sae.W_dec[2]).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_result_that_is_not_finite_is_the_saes_fault(sae: SAE, bad: float) -> None:
+    broken = SAE(sae.spec, sae.recipe, {**sae.weights, "W_dec": torch.full_like(sae.W_dec, bad)})
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
+    bench.site.parts.append(part(broken, active(6, Edit(feature=2, strength=1.0))))
+    with pytest.raises(HookFault) as caught:
+        bench.run(activations())
+    assert caught.value.attach_position == 6
+    assert not bench.applied.tally.edited
+
+
+def test_an_overflow_of_the_models_type_is_the_saes_fault(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1e6)))
+    with pytest.raises(HookFault) as caught:
+        bench.run(activations().half())
+    assert caught.value.attach_position == 5
+
+
+def test_an_activation_that_is_not_finite_is_nobodys_fault(sae: SAE) -> None:
+    x = activations()
+    x[2] = torch.nan
+    with pytest.raises(HookFault, match="the model's activation") as caught:
+        Bench(sae, active(5, Edit(feature=2, strength=1.0))).run(x)
+    assert caught.value.attach_position is None
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "at_fault"),
+    [
+        (lambda: _raise(RuntimeError("boom at https://secret")), "internal", 5),
+        (lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")), "out_of_memory", None),
+        (lambda: (torch.zeros(2, HIDDEN), torch.ones(1, PROMPT, dtype=torch.bool)), "internal", 5),
+        (lambda: (None, None), "internal", 5),
+    ],
+)
+def test_what_fails_inside_the_hook_passes_the_activation(
+    sae: SAE, monkeypatch: pytest.MonkeyPatch, result: Callable[[], object], code: str, at_fault: int | None
+) -> None:
+    monkeypatch.setattr(Steering, "difference", lambda *_: result())
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
+    x = activations()
+    with bench.applied.step(0, PROMPT):
+        assert torch.equal(bench.module(x[None])[0], x)
+    with pytest.raises(HookFault) as caught:
+        bench.applied.settle()
+    assert (caught.value.error.code, caught.value.attach_position) == (code, at_fault)
+    assert "secret" not in caught.value.error.detail
+    assert not bench.applied.tally.edited
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_hook_point_that_is_not_run_is_an_error(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
+    with bench.applied.step(0, PROMPT):
+        pass
+    with pytest.raises(HookFault, match="0 times"):
+        bench.applied.settle()
+    with bench.applied.step(0, PROMPT):
+        bench.module(activations()[None])
+        bench.module(activations()[None])
+    with pytest.raises(HookFault, match="2 times"):
+        bench.applied.settle()
+
+
+def test_an_activation_of_another_shape_is_an_error(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
+    with bench.applied.step(0, PROMPT):
+        bench.module(torch.zeros(1, PROMPT + 1, HIDDEN))
+    with pytest.raises(HookFault, match="not 6 × 32"):
+        bench.applied.settle()
+
+
+def test_a_forward_pass_that_raises_leaves_no_hook(sae: SAE) -> None:
+    bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
+    with pytest.raises(KeyboardInterrupt), bench.applied.step(0, PROMPT):
+        raise KeyboardInterrupt
+    assert not bench.module._forward_hooks
+
+
+def test_exclusions_that_need_more_than_token_ids_are_refused(sae: SAE) -> None:
+    with pytest.raises(BadRequestError, match="special"):
+        part(sae, active(5, Edit(feature=2, strength=1.0, exclude=("special",))))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("mode", ["steer", "reconstruct"])
+def test_a_transcoder_reads_here_and_writes_there(tmp_path: Path, model_type: str, mode: str) -> None:
+    """Read at mlp_in.1, where another SAE writes; write at mlp_out.1."""
+    model = tiny_model(model_type)
+    architecture = Architecture(model, model.config)
+    sae = load_sae(save_tiny_sae(tmp_path), dtype="float32")
+    read_at, write_at = HookPoint("mlp_in", 1), HookPoint("mlp_out", 1)
+    edit = Edit(feature=2, strength=3.0, method="set")
+    steering: tuple[Edit, ...] = () if mode == "reconstruct" else (edit,)
+    transcoder = active(5, *steering, point=read_at, out=write_at, mode=mode)  # type: ignore[arg-type]  # mypy sees str
+    other = active(6, Edit(feature=4, strength=2.0), point=read_at)
+    ids = torch.tensor([[5, 77, 200, 31, 8, 8]])
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        return lambda x: seen.__setitem__(name, x.reshape(-1, HIDDEN).clone())
+
+    applied = Applied.of([part(sae, transcoder), part(sae, other)], architecture, PROMPT)
+    before = [architecture.hook(read_at).install(keep("read")), architecture.hook(write_at).install(keep("arrives"))]
+    with torch.inference_mode(), applied.step(0, PROMPT):
+        behind = [architecture.hook(read_at).install(keep("edited")), architecture.hook(write_at).install(keep("new"))]
+        model(ids)
+    applied.settle()
+    for handle in (*before, *behind):
+        handle.remove()
+    torch.testing.assert_close(seen["edited"], seen["read"] + 2.0 * sae.W_dec[4])
+    if mode == "steer":
+        a = sae.encode(seen["read"])[:, 2:3]
+        torch.testing.assert_close(seen["new"], seen["arrives"] + (3.0 - a) * sae.W_dec[2])
+    else:
+        wanted = sae(seen["read"])
+        sinks = [n for n in applied.tally.excluded if n not in applied.tally.edited] or [0]
+        rest = [n for n in range(PROMPT) if n not in sinks and n != 0]
+        torch.testing.assert_close(seen["new"][rest], wanted[rest])
+        assert torch.equal(seen["new"][0], seen["arrives"][0])
