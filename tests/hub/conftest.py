@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,32 +44,32 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data" / "hub"
 
 
+def real_hub(server: HubServer, tmp_path: Path, **changes: Any) -> HuggingFaceHub:
+    """The adapter against the fake hub; keywords replace its settings, `env` adds to its environment."""
+    (tmp_path / "imports").mkdir(exist_ok=True)
+    (tmp_path / "home").mkdir(exist_ok=True)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": TOKEN,
+        "SAE_ACTOR_TOKEN": "service-token-canary",
+        **changes.pop("env", {}),
+    }
+    settings = {
+        "import_roots": [tmp_path / "imports"],
+        "environment": environment,
+        "download_hosts": ("127.0.0.1",),
+        "patience": QUICK,
+        "silence_seconds": 20.0,
+        "reserve_bytes": 0,
+    }
+    return HuggingFaceHub(tmp_path / "data" / "hub", **{**settings, **changes})
+
+
 @pytest.fixture
-def make_hub(server: HubServer, folder: Path, tmp_path: Path) -> MakeHub:
-    """Builds the adapter against the fake hub; keywords replace its settings, `env` adds to its environment."""
-
-    def make(**changes: Any) -> HuggingFaceHub:
-        (tmp_path / "imports").mkdir(exist_ok=True)
-        (tmp_path / "home").mkdir(exist_ok=True)
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path / "home"),
-            "HF_ENDPOINT": server.url,
-            "HF_TOKEN": TOKEN,
-            "SAE_ACTOR_TOKEN": "service-token-canary",
-            **changes.pop("env", {}),
-        }
-        settings = {
-            "import_roots": [tmp_path / "imports"],
-            "environment": environment,
-            "download_hosts": ("127.0.0.1",),
-            "patience": QUICK,
-            "silence_seconds": 20.0,
-            "reserve_bytes": 0,
-        }
-        return HuggingFaceHub(folder, **{**settings, **changes})
-
-    return make
+def make_hub(server: HubServer, tmp_path: Path) -> MakeHub:
+    return partial(real_hub, server, tmp_path)
 
 
 @pytest.fixture
