@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from ..config import ConfigurationError
-from ..errors import SAEError
+from ..errors import LogError, SAEError
 from . import exits, offline, remote, serving
 from .arguments import parse
 
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except ConfigurationError as error:
         return _failed(str(error), error.exit_code)
+    except LogError as error:
+        return _failed(error.detail, error.exit_code)
     except SAEError as error:
         return _failed(f"{error.detail} ({error.code})", exits.exit_code_of(error))
     except KeyboardInterrupt:

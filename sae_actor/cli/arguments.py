@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias, get_args
+from typing import Any, NoReturn, TypeAlias, get_args
 
 from .. import __version__
 from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
@@ -19,6 +19,11 @@ LATER = ("diff", "explain", "reproduce", "export", "import", "redact")
 
 
 class _Parser(argparse.ArgumentParser):
+    """Options are written out: an abbreviation would change its meaning with the next option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(exits.USAGE, f"{self.prog}: {message}\n")
@@ -31,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
         description="Attach sparse autoencoders to a running language model, steer them, and prove what was active.",
         epilog="Environment: SAE_ACTOR_URL and SAE_ACTOR_TOKEN for the client, SAE_ACTOR_CONFIG and "
         "SAE_ACTOR_<SECTION>_<KEY> for the service (see config.toml).",
-        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"sae-actor {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -138,8 +142,7 @@ def _add_log(commands: _Commands) -> None:
         if name == "state":
             each.add_argument("--at", type=_position, metavar="N", help="as it was at position N")
     for name in LATER:
-        later = inside.add_parser(name, help="not in this version yet")
-        later.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        inside.add_parser(name, help="not in this version yet")
 
 
 def _sae(each: argparse.ArgumentParser) -> None:
@@ -172,7 +175,9 @@ def _position(text: str) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
     grammar = parser()
-    arguments = grammar.parse_args(argv)
+    arguments, rest = grammar.parse_known_args(argv)
+    if rest and getattr(arguments, "log_command", None) not in LATER:  # those are refused by name, whatever follows
+        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "steer" and bool(arguments.edits) == arguments.clear:
         grammar.error("steer takes FEATURE=STRENGTH…, or --clear")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:

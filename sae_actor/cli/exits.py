@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import LogError, SAEError
+from ..errors import SAEError
 
 OK = 0
 USAGE = 64
@@ -36,6 +36,4 @@ _BY_CODE = {
 
 def exit_code_of(error: SAEError) -> int:
     """What the process leaves with; a request that the service refuses as such counts as wrong usage."""
-    if isinstance(error, LogError):
-        return error.exit_code
     return _BY_CODE.get(error.code, USAGE)

@@ -55,7 +55,7 @@ async def _show(folder: Path, arguments: argparse.Namespace) -> int:
         print(f"sae-actor: {unknown[0]!r} is no type of event", file=sys.stderr)
         return exits.USAGE
     async for event in events_of(folder, arguments.after, types):
-        print(_json(event) if arguments.json else showing.event(msgspec.to_builtins(event)))
+        print(_json(event) if arguments.json else showing.event(msgspec.json.decode(_json(event))))
     return exits.OK
 
 

@@ -1,0 +1,263 @@
+"""The client's commands against the real HTTP: what they print, and with what they leave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+
+from sae_actor.cli import showing
+from sae_actor.client import Client, StreamEvent
+from tests.api.conftest import MODEL, REPOSITORY, Running
+from tests.cli.conftest import Ran, in_thread
+
+Command = Callable[..., Ran]
+
+
+@pytest.fixture
+def at(service: Running, command: Command) -> Command:
+    """The command line of a client of the running service."""
+
+    def run(*argv: str) -> Ran:
+        return command(*argv, "--url", service.url)
+
+    return run
+
+
+def test_a_life(at: Command, client: Client) -> None:
+    nothing = at("status")
+    assert nothing == (0, "ready\nmodel       none\nattached    nothing\n", "")
+    assert at("list").out == "no SAEs\n"
+    client.load_model(MODEL)
+    catalog = at("catalog", REPOSITORY)
+    assert catalog.out.splitlines()[1].split()[:3] == ["layer.1", "sae_lens", "blocks.1.hook_resid_post"]
+    downloaded = at("download", REPOSITORY, "--path", "layer.1")
+    sae_id = downloaded.out.partition(":")[0]
+    assert "2 files" in downloaded.out
+    assert "(was there)" in at("download", REPOSITORY, "--path", "layer.1").out
+    assert sae_id in at("list").out
+    attached = at("attach", sae_id[:12], "--layer", "2")
+    assert attached.code == 0
+    assert attached.out.startswith(f"{sae_id} attached at resid_post.2, ")
+    assert "warning: " in attached.out
+    steered = at("steer", sae_id[:12], "3=2.5", "5=-1e1", "--exclude", "none")
+    assert steered.out.startswith("3=2.5; 5=-10   [position ")
+    assert client.steering(sae_id)["features"][0]["exclude"] == []
+    status = at("status").out
+    assert f"{sae_id} at resid_post.2, steer\n  edit      3=2.5\n" in status
+    assert "fake" not in status
+    assert f"model       {MODEL} (float32 on cpu, 4 layers of 16)" in status
+    at("steer", sae_id, "3=0", "--method", "set", "--disable")
+    shown = client.steering(sae_id)
+    assert shown["enabled"] is False
+    assert shown["features"][0]["method"] == "set"
+    assert shown["features"][0]["exclude"] == ["sink"]
+    assert at("steer", sae_id, "--clear").out.startswith("no edits ")
+    assert at("detach", sae_id).out.startswith(f"{sae_id} detached, ")
+    assert at("delete", sae_id).out.startswith(f"{sae_id} deleted, ")
+
+
+def test_json_is_the_raw_answer(at: Command, client: Client) -> None:
+    client.load_model(MODEL)
+    outcome = json.loads(at("download", REPOSITORY, "--path", "layer.1", "--json").out)
+    sae_id = outcome["sae_id"]
+    assert outcome["status"] == "completed"
+    assert json.loads(at("attach", sae_id, "--json").out)["status"] == "attached"
+    assert json.loads(at("status", "--json").out) == client.status()
+    assert json.loads(at("list", "--json").out) == client.list()
+    assert json.loads(at("catalog", REPOSITORY, "--json").out) == client.catalog(REPOSITORY)
+    assert json.loads(at("steer", sae_id, "1=1", "--json").out)["features"][0]["feature"] == 1
+    assert json.loads(at("generate", "Once", "--max-tokens", "4", "--json").out)["usage"]["completion_tokens"] == 4
+    assert json.loads(at("detach", sae_id, "--json").out)["freed_bytes"] > 0
+
+
+def test_text(at: Command, client: Client) -> None:
+    client.load_model(MODEL)
+    options = ("--max-tokens", "6", "--temperature", "0")
+    bare = at("generate", "Once", *options)
+    whole = client.generate("Once", max_tokens=6, temperature=0)["choices"][0]["text"]
+    assert (bare.code, bare.out, bare.err) == (0, whole + "\n", "")
+    assert at("generate", "Once", *options, "--baseline").out == bare.out
+    chat = at("generate", "Once", *options, "--chat", "--system", "Be brief.").out
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Once"}]
+    answer = client.generate(messages, max_tokens=6, temperature=0)["choices"][0]["message"]["content"]
+    assert chat == answer + "\n"
+    sampled = at("generate", "Once", "--max-tokens", "6", "--seed", "7", "--top-p", "0.9", "--stop", "\n\n")
+    assert sampled.code == 0
+
+
+def test_events_are_followed_until_the_reader_leaves(service: Running, client: Client) -> None:
+    client.load_model(MODEL)
+    follow = [sys.executable, "-m", "sae_actor", "events", "--url", service.url]
+    with subprocess.Popen([*follow, "--json", "--after", "1"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [json.loads(line) for line in islice(process.stdout, 2)]
+        assert [event["type"] for event in lines] == ["ModelLoadRequested", "ModelLoaded"]
+        client.download(REPOSITORY, "layer.1")
+        assert json.loads(process.stdout.readline())["type"] == "DownloadRequested"
+        process.send_signal(2)
+        assert process.wait(10) == 130
+    with subprocess.Popen([*follow, "--types", "ModelLoaded"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ModelLoaded" in process.stdout.readline()
+        process.stdout.close()  # as `| head -1` does
+        client.unload_model()
+        client.load_model(MODEL)
+        assert process.wait(10) == 0
+
+
+def test_events_end_with_the_service(command: Command) -> None:
+    with in_thread() as running:
+        running.actor.broadcast.close()
+        ran = command("events", "--url", running.url)
+    assert ran.code == 69
+    assert "ActorStarted" in ran.out
+    assert "ended the stream" in ran.err
+
+
+def test_what_the_service_refuses(at: Command, client: Client) -> None:
+    assert at("attach", "nothing") == (
+        64,
+        "",
+        "sae-actor: no SAE is called nothing or begins with it (sae_not_found)\n",
+    )
+    assert at("generate", "Once").code == 64
+    assert at("catalog", "none/such").code == 69
+    assert at("download", "none/such").code == 69
+    client.load_model(MODEL)
+    one = client.download(REPOSITORY, "layer.1")["sae_id"]
+    wide = client.download(REPOSITORY, "wide")["sae_id"]
+    ambiguous = at("attach", "org")
+    assert ambiguous.code == 64
+    assert one in ambiguous.err
+    assert wide in ambiguous.err
+    assert at("attach", wide).code == 64
+    assert at("attach", one, "--layer", "99").code == 64
+    assert at("steer", one, "1=1").code == 64
+    assert at("detach", one).code == 64
+    client.attach(one)
+    assert "sae_already_attached" in at("attach", one).err
+    assert at("steer", one, "32=1").code == 64
+    assert at("steer", one, "1=1e7").code == 64
+    assert at("delete", one).code == 64
+
+
+def test_not_ready_is_shown(at: Command, client: Client, service: Running) -> None:
+    client.load_model(MODEL)
+    client.attach(client.download(REPOSITORY, "layer.1")["sae_id"])
+    service.actor.read_only = "for the test"
+    assert at("status").out.startswith("read_only\n")
+    assert at("detach", "org").code == 69
+
+
+def test_the_service_is_found_by_flag_then_environment(
+    service: Running, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_ACTOR_URL", service.url)
+    assert command("status").code == 0
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    elsewhere = command("status", "--url", f"http://127.0.0.1:{port}")
+    assert elsewhere.code == 69
+    assert str(port) in elsewhere.err
+    assert command("status", "--url", "nonsense").code == 64
+
+
+def test_the_token_comes_from_the_environment(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_thread(tokens=("secret",)) as running:
+        assert command("list", "--url", running.url).code == 77
+        monkeypatch.setenv("SAE_ACTOR_TOKEN", "secret")
+        assert command("list", "--url", running.url).code == 0
+        monkeypatch.setenv("SAE_ACTOR_TOKEN", "s\u00e9cret\n")
+        refused = command("list", "--url", running.url)
+        assert refused.code == 78
+        assert "cret" not in refused.err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("nonsense",),
+        ("attach",),
+        ("attach", "x", "--layer", "two"),
+        ("attach", "x", "--mode", "other"),
+        ("steer", "x"),
+        ("steer", "x", "1=1", "--clear"),
+        ("steer", "x", "1"),
+        ("steer", "x", "one=1"),
+        ("steer", "x", "-1=1"),
+        ("steer", "x", "1="),
+        ("steer", "x", "1=nan"),
+        ("steer", "x", "1=inf"),
+        ("steer", "x", "\u0661=1"),
+        ("generate", "x", "--temperature", "hot"),
+        ("generate", "x", "--system", "y"),
+        ("events", "--after", "-1"),
+        ("events", "--after", "1.0"),
+        ("status", "--ur", "http://127.0.0.1:1"),
+        ("serve", "--port", "http"),
+        ("serve", "--url", "http://127.0.0.1"),
+        ("demo", "--model", "x"),
+        ("log",),
+        ("log", "nonsense"),
+        ("log", "state", "--at", "-1"),
+        ("log", "diff", "1", "2"),
+        ("log", "explain", "--data-dir", "x", "g"),
+        ("log", "reproduce"),
+        ("log", "export", "--data-dir", "x"),
+        ("log", "import"),
+        ("log", "redact", "3"),
+    ],
+)
+def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
+    ran = command(*argv)
+    assert ran.code == 64
+    assert ran.out == ""
+    assert ran.err
+
+
+def test_what_is_not_there_yet_is_refused_by_name(command: Command) -> None:
+    assert command("log", "reproduce", "--data-dir", "x", "id").err == (
+        "sae-actor: log reproduce is not in this version yet\n"
+    )
+
+
+COMMANDS = "demo serve status catalog download list attach detach delete steer generate events log"
+
+
+@pytest.mark.parametrize("name", COMMANDS.split())
+def test_help_of_every_command(name: str, command: Command) -> None:
+    ran = command(name, "--help")
+    assert ran.code == 0
+    assert f"sae-actor {name}" in ran.out
+    assert name in command("--help").out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"], ["status", "--url", "http://127.0.0.1:9"]])
+def test_no_torch_on_the_client_side(argv: list[str]) -> None:
+    told = (
+        "import sys\nfrom sae_actor.cli import main\n"
+        f"try: main({argv!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'litestar', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True, capture_output=True)
+
+
+def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    assert showing.plain("a\x1b[31mb\x9b\n\tc\x00") == "a\ufffd[31mb\ufffd\n\tc\ufffd"
+    row = {"path": "x\x1b]0;", "format": "f", "file_size_bytes": 5_300_000}
+    assert "\x1b" not in showing.catalog([row])
+    assert "5.3 MB" in showing.catalog([row])
+    assert "\x1b" not in showing.passing(StreamEvent(None, "download_progress", {"path": "\x1b"}))
+
+
+def test_edits_are_shown_with_what_is_unusual() -> None:
+    edit = {"feature": 3, "strength": 0.0, "method": "scale", "positions": {"from": 2}, "exclude": ["sink"]}
+    assert showing.edit(edit) == '3=0 (method scale, positions {"from": 2}, exclude ["sink"])'

@@ -1,0 +1,173 @@
+"""`serve` as a real process, and the offline commands on what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sae_actor.client import Client
+from tests.cli.conftest import Ran
+
+Command = Callable[..., Ran]
+
+
+@contextmanager
+def serving(folder: Path, *argv: str) -> Iterator[str]:
+    """A service on a free port; its address. Ended by SIGTERM, which must leave with 0."""
+    command = [sys.executable, "-m", "sae_actor", "serve", "--port", "0", "--data-dir", str(folder), *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            with Client(url) as client:
+                while not client.status()["ready"]:
+                    time.sleep(0.02)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(20)
+    assert code == 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The data folder of a service that has lived once, without a model."""
+    data = tmp_path / "data"
+    with serving(data):
+        pass
+    return data
+
+
+def test_the_log_while_a_service_runs_and_after(tmp_path: Path, command: Command) -> None:
+    data = tmp_path / "data"
+    with serving(data) as url:
+        with Client(url) as client:
+            live = client.state()
+        for name in ("show", "verify", "state"):
+            held = command("log", name, "--data-dir", str(data))
+            assert held.code == 75
+            assert "GET /api/log" in held.err
+        second = command("serve", "--port", "0", "--data-dir", str(data))
+        assert second.code == 75
+    shown = [json.loads(line) for line in command("log", "show", "--data-dir", str(data), "--json").out.splitlines()]
+    assert [event["type"] for event in shown] == ["ActorStarted", "ActorStopped"]
+    assert [event["position"] for event in shown] == [1, 2]
+    lines = command("log", "show", "--data-dir", str(data), "--after", "1").out.splitlines()
+    assert len(lines) == 1
+    assert "ActorStopped" in lines[0]
+    assert command("log", "show", "--data-dir", str(data), "--types", "ActorStarted").out.count("\n") == 1
+    assert command("log", "show", "--data-dir", str(data), "--types", "Nonsense").code == 64
+    verified = command("log", "verify", "--data-dir", str(data))
+    assert verified == (0, f"ok: 2 events, head 2 {shown[-1]['hash']}\n", "")
+    assert json.loads(command("log", "verify", "--data-dir", str(data), "--json").out)["ok"] is True
+    at_start = json.loads(command("log", "state", "--data-dir", str(data), "--json", "--at", str(live["position"])).out)
+    assert at_start == live
+    assert json.loads(command("log", "state", "--data-dir", str(data), "--json", "--at", "0").out)["position"] == 0
+    assert command("log", "state", "--data-dir", str(data)).out.startswith("position    2\nmodel       none")
+    past = command("log", "state", "--data-dir", str(data), "--at", "3")
+    assert past == (64, "", "sae-actor: position 3 is past the head 2\n")
+
+
+def test_a_damaged_log(folder: Path, command: Command) -> None:
+    with sqlite3.connect(folder / "events.db") as database:
+        database.execute("PRAGMA writable_schema = ON")
+        triggers = database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute(
+            "UPDATE events SET data = CAST(replace(CAST(data AS TEXT), '0.1.0', '0.1.1') AS BLOB) WHERE position = 1"
+        )
+        for _, sql in triggers:
+            database.execute(sql)
+    database.close()
+    damaged = command("log", "verify", "--data-dir", str(folder))
+    assert damaged.code == 65
+    assert damaged.out.startswith("damaged at position 1: ")
+    assert json.loads(command("log", "verify", "--data-dir", str(folder), "--json").out)["first_bad"] == 1
+    assert command("log", "state", "--data-dir", str(folder)).code == 65
+    assert command("log", "state", "--data-dir", str(folder), "--at", "0").code == 0
+    assert command("log", "show", "--data-dir", str(folder)).code == 0
+    assert command("serve", "--port", "0", "--data-dir", str(folder)).code == 65
+
+
+def test_no_log(tmp_path: Path, command: Command) -> None:
+    for name in ("show", "verify", "state"):
+        ran = command("log", name, "--data-dir", str(tmp_path / "none"))
+        assert ran.code == 78
+        assert "none" in ran.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_offline_commands_find_the_service_s_folder(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_ACTOR_DATA_DIR", str(folder))
+    assert command("log", "verify").code == 0
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("SAE_ACTOR_DATA_DIR")
+    os.rename(folder, tmp_path / "sae-actor")
+    assert command("log", "verify").code == 0
+
+
+def test_offline_needs_no_torch(folder: Path) -> None:
+    told = (
+        "import sys\nfrom sae_actor.cli import main\n"
+        f"assert main(['log', 'verify', '--data-dir', {str(folder)!r}]) == 0\n"
+        f"assert main(['log', 'state', '--data-dir', {str(folder)!r}]) == 0\n"
+        "heavy = {'torch', 'transformers', 'litestar', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True, capture_output=True)
+
+
+def test_what_serve_refuses(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ("--data-dir", str(tmp_path / "data"))
+    exposed = command("serve", "--host", "0.0.0.0", "--port", "0", *data)
+    assert exposed.code == 78
+    assert "SAE_ACTOR_SERVER_TOKEN" in exposed.err
+    assert command("demo", "--host", "::", "--port", "0", *data).code == 78
+    (tmp_path / "own.toml").write_text("[server]\nprot = 1\n")
+    unknown = command("serve", "--config", str(tmp_path / "own.toml"), *data)
+    assert unknown.code == 78
+    assert "server.prot" in unknown.err
+    assert command("serve", "--port", "70000", *data).code == 78
+    assert command("serve", "--config", str(tmp_path / "none.toml"), *data).code == 78
+    monkeypatch.setenv("SAE_ACTOR_ENGINE_THREADS", "many")
+    assert "SAE_ACTOR_ENGINE_THREADS" in command("serve", "--port", "0", *data).err
+    monkeypatch.delenv("SAE_ACTOR_ENGINE_THREADS")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        in_use = command("serve", "--port", str(port), *data)
+    assert in_use.code == 69
+    assert str(port) in in_use.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_read_only(folder: Path, command: Command) -> None:
+    before = command("log", "show", "--data-dir", str(folder))
+    with serving(folder, "--read-only") as url:
+        assert command("status", "--url", url).out.startswith("read_only\n")
+    assert command("log", "show", "--data-dir", str(folder)) == before
+
+
+def test_a_lost_tail_is_refused_until_it_is_accepted(folder: Path, command: Command) -> None:
+    whole = (folder / "events.db").read_bytes()
+    with serving(folder):
+        pass
+    (folder / "events.db").write_bytes(whole)
+    refused = command("serve", "--port", "0", "--data-dir", str(folder))
+    assert refused.code == 65
+    flag = refused.err[refused.err.index("--accept-truncation") :].split()[:2]
+    with serving(folder, flag[0], flag[1].rstrip(".")) as url, Client(url) as client:
+        assert "LogTruncated" in [event["type"] for event in client.log()["events"]]
