@@ -1,0 +1,234 @@
+"""The hash chain: pure functions over the stored bytes, shared by every log.
+
+    data_hash = sha256(salt ‖ data)
+    hash      = sha256(TAG ‖ previous ‖ position ‖ schema ‖ lengths ‖ event_id ‖ type ‖ time ‖ command_id ‖ principal
+                       ‖ data_hash)
+    genesis   = sha256(GENESIS_TAG ‖ log_id)
+
+`previous` is the hash of the event before, of event 1 the genesis. Every length stands in a header of fixed width
+before the texts, so no two events share a preimage; an absent `command_id` has length −1. The payload enters by its
+salted digest alone: it can be erased later and the chain still verifies. Numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from msgspec import DecodeError, Raw
+from msgspec.json import Decoder
+
+from ..domain.events import Draft, Event, PayloadRedacted
+from ..errors import TooLargeError
+from ..ports import Head
+
+TAG = b"sae-actor event 1\n"
+GENESIS_TAG = b"sae-actor genesis 1\n"
+SALT_BYTES = 16
+MAX_EVENT_BYTES = 256 * 1024
+"""Payload and texts of one event together."""
+
+_HEADER = struct.Struct(">32sQIIIIiI")
+"""previous, position, schema, then the lengths of event_id, type, time, command_id (−1: none), principal."""
+
+_REDACTION = PayloadRedacted.__name__.encode()
+_redaction = Decoder(PayloadRedacted)
+
+
+class Row(NamedTuple):
+    """One event as the log stores it; the fields are the columns, in their order."""
+
+    position: int
+    event_id: str
+    type: str
+    schema: int
+    time: str
+    command_id: str | None
+    principal: str
+    data: bytes | None
+    """None, like the salt, where the payload was erased."""
+    salt: bytes | None
+    data_hash: bytes
+    hash: bytes
+
+
+RawRow: TypeAlias = Sequence[Any]
+"""A row as it was read, of no type that may be trusted; text as UTF-8 bytes."""
+
+
+def genesis(log_id: str) -> bytes:
+    return hashlib.sha256(GENESIS_TAG + bytes.fromhex(log_id)).digest()
+
+
+Texts: TypeAlias = tuple[bytes, bytes, bytes, bytes | None, bytes]
+"""event_id, type, time, command_id, principal in UTF-8."""
+
+
+class Sealed(NamedTuple):
+    """A draft with everything of its hash but its place."""
+
+    draft: Draft
+    data: bytes
+    salt: bytes
+    data_hash: bytes
+    texts: Texts
+    size: int
+    """Bytes of payload and texts."""
+
+
+def seal(draft: Draft) -> Sealed:
+    """Salt and digest the payload.
+
+    Raises `TooLargeError` above `MAX_EVENT_BYTES`, `ValueError` for text that has no UTF-8 form (a lone surrogate)
+    or a schema outside [1, 2^31).
+    """
+    if not 1 <= draft.schema < 2**31:
+        raise ValueError(f"schema {draft.schema} of {draft.type}")
+    data = bytes(draft.data)
+    command_id = None if draft.command_id is None else draft.command_id.encode()
+    texts = (draft.event_id.encode(), draft.type.encode(), draft.time.encode(), command_id, draft.principal.encode())
+    salt = os.urandom(SALT_BYTES)
+    size = len(data) + len(b"".join(texts[:3])) + len(command_id or b"") + len(texts[4])
+    if size > MAX_EVENT_BYTES:
+        raise TooLargeError(
+            f"an event of {size} bytes; at most {MAX_EVENT_BYTES} go into the log", size=size, limit=MAX_EVENT_BYTES
+        )
+    return Sealed(draft, data, salt, hashlib.sha256(salt + data).digest(), texts, size)
+
+
+def link(sealed: Sealed, position: int, previous: bytes) -> Row:
+    """The event in its place behind `previous`."""
+    draft, data, salt, data_hash, texts, _ = sealed
+    digest = event_digest(previous, position, draft.schema, texts, data_hash)
+    return Row(
+        position,
+        draft.event_id,
+        draft.type,
+        draft.schema,
+        draft.time,
+        draft.command_id,
+        draft.principal,
+        data,
+        salt,
+        data_hash,
+        digest,
+    )
+
+
+def link_all(batch: Iterable[Sealed], head: Head) -> list[Row]:
+    """All events in their places behind `head`."""
+    rows: list[Row] = []
+    position, previous = head.position, bytes.fromhex(head.hash)
+    for sealed in batch:
+        position += 1
+        row = link(sealed, position, previous)
+        previous = row.hash
+        rows.append(row)
+    return rows
+
+
+def event_digest(previous: bytes, position: int, schema: int, texts: Texts, data_hash: bytes) -> bytes:
+    event_id, type_, time, command_id, principal = texts
+    header = _HEADER.pack(
+        previous,
+        position,
+        schema,
+        len(event_id),
+        len(type_),
+        len(time),
+        -1 if command_id is None else len(command_id),
+        len(principal),
+    )
+    return hashlib.sha256(TAG + header + event_id + type_ + time + (command_id or b"") + principal + data_hash).digest()
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """The event in a row of the log (text as str); a payload that was erased reads as `null`."""
+    position, event_id, type_, schema, time, command_id, principal, data, _, _, digest = row
+    return Event(
+        position=position,
+        event_id=event_id,
+        type=type_,
+        schema=schema,
+        time=time,
+        command_id=command_id,
+        principal=principal,
+        data=Raw(b"null" if data is None else data),
+        hash=digest.hex(),
+    )
+
+
+def as_read(row: Sequence[Any]) -> RawRow:
+    """A row with text as str, in the form that `Walk` takes.
+
+    Raises `AttributeError` where a column does not hold text: damage, to `Walk` like any other.
+    """
+    position, event_id, type_, schema, time, command_id, principal, *rest = row
+    command = None if command_id is None else command_id.encode()
+    return (position, event_id.encode(), type_.encode(), schema, time.encode(), command, principal.encode(), *rest)
+
+
+class Walk:
+    """Verifies rows in order, from the first one on; stands still at the first that does not fit.
+
+    `position` and `hash` are those of the last good event, `bad` says what is wrong with the next one.
+    """
+
+    def __init__(self, log_id: str) -> None:
+        self.position = 0
+        self.hash = genesis(log_id)
+        self.bad: str | None = None
+        self.kinds: dict[tuple[bytes, int], int] = {}
+        """(type, schema) → position of the first event of that kind."""
+        self.erased: set[int] = set()
+        """Events whose payload is gone."""
+        self.redacted: set[int] = set()
+        """Events that a PayloadRedacted names."""
+
+    @property
+    def head(self) -> Head:
+        return Head(self.position, self.hash.hex())
+
+    def feed(self, rows: Iterable[RawRow]) -> bool:
+        """False from the first bad row on. Holds only the row at hand: `rows` may be a cursor."""
+        if self.bad is None:
+            try:
+                self.bad = self._walk(rows)
+            except (TypeError, ValueError, AttributeError, OverflowError, struct.error, DecodeError):
+                # A column of another type than the schema says, or a header that does not fit its width.
+                self.bad = "the row is malformed"
+        return self.bad is None
+
+    def _walk(self, rows: Iterable[Any]) -> str | None:
+        # The loop that replays a million events: event_digest is written out in it, attributes are locals.
+        sha256, pack, kinds = hashlib.sha256, _HEADER.pack, self.kinds
+        position, previous = self.position, self.hash
+        try:
+            for at, event_id, type_, schema, time, command_id, principal, data, salt, data_hash, stored in rows:
+                if at != position + 1:
+                    return f"position {at} follows {position}"
+                if data is not None or salt is not None:
+                    if sha256(salt + data).digest() != data_hash:
+                        return "the payload does not match its digest"
+                else:
+                    self.erased.add(at)
+                command, size = (b"", -1) if command_id is None else (command_id, len(command_id))
+                header = pack(previous, at, schema, len(event_id), len(type_), len(time), size, len(principal))
+                digest = sha256(TAG + header + event_id + type_ + time + command + principal + data_hash).digest()
+                if digest != stored:
+                    return "the hash does not match"
+                if (type_, schema) not in kinds:
+                    kinds[type_, schema] = at
+                if type_ == _REDACTION and data is not None:
+                    self.redacted.add(_redaction.decode(data).redacted_position)
+                position, previous = at, digest
+        finally:
+            self.position, self.hash = position, previous
+        return None
+
+    def unexplained(self) -> int | None:
+        """The first event whose payload is gone without a PayloadRedacted on record; known at the end of the walk."""
+        return min(self.erased - self.redacted, default=None)

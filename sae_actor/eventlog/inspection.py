@@ -1,0 +1,245 @@
+"""Examine a data folder before anything in it is opened for writing: identity, structure, chain, checkpoint.
+
+Nothing is modified, whatever is found. The caller holds the folder's lock, and no connection to the log is open in
+this process (reading the file by path would drop SQLite's locks).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from msgspec import DecodeError
+from msgspec.json import Decoder
+
+from ..domain.events import PAYLOADS, LogTruncated
+from ..errors import LogDamagedError, LogUnusableError
+from ..ports import Head
+from .chain import Walk, genesis
+from .checkpoint import NAME as CHECKPOINT_NAME
+from .checkpoint import read_checkpoint
+from .schema import APPLICATION_ID, COLUMNS, NAME, SCHEMA, USER_VERSION, prepare_reader, read_only_uri
+
+_MAGIC = b"SQLite format 3\0"
+_LOG_ID = re.compile(rb"[0-9a-f]{32}")
+_MISSING_ROW = re.compile(r"row (\d+) missing")
+_truncation = Decoder(LogTruncated)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A log that verifies."""
+
+    log_id: str
+    head: Head
+    witnessed: bool
+    """There is a checkpoint; without one a dropped tail cannot be noticed."""
+    truncation: Head | None = None
+    """The newest head on record, where the log is shorter and that was accepted."""
+    unknown: tuple[str, int, int] | None = None
+    """(type, schema, position) of the first event that this version does not know."""
+    unfinished_redactions: tuple[int, ...] = ()
+    """Events that a PayloadRedacted names and whose payload is still there."""
+
+
+def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: bool = False) -> Findings:
+    """Walk the whole log; `thorough` compares the index of commands with the table too.
+
+    Raises `LogUnusableError` for what is no log of this program and version, and `LogDamagedError` with `first_bad`,
+    the first position that does not verify, `events` and `head`, what verifies before it.
+    """
+    if missing_log(folder):
+        raise LogUnusableError(f"there is no log in {folder}")
+    check_identity(folder / NAME)
+    with _reader(folder) as connection:
+        log_id = _read_identity(connection)
+        walk = Walk(log_id)
+        try:
+            walk.feed(connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"))
+        except sqlite3.Error as error:
+            walk.bad = f"events.db cannot be read further: {error}"
+        if walk.bad is not None:
+            _refuse(walk, walk.position + 1, walk.bad)
+        if (bare := walk.unexplained()) is not None:
+            _refuse(walk, bare, "the payload is gone and no PayloadRedacted names it")
+        _check_structure(connection, walk, "integrity_check" if thorough else "quick_check")
+        heads = read_checkpoint(folder, log_id)
+        truncation = _compare(connection, log_id, walk, heads, accept_truncation)
+    return Findings(
+        log_id=log_id,
+        head=walk.head,
+        witnessed=bool(heads),
+        truncation=truncation,
+        unknown=_unknown(walk),
+        unfinished_redactions=tuple(at for at in sorted(walk.redacted - walk.erased) if at <= walk.position),
+    )
+
+
+def check_identity(path: Path) -> None:
+    """Refuse, by the first 100 bytes, what cannot be a log of this version."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise LogUnusableError(f"{path} is not a file")
+        with path.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError:
+        raise LogUnusableError(f"there is no log: {path} does not exist") from None
+    except OSError as error:
+        raise LogUnusableError(f"{path} cannot be read: {error.strerror}") from None
+    if not header:
+        raise LogUnusableError(f"{path} is empty: not a log. Remove it to begin a new one")
+    if len(header) < 100 or not header.startswith(_MAGIC):
+        raise LogDamagedError(f"{path} has no SQLite header: put back a copy of the file", first_bad=1)
+    application_id = int.from_bytes(header[68:72])
+    user_version = int.from_bytes(header[60:64])
+    if application_id != APPLICATION_ID:
+        raise LogUnusableError(f"{path} is a database of another program (application_id {application_id:#x})")
+    if user_version != USER_VERSION:
+        raise LogUnusableError(
+            f"{path} has layout version {user_version}, this program knows {USER_VERSION}: use a newer sae-actor"
+        )
+
+
+@contextlib.contextmanager
+def _reader(folder: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        connection = sqlite3.connect(read_only_uri(folder / NAME), uri=True, isolation_level=None)
+    except sqlite3.Error as error:
+        raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
+    try:
+        connection.text_factory = bytes
+        prepare_reader(connection)
+        yield connection
+    except sqlite3.OperationalError as error:
+        raise LogUnusableError(f"{folder / NAME} cannot be read: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise LogDamagedError(f"{folder / NAME}: {error}") from None
+    finally:
+        connection.close()
+
+
+def _read_identity(connection: sqlite3.Connection) -> str:
+    """The log's id, after the tables and triggers were found to be those of this version, to the letter."""
+    try:
+        found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
+        expected = {name.encode(): sql.encode() for name, sql in SCHEMA.items()}
+        if differing := sorted(
+            str(name) for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+        ):
+            raise LogDamagedError(f"events.db: the definition of {differing[0]} was changed", first_bad=1)
+        row: Any = connection.execute("SELECT log_id FROM meta").fetchone()
+    except sqlite3.Error as error:
+        raise LogDamagedError(f"events.db: {error}", first_bad=1) from None
+    if row is None or not isinstance(row[0], bytes) or not _LOG_ID.fullmatch(row[0]):
+        raise LogDamagedError("events.db does not say which log it is", first_bad=1)
+    return row[0].decode()
+
+
+def _check_structure(connection: sqlite3.Connection, walk: Walk, check: str) -> None:
+    try:
+        answer: list[tuple[bytes]] = connection.execute(f"PRAGMA {check}(1)").fetchall()
+        if answer == [(b"ok",)]:
+            return
+        detail = answer[0][0].decode(errors="replace") if answer else "no answer"
+        # The walk reads text and bytes alike; the check of the file knows a column that changed its type.
+        first_bad = connection.execute(
+            """SELECT min(position) FROM events WHERE typeof(event_id) <> 'text' OR typeof(type) <> 'text'
+            OR typeof(time) <> 'text' OR typeof(command_id) NOT IN ('text', 'null') OR typeof(principal) <> 'text'
+            OR typeof(data) NOT IN ('blob', 'null') OR typeof(salt) NOT IN ('blob', 'null')
+            OR typeof(data_hash) <> 'blob' OR typeof(hash) <> 'blob'"""
+        ).fetchone()[0]
+        if first_bad is None and (named := _MISSING_ROW.search(detail)):
+            first_bad = int(named[1])
+    except sqlite3.Error as error:
+        detail, first_bad = str(error), None
+    _refuse(walk, first_bad, f"the structure of events.db: {detail}")
+
+
+def _compare(
+    connection: sqlite3.Connection, log_id: str, walk: Walk, heads: list[Head], accept_truncation: int | None
+) -> Head | None:
+    """Hold the chain against the heads on record; the lost head where a loss was accepted."""
+    agreeing = {head.position for head in heads if _hash_at(connection, log_id, walk, head.position) == head.hash}
+    lost: Head | None = None
+    for head in heads:
+        if head.position in agreeing or _on_record(connection, walk, head):
+            continue
+        if head.position <= walk.position:
+            first_bad = max((at for at in agreeing if at < head.position), default=0) + 1
+            what = f"head.checkpoint recorded another event {head.position}: the log was replaced or rewritten"
+            _refuse(walk, first_bad, what)
+        if accept_truncation != walk.position:
+            _refuse(
+                walk,
+                walk.position + 1,
+                f"head.checkpoint recorded event {head.position}, the log ends at {walk.position}: what lies between "
+                f"is lost. Put back events.db and events.db-wal as they were, or go on without it: "
+                f"--accept-truncation {walk.position}",
+            )
+        lost = lost or head
+    return lost
+
+
+def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:
+    if position == 0:
+        return genesis(log_id).hex()
+    if position > walk.position:
+        return None
+    row: Any = connection.execute("SELECT hash FROM events WHERE position = ?", (position,)).fetchone()
+    digest: bytes = row[0]
+    return digest.hex()
+
+
+def _on_record(connection: sqlite3.Connection, walk: Walk, lost: Head) -> bool:
+    """A LogTruncated names this head: the service was killed before it could renew the checkpoint."""
+    since = min((at for (type_, _), at in walk.kinds.items() if type_ == b"LogTruncated"), default=None)
+    if since is None:
+        return False
+    query = "SELECT data FROM events WHERE type = 'LogTruncated' AND position >= ?"
+    for (data,) in connection.execute(query, (since,)):
+        with contextlib.suppress(DecodeError):
+            known = _truncation.decode(data or b"null")
+            if (known.known_position, known.known_hash) == (lost.position, lost.hash):
+                return True
+    return False
+
+
+def _unknown(walk: Walk) -> tuple[str, int, int] | None:
+    unknown = [
+        (position, type_.decode(errors="replace"), schema)
+        for (type_, schema), position in walk.kinds.items()
+        if (cls := PAYLOADS.get(type_.decode(errors="replace"))) is None or schema > cls.schema
+    ]
+    if not unknown:
+        return None
+    position, name, schema = min(unknown)
+    return name, schema, position
+
+
+def _refuse(walk: Walk, first_bad: int | None, what: str) -> NoReturn:
+    where = f"event {first_bad}: " if first_bad is not None else ""
+    raise LogDamagedError(
+        f"{where}{what}. Nothing was changed", first_bad=first_bad, events=walk.position, head=walk.head
+    )
+
+
+def missing_log(folder: Path) -> bool:
+    """No log yet, and nothing that says there was one.
+
+    Raises `LogDamagedError` where events.db is gone but its companions are there.
+    """
+    if (folder / NAME).exists() or (folder / NAME).is_symlink():
+        return False
+    for name in (f"{NAME}-wal", CHECKPOINT_NAME):
+        if (folder / name).exists():
+            raise LogDamagedError(
+                f"{folder} holds {name} but no {NAME}: put the file back, or remove {name} to begin a new log",
+                first_bad=1,
+            )
+    return True

@@ -1,0 +1,66 @@
+"""Pages of a log through one aiosqlite connection, so read that an append waits for one page at the most."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import aiosqlite
+
+from ..domain.events import Event
+from ..errors import LogError
+from .chain import event_of
+from .schema import COLUMNS
+
+PAGE_ROWS = 500
+"""Rows that one trip to the connection's thread looks at."""
+
+
+class Reader:
+    """Reads in trips of at most `PAGE_ROWS` rows; one trip at a time is queued before an append."""
+
+    def __init__(self, db: aiosqlite.Connection) -> None:
+        self._db = db
+        self._turn = asyncio.Semaphore(1)
+
+    async def read(self, after: int, limit: int, types: Sequence[str] | None, head: int) -> list[Event]:
+        """At most `limit` events in (after, head], of these types where given."""
+        events: list[Event] = []
+        at = max(after, 0)
+        while at < head and len(events) < limit:
+            # A filter looks at a window of positions per trip, however few of them match.
+            end = min(at + (PAGE_ROWS if types is not None else min(limit - len(events), PAGE_ROWS)), head)
+            query = f"SELECT {COLUMNS} FROM events WHERE position > ? AND position <= ?"
+            parameters: list[Any] = [at, end]
+            if types is not None:
+                query += f" AND type IN ({', '.join('?' * len(types))})"
+                parameters += types
+            rows = await self._trip(f"{query} ORDER BY position LIMIT ?", (*parameters, limit - len(events)))
+            events += [event_of(row) for row in rows]
+            at = end
+        return events
+
+    async def of_command(self, command_id: str) -> list[Event]:
+        query = f"SELECT {COLUMNS} FROM events WHERE command_id = ? ORDER BY position"
+        return [event_of(row) for row in await self._trip(query, (command_id,))]
+
+    async def rows(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        """Whole rows with position above `after`, unjudged; `limit` up to `PAGE_ROWS`."""
+        query = f"SELECT {COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?"
+        return await self._trip(query, (after, limit))
+
+    async def _trip(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        await self._turn.acquire()
+        # A cancelled reader's page is read all the same; the next one waits for it, or a storm of readers that
+        # come and go would fill the thread's queue before an append.
+        trip = asyncio.ensure_future(self._fetch(query, parameters))
+        trip.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(trip)
+
+    async def _fetch(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            return list(await self._db.execute_fetchall(query, parameters))  # type: ignore[arg-type]  # plain tuples
+        except (sqlite3.Error, ValueError) as error:  # ValueError: the connection is closed
+            raise LogError(f"the log cannot be read: {error}") from None

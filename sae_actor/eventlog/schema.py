@@ -1,0 +1,150 @@
+"""`events.db`: the tables, how the file is made, and how its one writing connection is set up."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sqlite3
+from pathlib import Path
+
+from .checkpoint import sync_folder
+
+NAME = "events.db"
+WAL_NAME = f"{NAME}-wal"
+APPLICATION_ID = int.from_bytes(b"SAEa")
+USER_VERSION = 1
+"""Of the file's layout; the version of each payload is its event's `schema`."""
+
+COLUMNS = "position, event_id, type, schema, time, command_id, principal, data, salt, data_hash, hash"
+_WIDTH = COLUMNS.count(",") + 1
+
+SCHEMA = {
+    "meta": """CREATE TABLE meta (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    log_id TEXT NOT NULL,
+    created TEXT NOT NULL
+) STRICT""",
+    # data and salt may be NULL: a payload that was erased.
+    "events": """CREATE TABLE events (
+    position INTEGER PRIMARY KEY,
+    event_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    schema INTEGER NOT NULL,
+    time TEXT NOT NULL,
+    command_id TEXT,
+    principal TEXT NOT NULL,
+    data BLOB,
+    salt BLOB,
+    data_hash BLOB NOT NULL CHECK (length(data_hash) = 32),
+    hash BLOB NOT NULL CHECK (length(hash) = 32)
+) STRICT""",
+    "events_of_command": "CREATE INDEX events_of_command ON events (command_id) WHERE command_id IS NOT NULL",
+    "events_without_gap": """CREATE TRIGGER events_without_gap BEFORE INSERT ON events
+WHEN NEW.position IS NOT (SELECT coalesce(max(position), 0) + 1 FROM events)
+BEGIN SELECT RAISE(ABORT, 'position is not the next one'); END""",
+    # The one change that is allowed: erasing a payload right after the PayloadRedacted that names it.
+    "events_are_final": """CREATE TRIGGER events_are_final BEFORE UPDATE ON events
+WHEN NOT (NEW.data IS NULL AND NEW.salt IS NULL AND OLD.data IS NOT NULL
+    AND NEW.position IS OLD.position AND NEW.event_id IS OLD.event_id AND NEW.type IS OLD.type
+    AND NEW.schema IS OLD.schema AND NEW.time IS OLD.time AND NEW.command_id IS OLD.command_id
+    AND NEW.principal IS OLD.principal AND NEW.data_hash IS OLD.data_hash AND NEW.hash IS OLD.hash
+    AND (SELECT type = 'PayloadRedacted' AND json_extract(data, '$.redacted_position') = OLD.position
+        FROM events ORDER BY position DESC LIMIT 1))
+BEGIN SELECT RAISE(ABORT, 'events are final'); END""",
+    "events_stay": """CREATE TRIGGER events_stay BEFORE DELETE ON events
+BEGIN SELECT RAISE(ABORT, 'events are final'); END""",
+    "meta_is_final": """CREATE TRIGGER meta_is_final BEFORE UPDATE ON meta
+BEGIN SELECT RAISE(ABORT, 'meta is final'); END""",
+    "meta_stays": """CREATE TRIGGER meta_stays BEFORE DELETE ON meta
+BEGIN SELECT RAISE(ABORT, 'meta is final'); END""",
+}
+"""Name → statement; the file holds these texts, to the letter."""
+
+_SETTINGS: tuple[tuple[str, str, object], ...] = (
+    # EXCLUSIVE comes first: with it the WAL index lives on the heap and no -shm file is ever made.
+    ("locking_mode", "EXCLUSIVE", "exclusive"),
+    ("journal_mode", "WAL", "wal"),
+    ("synchronous", "FULL", 2),
+    ("wal_autocheckpoint", "1000", 1000),
+    ("temp_store", "MEMORY", 2),
+    ("recursive_triggers", "ON", 1),  # or INSERT OR REPLACE would delete without the trigger
+    ("trusted_schema", "OFF", 0),
+    ("cell_size_check", "ON", 1),
+    ("secure_delete", "ON", 1),  # what is erased is overwritten
+)
+
+
+def insert_statement(rows: int) -> str:
+    """One INSERT of so many rows: in autocommit it is one transaction, and atomic."""
+    row = f"({', '.join('?' * _WIDTH)})"
+    return f"INSERT INTO events ({COLUMNS}) VALUES {', '.join([row] * rows)}"
+
+
+def read_only_uri(path: Path) -> str:
+    """For a connection that leaves every byte of the folder as it is, and makes no file.
+
+    Without a WAL the file is all there is (`immutable`). Beside a WAL the VFS without locks is used: together with
+    the exclusive locking mode it keeps the index of the WAL on the heap, and a read-only database is never
+    checkpointed. `events.lock` keeps a writer away meanwhile.
+    """
+    wal = path.with_name(WAL_NAME)
+    has_wal = wal.exists() and wal.stat().st_size > 0
+    return f"{path.absolute().as_uri()}?mode=ro&{'vfs=unix-none' if has_wal else 'immutable=1'}"
+
+
+def prepare_reader(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA query_only = ON")
+
+
+def prepare_writer(connection: sqlite3.Connection, max_bytes: int | None) -> str | None:
+    """Set and read back every setting; the name of the first that did not take, or None."""
+    for name, value, expected in _SETTINGS:
+        connection.execute(f"PRAGMA {name} = {value}").fetchall()
+        if connection.execute(f"PRAGMA {name}").fetchone() != (expected,):
+            return name
+    if max_bytes is not None:
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        pages = max(1, max_bytes // page_size)
+        # SQLite never goes below what the file has already.
+        (taken,) = connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+        (held,) = connection.execute("PRAGMA page_count").fetchone()
+        if taken != max(pages, held):
+            return "max_page_count"
+    return None
+
+
+def create_database(folder: Path, log_id: str) -> None:
+    """Make an empty `events.db`: complete and durable under its name, or not there.
+
+    Raises `sqlite3.Error` and `OSError`.
+    """
+    fresh = folder / f"{NAME}.new"
+    for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal"), fresh.with_name(f"{fresh.name}-wal")):
+        leftover.unlink(missing_ok=True)  # of a start that was killed here
+    os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(fresh, isolation_level=None)
+    try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {USER_VERSION}")
+        for statement in SCHEMA.values():
+            connection.execute(statement)
+        created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created))
+        connection.execute("COMMIT")
+        # Into the header of the file, so that the first opener finds it a WAL database already.
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    finally:
+        connection.close()
+    fd = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(fresh, folder / NAME)
+    sync_folder(folder)

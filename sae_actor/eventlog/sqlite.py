@@ -1,0 +1,237 @@
+"""The event log on disk: a data folder held by one process, verified when it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiosqlite
+
+from ..domain.events import Draft, Event
+from ..errors import LogError, LogHeldError, LogUnusableError, ReadOnlyError
+from ..ports import Head, Verification
+from .chain import Walk, as_read, genesis
+from .checkpoint import Checkpoint
+from .inspection import Findings, inspect, missing_log
+from .lock import FolderLock
+from .reader import PAGE_ROWS, Reader
+from .schema import NAME, create_database, prepare_reader, prepare_writer, read_only_uri
+from .writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class SqliteLog:
+    """`EventLog` in a data folder: `await SqliteLog.open(folder)`, later `await log.close()`."""
+
+    def __init__(
+        self,
+        db: aiosqlite.Connection,
+        folder: Path,
+        lock: FolderLock,
+        findings: Findings,
+        *,
+        read_only: bool,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.read_only = read_only
+        self.truncation: Head | None = findings.truncation
+        """The head on record of a log that turned out shorter and was accepted so. The caller's first append is
+        the LogTruncated that names it; the checkpoint is renewed with that append, not before."""
+        self._db = db
+        self._lock = lock
+        self._log_id = findings.log_id
+        self._reader = Reader(db)
+        self._writer = Writer(db, folder, findings.log_id, findings.head, checkpoint)
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        folder: Path,
+        *,
+        read_only: bool = False,
+        accept_truncation: int | None = None,
+        max_bytes: int | None = None,
+    ) -> SqliteLog:
+        """Open the log of a data folder, making both where they are missing; the whole chain is verified first.
+
+        read_only: change nothing, make no file; several may read while no one writes.
+        accept_truncation: go on although events are lost, if the log now ends exactly at this position.
+        max_bytes: do not let the database grow beyond this; appends then raise `DiskFullError`.
+
+        Raises `LogHeldError`, `LogDamagedError` and `LogUnusableError`; then nothing in the log was modified.
+        """
+        if not read_only:
+            await asyncio.to_thread(_make_folder, folder)
+        lock = await FolderLock.acquire(folder, shared=read_only)
+        opening = asyncio.ensure_future(cls._open(folder, lock, read_only, accept_truncation, max_bytes))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread that walks the chain cannot be stopped: what it opens is closed when it is done.
+            opening.add_done_callback(_close_unwanted)
+            raise
+
+    @classmethod
+    async def _open(
+        cls, folder: Path, lock: FolderLock, read_only: bool, accept_truncation: int | None, max_bytes: int | None
+    ) -> SqliteLog:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(lock.release)
+            try:
+                findings = await asyncio.to_thread(_examine, folder, read_only, accept_truncation)
+                db = await _connect(folder, findings, read_only, max_bytes)
+                undo.push_async_callback(db.close)
+                checkpoint = None
+                if not read_only and findings.truncation is None:
+                    checkpoint = await asyncio.to_thread(Checkpoint.create, folder, findings.log_id, findings.head)
+            except OSError as error:
+                raise LogUnusableError(f"the log in {folder} cannot be opened: {error.strerror}") from None
+            except sqlite3.Error as error:
+                raise LogUnusableError(f"the log in {folder} cannot be opened: {error}") from None
+            undo.pop_all()
+        return cls(db, folder, lock, findings, read_only=read_only, checkpoint=checkpoint)
+
+    @property
+    def log_id(self) -> str:
+        return self._log_id
+
+    @property
+    def head(self) -> Head:
+        return self._writer.head
+
+    async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
+        """As the port says. Appends that wait and follow one another share a transaction.
+
+        Raises `TooLargeError` beyond the size limits and `ReadOnlyError`; then nothing was stored.
+        """
+        if self.read_only:
+            raise ReadOnlyError("the log was opened for reading only")
+        return await self._writer.append(drafts, expected)
+
+    async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
+        return await self._reader.read(after, limit, types, self.head.position)
+
+    async def of_command(self, command_id: str) -> list[Event]:
+        return await self._reader.of_command(command_id)
+
+    async def verify(self) -> Verification:
+        """Walk the chain up to the head of now, in pages between which appends go on."""
+        head, walk = self.head, Walk(self._log_id)
+        page = PAGE_ROWS
+        while walk.position < head.position and walk.bad is None:
+            try:
+                rows = await self._reader.rows(walk.position, min(page, head.position - walk.position))
+            except LogError:
+                if self._closing is not None:
+                    raise
+                if page == 1:
+                    return _bad(walk, walk.position + 1, "the row cannot be read")
+                page = max(1, page // 2)  # the rows before the one that cannot be read are still to be judged
+                continue
+            if not rows:
+                return _bad(walk, walk.position + 1, f"the events up to {head.position} are missing")
+            await asyncio.to_thread(walk.feed, map(as_read, rows))
+        if walk.bad is not None:
+            return _bad(walk, walk.position + 1, walk.bad)
+        if walk.head != head:
+            return _bad(walk, walk.position, "the last event is not the one that was written")
+        if (bare := walk.unexplained()) is not None:
+            return _bad(walk, bare, "the payload is gone and no PayloadRedacted names it")
+        return Verification(ok=True, events=walk.position, head=walk.head)
+
+    async def close(self) -> None:
+        """Store what waits, fold the WAL into the database, release the folder. Harmless when repeated."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            await self._writer.drain()
+            await self._db.close()
+            await self._writer.close()
+        except (sqlite3.Error, OSError) as error:
+            raise LogError(f"the log could not be closed cleanly: {error}") from None
+        finally:
+            self._lock.release()
+
+
+def _bad(walk: Walk, first_bad: int, detail: str) -> Verification:
+    return Verification(ok=False, events=walk.position, head=walk.head, first_bad=first_bad, detail=detail)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogUnusableError(f"the data folder {folder} cannot be made: {error.strerror}") from None
+
+
+def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Findings:
+    """Everything that can be refused, before the database is opened for writing."""
+    if read_only:
+        findings = inspect(folder, accept_truncation=accept_truncation)
+    else:
+        for path in (folder, folder / NAME):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise LogUnusableError(f"{path} cannot be written; --read-only serves it as it is")
+        if missing_log(folder):
+            log_id = secrets.token_hex(16)
+            create_database(folder, log_id)
+            return Findings(log_id=log_id, head=Head(0, genesis(log_id).hex()), witnessed=True)
+        findings = inspect(folder, accept_truncation=accept_truncation)
+        if findings.unknown is not None:
+            name, schema, position = findings.unknown
+            raise LogUnusableError(
+                f"event {position} is a {name} of schema {schema}, which this version does not know: "
+                f"use a newer sae-actor, or --read-only"
+            )
+    if not findings.witnessed:
+        logger.warning("%s has no head.checkpoint: whether events at its end were lost cannot be told", folder)
+    return findings
+
+
+async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes: int | None) -> aiosqlite.Connection:
+    def connector() -> sqlite3.Connection:
+        # Runs on the connection's thread, where all of its life is spent.
+        path = folder / NAME
+        uri = read_only_uri(path) if read_only else f"{path.absolute().as_uri()}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=256)
+        try:
+            if read_only:
+                prepare_reader(connection)
+            elif (setting := prepare_writer(connection, max_bytes)) is not None:
+                raise LogUnusableError(f"SQLite did not take the setting {setting} for {path}")
+            row = connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
+            if row is not None and Head(row[0], row[1].hex()) != findings.head:
+                raise LogUnusableError(f"{path} changed while it was being opened")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    try:
+        return await aiosqlite.Connection(connector, iter_chunk_size=64)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            raise LogHeldError(f"another program has {folder / NAME} open") from None
+        raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
+
+
+def _close_unwanted(opening: asyncio.Future[SqliteLog]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        closing = asyncio.ensure_future(opening.result().close())
+        _unwanted.add(closing)
+        closing.add_done_callback(_unwanted.discard)
+
+
+_unwanted: set[asyncio.Future[None]] = set()
+"""Logs being closed whose opener had gone."""
