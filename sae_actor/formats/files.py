@@ -115,9 +115,9 @@ class SaeFiles:
         return names[0]
 
     def holds(self, pattern: re.Pattern[str], *tensors: str) -> bool:
-        """A file that `pattern` matches has all of `tensors`; of several files the first is looked at."""
+        """The one file that `pattern` matches has all of `tensors`."""
         names = self.matching(pattern)
-        if not names or (names[0].endswith(PICKLES) and self._pickles is None):
+        if len(names) != 1 or (names[0].endswith(PICKLES) and self._pickles is None):
             return False
         return all(tensor in self.tensors(names[0]) for tensor in tensors)
 

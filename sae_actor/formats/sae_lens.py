@@ -90,7 +90,8 @@ def read(files: SaeFiles) -> Layout:
     cfg = files.config(name)
     meta = cfg.section("metadata")
     legacy = _is_legacy(cfg, meta)
-    architecture, k = _architecture(cfg, legacy)
+    architecture = _architecture(cfg, legacy)
+    chooses = architecture in ("topk", "abstopk")
     file = files.tensors(WEIGHTS)
     names = _names(architecture)
     sizes = _sizes(cfg, file, names, architecture)
@@ -118,14 +119,14 @@ def read(files: SaeFiles) -> Layout:
         warnings.append(CENTRED)
     recipe = Recipe(
         activation="tanh-relu" if legacy and _activation_name(cfg) == "tanh-relu" else _ACTIVATIONS[architecture],
-        k=None if k is None else check_k(k, sizes.d_sae, name),
+        k=check_k(_k(cfg, legacy), sizes.d_sae, name) if chooses else None,
         subtract_b_dec=subtract,
         row_norm=norm,
         centre=centre,
         norm_output=not transcoder,
         scale_in=scale,
         scale_out=1.0 if transcoder else 1.0 / scale,
-        decoder_norm=k is not None and cfg.boolean("rescale_acts_by_decoder_norm", default=False),
+        decoder_norm=chooses and cfg.boolean("rescale_acts_by_decoder_norm", default=False),
         heads=_heads(cfg, hook_name),
     )
     tuned = cfg.boolean("finetuning_scaling_factor", default=False)
@@ -157,8 +158,7 @@ def _activation_name(cfg: Config) -> str:
     return cfg.text("activation_fn_str") or cfg.text("activation_fn") or "relu"
 
 
-def _architecture(cfg: Config, legacy: bool) -> tuple[str, int | None]:
-    """Name of the architecture, and k where it has one."""
+def _architecture(cfg: Config, legacy: bool) -> str:
     architecture = cfg.text("architecture") or "standard"
     if legacy:
         activation = _activation_name(cfg)
@@ -169,12 +169,14 @@ def _architecture(cfg: Config, legacy: bool) -> tuple[str, int | None]:
     if architecture not in _ACTIVATIONS:
         why = _REFUSED.get(architecture, "is not a known architecture of SAELens")
         raise SAEUnsupportedError(f"{architecture[:60]} {why}", architecture=architecture[:60])
-    if architecture not in ("topk", "abstopk"):
-        return architecture, None
-    k = cfg.count("k")
-    if legacy:
-        return architecture, _first(cfg.section("activation_fn_kwargs").count("k"), k)
-    return architecture, _first(k, 100)
+    return architecture
+
+
+def _k(cfg: Config, legacy: bool) -> int | None:
+    """k of a TopK SAE; v6 takes 100 where its config is silent."""
+    if not legacy:
+        return _first(cfg.count("k"), 100)
+    return _first(cfg.section("activation_fn_kwargs").count("k"), cfg.count("k"))
 
 
 def _names(architecture: str) -> Names:

@@ -1,0 +1,86 @@
+"""Names of hooks, in every spelling in use."""
+
+from __future__ import annotations
+
+import pytest
+
+from sae_actor.domain.refs import HookPoint
+from sae_actor.formats.hooks import parse_hook, parse_layer
+
+KNOWN = {
+    "blocks.12.hook_resid_pre": "resid_pre.12",
+    "blocks.12.hook_resid_mid": "resid_mid.12",
+    "blocks.12.hook_resid_post": "resid_post.12",
+    "blocks.3.hook_attn_out": "attn_out.3",
+    "blocks.3.attn.hook_z": "attn_z.3",
+    "blocks.3.hook_mlp_out": "mlp_out.3",
+    "blocks.3.mlp.hook_post": "mlp_act.3",
+    "blocks.3.ln2.hook_normalized": "mlp_in.3",
+    "blocks.3.hook_mlp_in": "mlp_in.3",
+    "blocks.3.mlp.hook_in": "mlp_in.3",
+    "model.layers.12.output": "resid_post.12",
+    "model.layers.12": "resid_post.12",
+    "layers.12": "resid_post.12",
+    "layers.12.mlp": "mlp_out.12",
+    "layers.12.self_attn": "attn_out.12",
+    "gpt_neox.layers.5": "resid_post.5",
+    "gpt_neox.layers.5.attention": "attn_out.5",
+    "transformer.h.7": "resid_post.7",
+    "transformer.h.7.mlp": "mlp_out.7",
+    "h.7.attn": "attn_out.7",
+    "model.layers.9.self_attn.o_proj.input": "attn_z.9",
+    "model.layers.9.mlp.down_proj.input": "mlp_act.9",
+    "model.layers.9.mlp.input": "mlp_in.9",
+    "model.layers.9.input": "resid_pre.9",
+    "model.language_model.layers.9.output": "resid_post.9",
+    "model.layers.9.pre_feedforward_layernorm.output": "mlp_in.9",
+    "model.layers.9.post_feedforward_layernorm.output": "mlp_out.9",
+    "resid_post_layer_3": "resid_post.3",
+    "mlp_out_layer_3": "mlp_out.3",
+    "attention_out_layer_3": "attn_out.3",
+}
+UNKNOWN = [
+    None,
+    "",
+    "hook_embed",
+    "embed_tokens",
+    "blocks.3.attn.hook_q",
+    "blocks.3.mlp.hook_pre",
+    "blocks.99999.hook_resid_post",
+    "blocks.4096.hook_resid_post",
+    "blocks.x.hook_resid_post",
+    "blocks.1.hook_resid_post\nblocks.2.hook_resid_post",
+    "model.layers.3.mlp.experts.5",
+    "layers.3.input_layernorm",
+    "nonsense_layer_3",
+    "layers.-1",
+]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_names(name: str) -> None:
+    point = parse_hook(name)
+    assert str(point) == KNOWN[name]
+    assert point is not None
+    assert parse_layer(name) == point.layer
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_names_give_no_hook_point(name: str | None) -> None:
+    assert parse_hook(name) is None
+
+
+def test_a_transcoder_reads_the_input_of_a_bare_mlp() -> None:
+    assert parse_hook("layers.4.mlp", transcoder_input=True) == HookPoint("mlp_in", 4)
+
+
+def test_a_module_before_or_after_its_norm_is_ambiguous() -> None:
+    assert parse_hook("layers.4.mlp", model="google/gemma-2-2b") is None
+    assert parse_hook("layers.4.self_attn", model="google/gemma-3-1b-it") is None
+    assert parse_hook("layers.4", model="google/gemma-2-2b") == HookPoint("resid_post", 4)
+    assert parse_hook("blocks.4.hook_mlp_out", model="gemma-2-2b") == HookPoint("mlp_out", 4)
+
+
+def test_a_layer_can_be_known_without_its_place() -> None:
+    assert parse_layer("blocks.7.attn.hook_q") == 7
+    assert parse_layer("hook_embed") is None
