@@ -54,9 +54,10 @@ def _entry(found: Found, files: dict[str, RemoteFile], settings: dict[str, dict[
     factor = config.get("expansion_factor")
     if d_sae is None and d_in is not None and isinstance(factor, int) and 0 < factor < 1 << 20:
         d_sae = d_in * factor
+    r1 = found.format == "sae_lens" and "hook_point_in" in config
     return CatalogEntry(
         path=found.path,
-        format=found.format,
+        format="llama_scope_r1" if r1 else found.format,
         file_size_bytes=sum(files[path].bytes for path in found.files),
         d_in=d_in,
         d_sae=d_sae,

@@ -26,7 +26,7 @@ from .meter import Meter
 from .protocol import Done, DownloadJob, Placed, Working
 from .remote import RemoteFile, RemoteHub
 from .removal import withdraw
-from .selection import CONFIGS, FAMILIES, Found, choose, target
+from .selection import CONFIGS, FAMILIES, LAYER_FILES, Found, choose, target
 from .transfer import Transfer, retried
 
 
@@ -194,7 +194,7 @@ class Fetch:
 
 def _check_readable(found: Found) -> None:
     """Refuse a family that no reader is there for before its weights are fetched."""
-    families = {family.format for family in FAMILIES}
+    families = {family.format for family in FAMILIES} | set(LAYER_FILES)
     if found.format in families and found.format not in {each.name for each in FORMATS}:
         raise SAEUnsupportedError(
             f"SAEs of the format {found.format} cannot be read", check="format", format=found.format

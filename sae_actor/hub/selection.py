@@ -33,14 +33,19 @@ class Family:
 
 
 FAMILIES = (
+    # With config.json it may be of Llama Scope's R1 set, too: what is in the file tells them apart.
     Family("sae_lens", "sae_weights.safetensors", ("cfg.json", "config.json")),
     Family("sparsify", "sae.safetensors", ("cfg.json",), above=("config.json",)),
     Family("llama_scope", "checkpoints/final.safetensors", ("hyperparams.json",)),
     Family("gemma_scope", "params.npz", (), needs_config=False),
     Family("gemma_scope_2", "params.safetensors", ("config.json",), needs_config=False),
+    Family("dictionary_learning", "ae.safetensors", ("config.json",)),
 )
-_LAYER_FILE = re.compile(r"layer_\d+\.safetensors")
-"""Sets that keep one SAE per file, side by side, with one config for all."""
+LAYER_FILES = {
+    "layer_file": re.compile(r"layer_\d{1,3}\.safetensors"),
+    "qwen_scope": re.compile(r"layer\d{1,3}\.sae\.safetensors"),
+}
+"""Sets that keep one SAE per file, side by side, with one config for all or none."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ def find(names: Collection[str]) -> list[Found]:
             configs += [config for config in above if config in known]
             found[folder] = Found(folder, family.format, (name,), tuple(configs))
     for name in known:
-        if _LAYER_FILE.fullmatch(basename(name)):
-            found[name] = Found(name, "layer_file", (name,), _beside(name, known))
+        for format, pattern in LAYER_FILES.items():
+            if pattern.fullmatch(basename(name)):
+                found[name] = Found(name, format, (name,), _beside(name, known))
     return [found[path] for path in sorted(found)]
 
 
