@@ -15,7 +15,9 @@ FEATURE = 584
 STRENGTH = 85
 MAX_TOKENS = 40
 
-_TEXT = 'import json,sys; a = json.load(sys.stdin); print(a["choices"][0]["message"]["content"] if "choices" in a else a)'
+_TEXT = (
+    'import json,sys; a = json.load(sys.stdin); print(a["choices"][0]["message"]["content"] if "choices" in a else a)'
+)
 
 
 def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
@@ -36,7 +38,7 @@ def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
         curl += ' -H "Authorization: Bearer $SAE_ACTOR_TOKEN"'
     chat = f"{curl} {url}/v1/chat/completions -d"
     text = f"| python3 -c {shlex.quote(_TEXT)}"
-    steering = f"{curl} -X PUT {url}/api/saes/{sae_id}/steering -d"
+    steering = f"{curl} -w '\\n' -X PUT {url}/api/saes/{sae_id}/steering -d"
     return [
         f"{chat} {_quoted({**question, 'sae': {'baseline': True}})} {text}",
         f"{steering} {_quoted({'features': [edit]})}",

@@ -31,7 +31,9 @@ def serving(folder: Path, *argv: str) -> Iterator[str]:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
             with Client(url) as client:
-                while not client.status()["ready"]:
+                given_up = time.monotonic() + 20
+                while not (status := client.status())["ready"]:
+                    assert time.monotonic() < given_up, status
                     time.sleep(0.02)
             yield url
         finally:
