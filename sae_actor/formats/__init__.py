@@ -17,8 +17,9 @@ import os
 from ..domain.refs import SaeDescription
 from .files import SaeFiles
 from .registry import FORMATS, Format, read_layout
+from .values import check_finite
 
-__all__ = ["FORMATS", "Format", "describe", "weight_files"]
+__all__ = ["FORMATS", "Format", "check_values", "describe", "weight_files"]
 
 
 def describe(path: str | os.PathLike[str], *, repository_id: str | None = None) -> SaeDescription:
@@ -34,3 +35,12 @@ def describe(path: str | os.PathLike[str], *, repository_id: str | None = None) 
 def weight_files(path: str | os.PathLike[str]) -> list[str]:
     """The files that hold weights, relative to the folder at `path` (or of the file). Raises as `describe`."""
     return list(read_layout(SaeFiles(path)).files)
+
+
+def check_values(path: str | os.PathLike[str], *, repository_id: str | None = None) -> None:
+    """Read every weight at `path` once; `SAEInvalidError` (check `finite`) where one is NaN or infinite.
+
+    `load_sae` does so on its own, except for matrices that it maps. Raises as `describe` besides.
+    """
+    for weight in read_layout(SaeFiles(path, repository_id=repository_id)).weights.values():
+        check_finite(weight.stored)

@@ -171,16 +171,18 @@ class SAE:
 
     def decode_rows(self, acts: Tensor, rows: Rows = NO_ROWS) -> Tensor:
         """Output for acts [n, d_sae] and the statistics of their rows → [n, d_out]."""
-        if self.gain is not None:
-            acts = acts * self.gain  # [n, d_sae]
-        return self._out(weighted_rows(acts, self.W_dec), rows)
+        return self._out(weighted_rows(acts, self.W_dec, gain=self.gain), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole pass, normalisation undone and skip terms in: [..., d_in] → [..., d_out]."""
         flat, lead, heads = self._flat(x)
         z, rows = self.read(flat)
         if self.independent:
-            y = self.decode_rows(self.encode_rows(z), rows)  # [n, d_out]
+            if z.device.type == "cpu":
+                acts, fires = self.encoder.firing(z)  # [n, d_sae]
+            else:
+                acts, fires = self.encoder(z), None
+            y = self._out(weighted_rows(acts, self.W_dec, fires, self.gain), rows)  # [n, d_out]
         else:
             features, values = self.choose(z)  # [n, k]
             if self.gain is not None:

@@ -48,6 +48,18 @@ class Encoder:
         """h = z @ W + b, [n, d_in] → [n, m]"""
         return z @ self.W if self.b is None else torch.addmm(self.b, z, self.W)
 
+    def firing(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Which features fire, without writing the zeros: values [n, m], right where bool [n, m] is true.
+
+        NaN counts as firing, so that it reaches the output.
+        """
+        if self.kind not in ("relu", "jumprelu"):
+            f = self(z)
+            return f, f != 0
+        h = self.pre(z)  # [n, m]
+        floor = 0 if self.threshold is None else self.threshold.clamp_min(0)
+        return h, (h <= floor).logical_not_()
+
     def __call__(self, z: Tensor) -> Tensor:
         """f, [n, d_in] → [n, m]. NaN in z stays NaN in f."""
         h = self.pre(z)  # [n, m], ours to overwrite

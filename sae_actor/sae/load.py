@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import Any
 
@@ -31,6 +32,7 @@ def load_sae(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     allow_pickle: bool = False,
+    mapped: bool = False,
     repository_id: str | None = None,
 ) -> SAE:
     """The SAE in the folder (or weight file) `path`.
@@ -39,22 +41,34 @@ def load_sae(
     tensors differ). Memory: the SAE's own bytes plus some 8 MiB. allow_pickle: also read .pt and .pth, with
     `weights_only=True`. repository_id: see `formats.describe`.
 
+    mapped: matrices that need no conversion stay in the file and are read where they are touched, on the CPU.
+    Their values are not looked at (`formats.check_values` does), and a file that is truncated later ends the
+    process: only for files that nobody else writes.
+
     Raises `SAENotFoundError`, `SAEInvalidError` (keyword `check` names the test), `SAEUnsupportedError`;
     `ValueError` for a dtype that is none.
     """
     wanted = None if dtype is None else _dtype(dtype)
     files = SaeFiles(path, repository_id=repository_id, pickles=read_pickle if allow_pickle else None)
-    return load_layout(read_layout(files), device=device, dtype=wanted)
+    return load_layout(read_layout(files), device=device, dtype=wanted, mapped=mapped)
 
 
-def load_layout(layout: Layout, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> SAE:
+def load_layout(
+    layout: Layout,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    mapped: bool = False,
+) -> SAE:
     """The SAE that `layout` describes; raises as `load_sae`."""
     description, recipe = layout.description, layout.recipe
     held = dtype or _DTYPES[description.dtype]
     wanted = shapes(description.d_in, description.d_sae, description.d_out)
     weights: dict[str, Tensor] = {}
     for name, weight in layout.weights.items():
-        tensor = _canonical(name, weight, wanted[name], held)
+        tensor = _map(weight, wanted[name], held, for_rows=name == "W_dec") if mapped else None
+        if tensor is None:
+            tensor = _canonical(name, weight, wanted[name], held)
         if name == "scaling_factor" and bool((tensor == 1).all()):
             continue
         if name in layout.ones_only:
@@ -64,7 +78,7 @@ def load_layout(layout: Layout, *, device: torch.device | str = "cpu", dtype: to
         weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
     for bias in ("b_dec",) if recipe.activation == "gated" else ("b_dec", "b_enc"):
         weights.setdefault(bias, torch.zeros(wanted[bias], dtype=held, device=device))
-    warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder else ()
+    warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder and not mapped else ()
     return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
 
 
@@ -88,6 +102,21 @@ def _canonical(name: str, weight: Weight, shape: tuple[int, ...], dtype: torch.d
         if not bool(torch.isfinite(tensor).all()):
             raise SAEInvalidError(f"{stored.name} is not finite as an exponent", check="finite")
     return tensor.expand(shape).contiguous() if weight.broadcast else tensor
+
+
+def _map(weight: Weight, shape: tuple[int, ...], dtype: torch.dtype, *, for_rows: bool) -> Tensor | None:
+    """A matrix as a private mapping of its file; None where it has to be read: converted, small, turned or zipped."""
+    stored = weight.stored
+    source = _DTYPES[stored.dtype]
+    turned = weight.transposed and for_rows  # rows that are gathered must lie together
+    if len(shape) != 2 or source != dtype or turned or stored.member or stored.value is not None or weight.exponential:
+        return None
+    if stored.offset % source.itemsize or not stored.count:
+        return None
+    with open_stored(stored) as file:
+        pages = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    tensor = torch.frombuffer(pages, dtype=source, count=stored.count, offset=stored.offset).view(stored.shape)
+    return tensor.T if weight.transposed else tensor
 
 
 def _read(stored: Stored, shape: tuple[int, ...], dtype: torch.dtype, *, transposed: bool) -> Tensor:

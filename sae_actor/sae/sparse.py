@@ -6,34 +6,43 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-DENSE_ABOVE = 1 / 16
-"""Share of active entries from which the matrix product is the faster one on a CPU; see `tests/bench/bench_sae.py`."""
+ONE_ROW = 0.4
+"""Share of the decoder's rows that may be gathered before reading all of them once is the faster way."""
+PER_ROW = 1 / 40
+"""The same per row of activations, for many rows, where the product is bound by arithmetic; both by
+`tests/bench/bench_sae.py` on a CPU."""
 
 
-def weighted_rows(acts: Tensor, W_dec: Tensor) -> Tensor:
-    """`acts @ W_dec` for acts [n, d_sae] that are mostly zero → [n, d_out].
+def gathering_wins(active: int, n: int, d_sae: int) -> bool:
+    """Whether `active` entries of [n, d_sae] are few enough to gather their decoder rows one by one."""
+    return active < d_sae * max(ONE_ROW, n * PER_ROW)
 
+
+def weighted_rows(acts: Tensor, W_dec: Tensor, fires: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+    """`(acts · gain) @ W_dec` for acts [n, d_sae] that are mostly zero → [n, d_out].
+
+    fires bool [n, d_sae]: which entries of acts count (those that are not 0); the others may then hold anything.
     A CPU gathers rows when few are active. A GPU multiplies: counting what is active would make it wait.
     """
-    if acts.device.type != "cpu" or acts.numel() == 0:
-        return acts @ W_dec
-    active = int(torch.count_nonzero(acts))
-    if active > acts.numel() * DENSE_ABOVE:
-        return acts @ W_dec
-    rows, features = acts.nonzero(as_tuple=True)  # [active], rows ascending
-    ends = torch.bincount(rows, minlength=acts.shape[0]).cumsum(0)
-    offsets = torch.cat((ends.new_zeros(1), ends[:-1]))  # [n]
-    return bag(features, acts[rows, features], W_dec, offsets)
+    n, d_sae = acts.shape
+    if acts.device.type == "cpu":
+        fires = acts != 0 if fires is None else fires
+        if gathering_wins(int(torch.count_nonzero(fires)), n, d_sae):
+            at = fires.reshape(-1).nonzero().squeeze(1)  # [active], ascending
+            starts = torch.searchsorted(at, torch.arange(n) * d_sae)  # [n]
+            features, values = at.remainder(d_sae), acts.reshape(-1)[at]
+            if gain is not None:
+                values = values * gain[features]
+            return embedding_bag(features, W_dec, starts, mode="sum", per_sample_weights=values)
+    if fires is not None:
+        acts = acts.masked_fill(~fires, 0)
+    return (acts if gain is None else acts * gain) @ W_dec
 
 
 def chosen_rows(features: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
     """Σ_j values[t, j] · W_dec[features[t, j]] for features, values [n, k] → [n, d_out]."""
     n, k = features.shape
-    if n == 0 or k > W_dec.shape[0] * DENSE_ABOVE:
-        dense = values.new_zeros(n, W_dec.shape[0]).scatter_(1, features, values)
-        return dense @ W_dec
-    return bag(features, values, W_dec, None)
-
-
-def bag(features: Tensor, values: Tensor, W_dec: Tensor, offsets: Tensor | None) -> Tensor:
-    return embedding_bag(features, W_dec, offsets, mode="sum", per_sample_weights=values)
+    if gathering_wins(n * k, n, W_dec.shape[0]):
+        return embedding_bag(features, W_dec, mode="sum", per_sample_weights=values)
+    dense = values.new_zeros(n, W_dec.shape[0]).scatter_(1, features, values)
+    return dense @ W_dec

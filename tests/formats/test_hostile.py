@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from sae_actor.errors import SAEInvalidError, SAENotFoundError, SAEUnsupportedError
-from sae_actor.formats import describe
+from sae_actor.formats import check_values, describe
 from sae_actor.formats.pickles import convert
 from sae_actor.sae import load_sae
 from tests.formats.families import put, weights
@@ -274,3 +274,14 @@ def test_describing_needs_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_are_checked_without_torch(dtype: torch.dtype, tmp_path: Path) -> None:
+    w = {key: weights(30, dtype=dtype)[key] for key in BASIC}
+    w["W_enc"].view(-1)[:2] = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).tiny], dtype=dtype)
+    check_values(write(tmp_path / "good", FLAT, w))
+    for bad in (torch.nan, -torch.inf):
+        w["W_dec"].view(-1)[-1] = bad
+        assert check_of(write(tmp_path / "bad", FLAT, w), check_values) == "finite"
+    check_values(npz(tmp_path / "npz"))
