@@ -24,7 +24,7 @@ from ..ports import Head
 from .chain import Walk, genesis
 from .checkpoint import NAME as CHECKPOINT_NAME
 from .checkpoint import read_checkpoint
-from .schema import APPLICATION_ID, COLUMNS, NAME, SCHEMA, USER_VERSION, prepare_reader, read_only_uri
+from .schema import APPLICATION_ID, COLUMNS, NAME, READ_ERRORS, SCHEMA, USER_VERSION, prepare_reader, read_only_uri
 
 _MAGIC = b"SQLite format 3\0"
 _LOG_ID = re.compile(rb"[0-9a-f]{32}")
@@ -62,7 +62,7 @@ def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: boo
         walk = Walk(log_id)
         try:
             walk.feed(connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"))
-        except sqlite3.Error as error:
+        except READ_ERRORS as error:
             walk.bad = f"events.db cannot be read further: {error}"
         if walk.bad is not None:
             _refuse(walk, walk.position + 1, walk.bad)
@@ -118,7 +118,7 @@ def _reader(folder: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     except sqlite3.OperationalError as error:
         raise LogUnusableError(f"{folder / NAME} cannot be read: {error}") from None
-    except sqlite3.DatabaseError as error:
+    except READ_ERRORS as error:
         raise LogDamagedError(f"{folder / NAME}: {error}") from None
     finally:
         connection.close()
@@ -134,7 +134,7 @@ def _read_identity(connection: sqlite3.Connection) -> str:
         ):
             raise LogDamagedError(f"events.db: the definition of {differing[0]} was changed", first_bad=1)
         row: Any = connection.execute("SELECT log_id FROM meta").fetchone()
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         raise LogDamagedError(f"events.db: {error}", first_bad=1) from None
     if row is None or not isinstance(row[0], bytes) or not _LOG_ID.fullmatch(row[0]):
         raise LogDamagedError("events.db does not say which log it is", first_bad=1)
@@ -156,7 +156,7 @@ def _check_structure(connection: sqlite3.Connection, walk: Walk, check: str) -> 
         ).fetchone()[0]
         if first_bad is None and (named := _MISSING_ROW.search(detail)):
             first_bad = int(named[1])
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         detail, first_bad = str(error), None
     _refuse(walk, first_bad, f"the structure of events.db: {detail}")
 
@@ -165,25 +165,25 @@ def _compare(
     connection: sqlite3.Connection, log_id: str, walk: Walk, heads: list[Head], accept_truncation: int | None
 ) -> Head | None:
     """Hold the chain against the heads on record; the lost head where a loss was accepted."""
-    agreeing = {head.position for head in heads if _hash_at(connection, log_id, walk, head.position) == head.hash}
-    lost: Head | None = None
-    for head in heads:
-        if head.position in agreeing or _on_record(connection, walk, head):
-            continue
-        if head.position <= walk.position:
-            first_bad = max((at for at in agreeing if at < head.position), default=0) + 1
-            what = f"head.checkpoint recorded another event {head.position}: the log was replaced or rewritten"
-            _refuse(walk, first_bad, what)
-        if accept_truncation != walk.position:
-            _refuse(
-                walk,
-                walk.position + 1,
-                f"head.checkpoint recorded event {head.position}, the log ends at {walk.position}: what lies between "
-                f"is lost. Put back events.db and events.db-wal as they were, or go on without it: "
-                f"--accept-truncation {walk.position}",
-            )
-        lost = lost or head
-    return lost
+    if not heads or _hash_at(connection, log_id, walk, heads[0].position) == heads[0].hash:
+        return None
+    newest = heads[0]
+    if _on_record(connection, walk, newest):
+        return None
+    if newest.position <= walk.position:
+        agreeing = (head for head in heads if _hash_at(connection, log_id, walk, head.position) == head.hash)
+        first_bad = max((head.position for head in agreeing), default=0) + 1
+        what = f"head.checkpoint recorded another event {newest.position}: the log was replaced or rewritten"
+        _refuse(walk, first_bad, what)
+    if accept_truncation != walk.position:
+        _refuse(
+            walk,
+            walk.position + 1,
+            f"head.checkpoint recorded event {newest.position}, the log ends at {walk.position}: what lies between "
+            f"is lost. Put back events.db and events.db-wal as they were, or go on without it: "
+            f"--accept-truncation {walk.position}",
+        )
+    return newest
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:

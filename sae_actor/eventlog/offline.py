@@ -16,7 +16,7 @@ from .chain import event_of
 from .inspection import check_identity, inspect, missing_log
 from .lock import FolderLock
 from .reader import PAGE_ROWS, Reader
-from .schema import NAME, prepare_reader, read_only_uri
+from .schema import NAME, READ_ERRORS, prepare_reader, read_only_uri
 
 _NO_CHECKPOINT = "there is no head.checkpoint: whether events at the end were dropped cannot be told"
 
@@ -68,7 +68,7 @@ async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = 
                         yield event
                 if not page:
                     return
-    except sqlite3.Error as error:
+    except READ_ERRORS as error:
         raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
     finally:
         lock.release()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import aiosqlite
 from ..domain.events import Event
 from ..errors import LogError
 from .chain import event_of
-from .schema import COLUMNS
+from .schema import COLUMNS, READ_ERRORS
 
 PAGE_ROWS = 500
 """Rows that one trip to the connection's thread looks at."""
@@ -62,5 +61,5 @@ class Reader:
     async def _fetch(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         try:
             return list(await self._db.execute_fetchall(query, parameters))  # type: ignore[arg-type]  # plain tuples
-        except (sqlite3.Error, ValueError) as error:  # ValueError: the connection is closed
+        except (*READ_ERRORS, ValueError) as error:  # ValueError: the connection is closed
             raise LogError(f"the log cannot be read: {error}") from None

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from .checkpoint import sync_folder
+from .wal import holds_commit
 
 NAME = "events.db"
 WAL_NAME = f"{NAME}-wal"
@@ -17,6 +18,9 @@ USER_VERSION = 1
 
 COLUMNS = "position, event_id, type, schema, time, command_id, principal, data, salt, data_hash, hash"
 _WIDTH = COLUMNS.count(",") + 1
+
+READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""What a damaged database raises; the second where SQLite's message quotes bytes that are no text."""
 
 SCHEMA = {
     "meta": """CREATE TABLE meta (
@@ -83,12 +87,11 @@ def insert_statement(rows: int) -> str:
 def read_only_uri(path: Path) -> str:
     """For a connection that leaves every byte of the folder as it is, and makes no file.
 
-    Without a WAL the file is all there is (`immutable`). Beside a WAL the VFS without locks is used: together with
-    the exclusive locking mode it keeps the index of the WAL on the heap, and a read-only database is never
-    checkpointed. `events.lock` keeps a writer away meanwhile.
+    Where the WAL holds nothing the file is all there is (`immutable`). Beside a WAL the VFS without locks is used:
+    together with the exclusive locking mode it keeps the index of the WAL on the heap, and frames cannot be moved
+    into a database that was opened for reading. `events.lock` keeps a writer away meanwhile.
     """
-    wal = path.with_name(WAL_NAME)
-    has_wal = wal.exists() and wal.stat().st_size > 0
+    has_wal = holds_commit(path.with_name(WAL_NAME))
     return f"{path.absolute().as_uri()}?mode=ro&{'vfs=unix-none' if has_wal else 'immutable=1'}"
 
 

@@ -204,7 +204,7 @@ async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes:
         # Runs on the connection's thread, where all of its life is spent.
         path = folder / NAME
         uri = read_only_uri(path) if read_only else f"{path.absolute().as_uri()}?mode=rw"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=256)
+        connection = sqlite3.connect(uri, uri=True, timeout=1.0, isolation_level=None, cached_statements=256)
         try:
             if read_only:
                 prepare_reader(connection)

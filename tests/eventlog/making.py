@@ -68,3 +68,18 @@ def python(module: str, *arguments: str, stdin: int | None = None, user: int | N
         text=True,
         user=user,
     )
+
+
+def copy_while_open(folder: Path, to: Path) -> None:
+    """The folder as a kill would leave it. Copied by another process: reading events.db here would drop its locks."""
+    subprocess.run(["cp", "-r", str(folder), str(to)], check=True)
+
+
+async def make_killed_log(folder: Path, count: int) -> list[Event]:
+    """A log as a kill leaves it: the last events are in `events.db-wal` alone."""
+    made = folder.with_name(f"{folder.name}-made")
+    log = await SqliteLog.open(made)
+    events = await fill(log, count)
+    copy_while_open(made, folder)
+    await log.close()
+    return events
