@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ def demo(model: Path, data: Path) -> Iterator[list[str]]:
     command = [sys.executable, "-m", "sae_actor", "demo", "--port", "0", "--data-dir", str(data)]
     environment = {**os.environ, "SAE_ACTOR_DEMO_MODEL_DIR": str(model.parent), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        patience = threading.Timer(60, process.kill)  # a demo that never gets ready goes on serving
+        patience.start()
         try:
             assert process.stdout is not None
             lines: list[str] = []
@@ -41,8 +44,11 @@ def demo(model: Path, data: Path) -> Iterator[list[str]]:
                 lines += [line] if line.startswith("curl") else []
                 if len(lines) == 3:
                     break
+            patience.cancel()
+            assert len(lines) == 3
             yield lines
         finally:
+            patience.cancel()
             process.send_signal(signal.SIGKILL)
 
 
