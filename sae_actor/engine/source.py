@@ -31,6 +31,7 @@ from ..ports import Progress
 from .failures import explained
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -93,7 +94,7 @@ def _files_of(folder: Path, commit: str | None) -> ModelFiles:
 def _weights(folder: Path) -> list[str]:
     """Names of the files with the weights, from the index where there is one; the model's type is checked first."""
     model_type = _read_json(folder / "config.json").get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelLoadError(
             f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",
             model_type=str(model_type),
@@ -121,8 +122,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _cached(model: str, revision: str) -> ModelFiles | None:
     """The model as it is in the user's cache, if it is complete there."""
     try:
-        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True))
-        return _files_of(folder, folder.name) if (folder / "config.json").is_file() else None
+        # For one file: asked for all, it says no where a file that nobody needs was never fetched.
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                model, revision=revision, local_files_only=True, allow_patterns=["config.json"]
+            )
+        )
+        if not (folder / "config.json").is_file() or not any((folder / each).is_file() for each in _TOKENIZERS):
+            return None
+        return _files_of(folder, folder.name)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     except ModelLoadError as error:
@@ -148,7 +156,11 @@ def _fetch(model: str, revision: str, bar: type[tqdm]) -> ModelFiles:
     def download(patterns: list[str], at: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                model, revision=at, allow_patterns=patterns, ignore_patterns=["*/*"], tqdm_class=bar
+                model,
+                revision=at,
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],
+                tqdm_class=bar,
             )
         )
 
