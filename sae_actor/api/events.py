@@ -12,8 +12,10 @@ from .context import context
 from .reading import AFTER, TYPES, event_types
 from .routes import Answer, AnyRequest, operation
 
+OPENING = b": events follow\n\n"
 HEARTBEAT = b": still here\n\n"
-RETRY = b"retry: 2000\n\n"
+RETRY = b"retry: 2000\n"
+"""Stands at the head of the first event: on its own some readers would take it for an empty one."""
 RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
 BYE = sse("bye", b'{"why":"the service is stopping"}')
 
@@ -36,7 +38,15 @@ async def get_events(request: AnyRequest) -> Answer:
 
 
 async def _stream(request: AnyRequest, after: int, types: tuple[str, ...] | None, reset: bool) -> AsyncIterator[bytes]:
-    yield RETRY + (RESET if reset else b"")
+    yield OPENING
+    head = RETRY
+    if reset:
+        yield head + RESET
+        head = b""
     async for frame in context(request).actor.broadcast.read(after, types=types):
-        yield HEARTBEAT if frame is None else frame.data
-    yield BYE
+        if frame is None:
+            yield HEARTBEAT
+        else:
+            yield head + frame.data
+            head = b""
+    yield head + BYE

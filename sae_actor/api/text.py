@@ -118,7 +118,8 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Literal["completio
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _chunks(reply, include_usage)
         # The first chunk comes before the status line: what fails at once is answered with its own status.
-        first = await anext(chunks)
+        async with _abandoned_with_client(request, text):
+            first = await anext(chunks)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return Stream(_after(first, chunks), media_type="text/event-stream", headers=headers)
     async with _abandoned_with_client(request, text):

@@ -1,0 +1,141 @@
+"""The service over a real socket, with an engine and a hub that need no torch and no network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from sae_actor.eventlog.memory import MemoryLog
+
+from sae_actor.actor import Actor, Broadcast, Performer, Texts
+from sae_actor.api import Context, create_app
+from sae_actor.domain.evolve import fold
+from sae_actor.domain.messages import Start
+from sae_actor.domain.state import encode
+from sae_actor.serve import SystemClock
+from tests.fakes.engine import FakeEngine
+from tests.fakes.hub import FakeHub, description
+
+MODEL = "tiny"
+REPOSITORY = "org/saes"
+
+
+@dataclass
+class Running:
+    """A service under test."""
+
+    client: httpx.AsyncClient
+    actor: Actor
+    log: MemoryLog
+    engine: FakeEngine
+    hub: FakeHub
+    context: Context
+    url: str
+    sae_ids: list[str] = field(default_factory=list)
+
+    async def command(self, type_: str, **fields: Any) -> dict[str, Any]:
+        """Send a command and wait for its outcome, which must be good."""
+        answer = await self.client.post("/api/commands", json={"type": type_, **fields}, headers={"Prefer": "wait=10"})
+        assert answer.status_code == 200, answer.text
+        outcome: dict[str, Any] = answer.json()
+        assert outcome["status"] == "completed", outcome
+        return outcome
+
+    async def ready(self, attach: bool = True) -> str:
+        """A model, an SAE on disk and, unless told otherwise, the SAE attached; the SAE's id."""
+        await self.command("LoadModel", model=MODEL)
+        sae_id = await self.download("layer.1")
+        if attach:
+            await self.command("Attach", sae_id=sae_id)
+        return sae_id
+
+    async def download(self, path: str) -> str:
+        outcome = await self.command("Download", repository_id=REPOSITORY, path=path)
+        sae_id: str = outcome["events"][0]["data"]["sae_id"]
+        self.sae_ids.append(sae_id)
+        return sae_id
+
+    async def events(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.client.get("/api/log", params={"limit": 5000})).json()["events"]
+        return found
+
+    async def check(self) -> None:
+        """What holds after every test: a whole chain, no gap, and a live state that is the fold of the log."""
+        assert (await self.log.verify()).ok
+        events = await self.log.read(0, 100_000)
+        assert [event.position for event in events] == list(range(1, len(events) + 1))
+        assert encode(fold(events)) == encode(self.actor.state)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    log: MemoryLog | None = None,
+    *,
+    tokens: tuple[str, ...] = (),
+    max_attachments: int = 1,
+    drain_seconds: float = 0.2,
+    record_text: bool = False,
+    engine: FakeEngine | None = None,
+    hub: FakeHub | None = None,
+) -> AsyncIterator[Running]:
+    log = log if log is not None else MemoryLog()
+    engine = engine if engine is not None else FakeEngine()
+    hub = hub if hub is not None else FakeHub()
+    hub.publish(REPOSITORY, "layer.1", description(d_in=engine.hidden_size))
+    hub.publish(REPOSITORY, "layer.2", description(d_in=engine.hidden_size, layer=2))
+    hub.publish(REPOSITORY, "wide", description(d_in=engine.hidden_size * 2))
+    hub.place("/saes/demo", description(d_in=engine.hidden_size))
+    broadcast = Broadcast(log)
+    loop = asyncio.get_running_loop()
+
+    def announce(event_type: str, data: dict[str, Any]) -> None:
+        loop.call_soon_threadsafe(broadcast.announce, event_type, data)
+
+    actor = Actor(log, engine, Performer(engine, hub, announce, drain_seconds), SystemClock(), broadcast)
+    await actor.replay()
+    await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
+    texts = Texts(actor, engine, record_text=record_text)
+    context = Context(
+        actor=actor, texts=texts, log=log, hub=hub, engine=engine, capabilities=lambda: {"formats": []}, tokens=tokens
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        create_app(context), lifespan="off", log_level="warning", timeout_graceful_shutdown=1, ws="none"
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    serve = asyncio.create_task(server.serve(sockets=[listener]))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    headers = {"authorization": f"Bearer {tokens[0]}"} if tokens else {}
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=10, headers=headers) as client:
+            running = Running(client, actor, log, engine, hub, context, url)
+            yield running
+            await running.check()
+    finally:
+        broadcast.close()
+        await texts.close()
+        server.should_exit = True
+        await serve
+        await actor.stop()
+        await engine.close()
+        listener.close()
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Running]:
+    async with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def serve() -> Callable[..., contextlib.AbstractAsyncContextManager[Running]]:
+    """`async with serve(...)`: a service with settings of the test's own."""
+    return serving

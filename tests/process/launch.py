@@ -1,0 +1,62 @@
+"""A real service process for fault tests: `python -m tests.process.launch DATA [--kill before|after N] [--tiny]`.
+
+The log, the hub, the actor and HTTP are the real ones; the engine is the one without torch, wide enough for the
+bundled SAE. With `--kill` the process sends itself SIGKILL right before or right after its N-th append.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from sae_actor import serve
+from sae_actor.config import load
+from sae_actor.demo import SAE_FOLDER
+from sae_actor.eventlog import SqliteLog
+from tests.fakes.engine import FakeEngine
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--kill", nargs=2, default=("never", "0"))
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--die-loading", action="store_true")
+    given = parser.parse_args()
+    when, number = given.kill[0], int(given.kill[1])
+    _arm(when, number)
+    engine = FakeEngine(hidden_size=576, num_layers=30, load_seconds=given.load_seconds)
+    if given.die_loading:
+        engine.load_model = _die  # type: ignore[method-assign]
+    serve._torch_engine = lambda _: engine
+    settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": [str(SAE_FOLDER.parent)]})
+    return serve.run(settings)
+
+
+async def _die(*_: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(when: str, number: int) -> None:
+    append = SqliteLog.append
+    count = 0
+
+    async def counted(self: SqliteLog, drafts: Sequence[Any], *, expected: int) -> Any:
+        nonlocal count
+        count += 1
+        if when == "before" and count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        recorded = await append(self, drafts, expected=expected)
+        if when == "after" and count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return recorded
+
+    SqliteLog.append = counted  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
