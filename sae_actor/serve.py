@@ -27,6 +27,8 @@ from .api import Context, create_app
 from .capabilities import capabilities
 from .config import ConfigurationError, Settings, check_exposure, data_folder, is_loopback
 from .deferred import DeferredEngine
+from .demo import SAE_FOLDER
+from .demo.seed import seed
 from .domain.commands import LoadModel
 from .domain.events import LogTruncated
 from .domain.messages import Start
@@ -125,7 +127,6 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
-        fresh = self.actor.state.position == 0
         self._check_model()
         host, port = listener.getsockname()[:2]
         server = _Server(self._uvicorn(), self._on_signal)
@@ -134,7 +135,7 @@ class Service:
         else:
             await self._start()
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        wishes = asyncio.create_task(self._wishes(url, fresh=fresh, read_only=read_only))
+        wishes = asyncio.create_task(self._wishes(url, read_only=read_only))
         ended = asyncio.create_task(self._end_on_failure(server))
         self._server = server
         try:
@@ -169,16 +170,14 @@ class Service:
                 "detach it first, or start without --model"
             )
 
-    async def _wishes(self, url: str, *, fresh: bool, read_only: bool) -> None:
+    async def _wishes(self, url: str, *, read_only: bool) -> None:
         """What the settings ask for beyond the log: a model, or the demo's first contents."""
         print(f"sae-actor {__version__} on {url}", flush=True)
         if read_only:
             return
         try:
             if self.demo:
-                from .demo.seed import seed
-
-                await seed(self.actor, self.settings, url, fresh=fresh)
+                await seed(self.actor, self.log, self.settings, url)
             elif self.settings.model.id:
                 await self._load_model()
         except SAEError as error:
@@ -236,7 +235,8 @@ class Service:
 
     async def _end_on_failure(self, server: _Server) -> None:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""
-        error = await self.actor.failure
+        # Shielded: cancelling this watcher must not cancel what it watches.
+        error = await asyncio.shield(self.actor.failure)
         print(f"sae-actor: {error.detail}", file=sys.stderr)
         self.exit_code = EX_SOFTWARE
         self._on_signal()
@@ -287,16 +287,18 @@ class _Server(uvicorn.Server):
 
 def _torch_engine(settings: Settings) -> Engine:
     """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
-    from .engine import TorchEngine
+    from .engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
 
+    engine = settings.engine
     return TorchEngine(
-        threads=settings.engine.threads,
-        max_running=settings.engine.max_running,
-        max_waiting=settings.engine.max_waiting,
+        EngineSettings(
+            max_running=engine.max_running,
+            max_waiting=engine.max_waiting,
+            threads=engine.threads or None,
+            drain_seconds=engine.drain_seconds,
+        )
     )
 
 
 def _hub(folder: Path, roots: list[Path], *, demo: bool) -> HuggingFaceHub:
-    from .demo import SAE_FOLDER
-
     return HuggingFaceHub(folder, import_roots=[*roots, *([SAE_FOLDER.parent] if demo else [])])

@@ -135,7 +135,7 @@ async def get_health(request: AnyRequest) -> Answer:
 async def get_ready(request: AnyRequest) -> Answer:
     actor = context(request).actor
     reasons = waiting_for(actor.state)
-    if reasons:
+    if reasons and actor.read_only is None:
         raise NotReadyError("; ".join(reasons), reasons=reasons, retry_after=1)
     degraded = degraded_view(actor.state)
     status = "read_only" if actor.read_only is not None else "degraded" if degraded else "ready"

@@ -1,16 +1,17 @@
-"""What the demo puts into an empty log: the bundled SAE, the small model, and the one attached to the other."""
+"""What the demo puts into an empty log: the small model, the bundled SAE, and the one attached to the other."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 from ..actor import Actor
 from ..config import Settings, demo_model_folder
 from ..domain.commands import Attach, Command, Import, LoadModel
+from ..domain.evolve import OPENING
 from ..domain.projections import waiting_for
 from ..domain.refs import import_id_of
 from ..errors import SAEError, from_code
+from ..ports import EventLog
 from . import SAE_FOLDER, curl_lines
 from .model import NAME
 
@@ -18,27 +19,49 @@ PRINCIPAL = "demo"
 PATIENCE_SECONDS = 600.0
 
 
-async def seed(actor: Actor, settings: Settings, url: str, *, fresh: bool) -> None:
-    """Fill an empty log, wait until everything is in place, and say how to go on. Raises what went wrong."""
+async def seed(actor: Actor, log: EventLog, settings: Settings, url: str) -> None:
+    """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
+    and say how to go on. A log of somebody else is served as it is. Raises what went wrong.
+    """
     sae_id = import_id_of(str(SAE_FOLDER.resolve()))
-    if fresh:
+    first = await log.read(0, 1, [intent.__name__ for intent in OPENING])
+    if not first or first[0].principal == PRINCIPAL:
         print("loading the model and attaching the SAE …", file=sys.stderr)
-        model = demo_model_folder(settings) / NAME
-        await _done(actor, LoadModel(model=str(model), dtype=settings.model.dtype, device=settings.model.device))
-        await _done(actor, Import(path=str(SAE_FOLDER.resolve())))
-        await _done(actor, Attach(sae_id=sae_id))
-    else:
-        while waiting_for(actor.state):
-            await asyncio.sleep(0.05)
+        folder = str(demo_model_folder(settings) / NAME)
+        model = LoadModel(model=folder, dtype=settings.model.dtype, device=settings.model.device)
+        # Each under a key of its own: done once in the life of the log, whatever its user does afterwards.
+        for key, command in (
+            ("demo-model", model),
+            ("demo-import", Import(path=str(SAE_FOLDER.resolve()))),
+            ("demo-attach", Attach(sae_id=sae_id)),
+        ):
+            await _once(actor, key, command)
+    await _in_place(actor)
     attached = actor.state.attachment(sae_id)
     if attached is None:
-        raise SAEError("the demo's SAE is not attached; GET /ready and GET /api/saes say more")
+        print("ready; the demo's SAE is not attached (GET /api/saes lists what there is)", flush=True)
+        return
     print(f"ready: {sae_id} on {attached.hook_point} of {NAME}\n", flush=True)
-    print("\n\n".join(curl_lines(url, sae_id)), flush=True)
+    print("\n\n".join(curl_lines(url, sae_id, token=bool(settings.server.token))), flush=True)
 
 
-async def _done(actor: Actor, command: Command) -> None:
-    accepted = await actor.submit(command, principal=PRINCIPAL)
+async def _once(actor: Actor, key: str, command: Command) -> None:
+    known = actor.state.position
+    accepted = await actor.submit(command, principal=PRINCIPAL, key=key)
     outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS)
+    if outcome.error is not None and accepted.position <= known:
+        # An earlier start failed at this; what was in its way may be gone.
+        accepted = await actor.submit(command, principal=PRINCIPAL)
+        outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS)
     if outcome.error is not None:
         raise from_code(outcome.error.code, outcome.error.detail, **outcome.error.fields)
+    if outcome.status == "accepted":
+        raise SAEError(f"{command.name} has not ended after {PATIENCE_SECONDS:.0f} seconds")
+
+
+async def _in_place(actor: Actor) -> None:
+    """Return when nothing is waited for any more."""
+    if waiting_for(actor.state):
+        async for _ in actor.broadcast.read(actor.broadcast.head):
+            if not waiting_for(actor.state):
+                return

@@ -31,7 +31,7 @@ def environment(
     return {
         "sae_actor": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "tokenizers": tokenizers.__version__,
         "safetensors": safetensors.__version__,
