@@ -18,7 +18,7 @@ from ..formats.registry import read_layout
 from .autoencoder import SAE
 from .spec import SaeSpec
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 1 << 20
 """Largest part of a file held beside the tensor it goes into."""
 UNIT_NORM_TOLERANCE = 0.02
 """bfloat16 rounds a norm of 1 by some thousandths."""
@@ -38,7 +38,7 @@ def load_sae(
     """The SAE in the folder (or weight file) `path`.
 
     dtype: type of the weights in memory and of the arithmetic; None keeps the stored one (the widest, where the
-    tensors differ). Memory: the SAE's own bytes plus some 8 MiB. allow_pickle: also read .pt and .pth, with
+    tensors differ). Memory: the SAE's own bytes plus some MiB. allow_pickle: also read .pt and .pth, with
     `weights_only=True`. repository_id: see `formats.describe`.
 
     mapped: matrices that need no conversion stay in the file and are read where they are touched, on the CPU.

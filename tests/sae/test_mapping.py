@@ -87,4 +87,4 @@ def test_adding_touches_only_the_edited_rows(tmp_path: Path) -> None:
     edits = [Edit(5, 3.0), Edit(60_000, 0.0, "project")]
     delta, _ = Steering.prepare(sae, edits).difference(torch.ones(4, D_IN), torch.ones(2, 4, dtype=torch.bool))
     assert (delta != 0).all()
-    assert resident_kib(str(file)) < 1024
+    assert resident_kib(str(file)) < 8 << 10  # the kernel may map 2 MiB around each row it faults in
