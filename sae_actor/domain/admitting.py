@@ -60,7 +60,8 @@ def _intervention(request: AdmitGeneration, state: State) -> Intervention:
         points = [sae.hook_point for sae in active if sae.mode == "reconstruct"]
         if len(set(points)) != len(points):
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
-        return active
+        # In the order in which they were attached: the same intervention has one digest.
+        return tuple(sorted(active, key=lambda sae: sae.attach_position))
     if request.steering:
         return _only_one(state, request.steering)
     if request.steering == ():
@@ -89,8 +90,7 @@ def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
     attachment = state.attachment(sae_id)
     mode: Mode = "steer" if attachment is None else attachment.mode
     own = _active(state, sae_id, mode, steering)
-    rest = (_frozen(a, a.mode, ()) for a in state.attached if a.sae_id != sae_id)
-    return (own, *rest)
+    return tuple(own if a.sae_id == sae_id else _frozen(a, a.mode, ()) for a in state.attached)
 
 
 def _active(state: State, sae_id: str, mode: Mode, steering: tuple[Edit, ...]) -> ActiveSae:
