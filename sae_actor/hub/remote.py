@@ -1,8 +1,9 @@
 """The hub over HTTP, through huggingface_hub: commit, file list, headers and body of one file.
 
-The library does the protocol; what it leaves out is done here, in hooks of its session, so that it holds for
-every request and every redirect: which origins may be talked to, that a token goes to none but the hub's own,
-and that a refusal becomes an error of this package before the library sleeps for as long as a server likes.
+The library brings the session with its endpoint, token, offline mode and proxies, and the headers of a file. What
+it leaves out is done here, in hooks of that session, so that it holds for every request and every redirect: which
+origins may be talked to, that a token goes to none but the hub's own, and that a refusal becomes an error of this
+package before the library sleeps for as long as a server likes. Lists are decoded strictly: a hub may lie.
 Imported by the child process alone.
 """
 
@@ -16,23 +17,27 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from types import FrameType
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import quote, urljoin, urlsplit
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, get_session, hf_hub_url, set_client_factory
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.hf_api import RepoFile
+import msgspec
+from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, set_client_factory
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not in __all__
 from msgspec import Struct
 
-from ..errors import BadRequestError, ForbiddenError, GatedError, RepositoryNotFoundError, SAEDownloadError
-from .layout import DIGEST, SHA256, check_commit, check_path, check_size
+from ..errors import ForbiddenError, GatedError, RepositoryNotFoundError, SAEDownloadError
+from .layout import COMMIT, DIGEST, SHA256, check_commit, check_path, check_size
 from .protocol import Patience
 
 _http: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 """The HTTP library of this huggingface_hub: httpx, or its successor under another name."""
 
+T = TypeVar("T")
+
 MAX_LISTED = 200_000
+MAX_PAGES = 2_000
+MAX_ANSWER_BYTES = 64 << 20
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -57,6 +62,29 @@ class RemoteFile(Struct, frozen=True):
         return SHA256.fullmatch(self.digest) is None
 
 
+class _Info(Struct):
+    sha: str = ""
+
+
+class _Large(Struct):
+    oid: str
+    size: int
+
+
+class _Entry(Struct):
+    """A line of a file list, as the hub writes it."""
+
+    type: str
+    path: str
+    oid: str
+    size: int = 0
+    lfs: _Large | None = None
+
+
+_INFO = msgspec.json.Decoder(_Info)
+_ENTRIES = msgspec.json.Decoder(list[_Entry])
+
+
 class RemoteHub:
     """A session with the hub that HF_ENDPOINT names."""
 
@@ -64,7 +92,7 @@ class RemoteHub:
         self._patience = patience
         self._hosts = tuple(host.lower() for host in download_hosts)
         self._endpoint = _origin(constants.ENDPOINT)
-        self._api = HfApi()
+        self._models = f"{constants.ENDPOINT}/api/models"
         template = get_session()
 
         def factory() -> Any:
@@ -84,30 +112,31 @@ class RemoteHub:
 
     def commit(self, repository_id: str, revision: str) -> str:
         """The commit that the revision stands for now."""
-        with self._asking():
-            found = self._api.model_info(repository_id, revision=revision, expand=["sha"])
-        return check_commit(found.sha)
+        url = f"{self._models}/{repository_id}/revision/{quote(revision, safe='')}?expand=sha"
+        text, _ = self._ask("GET", url)
+        return check_commit(_decoded(_INFO, text).sha)
 
     def files(self, repository_id: str, commit: str, folder: str | None = None) -> list[RemoteFile]:
         """Every file below `folder`, or of the repository."""
+        below = f"/{quote(folder, safe='')}" if folder else ""
+        url: str | None = f"{self._models}/{repository_id}/tree/{commit}{below}?recursive=true&expand=false"
         files: list[RemoteFile] = []
-        with self._asking():
-            for entry in self._api.list_repo_tree(repository_id, folder, recursive=True, revision=commit):
-                if isinstance(entry, RepoFile):
-                    files.append(_remote_file(entry))
-                    if len(files) % 500 == 0:
-                        # Another page: the deadline is that of one exchange, and a large list takes many.
-                        signal.setitimer(signal.ITIMER_REAL, self._patience.request_seconds)
-                if len(files) > MAX_LISTED:
-                    raise SAEDownloadError("The repository lists too many files", reason="too_many_files")
+        pages = 0
+        while url is not None:
+            text, url = self._ask("GET", url)
+            files += [_remote_file(entry) for entry in _decoded(_ENTRIES, text) if entry.type == "file"]
+            pages += 1
+            if len(files) > MAX_LISTED or pages > MAX_PAGES:
+                raise SAEDownloadError("The repository lists too many files", reason="too_many_files")
         return files
 
     def some(self, repository_id: str, commit: str, paths: Sequence[str]) -> tuple[list[RemoteFile], list[str]]:
         """Those of `paths` that are there: the files, and the names of the folders."""
-        with self._asking():
-            entries = self._api.get_paths_info(repository_id, list(paths), revision=commit)
-        files = [_remote_file(entry) for entry in entries if isinstance(entry, RepoFile)]
-        return files, [check_path(entry.path) for entry in entries if not isinstance(entry, RepoFile)]
+        form = {"paths": list(paths), "expand": "false"}
+        text, _ = self._ask("POST", f"{self._models}/{repository_id}/paths-info/{commit}", form)
+        entries = _decoded(_ENTRIES, text)
+        files = [_remote_file(entry) for entry in entries if entry.type == "file"]
+        return files, [check_path(entry.path) for entry in entries if entry.type == "directory"]
 
     def address(self, repository_id: str, commit: str, file: RemoteFile) -> str:
         """Where the bytes are, after the headers agreed with the list; may be a signed URL: never shown."""
@@ -136,6 +165,17 @@ class RemoteHub:
 
     # — inside —
 
+    def _ask(self, method: str, url: str, form: dict[str, Any] | None = None) -> tuple[bytes, str | None]:
+        """The answer's text, and the address of the next page where there is one."""
+        text = bytearray()
+        with self._asking(), get_session().stream(method, url, headers=build_hf_headers(), data=form) as answer:
+            for chunk in answer.iter_bytes():
+                text += chunk
+                if len(text) > MAX_ANSWER_BYTES:
+                    raise SAEDownloadError("The hub's answer does not end", reason="protocol")
+            following = answer.links.get("next", {}).get("url")
+            return bytes(text), urljoin(str(answer.url), following) if following else None
+
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """One exchange that ends, whatever the server does: a byte a minute would outlast any read timeout."""
@@ -146,7 +186,7 @@ class RemoteHub:
         before = signal.signal(signal.SIGALRM, expired)
         signal.setitimer(signal.ITIMER_REAL, self._patience.request_seconds)
         try:
-            with _readable(), _transport():
+            with _transport():
                 yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -179,13 +219,12 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _remote_file(entry: Any) -> RemoteFile:
+def _remote_file(entry: _Entry) -> RemoteFile:
     path = check_path(entry.path)
-    large = entry.lfs
-    digest = entry.blob_id if large is None else large.sha256
-    if not isinstance(digest, str) or not DIGEST.fullmatch(digest) or (large is not None) != (len(digest) == 64):
+    kept = entry if entry.lfs is None else entry.lfs
+    if (COMMIT if entry.lfs is None else SHA256).fullmatch(kept.oid) is None:
         raise SAEDownloadError("The hub lists a file without a digest", reason="bad_digest", file=path)
-    return RemoteFile(path, check_size(entry.size if large is None else large.size), digest)
+    return RemoteFile(path, check_size(kept.size), kept.oid)
 
 
 def _refuse(response: Any) -> None:
@@ -244,13 +283,9 @@ def _transport() -> Iterator[None]:
         raise TransientError("connection", f"The connection to the hub failed ({type(error).__name__})") from None
 
 
-@contextmanager
-def _readable() -> Iterator[None]:
-    """What the library does with an answer that is not the hub's: a login page, JSON of another shape."""
+def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
+    """The answer as the hub's protocol has it; a login page or JSON of another shape is none."""
     try:
-        yield
-    except HFValidationError:
-        raise BadRequestError("The repository id is not one that the hub knows") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        detail = f"The hub's answer cannot be read ({type(error).__name__})"
-        raise SAEDownloadError(detail, reason="protocol") from None
+        return decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise SAEDownloadError("The hub's answer is not one of its protocol", reason="protocol") from None

@@ -13,6 +13,7 @@ import pytest
 from sae_actor.domain.effects import DownloadEffect
 from sae_actor.domain.refs import sae_id_of
 from sae_actor.hub import HuggingFaceHub, Patience
+from tests.fakes.hub_handler import SIGNATURE
 from tests.fakes.hub_server import HubServer
 
 TOKEN = "hf_tokencanary2718281828"
@@ -36,6 +37,19 @@ MakeHub = Callable[..., HuggingFaceHub]
 def server() -> Iterator[HubServer]:
     with HubServer() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Row 72: no token and no signed address in any file, name or output, whatever the test did."""
+    yield
+    out, err = capfd.readouterr()
+    for secret in (TOKEN, SIGNATURE):
+        assert secret not in out + err
+        for path in tmp_path.rglob("*"):
+            assert secret not in path.name
+            if path.is_file() and path.stat().st_size < 1 << 20:
+                assert secret.encode() not in path.read_bytes(), path
 
 
 @pytest.fixture
@@ -104,6 +118,8 @@ class Told:
 
     def __call__(self, name: str, message: dict[str, Any]) -> None:
         assert name == "download_progress"
+        assert TOKEN not in str(message)
+        assert SIGNATURE not in str(message)
         self.messages.append(message)
 
     @property
