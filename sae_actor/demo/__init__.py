@@ -6,7 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
-SAE_FOLDER = Path(__file__).with_name("sae")
+SAE_FOLDER = Path(__file__).with_name("smollm2-135m-layer15")
 """The bundled SAE, in SAELens layout; its README says what it was trained on and which features read well."""
 
 QUESTION = "Tell me about your day."
