@@ -79,6 +79,7 @@ class DeviceThread(Worker):
             if job is None:
                 return False
             job()
+            del job  # or what it made would be held until the next one
 
     def _one_step(self) -> None:
         text = self._running.popleft()

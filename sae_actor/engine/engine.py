@@ -26,7 +26,7 @@ from ..errors import (
 from ..ports import AttachedSae, Progress, TextRequest, Tokenized
 from .device import DeviceThread
 from .generation import InterventionGone, RunningText
-from .hooks import Applied, Part
+from .hooks import Applied, Part, group_of
 from .model import LoadedModel, load_model, move, release
 from .prompts import tokenized
 from .residents import Resident, free, load_resident, place
@@ -109,7 +109,8 @@ class TorchEngine:
             model = self._loaded()
             load = partial(load_resident, effect, folder, model.facts)
             try:
-                loaded = await self._loader.run(load, "loading the SAE")
+                # In a list that is emptied: the frames that an error passes hold no SAE.
+                loaded = [await self._loader.run(load, "loading the SAE")]
                 there = await self._device.run(partial(self._place, loaded, model), "moving the SAE to the device")
             except asyncio.CancelledError:
                 self._in_background(self._device.run(partial(self._free, at), "freeing the SAE"))
@@ -117,12 +118,13 @@ class TorchEngine:
         memory = effect.sae.memory_bytes(there.dtype)
         return AttachedSae(memory_bytes=memory, device_bytes=there.device_bytes, dtype=there.dtype)
 
-    def _place(self, loaded: Resident, model: LoadedModel) -> Resident:
+    def _place(self, loaded: list[Resident], model: LoadedModel) -> Resident:
+        resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
-        place(loaded, model.device)
-        self._residents[loaded.position] = loaded
-        return loaded
+        place(resident, model.device)
+        self._residents[resident.position] = resident
+        return resident
 
     async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
         """See the port."""
@@ -244,3 +246,6 @@ def _check(request: TextRequest, model: LoadedModel) -> None:
         raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
     if not all(sampling.stop):
         raise BadRequestError("a stop string is empty", param="stop")
+    for sae in request.intervention:
+        for edit in sae.steering:
+            group_of(edit, prompt)

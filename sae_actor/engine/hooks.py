@@ -37,16 +37,8 @@ class Group(NamedTuple):
 class Part:
     """One SAE of an intervention at its hook point, for one request."""
 
-    def __init__(
-        self,
-        sae: ActiveSae,
-        steering: Steering,
-        prompt: int,
-    ) -> None:
-        """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens.
-
-        `BadRequestError` for positions and exclusions that the engine cannot tell from token ids alone.
-        """
+    def __init__(self, sae: ActiveSae, steering: Steering, prompt: int) -> None:
+        """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens. Raises as `group_of`."""
         self.attach_position = sae.attach_position
         self.steering = steering
         self.reconstructs = sae.mode == "reconstruct"
@@ -54,7 +46,7 @@ class Part:
         self.write_at = sae.hook_point_out or sae.hook_point
         self.read: Tensor | None = None
         """This step's activation at `read_at` [n, d_in], where that is another hook point than `write_at`."""
-        of_edit = [_group(edit, prompt) for edit in sae.steering]
+        of_edit = [group_of(edit, prompt) for edit in sae.steering]
         self._groups = list(dict.fromkeys(of_edit))
         device = steering.sae.device
         self._group_of_edit = torch.tensor([self._groups.index(g) for g in of_edit], dtype=torch.long, device=device)
@@ -102,7 +94,11 @@ class Change(NamedTuple):
     """bool [n]: rows that it would write to, were they no sinks."""
 
 
-def _group(edit: Edit, prompt: int) -> Group:
+def group_of(edit: Edit, prompt: int) -> Group:
+    """What `edit` covers in a request with `prompt` prompt tokens.
+
+    `BadRequestError` for positions and exclusions that cannot be told from token ids alone.
+    """
     missing = next((each for each in edit.exclude if each != "sink"), None)
     if missing is not None:
         raise BadRequestError(f"exclude: '{missing}' is not supported yet", param="exclude")

@@ -41,6 +41,7 @@ class Worker:
     def _loop(self) -> None:
         while (job := self._inbox.get()) is not None:
             job()
+            del job  # or what it made would be held until the next one
 
 
 def _settle(future: Future[T], job: Callable[[], T], doing: str) -> None:

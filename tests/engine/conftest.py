@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random ReLU SAE for resid_post.1 of the tiny models: d_in 32, d_sae 24."""
     return save_tiny_sae(tmp_path_factory.mktemp("sae") / "tiny-sae")
+
+
+@pytest.fixture
+def copied(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny llama to be damaged."""
+    return Path(shutil.copytree(tiny_llama, tmp_path / "model"))

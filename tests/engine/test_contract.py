@@ -283,14 +283,19 @@ async def test_reconstruct_covers_all_but_sinks(given: Given) -> None:
     assert (end.excluded, end.edited) == (((0, 1),), ((1, 18),))
 
 
-async def test_what_cannot_be_done_is_refused(given: Given) -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit(feature=3, strength=1.0, positions=Span(role="user")),
+        Edit(feature=3, strength=1.0, exclude=("special",)),
+        Edit(feature=3, strength=1.0, exclude=("sink", "template")),
+    ],
+)
+async def test_what_cannot_be_done_is_refused(given: Given, edit: Edit) -> None:
     await given.attach(5)
-    role = Edit(feature=3, strength=1.0, positions=Span(role="user"))
-    try:
-        end = await finished(given.engine, request(await given.ids(), active(5, role)))
-    except BadRequestError:
-        return
-    assert (end.reason, end.error_code) == ("error", "bad_request")
+    ids = await given.ids()
+    with pytest.raises(BadRequestError):
+        given.engine.generate(request(ids, active(5, edit)))
 
 
 async def test_an_sae_that_does_not_fit(given: Given) -> None:

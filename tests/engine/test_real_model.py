@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.model]
 POINT = HookPoint("resid_post", 15)
 BELIEVER = Edit(feature=584, strength=85.0, exclude=("sink",))
 DAY = [{"role": "user", "content": "Tell me about your day."}]
-TOKENS = 40
+TOKENS = 24
 
 
 @pytest.fixture(scope="module")

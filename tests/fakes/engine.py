@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.events import FinishReason, Receipt
-from sae_actor.domain.refs import ActiveSae, Edit, Intervention, ModelFacts, Positions, intervention_sha256
+from sae_actor.domain.refs import ModelFacts, intervention_sha256
 from sae_actor.errors import (
     BadRequestError,
     MailboxFullError,
@@ -24,6 +24,7 @@ from sae_actor.errors import (
     SAEIncompatibleError,
 )
 from sae_actor.ports import AttachedSae, Finished, Progress, TextRequest, Token, Tokenized
+from tests.fakes.coverage import covered, ranges
 
 END = 256
 VOCABULARY = 257
@@ -161,7 +162,7 @@ class FakeEngine:
         model = self._loaded()
         if len(self._streams) >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many texts are waiting", retry_after=1)
-        covered(request.intervention, len(request.token_ids), 1)  # refuses what it cannot do
+        covered(request.intervention, len(request.token_ids), 1)  # refuses positions that it cannot tell
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = _Stream(self, request, model.context_length)
         self._streams.add(stream)
@@ -309,54 +310,6 @@ class _Stream(AsyncIterator[Token | Finished]):
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
-
-
-def covered(intervention: Intervention, prompt: int, run: int) -> tuple[set[int], set[int]]:
-    """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0)."""
-    edited: set[int] = set()
-    excluded: set[int] = set()
-    for sae in intervention:
-        for edit in _edits(sae):
-            positions = {at for at in range(run) if _covers(edit.positions, at, prompt)}
-            sinks = {0} & positions if "sink" in edit.exclude or sae.mode == "reconstruct" else set()
-            excluded |= sinks
-            edited |= positions - sinks
-    return edited, excluded - edited
-
-
-def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Sorted positions as [from, to) ranges."""
-    found: list[tuple[int, int]] = []
-    for at in sorted(positions):
-        if found and found[-1][1] == at:
-            found[-1] = (found[-1][0], at + 1)
-        else:
-            found.append((at, at + 1))
-    return tuple(found)
-
-
-def _edits(sae: ActiveSae) -> tuple[Edit, ...]:
-    whole = (Edit(feature=0, strength=0.0),) if sae.mode == "reconstruct" else ()
-    return whole + sae.steering
-
-
-def _covers(positions: Positions, at: int, prompt: int) -> bool:
-    match positions:
-        case "all":
-            return True
-        case "prompt":
-            return at < prompt
-        case "generated":
-            return at >= prompt
-        case "response":
-            return at >= prompt - 1
-        case "last_prompt":
-            return at == prompt - 1
-    if positions.tokens is not None:
-        return at in positions.tokens
-    if positions.role is not None:
-        raise BadRequestError("positions by role are not supported yet")
-    return (positions.from_ or 0) <= at < (positions.to if positions.to is not None else at + 1)
 
 
 async def _pause(seconds: float, gate: asyncio.Event | None) -> None:

@@ -1,0 +1,228 @@
+"""SAEs on the device: attached or not at all, and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import shutil
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_actor.domain.effects import Residents
+from sae_actor.domain.refs import Edit, HookPoint
+from sae_actor.engine import EngineSettings, TorchEngine, residents
+from sae_actor.engine import engine as engine_module
+from sae_actor.engine.residents import PREPARED_KEPT
+from sae_actor.errors import (
+    LayerOutOfRangeError,
+    ModelNotLoadedError,
+    OutOfMemoryError,
+    SAEError,
+    SAEIncompatibleError,
+    SAEInvalidError,
+)
+from sae_actor.sae import SAE
+from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
+from tests.engine.tiny import save_tiny_sae
+
+pytestmark = pytest.mark.anyio
+
+IDS = tuple(range(40, 60))
+EDIT = Edit(feature=3, strength=40.0)
+
+
+@pytest.fixture
+async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
+    engine = TorchEngine(EngineSettings(threads=1))
+    await engine.load_model(load(str(tiny_llama)), no_progress)
+    yield engine
+    await engine.close()
+
+
+def saes_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), SAE) for each in gc.get_objects())
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+
+def _nan(folder: Path) -> None:
+    path = folder / "sae_weights.safetensors"
+    weights = load_file(path)
+    weights["W_dec"][3, 4] = torch.nan
+    save_file(weights, path)
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "cfg.json").unlink()
+
+
+def _wider(folder: Path) -> None:
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "d_in": 33}))
+
+
+@pytest.mark.parametrize("damage", [_nan, _no_config, _wider, shutil.rmtree])
+async def test_a_damaged_sae_leaves_nothing(engine: TorchEngine, tiny_sae: Path, tmp_path: Path, damage: Any) -> None:
+    folder = Path(shutil.copytree(tiny_sae, tmp_path / "sae"))
+    before = tensors_alive()
+    damage(folder)
+    with pytest.raises(SAEError) as caught:
+        await engine.attach(attach(5), str(folder))
+    assert isinstance(caught.value, SAEInvalidError) or caught.value.code.startswith("sae_")
+    assert saes_alive() == 0
+    assert tensors_alive() == before
+    assert await engine.detach(detach(5), 0.0) == 0
+
+
+async def test_places_that_the_model_lacks(engine: TorchEngine, tiny_sae: Path) -> None:
+    with pytest.raises(LayerOutOfRangeError):
+        await engine.attach(attach(5, point=HookPoint("resid_post", 3)), str(tiny_sae))
+    with pytest.raises(SAEIncompatibleError) as caught:
+        await engine.attach(attach(5, out=HookPoint("mlp_act", 1)), str(tiny_sae))
+    assert caught.value.fields == {"sae_d_in": 32, "model_d": 48}
+    assert saes_alive() == 0
+
+
+async def test_a_full_device_leaves_nothing(
+    engine: TorchEngine, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "place", full)
+        with pytest.raises(OutOfMemoryError) as caught:
+            await engine.attach(attach(5), str(tiny_sae))
+    assert saes_alive() == 0, "though the error is still held"
+    assert "9 GiB" not in caught.value.detail
+    assert (await engine.attach(attach(6), str(tiny_sae))).device_bytes > 0
+
+
+@pytest.mark.parametrize("when", ["loading", "placing", "done"])
+async def test_a_cancelled_attach_leaves_nothing(
+    engine: TorchEngine, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    load_resident, place = residents.load_resident, residents.place
+
+    def slow_load(*args: Any) -> Any:
+        if when == "loading":
+            reached.set()
+            go_on.wait(5)
+        return load_resident(*args)
+
+    def slow_place(*args: Any) -> None:
+        if when == "placing":
+            reached.set()
+            go_on.wait(5)
+        place(*args)
+        if when == "done":
+            reached.set()
+            go_on.wait(5)
+
+    monkeypatch.setattr(engine_module, "load_resident", slow_load)
+    monkeypatch.setattr(engine_module, "place", slow_place)
+    task = asyncio.create_task(engine.attach(attach(5), str(tiny_sae)))
+    await asyncio.to_thread(reached.wait, 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    # Behind the job that frees it:
+    assert await engine.detach(detach(5), 0.0) == 0
+    assert not engine._residents
+    await engine.attach(attach(6), str(tiny_sae))
+    del task
+    assert saes_alive() == 1
+
+
+async def test_an_unloaded_model_takes_no_sae(
+    engine: TorchEngine, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    load_resident = residents.load_resident
+
+    def slow(*args: Any) -> Any:
+        reached.set()
+        go_on.wait(5)
+        return load_resident(*args)
+
+    monkeypatch.setattr(engine_module, "load_resident", slow)
+    task = asyncio.create_task(engine.attach(attach(5), str(tiny_sae)))
+    await asyncio.to_thread(reached.wait, 5)
+    engine.retain(Residents())
+    go_on.set()
+    with pytest.raises(ModelNotLoadedError):
+        await task
+    assert not engine._residents
+
+
+async def test_a_hundred_times_on_and_off_leaks_nothing(engine: TorchEngine, tiny_sae: Path) -> None:
+    async def cycle(at: int) -> None:
+        await engine.attach(attach(at), str(tiny_sae))
+        await finished(engine, request(IDS, active(at, EDIT), tokens=2))
+        assert await engine.detach(detach(at), 0.0) > 0
+
+    await cycle(5)
+    before = tensors_alive()
+    for at in range(6, 106):
+        await cycle(at)
+    assert tensors_alive() == before
+    assert saes_alive() == 0
+
+
+async def test_a_text_that_was_ended_holds_nothing(engine: TorchEngine, tiny_sae: Path) -> None:
+    await engine.attach(attach(5), str(tiny_sae))
+    sae = weakref.ref(engine._residents[5].sae)
+    stream = engine.generate(request(IDS, active(5, EDIT), tokens=100))
+    await anext(stream)
+    assert await engine.detach(detach(5), 0.0) > 0
+    gc.collect()
+    assert sae() is None, "though the stream is not read to its end"
+    assert (await read(stream))[1].reason == "intervention_removed"
+
+
+async def test_prepared_edits_are_kept_within_bounds(engine: TorchEngine, tiny_sae: Path) -> None:
+    await engine.attach(attach(5), str(tiny_sae))
+    resident = engine._residents[5]
+    first = resident.steering((EDIT,))
+    assert resident.steering((EDIT,)) is first
+    for strength in range(PREPARED_KEPT + 4):
+        resident.steering((Edit(feature=3, strength=float(strength)),))
+    assert len(resident._prepared) == PREPARED_KEPT
+    assert resident.steering((EDIT,)) is not first
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+async def test_the_type_in_which_it_computes(engine: TorchEngine, tiny_sae: Path, dtype: str) -> None:
+    full = await engine.attach(attach(5), str(tiny_sae))
+    half = await engine.attach(attach(6, dtype=dtype), str(tiny_sae))
+    assert half.dtype == dtype
+    assert half.device_bytes * 2 == full.device_bytes
+    assert half.memory_bytes * 2 == full.memory_bytes
+    end = await finished(engine, request(IDS, active(6, EDIT)))
+    assert (end.reason, end.receipt.tokens_edited) == ("length", len(IDS) + 7)
+
+
+async def test_attaching_another_sae_while_a_text_runs(engine: TorchEngine, tiny_sae: Path, tmp_path: Path) -> None:
+    """A text keeps the intervention it began with, beside SAEs that come and go."""
+    other = save_tiny_sae(tmp_path, seed=9)
+    await engine.attach(attach(5), str(tiny_sae))
+    alone = await finished(engine, request(IDS, active(5, EDIT), tokens=60))
+    stream = engine.generate(request(IDS, active(5, EDIT), tokens=60))
+    await anext(stream)
+    await engine.attach(attach(6), str(other))
+    await engine.detach(detach(6), 0.0)
+    assert (await read(stream))[1] == alone
