@@ -52,9 +52,9 @@ class LoadedModel:
         logits: Tensor = self.network(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[0, -1]
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """Text of token ids; special tokens are left out, or shown as they are written."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
         return text
 
 
@@ -89,6 +89,8 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     found = digests(files, cancelled)
     stage("loading")
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+    # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
+    tokenizer("a")
     network = _network(files, _dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id

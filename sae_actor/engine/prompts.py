@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -10,6 +11,7 @@ import jinja2
 from ..errors import BadRequestError
 from ..ports import Tokenized
 from .model import LoadedModel
+from .text import TextDecoder
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -37,7 +39,15 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
     context = model.facts.context_length
     if len(ids) > context:
         raise BadRequestError(f"the prompt has {len(ids)} tokens, the model's context {context}", param="prompt")
-    return Tokenized(token_ids=tuple(ids), tokens=tuple(model.tokenizer.convert_ids_to_tokens(ids)))
+    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model))
+
+
+def _pieces(ids: Sequence[int], model: LoadedModel) -> tuple[str, ...]:
+    """Text of each token; a character of several tokens is with the last of them. Joined they are the prompt."""
+    decoder = TextDecoder(partial(model.decode, special=True), ())
+    pieces = [decoder.push(token) for token in ids]
+    pieces[-1] += decoder.flush()
+    return tuple(pieces)
 
 
 def _rendered(messages: Sequence[Any], model: LoadedModel) -> str:

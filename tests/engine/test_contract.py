@@ -135,6 +135,7 @@ async def test_prompts(given: Given) -> None:
     text = await given.engine.tokenize("hé")
     assert text.token_ids
     assert len(text.tokens) == len(text.token_ids)
+    assert "".join(text.tokens) == "hé"
     assert (await given.engine.tokenize(text.token_ids)).token_ids == text.token_ids
     chat = await given.engine.tokenize([{"role": "user", "content": "hé"}])
     assert len(chat.token_ids) > len(text.token_ids)

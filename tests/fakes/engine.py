@@ -7,6 +7,7 @@ records what was asked of it, in order.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
@@ -156,7 +157,10 @@ class FakeEngine:
             raise BadRequestError("a token id is outside the vocabulary")
         if len(ids) > model.context_length:
             raise BadRequestError("the prompt is longer than the model's context")
-        return Tokenized(token_ids=ids, tokens=tuple(chr(each) if each < 128 else "\ufffd" for each in ids))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        pieces = [decoder.decode(bytes([each])) if each != END else "<end>" for each in ids]
+        pieces[-1] += decoder.decode(b"", final=True)
+        return Tokenized(token_ids=ids, tokens=tuple(pieces))
 
     def generate(self, request: TextRequest) -> _Stream:
         model = self._loaded()

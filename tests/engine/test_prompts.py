@@ -1,0 +1,55 @@
+"""Prompts of the tiny llama, beyond what the contract suite asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_actor.engine.model import LoadedModel
+from sae_actor.engine.prompts import tokenized
+from sae_actor.errors import BadRequestError
+from tests.engine.damage import loaded
+from tests.engine.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Path) -> LoadedModel:
+    return loaded(tiny_llama)
+
+
+def test_a_chat_is_what_the_template_writes(model: LoadedModel) -> None:
+    chat = tokenized([{"role": "user", "content": "hi <|end|>"}], model)
+    assert "".join(chat.tokens) == "<|user|>hi <|end|>\n<|assistant|>"
+    assert list(chat.token_ids) == model.tokenizer("<|user|>hi <|end|>\n<|assistant|>").input_ids
+    assert chat.tokens[0] == "<|user|>"
+
+
+def test_ids_in_every_order_have_a_text(model: LoadedModel) -> None:
+    half = tokenized("é", model).token_ids[:1]
+    assert tokenized(half, model).tokens == ("\ufffd",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("half \ud800 pair", "surrogate"),
+        ([{"role": "user", "content": "half \udfff pair"}], "surrogate"),
+        ([{"role": "wizard", "content": "x"}], "only user, assistant and system speak"),
+        ([{"role": "user"}, 5], "text, messages or token ids"),
+        ([True, False], "text, messages or token ids"),
+        ([1.0], "text, messages or token ids"),
+        ("x" * 129, "129 tokens, the model's context 128"),
+    ],
+)
+def test_refusals(model: LoadedModel, prompt: Any, says: str) -> None:
+    with pytest.raises(BadRequestError, match=says):
+        tokenized(prompt, model)
+
+
+def test_a_model_without_a_template_has_no_chats(tmp_path: Path) -> None:
+    model = loaded(save_tiny_model(tmp_path, chat=False))
+    assert not model.facts.has_chat_template
+    with pytest.raises(BadRequestError, match="no chat template"):
+        tokenized([{"role": "user", "content": "hi"}], model)
