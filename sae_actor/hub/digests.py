@@ -92,10 +92,6 @@ class KnownDigests:
         with self._lock:
             self._known[path] = (stamp, sha256)
 
-    def forget(self, path: Path) -> None:
-        with self._lock:
-            self._known.pop(path, None)
-
     def of(self, path: Path) -> tuple[Stamp, str]:
         """Stamp and sha256 of the file as it is now; OSError where it cannot be read."""
         stamp = Stamp.of(path)

@@ -137,14 +137,17 @@ class Fetch:
     # — putting it there —
 
     def _claim(self, commit: str, files: Sequence[RemoteFile]) -> Claim:
-        """Say what will be here, before any of it is: the claim of an earlier attempt at the same commit goes on."""
+        """Say what will be here, before any of it is; what earlier tries left, and this one will not use, goes."""
         job = self._job
-        claims = claimed.read(self._repository, job.sae_id) or Claims(sae_id=job.sae_id, revision=job.revision)
+        claims = claimed.read(self._repository, job.sae_id) or self._no_claims()
         wanted = tuple(ClaimedFile(file.path, file.digest, file.bytes) for file in files)
         before = claims.of(job.request_position)
         fetched = before.fetched if before is not None and before.commit == commit else ()
         claim = Claim(request_position=job.request_position, commit=commit, files=wanted, fetched=fetched)
         claimed.write(self._repository, claims.put(claim))
+        for stale in claims.claims:
+            if not stale.complete and stale.request_position != job.request_position:
+                withdraw(self._root, self._repository, job.sae_id, stale)
         return claim
 
     def _place(self, claim: Claim, files: Sequence[RemoteFile]) -> list[Placed]:
@@ -184,12 +187,17 @@ class Fetch:
         """From here on the files count as this SAE's, and other tools find the revision."""
         if self._job.revision != claim.commit:
             write_durably(self._repository.ref(self._job.revision), claim.commit.encode())
-        self._store(msgspec.structs.replace(claim, complete=True, fetched=()))
+        done = msgspec.structs.replace(claim, complete=True, fetched=())
+        claims = claimed.read(self._repository, self._job.sae_id) or self._no_claims()
+        same = [each for each in claims.claims if each.commit == done.commit]
+        claimed.write(self._repository, claims.without(same).put(done))
 
     def _store(self, claim: Claim) -> None:
-        claims = claimed.read(self._repository, self._job.sae_id)
-        claims = claims or Claims(sae_id=self._job.sae_id, revision=self._job.revision)
+        claims = claimed.read(self._repository, self._job.sae_id) or self._no_claims()
         claimed.write(self._repository, claims.put(claim))
+
+    def _no_claims(self) -> Claims:
+        return Claims(sae_id=self._job.sae_id, revision=self._job.revision)
 
 
 def _check_readable(found: Found) -> None:

@@ -61,6 +61,7 @@ class HuggingFaceHub:
         self._removals = anyio.Lock()
         self._known = KnownDigests()
         self._running: set[anyio.CancelScope] = set()
+        self._closed = False
 
     async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
         def heard(message: Working) -> None:
@@ -143,11 +144,14 @@ class HuggingFaceHub:
 
     async def close(self) -> None:
         """End every child process; their calls raise `SAEDownloadError` (`stopped`)."""
+        self._closed = True
         for scope in tuple(self._running):
             scope.cancel()
 
     async def _run(self, job: DownloadJob | CatalogJob, heard: Callable[[Working], None]) -> Done | Listed:
         with anyio.CancelScope() as scope:
+            if self._closed:
+                scope.cancel()
             self._running.add(scope)
             try:
                 environment = os.environ if self._environment is None else self._environment

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _BATCH_BYTES = 1 << 20
-_BATCHES_AHEAD = 8
+_BATCHES_AHEAD = 4
 """What may be in memory between the network and the disk: so much is lost when the process is killed."""
 _WORTHLESS = ("integrity", "too_long")
 """Failures after which what arrived is thrown away: it is not the file, so the next try must not build on it."""
@@ -115,6 +115,10 @@ class Transfer:
         try:
             yield descriptor
         finally:
+            # Nothing worth continuing, or the blob was there after all: but never the file of a later holder.
+            spare = os.fstat(descriptor).st_size == 0 or self._repository.blob(file.digest).exists()
+            if spare and _is_at(descriptor, path):
+                path.unlink()
             os.close(descriptor)
 
     def _fill(self, descriptor: int, repository_id: str, commit: str, file: RemoteFile) -> str:
@@ -187,12 +191,20 @@ def _locked(path: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The holder before us may have renamed or removed it: then it is no longer the file at this path.
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
+        if _is_at(descriptor, path):
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         pass
     os.close(descriptor)
     return None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 class _Filling:

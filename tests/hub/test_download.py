@@ -177,6 +177,7 @@ async def test_two_that_want_the_same_bytes_fetch_them_once(server: HubServer, h
         for path in ("a", "b"):
             tasks.start_soon(hub.download, download(path=path), Told())
     assert server.sent("store") == len(files["a/sae_weights.safetensors"])
+    assert not any(name.endswith(".incomplete") for name in files_below(hub.folder))
 
 
 async def test_force_fetches_anew_and_the_old_files_stay_till_then(

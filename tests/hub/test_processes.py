@@ -101,7 +101,7 @@ async def test_cancel_at_any_moment_leaves_nothing(server: HubServer, hub: Huggi
     await hub.discard(download())
     assert files_below(folder) == set()
     moments = random.Random(5)
-    for at in range(1, 9):
+    for at in range(1, 6):
         effect = download(at=at)
         with anyio.move_on_after(whole * moments.uniform(0.6, 1.05)):
             await hub.download(effect, Told())
@@ -250,7 +250,7 @@ def test_kill_9_at_many_moments_ends_in_one_whole_download(server: HubServer, tm
     """Rows 6 and 7: also between rename, link and answer. Whatever was there is verified and used."""
     server.publish("org/saes", MIDDLE)
     moments = random.Random(11)
-    for _ in range(6):
+    for _ in range(4):
         with service(server, tmp_path) as process:
             next(said(process))
             time.sleep(moments.uniform(0.2, 0.7))
@@ -280,3 +280,20 @@ def test_a_partial_that_is_wrong_is_fetched_once_more_from_nothing(
     with service(server, tmp_path) as second:
         *_, end = said(second)
     assert "done" in end
+
+
+@pytest.mark.anyio
+async def test_downloads_beyond_the_limit_wait_their_turn(server: HubServer, make_hub: MakeHub) -> None:
+    server.publish("org/saes", {**sae_files("a"), **sae_files("b", seed=2)})
+    hub = make_hub(max_downloads=1)
+    told = {path: Told() for path in ("a", "b")}
+    async with anyio.create_task_group() as tasks:
+        for path, heard in told.items():
+            tasks.start_soon(hub.download, download(path=path), heard)
+        await until(lambda: server.asked("info"))
+        assert len(children()) == 1
+    assert told["b"].messages[0]["reason"] == "other_downloads"
+    assert {"waiting"} & told["b"].phases
+    await hub.close()
+    with pytest.raises(SAEDownloadError, match="stopping"):
+        await hub.download(download(path="a", at=2), Told())

@@ -170,6 +170,16 @@ async def test_a_failed_download_goes_on_where_it_stopped(server: HubServer, hub
     assert server.sent("store") - before == len(files["a/sae_weights.safetensors"]) - part
 
 
+async def test_a_part_of_a_commit_that_is_no_longer_wanted_goes_with_the_next_try(
+    server: HubServer, hub: HuggingFaceHub
+) -> None:
+    server.publish("org/saes", sae_files(d_in=64, d_sae=256, seed=1))
+    await half_way(server, hub, download(at=1))
+    server.publish("org/saes", sae_files(d_in=64, d_sae=256, seed=2))
+    found = await hub.download(download(at=2), Told())
+    assert await hub.disk_use() == sum(file.bytes for file in found.files)
+
+
 async def test_delete_beside_a_download_takes_nothing_it_needs(server: HubServer, hub: HuggingFaceHub) -> None:
     """Both SAEs have the same settings file; the second has just found it there when the first is deleted."""
     files = {**sae_files("a", d_in=64, d_sae=256), **sae_files("b", d_in=64, d_sae=256, seed=2)}
