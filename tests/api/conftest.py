@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from sae_actor.api import Context, create_app
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
-from sae_actor.serve import SystemClock
+from sae_actor.serve import SystemClock, listen
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 
@@ -105,7 +104,7 @@ async def serving(
     context = Context(
         actor=actor, texts=texts, log=log, hub=hub, engine=engine, capabilities=lambda: {"formats": []}, tokens=tokens
     )
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         create_app(context), lifespan="off", log_level="warning", timeout_graceful_shutdown=1, ws="none"
     )
