@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Active(NamedTuple):
+    """Entries of activations [n, m] that are not 0."""
+
+    at: Tensor
+    """Row · m + feature, ascending."""
+    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,19 +56,55 @@ class Encoder:
 
     def pre(self, z: Tensor) -> Tensor:
         """h = z @ W + b, [n, d_in] → [n, m]"""
-        return z @ self.W if self.b is None else torch.addmm(self.b, z, self.W)
+        if self.b is None:
+            return z @ self.W
+        if self._rounds_once:
+            return torch.addmm(self.b, z, self.W)
+        return (z @ self.W).add_(self.b)  # as `firing` adds it, to the bit
 
-    def firing(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Which features fire, without writing the zeros: values [n, m], right where bool [n, m] is true.
+    @cached_property
+    def _rounds_once(self) -> bool:
+        """In half precision a product is rounded before b is added, unless both are one; a GPU adds b for nothing."""
+        return self.W.device.type != "cpu" or self.W.dtype.itemsize < 4
 
-        NaN counts as firing, so that it reaches the output.
+    @cached_property
+    def _floor(self) -> Tensor:
+        """What h has to exceed to fire, [m]."""
+        assert self.b is not None
+        return torch.zeros_like(self.b) if self.threshold is None else self.threshold.clamp_min(0)
+
+    @cached_property
+    def _certainly_off(self) -> Tensor:
+        """z @ W at or below this does not fire, whatever adding b rounds to, [m]."""
+        assert self.b is not None
+        eps = torch.finfo(self.b.dtype).eps
+        return self._floor - self.b - 8 * eps * (self._floor + self.b.abs()) - torch.finfo(self.b.dtype).tiny
+
+    def firing(self, z: Tensor, most: int) -> Tensor | Active:
+        """The activations that are not 0, if there are at most `most`; else all, [n, m].
+
+        On a CPU, ReLU and JumpReLU look at the product before b is added, and write no zeros. NaN counts as firing.
         """
-        if self.kind not in ("relu", "jumprelu"):
+        if self.b is None or self._rounds_once or self.kind not in ("relu", "jumprelu"):
             f = self(z)
-            return f, f != 0
-        h = self.pre(z)  # [n, m]
-        floor = 0 if self.threshold is None else self.threshold.clamp_min(0)
-        return h, (h <= floor).logical_not_()
+            fires = f != 0
+            if int(torch.count_nonzero(fires)) > most:
+                return f
+            at = fires.view(-1).nonzero().squeeze(1)  # [active]
+            return Active(at, f.view(-1)[at])
+        p = z @ self.W  # [n, m]
+        candidates = (p <= self._certainly_off).logical_not_()  # [n, m]
+        if int(torch.count_nonzero(candidates)) > most:
+            return self._jump(p.add_(self.b))
+        at = candidates.view(-1).nonzero().squeeze(1)  # [candidates]
+        features = at.remainder(p.shape[1])
+        h = p.view(-1)[at] + self.b[features]
+        kept = (h <= self._floor[features]).logical_not_()
+        return Active(at[kept], h[kept])
+
+    def _jump(self, h: Tensor) -> Tensor:
+        """max(h, 0) · 1[h > threshold], in place."""
+        return h.relu_() if self.threshold is None else h.masked_fill_(h <= self._floor, 0)
 
     def __call__(self, z: Tensor) -> Tensor:
         """f, [n, d_in] → [n, m]. NaN in z stays NaN in f."""
@@ -69,10 +115,7 @@ class Encoder:
             assert self.r_mag is not None
             f = torch.addcmul(self.b_mag, h, self.r_mag.exp()).relu_()  # [n, m]
             return f.masked_fill_(h + self.b_gate <= 0, 0)
-        if self.kind == "jumprelu":
-            assert self.threshold is not None
-            return h.masked_fill_(h <= self.threshold.clamp_min(0), 0)  # h > max(threshold, 0), else 0
-        f = h.relu_()
+        f = self._jump(h)
         return f.tanh_() if self.kind == "tanh-relu" else f
 
 

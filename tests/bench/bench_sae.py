@@ -133,7 +133,7 @@ def ours(sae: SAE, x: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
         h = x @ sae.W_enc + b_enc  # [n, d_sae]
         return (torch.relu(h) * (h > threshold)) @ sae.W_dec + sae.b_dec
 
-    return {"sae": lambda: sae(x), "dense": dense, "encoder": lambda: torch.addmm(b_enc, x, sae.W_enc)}
+    return {"sae": lambda: sae(x), "dense": dense, "encoder": lambda: x @ sae.W_enc}
 
 
 def fastest(run: Callable[[], torch.Tensor], repeats: int) -> float:
