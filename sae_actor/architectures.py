@@ -1,28 +1,13 @@
-"""Where the hook points of the known model families are: model type → blocks → module of each kind.
+"""The hook points of a loaded model: the places that `families` names, found in its modules.
 
-A hook point is an activation of the forward pass; a `Place` says at which module it can be read *and
-written*, as a path below the block. Nothing is guessed from names: a model type that is not listed is
-refused with the list of those that are, and a kind that a family lacks (`resid_mid` of blocks whose
-attention and MLP run in parallel) is refused too.
-
-    kind        activation                                               width
-    resid_pre   what the block receives                                  hidden_size
-    resid_mid   residual stream between attention and MLP                hidden_size
-    resid_post  what the block returns                                   hidden_size
-    attn_out    what attention adds to the residual stream (bias and     hidden_size
-                post-norm included)
-    attn_z      heads side by side, before the output projection         heads · head_dim
-    mlp_in      what the MLP reads (after its norm)                      hidden_size
-    mlp_act     what the MLP's last matrix reads (gate included)         intermediate_size
-    mlp_out     what the MLP adds to the residual stream (bias and       hidden_size
-                post-norm included)
+A hook reads an activation and may put another in its place; widths are those of the modules themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -30,21 +15,7 @@ from transformers.utils import ModelOutput
 
 from .domain.refs import HookKind, HookPoint
 from .errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
-
-Where = Literal["input", "output"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """An activation at a module: what it gets or what it returns."""
-
-    path: str
-    """Module below the block; empty for the block itself."""
-    where: Where
-    in_place: bool = False
-    """Write into the tensor itself. The block keeps the same tensor as its residual before the module reads
-    it, so that a replaced input would reach the module alone."""
-
+from .families import FAMILIES, Where
 
 Edit = Callable[[Tensor], Tensor | None]
 """Gets an activation [..., width]; returns what takes its place (same shape and type), or None to leave it."""
@@ -95,125 +66,6 @@ def _with_first(output: Any, new: Tensor) -> Any:
         return type(output)(**{**output, first: new})
     rest = output[1:]
     return type(output)(new, *rest) if hasattr(output, "_fields") else (new, *rest)
-
-
-def _places(
-    *,
-    attn_out: str,
-    attn_z: str,
-    mlp_in: str,
-    mlp_act: str,
-    mlp_out: str,
-    resid_mid: str | None,
-) -> dict[HookKind, Place]:
-    places: dict[HookKind, Place] = {
-        "resid_pre": Place("", "input"),
-        "resid_post": Place("", "output"),
-        "attn_out": Place(attn_out, "output"),
-        "attn_z": Place(attn_z, "input"),
-        "mlp_in": Place(mlp_in, "input"),
-        "mlp_act": Place(mlp_act, "input"),
-        "mlp_out": Place(mlp_out, "output"),
-    }
-    if resid_mid is not None:
-        places["resid_mid"] = Place(resid_mid, "input", in_place=True)
-    return places
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one model type is built."""
-
-    blocks: str
-    """Path of the list of blocks."""
-    places: Mapping[HookKind, Place]
-    parallel_when: str | None = None
-    """Config flag under which attention and MLP read the same residual stream: there is no `resid_mid` then."""
-    needs: Mapping[str, bool] = field(default_factory=dict)
-    """Config values without which the places are other ones."""
-
-
-_LLAMA = Family(
-    "model.layers",
-    _places(
-        attn_out="self_attn",
-        attn_z="self_attn.o_proj",
-        mlp_in="mlp",
-        mlp_act="mlp.down_proj",
-        mlp_out="mlp",
-        resid_mid="post_attention_layernorm",
-    ),
-)
-_GEMMA2 = Family(
-    "model.layers",
-    _places(
-        attn_out="post_attention_layernorm",
-        attn_z="self_attn.o_proj",
-        mlp_in="mlp",
-        mlp_act="mlp.down_proj",
-        mlp_out="post_feedforward_layernorm",
-        resid_mid="pre_feedforward_layernorm",
-    ),
-)
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "phi3": _LLAMA,
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA2,
-    "gpt2": Family(
-        "transformer.h",
-        _places(
-            attn_out="attn",
-            attn_z="attn.c_proj",
-            mlp_in="mlp",
-            mlp_act="mlp.c_proj",
-            mlp_out="mlp",
-            resid_mid="ln_2",
-        ),
-        needs={"add_cross_attention": False},
-    ),
-    "gpt_neox": Family(
-        "gpt_neox.layers",
-        _places(
-            attn_out="attention",
-            attn_z="attention.dense",
-            mlp_in="mlp",
-            mlp_act="mlp.dense_4h_to_h",
-            mlp_out="mlp",
-            resid_mid="post_attention_layernorm",
-        ),
-        parallel_when="use_parallel_residual",
-    ),
-    "opt": Family(
-        "model.decoder.layers",
-        _places(
-            attn_out="self_attn",
-            attn_z="self_attn.out_proj",
-            mlp_in="fc1",
-            mlp_act="fc2",
-            mlp_out="fc2",
-            resid_mid="final_layer_norm",
-        ),
-        needs={"do_layer_norm_before": True},
-    ),
-    "phi": Family(
-        "model.layers",
-        _places(
-            attn_out="self_attn",
-            attn_z="self_attn.dense",
-            mlp_in="mlp",
-            mlp_act="mlp.fc2",
-            mlp_out="mlp",
-            resid_mid=None,
-        ),
-    ),
-}
-"""Model type (as in the model's `config.json`) → family."""
 
 
 class Architecture:

@@ -10,6 +10,7 @@ from . import __version__
 from .config import Settings
 from .domain.edits import SUPPORTED_EXCLUSIONS, SUPPORTED_UNITS
 from .domain.refs import MAX_EDITS, HookKind, Method, Mode, NamedPositions
+from .families import FAMILIES
 from .formats import FORMATS
 
 LIBRARIES = ("torch", "transformers", "safetensors", "huggingface_hub", "litestar", "msgspec")
@@ -22,6 +23,7 @@ def capabilities(settings: Settings) -> dict[str, Any]:
         "formats": [each.name for each in FORMATS],
         "architectures": sorted({name for each in FORMATS for name in each.architectures}),
         "hook_points": list(typing.get_args(HookKind)),
+        "families": {name: sorted(family.places) for name, family in sorted(FAMILIES.items())},
         "methods": list(typing.get_args(Method)),
         "modes": list(typing.get_args(Mode)),
         "positions": [*typing.get_args(NamedPositions), "tokens", "from/to"],

@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not marked as exported
 
-from ..architectures import FAMILIES
 from ..errors import ModelLoadError, ModelNotFoundError, SAEError
+from ..families import FAMILIES
 from ..ports import Progress
 from .failures import explained
 

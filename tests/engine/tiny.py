@@ -52,6 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "max_position_embeddings": CONTEXT,
     },
+    "gpt_oss": {**_GEMMA_LIKE, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "phi": {**_LLAMA_LIKE, "num_key_value_heads": 4},
     "phi3": _LLAMA_LIKE,
 }
