@@ -72,7 +72,13 @@ def read(files: SaeFiles) -> Layout:
     return layout(
         file,
         assemble(file, _NAMES, sizes, optional=("scaling_factor",)),
-        Recipe(activation="jumprelu", norm_output=not transcoder, scale_in=1.0 / scale, row_scale=scale),
+        Recipe(
+            activation="jumprelu",
+            norm_output=not transcoder,
+            scale_in=1.0 / scale,
+            row_scale=scale,
+            heads=site == "att",
+        ),
         sizes,
         format=NAME,
         architecture="jumprelu_transcoder" if transcoder else "jumprelu",

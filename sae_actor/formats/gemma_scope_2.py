@@ -79,7 +79,7 @@ def read(files: SaeFiles) -> Layout:
     return layout(
         file,
         assemble(file, _NAMES, sizes, optional=("W_skip",)),
-        Recipe(activation="jumprelu", norm_output=not transcoder),
+        Recipe(activation="jumprelu", norm_output=not transcoder, heads=point is not None and point.kind == "attn_z"),
         sizes,
         format=NAME,
         architecture="jumprelu" + ("_skip" if skip else "") + ("_transcoder" if transcoder else ""),
