@@ -60,10 +60,7 @@ def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: boo
     with _reader(folder) as connection:
         log_id = _read_identity(connection)
         walk = Walk(log_id)
-        try:
-            walk.feed(connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"))
-        except READ_ERRORS as error:
-            walk.bad = f"events.db cannot be read further: {error}"
+        _walk(connection, walk)
         if walk.bad is not None:
             _refuse(walk, walk.position + 1, walk.bad)
         if (bare := walk.unexplained()) is not None:
@@ -139,6 +136,17 @@ def _read_identity(connection: sqlite3.Connection) -> str:
     if row is None or not isinstance(row[0], bytes) or not _LOG_ID.fullmatch(row[0]):
         raise LogDamagedError("events.db does not say which log it is", first_bad=1)
     return row[0].decode()
+
+
+def _walk(connection: sqlite3.Connection, walk: Walk) -> None:
+    try:
+        walk.feed(connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"))
+    except READ_ERRORS as error:
+        # The cursor reads one row ahead and drops the good row before the bad one: ask for it alone.
+        query = f"SELECT {COLUMNS} FROM events WHERE position = ?"
+        with contextlib.suppress(*READ_ERRORS):
+            walk.feed(connection.execute(query, (walk.position + 1,)).fetchall())
+        walk.bad = walk.bad or f"events.db cannot be read further: {error}"
 
 
 def _check_structure(connection: sqlite3.Connection, walk: Walk, check: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import aiosqlite
@@ -41,7 +41,7 @@ async def verify_folder(folder: Path) -> Verification:
     return Verification(ok=True, events=findings.head.position, head=findings.head, detail=detail)
 
 
-async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = None) -> AsyncIterator[Event]:
+async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = None) -> AsyncGenerator[Event, None]:
     """The events of a folder with position above `after`, as they are stored: the chain is not verified here, so
     that a damaged log can be looked at. Close the iterator (`aclosing`) if it is left early.
 

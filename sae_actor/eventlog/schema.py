@@ -69,7 +69,7 @@ _SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("locking_mode", "EXCLUSIVE", "exclusive"),
     ("journal_mode", "WAL", "wal"),
     ("synchronous", "FULL", 2),
-    ("wal_autocheckpoint", "1000", 1000),
+    ("wal_autocheckpoint", "0", 0),  # SQLite's own would keep a failed fsync to itself; the writer does it
     ("temp_store", "MEMORY", 2),
     ("recursive_triggers", "ON", 1),  # or INSERT OR REPLACE would delete without the trigger
     ("trusted_schema", "OFF", 0),

@@ -37,6 +37,8 @@ GROUP_BYTES = 4 * 1024 * 1024
 SYNC_EVENTS = 256
 SYNC_SECONDS = 60.0
 """The checkpoint is made durable after so many events, or at the first append after so many seconds."""
+WAL_PAGES = 1000
+"""The WAL is folded into the database when it holds about so many pages of 4 KiB."""
 
 
 class _Waiting(NamedTuple):
@@ -70,6 +72,7 @@ class Writer:
         self._queue: deque[_Waiting] = deque()
         self._task: asyncio.Task[None] | None = None
         self._syncing: asyncio.Task[None] | None = None
+        self._wal_pages = 0
         self._unsynced = 0
         self._synced_at = time.monotonic()
         self._stopped: str | None = None
@@ -157,6 +160,21 @@ class Writer:
         _answer(batch, rows)
         if failure is not None:
             self._stop([], failure)
+            return
+        # A commit writes a leaf of the table, one of the index and what its rows fill.
+        self._wal_pages += 3 + sum(len(row.data or b"") + 512 for row in rows) // 4096
+        if self._wal_pages >= WAL_PAGES:
+            await self._fold()
+
+    async def _fold(self) -> None:
+        """Move what the WAL holds into the database, so that the WAL begins anew."""
+        self._wal_pages = 0
+        try:
+            await self._db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:  # full: it all stays in the WAL
+                self._stop([], f"events.db could not be written ({error}): the log takes no more events")
+        self._files = self._fingerprint()
 
     async def _fail(self, batch: list[_Waiting], error: sqlite3.Error) -> None:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF

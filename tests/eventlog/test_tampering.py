@@ -50,7 +50,7 @@ async def found(folder: Path, events: Sequence[Event]) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "cases"),
-    [("events.db", 500), ("events.db-wal", 300), pytest.param("all", 20_000, marks=pytest.mark.crash)],
+    [("events.db", 400), ("events.db-wal", 150), pytest.param("all", 20_000, marks=pytest.mark.crash)],
 )
 @pytest.mark.timeout(1200)
 async def test_any_changed_byte_that_touches_an_event_is_found(tmp_path: Path, name: str, cases: int) -> None:
