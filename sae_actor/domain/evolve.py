@@ -184,7 +184,7 @@ def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeR
         case ev.DownloadCancelled():
             return None if record.sae is None else replace(record, status="cached")
         case ev.DeleteRequested():
-            return replace(record, status="deleting", request_position=event.position, attempts=0)
+            return replace(record, status="deleting", request_position=event.position, attempts=0, error=None)
         case ev.DeleteFailed():
             return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
         case _:
