@@ -4,10 +4,13 @@
     layout                    what a reader hands on: where each tensor lies, and the formula (`Recipe`)
     building, hooks           names and shapes to canonical tensors; hook names to hook points
     sae_lens, …               one reader per family: `recognise(files)`, `read(files) -> Layout`
-    registry                  `FORMATS`, and the choice among them
+    registry, refused         `FORMATS`, the choice among them, and what is refused by name
+    values                    a look at every stored number, without torch
+    pickles, pickle_child     state dicts read by torch's restricted reader, or made safetensors by a child
 
 A reader never touches the weights: `describe` shows its description, `sae.load_sae` turns the same layout
-into tensors. So no format needs torch, and none is described in one way and loaded in another.
+into tensors. So no format needs torch (`pickles` imports it when it reads one), and none is described in one way
+and loaded in another.
 """
 
 from __future__ import annotations
