@@ -35,8 +35,8 @@ HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "acceler
 MAY_BE_HEAVY = {"sae", "architectures", "engine"}
 MAY_BE_HEAVY_INSIDE = MAY_BE_HEAVY | {"formats", "demo"}
 """Where a function may import what is heavy when it is called."""
-HEAVY_MODULES = {"sae_actor/demo/conversion.py"}
-"""Imported only where its one function is called: the first start of the demo."""
+HEAVY_MODULES = {"sae_actor/demo/conversion.py", "sae_actor/formats/pickle_child.py"}
+"""Loaded where they are needed and by nothing else: the first start of the demo; a child process."""
 
 PURE = {"__future__", "collections", "hashlib", "re", "typing", "uuid", "msgspec"}
 """All that the rules may know: no clock, no file, no task, no randomness. (A draft gets its id from uuid.)"""
