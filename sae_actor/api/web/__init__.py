@@ -1,4 +1,9 @@
-"""The page at `/`: three static files, no build step, no foreign host."""
+"""The page at `/`: five static files, no build step, no foreign host.
+
+index.html, page.css, icon.svg    what there is to see
+page.js                           what it shows: SAEs, steering, text with and without, events
+wire.js                           how it asks: JSON, streamed text, events without a gap
+"""
 
 from __future__ import annotations
 
@@ -9,28 +14,26 @@ from litestar import Response
 from ..routes import Answer, AnyRequest, operation
 
 _HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
 
 
-def _file(name: str, media_type: str) -> Answer:
-    return Response(content=files(__package__).joinpath(name).read_bytes(), media_type=media_type, headers=_HEADERS)
+def _serve(path: str, name: str, media_type: str, summary: str) -> None:
+    content = files(__package__).joinpath(name).read_bytes()
+
+    async def get_file(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
+        return Response(content=content, media_type=media_type, headers=_HEADERS)
+
+    get_file.__name__ = f"get_{name.replace('.', '_')}"
+    operation("GET", path, summary, answers=((200, media_type),), tag="page")(get_file)
 
 
-@operation("GET", "/", "The page", answers=((200, "text/html"),), tag="page")
-async def get_page(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
-    return _file("index.html", "text/html")
-
-
-@operation("GET", "/page.js", "The page's script", answers=((200, "text/javascript"),), tag="page")
-async def get_script(request: AnyRequest) -> Answer:  # noqa: ARG001
-    return _file("page.js", "text/javascript")
-
-
-@operation("GET", "/page.css", "The page's style", answers=((200, "text/css"),), tag="page")
-async def get_style(request: AnyRequest) -> Answer:  # noqa: ARG001
-    return _file("page.css", "text/css")
+_serve("/", "index.html", "text/html", "The page")
+_serve("/page.js", "page.js", "text/javascript", "The page's script")
+_serve("/wire.js", "wire.js", "text/javascript", "The page's requests")
+_serve("/page.css", "page.css", "text/css", "The page's style")
+_serve("/icon.svg", "icon.svg", "image/svg+xml", "The page's icon")

@@ -1,119 +1,277 @@
-"use strict";
 // Everything shown is set as text, never as markup: names come from repositories of strangers.
-const byId = (id) => document.getElementById(id);
-const element = (tag, text) => Object.assign(document.createElement(tag), { textContent: text ?? "" });
+import { ask, call, chunks, follow } from "/wire.js";
 
-async function call(method, path, body) {
-  const answer = await fetch(path, {
-    method,
-    headers: body === undefined ? {} : { "Content-Type": "application/json" },
-    body: body === undefined ? undefined : JSON.stringify(body),
-  });
-  const value = await answer.json();
-  if (!answer.ok) throw new Error(value.detail ?? value.error?.message ?? answer.statusText);
-  return value;
+const byId = (id) => document.getElementById(id);
+
+function element(tag, text, properties = {}) {
+  return Object.assign(document.createElement(tag), { textContent: text ?? "", ...properties });
 }
 
+// — problems —
+
+function complain(message) {
+  byId("problem").hidden = !message;
+  byId("problem").firstElementChild.textContent = message ?? "";
+}
+byId("problem").lastElementChild.addEventListener("click", () => complain());
+
+/** An event handler that disables its button while it runs, and shows what went wrong. */
 function guarded(action) {
   return async (event) => {
-    event?.preventDefault?.();
-    const button = event?.submitter ?? event?.currentTarget;
-    if (button) button.disabled = true;
-    byId("problem").textContent = "";
+    event.preventDefault();
+    const pressed = event.submitter ?? event.currentTarget;
+    pressed.disabled = true;
+    complain();
     try {
       await action(event);
     } catch (error) {
-      byId("problem").textContent = error.message;
+      if (error.name !== "AbortError") complain(error.message);
     } finally {
-      if (button) button.disabled = false;
+      pressed.disabled = false;
     }
   };
 }
 
-let attachment = { is_attached: false };
-
-function button(label, action) {
-  const made = element("button", label);
+function button(label, action, className = "") {
+  const made = element("button", label, { type: "button", className });
   made.addEventListener("click", guarded(action));
   return made;
 }
 
+// — what there is —
+
+let attachments = [];
+let revision = "*";
+let model = { status: "none" };
+
+const hook = (point) => (point ? `${point.kind}.${point.layer}` : "no hook point");
+const bytes = (count) => (count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(1)} GB`);
+const pathOf = (saeId, action) => `/api/saes/${encodeURIComponent(saeId)}/${action}`;
+
 async function refresh() {
-  const [model, all] = await Promise.all([call("GET", "/api/model"), call("GET", "/api/saes")]);
-  attachment = all.attachment;
-  byId("model").textContent =
-    model.status === "loaded" ? `${model.model_id} · ${model.dtype} on ${model.device} · ${model.num_layers} layers` : `model: ${model.status}`;
-  byId("saes").replaceChildren(...all.saes.map((sae) => {
-    const row = element("tr");
-    const point = sae.hook_point ? `${sae.hook_point.kind}.${sae.hook_point.layer}` : "";
-    row.append(element("td", sae.name), element("td", sae.status), element("td", point), element("td", sae.d_sae ?? ""));
-    const cell = element("td");
-    const path = `/api/saes/${encodeURIComponent(sae.sae_id)}`;
-    if (sae.status === "cached") cell.append(button("Attach", () => call("POST", `${path}/attach`, {})));
-    if (sae.status === "attached") cell.append(button("Detach", () => call("POST", `${path}/detach`)));
-    row.append(cell);
-    return row;
-  }));
-  byId("edits").replaceChildren(...(attachment.steering ?? []).map((edit, index) => {
-    const row = element("li");
-    row.append(element("span", `feature ${edit.feature} · ${edit.method} ${edit.strength}`));
-    row.append(button("Remove", () => steer(attachment.steering.filter((_, other) => other !== index))));
-    return row;
-  }));
+  const [modelNow, { value: all, etag }] = await Promise.all([call("GET", "/api/model"), ask("GET", "/api/saes")]);
+  model = modelNow;
+  attachments = all.attachment.attachments;
+  revision = etag;
+  showModel();
+  byId("no-saes").hidden = all.saes.length > 0;
+  byId("saes").replaceChildren(...all.saes.map(saeRow));
+  showSteering(new Map(all.saes.map((sae) => [sae.sae_id, sae])));
 }
 
-async function steer(features) {
-  if (!attachment.is_attached) throw new Error("no SAE is attached");
-  await call("PUT", `/api/saes/${encodeURIComponent(attachment.sae_id)}/steering`, { features });
+function showModel(progress) {
+  const shape = model.num_layers ? ` · ${model.dtype} on ${model.device} · ${model.num_layers} layers of ${model.hidden_size}` : "";
+  const name = model.model_id?.split("/").filter(Boolean).slice(-2).join("/") ?? "";
+  byId("model").title = model.model_id ?? "";
+  byId("model").textContent =
+    model.status === "loaded" ? name + shape
+      : model.status === "none" ? "no model is loaded"
+        : `${name}: ${model.status}${progress ? ` (${progress})` : ""}${model.error ? `: ${model.error.detail}` : ""}`;
+}
+
+function saeRow(sae) {
+  const row = element("li");
+  const about = element("div", "", { className: "main" });
+  const name = element("div", sae.name, { title: sae.sae_id });
+  const status = element("span", sae.status, { className: "status" });
+  status.dataset.status = sae.status;
+  name.append(status);
+  const facts = [hook(sae.hook_point), sae.architecture, sae.d_sae && `${sae.d_sae} features`, bytes(sae.file_size_bytes)];
+  about.append(name, element("p", facts.filter(Boolean).join(" · ")));
+  for (const warning of sae.warnings ?? []) about.append(element("p", `warning: ${warning}`));
+  if (sae.error) about.append(element("p", sae.error.detail, { className: "bad" }));
+  row.append(about);
+  if (sae.status === "cached") row.append(button("Attach", () => call("POST", pathOf(sae.sae_id, "attach"), {})));
+  if (sae.status === "attached") row.append(button("Detach", () => call("POST", pathOf(sae.sae_id, "detach")), "plain"));
+  return row;
+}
+
+// — steering —
+
+function showSteering(saes) {
+  const form = byId("steer").elements;
+  byId("steering").hidden = attachments.length === 0;
+  byId("nothing-attached").hidden = attachments.length > 0;
+  const chosen = form.sae.value;
+  form.sae.replaceChildren(...attachments.map((each) => new Option(`${saes.get(each.sae_id)?.name} at ${hook(each.hook_point)}`, each.sae_id)));
+  if (attachments.some((each) => each.sae_id === chosen)) form.sae.value = chosen;
+  byId("which").hidden = attachments.length < 2;
+  const widest = Math.max(0, ...attachments.map((each) => saes.get(each.sae_id)?.d_sae ?? 0));
+  if (widest > 0) form.feature.max = widest - 1;
+  // A strength that is being typed is left alone; the next refresh brings the list up to date.
+  if (!byId("edits").contains(document.activeElement) || document.activeElement.type !== "number") {
+    byId("edits").replaceChildren(...attachments.flatMap(editRows));
+  }
+  byId("under").textContent = attachments.some((each) => each.steering_enabled && each.steering.length) ? "under the intervention" : "under the intervention (no edit is set)";
+}
+
+const sameEdit = (one, other) => ["feature", "method", "positions"].every((key) => JSON.stringify(one[key]) === JSON.stringify(other[key]));
+
+let turns = Promise.resolve();
+
+/** Replace the steering by what `change` makes of it; one after the other, and only if it is still what the page shows. */
+function steer(saeId, change) {
+  const turn = turns.then(async () => {
+    const attachment = attachments.find((each) => each.sae_id === saeId);
+    if (!attachment) throw new Error("the SAE is not attached any more");
+    const { steering, steering_enabled: enabled } = attachment;
+    try {
+      await ask("PUT", pathOf(saeId, "steering"), { features: steering, enabled, ...change(steering) }, { "If-Match": revision });
+    } finally {
+      await refresh();
+    }
+  });
+  turns = turn.catch(() => {});
+  return turn;
+}
+
+function editRows(attachment) {
+  const { sae_id: saeId, steering: edits } = attachment;
+  const rows = edits.map((edit) => {
+    const row = element("li", "", { className: attachment.steering_enabled ? "" : "off" });
+    const positions = typeof edit.positions === "string" ? edit.positions : JSON.stringify(edit.positions);
+    const details = [edit.method, `positions ${positions}`, edit.exclude.length && `without ${edit.exclude.join(", ")}`];
+    const about = element("div", `feature ${edit.feature}`, { className: "main" });
+    about.append(element("p", details.filter(Boolean).join(" · ")));
+    const strength = element("input", "", { type: "number", step: "any", value: edit.strength, ariaLabel: `strength of feature ${edit.feature}` });
+    strength.addEventListener("change", guarded(async () => {
+      strength.blur();
+      if (strength.value === "") return refresh();
+      const changed = { ...edit, strength: Number(strength.value) };
+      return steer(saeId, (now) => ({ features: now.map((each) => (sameEdit(each, edit) ? changed : each)) }));
+    }));
+    const remove = () => steer(saeId, (now) => ({ features: now.filter((each) => !sameEdit(each, edit)) }));
+    row.append(about, strength, button("Remove", remove, "plain"));
+    return row;
+  });
+  if (edits.length > 0) {
+    const force = element("label", "", { className: "check main" });
+    const box = element("input", "", { type: "checkbox", checked: attachment.steering_enabled });
+    box.addEventListener("change", guarded(() => steer(saeId, () => ({ enabled: box.checked }))));
+    force.append(box, " in force");
+    const row = element("li");
+    row.append(force, button("Clear all", () => steer(saeId, () => ({ features: [] })), "plain"));
+    rows.push(row);
+  }
+  return rows;
 }
 
 byId("steer").addEventListener("submit", guarded(async (event) => {
-  const form = new FormData(event.target);
+  const form = event.target.elements;
   const edit = {
-    feature: Number(form.get("feature")), strength: Number(form.get("strength")),
-    method: form.get("method"), exclude: ["sink"],
+    feature: Number(form.feature.value), strength: Number(form.strength.value), method: form.method.value,
+    positions: form.positions.value, exclude: form.sink.checked ? ["sink"] : [],
   };
-  await steer([...(attachment.steering ?? []), edit]);
+  await steer(form.sae.value, (now) => ({ features: [...now, edit] }));
+  form.feature.value = form.strength.value = "";
+  form.feature.focus();
 }));
 
-async function text(prompt, max_tokens, sae) {
-  const body = { messages: [{ role: "user", content: prompt }], max_tokens, temperature: 0, sae };
-  return (await call("POST", "/v1/chat/completions", body)).choices[0].message.content;
+// — text —
+
+async function text(asked, sae, output, signal) {
+  const receipt = output.nextElementSibling;
+  output.textContent = receipt.textContent = "";
+  const path = asked.kind === "chat" ? "/v1/chat/completions" : "/v1/completions";
+  const prompt = asked.kind === "chat" ? { messages: [{ role: "user", content: asked.prompt }] } : { prompt: asked.prompt };
+  const body = { ...prompt, max_tokens: asked.max_tokens, temperature: asked.temperature, seed: asked.seed, stream: true, sae };
+  for await (const chunk of chunks(path, body, signal)) {
+    const choice = chunk.choices[0];
+    output.textContent += choice?.delta?.content ?? choice?.text ?? "";
+    if (chunk.sae) {
+      const { receipt: count, position } = chunk.sae;
+      receipt.textContent = `${count.tokens_generated} tokens (${choice.finish_reason}) · ${count.tokens_edited} positions edited · state of position ${position}`;
+    }
+  }
 }
 
 byId("ask").addEventListener("submit", guarded(async (event) => {
-  const form = new FormData(event.target);
-  const ask = (sae) => text(form.get("prompt"), Number(form.get("max_tokens")), sae);
-  const [baseline, steered] = await Promise.all([ask({ baseline: true }), ask(undefined)]);
-  byId("baseline").textContent = baseline;
-  byId("steered").textContent = steered;
+  const form = event.target.elements;
+  const asked = {
+    prompt: form.prompt.value, kind: form.kind.value, max_tokens: Number(form.max_tokens.value),
+    temperature: Number(form.temperature.value), seed: Math.floor(Math.random() * 2 ** 31),
+  };
+  const stopped = new AbortController();
+  const stop = () => stopped.abort();
+  byId("stop").addEventListener("click", stop);
+  byId("stop").hidden = false;
+  try {
+    const both = [text(asked, { baseline: true }, byId("baseline"), stopped.signal), text(asked, undefined, byId("steered"), stopped.signal)];
+    const failed = (await Promise.allSettled(both)).find((each) => each.status === "rejected");
+    if (failed) throw failed.reason;
+  } finally {
+    byId("stop").hidden = true;
+    byId("stop").removeEventListener("click", stop);
+  }
 }));
 
-const TYPES = [
-  "ActorStarted", "ActorStopped", "ModelLoadRequested", "ModelLoaded", "ModelLoadFailed", "ModelUnloaded",
-  "DownloadRequested", "DownloadCompleted", "DownloadFailed", "DownloadCancelled", "AttachRequested", "SaeAttached",
-  "AttachFailed", "DetachRequested", "SaeDetached", "DeleteRequested", "SaeDeleted", "DeleteFailed",
-  "SteeringChanged", "MonitoringChanged", "EffectInterrupted", "HookFaulted", "GpuLost", "CommandRejected",
-  "GenerationStarted", "GenerationFinished", "PayloadRedacted", "LogTruncated",
-];
+// — events —
+
+const KEPT = 300;
+
+/** What an event is about, on one line. */
+function summary(data) {
+  const edits = (data.features ?? data.steering)?.map((each) => (each.feature === undefined ? each : `${each.feature}=${each.strength} ${each.method}`));
+  const model = typeof data.model === "string" ? data.model : data.model?.model_id;
+  const parts = [
+    data.restored && "restored", data.command, model, data.sae_id, data.hook_point && hook(data.hook_point),
+    edits && (edits.join(", ") || "no edits"), data.enabled === false && "out of force", data.generation_id, data.baseline && "baseline",
+    data.finish_reason, data.freed_bytes && `${bytes(data.freed_bytes)} freed`, data.error?.detail ?? data.detail, data.reason, data.version,
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
+
+function eventRow(event) {
+  const details = element("details");
+  const line = element("summary");
+  const time = element("time", new Date(event.time).toLocaleTimeString(), { dateTime: event.time });
+  line.append(
+    element("span", event.position, { className: "position" }), time, element("span", event.type, { className: "type" }),
+    element("span", summary(event.data), { className: "about" }),
+  );
+  details.append(line);
+  details.addEventListener("toggle", () => {
+    if (details.open && details.children.length === 1) details.append(element("pre", JSON.stringify(event, null, 1)));
+  });
+  const row = element("li");
+  row.dataset.position = event.position;
+  row.append(details);
+  return row;
+}
 
 let waiting = false;
 function soon() {
   if (waiting) return;
   waiting = true;
-  setTimeout(() => { waiting = false; refresh().catch(() => {}); }, 100);
+  setTimeout(() => {
+    waiting = false;
+    refresh().catch((error) => complain(error.message));
+  }, 60);
 }
 
-const stream = new EventSource("/api/events");
-for (const type of TYPES) {
-  stream.addEventListener(type, (message) => {
-    const event = JSON.parse(message.data);
-    const row = element("li");
-    row.append(element("span", event.position), element("span", event.type), element("span", JSON.stringify(event.data)));
-    const list = byId("events");
-    list.prepend(row);
-    while (list.children.length > 500) list.lastChild.remove();
-    if (!type.startsWith("Generation")) soon();
-  });
+function onEvent(event) {
+  byId("events").prepend(eventRow(event));
+  while (byId("events").children.length > KEPT) byId("events").lastElementChild.remove();
+  if (!event.type.startsWith("Generation")) soon();
 }
-refresh().catch((error) => { byId("problem").textContent = error.message; });
+
+function onPassing(type, data) {
+  if (type === "reset") byId("events").replaceChildren();
+  if (type === "model_progress") showModel(data.stage);
+}
+
+function onLink(live) {
+  byId("link").dataset.state = live ? "live" : "waiting";
+  byId("link").textContent = live ? "live" : "connection lost, trying again";
+  if (live) soon();
+}
+
+async function begin() {
+  const [can, health] = await Promise.all([call("GET", "/api/capabilities"), call("GET", "/health")]);
+  byId("steer").elements.method.replaceChildren(...can.methods.map((name) => new Option(name)));
+  const named = can.positions.filter((name) => /^[a-z_]+$/.test(name) && name !== "tokens");
+  byId("steer").elements.positions.replaceChildren(...named.map((name) => new Option(name)));
+  await refresh();
+  follow(Math.max(0, health.position - KEPT), { onEvent, onPassing, onLink });
+}
+begin().catch((error) => complain(error.message));

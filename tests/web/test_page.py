@@ -1,0 +1,172 @@
+"""The page at `/` in a real browser, on a real service process with the engine that needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from sae_actor.api import web
+from sae_actor.domain.events import PAYLOADS
+from tests.process.harness import Process
+from tests.process.test_kill import EDIT, SAE_ID, SCRIPT
+from tests.web.browser import BINARY, Browser, Page
+
+needs_browser = pytest.mark.skipif(BINARY is None, reason="no chromium binary (Debian package: chromium)")
+LIVE = "document.querySelector('#link').dataset.state === 'live'"
+POSITIONS = "[...document.querySelectorAll('#events li')].map(e => Number(e.dataset.position))"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Process]:
+    with Process(tmp_path / "data") as process:
+        yield process
+
+
+def prepared(process: Process, steps: int) -> None:
+    for key, command in SCRIPT[:steps]:
+        assert process.send(key, **command)["status"] == "completed"
+
+
+def opened(browser: Browser, url: str, width: int = 1280) -> Page:
+    page = browser.open(url, width)
+    page.until(f"document.querySelector('#link') && {LIVE}")
+    return page
+
+
+def generated(page: Page) -> tuple[str, str]:
+    """The texts without and under the intervention."""
+    page.click("#generate")
+    page.until("document.querySelectorAll('.receipt')[1].innerText !== ''")
+    page.until("!document.querySelector('#generate').disabled")
+    return page.text("#baseline"), page.text("#steered")
+
+
+@needs_browser
+def test_a_session(browser: Browser, service: Process) -> None:
+    prepared(service, 2)
+    page = opened(browser, service.url)
+    page.until("document.querySelector('#model').innerText.startsWith('tiny')")
+    assert "smollm2-135m-layer15" in page.text("#saes")
+    assert "2304 features" in page.text("#saes")
+
+    page.click("#saes button", "Attach")
+    page.until("document.querySelector('.status').innerText === 'attached'")
+    page.until("!document.querySelector('#steering').hidden")
+    bare = generated(page)
+    assert bare[0] == bare[1] != ""
+
+    page.fill("#steer [name=feature]", "584")
+    page.fill("#steer [name=strength]", "85")
+    page.click("#steer button")
+    page.until("document.querySelector('#edits').innerText.includes('feature 584')")
+    steering = service.client.get(f"/api/saes/{SAE_ID}/steering").json()
+    assert steering["features"] == [
+        {**EDIT, "method": "add", "positions": "all", "unit": "raw", "sae_id": None, "when": None}
+    ]
+    steered = generated(page)
+    assert steered[0] == bare[0] != steered[1]
+    without, under = page.texts(".receipt")
+    assert " · 0 positions edited" in without
+    assert re.search(r" · [1-9]\d* positions edited", under)
+
+    page.fill("#edits input[type=number]", "12.5")
+    page.click("h1")
+    page.until("document.querySelector('#events').innerText.includes('584=12.5')")
+    page.click("#edits input[type=checkbox]")
+    page.until("document.querySelector('#edits li').className === 'off'")
+    assert generated(page) == bare
+    page.until("document.querySelector('#edits input[type=number]').value === '12.5'")
+
+    page.click("#edits button", "Remove")
+    page.until("document.querySelectorAll('#edits li').length === 0")
+    page.click("#saes button", "Detach")
+    page.until("document.querySelector('.status').innerText === 'cached'")
+    assert service.client.get("/api/saes/attachment").json()["attachments"] == []
+
+    events = service.events()
+    page.until(f"{POSITIONS}.length === {len(events)}")
+    assert page.evaluate(POSITIONS) == [event["position"] for event in reversed(events)]
+    assert page.texts("#events .type") == [event["type"] for event in reversed(events)]
+    page.click("#events summary")
+    page.until("document.querySelector('#events pre') !== null")
+    assert json.loads(page.text("#events pre")) == events[-1]
+    assert page.complaints == []
+    assert {url.removeprefix(service.url).partition("?")[0] for url in page.requested()} <= {
+        "/", "/page.js", "/wire.js", "/page.css", "/icon.svg", "/health", "/v1/chat/completions",
+        "/api/capabilities", "/api/model", "/api/saes", "/api/events", f"/api/saes/{SAE_ID}/attach",
+        f"/api/saes/{SAE_ID}/detach", f"/api/saes/{SAE_ID}/steering",
+    }  # fmt: skip
+
+
+@needs_browser
+def test_events_go_on_without_a_gap_through_a_death(browser: Browser, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Process(data) as first:
+        prepared(first, 3)
+        page = opened(browser, first.url)
+        page.until(f"{POSITIONS}.length === 7")
+        first.signal(signal.SIGKILL)
+        page.until(f"!({LIVE})")
+        assert "trying again" in page.text("#link")
+    with Process(data, "--port", first.url.rpartition(":")[2]) as second:
+        second.until_ready()
+        prepared(second, 4)  # before the page is back: the first three were answered already
+        page.until(LIVE, 30)
+        second.send("more", type="Steer", sae_id=SAE_ID, features=[])
+        events = second.events()
+        page.until(f"{POSITIONS}.length >= {len(events)}")
+        assert page.evaluate(POSITIONS) == list(range(len(events), 0, -1))
+        assert page.texts("#events .type")[:2] == ["SteeringChanged", "SteeringChanged"]
+        assert "no model" not in page.text("#model")
+
+
+@needs_browser
+def test_a_refusal_is_shown_and_can_be_dismissed(browser: Browser, service: Process) -> None:
+    service.send("import", **SCRIPT[1][1])
+    page = opened(browser, service.url)
+    assert page.text("#model") == "no model is loaded"
+    page.click("#saes button", "Attach")
+    page.until("!document.querySelector('#problem').hidden")
+    assert "model" in page.text("#problem p")
+    page.until("document.querySelector('#events .type').innerText === 'CommandRejected'")
+    page.click("#problem button")
+    page.until("document.querySelector('#problem').hidden")
+
+
+@needs_browser
+def test_names_are_text_and_never_markup(browser: Browser, service: Process) -> None:
+    hostile = "<img src=x onerror=document.title='taken'>"
+    assert service.send("load", type="LoadModel", model=hostile)["status"] == "completed"
+    page = opened(browser, service.url)
+    page.until("document.querySelector('#model').innerText.includes('onerror')")
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+    assert page.evaluate("document.title") == "sae-actor"
+    assert page.complaints == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [360, 1600])
+def test_nothing_sticks_out_at_the_side(browser: Browser, service: Process, width: int) -> None:
+    prepared(service, 4)
+    page = opened(browser, service.url, width)
+    page.until("document.querySelectorAll('#edits li').length > 0")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_page_listens_to_every_type_of_event() -> None:
+    script = files(web.__name__).joinpath("wire.js").read_text("utf-8")
+    listed = re.search(r"const DURABLE = \[(.*?)\];", script, re.DOTALL)
+    assert listed is not None
+    assert re.findall(r'"(\w+)"', listed[1]) == list(PAYLOADS)
