@@ -20,6 +20,8 @@ from .layout import DIGEST, Repository, is_safe_path, remove_empty
 
 _LEFT_BY_LIBRARY = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomplete|tmp_[0-9a-f-]{36}")
 """Names of unfinished files of the hub library: unique to a process, so no one continues them."""
+_TEMPORARY = re.compile(r".+\.(\d{1,9})\.tmp")
+"""Names that are renamed as soon as they are written: their writer's process id is in them."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ def discard(root: Path, effect: DownloadEffect) -> int:
     repository = Repository.of(root, effect.repository_id)
     own = claimed.read(repository, effect.sae_id)
     if own is None:
+        _tidy(root, repository)
         return 0
     at = effect.request_position
     gone = [c for c in own.claims if c.request_position == at or (c.request_position < at and not c.complete)]
@@ -105,13 +108,7 @@ def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
             gone = [c for c in own.claims if not _wanted(c, own, commits)]
             freed += _drop(root, repository, own, gone)
         freed += _sweep_blobs(repository)
-        for left in (
-            *folder.glob("refs/**/*.tmp"),
-            *folder.glob("snapshots/**/.*.tmp"),
-            *repository.claims.glob("*.tmp"),
-        ):
-            left.unlink(missing_ok=True)
-        _tidy(root, repository)
+        _tidy(root, repository, quiet=True)
     return freed
 
 
@@ -170,8 +167,17 @@ def _sweep_blobs(repository: Repository) -> int:
     return freed
 
 
-def _tidy(root: Path, repository: Repository) -> None:
-    """Remove refs to commits of which nothing is left, and folders that became empty."""
+def _tidy(root: Path, repository: Repository, *, quiet: bool = False) -> None:
+    """Remove what a killed process was about to rename, refs to commits that are gone, folders that became empty.
+
+    `quiet`: no download runs, so nothing is about to be renamed, whatever process has the writer's id now.
+    """
+    for pattern in ("refs/**/*.tmp", "snapshots/**/.*.tmp", ".claims/*.tmp"):
+        for left in list(repository.folder.glob(pattern)):
+            writer = _TEMPORARY.fullmatch(left.name)
+            if writer is not None and (quiet or not _is_running(int(writer[1]))):
+                left.unlink(missing_ok=True)
+                remove_empty(left.parent, repository.folder)
     for ref in list(repository.folder.glob("refs/**/*")):
         if ref.is_file() and not repository.snapshot(ref.read_text().strip() or "-").is_dir():
             ref.unlink(missing_ok=True)
@@ -190,6 +196,16 @@ def _blob_of(repository: Repository, commit: str, path: str) -> str | None:
         return None
     name = os.path.basename(target)
     return name if DIGEST.fullmatch(name) else None
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _unlink(path: Path) -> int:

@@ -216,9 +216,9 @@ async def test_the_sweep_takes_what_killed_processes_left(
         repository / "blobs" / f"{'d' * 64}.1234abcd.incomplete": 700,
         repository / "blobs" / "tmp_12345678-1234-1234-1234-123456789abc": 0,
         repository / "blobs" / ("e" * 64): 900,
-        repository / "refs" / "main.1234.tmp": 40,
-        repository / ".claims" / "x.json.77.tmp": 10,
-        repository / "snapshots" / str(location.commit) / "a" / f".{'e' * 64}.77.tmp": 0,
+        repository / "refs" / f"main.{os.getpid()}.tmp": 40,
+        repository / ".claims" / f"x.json.{os.getpid()}.tmp": 10,
+        repository / "snapshots" / str(location.commit) / "a" / f".{'e' * 64}.{os.getpid()}.tmp": 0,
     }
     for path, count in orphans.items():
         path.write_bytes(bytes(count))
