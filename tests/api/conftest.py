@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from sae_actor.eventlog.memory import MemoryLog
 
 from sae_actor.actor import Actor, Broadcast, Performer, Texts
 from sae_actor.api import Context, create_app
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
+from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.serve import SystemClock, listen
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description

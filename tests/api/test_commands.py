@@ -114,7 +114,7 @@ async def test_bad_keys_are_refused(service: Running, key: str) -> None:
     answer = await service.client.post(
         "/api/commands",
         json={"type": "UnloadModel"},
-        headers=[(b"Idempotency-Key", key.encode())],  # type: ignore[arg-type]
+        headers=[(b"Idempotency-Key", key.encode())],
     )
     assert answer.status_code == 400
 

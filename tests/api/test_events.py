@@ -162,7 +162,8 @@ async def test_what_cannot_be_brought_back_is_degraded(service: Running) -> None
         refused = await after.client.post("/v1/completions", json=ask)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
         assert refused.headers["retry-after"]
-        for own in ({"baseline": True}, {"steering": []}):
+        owns: list[dict[str, Any]] = [{"baseline": True}, {"steering": []}]
+        for own in owns:
             assert (await after.client.post("/v1/completions", json={**ask, "sae": own})).status_code == 200
         broken.attach_error = None
         assert (await after.client.post(f"/api/saes/{sae_id}/detach")).status_code == 200

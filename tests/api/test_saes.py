@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,7 @@ async def test_steering_is_replaced_as_a_whole(service: Running) -> None:
     assert off.json()["enabled"] is False
     await service.command("Detach", sae_id=sae_id)
     for method in ("GET", "PUT", "DELETE"):
-        body = {"features": []} if method == "PUT" else None
+        body: dict[str, Any] | None = {"features": []} if method == "PUT" else None
         answer = await service.client.request(method, path, json=body)
         assert (answer.status_code, answer.json()["code"]) == (409, "sae_not_attached")
 

@@ -1,10 +1,13 @@
 """The event log beside plain SQLite, in one run: `python -m tests.bench.bench_log [--events N] [--folder F]`.
 
 append     one event, durable, through the writer       against  one INSERT of the same bytes and its FULL commit
-group      64 writers waiting at once                   against  raw INSERTs of 64 rows, FULL commit each
+together   64 events in one append, as the actor        against  raw INSERTs of 64 rows, FULL commit each
+           stores the turns that wait
+64 writers 64 appends waiting at once                   against  the same
 replay     `open` with the chain verified, then reading every event, on a log of N events
 
-Every figure is the median of several rounds, in which the two sides take turns; a ratio compares medians.
+The two sides take turns, commit by commit, so that both meet the same disk and the same neighbours; figures are
+medians of several rounds.
 """
 
 from __future__ import annotations
@@ -73,26 +76,22 @@ class Raw:
 
 
 async def append_latency(log: SqliteLog) -> list[float]:
-    taken = []
-    for each in drafts(APPENDS):
-        begin = time.perf_counter()
-        await log.append([each], expected=log.head.position)
-        taken.append(time.perf_counter() - begin)
-    return taken
+    return [await timed_append(log, [each]) for each in drafts(APPENDS)]
 
 
-async def group_rate(log: SqliteLog) -> float:
-    """Events per second with `WRITERS` appends waiting all the time."""
-    batches = [drafts(WRITERS) for _ in range(GROUPS)]
+async def timed_append(log: SqliteLog, batch: list[Draft]) -> float:
+    """Seconds until a durable answer."""
     begin = time.perf_counter()
-    for batch in batches:
-        at = log.head.position
-        await asyncio.gather(*(log.append([each], expected=at + i) for i, each in enumerate(batch)))
-    return WRITERS * GROUPS / (time.perf_counter() - begin)
+    await log.append(batch, expected=log.head.position)
+    return time.perf_counter() - begin
 
 
-def raw_group_rate(raw: Raw) -> float:
-    return WRITERS * GROUPS / sum(raw.commit(drafts(WRITERS)) for _ in range(GROUPS))
+async def timed_writers(log: SqliteLog, batch: list[Draft]) -> float:
+    """Seconds until as many writers as there are events have their answers."""
+    at = log.head.position
+    begin = time.perf_counter()
+    await asyncio.gather(*(log.append([each], expected=at + i) for i, each in enumerate(batch)))
+    return time.perf_counter() - begin
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -101,27 +100,24 @@ def percentile(values: list[float], share: float) -> float:
 
 async def writing(folder: Path) -> None:
     log, raw = await SqliteLog.open(folder / "log"), Raw(folder)
-    ours: list[list[float]] = []
-    theirs: list[list[float]] = []
-    groups: list[float] = []
-    raw_groups: list[float] = []
+    singles: list[tuple[list[float], list[float]]] = []
+    groups: list[tuple[float, float, float]] = []
     for _ in range(ROUNDS):
-        theirs.append([raw.commit([each]) for each in drafts(APPENDS)])
-        ours.append(await append_latency(log))
-        raw_groups.append(raw_group_rate(raw))
-        groups.append(await group_rate(log))
+        pairs = [(await timed_append(log, [each]), raw.commit([each])) for each in drafts(APPENDS)]
+        singles.append(([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+        for _ in range(GROUPS):
+            batch = drafts(WRITERS)
+            groups.append((await timed_append(log, batch), await timed_writers(log, batch), raw.commit(batch)))
     await log.close()
     raw.close()
 
-    def median(rounds: list[list[float]], share: float) -> float:
-        return statistics.median(percentile(each, share) for each in rounds) * 1e6
-
     print(f"{'':24}{'event log':>14}{'raw SQLite':>14}{'ratio':>9}")
     for name, share in (("p50", 0.5), ("p99", 0.99)):
-        mine, other = median(ours, share), median(theirs, share)
+        mine, other = (statistics.median(percentile(each[side], share) for each in singles) * 1e6 for side in (0, 1))
         print(f"append {name:4}       [us]  {mine:14.0f}{other:14.0f}{mine / other:9.2f}")
-    rate, raw_rate = statistics.median(groups), statistics.median(raw_groups)
-    print(f"{WRITERS} writers   [events/s]  {rate:14,.0f}{raw_rate:14,.0f}{rate / raw_rate:9.2f}")
+    together, writers, plain = (WRITERS / statistics.median(each[side] for each in groups) for side in range(3))
+    print(f"{WRITERS} together  [events/s]  {together:14,.0f}{plain:14,.0f}{together / plain:9.2f}")
+    print(f"{WRITERS} writers   [events/s]  {writers:14,.0f}{plain:14,.0f}{writers / plain:9.2f}")
 
 
 async def replay(folder: Path, events: int) -> None:
@@ -154,11 +150,8 @@ async def replay(folder: Path, events: int) -> None:
         await log.close()
     opened, read, plainly = (statistics.median(each) for each in (opening, reading, baseline))
     print(f"\nreplay of {events:,} events, {size / 1e6:,.0f} MB (median of 3)")
-    print(
-        f"open, chain verified   {opened:7.2f} s {events / opened:12,.0f} events/s {opened / plainly:6.2f} x plain SELECT"
-    )
-    print(f"read of every event    {read:7.2f} s {events / read:12,.0f} events/s {read / plainly:6.2f} x plain SELECT")
-    print(f"plain SELECT           {plainly:7.2f} s {events / plainly:12,.0f} events/s")
+    for name, taken in (("open, chain verified", opened), ("read of every event", read), ("plain SELECT", plainly)):
+        print(f"{name:24}{taken:7.2f} s {events / taken:12,.0f} events/s {taken / plainly:6.2f} x plain SELECT")
     print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
 
 

@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data") as process:
         for key, command in SCRIPT[:3]:
             assert process.send(key, **command)["status"] == "completed"
-        steer = {"type": "Steer", "sae_id": SAE_ID, "features": [{"feature": 1, "strength": 1}]}
+        steer: dict[str, object] = {"type": "Steer", "sae_id": SAE_ID, "features": [{"feature": 1, "strength": 1}]}
         for _ in range(given.runs):
             rows["raw FULL commit"].append(quantiles(raw_commits(Path(folder), given.count)))
             rows["GET /health"].append(quantiles(posts(process.url, given.count, "/health", None)))

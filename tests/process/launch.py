@@ -31,8 +31,8 @@ def main() -> int:
     _arm(when, number)
     engine = FakeEngine(hidden_size=576, num_layers=30, load_seconds=given.load_seconds)
     if given.die_loading:
-        engine.load_model = _die  # type: ignore[method-assign]
-    serve._torch_engine = lambda _: engine
+        engine.load_model = _die  # type: ignore[method-assign, assignment]
+    serve._torch_engine = lambda settings: engine
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": [str(SAE_FOLDER.parent)]})
     return serve.run(settings)
 
