@@ -246,9 +246,8 @@ class Actor:
         if not isinstance(error, DiskFullError):
             self._fail(error if isinstance(error, LogError) else InternalError(error.detail))
         for envelope, answer in turn.answers:
-            if isinstance(answer, SAEError):
-                envelope.fail(answer)
-            elif not isinstance(answer, slice):
+            # What was on record before stays so; a refusal may rest on what was not stored.
+            if isinstance(answer, tuple):
                 envelope.answer(answer)
         for envelope in envelopes:
             envelope.fail(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 
 from ..domain import events as ev
 from ..domain.effects import (
@@ -43,9 +44,13 @@ class Performer:
             return ev.GpuLost(detail=error.detail)
         except SAEError as error:
             return failed(effect, error)
-        except Exception:
+        except Exception as error:
             # The boundary of supervision: whatever an adapter did wrong ends this effect, not the service.
-            logger.exception("%s of request %d failed unexpectedly", effect.name, effect.request_position)
+            told = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+            if not isinstance(effect, DownloadEffect):
+                # What a network library says may quote a token or a signed address.
+                told += f": {error}"
+            logger.error("%s of request %d failed unexpectedly:\n%s", effect.name, effect.request_position, told)
             return failed(effect, InternalError(f"{effect.name} failed unexpectedly; the service's log has the cause"))
 
     async def undo(self, effect: Effect) -> None:
