@@ -14,7 +14,8 @@ from ..domain.events import PAYLOADS
 from ..domain.evolve import evolve
 from ..domain.projections import state_view
 from ..domain.state import EMPTY
-from ..errors import LogDamagedError
+from ..errors import LogDamagedError, LogUnusableError
+from ..eventlog.inspection import missing_log
 from ..eventlog.offline import events_of, verify_folder
 from . import exits, showing
 from .arguments import LATER
@@ -36,9 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    """The folder named, else the service's own by environment and file."""
+    """The folder named, else the service's own by environment and file. Raises `LogUnusableError` where that is empty
+    and the demo has left a log inside it, which is the one that was meant."""
     flags = {"data.dir": arguments.data_dir} if arguments.data_dir is not None else {}
-    return data_folder(load(flags))
+    settings = load(flags)
+    folder = data_folder(settings)
+    if not settings.data.dir and missing_log(folder) and not missing_log(data_folder(settings, demo=True)):
+        raise LogUnusableError(
+            f"there is no log in {folder}; for the demo's: --data-dir {data_folder(settings, demo=True)}"
+        )
+    return folder
 
 
 async def _verify(folder: Path, arguments: argparse.Namespace) -> int:

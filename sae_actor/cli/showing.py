@@ -50,6 +50,8 @@ def edit(one: Answer) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return " and ".join(value) or "nothing"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -15,6 +15,13 @@ FEATURE = 584
 STRENGTH = 85
 MAX_TOKENS = 40
 
+TITLES = (
+    "The model's own answer to a question:",
+    f"Steer: feature {FEATURE} (God / self / nature), {STRENGTH} times its direction added:",
+    "The same question again:",
+)
+"""What each of the three lines shows."""
+
 _TEXT = (
     'import json,sys; a = json.load(sys.stdin); print(a["choices"][0]["message"]["content"] if "choices" in a else a)'
 )

@@ -12,7 +12,7 @@ from ..domain.projections import waiting_for
 from ..domain.refs import import_id_of
 from ..errors import SAEError, from_code
 from ..ports import EventLog
-from . import SAE_FOLDER, curl_lines
+from . import SAE_FOLDER, TITLES, curl_lines
 from .model import NAME
 
 PRINCIPAL = "demo"
@@ -42,7 +42,12 @@ async def seed(actor: Actor, log: EventLog, settings: Settings, url: str) -> Non
         print("ready; the demo's SAE is not attached (GET /api/saes lists what there is)", flush=True)
         return
     print(f"ready: {sae_id} on {attached.hook_point} of {NAME}\n", flush=True)
-    print("\n\n".join(curl_lines(url, sae_id, token=bool(settings.server.token))), flush=True)
+    has_token = bool(settings.server.token)
+    for title, line in zip(TITLES, curl_lines(url, sae_id, token=has_token), strict=True):
+        print(f"{title}\n{line}\n", flush=True)
+    if not has_token:
+        print(f"The same in a browser: {url}/", flush=True)
+    print("Ctrl-C ends it; the next start finds everything as it was.", flush=True)
 
 
 async def _once(actor: Actor, key: str, command: Command) -> None:

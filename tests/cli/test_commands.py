@@ -260,4 +260,4 @@ def test_what_a_terminal_would_obey_is_not_printed() -> None:
 
 def test_edits_are_shown_with_what_is_unusual() -> None:
     edit = {"feature": 3, "strength": 0.0, "method": "scale", "positions": {"from": 2}, "exclude": ["sink"]}
-    assert showing.edit(edit) == '3=0 (method scale, positions {"from": 2}, exclude ["sink"])'
+    assert showing.edit(edit) == '3=0 (method scale, positions {"from": 2}, exclude sink)'

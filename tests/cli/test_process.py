@@ -122,6 +122,19 @@ def test_the_offline_commands_find_the_service_s_folder(
     assert command("log", "verify").code == 0
 
 
+def test_the_demo_s_log_is_pointed_to(
+    folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    demo = tmp_path / "sae-actor" / "demo"
+    demo.parent.mkdir()
+    os.rename(folder, demo)
+    missing = command("log", "verify")
+    assert missing.code == 78
+    assert missing.err.endswith(f"--data-dir {demo}\n")
+    assert command("log", "verify", "--data-dir", str(demo)).code == 0
+
+
 def test_offline_needs_no_torch(folder: Path) -> None:
     told = (
         "import sys\nfrom sae_actor.cli import main\n"

@@ -180,7 +180,7 @@ async function text(asked, sae, output, signal) {
     output.textContent += choice?.delta?.content ?? choice?.text ?? "";
     if (chunk.sae) {
       const { receipt: count, position } = chunk.sae;
-      receipt.textContent = `${count.tokens_generated} tokens (${choice.finish_reason}) · ${count.tokens_edited} positions edited · state of position ${position}`;
+      receipt.textContent = `${count.tokens_generated} tokens (${choice.finish_reason}) · ${count.tokens_edited} positions edited · log position ${position}`;
     }
   }
 }
