@@ -340,6 +340,10 @@ PAYLOADS: dict[str, type[Payload]] = {
 _DECODERS = {name: msgspec.json.Decoder(cls) for name, cls in PAYLOADS.items()}
 
 
+ERASED = b"null"
+"""The `data` of an event whose payload was redacted."""
+
+
 class Draft(Struct, frozen=True, kw_only=True):
     """An event that is not in the log yet: no position, no hash."""
 
@@ -366,9 +370,9 @@ class Event(Struct, frozen=True, kw_only=True):
     hash: str
 
     def payload(self) -> Payload | None:
-        """The typed payload; None for a type or schema that this version does not know."""
+        """The typed payload; None for a type or schema that this version does not know, and where it was erased."""
         decoder = _DECODERS.get(self.type)
-        if decoder is None or self.schema > PAYLOADS[self.type].schema:
+        if decoder is None or self.schema > PAYLOADS[self.type].schema or memoryview(self.data) == ERASED:
             return None
         return decoder.decode(self.data)
 

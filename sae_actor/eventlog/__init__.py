@@ -10,6 +10,7 @@ inspection   what is examined before anything is opened    reader, writer    the
 
 from .memory import MemoryLog
 from .offline import events_of, verify_folder
+from .redaction import redact
 from .sqlite import SqliteLog
 
-__all__ = ["MemoryLog", "SqliteLog", "events_of", "verify_folder"]
+__all__ = ["MemoryLog", "SqliteLog", "events_of", "redact", "verify_folder"]

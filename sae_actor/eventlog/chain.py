@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 from msgspec import DecodeError, Raw
 from msgspec.json import Decoder
 
-from ..domain.events import Draft, Event, PayloadRedacted
+from ..domain.events import ERASED, Draft, Event, PayloadRedacted
 from ..errors import TooLargeError
 from ..ports import Head
 
@@ -82,12 +82,14 @@ class Sealed(NamedTuple):
 def seal(draft: Draft) -> Sealed:
     """Salt and digest the payload.
 
-    Raises `TooLargeError` above `MAX_EVENT_BYTES`, `ValueError` for text that has no UTF-8 form (a lone surrogate)
-    or a schema outside [1, 2^31).
+    Raises `TooLargeError` above `MAX_EVENT_BYTES`, `ValueError` for text that has no UTF-8 form (a lone surrogate),
+    a schema outside [1, 2^31), or a payload of several lines, which neither the stream nor an export could carry.
     """
     if not 1 <= draft.schema < 2**31:
         raise ValueError(f"schema {draft.schema} of {draft.type}")
     data = bytes(draft.data)
+    if b"\n" in data or b"\r" in data:
+        raise ValueError(f"the payload of a {draft.type} has more than one line")
     command_id = None if draft.command_id is None else draft.command_id.encode()
     texts = (draft.event_id.encode(), draft.type.encode(), draft.time.encode(), command_id, draft.principal.encode())
     salt = os.urandom(SALT_BYTES)
@@ -156,7 +158,7 @@ def event_of(row: Sequence[Any]) -> Event:
         time=time,
         command_id=command_id,
         principal=principal,
-        data=Raw(b"null" if data is None else data),
+        data=Raw(ERASED if data is None else data),
         hash=digest.hex(),
     )
 

@@ -52,7 +52,8 @@ WHEN NOT (NEW.data IS NULL AND NEW.salt IS NULL AND OLD.data IS NOT NULL
     AND NEW.position IS OLD.position AND NEW.event_id IS OLD.event_id AND NEW.type IS OLD.type
     AND NEW.schema IS OLD.schema AND NEW.time IS OLD.time AND NEW.command_id IS OLD.command_id
     AND NEW.principal IS OLD.principal AND NEW.data_hash IS OLD.data_hash AND NEW.hash IS OLD.hash
-    AND (SELECT type = 'PayloadRedacted' AND json_extract(data, '$.redacted_position') = OLD.position
+    AND (SELECT type = 'PayloadRedacted'
+        AND instr(CAST(data AS TEXT), '{"redacted_position":' || OLD.position || ',') = 1
         FROM events ORDER BY position DESC LIMIT 1))
 BEGIN SELECT RAISE(ABORT, 'events are final'); END""",
     "events_stay": """CREATE TRIGGER events_stay BEFORE DELETE ON events

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiosqlite
 
-from ..domain.events import Draft, Event
+from ..domain.events import Draft, Event, PayloadRedacted
 from ..errors import LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
 from .chain import Walk, as_read, genesis
@@ -97,7 +97,22 @@ class SqliteLog:
             except sqlite3.Error as error:
                 raise LogUnusableError(f"the log in {folder} cannot be opened: {error}") from None
             undo.pop_all()
-        return cls(db, folder, lock, findings, read_only=read_only, checkpoint=checkpoint)
+        log = cls(db, folder, lock, findings, read_only=read_only, checkpoint=checkpoint)
+        try:
+            if not read_only:
+                await log._finish_redactions(findings.unfinished_redactions)
+        except BaseException:
+            await log.close()
+            raise
+        return log
+
+    async def _finish_redactions(self, positions: Sequence[int]) -> None:
+        """A kill came between a PayloadRedacted and its deed: it is the last event then."""
+        last = await self.read(self.head.position - 1)
+        for event in last:
+            payload = event.payload()
+            if isinstance(payload, PayloadRedacted) and payload.redacted_position in positions:
+                await self.erase(payload.redacted_position)
 
     @property
     def log_id(self) -> str:
@@ -146,6 +161,15 @@ class SqliteLog:
         if (bare := walk.unexplained()) is not None:
             return _bad(walk, bare, "the payload is gone and no PayloadRedacted names it")
         return Verification(ok=True, events=walk.position, head=walk.head)
+
+    async def erase(self, position: int) -> None:
+        """Overwrite the payload that the last event, a PayloadRedacted, names; final, and the chain still verifies.
+
+        `redaction.redact` is the way to it: it knows which payloads the state does not rest on.
+        """
+        if self.read_only:
+            raise ReadOnlyError("the log was opened for reading only")
+        await self._writer.erase(position)
 
     async def close(self) -> None:
         """Store what waits, fold the WAL into the database, release the folder. Harmless when repeated."""

@@ -91,6 +91,20 @@ class Writer:
         # From here on it is stored, whatever becomes of the caller: a cancel reaches the answer alone.
         return await waiting.answer
 
+    async def erase(self, position: int) -> None:
+        """Overwrite a payload in the database (`secure_delete`) and empty the WAL, which still held it."""
+        if self._stopped is not None:
+            raise LogError(self._stopped)
+        try:
+            await self._db.execute_fetchall(
+                "UPDATE events SET data = NULL, salt = NULL WHERE position = ?", (position,)
+            )
+            await self._db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            self._stop([], f"the payload of event {position} could not be erased ({error})")
+            raise LogError(self._stopped or "") from None
+        self._files = self._fingerprint()
+
     async def drain(self) -> None:
         """Store what waits, take nothing more."""
         self._stopped = self._stopped or "the log is closed"
