@@ -150,6 +150,20 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     sampling: Sampling
     intervention: Intervention
     deadline_seconds: float = 600.0
+    logprobs: int | None = None
+    """Score each token, and so many of the most probable ones beside it; None: no scores."""
+
+
+class ScoredToken(Struct, frozen=True, kw_only=True):
+    """A token that could come next, and its log probability: log-softmax of the steered logits in float32, before
+    temperature and top_p; −9999 for what the model rules out."""
+
+    id: int
+    text: str
+    """As it is written, special tokens too; U+FFFD where it holds a part of a character."""
+    bytes: bytes | None
+    """None where a part of a character cannot be told in bytes."""
+    logprob: float
 
 
 class Token(Struct, frozen=True, kw_only=True):
@@ -157,6 +171,12 @@ class Token(Struct, frozen=True, kw_only=True):
 
     id: int
     text: str
+    offset: int = 0
+    """Characters of the answer that were complete before it."""
+    scored: ScoredToken | None = None
+    """Where `TextRequest.logprobs` asks for it."""
+    top: tuple[ScoredToken, ...] = ()
+    """The most probable tokens, best first; the chosen one may be among them."""
 
 
 class Finished(Struct, frozen=True, kw_only=True):

@@ -85,10 +85,18 @@ class Texts:
         self._opening: set[asyncio.Task[RunningText]] = set()
 
     async def open(
-        self, ask: Callable[[str], AdmitGeneration], token_ids: Sequence[int], *, principal: str
+        self,
+        ask: Callable[[str], AdmitGeneration],
+        token_ids: Sequence[int],
+        *,
+        principal: str,
+        logprobs: int | None = None,
     ) -> RunningText:
-        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with."""
-        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal))
+        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with.
+
+        `logprobs`: as in `TextRequest`.
+        """
+        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, logprobs))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
@@ -106,13 +114,24 @@ class Texts:
             await asyncio.wait([*self._running, *self._opening])
 
     async def _open(
-        self, ask: Callable[[str], AdmitGeneration], token_ids: tuple[int, ...], principal: str
+        self,
+        ask: Callable[[str], AdmitGeneration],
+        token_ids: tuple[int, ...],
+        principal: str,
+        logprobs: int | None,
     ) -> RunningText:
         event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
         text = RunningText(event, payload)
-        text.making = asyncio.create_task(self._generate(text, token_ids), name=payload.generation_id)
+        request = TextRequest(
+            generation_id=payload.generation_id,
+            token_ids=token_ids,
+            sampling=payload.sampling,
+            intervention=payload.intervention,
+            logprobs=logprobs,
+        )
+        text.making = asyncio.create_task(self._generate(text, request), name=payload.generation_id)
         task = asyncio.create_task(self._run(text, text.making, token_ids), name=f"{payload.generation_id} record")
         self._running[task] = text
         task.add_done_callback(self._running.pop)
@@ -151,14 +170,8 @@ class Texts:
         await self._actor.tell(record)
         return record
 
-    async def _generate(self, text: RunningText, token_ids: tuple[int, ...]) -> Finished | SAEError:
+    async def _generate(self, text: RunningText, request: TextRequest) -> Finished | SAEError:
         """Run the engine; every error becomes a value, so that the end is always recorded."""
-        request = TextRequest(
-            generation_id=text.started.generation_id,
-            token_ids=token_ids,
-            sampling=text.started.sampling,
-            intervention=text.started.intervention,
-        )
         try:
             async with contextlib.aclosing(self._engine.generate(request)) as stream:  # type: ignore[type-var]
                 async for item in stream:

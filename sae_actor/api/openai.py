@@ -79,6 +79,11 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {self.model[:200]}", param="model")
 
     @property
+    def scores(self) -> int | None:
+        """How many of the most probable tokens are told with each token; None: no log probabilities."""
+        raise NotImplementedError
+
+    @property
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
@@ -91,16 +96,21 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     echo: bool | None = None
     best_of: int | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     suffix: str | None = None
 
     def refused(self) -> dict[str, bool]:
         return {
             **super().refused(),
             "best_of": self.best_of not in (None, 1),
-            "logprobs": self.logprobs is not None,
+            # The prompt's own log probabilities would be meant too, and they are not computed.
+            "echo": bool(self.echo) and self.logprobs is not None,
             "suffix": bool(self.suffix),
         }
+
+    @property
+    def scores(self) -> int | None:
+        return self.logprobs
 
     def only_prompt(self) -> str | list[int]:
         """The one prompt: text or token ids. Several in one request are refused."""
@@ -136,7 +146,7 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     response_format: dict[str, Any] | None = None
@@ -145,13 +155,16 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         return {
             **super().refused(),
-            "logprobs": bool(self.logprobs),
-            "top_logprobs": bool(self.top_logprobs),
+            "top_logprobs": bool(self.top_logprobs) and not self.logprobs,
             "tools": bool(self.tools),
             "tool_choice": self.tool_choice not in (None, "none", "auto"),
             "response_format": self.response_format not in (None, {"type": "text"}),
             "max_completion_tokens": both and self.max_tokens != self.max_completion_tokens,
         }
+
+    @property
+    def scores(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:

@@ -6,21 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from litestar.response import Stream
 
 from ..actor import Done, RunningText
 from ..domain import attaching
-from ..domain.refs import ModelFacts
 from ..errors import SAEError
 from .bodies import body_of
 from .context import context, principal
-from .openai import ChatBody, CompletionBody, TextBody, admission, fingerprint, sampling
+from .openai import ChatBody, CompletionBody, TextBody, admission, sampling
 from .problems import openai_view
+from .replies import Choice, Kind, Reply
 from .routes import Answer, AnyRequest, answer, operation, state_of
 
 ERRORS = (
@@ -51,72 +50,22 @@ async def chat_completions(request: AnyRequest) -> Answer:
     return await _respond(request, body, "chat")
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """What the chunks and the whole answer of one request share."""
-
-    kind: Literal["completion", "chat"]
-    model: ModelFacts
-    text: RunningText
-    prompt_tokens: int
-    created: int
-    echo: str = ""
-
-    def envelope(self, *, chunk: bool) -> dict[str, Any]:
-        chat = "chat.completion.chunk" if chunk else "chat.completion"
-        return {
-            "id": self.text.started.generation_id,
-            "object": chat if self.kind == "chat" else "text_completion",
-            "created": self.created,
-            "model": self.model.model_id,
-            "system_fingerprint": fingerprint(self.model),
-        }
-
-    def choice(self, content: str, finish_reason: str | None, *, chunk: bool, first: bool = False) -> dict[str, Any]:
-        if self.kind == "completion":
-            said: dict[str, Any] = {"text": content}
-        elif chunk:
-            said = {"delta": {**({"role": "assistant"} if first else {}), **({"content": content} if content else {})}}
-        else:
-            said = {"message": {"role": "assistant", "content": content}}
-        return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
-
-    def usage(self, done: Done) -> dict[str, int]:
-        made = len(done.finished.token_ids)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": made,
-            "total_tokens": self.prompt_tokens + made,
-        }
-
-    def extension(self, done: Done) -> dict[str, Any]:
-        """`sae` in the answer: what was active, and the receipt of what was written."""
-        started = self.text.started
-        shown = ("sae_id", "weights_sha256", "hook_point", "mode", "steering")
-        active = [msgspec.to_builtins(sae) for sae in started.intervention]
-        return {
-            "generation_id": started.generation_id,
-            "position": self.text.position,
-            "interventions": [{name: sae[name] for name in shown} for sae in active],
-            "intervention_sha256": started.intervention_sha256,
-            "receipt": msgspec.to_builtins(done.finished.receipt),
-            "seed": started.sampling.seed,
-        }
-
-
-async def _respond(request: AnyRequest, body: TextBody, kind: Literal["completion", "chat"]) -> Answer:
+async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
     model = attaching.loaded_model(state_of(request))
     body.check(model)
     prompt = body.only_prompt() if isinstance(body, CompletionBody) else _messages(body)
     tokenized = await context(request).engine.tokenize(prompt)
     settings = sampling(body, len(tokenized.token_ids), model)
     ask = partial(admission, kind=kind, body=body, tokens=tokenized.token_ids, settings=settings)
-    text = await context(request).texts.open(ask, tokenized.token_ids, principal=principal(request))
+    text = await context(request).texts.open(
+        ask, tokenized.token_ids, principal=principal(request), logprobs=body.scores
+    )
     echo = "".join(tokenized.tokens) if isinstance(body, CompletionBody) and body.echo else ""
-    reply = _Reply(kind, model, text, len(tokenized.token_ids), int(time.time()), echo)
+    choice = Choice(kind, 0, text, tokenized, echo, body.scores is not None)
+    reply = Reply(kind, model, (choice,), int(time.time()))
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = _chunks(reply, include_usage)
+        chunks = _chunks(reply, choice, include_usage)
         # The first chunk comes before the status line: what fails at once is answered with its own status.
         async with _abandoned_with_client(request, text):
             first = await anext(chunks)
@@ -124,13 +73,7 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Literal["completio
         return Stream(_after(first, chunks), media_type="text/event-stream", headers=headers)
     async with _abandoned_with_client(request, text):
         done = await text.result()
-    whole = {
-        **reply.envelope(chunk=False),
-        "choices": [reply.choice(echo + done.finished.text, done.finished.reason, chunk=False)],
-        "usage": reply.usage(done),
-        "sae": reply.extension(done),
-    }
-    return answer(request, whole)
+    return answer(request, reply.whole([done]))
 
 
 def _messages(body: TextBody) -> list[dict[str, str]]:
@@ -138,17 +81,17 @@ def _messages(body: TextBody) -> list[dict[str, str]]:
     return [message.plain() for message in body.messages]
 
 
-async def _chunks(reply: _Reply, include_usage: bool) -> AsyncIterator[bytes]:
+async def _chunks(reply: Reply, choice: Choice, include_usage: bool) -> AsyncIterator[bytes]:
     first = True
-    if reply.echo:
-        yield _chunk({**reply.envelope(chunk=True), "choices": [reply.choice(reply.echo, None, chunk=True)]})
+    if choice.echo:
+        yield _chunk({**reply.envelope(chunk=True), "choices": [choice.part(choice.echo)]})
     try:
-        async for item in reply.text:
+        async for item in choice.text:
             if isinstance(item, Done):
                 break
-            if item.text or first:
-                choice = reply.choice(item.text, None, chunk=True, first=first)
-                yield _chunk({**reply.envelope(chunk=True), "choices": [choice]})
+            if item.text or first or choice.scores:
+                part = choice.part(item.text, (item,), first=first)
+                yield _chunk({**reply.envelope(chunk=True), "choices": [part]})
                 first = False
     except SAEError as error:
         if first:
@@ -157,11 +100,11 @@ async def _chunks(reply: _Reply, include_usage: bool) -> AsyncIterator[bytes]:
         return
     done = item
     assert isinstance(done, Done)
-    last = {**reply.envelope(chunk=True), "choices": [reply.choice("", done.finished.reason, chunk=True, first=first)]}
+    last = {**reply.envelope(chunk=True), "choices": [choice.last(done, first=first)]}
     if include_usage:
         yield _chunk(last)
-        last = {**reply.envelope(chunk=True), "choices": [], "usage": reply.usage(done)}
-    yield _chunk({**last, "sae": reply.extension(done)})
+        last = {**reply.envelope(chunk=True), "choices": [], "usage": reply.usage([done])}
+    yield _chunk({**last, "sae": choice.extension(done)})
     yield b"data: [DONE]\n\n"
 
 

@@ -8,6 +8,7 @@
     hooks         an intervention on one forward pass: who writes where, sinks, faults, counts
     positions     which positions an edit covers
     sampling      logits → token, noise keyed by (seed, index)
+    scoring       logits → log probabilities; `pieces`: text and bytes of single tokens
     text          tokens → text without half characters, stop strings
     prompts       text, chats, ids → token ids
     model         load, check, move, free a model; `source` finds its files, `environment` describes it

@@ -9,14 +9,16 @@ from typing import Any
 
 from ..domain.events import FinishReason, Receipt
 from ..errors import DeviceLostError, InternalError, NotReadyError, SAEError
-from ..ports import Finished, TextRequest, Token
+from ..ports import Finished, ScoredToken, TextRequest, Token
 from .failures import explained
 from .hooks import Applied, HookFault, Tally
 from .model import LoadedModel
 from .positions import merged
 from .sampling import choose
+from .scoring import scored
 from .text import StopStrings, TextDecoder
 
+Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
 """What a text delivers: tokens, then one of the others."""
 
@@ -49,6 +51,10 @@ class RunningText:
         self._most = min(request.sampling.max_tokens, model.facts.context_length - len(request.token_ids) + 1)
         self._ids: list[int] = []
         self._text = ""
+        self._complete = 0
+        """Characters that are readable so far, with those that a stop string holds back."""
+        self._scores: Scores = (None, ())
+        """Of the newest token."""
         self._decoder = TextDecoder(model.decode, request.token_ids)
         self._stop = StopStrings(request.sampling.stop)
         self._cache: Any = None
@@ -142,6 +148,8 @@ class RunningText:
             self._applied.settle()
         token = choose(logits, self.request.sampling, len(self._ids))
         self._ids.append(token)
+        if self.request.logprobs is not None:
+            self._scores = scored(logits, token, self.request.logprobs, model.pieces)
         if token in model.end_ids:
             self._show(token, self._decoder.flush(), "stop")
         elif len(self._ids) >= self._most:
@@ -155,6 +163,8 @@ class RunningText:
         if reason is not None and not stopped:
             text += self._stop.flush()
         self._text += text
-        self._deliver(Token(id=token, text=text))
+        own, top = self._scores
+        self._deliver(Token(id=token, text=text, offset=self._complete, scored=own, top=top))
+        self._complete += len(piece)
         if stopped or reason is not None:
             self.finish("stop" if stopped or reason is None else reason)

@@ -22,6 +22,7 @@ from ..errors import ModelLoadError, SAEError
 from ..ports import Progress
 from .environment import environment
 from .failures import explained
+from .pieces import Pieces
 from .source import LoadCancelled, ModelFiles, digests, find_model
 
 
@@ -41,6 +42,8 @@ class LoadedModel:
     """Ids that end a text, from the generation config alone."""
     vocabulary: int
     """Rows of the embedding: every id below can be fed."""
+    pieces: Pieces
+    """Text and bytes of single tokens. For the device thread."""
 
     def new_cache(self) -> Any:
         """An empty key-value cache for one sequence, with the sliding windows that the config asks for."""
@@ -117,6 +120,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
         ),
         end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
         vocabulary=network.get_input_embeddings().weight.shape[0],
+        pieces=Pieces(tokenizer),
     )
 
 

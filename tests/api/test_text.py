@@ -142,7 +142,8 @@ async def test_seeds(service: Running) -> None:
     [
         ({"n": 2}, "n"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"presence_penalty": 1}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"), ({"logprobs": 2}, "logprobs"), ({"best_of": 3}, "best_of"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"), ({"logprobs": 6}, "logprobs"), ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 0, "echo": True}, "echo"), ({"best_of": 3}, "best_of"),
         ({"suffix": "x"}, "suffix"), ({"nonsense": 1}, "nonsense"), ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"stop": [""]}, "stop[0]"),
         ({"max_tokens": 10_000}, "max_tokens"), ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -68,6 +68,7 @@ def request(
     seed: int = 0,
     stop: tuple[str, ...] = (),
     deadline: float = 60.0,
+    logprobs: int | None = None,
 ) -> TextRequest:
     return TextRequest(
         generation_id="gen",
@@ -75,6 +76,7 @@ def request(
         sampling=Sampling(temperature=temperature, top_p=top_p, max_tokens=tokens, seed=seed, stop=stop),
         intervention=saes,
         deadline_seconds=deadline,
+        logprobs=logprobs,
     )
 
 

@@ -205,6 +205,26 @@ async def test_a_stop_string_ends_the_text_before_it(given: Given) -> None:
     assert end.token_ids == whole.token_ids[: len(end.token_ids)]
 
 
+async def test_scores(given: Given) -> None:
+    ids = await given.ids()
+    plain = await read(given.engine.generate(request(ids)))
+    assert [(token.scored, token.top) for token in plain[0]] == [(None, ())] * 8
+    tokens, end = await read(given.engine.generate(request(ids, logprobs=3)))
+    assert end == plain[1]
+    for token in tokens:
+        assert token.scored is not None
+        assert token.scored.id == token.id
+        assert token.scored == token.top[0], "greedy takes the most probable one"
+        assert len(token.top) == 3
+        assert 0 >= token.top[0].logprob >= token.top[1].logprob >= token.top[2].logprob
+        assert len({each.id for each in token.top}) == 3
+    assert tokens[0].offset == 0
+    offsets = [token.offset for token in tokens]
+    assert offsets == sorted(offsets)
+    (first, *_), _ = await read(given.engine.generate(request(ids, logprobs=0)))
+    assert (first.scored is None, first.top) == (False, ())
+
+
 async def test_too_many_texts_are_refused(given: Given) -> None:
     ids = await given.ids()
     streams = [given.engine.generate(request(ids, tokens=20)) for _ in range(4)]

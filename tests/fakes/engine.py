@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import contextlib
 import hashlib
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,7 @@ from sae_actor.errors import (
     SAEError,
     SAEIncompatibleError,
 )
-from sae_actor.ports import AttachedSae, Finished, Progress, TextRequest, Token, Tokenized
+from sae_actor.ports import AttachedSae, Finished, Progress, ScoredToken, TextRequest, Token, Tokenized
 from tests.fakes.coverage import covered, ranges
 
 END = 256
@@ -291,8 +292,24 @@ class _Stream(AsyncIterator[Token | Finished]):
 
     def _show(self, token: int, upto: int) -> None:
         upto = max(upto, self._shown)
-        self._items.put_nowait(Token(id=token, text=self._text[self._shown : upto]))
+        own, top = self._scores(token)
+        self._items.put_nowait(
+            Token(id=token, text=self._text[self._shown : upto], offset=len(self.ids) - 1, scored=own, top=top)
+        )
         self._shown = upto
+
+    def _scores(self, token: int) -> tuple[ScoredToken | None, tuple[ScoredToken, ...]]:
+        """The chosen token is the most probable one, the letters behind it follow; each half as probable."""
+        most = self.request.logprobs
+        if most is None:
+            return None, ()
+        ids = [token, *(each for each in range(32, 127) if each != token)]
+        texts = ["<end>" if each == END else chr(each) for each in ids]
+        scored = [
+            ScoredToken(id=each, text=text, bytes=text.encode(), logprob=-math.log(2) * (rank + 1))
+            for rank, (each, text) in enumerate(zip(ids, texts, strict=True))
+        ]
+        return scored[0], tuple(scored[:most])
 
     def _leave(self) -> None:
         if not self.done.done():
