@@ -90,8 +90,9 @@ class RemoteHub:
 
     def __init__(self, patience: Patience, download_hosts: Sequence[str]) -> None:
         self._patience = patience
-        self._hosts = tuple(host.lower() for host in download_hosts)
         self._endpoint = _origin(constants.ENDPOINT)
+        # A mirror keeps its files on another port of its own host as often as on the same.
+        self._hosts = (self._endpoint[1], *(host.lower() for host in download_hosts))
         self._models = f"{constants.ENDPOINT}/api/models"
         template = get_session()
 

@@ -73,7 +73,6 @@ def real_hub(server: HubServer, tmp_path: Path, **changes: Any) -> HuggingFaceHu
     settings = {
         "import_roots": [tmp_path / "imports"],
         "environment": environment,
-        "download_hosts": ("127.0.0.1",),
         "patience": QUICK,
         "silence_seconds": 20.0,
         "reserve_bytes": 0,

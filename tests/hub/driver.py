@@ -24,7 +24,7 @@ def say(**what: Any) -> None:
 async def main(tmp_path: str, url: str, repository_id: str, path: str) -> None:
     environment = {**os.environ, "HF_ENDPOINT": url, "HOME": tmp_path}
     folder = Path(tmp_path) / "data" / "hub"
-    hub = HuggingFaceHub(folder, environment=environment, download_hosts=["127.0.0.1"], reserve_bytes=0)
+    hub = HuggingFaceHub(folder, environment=environment, reserve_bytes=0)
     effect = download(repository_id, path or None)
     say(swept=await hub.sweep({effect.sae_id: None}))
     try:
