@@ -8,9 +8,10 @@ checkpoint   the head, written outside the log             lock        one write
 inspection   what is examined before anything is opened    reader, writer    the two sides of the connection
 """
 
+from .bundle import export_bundle, import_bundle
 from .memory import MemoryLog
 from .offline import events_of, verify_folder
 from .redaction import redact
 from .sqlite import SqliteLog
 
-__all__ = ["MemoryLog", "SqliteLog", "events_of", "redact", "verify_folder"]
+__all__ = ["MemoryLog", "SqliteLog", "events_of", "export_bundle", "import_bundle", "redact", "verify_folder"]

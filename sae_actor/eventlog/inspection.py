@@ -57,7 +57,7 @@ def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: boo
     if missing_log(folder):
         raise LogUnusableError(f"there is no log in {folder}")
     check_identity(folder / NAME)
-    with _reader(folder) as connection:
+    with reading(folder) as connection:
         log_id = _read_identity(connection)
         walk = Walk(log_id)
         _walk(connection, walk)
@@ -104,7 +104,8 @@ def check_identity(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reader(folder: Path) -> Iterator[sqlite3.Connection]:
+def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes nothing; text is read as bytes, which need not be UTF-8."""
     try:
         connection = sqlite3.connect(read_only_uri(folder / NAME), uri=True, isolation_level=None)
     except sqlite3.Error as error:

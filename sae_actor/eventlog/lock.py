@@ -22,6 +22,14 @@ ORPHAN_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 
+def make_folder(folder: Path) -> None:
+    """The folder that is to be held. Raises `LogUnusableError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogUnusableError(f"the data folder {folder} cannot be made: {error.strerror}") from None
+
+
 class FolderLock:
     """A held lock. The descriptor is close-on-exec; children must be spawned, a fork would share the lock."""
 

@@ -1,13 +1,10 @@
-"""`events.db`: the tables, how the file is made, and how its one writing connection is set up."""
+"""`events.db`: the tables, and how connections to it are set up."""
 
 from __future__ import annotations
 
-import datetime
-import os
 import sqlite3
 from pathlib import Path
 
-from .checkpoint import sync_folder
 from .wal import holds_commit
 
 NAME = "events.db"
@@ -118,37 +115,3 @@ def prepare_writer(connection: sqlite3.Connection, max_bytes: int | None) -> str
         if taken != max(pages, held):
             return "max_page_count"
     return None
-
-
-def create_database(folder: Path, log_id: str) -> None:
-    """Make an empty `events.db`: complete and durable under its name, or not there.
-
-    Raises `sqlite3.Error` and `OSError`.
-    """
-    fresh = folder / f"{NAME}.new"
-    for leftover in (fresh, fresh.with_name(f"{fresh.name}-journal"), fresh.with_name(f"{fresh.name}-wal")):
-        leftover.unlink(missing_ok=True)  # of a start that was killed here
-    os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(fresh, isolation_level=None)
-    try:
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {USER_VERSION}")
-        for statement in SCHEMA.values():
-            connection.execute(statement)
-        created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created))
-        connection.execute("COMMIT")
-        # Into the header of the file, so that the first opener finds it a WAL database already.
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    finally:
-        connection.close()
-    fd = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(fresh, folder / NAME)
-    sync_folder(folder)

@@ -16,12 +16,14 @@ import aiosqlite
 from ..domain.events import Draft, Event, PayloadRedacted
 from ..errors import LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
+from .backup import copy_log
+from .building import NewDatabase
 from .chain import Walk, as_read, genesis
 from .checkpoint import Checkpoint
 from .inspection import Findings, inspect, missing_log
-from .lock import FolderLock
+from .lock import FolderLock, make_folder
 from .reader import PAGE_ROWS, Reader
-from .schema import NAME, create_database, prepare_reader, prepare_writer, read_only_uri
+from .schema import NAME, prepare_reader, prepare_writer, read_only_uri
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class SqliteLog:
         Raises `LogHeldError`, `LogDamagedError` and `LogUnusableError`; then nothing in the log was modified.
         """
         if not read_only:
-            await asyncio.to_thread(_make_folder, folder)
+            await asyncio.to_thread(make_folder, folder)
         lock = await FolderLock.acquire(folder, shared=read_only)
         opening = asyncio.ensure_future(cls._open(folder, lock, read_only, accept_truncation, max_bytes))
         try:
@@ -162,6 +164,14 @@ class SqliteLog:
             return _bad(walk, bare, "the payload is gone and no PayloadRedacted names it")
         return Verification(ok=True, events=walk.position, head=walk.head)
 
+    async def backup(self, to: Path) -> Head:
+        """Copy the log as it is now to another folder while appends go on; the head of the copy.
+
+        The copy is a data folder like this one, its chain verified. It is made in pages, since SQLite's own backup
+        would hold the connection, and with it every append, until the last byte.
+        """
+        return await copy_log(self._reader, self._log_id, self.head, to)
+
     async def erase(self, position: int) -> None:
         """Overwrite the payload that the last event, a PayloadRedacted, names; final, and the chain still verifies.
 
@@ -192,13 +202,6 @@ def _bad(walk: Walk, first_bad: int, detail: str) -> Verification:
     return Verification(ok=False, events=walk.position, head=walk.head, first_bad=first_bad, detail=detail)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LogUnusableError(f"the data folder {folder} cannot be made: {error.strerror}") from None
-
-
 def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Findings:
     """Everything that can be refused, before the database is opened for writing."""
     if read_only:
@@ -209,7 +212,8 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
                 raise LogUnusableError(f"{path} cannot be written; --read-only serves it as it is")
         if missing_log(folder):
             log_id = secrets.token_hex(16)
-            create_database(folder, log_id)
+            with NewDatabase(folder, log_id) as database:
+                database.publish()
             return Findings(log_id=log_id, head=Head(0, genesis(log_id).hex()), witnessed=True)
         findings = inspect(folder, accept_truncation=accept_truncation)
         if findings.unknown is not None:

@@ -1,0 +1,80 @@
+"""Making an `events.db`: complete and durable under its name, or not there."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .checkpoint import sync_folder
+from .schema import APPLICATION_ID, NAME, SCHEMA, USER_VERSION, insert_statement
+
+
+class NewDatabase:
+    """A database under another name until it is published. Blocking; for one thread.
+
+    A context manager: leaving it without `publish` leaves nothing. The caller holds the folder's lock.
+    Methods raise `sqlite3.Error` and `OSError`.
+    """
+
+    def __init__(self, folder: Path, log_id: str, created: str | None = None) -> None:
+        """created: RFC 3339 UTC; now, if None."""
+        self._folder = folder
+        self._fresh = folder / f"{NAME}.new"
+        self._remove()  # what a start left that was killed here
+        os.close(os.open(self._fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        # No journal: nobody reads the file before it is whole. It may be closed by another thread than it was made by.
+        self._db = sqlite3.connect(self._fresh, isolation_level=None, check_same_thread=False)
+        try:
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+            self._db.execute("PRAGMA journal_mode = OFF").fetchall()
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version = {USER_VERSION}")
+            for statement in SCHEMA.values():
+                self._db.execute(statement)
+            if created is None:
+                created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created))
+        except BaseException:
+            self.discard()
+            raise
+
+    def add(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Rows as `chain.Row` has them, in order."""
+        self._db.executemany(insert_statement(1), rows)
+
+    def publish(self) -> None:
+        """Give the database its name, durably."""
+        self._db.execute("COMMIT")
+        # Into the header of the file, so that the first opener finds a WAL database.
+        self._db.execute("PRAGMA journal_mode = WAL").fetchall()
+        self._db.close()
+        fd = os.open(self._fresh, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(self._fresh, self._folder / NAME)
+        sync_folder(self._folder)
+
+    def discard(self) -> None:
+        """Remove what was not published. Harmless after `publish`."""
+        self._db.close()
+        self._remove()
+
+    def __enter__(self) -> NewDatabase:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def _remove(self) -> None:
+        for suffix in ("", "-journal", "-wal"):
+            self._fresh.with_name(f"{self._fresh.name}{suffix}").unlink(missing_ok=True)
