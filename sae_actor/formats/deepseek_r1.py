@@ -11,8 +11,10 @@ from .building import MATH, Names, Sizes, assemble, layout, side
 from .files import SaeFiles
 from .layout import Layout, Recipe
 from .named import named_residual
+from .naming import Naming
 
 NAME = "deepseek_r1"
+NAMING = Naming(("DeepSeek-R1-*-l#.pt", "DeepSeek-R1-*-l#.safetensors"), one_per_file=True)
 FILES = ("*-l*.pt", "*-l*.safetensors")
 ARCHITECTURES = ("standard",)
 

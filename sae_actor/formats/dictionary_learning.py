@@ -24,8 +24,15 @@ from .files import Origin, SaeFiles
 from .headers import TensorFile, scalar
 from .hooks import parse_hook
 from .layout import Activation, Layout, Recipe
+from .naming import Naming
 
 NAME = "dictionary_learning"
+NAMING = Naming(
+    ("ae.pt", "ae.safetensors", "ae_#.pt", "ae_#.safetensors"),
+    (("config.json",),),
+    needs_config=True,
+    agrees=lambda settings: "trainer" in settings,
+)
 FILES = ("ae.pt", "ae.safetensors", "config.json")
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 

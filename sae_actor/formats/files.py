@@ -12,8 +12,7 @@ from pathlib import Path
 from ..errors import SAEInvalidError, SAENotFoundError, SAEUnsupportedError
 from .config import MAX_CONFIG_BYTES, Config, strict_json
 from .headers import TensorFile, read_npz, read_safetensors
-
-PICKLES = (".pt", ".pth", ".bin", ".pkl")
+from .naming import PICKLES
 
 PickleReader = Callable[[Path, str], TensorFile]
 

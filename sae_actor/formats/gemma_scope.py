@@ -16,10 +16,12 @@ from ..domain.refs import HookKind, HookPoint
 from .building import Alias, Names, Sizes, assemble, layout, side
 from .files import Origin, SaeFiles
 from .layout import Layout, Recipe
+from .naming import Naming
 
 NAME = "gemma_scope"
 WEIGHTS = "params.npz"
-FILES = (WEIGHTS,)
+NAMING = Naming((WEIGHTS,))
+FILES = NAMING.files
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
 
 _NAMES: Names = {

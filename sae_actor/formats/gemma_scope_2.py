@@ -17,10 +17,12 @@ from .config import Config
 from .files import SaeFiles
 from .hooks import parse_hook, parse_layer
 from .layout import Layout, Recipe
+from .naming import Naming
 
 NAME = "gemma_scope_2"
 WEIGHTS = "params.safetensors"
-FILES = (WEIGHTS, "config.json")
+NAMING = Naming((WEIGHTS,), (("config.json",),))
+FILES = NAMING.files
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
 _NAMES: Names = {

@@ -11,8 +11,10 @@ from .building import Alias, Names, Sizes, assemble, layout, side
 from .files import SaeFiles
 from .layout import Layout, Recipe
 from .named import named_residual
+from .naming import Naming
 
 NAME = "goodfire"
+NAMING = Naming(("Llama-*-SAE-l#.pth", "Llama-*-SAE-l#.pt", "Llama-*-SAE-l#.safetensors"), one_per_file=True)
 FILES = ("*-SAE-l*.pth", "*-SAE-l*.pt", "*-SAE-l*.safetensors")
 ARCHITECTURES = ("standard",)
 

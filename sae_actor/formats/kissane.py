@@ -12,9 +12,11 @@ from .building import Alias, Names, Sizes, assemble, layout
 from .files import SaeFiles
 from .hooks import parse_hook, parse_layer
 from .layout import Layout, Recipe
+from .naming import Naming
 
 NAME = "kissane"
-FILES = ("*.pt", "*.safetensors", "*_cfg.json")
+NAMING = Naming(("*.pt", "*.safetensors"), (("{stem}_cfg.json",),), needs_config=True, one_per_file=True)
+FILES = NAMING.files
 ARCHITECTURES = ("standard",)
 
 _FILE = re.compile(r"(.+)\.(?:pt|safetensors)")

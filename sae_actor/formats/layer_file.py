@@ -16,10 +16,16 @@ from .building import Alias, Names, Sizes, assemble, layout, side
 from .config import Config
 from .files import SaeFiles
 from .layout import Layout, Recipe
+from .naming import Naming
 from .yaml_config import yaml_config
 
 NAME = "layer_file"
-FILES = ("layer_*.safetensors", "config.yaml", "wandb-config.yaml", "wanb-config.yaml")
+NAMING = Naming(
+    ("layer_#.safetensors",),
+    (("config.yaml",), ("wandb-config.yaml", "wanb-config.yaml")),
+    one_per_file=True,
+)
+FILES = NAMING.files
 ARCHITECTURES = ("transcoder", "skip_transcoder")
 
 _FILE = re.compile(r"layer_(\d{1,3})\.safetensors")

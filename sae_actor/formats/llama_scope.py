@@ -19,11 +19,13 @@ from .config import Config
 from .files import Origin, SaeFiles
 from .hooks import parse_hook, parse_layer
 from .layout import Activation, Layout, Recipe
+from .naming import Naming
 
 NAME = "llama_scope"
 WEIGHTS = "checkpoints/final.safetensors"
 CONFIG = "hyperparams.json"
-FILES = (WEIGHTS, CONFIG)
+NAMING = Naming((WEIGHTS,), ((CONFIG,),), needs_config=True)
+FILES = NAMING.files
 ARCHITECTURES = ("jumprelu", "standard", "jumprelu_transcoder", "transcoder")
 
 _MODEL = re.compile(r"(?:Llama3_1|Llama-3\.1)-8B(-Base|-Instruct)?-L")

@@ -16,11 +16,19 @@ from .headers import TensorFile, scalar
 from .hooks import parse_hook, parse_layer
 from .layout import Layout, Recipe
 from .llama_scope import activation_of, architecture_of, scales
+from .naming import Naming
 
 NAME = "llama_scope_r1"
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "config.json"
-FILES = (WEIGHTS, CONFIG)
+NAMING = Naming(
+    (WEIGHTS,),
+    ((CONFIG,),),
+    needs_config=True,
+    never_with=("cfg.json",),
+    agrees=lambda settings: "hook_point_in" in settings,
+)
+FILES = NAMING.files
 ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
 
 _NAMES: Names = {**MATH, "threshold": (Alias("log_jumprelu_threshold", exponential=True),)}

@@ -14,8 +14,10 @@ from .files import Origin, SaeFiles
 from .headers import TensorFile
 from .hooks import parse_hook, parse_layer
 from .layout import Layout, Recipe
+from .naming import Naming
 
 NAME = "openai"
+NAMING = Naming(("autoencoders/#.pt", "autoencoders/#.safetensors"), one_per_file=True)
 FILES = ("*.pt", "*.safetensors")
 ARCHITECTURES = ("standard", "topk")
 

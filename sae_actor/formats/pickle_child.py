@@ -40,38 +40,42 @@ _CODES = {
 
 def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
+    name = Path(job["source"]).name
     _confine(job["memory_limit"], job["parent"])
     answer: dict[str, Any]
     try:
         answer = _convert(job)
     except MemoryError:
-        answer = {"check": "memory", "detail": f"{job['name']} needs more memory than it may take"}
+        answer = {"check": "memory", "detail": f"{name} needs more memory than it may take"}
     except SAEError as error:
         check = error.fields.get("check", "pickle")
         starved = "can't allocate" in error.detail or "Cannot allocate memory" in error.detail
         answer = {"check": "memory" if starved else check, "detail": error.detail}
     except OSError as error:
-        answer = {"check": "files", "detail": f"{job['name']}: {error.strerror}"}
+        answer = {"check": "files", "detail": f"{name}: {error.strerror}"}
     json.dump(answer, sys.stdout)
 
 
 def _confine(memory_limit: int, parent: int) -> None:
-    """Die with the parent, fork nothing, and take at most `memory_limit` bytes more than now."""
+    """Die with the parent, leave no core, and take at most `memory_limit` bytes more than now."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + memory_limit
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # A parent that confines itself may have handed down less than a large file takes: the limit above holds here.
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.getppid() != parent:  # it went away before prctl
         os._exit(1)
 
 
 def _convert(job: dict[str, Any]) -> dict[str, Any]:
-    source, out = Path(job["source"]), Path(job["out"])
-    file = read_pickle(source, job["name"])
+    source, out = Path(job["source"]), Path(job["out"])  # a link stays one: what lies beside it belongs to it
+    file = read_pickle(source, source.name)
     out.mkdir(parents=True, exist_ok=True)
-    stem = job["name"].rpartition(".")[0]
+    stem = source.name.rpartition(".")[0]
     target = out / f"{stem}.safetensors"
     note = {"repository_id": job["repository_id"], "parts": job["parts"], "extras": _plain(file.extras)}
     part = target.with_suffix(".part")

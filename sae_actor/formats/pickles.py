@@ -1,8 +1,8 @@
 """Pickled state dicts: read by torch's restricted reader, or turned into safetensors by a child process.
 
 A pickle is a program. `weights_only=True` runs none of it, but its reader is large and has had holes, so the
-service lets a child read it: no more memory than given, no descendants of its own, dead when its parent dies.
-What it writes is read again as any other untrusted file.
+service lets a child read it: with no more memory than given, without the service's environment, dead when its parent
+dies. What it writes is read again as any other untrusted file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 from ..errors import SAEInvalidError, SAEUnsupportedError
 from .config import MAX_CONFIG_BYTES
-from .files import PICKLES
 from .headers import TensorFile
 from .layout import Stored
+from .naming import CONVERTIBLE
 
 MEMORY_LIMIT = 8 << 30
 """Bytes that a conversion may take beside torch itself; the file is mapped, so its size counts."""
@@ -80,11 +80,10 @@ def convert(
     plain tensors, or the child died), `memory` (more than `memory_limit` bytes), `timeout`.
     """
     source = Path(path)
-    if not source.name.endswith(PICKLES):
-        raise SAEUnsupportedError(f"{source.name} is not a pickle", check="pickle", file=source.name)
+    if not source.name.endswith(CONVERTIBLE):
+        raise SAEUnsupportedError(f"{source.name} is not a state dict", check="pickle", file=source.name)
     job = {
-        "source": str(source.resolve(strict=True)),
-        "name": source.name,
+        "source": str(source.absolute()),
         "out": str(Path(out_dir).resolve()),
         "memory_limit": memory_limit,
         "repository_id": repository_id,
@@ -99,7 +98,7 @@ def convert(
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sae_actor.formats.pickle_child"],
+            [sys.executable, "-P", "-m", "sae_actor.formats.pickle_child"],
             input=json.dumps(job).encode(),
             capture_output=True,
             timeout=timeout_seconds,

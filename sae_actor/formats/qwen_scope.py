@@ -14,9 +14,11 @@ from ..errors import SAEInvalidError
 from .building import Alias, Names, Sizes, assemble, check_k, layout, side
 from .files import Origin, SaeFiles
 from .layout import Layout, Recipe
+from .naming import Naming
 
 NAME = "qwen_scope"
-FILES = ("layer*.sae.pt", "layer*.sae.safetensors")
+NAMING = Naming(("layer#.sae.pt", "layer#.sae.safetensors"), one_per_file=True)
+FILES = NAMING.files
 ARCHITECTURES = ("topk",)
 
 _FILE = re.compile(r"layer(\d{1,3})\.sae\.(?:pt|safetensors)")

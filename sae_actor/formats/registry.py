@@ -21,17 +21,21 @@ from . import (
     sae_lens,
     sparsify,
 )
-from .files import PICKLES, SaeFiles
+from .files import SaeFiles
 from .layout import Layout
+from .naming import PICKLES, Naming
 from .refused import refuse_by_name
 
 
 @dataclass(frozen=True)
 class Format:
-    """One on-disk family: `files` are names or patterns in the SAE's folder, the weights' first."""
+    """One on-disk family."""
 
     name: str
     files: tuple[str, ...]
+    """Names or patterns in the SAE's folder that it reads, the weights' first."""
+    naming: Naming
+    """By which names it is found in a list of files."""
     architectures: tuple[str, ...]
     recognise: Callable[[SaeFiles], bool]
     read: Callable[[SaeFiles], Layout]
@@ -53,7 +57,7 @@ _READERS = (
     layer_file,
 )
 FORMATS: tuple[Format, ...] = tuple(
-    Format(module.NAME, module.FILES, module.ARCHITECTURES, module.recognise, module.read) for module in _READERS
+    Format(each.NAME, each.FILES, each.NAMING, each.ARCHITECTURES, each.recognise, each.read) for each in _READERS
 )
 """Every format that is read; the order means nothing, since two that match are an error."""
 

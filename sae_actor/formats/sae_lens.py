@@ -23,12 +23,19 @@ from .files import SaeFiles
 from .headers import TensorFile
 from .hooks import parse_hook, parse_layer
 from .layout import Activation, Layout, Recipe, RowNorm
+from .naming import Naming
 
 _T = TypeVar("_T")
 
 NAME = "sae_lens"
 WEIGHTS = "sae_weights.safetensors"
-FILES = (WEIGHTS, "cfg.json", "config.json")
+NAMING = Naming(
+    (WEIGHTS,),
+    (("cfg.json", "config.json"),),
+    needs_config=True,
+    agrees=lambda settings: not llama_scope_r1.NAMING.agrees(settings),
+)
+FILES = NAMING.files
 
 _ACTIVATIONS: dict[str, Activation] = {
     "standard": "relu",

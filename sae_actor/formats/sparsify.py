@@ -16,11 +16,13 @@ from .config import Config
 from .files import SaeFiles
 from .hooks import parse_hook, parse_layer
 from .layout import Activation, Layout, Recipe
+from .naming import Naming
 
 NAME = "sparsify"
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
-FILES = (WEIGHTS, CONFIG)
+NAMING = Naming((WEIGHTS,), ((CONFIG,),), needs_config=True, above=("config.json",))
+FILES = NAMING.files
 ARCHITECTURES = ("topk", "groupmax", "abstopk", "transcoder", "skip_transcoder")
 
 _NAMES: Names = {
