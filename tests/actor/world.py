@@ -147,6 +147,10 @@ class World:
     async def converged(self) -> None:
         await until(lambda: waiting_for(self.state) == [])
 
+    async def idle(self) -> None:
+        """No command is open any more."""
+        await until(lambda: not self.state.commands)
+
     async def check(self) -> None:
         """What holds after every test: a whole chain, no gap, the live state is the fold of the log."""
         events = await self.events()
@@ -156,11 +160,14 @@ class World:
 
     async def kill(self) -> None:
         """End without a word, as kill -9 does: nothing more goes on record."""
-        task = self.actor._task
-        assert task is not None
-        task.cancel()
-        await asyncio.wait([task])
-        await self.actor._runner.close()
+        turns, runner = self.actor._task, self.actor._runner
+        assert turns is not None
+        runner._closed = True
+        tasks = {turns, *runner._running.values()}
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=0.01)
 
 
 async def begin(
