@@ -152,6 +152,9 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     deadline_seconds: float = 600.0
     logprobs: int | None = None
     """Score each token, and so many of the most probable ones beside it; None: no scores."""
+    deterministic: bool = False
+    """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
+    model cannot be run so (`ModelFacts.can_be_deterministic`)."""
 
 
 class ScoredToken(Struct, frozen=True, kw_only=True):

@@ -130,6 +130,7 @@ class Texts:
             sampling=payload.sampling,
             intervention=payload.intervention,
             logprobs=logprobs,
+            deterministic=payload.deterministic,
         )
         text.making = asyncio.create_task(self._generate(text, request), name=payload.generation_id)
         task = asyncio.create_task(self._run(text, text.making, token_ids), name=f"{payload.generation_id} record")

@@ -16,7 +16,10 @@ from ..domain.refs import Edits, ModelFacts
 from ..errors import BadRequestError, ModelNotFoundError
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_PROMPTS = 64
+"""In one request."""
 
 
 class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +70,6 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "stream_options": self.stream_options is not None and not self.stream,
             "sae.top_k_features": bool(own.top_k_features),
             "sae.stop_when": own.stop_when is not None,
-            "sae.deterministic": own.deterministic,
         }
 
     def check(self, model: ModelFacts) -> None:
@@ -81,6 +83,15 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def scores(self) -> int | None:
         """How many of the most probable tokens are told with each token; None: no log probabilities."""
+        raise NotImplementedError
+
+    @property
+    def echoes(self) -> bool:
+        """The answer begins with the prompt."""
+        return False
+
+    def prompts(self) -> list[Prompt]:
+        """What is to be continued, each for itself."""
         raise NotImplementedError
 
     @property
@@ -112,17 +123,21 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     def scores(self) -> int | None:
         return self.logprobs
 
-    def only_prompt(self) -> str | list[int]:
-        """The one prompt: text or token ids. Several in one request are refused."""
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    def prompts(self) -> list[Prompt]:
         if isinstance(self.prompt, str):
-            return self.prompt
+            return [self.prompt]
         ids = [each for each in self.prompt if isinstance(each, int)]
         if len(ids) == len(self.prompt):
-            return ids
-        if len(self.prompt) > 1:
-            raise BadRequestError("prompt: send one prompt in a request", param="prompt")
-        only = self.prompt[0]
-        return only if isinstance(only, str | list) else [only]
+            return [ids]
+        if ids:
+            raise BadRequestError("prompt: a list holds texts, or token ids, or lists of them", param="prompt")
+        if len(self.prompt) > MAX_PROMPTS:
+            raise BadRequestError(f"prompt: at most {MAX_PROMPTS} in a request", param="prompt")
+        return [each for each in self.prompt if not isinstance(each, int)]
 
 
 class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,6 +181,9 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def scores(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def prompts(self) -> list[Prompt]:
+        return [[message.plain() for message in self.messages]]
+
 
 def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
     """The settings in force; the seed is chosen where none was given. A context overflow is refused."""
@@ -201,6 +219,7 @@ def admission(
         steering=own.steering,
         interventions=own.interventions,
         expect_position=own.expect_position,
+        deterministic=own.deterministic,
         tag=own.tag,
     )
 

@@ -122,10 +122,17 @@ class Reply:
         pairs = list(zip(self.choices, ends, strict=True))
         return {
             **self.envelope(chunk=False),
-            "choices": [choice.whole(done) for choice, done in pairs],
+            "choices": [{**choice.whole(done), **self._own(choice, done)} for choice, done in pairs],
             "usage": self.usage(ends),
             "sae": pairs[0][0].extension(pairs[0][1]),
         }
+
+    def last(self, choice: Choice, done: Done, *, first: bool) -> dict[str, Any]:
+        """A choice in its last chunk."""
+        return {**choice.last(done, first=first), **self._own(choice, done)}
+
+    def _own(self, choice: Choice, done: Done) -> dict[str, Any]:
+        return {"sae": choice.extension(done)} if len(self.choices) > 1 else {}
 
     def usage(self, ends: Sequence[Done]) -> dict[str, int]:
         read = sum(len(choice.prompt.token_ids) for choice in self.choices)

@@ -48,6 +48,8 @@ class Operation:
     """Takes Idempotency-Key, If-Match and Prefer."""
     open: bool = False
     """Answered without a token."""
+    rest: bool = False
+    """The last part of the path may hold slashes."""
     tag: str = "service"
 
 
@@ -76,7 +78,7 @@ def _litestar(each: Operation) -> HTTPRouteHandler:
         return await handler(request)
 
     run.__name__ = handler.__name__
-    path = each.path.replace("}", ":str}")
+    path = each.path.replace("}", ":path}" if each.rest else ":str}")
     made: HTTPRouteHandler = route(path, http_method=[each.method], status_code=each.answers[0][0])(run)  # type: ignore[list-item]
     return made
 

@@ -19,6 +19,8 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             expected=request.expect_position,
             position=state.revision,
         )
+    if request.deterministic:
+        _deterministic(state)
     intervention = () if request.baseline else _intervention(request, state)
     return [
         ev.GenerationStarted(
@@ -31,6 +33,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             baseline=request.baseline,
             own_steering=request.steering is not None or request.interventions is not None,
             tag=request.tag,
+            deterministic=request.deterministic,
         )
     ]
 
@@ -48,6 +51,15 @@ def _model_is_there(state: State) -> None:
     if model is not None and model.status == "loading" and model.restored:
         raise errors.NotReadyError("the model is being brought back", retry_after=2)
     raise errors.ModelNotLoadedError("no model is loaded", status="none" if model is None else model.status)
+
+
+def _deterministic(state: State) -> None:
+    facts = None if state.model is None else state.model.facts
+    if facts is None or not facts.can_be_deterministic:
+        raise errors.SAEUnsupportedError(
+            "deterministic needs a model in float32 on the CPU, or deterministic kernels on its device",
+            param="sae.deterministic",
+        )
 
 
 def _intervention(request: AdmitGeneration, state: State) -> Intervention:

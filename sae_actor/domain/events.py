@@ -285,6 +285,8 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     own_steering: bool = False
     """The request brought its own edits in place of the server's."""
     tag: str | None = None
+    deterministic: bool = False
+    """The same tokens were promised for the same request, whatever else runs."""
 
 
 FinishReason: TypeAlias = Literal["stop", "length", "intervention_removed", "cancelled", "error", "interrupted"]

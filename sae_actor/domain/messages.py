@@ -49,6 +49,7 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
     expect_position: int | None = None
     tag: str | None = None
+    deterministic: bool = False
 
 
 Report: TypeAlias = (

@@ -153,6 +153,13 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     environment: dict[str, Any] = {}
     """Versions, device, digests: what `system_fingerprint` is the digest of."""
 
+    @property
+    def can_be_deterministic(self) -> bool:
+        """A text that runs alone, its prefill unsplit, always comes to the same tokens: in float32 on a CPU, whose
+        kernels sum in one order for one number of threads, or where torch was told to use deterministic kernels."""
+        kernels = self.environment.get("deterministic_algorithms") is True
+        return kernels or (self.device == "cpu" and self.dtype == "float32")
+
 
 class ActiveSae(Struct, frozen=True, kw_only=True):
     """One SAE of an intervention, frozen at admission: everything that text under it depends on."""

@@ -22,6 +22,7 @@ from ..errors import (
     InternalError,
     MailboxFullError,
     ModelNotLoadedError,
+    SAEUnsupportedError,
 )
 from ..ports import AttachedSae, Progress, TextRequest, Tokenized
 from .device import DeviceThread
@@ -246,6 +247,9 @@ def _check(request: TextRequest, model: LoadedModel) -> None:
         raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
     if request.logprobs is not None and not 0 <= request.logprobs <= model.vocabulary:
         raise BadRequestError(f"logprobs must be between 0 and {model.vocabulary}", param="logprobs")
+    if request.deterministic and not model.facts.can_be_deterministic:
+        # Beyond that nothing is to be done: each step of this engine is one text's, its prefill is one step.
+        raise SAEUnsupportedError("the model's kernels are not deterministic", param="sae.deterministic")
     if not all(sampling.stop):
         raise BadRequestError("a stop string is empty", param="stop")
     for sae in request.intervention:

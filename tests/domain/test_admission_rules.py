@@ -192,6 +192,25 @@ def test_expect_position(expected: int, ok: bool) -> None:
         again.refused("precondition_failed", expected=expected, position=8)
 
 
+@pytest.mark.parametrize(
+    ("changes", "can"),
+    [
+        ({}, True),
+        ({"dtype": "bfloat16"}, False),
+        ({"device": "cuda:0"}, False),
+        ({"device": "cuda:0", "environment": {"deterministic_algorithms": True}}, True),
+    ],
+)
+def test_deterministic_where_the_model_can_be(changes: dict[str, Any], can: bool) -> None:
+    story = given(STARTED, loaded(**changes)).when(ask(deterministic=True))
+    if can:
+        (started,) = story.newest
+        assert isinstance(started, ev.GenerationStarted)
+        assert started.deterministic
+    else:
+        story.refused("sae_unsupported", param="sae.deterministic")
+
+
 # — nothing unsteered goes out as steered —
 
 

@@ -69,6 +69,7 @@ def request(
     stop: tuple[str, ...] = (),
     deadline: float = 60.0,
     logprobs: int | None = None,
+    deterministic: bool = False,
 ) -> TextRequest:
     return TextRequest(
         generation_id="gen",
@@ -77,6 +78,7 @@ def request(
         intervention=saes,
         deadline_seconds=deadline,
         logprobs=logprobs,
+        deterministic=deterministic,
     )
 
 

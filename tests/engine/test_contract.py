@@ -19,6 +19,7 @@ from sae_actor.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
     SAEIncompatibleError,
+    SAEUnsupportedError,
 )
 from sae_actor.ports import Engine, Token
 from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
@@ -223,6 +224,14 @@ async def test_scores(given: Given) -> None:
     assert offsets == sorted(offsets)
     (first, *_), _ = await read(given.engine.generate(request(ids, logprobs=0)))
     assert (first.scored is None, first.top) == (False, ())
+
+
+async def test_deterministic_where_it_can_be_promised(given: Given) -> None:
+    ids = await given.ids()
+    await finished(given.engine, request(ids, deterministic=True))
+    await given.engine.load_model(load(given.model, at=2, dtype="bfloat16"), no_progress)
+    with pytest.raises(SAEUnsupportedError):
+        given.engine.generate(request(ids, deterministic=True))
 
 
 async def test_too_many_texts_are_refused(given: Given) -> None:

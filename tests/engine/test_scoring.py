@@ -57,7 +57,8 @@ async def test_offsets_count_what_is_readable(engine: TorchEngine) -> None:
     tokens, end = await read(engine.generate(request(IDS, tokens=40, temperature=1.0, seed=1, logprobs=0)))
     texts = [token.text for token in tokens]
     assert [token.offset for token in tokens] == [sum(map(len, texts[:at])) for at in range(len(tokens))]
-    own = [token.scored for token in tokens if token.scored is not None and token.id < END]  # special ones are not shown
+    # Special tokens are not shown.
+    own = [token.scored for token in tokens if token.scored is not None and token.id < END]
     assert b"".join(each.bytes or b"" for each in own).decode(errors="replace") == end.text
 
 

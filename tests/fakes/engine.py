@@ -24,6 +24,7 @@ from sae_actor.errors import (
     ModelNotLoadedError,
     SAEError,
     SAEIncompatibleError,
+    SAEUnsupportedError,
 )
 from sae_actor.ports import AttachedSae, Finished, Progress, ScoredToken, TextRequest, Token, Tokenized
 from tests.fakes.coverage import covered, ranges
@@ -153,7 +154,7 @@ class FakeEngine:
             text = "".join(f"<{turn['role']}>{turn['content']}\n" for turn in turns) + "<assistant>"
             ids = tuple(text.encode("utf-8", "surrogatepass"))
         if not ids:
-            raise BadRequestError("the prompt is empty")
+            raise BadRequestError("the prompt is empty", param="prompt")
         if any(not 0 <= each < VOCABULARY for each in ids):
             raise BadRequestError("a token id is outside the vocabulary")
         if len(ids) > model.context_length:
@@ -167,6 +168,8 @@ class FakeEngine:
         model = self._loaded()
         if len(self._streams) >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many texts are waiting", retry_after=1)
+        if request.deterministic and not model.can_be_deterministic:
+            raise SAEUnsupportedError("the model's kernels are not deterministic")
         covered(request.intervention, len(request.token_ids), 1)  # refuses positions that it cannot tell
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = _Stream(self, request, model.context_length)

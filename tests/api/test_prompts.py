@@ -1,0 +1,105 @@
+"""Several prompts in one request, models by name, and what is promised of a text."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from .conftest import MODEL, Running
+from .test_text import ASK, chunks
+
+pytestmark = pytest.mark.anyio
+
+PROMPTS = ["Once upon a time", "In the beginning", "It was a dark night"]
+
+
+async def alone(service: Running, prompt: str) -> str:
+    answer = await service.client.post("/v1/completions", json={**ASK, "prompt": prompt})
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+@pytest.mark.parametrize("ids", [False, True])
+async def test_each_is_a_generation_of_its_own(service: Running, ids: bool) -> None:
+    await service.ready()
+    texts = [await alone(service, prompt) for prompt in PROMPTS]
+    prompts = [list(prompt.encode()) for prompt in PROMPTS] if ids else PROMPTS
+    answer = (await service.client.post("/v1/completions", json={**ASK, "prompt": prompts, "echo": True})).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert [choice["text"] for choice in answer["choices"]] == [p + t for p, t in zip(PROMPTS, texts, strict=True)]
+    read = sum(map(len, PROMPTS))
+    assert answer["usage"] == {"prompt_tokens": read, "completion_tokens": 24, "total_tokens": read + 24}
+    assert answer["sae"] == answer["choices"][0]["sae"]
+    assert answer["id"] == answer["sae"]["generation_id"]
+    on_record = [event["data"] for event in await service.events() if event["type"] == "GenerationFinished"]
+    assert {choice["sae"]["generation_id"] for choice in answer["choices"]} == {
+        each["generation_id"] for each in on_record[-3:]
+    }
+    for choice, prompt in zip(answer["choices"], PROMPTS, strict=True):
+        assert choice["sae"]["receipt"]["tokens_prompt"] == len(prompt)
+
+
+@pytest.mark.parametrize("usage", [False, True])
+async def test_streamed_side_by_side(service: Running, usage: bool) -> None:
+    await service.ready()
+    texts = [await alone(service, prompt) for prompt in PROMPTS]
+    service.engine.step_seconds = 0.01
+    body = {**ASK, "prompt": PROMPTS, **({"stream_options": {"include_usage": True}} if usage else {})}
+    found = await chunks(service, "/v1/completions", body)
+    assert len({each["id"] for each in found}) == 1
+    parts = [choice for each in found for choice in each["choices"]]
+    for index, text in enumerate(texts):
+        mine = [part for part in parts if part["index"] == index]
+        assert "".join(part["text"] for part in mine) == text
+        assert [part["finish_reason"] for part in mine] == [None] * (len(mine) - 1) + ["length"]
+        assert mine[-1]["sae"]["receipt"]["tokens_generated"] == 8
+    assert found[-1]["sae"]["generation_id"] == found[0]["id"]
+    assert ("usage" in found[-1]) is usage
+    first = [part["index"] for part in parts][:6]
+    assert first != sorted(first), "they come side by side"
+
+
+async def test_what_fails_ends_them_all(service: Running) -> None:
+    await service.ready()
+    service.engine.max_running, service.engine.max_waiting = 1, 1
+    for stream in (False, True):
+        answer = await service.client.post("/v1/completions", json={**ASK, "prompt": PROMPTS, "stream": stream})
+        assert stream or (answer.status_code, answer.json()["error"]["code"]) == (429, "mailbox_full")
+        while service.actor.state.generations:
+            await asyncio.sleep(0.01)
+    whole = {**ASK, "prompt": PROMPTS, "max_tokens": 239}
+    before = len(await service.events())
+    refused = await service.client.post("/v1/completions", json=whole)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
+    assert len(await service.events()) == before, "none has begun"
+
+
+async def test_a_model_by_its_name(service: Running) -> None:
+    assert (await service.client.get(f"/v1/models/{MODEL}")).status_code == 404
+    await service.ready()
+    for name in (MODEL, "default"):
+        assert (await service.client.get(f"/v1/models/{name}")).json()["id"] == MODEL
+    missing = await service.client.get("/v1/models/gpt-5")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("name", ["org/model", "/models/some/model"])
+@pytest.mark.parametrize("quoted", [False, True])
+async def test_a_model_whose_name_is_a_path(service: Running, name: str, quoted: bool) -> None:
+    await service.command("LoadModel", model=name)
+    path = name.replace("/", "%2F") if quoted else name
+    assert (await service.client.get(f"/v1/models/{path}")).json()["id"] == name
+
+
+async def test_deterministic_is_promised_or_refused(service: Running) -> None:
+    await service.ready(attach=False)
+    body = {**ASK, "temperature": 1, "seed": 3, "sae": {"deterministic": True}}
+    answers = [(await service.client.post("/v1/completions", json=body)).json() for _ in range(2)]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    started = [event for event in await service.events() if event["type"] == "GenerationStarted"]
+    assert [event["data"]["deterministic"] for event in started] == [True, True]
+    await service.command("LoadModel", model=MODEL, dtype="bfloat16")
+    refused = await service.client.post("/v1/completions", json=body)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (422, "sae_unsupported", "sae.deterministic")
