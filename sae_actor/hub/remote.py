@@ -252,7 +252,7 @@ def _refuse(response: Any) -> None:
         raise TransientError("hub_unavailable", f"The hub answers {status}", _retry_after(headers))
     if status == 416:
         raise TransientError("bad_range", "The hub refuses to continue from where the file ends")
-    raise SAEDownloadError(f"The hub answers {status}", reason="http", status=status)
+    raise SAEDownloadError(f"The hub answers {status}", reason="http", http_status=status)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -69,6 +69,7 @@ class Transfer:
             return there
         with self._held(file) as descriptor:
             if not anew and (there := self._verified(blob, file)) is not None:
+                self._repository.partial(file.digest).unlink(missing_ok=True)
                 return there
             try:
                 sha256 = self._fill(descriptor, repository_id, commit, file)
@@ -115,9 +116,8 @@ class Transfer:
         try:
             yield descriptor
         finally:
-            # Nothing worth continuing, or the blob was there after all: but never the file of a later holder.
-            spare = os.fstat(descriptor).st_size == 0 or self._repository.blob(file.digest).exists()
-            if spare and _is_at(descriptor, path):
+            # Nothing worth continuing; but never the file of a later holder.
+            if os.fstat(descriptor).st_size == 0 and _is_at(descriptor, path):
                 path.unlink()
             os.close(descriptor)
 

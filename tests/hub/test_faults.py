@@ -283,8 +283,7 @@ async def test_failures_that_end_are_waited_out_and_said(server: HubServer, make
     assert all(wait["seconds_left"] > 0 for wait in waits)
 
 
-@pytest.mark.anyio
-async def test_the_defaults_are_those_of_the_fault_table() -> None:
+def test_the_defaults_are_those_of_the_fault_table() -> None:
     patience = Patience()
     assert (patience.stall_seconds, patience.slow_seconds, patience.slow_bytes) == (30, 60, 10_000)
     assert (patience.backoff_cap_seconds, patience.tries) == (60, 5)
@@ -312,7 +311,6 @@ async def test_a_branch_that_moves_does_not_mix_two_commits(server: HubServer, h
     old = server.publish("org/saes", FILES)
     newer = {**FILES, **sae_files(PATH, d_in=64, d_sae=256, seed=9)}
     server.fault("store", cut_after=SIZE // 2, times=1)
-    server.fault("info", after=1, hang=0.0)
     told = Told()
 
     def moving(name: str, message: dict[str, Any]) -> None:

@@ -170,6 +170,20 @@ async def test_a_failed_download_goes_on_where_it_stopped(server: HubServer, hub
     assert server.sent("store") - before == len(files["a/sae_weights.safetensors"]) - part
 
 
+async def test_a_forced_download_that_was_cut_off_fetches_nothing_twice(
+    server: HubServer, hub: HuggingFaceHub, make_hub: MakeHub
+) -> None:
+    server.publish("org/saes", sae_files(d_in=64, d_sae=256))
+    await hub.download(download(at=1), Told())
+    forced = download(at=2, force=True)
+    await half_way(server, hub, forced)
+    settings, weights = len(server.asked("get")), server.sent("store")
+    assert settings == 2
+    found = await make_hub().download(forced, Told())
+    assert len(server.asked("get")) == settings
+    assert server.sent("store") - weights == found.files[1].bytes - 20_000
+
+
 async def test_a_part_of_a_commit_that_is_no_longer_wanted_goes_with_the_next_try(
     server: HubServer, hub: HuggingFaceHub
 ) -> None:
