@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from pathlib import Path
 
@@ -76,6 +77,7 @@ _SETTINGS: tuple[tuple[str, str, object], ...] = (
 )
 
 
+@functools.lru_cache(maxsize=128)
 def insert_statement(rows: int) -> str:
     """One INSERT of so many rows: in autocommit it is one transaction, and atomic."""
     row = f"({', '.join('?' * _WIDTH)})"

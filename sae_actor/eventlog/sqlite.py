@@ -249,7 +249,7 @@ async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes:
     try:
         return await aiosqlite.Connection(connector, iter_chunk_size=64)
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             raise LogHeldError(f"another program has {folder / NAME} open") from None
         raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
 

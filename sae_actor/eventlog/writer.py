@@ -108,9 +108,10 @@ class Writer:
     async def drain(self) -> None:
         """Store what waits, take nothing more."""
         self._stopped = self._stopped or "the log is closed"
-        for task in (self._task, self._syncing):
-            if task is not None:
-                await asyncio.wait([task])
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._syncing is not None:
+            await asyncio.wait([self._syncing])
 
     async def close(self) -> None:
         """Make the checkpoint durable and let go of it; after `drain` and after the database was closed."""
@@ -186,7 +187,7 @@ class Writer:
         try:
             await self._db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:  # full: it all stays in the WAL
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:  # full: it all stays in the WAL
                 self._stop([], f"events.db could not be written ({error}): the log takes no more events")
         self._files = self._fingerprint()
 

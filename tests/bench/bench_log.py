@@ -75,10 +75,6 @@ class Raw:
         self._db.close()
 
 
-async def append_latency(log: SqliteLog) -> list[float]:
-    return [await timed_append(log, [each]) for each in drafts(APPENDS)]
-
-
 async def timed_append(log: SqliteLog, batch: list[Draft]) -> float:
     """Seconds until a durable answer."""
     begin = time.perf_counter()
