@@ -25,9 +25,9 @@ from . import __version__
 from .actor import Actor, Broadcast, Performer, Texts
 from .api import Context, create_app
 from .capabilities import capabilities
-from .config import ConfigurationError, Settings, check_exposure, data_folder, is_loopback
+from .config import ConfigurationError, Settings, check_exposure, data_folder, demo_model_folder, is_loopback
 from .deferred import DeferredEngine
-from .demo import SAE_FOLDER
+from .demo.sae import place_sae
 from .demo.seed import seed
 from .domain.commands import LoadModel
 from .domain.events import LogTruncated
@@ -116,11 +116,13 @@ class Service:
     def __init__(self, settings: Settings, folder: Path, log: SqliteLog, *, demo: bool) -> None:
         self.settings = settings
         self.log = log
-        self.demo = demo
+        self.demo_sae = place_sae(demo_model_folder(settings)).resolve() if demo else None
         self.exit_code = 0
         self.engine = DeferredEngine(lambda: _torch_engine(settings))
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
-        self.hub = _hub(folder / "hub", roots, demo=demo)
+        if self.demo_sae is not None:
+            roots.append(self.demo_sae.parent)
+        self.hub = HuggingFaceHub(folder / "hub", import_roots=roots)
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
         self.actor = Actor(log, self.engine, performer, SystemClock(), self.broadcast)
@@ -177,8 +179,8 @@ class Service:
         if read_only:
             return
         try:
-            if self.demo:
-                await seed(self.actor, self.log, self.settings, url)
+            if self.demo_sae is not None:
+                await seed(self.actor, self.log, self.settings, url, self.demo_sae)
             elif self.settings.model.id:
                 await self._load_model()
         except SAEError as error:
@@ -299,7 +301,3 @@ def _torch_engine(settings: Settings) -> Engine:
             drain_seconds=engine.drain_seconds,
         )
     )
-
-
-def _hub(folder: Path, roots: list[Path], *, demo: bool) -> HuggingFaceHub:
-    return HuggingFaceHub(folder, import_roots=[*roots, *([SAE_FOLDER.parent] if demo else [])])

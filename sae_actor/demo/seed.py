@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from ..actor import Actor
 from ..config import Settings, demo_model_folder
@@ -10,20 +11,22 @@ from ..domain.commands import Attach, Command, Import, LoadModel
 from ..domain.evolve import OPENING
 from ..domain.projections import waiting_for
 from ..domain.refs import import_id_of
-from ..errors import SAEError, from_code
+from ..errors import IdempotencyKeyReusedError, SAEError, from_code
 from ..ports import EventLog
-from . import SAE_FOLDER, TITLES, curl_lines
+from . import TITLES, curl_lines
 from .model import NAME
 
 PRINCIPAL = "demo"
 PATIENCE_SECONDS = 600.0
 
 
-async def seed(actor: Actor, log: EventLog, settings: Settings, url: str) -> None:
-    """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
-    and say how to go on. A log of somebody else is served as it is. Raises what went wrong.
+async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: Path) -> None:
+    """Fill an empty log (or go on where a demo was killed while it did) with the model and the SAE in the resolved folder `sae`,
+    wait until everything wanted is in place, and say how to go on. A log of somebody else is served as it is. Raises
+    what went wrong.
     """
-    sae_id = import_id_of(str(SAE_FOLDER.resolve()))
+    sae_path = str(sae)
+    sae_id = import_id_of(sae_path)
     first = await log.read(0, 1, [intent.__name__ for intent in OPENING])
     if not first or first[0].principal == PRINCIPAL:
         print("loading the model and attaching the SAE …", file=sys.stderr)
@@ -32,7 +35,7 @@ async def seed(actor: Actor, log: EventLog, settings: Settings, url: str) -> Non
         # Each under a key of its own: done once in the life of the log, whatever its user does afterwards.
         for key, command in (
             ("demo-model", model),
-            ("demo-import", Import(path=str(SAE_FOLDER.resolve()))),
+            ("demo-import", Import(path=sae_path)),
             ("demo-attach", Attach(sae_id=sae_id)),
         ):
             await _once(actor, key, command)
@@ -52,7 +55,10 @@ async def seed(actor: Actor, log: EventLog, settings: Settings, url: str) -> Non
 
 async def _once(actor: Actor, key: str, command: Command) -> None:
     known = actor.state.position
-    accepted = await actor.submit(command, principal=PRINCIPAL, key=key)
+    try:
+        accepted = await actor.submit(command, principal=PRINCIPAL, key=key)
+    except IdempotencyKeyReusedError:
+        return  # done by a demo with other settings, or whose folders were elsewhere; the log is served as it is
     outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS)
     if outcome.error is not None and accepted.position <= known:
         # An earlier start failed at this; what was in its way may be gone.
