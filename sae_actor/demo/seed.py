@@ -21,9 +21,9 @@ PATIENCE_SECONDS = 600.0
 
 
 async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: Path) -> None:
-    """Fill an empty log (or go on where a demo was killed while it did) with the model and the SAE in the resolved folder `sae`,
-    wait until everything wanted is in place, and say how to go on. A log of somebody else is served as it is. Raises
-    what went wrong.
+    """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
+    and say how to go on. `sae`: the SAE's folder, resolved. A log of somebody else is served as it is. Raises what
+    went wrong.
     """
     sae_path = str(sae)
     sae_id = import_id_of(sae_path)
