@@ -21,7 +21,7 @@ from .domain.effects import (
     SaeLocation,
 )
 from .domain.events import Draft, Event, FinishReason, Receipt, Sampling
-from .domain.refs import Intervention, ModelFacts, SaeDescription, SaeFile
+from .domain.refs import ActiveSae, Intervention, ModelFacts, SaeDescription, SaeFile
 
 Progress = Callable[[str, dict[str, Any]], None]
 """progress("download_progress", {...}): may be dropped, is not logged, does not raise, works from any thread."""
@@ -142,6 +142,34 @@ class AttachedSae(Struct, frozen=True, kw_only=True):
     dtype: str
 
 
+class Watch(Struct, frozen=True, kw_only=True):
+    """An SAE whose activations are told with a text; it may be in the intervention too."""
+
+    sae: ActiveSae
+    """Which resident, and where; its mode and steering are not asked for."""
+    top_k: int | None = None
+    """So many of the largest activations of each position, by magnitude, those that are not 0; None, with
+    `features`: every one of those, in their order, also where it is 0."""
+    features: tuple[int, ...] | None = None
+    """Only of these; None: of all."""
+
+
+class FeatureActivation(Struct, frozen=True):
+    """Activation of one feature at one position."""
+
+    feature: int
+    activation: float
+
+
+class Activations(Struct, frozen=True, kw_only=True):
+    """What an SAE reads at positions `first`, `first` + 1, … of the activation that arrives at its hook point,
+    before its own edits and those of others there."""
+
+    sae_id: str
+    first: int
+    rows: tuple[tuple[FeatureActivation, ...], ...]
+
+
 class TextRequest(Struct, frozen=True, kw_only=True):
     """One admitted request: everything the engine needs, frozen."""
 
@@ -152,6 +180,8 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     deadline_seconds: float = 600.0
     logprobs: int | None = None
     """Score each token, and so many of the most probable ones beside it; None: no scores."""
+    watched: tuple[Watch, ...] = ()
+    """SAEs that are read on the way. One that is not there ends the text as one of the intervention does."""
     deterministic: bool = False
     """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
     model cannot be run so (`ModelFacts.can_be_deterministic`)."""
@@ -180,6 +210,9 @@ class Token(Struct, frozen=True, kw_only=True):
     """Where `TextRequest.logprobs` asks for it."""
     top: tuple[ScoredToken, ...] = ()
     """The most probable tokens, best first; the chosen one may be among them."""
+    activations: tuple[Activations, ...] = ()
+    """For each of `TextRequest.watched`, of the positions that were run to make this token: the whole prompt for the
+    first one, then the token before. So the last token of a text is never read."""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
@@ -204,6 +237,9 @@ class Tokenized(Struct, frozen=True, kw_only=True):
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...] = ()
+    """Text of each token, which joined are the prompt."""
+    special: tuple[bool, ...] = ()
+    """Which tokens are special ones of the tokenizer, such as marks of beginning, end and turns."""
 
 
 class Engine(Protocol):

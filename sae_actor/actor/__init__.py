@@ -7,10 +7,24 @@ Several waiting envelopes are decided one after the other and stored in one tran
 or published is durable. Reads take `actor.state`, an immutable value, and never wait.
 """
 
+from .activations import read_activations
 from .actor import Accepted, Actor
 from .broadcast import PAGE, Broadcast
 from .mailbox import Envelope, Mailbox
 from .perform import Performer
-from .texts import Done, RunningText, Texts
+from .texts import Done, RunningText, Tell, Texts
 
-__all__ = ["PAGE", "Accepted", "Actor", "Broadcast", "Done", "Envelope", "Mailbox", "Performer", "RunningText", "Texts"]
+__all__ = [
+    "PAGE",
+    "Accepted",
+    "Actor",
+    "Broadcast",
+    "Done",
+    "Envelope",
+    "Mailbox",
+    "Performer",
+    "RunningText",
+    "Tell",
+    "Texts",
+    "read_activations",
+]

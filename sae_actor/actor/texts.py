@@ -22,7 +22,7 @@ from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..errors import DeviceLostError, InternalError, SAEError, TooLargeError, from_code
-from ..ports import Engine, Finished, TextRequest, Token
+from ..ports import Engine, Finished, TextRequest, Token, Watch
 from .actor import Actor
 from .perform import problem
 
@@ -35,6 +35,16 @@ class Done:
 
     finished: Finished
     record: GenerationFinished
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """What is told with each token."""
+
+    logprobs: int | None = None
+    """As in `TextRequest`."""
+    top_k_features: int = 0
+    """So many activations of each SAE that the request watches."""
 
 
 class RunningText:
@@ -90,13 +100,10 @@ class Texts:
         token_ids: Sequence[int],
         *,
         principal: str,
-        logprobs: int | None = None,
+        tell: Tell | None = None,
     ) -> RunningText:
-        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with.
-
-        `logprobs`: as in `TextRequest`.
-        """
-        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, logprobs))
+        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with."""
+        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or Tell()))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
@@ -118,7 +125,7 @@ class Texts:
         ask: Callable[[str], AdmitGeneration],
         token_ids: tuple[int, ...],
         principal: str,
-        logprobs: int | None,
+        tell: Tell,
     ) -> RunningText:
         event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
         payload = event.payload()
@@ -129,7 +136,8 @@ class Texts:
             token_ids=token_ids,
             sampling=payload.sampling,
             intervention=payload.intervention,
-            logprobs=logprobs,
+            logprobs=tell.logprobs,
+            watched=tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched),
             deterministic=payload.deterministic,
         )
         text.making = asyncio.create_task(self._generate(text, request), name=payload.generation_id)
@@ -190,7 +198,8 @@ class Texts:
         return InternalError("the text could not be made; the service's log has the cause")
 
     def _report_fault(self, text: RunningText, ended: Finished) -> None:
-        sae = next((s for s in text.started.intervention if s.attach_position == ended.faulted), None)
+        used = (*text.started.intervention, *text.started.watched)
+        sae = next((s for s in used if s.attach_position == ended.faulted), None)
         if sae is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.tell(ev.HookFaulted(sae_id=sae.sae_id, request_position=sae.attach_position, error=fault))

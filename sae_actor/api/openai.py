@@ -68,7 +68,6 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "presence_penalty": bool(self.presence_penalty),
             "logit_bias": bool(self.logit_bias),
             "stream_options": self.stream_options is not None and not self.stream,
-            "sae.top_k_features": bool(own.top_k_features),
             "sae.stop_when": own.stop_when is not None,
         }
 
@@ -220,6 +219,7 @@ def admission(
         interventions=own.interventions,
         expect_position=own.expect_position,
         deterministic=own.deterministic,
+        watch=bool(own.top_k_features),
         tag=own.tag,
     )
 

@@ -83,7 +83,17 @@ class Choice:
             "intervention_sha256": started.intervention_sha256,
             "receipt": msgspec.to_builtins(done.finished.receipt),
             "seed": started.sampling.seed,
+            **self._features(),
         }
+
+    def _features(self) -> dict[str, Any]:
+        """Activations at each position that was run: the prompt's, and all generated tokens' but the last one's."""
+        watched = self.text.started.watched
+        read = [told for token in self.text.made for told in token.activations]
+        rows = {sae.sae_id: [row for each in read if each.sae_id == sae.sae_id for row in each.rows] for sae in watched}
+        if len(rows) == 1:
+            return {"features": msgspec.to_builtins(rows[watched[0].sae_id])}
+        return {"features_by_sae": msgspec.to_builtins(rows)} if rows else {}
 
 
 def _chat(scored: ScoredToken) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from litestar.response import Stream
 
-from ..actor import Done, RunningText
+from ..actor import Done, RunningText, Tell
 from ..domain import attaching
 from ..domain.refs import ModelFacts
 from ..errors import ModelNotFoundError, SAEError
@@ -91,11 +91,12 @@ async def _opened(request: AnyRequest, body: TextBody, kind: Kind, model: ModelF
     engine, texts = context(request).engine, context(request).texts
     prompts = [await engine.tokenize(prompt) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
+    tell = Tell(logprobs=body.scores, top_k_features=(body.sae and body.sae.top_k_features) or 0)
     choices: list[Choice] = []
     try:
         for prompt, own in zip(prompts, settings, strict=True):
             ask = partial(admission, kind=kind, body=body, tokens=prompt.token_ids, settings=own)
-            text = await texts.open(ask, prompt.token_ids, principal=principal(request), logprobs=body.scores)
+            text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""
             choices.append(Choice(kind, len(choices), text, prompt, echo, body.scores is not None))
     except BaseException:

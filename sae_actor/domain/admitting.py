@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import errors
 from . import events as ev
 from .edits import checked
-from .messages import AdmitGeneration
+from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention
 from .refs import ActiveSae, Edit, Intervention, Mode, intervention_sha256
 from .state import AttachmentState, State
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
-    _own_is_one(request)
+    one_wish(baseline=request.baseline, steering=request.steering, interventions=request.interventions)
     _model_is_there(state)
     if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
         raise errors.PreconditionFailedError(
@@ -21,7 +23,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
         )
     if request.deterministic:
         _deterministic(state)
-    intervention = () if request.baseline else _intervention(request, state)
+    intervention = () if request.baseline else _intervention(request.steering, request.interventions, state)
     return [
         ev.GenerationStarted(
             generation_id=request.generation_id,
@@ -34,13 +36,53 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             own_steering=request.steering is not None or request.interventions is not None,
             tag=request.tag,
             deterministic=request.deterministic,
+            watched=_watched(state) if request.watch else (),
         )
     ]
 
 
-def _own_is_one(request: AdmitGeneration) -> None:
-    own = [request.baseline, request.steering is not None, request.interventions is not None]
-    if sum(own) > 1:
+def _watched(state: State) -> Intervention:
+    if not state.attached:
+        raise errors.SAENotAttachedError("no SAE is attached whose activations could be told")
+    return tuple(_frozen(a, "steer", ()) for a in state.attached)
+
+
+def reading(
+    state: State, sae_id: str | None, features: Sequence[int], own: OwnIntervention | None
+) -> tuple[Intervention, ActiveSae]:
+    """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), and the SAE.
+
+    Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
+    """
+    own = own or OwnIntervention()
+    _model_is_there(state)
+    one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
+    nothing = own.baseline is not False and own.steering is None and own.interventions is None
+    intervention = () if nothing else _intervention(own.steering, own.interventions, state)
+    if sae_id is None:
+        if not state.attached:
+            raise errors.SAENotAttachedError("no SAE is attached")
+        if len(state.attached) > 1:
+            raise errors.SAEAmbiguousError("several SAEs are attached: name one with sae_id")
+        sae_id = state.attached[0].sae_id
+    watched = _active(state, sae_id, "steer", ())
+    description = state.saes[sae_id].sae
+    for feature in features:
+        if description is not None and feature >= description.d_sae:
+            raise errors.FeatureOutOfRangeError(
+                f"feature {feature} is not below d_sae {description.d_sae}",
+                feature=feature,
+                d_sae=description.d_sae,
+                sae_id=sae_id,
+            )
+    return intervention, watched
+
+
+def one_wish(
+    *, baseline: bool, steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None
+) -> None:
+    """`BadRequestError` where a request asks for more than one intervention in place of the server's."""
+    if baseline + (steering is not None) + (interventions is not None) > 1:
         raise errors.BadRequestError("give one of sae.baseline, sae.steering, sae.interventions", param="sae")
 
 
@@ -62,11 +104,13 @@ def _deterministic(state: State) -> None:
         )
 
 
-def _intervention(request: AdmitGeneration, state: State) -> Intervention:
-    if request.steering != ():
+def _intervention(
+    steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None, state: State
+) -> Intervention:
+    if steering != ():
         _whole(state)
-    if request.interventions is not None:
-        active = tuple(_active(state, own.sae_id, own.mode, own.steering) for own in request.interventions)
+    if interventions is not None:
+        active = tuple(_active(state, own.sae_id, own.mode, own.steering) for own in interventions)
         if len({sae.sae_id for sae in active}) != len(active):
             raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions")
         points = [sae.hook_point for sae in active if sae.mode == "reconstruct"]
@@ -74,9 +118,9 @@ def _intervention(request: AdmitGeneration, state: State) -> Intervention:
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
         # In the order in which they were attached: the same intervention has one digest.
         return tuple(sorted(active, key=lambda sae: sae.attach_position))
-    if request.steering:
-        return _only_one(state, request.steering)
-    if request.steering == ():
+    if steering:
+        return _only_one(state, steering)
+    if steering == ():
         return tuple(_frozen(a, a.mode, ()) for a in state.attached)
     return tuple(_frozen(a, a.mode, a.steering if a.enabled else ()) for a in state.attached)
 

@@ -287,6 +287,8 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     tag: str | None = None
     deterministic: bool = False
     """The same tokens were promised for the same request, whatever else runs."""
+    watched: tuple[ActiveSae, ...] = ()
+    """SAEs whose activations are read; that they are does not change the text."""
 
 
 FinishReason: TypeAlias = Literal["stop", "length", "intervention_removed", "cancelled", "error", "interrupted"]

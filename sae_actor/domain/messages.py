@@ -37,6 +37,15 @@ class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     steering: Edits = ()
 
 
+class OwnIntervention(Struct, frozen=True, forbid_unknown_fields=True):
+    """`sae` where activations are read: under what the prompt is run. Nothing said, or `baseline`: under nothing;
+    `"baseline": false`: under the server's own."""
+
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    steering: Edits | None = None
+    baseline: bool | None = None
+
+
 class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """A text request that is ready to run: freeze the intervention of this moment for it."""
 
@@ -50,6 +59,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     expect_position: int | None = None
     tag: str | None = None
     deterministic: bool = False
+    watch: bool = False
+    """Activations of the attached SAEs are told with the text."""
 
 
 Report: TypeAlias = (

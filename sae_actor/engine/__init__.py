@@ -6,6 +6,7 @@
     device        the device thread: jobs first, then one step of one running text, round robin
     generation    one text: feed, hook, sample, decode, deliver; its receipt
     hooks         an intervention on one forward pass: who writes where, sinks, faults, counts
+    probes        SAEs that are read on the way, before any edit
     positions     which positions an edit covers
     sampling      logits → token, noise keyed by (seed, index)
     scoring       logits → log probabilities; `pieces`: text and bytes of single tokens

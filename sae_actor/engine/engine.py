@@ -24,11 +24,12 @@ from ..errors import (
     ModelNotLoadedError,
     SAEUnsupportedError,
 )
-from ..ports import AttachedSae, Progress, TextRequest, Tokenized
+from ..ports import AttachedSae, Progress, TextRequest, Tokenized, Watch
 from .device import DeviceThread
 from .generation import InterventionGone, RunningText
 from .hooks import Applied, Part, group_of
 from .model import LoadedModel, load_model, move, release
+from .probes import Probe
 from .prompts import tokenized
 from .residents import Resident, free, load_resident, place
 from .streams import TextStream
@@ -197,7 +198,15 @@ class TorchEngine:
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        return Applied.of(parts, model.architecture, len(request.token_ids)) if parts else None
+        probes = [self._probe(watch, model) for watch in request.watched]
+        prompt = len(request.token_ids)
+        return Applied.of(parts, model.architecture, prompt, probes) if parts or probes else None
+
+    def _probe(self, watch: Watch, model: LoadedModel) -> Probe:
+        resident = self._residents.get(watch.sae.attach_position)
+        if resident is None:
+            raise InterventionGone
+        return Probe(watch, resident.sae, model.architecture.hook(resident.hook_point))
 
     # — the end —
 

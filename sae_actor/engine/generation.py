@@ -9,7 +9,7 @@ from typing import Any
 
 from ..domain.events import FinishReason, Receipt
 from ..errors import DeviceLostError, InternalError, NotReadyError, SAEError
-from ..ports import Finished, ScoredToken, TextRequest, Token
+from ..ports import Activations, Finished, ScoredToken, TextRequest, Token
 from .failures import explained
 from .hooks import Applied, HookFault, Tally
 from .model import LoadedModel
@@ -40,7 +40,8 @@ class RunningText:
         """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on
         the device thread with the first step. `deliver` is called there too."""
         self.request = request
-        self.uses = frozenset(sae.attach_position for sae in request.intervention)
+        read = (watch.sae for watch in request.watched)
+        self.uses = frozenset(sae.attach_position for sae in (*request.intervention, *read))
         self.cancelled = False
         """Set from any thread: nobody reads any more."""
         self.over = False
@@ -54,7 +55,8 @@ class RunningText:
         self._complete = 0
         """Characters that are readable so far, with those that a stop string holds back."""
         self._scores: Scores = (None, ())
-        """Of the newest token."""
+        self._told: tuple[Activations, ...] = ()
+        """Both of the newest step."""
         self._decoder = TextDecoder(model.decode, request.token_ids)
         self._stop = StopStrings(request.sampling.stop)
         self._cache: Any = None
@@ -146,6 +148,7 @@ class RunningText:
             logits = model.next_logits(feed, self._cache)
         if self._applied is not None:
             self._applied.settle()
+            self._told = self._applied.told()
         token = choose(logits, self.request.sampling, len(self._ids))
         self._ids.append(token)
         if self.request.logprobs is not None:
@@ -164,7 +167,7 @@ class RunningText:
             text += self._stop.flush()
         self._text += text
         own, top = self._scores
-        self._deliver(Token(id=token, text=text, offset=self._complete, scored=own, top=top))
+        self._deliver(Token(id=token, text=text, offset=self._complete, scored=own, top=top, activations=self._told))
         self._complete += len(piece)
         if stopped or reason is not None:
             self.finish("stop" if stopped or reason is None else reason)

@@ -19,9 +19,11 @@ from torch import Tensor
 from ..architectures import Architecture, Hook
 from ..domain.refs import ActiveSae, Edit, HookPoint
 from ..errors import BadRequestError, InternalError, OutOfMemoryError, SAEError
+from ..ports import Activations
 from ..sae.steering import Steering
 from .failures import explained
 from .positions import Ranges, mask, ranges_of
+from .probes import Probe
 
 SINK_FACTOR = 5.0
 """A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
@@ -251,27 +253,39 @@ class Site:
 class Applied:
     """An intervention, ready for one request."""
 
-    def __init__(self, sites: Sequence[Site], readers: Sequence[tuple[Part, Hook]], prompt: int) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        readers: Sequence[tuple[Part, Hook]],
+        prompt: int,
+        probes: Sequence[Probe] = (),
+    ) -> None:
         self.tally = Tally()
         self._sites = sites
         self._readers = readers
         """SAEs that read elsewhere than they write, and where."""
+        self._probes = probes
         self._prompt = prompt
 
     @classmethod
-    def of(cls, parts: Sequence[Part], architecture: Architecture, prompt: int) -> Applied:
+    def of(
+        cls, parts: Sequence[Part], architecture: Architecture, prompt: int, probes: Sequence[Probe] = ()
+    ) -> Applied:
         """The SAEs at their hook points; `prompt` is the number of prompt tokens. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
         sites = [Site(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
         readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
-        return cls(sites, readers, prompt)
+        return cls(sites, readers, prompt, probes)
 
     @contextmanager
     def step(self, first: int, stop: int) -> Iterator[None]:
         """The hooks are on the model inside of this block, for a forward pass of positions `first` … `stop` − 1."""
         handles = []
         try:
-            # Readers first: at a hook point that is also written to, they see what arrives.
+            # Probes and readers first: at a hook point that is also written to, they see what arrives.
+            for probe in self._probes:
+                probe.begin(first, stop)
+                handles.append(probe.hook.install(probe.see))
             for part, hook in self._readers:
                 part.read = None
                 handles.append(hook.install(_reader(part, hook)))
@@ -289,6 +303,18 @@ class Applied:
         """After a step: count what it wrote; `HookFault` if the intervention did not reach what it should."""
         for site in self._sites:
             site.settle(self.tally)
+
+    def told(self) -> tuple[Activations, ...]:
+        """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
+        told = []
+        for probe in self._probes:
+            try:
+                told.append(probe.take())
+                continue
+            except Exception as error:  # whatever torch raises ends this text
+                failure = explained(error, "computing the SAE's activations")
+            raise HookFault(None if isinstance(failure, OutOfMemoryError) else probe.at_fault, failure)
+        return tuple(told)
 
 
 def _reader(part: Part, hook: Hook) -> Callable[[Tensor], None]:

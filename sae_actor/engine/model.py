@@ -42,6 +42,8 @@ class LoadedModel:
     """Ids that end a text, from the generation config alone."""
     vocabulary: int
     """Rows of the embedding: every id below can be fed."""
+    special_ids: frozenset[int]
+    """Tokens that are no text: begin, end, turns."""
     pieces: Pieces
     """Text and bytes of single tokens. For the device thread."""
 
@@ -120,8 +122,14 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
         ),
         end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
         vocabulary=network.get_input_embeddings().weight.shape[0],
+        special_ids=_special_ids(tokenizer),
         pieces=Pieces(tokenizer),
     )
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = (token for token, about in tokenizer.added_tokens_decoder.items() if about.special)
+    return frozenset((*tokenizer.all_special_ids, *added))
 
 
 def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:

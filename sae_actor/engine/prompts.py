@@ -39,7 +39,8 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
     context = model.facts.context_length
     if len(ids) > context:
         raise BadRequestError(f"the prompt has {len(ids)} tokens, the model's context {context}", param="prompt")
-    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model))
+    special = tuple(token in model.special_ids for token in ids)
+    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model), special=special)
 
 
 def _pieces(ids: Sequence[int], model: LoadedModel) -> tuple[str, ...]:

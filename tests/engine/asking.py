@@ -8,7 +8,7 @@ from typing import Any
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription
-from sae_actor.ports import Engine, Finished, TextRequest, Token
+from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
 LOCATION = SaeLocation(source="import", repository_id=None, commit=None, path=None, files=())
@@ -70,6 +70,7 @@ def request(
     deadline: float = 60.0,
     logprobs: int | None = None,
     deterministic: bool = False,
+    watched: tuple[Watch, ...] = (),
 ) -> TextRequest:
     return TextRequest(
         generation_id="gen",
@@ -79,6 +80,7 @@ def request(
         deadline_seconds=deadline,
         logprobs=logprobs,
         deterministic=deterministic,
+        watched=watched,
     )
 
 

@@ -21,7 +21,7 @@ from sae_actor.errors import (
     SAEIncompatibleError,
     SAEUnsupportedError,
 )
-from sae_actor.ports import Engine, Token
+from sae_actor.ports import Engine, Token, Watch
 from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
 from tests.fakes.engine import FakeEngine
 
@@ -326,6 +326,65 @@ async def test_what_cannot_be_done_is_refused(given: Given, edit: Edit) -> None:
     ids = await given.ids()
     with pytest.raises(BadRequestError):
         given.engine.generate(request(ids, active(5, edit)))
+
+
+# — activations on the way —
+
+
+async def test_each_position_that_is_run_is_read_once(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    watch = Watch(sae=active(5), top_k=4)
+    bare = await finished(given.engine, request(ids))
+    tokens, end = await read(given.engine.generate(request(ids, watched=(watch,))))
+    assert end == bare, "reading changes nothing"
+    told = [token.activations for token in tokens]
+    assert [[each.first for each in one] for one in told] == [[0]] + [[at] for at in range(11, 18)]
+    assert [len(one[0].rows) for one in told] == [11] + [1] * 7
+    assert {one[0].sae_id for one in told} == {"sae-5"}
+    for row in (row for one in told for row in one[0].rows):
+        values = [each.activation for each in row]
+        assert 0 < len(row) <= 4
+        assert all(values)
+        assert values == sorted(values, reverse=True)
+        assert len({each.feature for each in row} & set(range(24))) == len(row)
+
+
+async def test_named_features_are_all_told(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    (whole, *_), _ = await read(given.engine.generate(request(ids, watched=(Watch(sae=active(5), top_k=24),))))
+    asked = (7, 3, 11, 7)
+    (some, *_), _ = await read(given.engine.generate(request(ids, watched=(Watch(sae=active(5), features=asked),))))
+    (best, *_), _ = await read(
+        given.engine.generate(request(ids, watched=(Watch(sae=active(5), features=asked, top_k=1),)))
+    )
+    for all_, named, one in zip(*(token.activations[0].rows for token in (whole, some, best)), strict=True):
+        on = {each.feature: each.activation for each in all_}
+        assert [each.feature for each in named] == list(asked)
+        assert [each.activation for each in named] == pytest.approx([on.get(each, 0.0) for each in asked], abs=1e-5)
+        top = max(on.get(each, 0.0) for each in asked)
+        assert [each.activation for each in one] == pytest.approx([top] if top else [], abs=1e-5)
+
+
+async def test_watching_an_sae_that_goes(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    stream = given.engine.generate(request(ids, tokens=110, watched=(Watch(sae=active(5), top_k=1),)))
+    await anext(stream)
+    assert await given.engine.detach(detach(5), 0.0) > 0
+    assert (await read(stream))[1].reason == "intervention_removed"
+    gone = await finished(given.engine, request(ids, watched=(Watch(sae=active(5), top_k=1),)))
+    assert gone.reason == "intervention_removed"
+
+
+async def test_special_tokens_are_told(given: Given) -> None:
+    chat = await given.engine.tokenize([{"role": "user", "content": "a"}])
+    assert len(chat.special) == len(chat.token_ids)
+    plain = await given.engine.tokenize("hello")
+    assert plain.special == (False,) * 5
+    ended = await given.engine.tokenize([*plain.token_ids, 256])
+    assert ended.special == (False,) * 5 + (True,)
 
 
 async def test_an_sae_that_does_not_fit(given: Given) -> None:

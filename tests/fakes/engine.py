@@ -26,7 +26,18 @@ from sae_actor.errors import (
     SAEIncompatibleError,
     SAEUnsupportedError,
 )
-from sae_actor.ports import AttachedSae, Finished, Progress, ScoredToken, TextRequest, Token, Tokenized
+from sae_actor.ports import (
+    Activations,
+    AttachedSae,
+    FeatureActivation,
+    Finished,
+    Progress,
+    ScoredToken,
+    TextRequest,
+    Token,
+    Tokenized,
+    Watch,
+)
 from tests.fakes.coverage import covered, ranges
 
 END = 256
@@ -162,7 +173,7 @@ class FakeEngine:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pieces = [decoder.decode(bytes([each])) if each != END else "<end>" for each in ids]
         pieces[-1] += decoder.decode(b"", final=True)
-        return Tokenized(token_ids=ids, tokens=tuple(pieces))
+        return Tokenized(token_ids=ids, tokens=tuple(pieces), special=tuple(each == END for each in ids))
 
     def generate(self, request: TextRequest) -> _Stream:
         model = self._loaded()
@@ -176,6 +187,9 @@ class FakeEngine:
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream
+
+    def d_sae(self, watch: Watch) -> int:
+        return self.residents[watch.sae.attach_position][0].sae.d_sae
 
     async def close(self) -> None:
         for task in self._drains:
@@ -228,7 +242,8 @@ class _Stream(AsyncIterator[Token | Finished]):
 
     def __init__(self, engine: FakeEngine, request: TextRequest, context_length: int) -> None:
         self.request = request
-        self.uses = frozenset(sae.attach_position for sae in request.intervention)
+        read = (watch.sae for watch in request.watched)
+        self.uses = frozenset(sae.attach_position for sae in (*request.intervention, *read))
         self.ids: list[int] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
@@ -240,6 +255,7 @@ class _Stream(AsyncIterator[Token | Finished]):
         self._over = False
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
+        self._read = 0
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
 
     def step(self, ends_after: int | None) -> None:
@@ -297,9 +313,29 @@ class _Stream(AsyncIterator[Token | Finished]):
         upto = max(upto, self._shown)
         own, top = self._scores(token)
         self._items.put_nowait(
-            Token(id=token, text=self._text[self._shown : upto], offset=len(self.ids) - 1, scored=own, top=top)
+            Token(
+                id=token,
+                text=self._text[self._shown : upto],
+                offset=len(self.ids) - 1,
+                scored=own,
+                top=top,
+                activations=self._activations(),
+            )
         )
         self._shown = upto
+
+    def _activations(self) -> tuple[Activations, ...]:
+        """Of the positions run since the token before."""
+        run = (*self.request.token_ids, *self.ids)[:-1]
+        first, self._read = self._read, len(run)
+        return tuple(
+            Activations(
+                sae_id=watch.sae.sae_id,
+                first=first,
+                rows=tuple(activations(token, watch, self._engine.d_sae(watch)) for token in run[first:]),
+            )
+            for watch in self.request.watched
+        )
 
     def _scores(self, token: int) -> tuple[ScoredToken | None, tuple[ScoredToken, ...]]:
         """The chosen token is the most probable one, the letters behind it follow; each half as probable."""
@@ -334,6 +370,15 @@ class _Stream(AsyncIterator[Token | Finished]):
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+
+
+def activations(token: int, watch: Watch, d_sae: int) -> tuple[FeatureActivation, ...]:
+    """Of one token: 3, 2 and 1 for its own number and the two behind it, modulo d_sae; nothing else is on."""
+    on = {(token + n) % d_sae: 3.0 - n for n in range(3)}
+    if watch.top_k is None:
+        return tuple(FeatureActivation(feature, on.get(feature, 0.0)) for feature in watch.features or ())
+    asked = [feature for feature in on if watch.features is None or feature in watch.features]
+    return tuple(FeatureActivation(feature, on[feature]) for feature in asked[: watch.top_k])
 
 
 async def _pause(seconds: float, gate: asyncio.Event | None) -> None:
