@@ -1,0 +1,69 @@
+"""`/api/activations`: what an SAE reads in a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..actor import read_activations
+from ..domain.admitting import reading
+from ..domain.messages import OwnIntervention
+from ..domain.refs import Feature, SaeId, intervention_sha256
+from ..errors import BadRequestError
+from ..ports import Watch
+from .bodies import body_of
+from .context import context
+from .openai import ChatMessage
+from .routes import Answer, AnyRequest, answer, operation, state_of
+
+
+class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of `prompt`, `messages`, `token_ids`; `features` in place of the `top_k` largest."""
+
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)] | None = None
+    token_ids: list[int] | None = None
+    sae_id: SaeId | None = None
+    top_k: Annotated[int, Meta(ge=1, le=1024)] = 5
+    features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
+    sae: OwnIntervention | None = None
+
+    def asked(self) -> str | list[int] | list[dict[str, str]]:
+        """The one prompt."""
+        messages = None if self.messages is None else [message.plain() for message in self.messages]
+        given = [each for each in (self.prompt, messages, self.token_ids) if each is not None]
+        if len(given) != 1:
+            raise BadRequestError("give one of prompt, messages, token_ids", param="prompt")
+        return given[0]
+
+
+ERRORS = (
+    "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
+    "conflicting_edits", "mailbox_full", "out_of_memory",
+)  # fmt: skip
+
+
+@operation("POST", "/api/activations",
+           "Activations of an SAE at each token of a prompt, before the SAE's own edits: the `top_k` largest that are "
+           "not 0, or those of `features`, in their order, whatever they are. The prompt is run under no intervention "
+           "unless `sae` asks for one; nothing of it goes on record",
+           body=ActivationsBody, errors=ERRORS, tag="text")  # fmt: skip
+async def post_activations(request: AnyRequest) -> Answer:
+    body: ActivationsBody = await body_of(request, ActivationsBody)
+    asked = body.asked()
+    intervention, sae = reading(state_of(request), body.sae_id, body.features or (), body.sae)
+    engine = context(request).engine
+    prompt = await engine.tokenize(asked)
+    watch = Watch(sae=sae, top_k=None if body.features is not None else body.top_k, features=body.features)
+    found = await read_activations(engine, prompt.token_ids, intervention, watch)
+    told: dict[str, Any] = {
+        "tokens": prompt.tokens,
+        "token_ids": prompt.token_ids,
+        "is_special": prompt.special,
+        "features": found.rows,
+        "sae_id": sae.sae_id,
+        "intervention_sha256": intervention_sha256(intervention),
+    }
+    return answer(request, msgspec.to_builtins(told))
