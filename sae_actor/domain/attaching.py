@@ -172,6 +172,10 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
     mine = _attaching(state, report.request_position)
     if mine is None:
         return []
+    if mine.restored and report.weights_sha256 != mine.weights_sha256:
+        # Fetched anew by force while it was attached: a restart brings back what was there, or says that it cannot.
+        changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
+        return [failure(mine, changed)]
     gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
     # A moved SAE keeps its steering, also when a restart in the middle could not bring it back to its old place.
     old = (a for a in state.attachments if a.sae_id == mine.sae_id and a.status in ("attached", "failed"))

@@ -40,8 +40,8 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
     if record.status == "downloading":
         return [_with(wanted, joined=record.request_position)]
     if wanted.force:
-        # A restart must find the weights that were attached, not what a branch has moved to since.
-        _not_in_use(state, wanted.sae_id)
+        # One that is attached keeps running on what it has; one on its way in or out needs its files as they are.
+        _settled(state, wanted.sae_id)
     if record.status == "cached" and record.sae is not None and not wanted.force:
         return [
             _with(wanted, reused=True),
@@ -89,6 +89,12 @@ def delete(command: Delete, state: State) -> list[ev.Payload]:
     if record.status in ("downloading", "deleting"):
         raise errors.SAEInUseError(f"{command.sae_id} is {record.status}", sae_id=command.sae_id)
     return [ev.DeleteRequested(sae_id=command.sae_id)]
+
+
+def _settled(state: State, sae_id: str) -> None:
+    moving = next((a for a in state.attachments if a.sae_id == sae_id and a.status in ("attaching", "detaching")), None)
+    if moving is not None:
+        raise errors.SAEInUseError(f"{sae_id} is {moving.status}", sae_id=sae_id)
 
 
 def _not_in_use(state: State, sae_id: str) -> None:

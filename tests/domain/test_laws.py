@@ -188,7 +188,8 @@ class Service:
         assert len(points) == len(set(points))
         for a in holding:
             record = state.saes[a.sae_id]
-            assert record.status == "cached"
+            assert record.status in ("cached", "downloading")  # by force, beside what is attached
+            assert record.sae is not None
             assert state.model is not None
             assert state.model.status != "error" or a.status == "detaching"
         state_view(state)

@@ -115,7 +115,7 @@ again           loaded  load    unload   fetch     fetch   cancel   -used    -us
 not_downloaded  loaded  load    unload   fetch     fetch   -idle    -whole   -whole   -on      delete  -on
 ready           loaded  load    unload   reuse     fetch   -idle    attach   attach   -on      delete  -on
 attaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   -on
-attached        loaded  -used   -used    reuse     -used   -idle    -twice   attach   detach   -used   steer
+attached        loaded  -used   -used    reuse     fetch   -idle    -twice   attach   detach   -used   steer
 moving          loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   steer
 detaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    -on      -used   -on
 deleting        loaded  load    unload   -used     -used   -idle    -used    -used    -on      -used   -on

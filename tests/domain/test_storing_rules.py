@@ -78,10 +78,10 @@ def test_force_fetches_again_and_a_failure_keeps_what_was_there() -> None:
     assert (failed.state.saes[A].status, failed.state.saes[A].commit) == ("cached", "1" * 40)
 
 
-def test_force_while_in_use_is_refused() -> None:
-    """Else a restart would steer with weights that were never attached."""
+def test_force_leaves_what_is_attached_running() -> None:
     story = given(STARTED, loaded(), cached(), attached())
-    story.when(FORCE).refused("sae_in_use", sae_id=A)
+    fetched = story.when(FORCE).then(requested(force=True))
+    assert fetched.state.attachment(A) is not None
     story.when(Detach(sae_id=A)).when(FORCE).refused("sae_in_use", sae_id=A)
 
 
