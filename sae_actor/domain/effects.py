@@ -79,6 +79,16 @@ class SaeLocation(Struct, frozen=True, kw_only=True):
     path: str | None
     files: tuple[SaeFile, ...]
 
+    @property
+    def converted(self) -> tuple[SaeFile, ...]:
+        """Files that the service made of pickles; where there are any, they are loaded in place of the originals."""
+        return tuple(file for file in self.files if file.converted_from is not None)
+
+    @property
+    def written_by_service(self) -> bool:
+        """The weights lie in files that the service alone writes, and never shortens: they may be mapped."""
+        return self.source == "hub" or bool(self.converted)
+
 
 Effect: TypeAlias = LoadModelEffect | DownloadEffect | ImportEffect | AttachEffect | DetachEffect | DeleteEffect
 

@@ -88,12 +88,14 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True):
 Edits: TypeAlias = Annotated[tuple[Edit, ...], Meta(max_length=MAX_EDITS)]
 
 
-class SaeFile(Struct, frozen=True):
+class SaeFile(Struct, frozen=True, omit_defaults=True):
     """One file of an SAE, `path` relative to the SAE's root (repository or imported folder)."""
 
     path: str
     bytes: int
     sha256: str
+    converted_from: str | None = None
+    """Path of the pickle that the service made this file of; it is kept in the data folder, not at `path`."""
 
 
 class SaeDescription(Struct, frozen=True, kw_only=True):

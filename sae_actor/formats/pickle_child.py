@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -52,7 +53,8 @@ def main() -> None:
         starved = "can't allocate" in error.detail or "Cannot allocate memory" in error.detail
         answer = {"check": "memory" if starved else check, "detail": error.detail}
     except OSError as error:
-        answer = {"check": "files", "detail": f"{name}: {error.strerror}"}
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        answer = {"check": "no_space" if full else "files", "detail": f"{name}: {error.strerror}"}
     json.dump(answer, sys.stdout)
 
 

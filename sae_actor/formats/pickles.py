@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SAEInvalidError, SAEUnsupportedError
+from ..errors import DiskFullError, SAEInvalidError, SAEUnsupportedError
 from .config import MAX_CONFIG_BYTES
 from .headers import TensorFile
 from .layout import Stored
@@ -48,6 +49,8 @@ def read_pickle(path: Path, name: str) -> TensorFile:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything here
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to run what is in the file
+            why = "it is damaged, or holds more than tensors and plain values"
         raise SAEInvalidError(f"{name} cannot be read as weights: {why}", check="pickle", file=name) from None
     if not isinstance(loaded, dict):
         raise SAEInvalidError(f"{name} holds no state dict", check="pickle", file=name)
@@ -77,7 +80,7 @@ def convert(
 
     `repository_id` and `parts` (folders of the path inside the repository) are kept in the new file's metadata,
     for formats that say their place there. Raises `SAEInvalidError` with check `pickle` (not a state dict of
-    plain tensors, or the child died), `memory` (more than `memory_limit` bytes), `timeout`.
+    plain tensors, or the child died), `memory` (more than `memory_limit` bytes), `timeout`; `DiskFullError`.
     """
     source = Path(path)
     if not source.name.endswith(CONVERTIBLE):
@@ -112,6 +115,8 @@ def convert(
     except ValueError:
         why = f"the child that read it ended with {done.returncode}"
         raise SAEInvalidError(f"{source.name}: {why}", check="pickle", file=source.name) from None
+    if answer.get("check") == "no_space":
+        raise DiskFullError("The disk is full", reason="no_space", file=source.name)
     if "check" in answer:
         raise SAEInvalidError(answer["detail"], check=answer["check"], file=source.name)
     return Converted(Path(answer["file"]), answer["sha256"], answer["source_sha256"])

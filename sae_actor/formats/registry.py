@@ -76,6 +76,8 @@ def read_layout(files: SaeFiles) -> Layout:
         raise SAEInvalidError(f"the files are those of several formats: {several}", check="format")
     names = files.names()
     pickles = [name for name in names if name.endswith(PICKLES)]
+    if len(pickles) > 1 and files.file is None:
+        raise SAEInvalidError(f"name one file of this folder: {', '.join(pickles[:5])}", check="ambiguous")
     if pickles:
         raise SAEUnsupportedError(f"{pickles[0]} is a pickle of no known format", check="pickle", file=pickles[0])
     tensors = [name for name in names if name.endswith(".safetensors")]

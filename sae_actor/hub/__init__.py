@@ -5,6 +5,7 @@
     claims       which of those files an SAE needs, written before they are fetched
     selection    which files of a list make one SAE
     digests      sha256 and git ids; what is known unchanged
+    conversion   safetensors made of pickles, kept beside
     imports, removal
     process, protocol         one child process per download, and what is said to it
 

@@ -30,7 +30,7 @@ CONFIG_SECONDS = 10.0
 
 _WIDTHS_IN = ("d_in", "d_model", "input_dim", "activation_dim", "act_size")
 _WIDTHS_SAE = ("d_sae", "num_latents", "dict_size", "d_hidden", "width")
-_HOOKS = ("hook_name", "hook_point", "hook_point_in", "hf_hook_point_in", "act_name")
+_HOOKS = ("hook_name", "hook_point", "hook_point_in", "hf_hook_point_in", "act_name", "submodule_name")
 
 
 def listing(job: CatalogJob, send: Callable[[Working], None]) -> Listed:
@@ -44,25 +44,36 @@ def listing(job: CatalogJob, send: Callable[[Working], None]) -> Listed:
     files = {file.path: file for file in listed}
     found = find(files)
     settings = _settings(hub, job, commit, (files[path] for sae in found for path in sae.configs[:1]))
-    return Listed(entries=tuple(_entry(sae, files, settings) for sae in found))
+    entries = (_entry(sae, files, settings) for sae in found)
+    return Listed(entries=tuple(entry for entry in entries if entry is not None))
 
 
-def _entry(found: Found, files: dict[str, RemoteFile], settings: dict[str, dict[str, Any]]) -> CatalogEntry:
-    config = next((settings[path] for path in found.configs if path in settings), {})
+def _entry(found: Found, files: dict[str, RemoteFile], settings: dict[str, dict[str, Any]]) -> CatalogEntry | None:
+    """What the files say; None where the settings are those of something else than the names promise."""
+    read = next((settings[path] for path in found.configs[:1] if path in settings), None)
+    formats = found.formats if read is None else found.agreeing(read)
+    if not formats:
+        return None
+    config = {} if read is None else _flat(read)
     d_in = _count(config, _WIDTHS_IN)
     d_sae = _count(config, _WIDTHS_SAE)
     factor = config.get("expansion_factor")
     if d_sae is None and d_in is not None and isinstance(factor, int) and 0 < factor < 1 << 20:
         d_sae = d_in * factor
-    r1 = found.format == "sae_lens" and "hook_point_in" in config
     return CatalogEntry(
         path=found.path,
-        format="llama_scope_r1" if r1 else found.format,
+        format=formats[0].name,
         file_size_bytes=sum(files[path].bytes for path in found.files),
         d_in=d_in,
         d_sae=d_sae,
         hook_name=_hook(config),
     )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """With what dictionary_learning keeps in a section of its own."""
+    trainer = config.get("trainer")
+    return {**config, **trainer} if isinstance(trainer, dict) else config
 
 
 def _count(config: dict[str, Any], keys: Iterable[str]) -> int | None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..errors import DiskFullError, InternalError, SAEError
-from .protocol import JOB, CatalogJob, Done, Failed, Job, Listed, Message
+from .protocol import JOB, CatalogJob, Done, Failed, ImportJob, Job, Listed, Message
 
 _PR_SET_PDEATHSIG = 1
 _MEMORY_BYTES = 4 << 30
@@ -41,7 +41,10 @@ def main() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     threading.Thread(target=_watch_stdin, daemon=True).start()
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    # Soft: a process that converts a pickle has a limit of its own.
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _MEMORY_BYTES if most == resource.RLIM_INFINITY else min(_MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
     def send(message: Message) -> None:
         _write(out, msgspec.json.encode(message) + b"\n")
@@ -66,6 +69,10 @@ def _run(job: Job, send: Callable[[Message], None]) -> Done | Listed:
         from .catalog import listing  # noqa: PLC0415
 
         return listing(job, send)
+    if isinstance(job, ImportJob):
+        from .imports import convert_and_register  # noqa: PLC0415
+
+        return convert_and_register(job, send)
     from .fetch import Fetch  # noqa: PLC0415
 
     return Fetch(job, send).run()

@@ -33,6 +33,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     complete: bool = False
     fetched: tuple[str, ...] = ()
     """Blobs that this request has fetched: a forced download that was cut off does not fetch them again."""
+    converted: str | None = None
+    """Key of what was made of a pickle among the files, see `conversion`."""
 
 
 class Claims(Struct, frozen=True, kw_only=True):

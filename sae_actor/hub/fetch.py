@@ -10,15 +10,18 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from posixpath import dirname, join, relpath
+from posixpath import basename, dirname, join, relpath
 
 import msgspec
 from huggingface_hub import constants
 
 from ..domain.refs import SaeFile
-from ..errors import DiskFullError, RepositoryNotFoundError, SAEDownloadError, SAEError, SAEUnsupportedError
-from ..formats import FORMATS, describe, weight_files
+from ..errors import DiskFullError, RepositoryNotFoundError, SAEDownloadError, SAEError
+from ..formats import check_values, describe, weight_files
+from ..formats.files import SaeFiles
+from ..formats.naming import PICKLES
 from . import claims as claimed
+from . import conversion
 from .claims import Claim, ClaimedFile, Claims
 from .digests import Stamp, weights_sha256
 from .layout import COMMIT, DIGEST, Repository, blobs_bytes, fsync_folder, is_safe_path, write_durably
@@ -26,7 +29,7 @@ from .meter import Meter
 from .protocol import Done, DownloadJob, Placed, Working
 from .remote import RemoteFile, RemoteHub
 from .removal import withdraw
-from .selection import CONFIGS, FAMILIES, LAYER_FILES, Found, choose, target
+from .selection import choose, settings_names, target
 from .transfer import Transfer, retried
 
 
@@ -53,18 +56,23 @@ class Fetch:
             listed = retried(partial(self._list, commit), job.patience, self._meter)
         by_path = {file.path: file for file in listed}
         found = choose(by_path, job.path)
-        _check_readable(found)
         files = [by_path[path] for path in found.files]
         self._meter.total = sum(file.bytes for file in files)
         self._meter.phase("checking")
         self._check_space(files)
         claim = self._claim(commit, files)
         placed = self._place(claim, files)
-        self._meter.phase("describing")
-        folder = self._repository.snapshot(commit) / target([file.path for file in files], job.path)
         try:
-            sae = describe(folder)
-            names = weight_files(folder)
+            where = self._repository.snapshot(commit) / target([file.path for file in files], job.path)
+            if found.pickled:
+                claim, converted = self._convert(claim, placed, found.weights)
+                placed.append(converted)
+                where = Path(converted.at)
+            self._meter.phase("describing")
+            sae = describe(where, repository_id=job.repository_id)
+            names = weight_files(where)
+            # Once, here, while the bytes are still in the page cache: an attach may map them and not look again.
+            check_values(where)
         except SAEError:
             withdraw(self._root, self._repository, job.sae_id, claim)
             raise
@@ -74,6 +82,18 @@ class Fetch:
         weights = weights_sha256((name, by_name[name]) for name in names)
         return Done(commit=commit, files=tuple(placed), sae=sae, weights_sha256=weights)
 
+    def _convert(self, claim: Claim, placed: Sequence[Placed], pickle: str) -> tuple[Claim, Placed]:
+        """The claim with what it has besides, and the safetensors made of `pickle`."""
+        key = conversion.key_of(self._job.repository_id, [each.file for each in placed])
+        claim = msgspec.structs.replace(claim, converted=key)
+        self._store(claim)
+        files = SaeFiles(self._repository.link(claim.commit, pickle), repository_id=self._job.repository_id)
+        prefix = f"{dirname(pickle)}/" if dirname(pickle) else ""
+        into = conversion.folder(self._root, key)
+        working = partial(self._meter.phase, "converting")
+        working()
+        return claim, conversion.make(files, basename(pickle), into, prefix=prefix, working=working)
+
     # — what to fetch —
 
     def _list(self, commit: str) -> list[RemoteFile]:
@@ -82,7 +102,7 @@ class Fetch:
         if path is None:
             return self._hub.files(repository_id, commit)
         above = {dirname(path), dirname(dirname(path))}
-        near = [join(folder, config) for folder in sorted(above) for config in CONFIGS]
+        near = [join(folder, name) for folder in sorted(above) for name in sorted(settings_names(path))]
         files, folders = self._hub.some(repository_id, commit, [path, *near])
         if path in folders:
             known = {file.path for file in files}
@@ -120,6 +140,7 @@ class Fetch:
         for file in files:
             if self._job.force or _size(self._repository.blob(file.digest)) != file.bytes:
                 needed += max(0, file.bytes - (_size(self._repository.partial(file.digest)) or 0))
+                needed += file.bytes if file.path.endswith(PICKLES) else 0  # what it is converted to
         free = shutil.disk_usage(self._root).free - self._job.reserve_bytes
         if needed > free:
             raise DiskFullError(
@@ -165,7 +186,14 @@ class Fetch:
             for file, _, _ in found:
                 self._link(claim.commit, file)
             if all(_is_there(self._repository, claim.commit, file, stamp) for file, _, stamp in found):
-                return [Placed(SaeFile(file.path, file.bytes, sha256), stamp) for file, sha256, stamp in found]
+                return [
+                    Placed(
+                        SaeFile(file.path, file.bytes, sha256),
+                        stamp,
+                        str(self._repository.link(claim.commit, file.path)),
+                    )
+                    for file, sha256, stamp in found
+                ]
         raise SAEDownloadError("The files are removed as soon as they are here", reason="removed")
 
     def _link(self, commit: str, file: RemoteFile) -> None:
@@ -198,15 +226,6 @@ class Fetch:
 
     def _no_claims(self) -> Claims:
         return Claims(sae_id=self._job.sae_id, revision=self._job.revision)
-
-
-def _check_readable(found: Found) -> None:
-    """Refuse a family that no reader is there for before its weights are fetched."""
-    families = {family.format for family in FAMILIES} | set(LAYER_FILES)
-    if found.format in families and found.format not in {each.name for each in FORMATS}:
-        raise SAEUnsupportedError(
-            f"SAEs of the format {found.format} cannot be read", check="format", format=found.format
-        )
 
 
 def _size(path: Path) -> int | None:

@@ -11,13 +11,14 @@ import anyio
 from anyio import to_thread
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
-from ..errors import InternalError, SAEDownloadError, SAEInvalidError
+from ..errors import InternalError, SAEDownloadError, SAEInvalidError, SAEUnsupportedError
+from ..formats.naming import CONVERTIBLE
 from ..ports import CatalogEntry, HubSae, Progress
-from . import imports, removal
+from . import conversion, imports, removal
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
 from .process import run_job
-from .protocol import CatalogJob, Done, DownloadJob, Listed, Patience, Working
+from .protocol import CatalogJob, Done, DownloadJob, ImportJob, Job, Listed, Patience, Working
 from .selection import target
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
@@ -96,9 +97,11 @@ class HuggingFaceHub:
             done = await self._run(job, heard)
         if not isinstance(done, Done):
             raise SAEDownloadError("The process of the download answered something else", reason="process")
-        snapshot = Repository.of(self.folder, effect.repository_id).snapshot(done.commit)
+        return self._placed(done)
+
+    def _placed(self, done: Done) -> HubSae:
         for placed in done.files:
-            self._known.remember(snapshot / placed.file.path, placed.stamp, placed.file.sha256)
+            self._known.remember(Path(placed.at), placed.stamp, placed.file.sha256)
         files = tuple(placed.file for placed in done.files)
         return HubSae(commit=done.commit, files=files, sae=done.sae, weights_sha256=done.weights_sha256)
 
@@ -106,8 +109,22 @@ class HuggingFaceHub:
         return await to_thread.run_sync(imports.resolve, path, self._import_roots)
 
     async def import_(self, effect: ImportEffect) -> HubSae:
-        # Reading only: a cancelled caller need not wait for the digest of a large file.
-        return await to_thread.run_sync(imports.register, effect.path, self._known, abandon_on_cancel=True)
+        try:
+            # Reading only: a cancelled caller need not wait for the digest of a large file.
+            return await to_thread.run_sync(imports.register, effect.path, self._known, abandon_on_cancel=True)
+        except SAEUnsupportedError as error:
+            if error.fields.get("check") != "pickle" or not str(error.fields.get("file")).endswith(CONVERTIBLE):
+                raise
+        job = ImportJob(parent=os.getpid(), root=str(self.folder), sae_id=effect.sae_id, path=effect.path)
+        try:
+            done = await self._run(job, lambda _: None)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
+            raise
+        if not isinstance(done, Done):
+            raise InternalError("The process of the import answered something else", reason="process")
+        return self._placed(done)
 
     async def locate(self, location: SaeLocation) -> str:
         return await to_thread.run_sync(self._locate, location, abandon_on_cancel=True)
@@ -148,7 +165,7 @@ class HuggingFaceHub:
         for scope in tuple(self._running):
             scope.cancel()
 
-    async def _run(self, job: DownloadJob | CatalogJob, heard: Callable[[Working], None]) -> Done | Listed:
+    async def _run(self, job: Job, heard: Callable[[Working], None]) -> Done | Listed:
         with anyio.CancelScope() as scope:
             if self._closed:
                 scope.cancel()
@@ -176,16 +193,19 @@ class HuggingFaceHub:
         else:
             base = Repository.of(self.folder, location.repository_id).snapshot(location.commit or "")
             again = "download it again with force"
-        for file in location.files:
+        converted = conversion.loaded_files(self.folder, location)
+        for path, file in converted or [(base / file.path, file) for file in location.files]:
             fields = {"file": file.path, "repository_id": location.repository_id}
             try:
                 if not is_safe_path(file.path):
                     raise FileNotFoundError
-                stamp, sha256 = self._known.of(base / file.path)
+                stamp, sha256 = self._known.of(path)
             except OSError:
                 raise SAEInvalidError(f"{file.path} is gone: {again}", check="missing", **fields) from None
             if stamp.bytes != file.bytes or sha256 != file.sha256:
                 raise SAEInvalidError(f"{file.path} has changed: {again}", check="sha256", **fields)
+        if converted:
+            return str(converted[0][0])
         if location.source == "import":
             return str(base)
         return str(base / target([file.path for file in location.files], location.path))

@@ -1,16 +1,22 @@
-"""SAEs that are on disk already: where they may lie, and what they are. Nothing is copied, nothing changed."""
+"""SAEs that are on disk already: where they may lie, and what they are.
+
+Nothing of the user's is changed, and nothing copied but a pickle: the service keeps the safetensors it makes of it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import ForbiddenError, NotFoundError, SAEInvalidError
-from ..formats import describe, weight_files
+from ..domain.refs import SaeFile
+from ..errors import ForbiddenError, NotFoundError, SAEInvalidError, SAEUnsupportedError
+from ..formats import FORMATS, check_values, describe, weight_files
+from ..formats.files import SaeFiles
 from ..ports import HubSae
+from . import conversion
 from .digests import KnownDigests, weights_sha256
-from .selection import CONFIGS
+from .protocol import Done, ImportJob, Placed, Working
 
 
 def resolve(path: str, roots: Sequence[Path]) -> str:
@@ -30,18 +36,61 @@ def resolve(path: str, roots: Sequence[Path]) -> str:
 
 
 def register(path: str, known: KnownDigests) -> HubSae:
-    """Describe the folder and digest its files: the weights, and the settings beside them."""
+    """Describe the folder, digest its files and look at every weight: nothing is called complete unseen.
+
+    `SAEUnsupportedError` with check `pickle` and the name as `file` where `convert_and_register` can read it.
+    """
+    folder = _existing(path)
+    sae = describe(folder)
+    weights = weight_files(folder)
+    try:
+        files = [known.saefile(folder / name, name) for name in [*_settings(folder, sae.format, weights[0]), *weights]]
+    except OSError as error:
+        raise SAEInvalidError(f"a file cannot be read: {error.strerror}", check="files") from None
+    # After the digest, which has brought the file into the page cache: it is read from the disk once.
+    check_values(folder)
+    digests = weights_sha256((file.path, file.sha256) for file in files if file.path in set(weights))
+    return HubSae(commit=None, files=tuple(files), sae=sae, weights_sha256=digests)
+
+
+def convert_and_register(job: ImportJob, send: Callable[[Working], None]) -> Done:
+    """The same of a folder whose weights are a pickle, in a process of its own; what it converts is ours to keep."""
+    folder = _existing(job.path)
+    files = SaeFiles(folder)
+    pickle = _pickle_of(folder)
+    into = conversion.folder(Path(job.root), job.sae_id)
+    converted = conversion.make(files, pickle, into, working=lambda: send(Working(phase="converting")))
+    where = Path(converted.at)
+    sae = describe(where)
+    check_values(where)
+    known = KnownDigests()
+    placed = []
+    for name in [*_settings(folder, sae.format, pickle), pickle]:
+        stamp, sha256 = known.of(folder / name)
+        placed.append(Placed(SaeFile(name, stamp.bytes, sha256), stamp, str(folder / name)))
+    weights = weights_sha256([(converted.file.path, converted.file.sha256)])
+    return Done(commit=None, files=(*placed, converted), sae=sae, weights_sha256=weights)
+
+
+def _existing(path: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise NotFoundError("There is no such folder", path=path)
-    sae = describe(folder)
-    weights = weight_files(folder)
-    configs = [name for name in CONFIGS if (folder / name).is_file()]
-    files = []
-    for name in [*configs, *(name for name in weights if name not in configs)]:
-        try:
-            files.append(known.saefile(folder / name, name))
-        except OSError as error:
-            raise SAEInvalidError(f"{name} cannot be read: {error.strerror}", check="files", file=name) from None
-    digests = weights_sha256((file.path, file.sha256) for file in files if file.path in set(weights))
-    return HubSae(commit=None, files=tuple(files), sae=sae, weights_sha256=digests)
+    return folder
+
+
+def _pickle_of(folder: Path) -> str:
+    """The one pickle that `describe` would read, were it none."""
+    try:
+        describe(folder)
+    except SAEUnsupportedError as error:
+        if error.fields.get("check") == "pickle":
+            return str(error.fields["file"])
+        raise
+    raise SAEInvalidError("the files changed while they were read", check="changed")
+
+
+def _settings(folder: Path, format: str, weights: str) -> list[str]:
+    """Names of the settings files that the format reads beside these weights."""
+    naming = next(each.naming for each in FORMATS if each.name == format)
+    return naming.configs_of(weights, lambda name: (folder / name).is_file()) or []

@@ -5,6 +5,7 @@
     hub/models--org--name/snapshots/<commit>/<path>  link to the blob
     hub/models--org--name/refs/<revision>            the commit that a branch or tag stood for
     hub/models--org--name/.claims/<sae_id>.json      which of these files an SAE needs, see `claims`
+    hub/converted/<key>/                             safetensors made of pickles, see `conversion`
 
 `<digest>` is the sha256 of a file in large-file storage and the git blob id of any other, as the hub's ETag says.
 """
@@ -25,6 +26,7 @@ DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
+CONVERTED = "converted"
 MAX_FILE_BYTES = 1 << 40
 """No SAE file is a terabyte; a size beyond it is a lie."""
 
@@ -131,9 +133,9 @@ def remove_empty(folder: Path, stop: Path) -> None:
 
 
 def blobs_bytes(root: Path) -> int:
-    """Bytes of all blobs below the hub folder, finished or not."""
+    """Bytes of all blobs below the hub folder, finished or not, and of what was made of them."""
     total = 0
-    for blob in root.glob("models--*/blobs/*"):
+    for blob in (*root.glob("models--*/blobs/*"), *root.glob(f"{CONVERTED}/*/*")):
         with contextlib.suppress(FileNotFoundError):
             total += blob.lstat().st_size
     return total

@@ -62,11 +62,21 @@ class CatalogJob(Struct, frozen=True, kw_only=True, tag="catalog"):
     patience: Patience
 
 
-Job: TypeAlias = DownloadJob | CatalogJob
+class ImportJob(Struct, frozen=True, kw_only=True, tag="import"):
+    """Register a folder whose weights are in a pickle."""
+
+    parent: int
+    root: str
+    """The data folder's hub/."""
+    sae_id: str
+    path: str
+
+
+Job: TypeAlias = DownloadJob | CatalogJob | ImportJob
 
 
 class Working(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="working"):
-    """Progress; `phase` is resolving, listing, checking, waiting, body, verifying or describing."""
+    """Progress; `phase` is resolving, listing, checking, waiting, body, verifying, converting or describing."""
 
     phase: str
     bytes: int = 0
@@ -80,14 +90,15 @@ class Working(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="workin
 
 
 class Placed(Struct, frozen=True):
-    """A verified file: where its link is below the snapshot, and its stamp when it was verified."""
+    """A verified file, its stamp when it was verified, and where it (or the link to it) is."""
 
     file: SaeFile
     stamp: Stamp
+    at: str
 
 
 class Done(Struct, frozen=True, kw_only=True, tag="done"):
-    commit: str
+    commit: str | None
     files: tuple[Placed, ...]
     sae: SaeDescription
     weights_sha256: str

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..domain.effects import DeleteEffect, DownloadEffect, SaeLocation
 from . import claims as claimed
+from . import conversion
 from .claims import Claim, Claims
 from .layout import DIGEST, Repository, is_safe_path, remove_empty
 
@@ -30,13 +31,17 @@ class _Kept:
 
     blobs: set[str] = field(default_factory=set)
     links: set[tuple[str, str]] = field(default_factory=set)
+    converted: set[str] = field(default_factory=set)
 
     def add(self, claims: Claims) -> None:
+        self.converted.update(claim.converted for claim in claims.claims if claim.converted is not None)
         for commit, file in claims.files:
             self.blobs.add(file.blob)
             self.links.add((commit, file.path))
 
     def locate(self, repository: Repository, location: SaeLocation) -> None:
+        if (key := conversion.key_at(location)) is not None:
+            self.converted.add(key)
         for file in location.files:
             link = (location.commit or "", file.path)
             self.links.add(link)
@@ -47,11 +52,12 @@ class _Kept:
 def delete(root: Path, effect: DeleteEffect) -> int:
     """Delete the SAE's files that no other SAE needs; the bytes that became free.
 
-    An import is not touched. What is gone already frees nothing, so running it again converges.
+    The user's folder of an import is not touched: only what was made of its pickle goes. What is gone already
+    frees nothing, so running it again converges.
     """
     location = effect.location
     if location.source == "import" or location.repository_id is None:
-        return 0
+        return conversion.remove(root, effect.sae_id)
     repository = Repository.of(root, location.repository_id)
     if not repository.folder.is_dir():
         return 0
@@ -67,7 +73,8 @@ def delete(root: Path, effect: DeleteEffect) -> int:
              for file in location.files if location.commit is not None}  # fmt: skip
     if own is not None:
         links.update({(commit, file.path): file.blob for commit, file in own.files})
-    freed = _remove(repository, links, kept)
+    converted = {conversion.key_at(location)} | {claim.converted for claim in (own.claims if own is not None else ())}
+    freed = _remove(repository, links, kept) + _remove_converted(root, converted, kept)
     if own is not None:
         claimed.write(repository, own.without(own.claims))
     _tidy(root, repository)
@@ -102,6 +109,7 @@ def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
     new log over an old folder finds them again.
     """
     freed = 0
+    kept = _Kept()
     for folder in sorted(root.glob("models--*")):
         repository = Repository(folder)
         for own in claimed.every(repository):
@@ -109,7 +117,9 @@ def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
             freed += _drop(root, repository, own, gone)
         freed += _sweep_blobs(repository)
         _tidy(root, repository, quiet=True)
-    return freed
+        for own in claimed.every(repository):
+            kept.add(own)
+    return freed + conversion.sweep(root, kept.converted)
 
 
 def _wanted(claim: Claim, own: Claims, commits: Mapping[str, str | None]) -> bool:
@@ -131,7 +141,7 @@ def _drop(root: Path, repository: Repository, own: Claims, gone: Iterable[Claim]
     links: dict[tuple[str, str], str | None] = {
         (claim.commit, file.path): file.blob for claim in gone for file in claim.files
     }
-    freed = _remove(repository, links, kept)
+    freed = _remove(repository, links, kept) + _remove_converted(root, {claim.converted for claim in gone}, kept)
     claimed.write(repository, left)
     _tidy(root, repository)
     return freed
@@ -148,6 +158,10 @@ def _remove(repository: Repository, links: Mapping[tuple[str, str], str | None],
                 link.unlink()
             remove_empty(link.parent, repository.folder)
     return freed
+
+
+def _remove_converted(root: Path, keys: Iterable[str | None], kept: _Kept) -> int:
+    return sum(conversion.remove(root, key) for key in keys if key is not None and key not in kept.converted)
 
 
 def _sweep_blobs(repository: Repository) -> int:

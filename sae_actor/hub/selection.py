@@ -1,51 +1,25 @@
 """Which files make one SAE, by their names alone: a repository of thousands is not fetched to find out.
 
-Whether the files hold what their names promise is said by `formats.describe`, once they are here.
+The names are those that `formats` gives each family. Whether the files hold what their names promise is said by
+`formats.describe`, once they are here.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from posixpath import basename, dirname, join
+from posixpath import dirname, join, splitext
+from typing import Any
 
 from ..errors import RepositoryNotFoundError, SAEAmbiguousError, SAEUnsupportedError
+from ..formats import FORMATS, Format
+from ..formats.naming import CONVERTIBLE, PICKLES
+from ..formats.refused import refusal_of
 
-PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
-CONFIGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "wandb-config.yaml", "wanb-config.yaml")
-"""Every name that a family keeps its settings under; one spelling is that of real repositories."""
+WEIGHTS = (".safetensors", ".npz", *CONVERTIBLE)
 SHOWN = 5
 """Matches that a refusal names."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One on-disk family: the file with the weights, and where its settings are, relative to the SAE's folder."""
-
-    format: str
-    weights: str
-    configs: tuple[str, ...]
-    """The first of these that is there is taken."""
-    needs_config: bool = True
-    above: tuple[str, ...] = ()
-    """Files of the folder above that are taken where they exist."""
-
-
-FAMILIES = (
-    # With config.json it may be of Llama Scope's R1 set, too: what is in the file tells them apart.
-    Family("sae_lens", "sae_weights.safetensors", ("cfg.json", "config.json")),
-    Family("sparsify", "sae.safetensors", ("cfg.json",), above=("config.json",)),
-    Family("llama_scope", "checkpoints/final.safetensors", ("hyperparams.json",)),
-    Family("gemma_scope", "params.npz", (), needs_config=False),
-    Family("gemma_scope_2", "params.safetensors", ("config.json",), needs_config=False),
-    Family("dictionary_learning", "ae.safetensors", ("config.json",)),
-)
-LAYER_FILES = {
-    "layer_file": re.compile(r"layer_\d{1,3}\.safetensors"),
-    "qwen_scope": re.compile(r"layer\d{1,3}\.sae\.safetensors"),
-}
-"""Sets that keep one SAE per file, side by side, with one config for all or none."""
 
 
 @dataclass(frozen=True)
@@ -53,36 +27,63 @@ class Found:
     """One SAE of a file list."""
 
     path: str
-    """Folder, or file of a set of files; empty at the root."""
-    format: str
-    weights: tuple[str, ...]
+    """Folder, or file where several SAEs lie in one folder; empty at the root."""
+    formats: tuple[Format, ...]
+    """Families whose names these are; none for a file that was named and could be of any."""
+    weights: str
     configs: tuple[str, ...]
 
     @property
     def files(self) -> tuple[str, ...]:
-        return (*self.configs, *self.weights)
+        return (*self.configs, self.weights)
+
+    @property
+    def format(self) -> str:
+        return self.formats[0].name if self.formats else "file"
+
+    @property
+    def pickled(self) -> bool:
+        return self.weights.endswith(PICKLES)
+
+    def agreeing(self, settings: Mapping[str, Any]) -> tuple[Format, ...]:
+        """Those of `formats` whose settings file could hold `settings`."""
+        return tuple(each for each in self.formats if each.naming.agrees(settings))
 
 
 def find(names: Collection[str]) -> list[Found]:
     """Every SAE among `names`, ordered by path."""
     known = names if isinstance(names, (set, frozenset, dict)) else set(names)
+    weights = [name for name in known if name.endswith(WEIGHTS)]
     found: dict[str, Found] = {}
-    for family in FAMILIES:
-        for name in known:
-            if name != family.weights and not name.endswith(f"/{family.weights}"):
-                continue
-            folder = name[: -len(family.weights)].rstrip("/")
-            configs = [join(folder, config) for config in family.configs if join(folder, config) in known][:1]
-            if folder in found or (family.needs_config and not configs):
-                continue
-            above = [join(dirname(folder), config) for config in family.above] if folder else []
-            configs += [config for config in above if config in known]
-            found[folder] = Found(folder, family.format, (name,), tuple(configs))
-    for name in known:
-        for format, pattern in LAYER_FILES.items():
-            if pattern.fullmatch(basename(name)):
-                found[name] = Found(name, format, (name,), _beside(name, known))
+    for each in FORMATS:
+        in_folder: dict[str, list[str]] = defaultdict(list)
+        for name in weights:
+            folder = each.naming.folder_of(name)
+            if folder is not None and _configs(each, folder, name, known) is not None:
+                in_folder[folder].append(name)
+        for folder, all_here in in_folder.items():
+            here = _without_twins(all_here)
+            for name in here:
+                path = name if each.naming.one_per_file or len(here) > 1 else folder
+                others = found[path].formats if path in found else ()
+                configs = _configs(each, folder, name, known) or ()
+                found[path] = Found(path, (*others, each), name, configs)
     return [found[path] for path in sorted(found)]
+
+
+def _configs(format: Format, folder: str, weights: str, known: Collection[str]) -> tuple[str, ...] | None:
+    """Settings files that `format` reads with these weights; None where one is missing without which it is not it."""
+    beside = format.naming.configs_of(weights, lambda name: join(folder, name) in known)
+    if beside is None:
+        return None
+    above = [join(dirname(folder), name) for name in format.naming.above] if folder else []
+    return (*(join(folder, name) for name in beside), *(path for path in above if path in known))
+
+
+def _without_twins(weights: list[str]) -> list[str]:
+    """Without the pickles that lie beside the same file as safetensors."""
+    stems = {splitext(name)[0] for name in weights if not name.endswith(PICKLES)}
+    return [name for name in weights if not name.endswith(PICKLES) or splitext(name)[0] not in stems]
 
 
 def choose(names: Collection[str], path: str | None) -> Found:
@@ -109,8 +110,10 @@ def choose(names: Collection[str], path: str | None) -> Found:
             matches=first,
             count=len(found),
         )
+    if (refusal := _refused(inside)) is not None:
+        raise refusal
     if any(name.endswith(PICKLES) for name in inside):
-        raise SAEUnsupportedError(f"{where} holds only pickles, which are not opened", check="pickle", path=path)
+        raise SAEUnsupportedError(f"{where} holds only pickles of no known format", check="pickle", path=path)
     if not inside:
         raise RepositoryNotFoundError(f"There is nothing at {where}", reason="not_found", kind="path", path=path)
     raise SAEUnsupportedError(f"No SAE of a known format is in {where}", check="format", path=path)
@@ -121,17 +124,30 @@ def target(names: Collection[str], path: str | None) -> str:
     return path if path is not None and path in names else choose(names, path).path
 
 
+def settings_names(weights: str) -> set[str]:
+    """Names of the settings files that lie beside or above this weight file (or in this folder) in any format."""
+    stem = splitext(weights.rpartition("/")[2])[0]
+    naming = [each.naming for each in FORMATS]
+    names = {name for each in naming for group in each.configs for name in group} | {n for e in naming for n in e.above}
+    return {name.replace("{stem}", stem) for name in names}
+
+
+def _refused(names: Collection[str]) -> SAEUnsupportedError | None:
+    """Why the SAEs of the first folder that has such are of a kind that is refused."""
+    in_folder: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        in_folder[dirname(name)].append(name.rpartition("/")[2])
+    refusals = (refusal_of(in_folder[folder]) for folder in sorted(in_folder))
+    return next((each for each in refusals if each is not None), None)
+
+
 def _named_file(path: str, known: Collection[str]) -> Found:
-    if path.endswith(PICKLES):
-        raise SAEUnsupportedError(f"{path} is a pickle, which is not opened", check="pickle", path=path)
     for sae in find(known):
-        if path in sae.weights:
+        if path == sae.weights:
             return sae
-    if not path.endswith((".safetensors", ".npz")):
+    if path.endswith(PICKLES) and not path.endswith(CONVERTIBLE):
+        raise SAEUnsupportedError(f"{path} is a pickle of a kind that is not opened", check="pickle", path=path)
+    if not path.endswith(WEIGHTS):
         raise SAEUnsupportedError(f"{path} is not a file of weights", check="format", path=path)
-    return Found(path, "file", (path,), _beside(path, known))
-
-
-def _beside(name: str, known: Iterable[str]) -> tuple[str, ...]:
-    folder = dirname(name)
-    return tuple(config for config in (join(folder, config) for config in CONFIGS) if config in known)
+    beside = (join(dirname(path), name) for name in sorted(settings_names(path)))
+    return Found(path, (), path, tuple(config for config in beside if config in known))

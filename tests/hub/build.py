@@ -22,9 +22,14 @@ def safetensors(d_in: int = 8, d_sae: int = 32, seed: int = 0) -> bytes:
     return struct.pack("<Q", len(text)) + text + _noise(seed, end)
 
 
+_BELOW_TWO = bytes(byte & 0xBF for byte in range(256))
+"""Clears the highest bit of the exponent."""
+
+
 def _noise(seed: int, size: int) -> bytes:
-    """`size` bytes without a repetition: a random megabyte, marked with its number each time."""
-    block = random.Random(seed).randbytes((1 << 20) - 8)
+    """`size` bytes without a repetition, as finite float32: a random megabyte, marked with its number each time."""
+    block = bytearray(random.Random(seed).randbytes((1 << 20) - 8))
+    block[3::4] = block[3::4].translate(_BELOW_TWO)
     count = -(-size // (1 << 20))
     return b"".join(struct.pack("<Q", i) + block for i in range(count))[:size]
 

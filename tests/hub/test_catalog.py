@@ -7,6 +7,7 @@ import time
 import pytest
 
 from sae_actor.errors import RepositoryNotFoundError, SAEAmbiguousError, SAEDownloadError, SAEUnsupportedError
+from sae_actor.formats import FORMATS
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.selection import choose, find, target
 from tests.fakes.hub_server import HubServer
@@ -84,6 +85,19 @@ NAMES = {
     "bare/sae_weights.safetensors",
     "pickled/ae.pt",
     "pickled/config.json",
+    "steps/ae_100.pt",
+    "steps/ae_2000.pt",
+    "steps/ae_2000.safetensors",
+    "steps/config.json",
+    "qwen/layer7.sae.pt",
+    "good/Llama-3.1-8B-Instruct-SAE-l19.pth",
+    "deep/DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt",
+    "heads/L5_Hcat.pt",
+    "heads/L5_Hcat_cfg.json",
+    "heads/other.pt",
+    "open/resid_post_mlp_v5_32k/autoencoders/7.pt",
+    "r1/config.json",
+    "r1/sae_weights.safetensors",
 }
 
 
@@ -100,7 +114,59 @@ def test_every_family_is_found_by_its_names() -> None:
         ),
         "trans/layer_0.safetensors": ("layer_file", {"trans/config.yaml", "trans/layer_0.safetensors"}),
         "trans/layer_1.safetensors": ("layer_file", {"trans/config.yaml", "trans/layer_1.safetensors"}),
+        "pickled": ("dictionary_learning", {"pickled/ae.pt", "pickled/config.json"}),
+        "steps/ae_100.pt": ("dictionary_learning", {"steps/ae_100.pt", "steps/config.json"}),
+        "steps/ae_2000.safetensors": ("dictionary_learning", {"steps/ae_2000.safetensors", "steps/config.json"}),
+        "qwen/layer7.sae.pt": ("qwen_scope", {"qwen/layer7.sae.pt"}),
+        **{path: ("goodfire", {path}) for path in ("good/Llama-3.1-8B-Instruct-SAE-l19.pth",)},
+        **{path: ("deepseek_r1", {path}) for path in ("deep/DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt",)},
+        "heads/L5_Hcat.pt": ("kissane", {"heads/L5_Hcat.pt", "heads/L5_Hcat_cfg.json"}),
+        **{path: ("openai", {path}) for path in ("open/resid_post_mlp_v5_32k/autoencoders/7.pt",)},
+        "r1": ("sae_lens", {"r1/config.json", "r1/sae_weights.safetensors"}),
     }
+
+
+def test_no_family_is_left_out() -> None:
+    named = {each.name for sae in find(NAMES) for each in sae.formats}
+    assert named == {each.name for each in FORMATS}
+
+
+def test_settings_tell_families_with_the_same_names() -> None:
+    r1 = choose(NAMES, "r1")
+    assert [each.name for each in r1.formats] == ["sae_lens", "llama_scope_r1"]
+    assert [each.name for each in r1.agreeing({"hook_point_in": "blocks.1.hook_resid_post"})] == ["llama_scope_r1"]
+    assert [each.name for each in r1.agreeing({"d_in": 8})] == ["sae_lens"]
+    assert choose(NAMES, "pickled").agreeing({"d_in": 8}) == ()
+
+
+@pytest.mark.anyio
+async def test_the_catalog_reads_settings_to_tell(server: HubServer, hub: HuggingFaceHub) -> None:
+    server.publish(
+        "org/saes",
+        {
+            "r1/config.json": b'{"hook_point_in": "blocks.3.hook_resid_post", "d_model": 8, "expansion_factor": 4}',
+            "r1/sae_weights.safetensors": safetensors(),
+            "no/config.json": b"{}",
+            "no/ae.pt": b"something else",
+            "yes/config.json": b'{"trainer": {"activation_dim": 8, "dict_size": 32, "submodule_name": "resid_3"}}',
+            "yes/ae.pt": b"never fetched",
+        },
+    )
+    entries = {entry.path: entry for entry in await hub.catalog("org/saes")}
+    assert {path: (e.format, e.d_in, e.d_sae, e.hook_name) for path, e in entries.items()} == {
+        "r1": ("llama_scope_r1", 8, 32, "blocks.3.hook_resid_post"),
+        "yes": ("dictionary_learning", 8, 32, "resid_3"),
+    }
+
+
+def test_kinds_that_are_refused_say_which() -> None:
+    for names, kind in (
+        ({"a/W_enc_0.safetensors", "a/W_dec_0.safetensors"}, "clt"),
+        ({"b/conf.yaml", "b/latest_ckpt.safetensors"}, "temporal"),
+    ):
+        with pytest.raises(SAEUnsupportedError) as refused:
+            choose(names, None)
+        assert refused.value.fields["architecture"] == kind
 
 
 @pytest.mark.parametrize(
@@ -110,6 +176,9 @@ def test_every_family_is_found_by_its_names() -> None:
         ("gemma", "gemma/layer_1"),
         ("llama/checkpoints/final.safetensors", "llama/checkpoints/final.safetensors"),
         ("trans/layer_1.safetensors", "trans/layer_1.safetensors"),
+        ("pickled", "pickled"),
+        ("pickled/ae.pt", "pickled/ae.pt"),
+        ("heads/other.pt", "heads/other.pt"),
     ],
 )
 def test_a_path_names_one(path: str, expected: str) -> None:
@@ -126,8 +195,7 @@ def test_a_file_outside_the_families_is_taken_with_what_lies_beside_it() -> None
     [
         (None, SAEAmbiguousError),
         ("trans", SAEAmbiguousError),
-        ("pickled", SAEUnsupportedError),
-        ("pickled/ae.pt", SAEUnsupportedError),
+        ("steps", SAEAmbiguousError),
         ("bare", SAEUnsupportedError),
         ("llama/checkpoints", SAEUnsupportedError),
         ("README.md", SAEUnsupportedError),

@@ -146,11 +146,12 @@ async def test_damaged_files_are_refused_and_taken_out_again(
 @pytest.mark.parametrize(
     ("files", "error", "check"),
     [
-        ({"ae.pt": b"\x80\x04cos\nsystem\n", "config.json": b"{}"}, SAEUnsupportedError, "pickle"),
+        ({"ae.pt": b"\x80\x04cos\nsystem\n", "config.json": b"{}"}, SAEInvalidError, "pickle"),
+        ({"sae.pkl": b"\x80\x04cos\nsystem\n"}, SAEUnsupportedError, "pickle"),
         ({"modeling_evil.py": b"import os", "notes.txt": b""}, SAEUnsupportedError, "format"),
         ({"cfg.json": b"{}", "sae_weights.safetensors": b"\x80\x04cos\nsystem\n."}, SAEInvalidError, "header"),
     ],
-    ids=["pickle", "code", "pickle named safetensors"],
+    ids=["pickle", "pickle of no kind", "code", "pickle named safetensors"],
 )
 async def test_what_could_run_is_refused(
     *,
