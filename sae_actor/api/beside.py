@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import TypeVar
 
 from ..actor import Done, RunningText
 from ..errors import SAEError
-from ..ports import Token
+
+T = TypeVar("T")
 
 
-async def merged(texts: Sequence[RunningText]) -> AsyncIterator[tuple[int, Token | Done]]:
-    """What the texts make, as it comes, with the index of the text; over when all have ended.
+async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncIterator[tuple[int, T]]:
+    """What the sources give, as it comes, with the index of the source; over when all are.
 
-    The first error is raised and ends them all, as does a reader who leaves.
+    The first error is raised, and nothing is read any more, as when the reader leaves.
     """
-    items: asyncio.Queue[tuple[int, Token | Done | SAEError]] = asyncio.Queue()
+    items: asyncio.Queue[tuple[int, list[T], Exception | None]] = asyncio.Queue()
 
     async def read(index: int) -> None:
+        failure: Exception | None = None
         try:
-            async for item in texts[index]:
-                items.put_nowait((index, item))
-        except SAEError as error:
-            items.put_nowait((index, error))
+            async for item in sources[index]:
+                items.put_nowait((index, [item], None))
+        except Exception as error:  # raised where the items are read
+            failure = error
+        items.put_nowait((index, [], failure))
 
-    readers = [asyncio.create_task(read(index)) for index in range(len(texts))]
+    readers = [asyncio.create_task(read(index)) for index in range(len(sources))]
     try:
-        running = len(texts)
+        running = len(sources)
         while running:
-            index, item = await items.get()
-            if isinstance(item, SAEError):
-                raise item
-            running -= isinstance(item, Done)
-            yield index, item
+            index, found, failure = await items.get()
+            if failure is not None:
+                raise failure
+            running -= not found
+            for item in found:
+                yield index, item
     finally:
         for reader in readers:
             reader.cancel()
-        abandon(texts)
 
 
 async def ends(texts: Sequence[RunningText]) -> list[Done]:

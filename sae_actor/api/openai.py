@@ -94,6 +94,10 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         raise NotImplementedError
 
     @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()

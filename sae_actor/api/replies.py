@@ -117,6 +117,10 @@ class Reply:
     choices: tuple[Choice, ...]
     created: int
 
+    @property
+    def texts(self) -> tuple[RunningText, ...]:
+        return tuple(choice.text for choice in self.choices)
+
     def envelope(self, *, chunk: bool) -> dict[str, Any]:
         chat = "chat.completion.chunk" if chunk else "chat.completion"
         return {

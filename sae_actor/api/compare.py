@@ -1,0 +1,57 @@
+"""`/api/compare`: one request under its intervention and under none."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..errors import BadRequestError
+from .beside import abandon, ends, merged
+from .bodies import body_of
+from .chunks import abandoned_with_client, chunks, streamed
+from .openai import CompletionBody, SaeExtension
+from .replies import Reply
+from .routes import Answer, AnyRequest, answer, operation
+from .text import ANSWERS, ERRORS, opened
+
+BRANCHES = ("steered", "baseline")
+
+
+@operation("POST", "/api/compare",
+           "A completion request with its intervention and with none, same prompt, settings and seed, side by side: "
+           "`{\"steered\": completion, \"baseline\": completion}`. Streamed, each event holds a chunk of one of "
+           "the two, under its name",
+           body=CompletionBody, answers=ANSWERS, errors=ERRORS, tag="text")  # fmt: skip
+async def post_compare(request: AnyRequest) -> Answer:
+    body: CompletionBody = await body_of(request, CompletionBody)
+    own = body.sae or SaeExtension()
+    if own.baseline:
+        raise BadRequestError("sae.baseline: the baseline is what is compared with", param="sae.baseline")
+    body = replace(body, seed=secrets.randbits(31) if body.seed is None else body.seed)
+    bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None))
+    steered = await opened(request, body, "completion")
+    try:
+        baseline = await opened(request, bare, "completion")
+    except BaseException:
+        abandon(steered.texts)
+        raise
+    texts = (*steered.texts, *baseline.texts)
+    if body.stream:
+        parts = _side_by_side((steered, baseline), include_usage=body.includes_usage)
+        return await streamed(request, parts, texts)
+    async with abandoned_with_client(request, texts):
+        done = await ends(texts)
+    half = len(steered.texts)
+    return answer(request, {"steered": steered.whole(done[:half]), "baseline": baseline.whole(done[half:])})
+
+
+async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+    """Chunks of both as they come, each under its name; where one fails, both end."""
+    try:
+        async for branch, chunk in merged([chunks(reply, include_usage=include_usage) for reply in replies]):
+            yield {BRANCHES[branch]: chunk}
+    finally:
+        abandon([text for reply in replies for text in reply.texts])
