@@ -70,6 +70,8 @@ class Gpu(_Section, frozen=True, kw_only=True):
 
 class Hub(_Section, frozen=True, kw_only=True):
     import_roots: tuple[Line, ...] = ()
+    quota_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    download_hosts: tuple[Line, ...] = ("huggingface.co", "hf.co")
 
 
 class Audit(_Section, frozen=True, kw_only=True):

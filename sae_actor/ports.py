@@ -131,6 +131,9 @@ class Hub(Protocol):
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         """The SAEs of a repository before a byte of their weights is fetched, ordered by path."""
 
+    async def disk_use(self) -> int:
+        """Bytes of everything that was downloaded, finished or not."""
+
     async def close(self) -> None: ...
 
 

@@ -122,7 +122,12 @@ class Service:
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
-        self.hub = HuggingFaceHub(folder / "hub", import_roots=roots)
+        self.hub = HuggingFaceHub(
+            folder / "hub",
+            import_roots=roots,
+            quota_bytes=settings.hub.quota_bytes or None,
+            download_hosts=settings.hub.download_hosts,
+        )
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
         self.actor = Actor(log, self.engine, performer, SystemClock(), self.broadcast)
@@ -151,6 +156,9 @@ class Service:
 
     async def _start(self) -> None:
         settings = self.settings
+        hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
+        # Before any effect: what killed processes left behind goes, what a download can go on from stays.
+        await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
         if self.log.truncation is not None:
             known = self.log.truncation
             await self.actor.acknowledge(
@@ -216,6 +224,7 @@ class Service:
                 hub=self.hub,
                 engine=self.engine,
                 capabilities=lambda: capabilities(self.settings),
+                quota_bytes=self.settings.hub.quota_bytes or None,
                 tokens=(server.token,) if server.token else (),
                 hosts=hosts,
             )

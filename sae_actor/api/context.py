@@ -21,6 +21,8 @@ class Context:
     engine: Engine
     capabilities: Callable[[], dict[str, Any]]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
+    quota_bytes: int | None = None
+    """What downloads may take on disk together; None: as much as there is."""
     tokens: tuple[str, ...] = ()
     """Bearer tokens; none: no token is asked for."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")

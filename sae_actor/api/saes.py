@@ -59,8 +59,8 @@ def _command(request: AnyRequest, type_: type[C], **fields: Any) -> C:
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
     saes = [sae_view(record, state) for record in state.saes.values()]
-    total = sum(sae["file_size_bytes"] for sae in saes if sae["source"] == "hub")
-    return answer(request, {"saes": saes, "attachment": attachment_view(state), "disk_bytes": total})
+    disk = {"used_bytes": await context(request).hub.disk_use(), "quota_bytes": context(request).quota_bytes}
+    return answer(request, {"saes": saes, "attachment": attachment_view(state), "disk": disk})
 
 
 @operation("GET", "/api/saes/attachment", "What is attached", tag="saes")

@@ -152,6 +152,9 @@ class FakeHub:
             raise NotFoundError("There is no such folder", path=path)
         return resolved
 
+    async def disk_use(self) -> int:
+        return sum(sum(stored.values()) for stored in self.disk.values())
+
     async def import_(self, effect: ImportEffect) -> HubSae:
         await self._step("import_", effect)
         entry = self.places.get(effect.path)
