@@ -27,10 +27,11 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
     for edit in edits:
         if edit.sae_id not in (None, sae_id):
             raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
-        if edit.feature >= d_sae:
-            raise FeatureOutOfRangeError(
-                f"feature {edit.feature} is not below d_sae {d_sae}", feature=edit.feature, d_sae=d_sae, sae_id=sae_id
-            )
+        for feature in (edit.feature,) if edit.when is None else (edit.feature, edit.when.feature):
+            if feature >= d_sae:
+                raise FeatureOutOfRangeError(
+                    f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae, sae_id=sae_id
+                )
         _refuse_unsupported(edit)
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:
@@ -48,8 +49,6 @@ def _refuse_unsupported(edit: Edit) -> None:
         raise BadRequestError(f"exclude: '{missing}' is not supported", param="exclude")
     if edit.unit not in SUPPORTED_UNITS:
         raise BadRequestError(f"unit '{edit.unit}' is not supported; strengths are raw", param="unit")
-    if edit.when is not None:
-        raise BadRequestError("when: conditional edits are not supported", param="when")
     if isinstance(edit.positions, Span) and edit.positions.role is not None:
         raise BadRequestError("positions by role are not supported", param="positions")
 

@@ -71,9 +71,16 @@ def test_units(unit: Unit) -> None:
         checked((edit(unit=unit),), A, D_SAE)
 
 
-def test_conditions_and_roles() -> None:
-    with pytest.raises(BadRequestError, match="when"):
-        checked((edit(when=When(1, 0.5)),), A, D_SAE)
+def test_conditions() -> None:
+    kept = (edit(when=When(31, 0.5)),)
+    assert checked(kept, A, D_SAE) == kept
+    with pytest.raises(FeatureOutOfRangeError, match="feature 32"):
+        checked((edit(when=When(32, 0.5)),), A, D_SAE)
+    with pytest.raises(ConflictingEditsError):  # the condition is no part of an edit's key
+        checked((edit(when=When(1, 0.5)), edit(when=When(2, 0.5))), A, D_SAE)
+
+
+def test_roles() -> None:
     with pytest.raises(BadRequestError, match="role"):
         checked((edit(positions=Span(role="user")),), A, D_SAE)
 

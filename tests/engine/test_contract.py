@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sae_actor.domain.effects import Residents
-from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span
+from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span, When
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import (
     BadRequestError,
@@ -297,6 +297,17 @@ async def test_positions(given: Given, positions: str | Span, covered: tuple[tup
     end = await finished(given.engine, request(await given.ids(), active(5, edit)))
     assert end.edited == covered
     assert end.receipt.tokens_edited == sum(behind - first for first, behind in covered)
+
+
+async def test_a_condition_counts_where_it_holds(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    bare = await finished(given.engine, request(ids))
+    always, never = (Edit(feature=3, strength=40.0, when=When(2, above)) for above in (-1.0, 1e6))
+    held = await finished(given.engine, request(ids, active(5, always)))
+    assert held.edited == ((0, 18),)
+    assert held.token_ids != bare.token_ids
+    assert (await finished(given.engine, request(ids, active(5, never)))).edited == ()
 
 
 async def test_the_sink_is_left_out(given: Given) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from sae_actor.domain.refs import ActiveSae, Edit, Intervention, Positions
+from sae_actor.domain.refs import ActiveSae, Edit, Intervention, Positions, When
 from sae_actor.errors import BadRequestError
 
 
-def covered(intervention: Intervention, prompt: int, run: int) -> tuple[set[int], set[int]]:
-    """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0)."""
+def _always(*_: object) -> bool:
+    return True
+
+
+def covered(
+    intervention: Intervention, prompt: int, run: int, met: Callable[[ActiveSae, When, int], bool] = _always
+) -> tuple[set[int], set[int]]:
+    """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0).
+
+    `met` tells whether a condition holds at a position."""
     edited: set[int] = set()
     excluded: set[int] = set()
     for sae in intervention:
@@ -19,7 +27,7 @@ def covered(intervention: Intervention, prompt: int, run: int) -> tuple[set[int]
             positions = {at for at in range(run) if _covers(edit.positions, at, prompt)}
             sinks = {0} & positions if "sink" in edit.exclude or sae.mode == "reconstruct" else set()
             excluded |= sinks
-            edited |= positions - sinks
+            edited |= {at for at in positions - sinks if edit.when is None or met(sae, edit.when, at)}
     return edited, excluded - edited
 
 

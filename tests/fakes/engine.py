@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.events import FinishReason, Receipt
-from sae_actor.domain.refs import ModelFacts, intervention_sha256
+from sae_actor.domain.refs import ActiveSae, ModelFacts, When, intervention_sha256
 from sae_actor.errors import (
     BadRequestError,
     MailboxFullError,
@@ -188,9 +188,6 @@ class FakeEngine:
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream
 
-    def d_sae(self, watch: Watch) -> int:
-        return self.residents[watch.sae.attach_position][0].sae.d_sae
-
     async def close(self) -> None:
         for task in self._drains:
             task.cancel()
@@ -256,6 +253,7 @@ class _Stream(AsyncIterator[Token | Finished]):
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
         self._read = 0
+        self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
 
     def step(self, ends_after: int | None) -> None:
@@ -287,7 +285,7 @@ class _Stream(AsyncIterator[Token | Finished]):
         if self.done.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
-        edited, excluded = covered(self.request.intervention, len(self.request.token_ids), run)
+        edited, excluded = covered(self.request.intervention, len(self.request.token_ids), run, self._met)
         self._items.put_nowait(
             Finished(
                 reason=reason,
@@ -308,6 +306,11 @@ class _Stream(AsyncIterator[Token | Finished]):
             )
         )
         self._leave()
+
+    def _met(self, sae: ActiveSae, when: When, at: int) -> bool:
+        token = (*self.request.token_ids, *self.ids)[at]
+        watch = Watch(sae=sae, features=(when.feature,))
+        return activations(token, watch, self._d_sae[sae.attach_position])[0].activation > when.above
 
     def _show(self, token: int, upto: int) -> None:
         upto = max(upto, self._shown)
@@ -332,7 +335,7 @@ class _Stream(AsyncIterator[Token | Finished]):
             Activations(
                 sae_id=watch.sae.sae_id,
                 first=first,
-                rows=tuple(activations(token, watch, self._engine.d_sae(watch)) for token in run[first:]),
+                rows=tuple(activations(token, watch, self._d_sae[watch.sae.attach_position]) for token in run[first:]),
             )
             for watch in self.request.watched
         )
