@@ -47,9 +47,19 @@ class Resident:
 def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resident:
     """The SAE of `effect` on the CPU, checked against the model. Blocks: for a worker thread.
 
+    For a model on the CPU, matrices in files that the service alone writes stay there and are read where they are
+    touched; the hub looked at their values when they came. Others may be cut short under us, so they are copied,
+    and looked at on the way.
+
     `SAEIncompatibleError` (with `sae_d_in`, `model_d`), `LayerOutOfRangeError`, and what `load_sae` raises.
     """
-    sae = load_sae(folder, device="cpu", dtype=effect.dtype)
+    sae = load_sae(
+        folder,
+        device="cpu",
+        dtype=effect.dtype,
+        mapped=effect.location.written_by_service and model.device == "cpu",
+        repository_id=effect.location.repository_id,
+    )
     check_fit(effect.hook_point, sae.spec.d_in, model)
     check_fit(effect.hook_point_out or effect.hook_point, sae.spec.d_out, model)
     return Resident(effect.request_position, sae, effect.hook_point, effect.hook_point_out)

@@ -61,11 +61,13 @@ def _short(error: Exception) -> str:
 class Config:
     """One config object and the name of the file it came from; getters refuse values of the wrong type."""
 
-    def __init__(self, values: Any, where: str) -> None:
+    def __init__(self, values: Any, where: str, *, absent: bool = False) -> None:
         if not isinstance(values, dict):
             raise SAEInvalidError(f"{where} does not hold a JSON object", check="config", file=where)
         self.values: dict[str, Any] = values
         self.where = where
+        self.absent = absent
+        """It stands for a section that is not there."""
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
@@ -78,7 +80,7 @@ class Config:
         """A nested object; an absent one is empty."""
         value = self.values.get(key)
         if value is None:
-            return Config({}, f"{self.where}: {key}")
+            return Config({}, f"{self.where}: {key}", absent=True)
         if not isinstance(value, dict):
             raise self.invalid(key, "an object")
         return Config(value, f"{self.where}: {key}")

@@ -12,6 +12,7 @@ config are those of the training run and are not read.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TypeVar
 
 from ..domain.refs import HookPoint
@@ -73,6 +74,12 @@ _GATED: Names = {
 }
 _RMS_MODELS = re.compile(r"gemma|llama|mistral|mixtral|qwen|smollm|olmo|deepseek", re.IGNORECASE)
 """Models without LayerNorm: their writing weights cannot be centred, whatever the config asked for."""
+_CENTRED_RELEASES = {
+    "GPT2-Small-SAEs-Reformatted",
+    "GPT2-Small-Feature-Splitting-Experiment-Layer-8",
+    "gpt2-small-mlp-out-saes",
+}
+"""Repositories of older GPT-2 sets that were trained on centred writing weights, and whose files do not say so."""
 _WRITTEN = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 NO_CONSTANT = (
@@ -84,6 +91,11 @@ PRE_WEIGHT_NORM = (
     "says whether that weight was folded away"
 )
 CENTRED = "trained on a stream with its mean taken out: the mean is removed before encoding and put back after"
+
+MAYBE_CENTRED = (
+    "trained before its library wrote down whether it took the mean out of the stream; activations are used as they "
+    "are (set model_from_pretrained_kwargs.center_writing_weights in cfg.json if it did)"
+)
 
 
 def recognise(files: SaeFiles) -> bool:
@@ -121,15 +133,18 @@ def read(files: SaeFiles) -> Layout:
         warnings.append(f"hook_layer is {layer}, the hook's name says {point.layer}: the name counts")
 
     norm, scale = _normalisation(cfg, warnings)
-    centre = _centred(cfg, meta, point, model)
+    kwargs = [part.section("model_from_pretrained_kwargs") for part in (meta, cfg)]
+    centre = _centred(files, kwargs, point, model)
     if centre:
         warnings.append(CENTRED)
+    elif centre is None and legacy and norm != "layer_norm":
+        warnings.append(MAYBE_CENTRED)
     recipe = Recipe(
         activation="tanh-relu" if legacy and _activation_name(cfg) == "tanh-relu" else _ACTIVATIONS[architecture],
         k=check_k(_k(cfg, legacy), sizes.d_sae, name) if chooses else None,
         subtract_b_dec=subtract,
         row_norm=norm,
-        centre=centre,
+        centre=bool(centre),
         norm_output=not transcoder,
         scale_in=scale,
         scale_out=1.0 if transcoder else 1.0 / scale,
@@ -257,11 +272,20 @@ def _hook_point_out(cfg: Config, meta: Config, point: HookPoint | None, warnings
     return None
 
 
-def _centred(cfg: Config, meta: Config, point: HookPoint | None, model: str | None) -> bool:
-    kwargs = [part.section("model_from_pretrained_kwargs") for part in (meta, cfg)]
-    asked = any(part.boolean("center_writing_weights", default=False) for part in kwargs)
-    written = point is not None and point.kind in _WRITTEN
-    return asked and written and not _RMS_MODELS.search(model or "")
+def _centred(files: SaeFiles, kwargs: Sequence[Config], point: HookPoint | None, model: str | None) -> bool | None:
+    """Whether the stream had its mean over the width taken out; None where an old release does not say.
+
+    A library that centres the writing weights of a LayerNorm model takes the mean out of everything that is
+    written to the stream. It did so by default until the config began to say, under `model_from_pretrained_kwargs`.
+    """
+    if point is None or point.kind not in _WRITTEN or _RMS_MODELS.search(model or ""):
+        return False
+    if any("center_writing_weights" in part for part in kwargs):
+        return any(part.boolean("center_writing_weights", default=False) for part in kwargs)
+    names = {(files.origin.repository_id or "").rpartition("/")[2], *files.origin.parts}
+    if not _CENTRED_RELEASES.isdisjoint(names):
+        return True
+    return None if all(part.absent for part in kwargs) else False
 
 
 def _heads(cfg: Config, hook_name: str | None) -> bool:

@@ -40,6 +40,7 @@ FLAT = {
     "normalize_activations": "none",
     "model_name": "gpt2-small",
     "sae_lens_training_version": "6.1.0",
+    "model_from_pretrained_kwargs": {},
 }
 NESTED = {
     "architecture": "standard",
@@ -327,6 +328,35 @@ def test_centred_writing_weights(
 ) -> None:
     config = FLAT | {"model_from_pretrained_kwargs": {"center_writing_weights": True}} | change
     expected(load_sae(write(tmp_path, config)), *rows())
+
+
+OLD_RELEASE = "GPT2-Small-SAEs-Reformatted"
+
+
+@pytest.mark.parametrize(
+    ("repository_id", "change", "expected", "warned"),
+    [
+        (f"jbloom/{OLD_RELEASE}", {}, centred, True),  # known for it; the files do not say
+        (f"jbloom/{OLD_RELEASE}", {"model_from_pretrained_kwargs": {"center_writing_weights": False}}, raw, False),
+        ("someone/else", {}, raw, True),
+        ("someone/else", {"model_from_pretrained_kwargs": {}}, raw, False),
+        ("someone/else", {"model_name": "gemma-2b"}, raw, False),
+        ("someone/else", {"normalize_activations": "layer_norm"}, None, False),  # the mean is out anyway
+    ],
+)
+def test_old_releases_that_do_not_say_whether_they_centred(
+    repository_id: str,
+    change: dict[str, Any],
+    expected: Callable[[SAE, Tensor, Array], None] | None,
+    warned: bool,
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, OLDEST | change)
+    sae = load_sae(path, repository_id=repository_id)
+    if expected is not None:
+        expected(sae, *rows())
+    assert any("mean" in warning for warning in sae.spec.warnings) == warned
+    assert describe(path, repository_id=repository_id).warnings == sae.spec.warnings
 
 
 def test_layer_in_the_place_of_a_number(tmp_path: Path) -> None:
