@@ -29,7 +29,7 @@ def capabilities(settings: Settings) -> dict[str, Any]:
         "positions": [*typing.get_args(NamedPositions), "tokens", "from/to"],
         "exclusions": sorted(SUPPORTED_EXCLUSIONS),
         "units": sorted(SUPPORTED_UNITS),
-        "conditions": ["when"],
+        "conditions": ["when", "stop_when"],
         "limits": {
             "max_attachments": settings.gpu.max_attachments,
             "max_edits": MAX_EDITS,

@@ -20,8 +20,8 @@ from .domain.effects import (
     Residents,
     SaeLocation,
 )
-from .domain.events import Draft, Event, FinishReason, Receipt, Sampling
-from .domain.refs import ActiveSae, Intervention, ModelFacts, SaeDescription, SaeFile
+from .domain.events import Draft, Event, Receipt, Sampling
+from .domain.refs import ActiveSae, FinishReason, Intervention, ModelFacts, SaeDescription, SaeFile, StopWhen
 
 Progress = Callable[[str, dict[str, Any]], None]
 """progress("download_progress", {...}): may be dropped, is not logged, does not raise, works from any thread."""
@@ -185,9 +185,17 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     """Score each token, and so many of the most probable ones beside it; None: no scores."""
     watched: tuple[Watch, ...] = ()
     """SAEs that are read on the way. One that is not there ends the text as one of the intervention does."""
+    stop_when: StopWhen | None = None
+    """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
     deterministic: bool = False
     """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
     model cannot be run so (`ModelFacts.can_be_deterministic`)."""
+
+    @property
+    def saes(self) -> tuple[ActiveSae, ...]:
+        """All that the text needs on the device, each once or more."""
+        stop = () if self.stop_when is None else (self.stop_when.sae,)
+        return (*self.intervention, *(watch.sae for watch in self.watched), *stop)
 
 
 class ScoredToken(Struct, frozen=True, kw_only=True):

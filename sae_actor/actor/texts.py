@@ -138,6 +138,7 @@ class Texts:
             intervention=payload.intervention,
             logprobs=tell.logprobs,
             watched=tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched),
+            stop_when=payload.stop_when,
             deterministic=payload.deterministic,
         )
         text.making = asyncio.create_task(self._generate(text, request), name=payload.generation_id)
@@ -198,8 +199,7 @@ class Texts:
         return InternalError("the text could not be made; the service's log has the cause")
 
     def _report_fault(self, text: RunningText, ended: Finished) -> None:
-        used = (*text.started.intervention, *text.started.watched)
-        sae = next((s for s in used if s.attach_position == ended.faulted), None)
+        sae = next((s for s in text.started.saes if s.attach_position == ended.faulted), None)
         if sae is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.tell(ev.HookFaulted(sae_id=sae.sae_id, request_position=sae.attach_position, error=fault))

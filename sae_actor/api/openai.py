@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..domain.events import Sampling
-from ..domain.messages import AdmitGeneration, RequestedIntervention
+from ..domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
 from ..domain.refs import Edits, ModelFacts
 from ..errors import BadRequestError, ModelNotFoundError
 
@@ -29,7 +29,7 @@ class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     steering: Edits | None = None
     baseline: bool = False
     top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
-    stop_when: dict[str, Any] | None = None
+    stop_when: RequestedStop | None = None
     deterministic: bool = False
     tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
     expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
@@ -61,14 +61,12 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def refused(self) -> dict[str, bool]:
         """Parameter → whether it was given a value that is not honoured."""
-        own = self.sae or SaeExtension()
         return {
             "n": self.n not in (None, 1),
             "frequency_penalty": bool(self.frequency_penalty),
             "presence_penalty": bool(self.presence_penalty),
             "logit_bias": bool(self.logit_bias),
             "stream_options": self.stream_options is not None and not self.stream,
-            "sae.stop_when": own.stop_when is not None,
         }
 
     def check(self, model: ModelFacts) -> None:
@@ -224,6 +222,7 @@ def admission(
         expect_position=own.expect_position,
         deterministic=own.deterministic,
         watch=bool(own.top_k_features),
+        stop_when=own.stop_when,
         tag=own.tag,
     )
 

@@ -49,7 +49,10 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
 
 @operation("POST", "/v1/completions",
            "Complete a prompt, or several: each is a generation of its own. `sae` of the answer is the first one's; "
-           "where there are several, each choice has its own `sae` too (streamed: in the choice's last chunk)",
+           "where there are several, each choice has its own `sae` too (streamed: in the choice's last chunk). "
+           "`sae.features` are the activations at each position that was run, the prompt's and all generated tokens' "
+           "but the last one's (`features_by_sae` where several SAEs are attached). `sae.stop_when` is asked at each "
+           "generated token when the next one is made, which is then the last; `finish_reason` is `feature`",
            body=CompletionBody, answers=ANSWERS, errors=ERRORS, tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from .. import errors
 from . import events as ev
 from .edits import checked
-from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention
-from .refs import ActiveSae, Edit, Intervention, Mode, intervention_sha256
+from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
+from .refs import ActiveSae, Edit, Intervention, Mode, StopWhen, intervention_sha256
 from .state import AttachmentState, State
 
 
@@ -37,6 +37,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             tag=request.tag,
             deterministic=request.deterministic,
             watched=_watched(state) if request.watch else (),
+            stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
         )
     ]
 
@@ -59,13 +60,23 @@ def reading(
     one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
+    return intervention, _read(state, sae_id, features)
+
+
+def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
+    sae = _read(state, asked.sae_id, (asked.feature,))
+    return StopWhen(sae=sae, feature=asked.feature, above=asked.above)
+
+
+def _read(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
+    """The attached SAE of that id (None: the only one), of which these features are read."""
     if sae_id is None:
         if not state.attached:
             raise errors.SAENotAttachedError("no SAE is attached")
         if len(state.attached) > 1:
             raise errors.SAEAmbiguousError("several SAEs are attached: name one with sae_id")
         sae_id = state.attached[0].sae_id
-    watched = _active(state, sae_id, "steer", ())
+    read = _active(state, sae_id, "steer", ())
     description = state.saes[sae_id].sae
     for feature in features:
         if description is not None and feature >= description.d_sae:
@@ -75,7 +86,7 @@ def reading(
                 d_sae=description.d_sae,
                 sae_id=sae_id,
             )
-    return intervention, watched
+    return read
 
 
 def one_wish(

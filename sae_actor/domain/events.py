@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .refs import ActiveSae, Edit, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile
+from .refs import ActiveSae, Edit, FinishReason, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile, StopWhen
 
 Salt: TypeAlias = str
 
@@ -289,9 +289,13 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     """The same tokens were promised for the same request, whatever else runs."""
     watched: tuple[ActiveSae, ...] = ()
     """SAEs whose activations are read; that they are does not change the text."""
+    stop_when: StopWhen | None = None
 
-
-FinishReason: TypeAlias = Literal["stop", "length", "intervention_removed", "cancelled", "error", "interrupted"]
+    @property
+    def saes(self) -> tuple[ActiveSae, ...]:
+        """All that the text needs on the device, each once or more."""
+        stop = () if self.stop_when is None else (self.stop_when.sae,)
+        return (*self.intervention, *self.watched, *stop)
 
 
 class GenerationFinished(Payload, frozen=True, kw_only=True):

@@ -98,7 +98,7 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
                 generation_id=payload.generation_id,
                 position=event.position,
                 intervention_sha256=payload.intervention_sha256,
-                sae_ids=tuple(dict.fromkeys(sae.sae_id for sae in (*payload.intervention, *payload.watched))),
+                sae_ids=tuple(dict.fromkeys(sae.sae_id for sae in payload.saes)),
             )
             return replace(state, generations={**state.generations, payload.generation_id: opened})
         case ev.GenerationFinished():

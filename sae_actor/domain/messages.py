@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .commands import AnyCommand
-from .refs import Edits, Mode, SaeId
+from .refs import Edits, Feature, Mode, SaeId, Strength
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -46,6 +46,15 @@ class OwnIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     baseline: bool | None = None
 
 
+class RequestedStop(Struct, frozen=True, forbid_unknown_fields=True):
+    """`stop_when`: end the text once a feature is above `above` at a generated token."""
+
+    feature: Feature
+    above: Strength
+    sae_id: SaeId | None = None
+    """None: of the only attached SAE."""
+
+
 class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """A text request that is ready to run: freeze the intervention of this moment for it."""
 
@@ -61,6 +70,7 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     deterministic: bool = False
     watch: bool = False
     """Activations of the attached SAEs are told with the text."""
+    stop_when: RequestedStop | None = None
 
 
 Report: TypeAlias = (

@@ -30,6 +30,10 @@ Unit: TypeAlias = Literal["raw", "unit", "max", "norm"]
 Exclusion: TypeAlias = Literal["sink", "special", "template"]
 NamedPositions: TypeAlias = Literal["all", "prompt", "generated", "response", "last_prompt"]
 
+FinishReason: TypeAlias = Literal[
+    "stop", "length", "feature", "intervention_removed", "cancelled", "error", "interrupted"
+]
+
 MAX_EDITS = 256
 
 
@@ -178,6 +182,15 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     @property
     def changes_text(self) -> bool:
         return self.mode == "reconstruct" or bool(self.steering)
+
+
+class StopWhen(Struct, frozen=True, kw_only=True):
+    """The text ends once `feature` of `sae` is above `above` at a generated token. That is read when the next token
+    is made, which is the last one."""
+
+    sae: ActiveSae
+    feature: int
+    above: float
 
 
 Intervention: TypeAlias = tuple[ActiveSae, ...]

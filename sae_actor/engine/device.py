@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from ..domain.events import FinishReason
+from ..domain.refs import FinishReason
 from ..errors import DeviceLostError, ModelNotLoadedError, SAEError
 from .generation import RunningText
 from .worker import Worker

@@ -198,7 +198,9 @@ class TorchEngine:
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        probes = [self._probe(watch, model) for watch in request.watched]
+        stop = request.stop_when
+        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,)),)
+        probes = [self._probe(watch, model) for watch in (*request.watched, *last)]
         prompt = len(request.token_ids)
         return Applied.of(parts, model.architecture, prompt, probes) if parts or probes else None
 

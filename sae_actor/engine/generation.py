@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from ..domain.events import FinishReason, Receipt
+from ..domain.events import Receipt
+from ..domain.refs import FinishReason
 from ..errors import DeviceLostError, InternalError, NotReadyError, SAEError
 from ..ports import Activations, Finished, ScoredToken, TextRequest, Token
 from .failures import explained
@@ -40,8 +41,7 @@ class RunningText:
         """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on
         the device thread with the first step. `deliver` is called there too."""
         self.request = request
-        read = (watch.sae for watch in request.watched)
-        self.uses = frozenset(sae.attach_position for sae in (*request.intervention, *read))
+        self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.cancelled = False
         """Set from any thread: nobody reads any more."""
         self.over = False
@@ -144,21 +144,34 @@ class RunningText:
             self._cache = model.new_cache()
         feed = (self._ids[-1],) if self._ids else self.request.token_ids
         first = len(self.request.token_ids) + len(self._ids) - 1 if self._ids else 0
+        stops = False
         with nullcontext() if self._applied is None else self._applied.step(first, first + len(feed)):
             logits = model.next_logits(feed, self._cache)
         if self._applied is not None:
             self._applied.settle()
             self._told = self._applied.told()
+            stops = self._stops()
         token = choose(logits, self.request.sampling, len(self._ids))
         self._ids.append(token)
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, model.pieces)
         if token in model.end_ids:
             self._show(token, self._decoder.flush(), "stop")
-        elif len(self._ids) >= self._most:
-            self._show(token, self._decoder.push(token) + self._decoder.flush(), "length")
+        elif stops or len(self._ids) >= self._most:
+            reason: FinishReason = "feature" if stops else "length"
+            self._show(token, self._decoder.push(token) + self._decoder.flush(), reason)
         else:
             self._show(token, self._decoder.push(token), None)
+
+    def _stops(self) -> bool:
+        """Whether the step's token is one at which `stop_when` holds; what was read for that is not told."""
+        stop = self.request.stop_when
+        if stop is None:
+            return False
+        *told, read = self._told
+        self._told = tuple(told)
+        # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
+        return bool(self._ids) and read.rows[-1][0].activation > stop.above
 
     def _show(self, token: int, piece: str, reason: FinishReason | None) -> None:
         """Deliver a token with the text that may be shown; what was held back comes with the last one."""

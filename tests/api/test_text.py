@@ -148,7 +148,7 @@ async def test_seeds(service: Running) -> None:
         ({"top_p": 0}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"stop": [""]}, "stop[0]"),
         ({"max_tokens": 10_000}, "max_tokens"), ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"sae": {"top_k_features": -1}}, "sae.top_k_features"),
-        ({"sae": {"stop_when": {"feature": 1, "above": 2}}}, "sae.stop_when"), ({"sae": {"other": 1}}, "other"),
+        ({"sae": {"stop_when": {"feature": 1}}}, "sae.stop_when"), ({"sae": {"other": 1}}, "other"),
         ({"sae": {"baseline": True, "steering": []}}, "sae"), ({"prompt": ["a", 5]}, "prompt"),
         ({"prompt": ["a"] * 65}, "prompt"), ({"prompt": ["a", ""]}, "prompt"),
         ({"sae": {"steering": [{"feature": 1, "strength": 1, "unit": "norm"}]}}, "unit"),

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, Detach, Steer
-from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, Start
-from sae_actor.domain.refs import ActiveSae, HookPoint, Intervention, intervention_sha256
+from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop, Start
+from sae_actor.domain.refs import ActiveSae, HookPoint, Intervention, StopWhen, intervention_sha256
 from tests.domain.dsl import (
     BROKEN,
     DIED,
@@ -123,6 +123,27 @@ def test_own_steering_among_several() -> None:
 def test_own_steering_without_an_sae() -> None:
     given(STARTED, loaded(), cached()).when(ask(steering=(edit(),))).refused("sae_not_attached")
     assert intervention(given(STARTED, loaded()).when(ask(steering=()))) == ()
+
+
+def test_stopping_at_a_feature() -> None:
+    (started,) = given(*attached_steered()).when(ask(stop_when=RequestedStop(31, 0.5), baseline=True)).newest
+    assert isinstance(started, ev.GenerationStarted)
+    assert started.stop_when == StopWhen(sae=replace(ACTIVE_A, steering=()), feature=31, above=0.5)
+    (named,) = given(*BOTH).when(ask(stop_when=RequestedStop(0, 0.5, B))).newest
+    assert isinstance(named, ev.GenerationStarted)
+    assert named.stop_when is not None
+    assert named.stop_when.sae.sae_id == B
+    given(*BOTH).when(ask(stop_when=RequestedStop(0, 0.5))).refused("sae_ambiguous")
+    given(*BOTH).when(ask(stop_when=RequestedStop(32, 0.5, B))).refused("feature_out_of_range", sae_id=B)
+    given(*BOTH).when(ask(stop_when=RequestedStop(0, 0.5, C))).refused("sae_not_found")
+    given(STARTED, loaded()).when(ask(stop_when=RequestedStop(0, 0.5))).refused("sae_not_attached")
+
+
+def test_watching_what_is_attached() -> None:
+    (started,) = given(*BOTH).when(ask(watch=True, baseline=True)).newest
+    assert isinstance(started, ev.GenerationStarted)
+    assert [(sae.sae_id, sae.steering) for sae in started.watched] == [(A, ()), (B, ())]
+    given(STARTED, loaded()).when(ask(watch=True)).refused("sae_not_attached")
 
 
 def test_own_interventions() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription, StopWhen
 from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
@@ -71,6 +71,7 @@ def request(
     logprobs: int | None = None,
     deterministic: bool = False,
     watched: tuple[Watch, ...] = (),
+    stop_when: StopWhen | None = None,
 ) -> TextRequest:
     return TextRequest(
         generation_id="gen",
@@ -81,6 +82,7 @@ def request(
         logprobs=logprobs,
         deterministic=deterministic,
         watched=watched,
+        stop_when=stop_when,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sae_actor.domain.effects import Residents
-from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span, When
+from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span, StopWhen, When
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import (
     BadRequestError,
@@ -376,6 +376,26 @@ async def test_named_features_are_all_told(given: Given) -> None:
         assert [each.activation for each in named] == pytest.approx([on.get(each, 0.0) for each in asked], abs=1e-5)
         top = max(on.get(each, 0.0) for each in asked)
         assert [each.activation for each in one] == pytest.approx([top] if top else [], abs=1e-5)
+
+
+async def test_a_feature_ends_the_text(given: Given) -> None:
+    """At the first generated token where it is on; the token made with that is the last."""
+    await given.attach(5)
+    ids = await given.ids()
+    asked = request(ids, tokens=60, temperature=1.0, watched=(Watch(sae=active(5), top_k=24),))
+    tokens, whole = await read(given.engine.generate(asked))
+    rows = [{each.feature: each.activation for each in row} for token in tokens for row in token.activations[0].rows]
+    generated = rows[len(ids) :]
+    feature = next(f for f in generated[5] if generated[5][f] > 0)
+    above = 0.5 * generated[5][feature]
+    at = next(n for n, row in enumerate(generated) if row.get(feature, 0.0) > above)
+    stop = StopWhen(sae=active(5), feature=feature, above=above)
+    tokens, end = await read(given.engine.generate(request(ids, tokens=60, temperature=1.0, stop_when=stop)))
+    assert (end.reason, end.token_ids) == ("feature", whole.token_ids[: at + 2])
+    assert "".join(token.text for token in tokens) == end.text
+    assert {token.activations for token in tokens} == {()}
+    never = StopWhen(sae=active(5), feature=feature, above=1e6)
+    assert await finished(given.engine, request(ids, tokens=60, temperature=1.0, stop_when=never)) == whole
 
 
 async def test_watching_an_sae_that_goes(given: Given) -> None:

@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.events import FinishReason, Receipt
-from sae_actor.domain.refs import ActiveSae, ModelFacts, When, intervention_sha256
+from sae_actor.domain.events import Receipt
+from sae_actor.domain.refs import ActiveSae, FinishReason, ModelFacts, When, intervention_sha256
 from sae_actor.errors import (
     BadRequestError,
     MailboxFullError,
@@ -239,8 +239,7 @@ class _Stream(AsyncIterator[Token | Finished]):
 
     def __init__(self, engine: FakeEngine, request: TextRequest, context_length: int) -> None:
         self.request = request
-        read = (watch.sae for watch in request.watched)
-        self.uses = frozenset(sae.attach_position for sae in (*request.intervention, *read))
+        self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
@@ -273,6 +272,9 @@ class _Stream(AsyncIterator[Token | Finished]):
             self._text = self._text[: min(found)]
             self._show(self.ids[-1], len(self._text))
             self.finish("stop")
+        elif self._stops():
+            self._show(self.ids[-1], len(self._text))
+            self.finish("feature")
         elif len(self.ids) >= self._most:
             self._show(self.ids[-1], len(self._text))
             self.finish("length")
@@ -306,6 +308,13 @@ class _Stream(AsyncIterator[Token | Finished]):
             )
         )
         self._leave()
+
+    def _stops(self) -> bool:
+        """Whether `stop_when` holds at the token before the newest one, if that was generated."""
+        asked, at = self.request.stop_when, len(self.request.token_ids) + len(self.ids) - 2
+        if asked is None or len(self.ids) < 2:
+            return False
+        return self._met(asked.sae, When(asked.feature, asked.above), at)
 
     def _met(self, sae: ActiveSae, when: When, at: int) -> bool:
         token = (*self.request.token_ids, *self.ids)[at]
