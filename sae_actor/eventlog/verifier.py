@@ -110,14 +110,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--head", action="append", default=[], metavar="POSITION:HASH", help="a head you witnessed")
     options = parser.parse_args(arguments)
-    wanted = {int(position): stored for position, _, stored in (each.partition(":") for each in options.head)}
+    heads = [(int(position), stored) for position, _, stored in (each.partition(":") for each in options.head)]
     try:
         about = json.loads((options.folder / "log.json").read_bytes())
-        wanted[about["head"]["position"]] = about["head"]["hash"]
+        heads.append((about["head"]["position"], about["head"]["hash"]))
+        wanted: dict[int, set[str]] = {}
+        for at, witnessed in heads:  # what the export says of an event does not outdo what a witness says of it
+            wanted.setdefault(at, set()).add(witnessed)
         position, stored = 0, ""
         with (options.folder / "events.ndjson").open("rb") as lines:
             for position, stored in walk(lines, about["log_id"]):
-                if wanted.pop(position, stored) != stored:
+                if wanted.pop(position, {stored}) != {stored}:
                     raise BadEventError(position, "not the event that was witnessed")
         if wanted:
             raise BadEventError(position + 1, f"missing; an event {max(wanted)} was witnessed")

@@ -155,6 +155,7 @@ async def test_tails_and_orders_are_judged_by_the_head(tmp_path: Path) -> None:
     assert verify_bare(bundle)[0] == 0
     assert verify_bare(bundle, "--head", witnessed) == (65, "event 6: missing; an event 12 was witnessed")
     assert verify_bare(bundle, "--head", f"3:{'0' * 64}")[0] == 65
+    assert verify_bare(bundle, "--head", f"5:{'0' * 64}") == (65, "event 5: not the event that was witnessed")
 
 
 async def test_nothing_is_overwritten(tmp_path: Path) -> None:
