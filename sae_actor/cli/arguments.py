@@ -14,8 +14,11 @@ from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
 from . import exits
 
 SERVING = ("demo", "serve")
-LATER = ("diff", "explain", "reproduce", "export", "import", "redact")
+LATER = ("diff", "explain", "reproduce")
 """Commands of `log` that are refused by name until they are built."""
+
+COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
+"""Endings that promise an archive which an export is not: it would become a folder of that name."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -128,21 +131,29 @@ def _add_text(commands: _Commands) -> None:
 def _add_log(commands: _Commands) -> None:
     log = commands.add_parser("log", help="the audit, offline, from the log alone")
     inside = log.add_subparsers(dest="log_command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for name, about in (
-        ("show", "the events, one a line"),
-        ("verify", "walk the hash chain; 65 where it is broken"),
-        ("state", "the state that the events come to"),
-    ):
-        each = inside.add_parser(name, help=about, description=about)
-        each.add_argument("--data-dir", metavar="DIR", help="folder of the log (default: that of the service)")
-        each.add_argument("--json", action="store_true", help="print the raw answer")
-        if name == "show":
-            each.add_argument("--after", type=_position, default=0, metavar="N", help="only those behind position N")
-            each.add_argument("--types", metavar="A,B", help="only these types")
-        if name == "state":
-            each.add_argument("--at", type=_position, metavar="N", help="as it was at position N")
+    show = _log(inside, "show", "the events, one a line")
+    show.add_argument("--after", type=_position, default=0, metavar="N", help="only those behind position N")
+    show.add_argument("--types", metavar="A,B", help="only these types")
+    _log(inside, "verify", "walk the hash chain; 65 where it is broken")
+    state = _log(inside, "state", "the state that the events come to")
+    state.add_argument("--at", type=_position, metavar="N", help="as it was at position N")
+    export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
+    export.add_argument("to", type=_destination, metavar="DEST", help="folder that is made, or a name ending in .tar")
+    _log(inside, "import", "make a log of an export; where there is one, nothing is overwritten").add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="folder or .tar of an export"
+    )
+    redact = _log(inside, "redact", "erase the payload of one event for good; the chain stays whole")
+    redact.add_argument("position", type=_position, metavar="POSITION", help="of the event; `log show` lists them")
+    redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="put on record with the erasure")
     for name in LATER:
         inside.add_parser(name, help="not in this version yet")
+
+
+def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
+    each = inside.add_parser(name, help=about, description=about)
+    each.add_argument("--data-dir", metavar="DIR", help="folder of the log (default: that of the service)")
+    each.add_argument("--json", action="store_true", help="print the raw answer")
+    return each
 
 
 def _sae(each: argparse.ArgumentParser) -> None:
@@ -170,6 +181,23 @@ def _position(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"{text!r} is not a position of the log")
     return int(text)
+
+
+def _reason(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the reason is not text in UTF-8") from None
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the reason is empty")
+    return text
+
+
+def _destination(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() in COMPRESSED:
+        raise argparse.ArgumentTypeError(f"{text!r}: an export is a folder or a plain .tar")
+    return path
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

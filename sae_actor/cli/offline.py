@@ -1,4 +1,7 @@
-"""`log …`: the audit from the files of a data folder; no service, model or network, and nothing is changed."""
+"""`log …`: the audit from the files of a data folder; no service, model or network.
+
+Reading changes nothing. `import` and `redact` take the folder as a writer does: no service may run on it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ..domain.state import EMPTY
 from ..errors import LogDamagedError, LogUnusableError
 from ..eventlog.inspection import missing_log
 from ..eventlog.offline import events_of, verify_folder
-from . import exits, showing
+from . import bundles, exits, showing
 from .arguments import LATER
 
 
@@ -26,22 +29,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.log_command in LATER:
         print(f"sae-actor: log {arguments.log_command} is not in this version yet", file=sys.stderr)
         return exits.USAGE
-    folder = _folder(arguments)
+    folder = _folder(arguments, makes=arguments.log_command == "import")
     match arguments.log_command:
         case "verify":
             return asyncio.run(_verify(folder, arguments))
         case "state":
             return asyncio.run(_state(folder, arguments))
+        case "export":
+            return asyncio.run(bundles.export(folder, arguments))
+        case "import":
+            return asyncio.run(bundles.import_(folder, arguments))
+        case "redact":
+            return asyncio.run(bundles.redact(folder, arguments))
         case _:
             return asyncio.run(_show(folder, arguments))
 
 
-def _folder(arguments: argparse.Namespace) -> Path:
+def _folder(arguments: argparse.Namespace, *, makes: bool) -> Path:
     """The folder named, else the service's own by environment and file. Raises `LogUnusableError` where that is empty
-    and the demo has left a log inside it, which is the one that was meant."""
+    and the demo has left a log inside it, which is the one that was meant, unless a log is to be made."""
     flags = {"data.dir": arguments.data_dir} if arguments.data_dir is not None else {}
     settings = load(flags)
     folder = data_folder(settings)
+    if makes:
+        return folder
     if not settings.data.dir and missing_log(folder) and not missing_log(data_folder(settings, demo=True)):
         raise LogUnusableError(
             f"there is no log in {folder}; for the demo's: --data-dir {data_folder(settings, demo=True)}"

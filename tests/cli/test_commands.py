@@ -210,9 +210,6 @@ def test_the_token_comes_from_the_environment(command: Command, monkeypatch: pyt
         ("log", "diff", "1", "2"),
         ("log", "explain", "--data-dir", "x", "g"),
         ("log", "reproduce"),
-        ("log", "export", "--data-dir", "x"),
-        ("log", "import"),
-        ("log", "redact", "3"),
     ],
 )
 def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:

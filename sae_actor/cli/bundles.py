@@ -1,0 +1,60 @@
+"""`log export`, `log import`, `log redact`: what leaves a log, becomes one, and is taken out of one for good."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from pathlib import Path
+
+import msgspec
+
+from .. import eventlog
+from ..errors import LogUnusableError
+from ..eventlog.inspection import missing_log
+from ..ports import Head
+from . import exits, showing
+
+
+async def export(folder: Path, arguments: argparse.Namespace) -> int:
+    """Raises `LogUnusableError` where the destination is there already, and what a log that does not verify is
+    refused with."""
+    to: Path = arguments.to
+    head = await eventlog.export_bundle(folder, to)
+    if arguments.json:
+        print(_json({"to": str(to.absolute()), "events": head.position, "head": head}))
+        return exits.OK
+    print(f"{_count(head)} exported to {showing.plain(to)}")
+    print(f"verify them with any Python: python verify.py --head {head.position}:{head.hash}")
+    return exits.OK
+
+
+async def import_(folder: Path, arguments: argparse.Namespace) -> int:
+    """Raises `LogUnusableError` where the folder has a log or the bundle is none, `LogDamagedError` where the bundle
+    does not verify; then the folder has no log."""
+    head = await eventlog.import_bundle(arguments.bundle, folder)
+    if arguments.json:
+        print(_json({"data_dir": str(folder), "events": head.position, "head": head}))
+    else:
+        print(f"{_count(head)} imported into {showing.plain(folder)}, head {head.position} {head.hash}")
+    return exits.OK
+
+
+async def redact(folder: Path, arguments: argparse.Namespace) -> int:
+    """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
+    if missing_log(folder):  # whoever writes a log makes it; here there is nothing to erase
+        raise LogUnusableError(f"there is no log in {folder}")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    event = await eventlog.redact(folder, arguments.position, arguments.why, time=now)
+    if arguments.json:
+        print(_json(event))
+    else:
+        print(f"the payload of event {arguments.position} is erased   [position {event.position}]")
+    return exits.OK
+
+
+def _count(head: Head) -> str:
+    return f"{head.position} event{'' if head.position == 1 else 's'}"
+
+
+def _json(answer: object) -> str:
+    return msgspec.json.encode(answer).decode()
