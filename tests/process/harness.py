@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Process:
-    """One life of the service; `url` once it listens."""
+    """One life of the service; `url` once it listens. `environment` is added to that of the tests."""
 
-    def __init__(self, data: Path, *arguments: str, module: str = "tests.process.launch") -> None:
+    def __init__(
+        self,
+        data: Path,
+        *arguments: str,
+        module: str = "tests.process.launch",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.stderr = data.parent / f"{data.name}.stderr"
         with self.stderr.open("ab") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(data), *arguments],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **(environment or {})},
             )  # fmt: skip
         self.pid = self._process.pid
         assert self._process.stdout is not None

@@ -1,7 +1,8 @@
-"""A real service process for fault tests: `python -m tests.process.launch DATA [--kill before|after N] [--tiny]`.
+"""A real service process for fault tests: `python -m tests.process.launch DATA [--kill before|after N] …`.
 
 The log, the hub, the actor and HTTP are the real ones; the engine is the one without torch, wide enough for the
-bundled SAE. With `--kill` the process sends itself SIGKILL right before or right after its N-th append.
+bundled SAE, unless `--torch` asks for the real one. With `--kill` the process sends itself SIGKILL right before or
+right after its N-th append. `--quick` waits for a hub in fractions of a second where the service has seconds.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import argparse
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sae_actor import serve
 from sae_actor.config import load
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.eventlog import SqliteLog
+from sae_actor.hub import HuggingFaceHub
 from tests.fakes.engine import FakeEngine
+from tests.hub.conftest import QUICK
 
 
 def main() -> int:
@@ -26,14 +30,20 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--die-loading", action="store_true")
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--import-root", action="append", default=[str(SAE_FOLDER.parent)])
     given = parser.parse_args()
     when, number = given.kill[0], int(given.kill[1])
     _arm(when, number)
     engine = FakeEngine(hidden_size=576, num_layers=30, load_seconds=given.load_seconds)
     if given.die_loading:
         engine.load_model = _die  # type: ignore[method-assign, assignment]
-    serve._torch_engine = lambda settings: engine
-    settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": [str(SAE_FOLDER.parent)]})
+    if not given.torch:
+        serve._torch_engine = lambda settings: engine
+    if given.quick:
+        serve.HuggingFaceHub = partial(HuggingFaceHub, patience=QUICK, reserve_bytes=0)  # type: ignore[attr-defined, assignment]
+    settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
     return serve.run(settings)
 
 
