@@ -1,0 +1,379 @@
+"""An SAE of every format on a model of the right family, all the way: files, hub, engine, text.
+
+What is hooked is compared with what transformers computes when nothing of the package is attached, at modules that
+are named here once more; what is written, with the plain formulas of the families and of the edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from sae_actor.domain.effects import ImportEffect, SaeLocation
+from sae_actor.domain.refs import ActiveSae, Edit, HookKind, HookPoint, import_id_of
+from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.formats import FORMATS
+from sae_actor.ports import HubSae, Watch
+from sae_actor.sae import SAE, load_sae
+from tests.engine.asking import active, attach, load, no_progress, read, request
+from tests.engine.tiny import save_tiny_model
+from tests.fakes.hub_server import HubServer
+from tests.formats import families
+from tests.formats.dictionaries import dictionary
+from tests.formats.families import D_IN, D_SAE, Written, plain, put, weights
+from tests.hub.conftest import Told, download, real_hub
+from tests.sae.reference import PlainSae
+
+pytestmark = pytest.mark.anyio
+
+LAYER = 1
+IDS = tuple(range(40, 52))
+AT = 5
+
+
+# — models of width 12 —
+
+_LLAMA: dict[str, Any] = {"hidden_size": D_IN, "intermediate_size": D_IN, "num_attention_heads": 2}
+_LLAMA |= {"num_key_value_heads": 1, "head_dim": D_IN // 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llama", "qwen3", "gemma2", "gemma3_text", "mistral"), _LLAMA),
+    "gpt2": {"n_embd": D_IN, "n_inner": D_IN, "n_head": 2},
+    "gpt_neox": {"hidden_size": D_IN, "intermediate_size": D_IN, "num_attention_heads": 1, "num_key_value_heads": 1},
+}
+BLOCKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}
+
+
+@dataclass(frozen=True)
+class Place:
+    path: str
+    side: Literal["input", "output"]
+    in_place: bool = False
+
+
+_OF_ALL: dict[HookKind, Place] = {"resid_pre": Place("", "input"), "resid_post": Place("", "output")}
+_OF_LLAMA: dict[HookKind, Place] = {
+    **_OF_ALL,
+    "attn_z": Place("self_attn.o_proj", "input"),
+    "mlp_in": Place("mlp.gate_proj", "input"),
+    "mlp_out": Place("mlp", "output"),
+}
+_OF_GEMMA: dict[HookKind, Place] = {**_OF_LLAMA, "mlp_out": Place("post_feedforward_layernorm", "output")}
+PLACES: dict[str, dict[HookKind, Place]] = {
+    **dict.fromkeys(("llama", "qwen3", "mistral"), _OF_LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _OF_GEMMA),
+    "gpt_neox": _OF_ALL,
+    "gpt2": {
+        **_OF_ALL,
+        "resid_mid": Place("ln_2", "input", in_place=True),
+        "attn_z": Place("attn.c_proj", "input"),
+        "mlp_act": Place("mlp.c_proj", "input"),
+    },
+}
+
+
+class Plain:
+    """The model as transformers loads it, with hooks that this file makes."""
+
+    def __init__(self, model_type: str, network: Any) -> None:
+        self.places = PLACES[model_type]
+        self.network = network
+        self.blocks = network.get_submodule(BLOCKS.get(model_type, "model.layers"))
+
+    def run(self, *seen: HookKind, write: tuple[HookKind, Tensor] | None = None) -> dict[str, Tensor]:
+        """Activations of block `LAYER`, the stream that the next block receives, and hidden states; maybe with one
+        of them replaced."""
+        found: dict[str, Tensor] = {}
+        handles = [self._hook(kind, found) for kind in seen]
+        if write is not None:
+            handles.append(self._hook(write[0], {}, write[1]))
+        with torch.inference_mode(), after_block(self.blocks, found):
+            states = self.network(torch.tensor([IDS]), output_hidden_states=True).hidden_states
+        for handle in handles:
+            handle.remove()
+        return found | {f"before.{n}": state[0] for n, state in enumerate(states)}
+
+    def _hook(self, kind: HookKind, found: dict[str, Tensor], new: Tensor | None = None) -> Any:
+        place = self.places[kind]
+        module = self.blocks[LAYER].get_submodule(place.path)
+
+        def on_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            found[kind] = args[0][0].clone()
+            if new is None:
+                return None
+            if place.in_place:
+                args[0].copy_(new[None])
+                return None
+            return (new[None], *args[1:])
+
+        def on_output(_: nn.Module, __: Any, output: Any) -> Any:
+            first = output if isinstance(output, Tensor) else output[0]
+            found[kind] = first[0].clone()
+            if new is None:
+                return None
+            return new[None] if isinstance(output, Tensor) else (new[None], *output[1:])
+
+        if place.side == "input":
+            return module.register_forward_pre_hook(on_input)
+        return module.register_forward_hook(on_output)
+
+
+@contextmanager
+def after_block(blocks: Any, found: dict[str, Tensor]) -> Iterator[None]:
+    """Keep the stream that the block behind `LAYER` receives in the first pass."""
+
+    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.setdefault("after", args[0][0].clone())
+
+    handle = blocks[LAYER + 1].register_forward_pre_hook(see)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# — SAEs —
+
+Make = Callable[[Path], Written]
+
+
+def _lens(config: dict[str, Any], path: str = "sae") -> Make:
+    """SAELens, of which the family's formulas are in its own tests: here the plain ones of `reference`."""
+
+    def lens(root: Path) -> Written:
+        w = weights(40)
+        kept = ["W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if "jumprelu" in config["architecture"] else [])]
+        put(root / path, "sae_weights.safetensors", {name: w[name] for name in kept})
+        settings = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "model_name": "gpt2-small", **config}
+        put(root / path, "cfg.json", config=settings)
+        sae = PlainSae(load_sae(root / path).recipe, {name: w[name] for name in kept})
+        return Written(
+            root / path,
+            "sae_lens",
+            config["architecture"],
+            lambda x: np.stack([sae.encode(row) for row in x]),
+            lambda x: np.stack([sae.decode(sae.encode(row), row) for row in x]),
+            HookPoint("resid_pre", 6),
+        )
+
+    return lens
+
+
+FLAT = {"hook_name": "blocks.6.hook_resid_pre", "hook_layer": 6, "apply_b_dec_to_input": True}
+CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+TOPK = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 6}, "normalize_activations": "layer_norm"}
+
+
+def sae_lens_centred(root: Path) -> Written:
+    """Its formula written out: encode x − mean(x), and put the mean back."""
+    made = _lens({"architecture": "standard", **FLAT, **CENTRED})(root)
+    p = plain(weights(40))
+
+    def encode(x: families.Array) -> families.Array:
+        return np.asarray(np.maximum((x - x.mean(1, keepdims=True) - p["b_dec"]) @ p["W_enc"] + p["b_enc"], 0))
+
+    def forward(x: families.Array) -> families.Array:
+        return np.asarray(encode(x) @ p["W_dec"] + p["b_dec"] + x.mean(1, keepdims=True))
+
+    return replace(made, encode=encode, forward=forward)
+
+
+CASES: dict[str, tuple[str, Make]] = {
+    "sae_lens standard": ("gpt2", _lens({"architecture": "standard", **FLAT, "model_from_pretrained_kwargs": {}})),
+    "sae_lens centred": ("gpt2", sae_lens_centred),
+    "sae_lens topk layer norm": ("gpt2", _lens({"architecture": "standard", **FLAT, **TOPK})),
+    "sae_lens jumprelu": ("mistral", _lens({"architecture": "jumprelu", **FLAT, "model_name": "mistral-7b"})),
+    "gemma_scope": ("gemma2", families.gemma_scope),
+    "gemma_scope embedding": ("gemma2", families.gemma_scope_embedding),
+    "gemma_scope transcoder": ("gemma2", families.gemma_scope_transcoder),
+    "gemma_scope_2": ("gemma3_text", families.gemma_scope_2),
+    "gemma_scope_2 affine": ("gemma3_text", families.gemma_scope_2_affine),
+    "llama_scope transcoder": ("llama", families.llama_scope_transcoder),
+    "llama_scope_r1": ("llama", families.llama_scope_r1),
+    "sparsify skip transcoder": ("llama", families.sparsify_skip_transcoder),
+    "sparsify groupmax": ("llama", families.sparsify_groupmax),
+    "dictionary_learning batch topk": ("gpt_neox", lambda root: dictionary(root, "BatchTopKSAE")),
+    "dictionary_learning gated": ("gpt_neox", lambda root: dictionary(root, "GatedAutoEncoder")),
+    "openai topk": ("gpt2", families.openai_topk),
+    "openai relu": ("gpt2", families.openai_relu_tied),
+    "goodfire": ("llama", families.goodfire),
+    "deepseek_r1": ("llama", families.deepseek_r1),
+    "kissane": ("gpt2", families.kissane),
+    "qwen_scope": ("qwen3", families.qwen_scope),
+    "layer_file": ("qwen3", families.layer_file),
+}
+
+
+def test_no_format_is_left_out() -> None:
+    assert {name.split()[0] for name in CASES} == {each.name for each in FORMATS}
+
+
+# — together —
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: save_tiny_model(root / name, name, **config) for name, config in CONFIGS.items()}
+
+
+@dataclass
+class Attached:
+    """A case on its model, in an engine."""
+
+    case: Written
+    engine: TorchEngine
+    plain: Plain
+    sae: SAE
+    read_at: HookPoint
+    write_at: HookPoint
+    found: HubSae
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seen = self.plain.run(self.read_at.kind, self.write_at.kind)
+
+    @property
+    def x_read(self) -> Tensor:
+        return self.seen[self.read_at.kind]
+
+    @property
+    def x(self) -> Tensor:
+        return self.seen[self.write_at.kind]
+
+    def described(self, *edits: Edit, mode: Literal["steer", "reconstruct"] = "steer") -> ActiveSae:
+        out = None if self.write_at == self.read_at else self.write_at
+        return active(AT, *edits, point=self.read_at, out=out, mode=mode)
+
+    async def stream_after(self, described: ActiveSae) -> Tensor:
+        """What the block behind receives in the prompt's pass of a text, [n, hidden]."""
+        model = self.engine._model
+        assert model is not None
+        found: dict[str, Tensor] = {}
+        with after_block(model.network.get_submodule(BLOCKS.get(model.facts.model_type, "model.layers")), found):
+            _, end = await read(self.engine.generate(request(IDS, described, tokens=1)))
+        assert end.reason == "length", end.error_detail
+        return found["after"]
+
+
+async def located(case: Written, tmp_path: Path, server: HubServer) -> tuple[HubSae, SaeLocation, str]:
+    """The case as the hub hands it to the engine: imported, or out of a repository of several."""
+    hub = real_hub(server, tmp_path)
+    several = case.path.is_file() and len({*case.path.parent.glob(f"*{case.path.suffix}")}) > 1
+    if several:
+        repository = case.repository_id or "org/set"
+        files = {path.name: path.read_bytes() for path in case.path.parent.iterdir()}
+        server.publish(repository, files)
+        found = await hub.download(download(repository, case.path.name), Told())
+        location = SaeLocation(
+            source="hub", repository_id=repository, commit=found.commit, path=case.path.name, files=found.files
+        )
+    else:
+        path = await hub.resolve_import(str(case.path.parent if case.path.is_file() else case.path))
+        found = await hub.import_(ImportEffect(request_position=1, sae_id=import_id_of(path), path=path))
+        location = SaeLocation(source="import", repository_id=None, commit=None, path=path, files=found.files)
+    where = await hub.locate(location)
+    await hub.close()
+    return found, location, where
+
+
+@pytest.fixture(params=list(CASES))
+async def attached(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Attached]:
+    monkeypatch.setattr(families, "D_OUT", D_IN)  # a transcoder writes to a stream as wide as the one it reads
+    model_type, make = CASES[request.param]
+    case = make(tmp_path / "imports")
+    with HubServer() as server:
+        found, location, where = await located(case, tmp_path, server)
+    assert (found.sae.format, found.sae.hook_point) == (case.format, case.hook_point)
+    assert case.hook_point is not None
+    read_at = HookPoint(case.hook_point.kind, LAYER)
+    out = None if case.hook_point_out is None else HookPoint(case.hook_point_out.kind, LAYER)
+    network = AutoModelForCausalLM.from_pretrained(model_folders[model_type]).eval()
+    engine = TorchEngine(EngineSettings(threads=1))
+    await engine.load_model(load(str(model_folders[model_type])), no_progress)
+    effect = attach(AT, point=read_at, out=out)
+    told = await engine.attach(
+        type(effect)(
+            request_position=AT,
+            sae_id=effect.sae_id,
+            weights_sha256=found.weights_sha256,
+            location=location,
+            sae=found.sae,
+            hook_point=read_at,
+            hook_point_out=out,
+            mode="steer",
+            dtype="float32",
+        ),
+        where,
+    )
+    assert told.dtype == "float32"
+    sae = engine._residents[AT].sae
+    yield Attached(case, engine, Plain(model_type, network), sae, read_at, out or read_at, found)
+    await engine.close()
+
+
+def close(got: Tensor, wanted: Any) -> None:
+    torch.testing.assert_close(got.double(), torch.as_tensor(wanted).double(), rtol=2e-4, atol=2e-4)
+
+
+async def test_attached(attached: Attached) -> None:
+    """One after the other, since files, hub and engine cost more than what is looked at."""
+    states = {"resid_pre": f"before.{LAYER}", "resid_post": f"before.{LAYER + 1}"}
+    if attached.read_at.kind in states:  # transformers' own word for what the place is
+        assert torch.equal(attached.x_read, attached.seen[states[attached.read_at.kind]])
+    await _it_reads_what_the_model_computes(attached)
+    await _it_writes_the_difference(attached)
+    await _it_puts_its_reconstruction_in_place(attached)
+
+
+async def _it_reads_what_the_model_computes(attached: Attached) -> None:
+    watch = Watch(sae=attached.described(), top_k=D_SAE)
+    tokens, _ = await read(attached.engine.generate(request(IDS, tokens=1, watched=(watch,))))
+    told = torch.zeros(len(IDS), D_SAE)
+    for at, row in enumerate(tokens[0].activations[0].rows):
+        for each in row:
+            told[at, each.feature] = each.activation
+    expected = attached.case.encode(attached.x_read.double().numpy())
+    assert (expected != 0).any()
+    close(told, expected)
+
+
+async def _it_writes_the_difference(attached: Attached) -> None:
+    acts = attached.case.encode(attached.x_read.double().numpy())
+    often, *_, seldom = np.argsort(-(acts != 0).sum(axis=0))
+    edits = [
+        Edit(int(seldom), 3.0),
+        Edit(int(often), 0.5, "scale"),
+        Edit(int(often) // 2, -0.5, "project"),
+    ]
+    formula = PlainSae(attached.sae.recipe, attached.sae.weights)
+    rows = zip(attached.x.double().numpy(), attached.x_read.double().numpy(), strict=True)
+    delta = torch.tensor(np.stack([formula.difference(x, edits, x_read) for x, x_read in rows])).float()
+    new = attached.x + delta
+    wanted = attached.plain.run(write=(attached.write_at.kind, new))["after"]
+    assert not torch.allclose(wanted, attached.seen["after"], atol=1e-2)
+    close(await attached.stream_after(attached.described(*edits)), wanted)
+
+
+async def _it_puts_its_reconstruction_in_place(attached: Attached) -> None:
+    x, norms = attached.x, attached.x.norm(dim=1)
+    made = torch.tensor(attached.case.forward(attached.x_read.double().numpy())).float()
+    sinks = norms > 5 * norms.median()
+    sinks[0] = True
+    new = torch.where(sinks[:, None], x, made)
+    wanted = attached.plain.run(write=(attached.write_at.kind, new))["after"]
+    assert not torch.allclose(wanted, attached.seen["after"], atol=1e-2)
+    close(await attached.stream_after(attached.described(mode="reconstruct")), wanted)
