@@ -12,6 +12,7 @@ from typing import Any
 from ..client import DEFAULT_URL, Client
 from ..config import ConfigurationError
 from . import exits, showing
+from .bar import Bar
 
 Answer = dict[str, Any]
 
@@ -45,7 +46,14 @@ def catalog(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def download(client: Client, arguments: argparse.Namespace) -> None:
-    answer = client.download(arguments.repository, arguments.path, arguments.revision, force=arguments.force)
+    with Bar(sys.stderr) as bar:
+        answer = client.download(
+            arguments.repository,
+            arguments.path,
+            arguments.revision,
+            force=arguments.force,
+            progress=lambda told: bar.show(*showing.progress(told)),
+        )
     _print(arguments, answer, showing.downloaded)
 
 

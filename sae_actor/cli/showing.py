@@ -118,6 +118,23 @@ def catalog(answer: Sequence[Answer]) -> str:
     return table(head, rows) if rows else "no SAEs in this repository"
 
 
+def progress(told: Answer) -> tuple[str, int, int, str]:
+    """A `download_progress` as the bar takes it: stage, bytes, of how many, and what holds just now."""
+    phase, left = str(told["phase"]), told.get("seconds_left")
+    if phase == "waiting":
+        return plain(f"waiting: {told.get('reason')}"), told["bytes"], told["total"], _seconds(left)
+    stage = told.get("file") if phase in ("body", "verifying") else None
+    rate = f"{size(int(told['rate']))}/s" if phase == "body" and told.get("rate") else ""
+    return plain(stage or phase), told["bytes"], told["total"], " ".join(filter(None, (rate, _seconds(left))))
+
+
+def _seconds(left: float | None) -> str:
+    """Time that is left: `4 s`, `3 min`, `2.5 h`."""
+    if left is None:
+        return ""
+    return f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
+
+
 def downloaded(answer: Answer) -> str:
     done = next((event for event in answer["events"] if event["type"] == "DownloadCompleted"), None)
     files = done["data"]["files"] if done else ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, overload
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_WAIT = 300
 """Seconds that the service waits for an outcome at most before it answers 202."""
 POLL_SECONDS = 0.5
+DOWNLOAD_ENDS = ("DownloadCompleted", "DownloadFailed", "DownloadCancelled")
 TEXT_SECONDS = 660.0
 """An unstreamed text arrives at its end; the service gives up before this."""
 SILENCE_SECONDS = 60.0
@@ -148,11 +150,30 @@ class Client:
         *,
         force: bool = False,
         wait: bool = True,
+        progress: Callable[[Answer], None] | None = None,
     ) -> Answer:
-        """Fetch one SAE; the outcome with its `sae_id`. `wait=False`: as soon as the request is durable."""
+        """Fetch one SAE; the outcome with its `sae_id`. `wait=False`: as soon as the request is durable.
+
+        `progress`: takes the data of each `download_progress` of this SAE, at most four a second.
+        """
         body = {"repository_id": repository_id, "path": path, "revision": revision, "force": force}
-        _, answer = self._post("/api/saes/download", body, wait=MAX_WAIT if wait else 0)
+        _, answer = self._post("/api/saes/download", body, wait=MAX_WAIT if wait and progress is None else 0)
+        if wait and progress is not None:
+            self._follow(answer, progress)
         return {**self._outcome(answer), "sae_id": answer["sae_id"]} if wait else answer
+
+    def _follow(self, accepted: Answer, progress: Callable[[Answer], None]) -> None:
+        """Tell how a download goes until it ends; where the stream breaks off, its outcome is still to be had."""
+        if self._get(f"/api/commands/{accepted['command_id']}")["status"] != "accepted":
+            return
+        with contextlib.suppress(UnreachableError):
+            for event in self.events(accepted["position"], ("download_progress", *DOWNLOAD_ENDS)):
+                told = event.data if event.id is None else event.data["data"]
+                if told.get("sae_id") != accepted["sae_id"]:
+                    continue
+                if event.type in DOWNLOAD_ENDS:
+                    return
+                progress(told)
 
     def cancel_download(self, sae_id: str) -> Answer:
         return self._post(_path(sae_id, "cancel"), {}, wait=MAX_WAIT)[1]
