@@ -29,6 +29,12 @@ def downloading(server: HubServer, data: Path, *arguments: str) -> Process:
     return Process(data, *arguments, environment=environment)
 
 
+def start(process: Process, repository_id: str = REPOSITORY, **more: Any) -> None:
+    """Ask for a download, and do not wait for it."""
+    answer = process.client.post("/api/saes/download", json={"repository_id": repository_id, **more})
+    assert answer.status_code == 202, answer.text
+
+
 def children(process: Process) -> list[psutil.Process]:
     """The processes below the service that do its downloads."""
     found = []

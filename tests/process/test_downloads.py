@@ -17,7 +17,7 @@ from sae_actor.domain.refs import sae_id_of
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
 
-from .downloading import REPOSITORY, SAE_ID, children, downloading, files_of, status_of, terminal
+from .downloading import REPOSITORY, SAE_ID, children, downloading, files_of, start, status_of, terminal
 from .harness import Process, until
 
 LARGE = sae_files(d_in=1024, d_sae=12_800)
@@ -25,22 +25,6 @@ LARGE = sae_files(d_in=1024, d_sae=12_800)
 MIDDLE = sae_files(d_in=256, d_sae=4096)
 """8 MB."""
 WEIGHTS = "sae_weights.safetensors"
-
-
-@pytest.fixture
-def server() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-def start(process: Process, repository_id: str = REPOSITORY, **more: Any) -> None:
-    answer = process.client.post("/api/saes/download", json={"repository_id": repository_id, **more})
-    assert answer.status_code == 202, answer.text
 
 
 PHASES: dict[str, dict[str, Any]] = {
