@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +16,15 @@ from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
 from . import exits
 
 SERVING = ("demo", "serve")
-LATER = ("diff", "explain", "reproduce")
+LATER = ("explain", "reproduce")
 """Commands of `log` that are refused by name until they are built."""
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 """Endings that promise an archive which an export is not: it would become a folder of that name."""
+
+_RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,9 +140,17 @@ def _add_log(commands: _Commands) -> None:
     show = _log(inside, "show", "the events, one a line")
     show.add_argument("--after", type=_position, default=0, metavar="N", help="only those behind position N")
     show.add_argument("--types", metavar="A,B", help="only these types")
+    show.add_argument("--command", dest="command_id", metavar="ID", help="only those of this command")
+    show.add_argument("--sae", metavar="SAE", help="only those that name this SAE, or one that begins so")
+    show.add_argument("--principal", metavar="WHO", help="only those that this principal asked for")
+    show.add_argument("--since", type=_time, metavar="TIME", help="only from this time on, RFC 3339")
+    show.add_argument("--until", type=_time, metavar="TIME", help="only up to and with this time")
     _log(inside, "verify", "walk the hash chain; 65 where it is broken")
     state = _log(inside, "state", "the state that the events come to")
-    state.add_argument("--at", type=_position, metavar="N", help="as it was at position N")
+    state.add_argument("--at", type=_moment, metavar="N|TIME", help="as it was at position N, or at a time (RFC 3339)")
+    diff = _log(inside, "diff", "what changed between two positions or times")
+    diff.add_argument("before", type=_moment, metavar="A", help="position, or time (RFC 3339)")
+    diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
     export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
     export.add_argument("to", type=_destination, metavar="DEST", help="folder that is made, or a name ending in .tar")
     _log(inside, "import", "make a log of an export; where there is one, nothing is overwritten").add_argument(
@@ -181,6 +195,21 @@ def _position(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"{text!r} is not a position of the log")
     return int(text)
+
+
+def _time(text: str) -> str:
+    """RFC 3339 as the log writes it: UTC with microseconds, so that texts compare as times do."""
+    try:
+        if not _RFC_3339.fullmatch(text):
+            raise ValueError
+        moment = datetime.datetime.fromisoformat(text.upper()).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from None
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(len("2026-01-31T12:00:00.000000Z"), "0")
+
+
+def _moment(text: str) -> int | str:
+    return _position(text) if text.isascii() and text.isdigit() else _time(text)
 
 
 def _reason(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from ..ports import Head
 from . import exits, showing
 
 
-async def export(folder: Path, arguments: argparse.Namespace) -> int:
+def export(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `LogUnusableError` where the destination is there already, and what a log that does not verify is
     refused with."""
     to: Path = arguments.to
-    head = await eventlog.export_bundle(folder, to)
+    head = asyncio.run(eventlog.export_bundle(folder, to))
     if arguments.json:
         print(_json({"to": str(to.absolute()), "events": head.position, "head": head}))
         return exits.OK
@@ -28,10 +29,10 @@ async def export(folder: Path, arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
-async def import_(folder: Path, arguments: argparse.Namespace) -> int:
+def import_(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `LogUnusableError` where the folder has a log or the bundle is none, `LogDamagedError` where the bundle
     does not verify; then the folder has no log."""
-    head = await eventlog.import_bundle(arguments.bundle, folder)
+    head = asyncio.run(eventlog.import_bundle(arguments.bundle, folder))
     if arguments.json:
         print(_json({"data_dir": str(folder), "events": head.position, "head": head}))
     else:
@@ -39,12 +40,12 @@ async def import_(folder: Path, arguments: argparse.Namespace) -> int:
     return exits.OK
 
 
-async def redact(folder: Path, arguments: argparse.Namespace) -> int:
+def redact(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
     if missing_log(folder):  # whoever writes a log makes it; here there is nothing to erase
         raise LogUnusableError(f"there is no log in {folder}")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    event = await eventlog.redact(folder, arguments.position, arguments.why, time=now)
+    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=now))
     if arguments.json:
         print(_json(event))
     else:

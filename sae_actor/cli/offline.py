@@ -8,19 +8,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from ..config import data_folder, load
-from ..domain.events import PAYLOADS
+from ..domain.comparing import difference
+from ..domain.events import PAYLOADS, Event
 from ..domain.evolve import evolve
 from ..domain.projections import state_view
-from ..domain.state import EMPTY
-from ..errors import LogDamagedError, LogUnusableError
+from ..domain.state import EMPTY, State
+from ..errors import BadRequestError, LogDamagedError, LogUnusableError
 from ..eventlog.inspection import missing_log
 from ..eventlog.offline import events_of, verify_folder
-from . import bundles, exits, showing
+from ..ports import Verification
+from . import accounts, bundles, exits, showing
 from .arguments import LATER
 
 
@@ -35,12 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
             return asyncio.run(_verify(folder, arguments))
         case "state":
             return asyncio.run(_state(folder, arguments))
+        case "diff":
+            return asyncio.run(_diff(folder, arguments))
         case "export":
-            return asyncio.run(bundles.export(folder, arguments))
+            return bundles.export(folder, arguments)
         case "import":
-            return asyncio.run(bundles.import_(folder, arguments))
+            return bundles.import_(folder, arguments)
         case "redact":
-            return asyncio.run(bundles.redact(folder, arguments))
+            return bundles.redact(folder, arguments)
         case _:
             return asyncio.run(_show(folder, arguments))
 
@@ -74,27 +81,94 @@ async def _show(folder: Path, arguments: argparse.Namespace) -> int:
         print(f"sae-actor: {unknown[0]!r} is no type of event", file=sys.stderr)
         return exits.USAGE
     async for event in events_of(folder, arguments.after, types):
-        print(_json(event) if arguments.json else showing.event(msgspec.json.decode(_json(event))))
+        if _asked_for(event, arguments):
+            print(_json(event) if arguments.json else showing.event(_fields(event)))
     return exits.OK
 
 
+def _fields(event: Event) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.structs.asdict(event)
+    return {**fields, "data": _data(event)}
+
+
+def _data(event: Event) -> Any:
+    """The payload; of a damaged log it may be no JSON, and is text then."""
+    try:
+        return msgspec.json.decode(event.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return bytes(event.data).decode(errors="replace")
+
+
+def _asked_for(event: Event, arguments: argparse.Namespace) -> bool:
+    return (
+        arguments.command_id in (None, event.command_id)
+        and arguments.principal in (None, event.principal)
+        and (arguments.since is None or arguments.since <= event.time)
+        and (arguments.until is None or event.time <= arguments.until)
+        and (arguments.sae is None or _names(_data(event), arguments.sae))
+    )
+
+
+def _names(data: Any, sae: str) -> bool:
+    """Whether a payload, of whatever type and version, names an SAE whose id begins so."""
+    if isinstance(data, list):
+        return any(_names(each, sae) for each in data)
+    if not isinstance(data, dict):
+        return False
+    ids = [data.get("sae_id"), *(data.get("replaces") or ())]
+    return any(isinstance(each, str) and each.startswith(sae) for each in ids) or _names([*data.values()], sae)
+
+
 async def _state(folder: Path, arguments: argparse.Namespace) -> int:
-    """The fold of the log, of its sound part alone: what does not verify is no evidence of a state."""
-    verification = await verify_folder(folder)
-    if not verification.ok and (arguments.at is None or arguments.at >= (verification.first_bad or 0)):
-        raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
-    at = verification.head.position if arguments.at is None else arguments.at
-    state = EMPTY
-    async for event in events_of(folder):
-        if event.position <= at:
-            state = evolve(state, event)
-    if state.position != at:
-        print(f"sae-actor: position {at} is past the head {verification.head.position}", file=sys.stderr)
-        return exits.USAGE
+    (state,) = await _states(folder, [arguments.at])
     view = state_view(state)
     print(_json(view) if arguments.json else showing.state(view))
     return exits.OK
 
 
+async def _diff(folder: Path, arguments: argparse.Namespace) -> int:
+    before, after = await _states(folder, [arguments.before, arguments.after])
+    view = difference(before, after)
+    print(_json(view) if arguments.json else accounts.difference(view))
+    return exits.OK
+
+
+async def _states(folder: Path, moments: Sequence[int | str | None]) -> list[State]:
+    """The states at positions, at times, or (None) at the head: the fold of the log, of its sound part alone, since
+    what does not verify is no evidence. At a time: after the last event that was written then or before.
+
+    Raises `LogDamagedError` where the sound part does not reach, `BadRequestError` for a position past the head.
+    """
+    verification = await verify_folder(folder)
+    sound = _sound(verification)
+    farthest = max((moment for moment in moments if isinstance(moment, int)), default=0)
+    if verification.ok and farthest > sound:
+        raise BadRequestError(f"position {farthest} is past the head {sound}")
+    # A clock may have gone back, so only the whole log tells which event was the last one before a time.
+    if farthest > sound or (not verification.ok and not all(isinstance(moment, int) for moment in moments)):
+        raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
+    states, state = [EMPTY] * len(moments), EMPTY
+    async with aclosing(events_of(folder)) as events:
+        async for event in events:
+            if event.position > sound:
+                break
+            state = evolve(state, event)
+            for i, moment in enumerate(moments):
+                if _reached(event, moment):
+                    states[i] = state
+    return states
+
+
+def _reached(event: Event, moment: int | str | None) -> bool:
+    if isinstance(moment, int):
+        return event.position <= moment
+    return moment is None or event.time <= moment
+
+
+def _sound(verification: Verification) -> int:
+    """The last position that verifies; below 0 where no event can be told from another."""
+    return verification.head.position if verification.ok else (verification.first_bad or 0) - 1
+
+
 def _json(answer: object) -> str:
-    return msgspec.json.encode(answer).decode()
+    return msgspec.json.encode(answer).decode(errors="replace")  # the rows of a damaged log hold anything

@@ -207,7 +207,6 @@ def test_the_token_comes_from_the_environment(command: Command, monkeypatch: pyt
         ("log",),
         ("log", "nonsense"),
         ("log", "state", "--at", "-1"),
-        ("log", "diff", "1", "2"),
         ("log", "explain", "--data-dir", "x", "g"),
         ("log", "reproduce"),
     ],

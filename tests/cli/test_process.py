@@ -78,7 +78,7 @@ def test_the_log_while_a_service_runs_and_after(tmp_path: Path, command: Command
     assert json.loads(command("log", "state", "--data-dir", str(data), "--json", "--at", "0").out)["position"] == 0
     assert command("log", "state", "--data-dir", str(data)).out.startswith("position    2\nmodel       none")
     past = command("log", "state", "--data-dir", str(data), "--at", "3")
-    assert past == (64, "", "sae-actor: position 3 is past the head 2\n")
+    assert past == (64, "", "sae-actor: position 3 is past the head 2 (bad_request)\n")
 
 
 def test_a_damaged_log(folder: Path, command: Command) -> None:
