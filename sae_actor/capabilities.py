@@ -26,7 +26,7 @@ def capabilities(settings: Settings) -> dict[str, Any]:
         "families": {name: sorted(family.places) for name, family in sorted(FAMILIES.items())},
         "methods": list(typing.get_args(Method)),
         "modes": list(typing.get_args(Mode)),
-        "positions": [*typing.get_args(NamedPositions), "tokens", "from/to"],
+        "positions": [*typing.get_args(NamedPositions), "tokens", "from/to", "role"],
         "exclusions": sorted(SUPPORTED_EXCLUSIONS),
         "units": sorted(SUPPORTED_UNITS),
         "conditions": ["when", "stop_when"],

@@ -21,7 +21,7 @@ from .domain.effects import (
     SaeLocation,
 )
 from .domain.events import Draft, Event, Receipt, Sampling
-from .domain.refs import ActiveSae, FinishReason, Intervention, ModelFacts, SaeDescription, SaeFile, StopWhen
+from .domain.refs import ActiveSae, FinishReason, Intervention, ModelFacts, SaeDescription, SaeFile, StopWhen, Turn
 
 Progress = Callable[[str, dict[str, Any]], None]
 """progress("download_progress", {...}): may be dropped, is not logged, does not raise, works from any thread."""
@@ -185,6 +185,8 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     """Score each token, and so many of the most probable ones beside it; None: no scores."""
     watched: tuple[Watch, ...] = ()
     """SAEs that are read on the way. One that is not there ends the text as one of the intervention does."""
+    turns: tuple[Turn, ...] = ()
+    """Of a chat, where an edit asks for roles or for what the template wrote; none otherwise."""
     stop_when: StopWhen | None = None
     """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
     deterministic: bool = False
@@ -251,6 +253,8 @@ class Tokenized(Struct, frozen=True, kw_only=True):
     """Text of each token, which joined are the prompt."""
     special: tuple[bool, ...] = ()
     """Which tokens are special ones of the tokenizer, such as marks of beginning, end and turns."""
+    turns: tuple[Turn, ...] | None = ()
+    """The messages of a chat, in order; none of a text that is no chat. None: the template does not tell."""
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from ..domain.events import Sampling
-from ..domain.refs import Intervention
+from ..domain.refs import Intervention, Turn
 from ..errors import InternalError, SAENotAttachedError, from_code
 from ..ports import Activations, Engine, Finished, TextRequest, Watch
 
@@ -14,7 +14,7 @@ ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
 
 
 async def read_activations(
-    engine: Engine, token_ids: tuple[int, ...], intervention: Intervention, watch: Watch
+    engine: Engine, token_ids: tuple[int, ...], intervention: Intervention, turns: tuple[Turn, ...], watch: Watch
 ) -> Activations:
     """What the SAE reads at every position of the prompt, under the intervention.
 
@@ -27,6 +27,7 @@ async def read_activations(
         sampling=ONE_TOKEN,
         intervention=intervention,
         watched=(watch,),
+        turns=turns,
     )
     found: tuple[Activations, ...] = ()
     async with contextlib.aclosing(engine.generate(request)) as items:  # type: ignore[type-var]  # the port says AsyncIterator

@@ -139,6 +139,7 @@ class Texts:
             logprobs=tell.logprobs,
             watched=tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched),
             stop_when=payload.stop_when,
+            turns=payload.turns,
             deterministic=payload.deterministic,
         )
         text.making = asyncio.create_task(self._generate(text, request), name=payload.generation_id)

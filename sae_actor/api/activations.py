@@ -53,11 +53,13 @@ ERRORS = (
 async def post_activations(request: AnyRequest) -> Answer:
     body: ActivationsBody = await body_of(request, ActivationsBody)
     asked = body.asked()
-    intervention, sae = reading(state_of(request), body.sae_id, body.features or (), body.sae)
+    state = state_of(request)
+    reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
     engine = context(request).engine
     prompt = await engine.tokenize(asked)
+    intervention, turns, sae = reading(state, body.sae_id, body.features or (), body.sae, prompt.turns)
     watch = Watch(sae=sae, top_k=None if body.features is not None else body.top_k, features=body.features)
-    found = await read_activations(engine, prompt.token_ids, intervention, watch)
+    found = await read_activations(engine, prompt.token_ids, intervention, turns, watch)
     told: dict[str, Any] = {
         "tokens": prompt.tokens,
         "token_ids": prompt.token_ids,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -14,6 +13,7 @@ from ..domain.events import Sampling
 from ..domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
 from ..domain.refs import Edits, ModelFacts
 from ..errors import BadRequestError, ModelNotFoundError
+from ..ports import Tokenized
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
@@ -208,13 +208,14 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
 
 
 def admission(
-    generation_id: str, kind: Literal["completion", "chat"], body: TextBody, tokens: Sequence[int], settings: Sampling
+    generation_id: str, kind: Literal["completion", "chat"], body: TextBody, prompt: Tokenized, settings: Sampling
 ) -> AdmitGeneration:
     own = body.sae or SaeExtension()
     return AdmitGeneration(
         generation_id=generation_id,
         kind=kind,
-        tokens_prompt=len(tokens),
+        tokens_prompt=len(prompt.token_ids),
+        turns=prompt.turns,
         sampling=settings,
         baseline=own.baseline,
         steering=own.steering,

@@ -85,7 +85,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     choices: list[Choice] = []
     try:
         for prompt, own in zip(prompts, settings, strict=True):
-            ask = partial(admission, kind=kind, body=body, tokens=prompt.token_ids, settings=own)
+            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own)
             text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""
             choices.append(Choice(kind, len(choices), text, prompt, echo, body.scores is not None))

@@ -8,7 +8,7 @@ from .. import errors
 from . import events as ev
 from .edits import checked
 from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
-from .refs import ActiveSae, Edit, Intervention, Mode, StopWhen, intervention_sha256
+from .refs import ActiveSae, Edit, Intervention, Mode, StopWhen, Turn, intervention_sha256
 from .state import AttachmentState, State
 
 
@@ -37,9 +37,26 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             tag=request.tag,
             deterministic=request.deterministic,
             watched=_watched(state) if request.watch else (),
+            turns=_turns(intervention, request.turns),
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
         )
     ]
+
+
+def _turns(intervention: Intervention, turns: tuple[Turn, ...] | None) -> tuple[Turn, ...]:
+    """The turns that the intervention's edits are told by; none where none asks."""
+    edits = [edit for sae in intervention for edit in sae.steering if edit.asks_for_turns]
+    if not edits:
+        return ()
+    if turns is None:
+        raise errors.BadRequestError(
+            "the chat template does not tell where each message is: positions by role and exclude 'template' are "
+            "not possible with this chat",
+            param="messages",
+        )
+    if not turns and any(edit.asks_for_roles for edit in edits):
+        raise errors.BadRequestError("positions by role need a chat: this prompt has no roles", param="positions")
+    return turns
 
 
 def _watched(state: State) -> Intervention:
@@ -49,9 +66,14 @@ def _watched(state: State) -> Intervention:
 
 
 def reading(
-    state: State, sae_id: str | None, features: Sequence[int], own: OwnIntervention | None
-) -> tuple[Intervention, ActiveSae]:
-    """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), and the SAE.
+    state: State,
+    sae_id: str | None,
+    features: Sequence[int],
+    own: OwnIntervention | None,
+    turns: tuple[Turn, ...] | None = (),
+) -> tuple[Intervention, tuple[Turn, ...], ActiveSae]:
+    """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), the turns that
+    this asks for, and the SAE.
 
     Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
     """
@@ -60,7 +82,7 @@ def reading(
     one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _read(state, sae_id, features)
+    return intervention, _turns(intervention, turns), _read(state, sae_id, features)
 
 
 def _stop_when(asked: RequestedStop, state: State) -> StopWhen:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from msgspec.structs import replace
 
 from ..errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
-from .refs import Edit, Positions, Span
+from .refs import Edit, Exclusion, Positions, Span
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
-SUPPORTED_EXCLUSIONS = frozenset({"sink"})
+SUPPORTED_EXCLUSIONS = frozenset(get_args(Exclusion))
 SUPPORTED_UNITS = frozenset({"raw"})
 
 _DISJOINT = {
@@ -44,13 +45,8 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
 
 
 def _refuse_unsupported(edit: Edit) -> None:
-    missing = next((each for each in edit.exclude if each not in SUPPORTED_EXCLUSIONS), None)
-    if missing is not None:
-        raise BadRequestError(f"exclude: '{missing}' is not supported", param="exclude")
     if edit.unit not in SUPPORTED_UNITS:
         raise BadRequestError(f"unit '{edit.unit}' is not supported; strengths are raw", param="unit")
-    if isinstance(edit.positions, Span) and edit.positions.role is not None:
-        raise BadRequestError("positions by role are not supported", param="positions")
 
 
 def _contradict(one: Edit, other: Edit) -> bool:

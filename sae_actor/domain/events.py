@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .refs import ActiveSae, Edit, FinishReason, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile, StopWhen
+from .refs import ActiveSae, Edit, FinishReason, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile, StopWhen, Turn
 
 Salt: TypeAlias = str
 
@@ -290,6 +290,8 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     watched: tuple[ActiveSae, ...] = ()
     """SAEs whose activations are read; that they are does not change the text."""
     stop_when: StopWhen | None = None
+    turns: tuple[Turn, ...] = ()
+    """Of the chat, where an edit asks for them."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:

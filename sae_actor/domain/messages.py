@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .commands import AnyCommand
-from .refs import Edits, Feature, Mode, SaeId, Strength
+from .refs import Edits, Feature, Mode, SaeId, Strength, Turn
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -71,6 +71,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     watch: bool = False
     """Activations of the attached SAEs are told with the text."""
     stop_when: RequestedStop | None = None
+    turns: tuple[Turn, ...] | None = ()
+    """As `Tokenized` has them."""
 
 
 Report: TypeAlias = (

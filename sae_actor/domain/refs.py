@@ -88,6 +88,15 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True):
     sae_id: SaeId | None = None
     when: When | None = None
 
+    @property
+    def asks_for_roles(self) -> bool:
+        return isinstance(self.positions, Span) and self.positions.role is not None
+
+    @property
+    def asks_for_turns(self) -> bool:
+        """It covers other positions where the prompt is a chat."""
+        return self.asks_for_roles or "template" in self.exclude
+
 
 Edits: TypeAlias = Annotated[tuple[Edit, ...], Meta(max_length=MAX_EDITS)]
 
@@ -182,6 +191,16 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     @property
     def changes_text(self) -> bool:
         return self.mode == "reconstruct" or bool(self.steering)
+
+
+class Turn(Struct, frozen=True, kw_only=True):
+    """One message of a chat among the tokens of the prompt, [first, stop): what the template writes around it too."""
+
+    role: str
+    first: int
+    stop: int
+    content: tuple[int, int]
+    """[from, to): the tokens that hold what is said."""
 
 
 class StopWhen(Struct, frozen=True, kw_only=True):

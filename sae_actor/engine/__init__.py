@@ -7,7 +7,7 @@
     generation    one text: feed, hook, sample, decode, deliver; its receipt
     hooks         an intervention on one forward pass: who writes where, sinks, faults, counts
     probes        SAEs that are read on the way, before any edit
-    positions     which positions an edit covers
+    positions     which positions an edit covers; `turns`: where a chat's messages are
     sampling      logits → token, noise keyed by (seed, index)
     scoring       logits → log probabilities; `pieces`: text and bytes of single tokens
     text          tokens → text without half characters, stop strings

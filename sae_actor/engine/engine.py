@@ -27,8 +27,9 @@ from ..errors import (
 from ..ports import AttachedSae, Progress, TextRequest, Tokenized, Watch
 from .device import DeviceThread
 from .generation import InterventionGone, RunningText
-from .hooks import Applied, Part, group_of
+from .hooks import Applied, Part
 from .model import LoadedModel, load_model, move, release
+from .positions import Marks, group_of
 from .probes import Probe
 from .prompts import tokenized
 from .residents import Resident, free, load_resident, place
@@ -186,7 +187,8 @@ class TorchEngine:
         """The request's intervention, ready; None where it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the text began")
-        parts = []
+        parts, turns = [], request.turns
+        marks = Marks(request.token_ids, model.special_ids, turns)
         for sae in request.intervention:
             resident = self._residents.get(sae.attach_position)
             if resident is None:
@@ -194,7 +196,8 @@ class TorchEngine:
             if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
                 raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
             if sae.changes_text:
-                parts.append(Part(sae, resident.steering(sae.steering), len(request.token_ids)))
+                steering = resident.steering(sae.steering)
+                parts.append(Part(sae, steering, len(request.token_ids), turns, marks))
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
@@ -202,7 +205,7 @@ class TorchEngine:
         last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,)),)
         probes = [self._probe(watch, model) for watch in (*request.watched, *last)]
         prompt = len(request.token_ids)
-        return Applied.of(parts, model.architecture, prompt, probes) if parts or probes else None
+        return Applied.of(parts, model.architecture, prompt, probes, marks) if parts or probes else None
 
     def _probe(self, watch: Watch, model: LoadedModel) -> Probe:
         resident = self._residents.get(watch.sae.attach_position)
@@ -265,4 +268,4 @@ def _check(request: TextRequest, model: LoadedModel) -> None:
         raise BadRequestError("a stop string is empty", param="stop")
     for sae in request.intervention:
         for edit in sae.steering:
-            group_of(edit, prompt)
+            group_of(edit, prompt, request.turns)

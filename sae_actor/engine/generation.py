@@ -153,6 +153,8 @@ class RunningText:
             stops = self._stops()
         token = choose(logits, self.request.sampling, len(self._ids))
         self._ids.append(token)
+        if self._applied is not None:
+            self._applied.add(token)
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, model.pieces)
         if token in model.end_ids:

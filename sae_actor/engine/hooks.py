@@ -17,30 +17,31 @@ import torch
 from torch import Tensor
 
 from ..architectures import Architecture, Hook
-from ..domain.refs import ActiveSae, Edit, HookPoint
-from ..errors import BadRequestError, InternalError, OutOfMemoryError, SAEError
+from ..domain.refs import ActiveSae, HookPoint, Turn
+from ..errors import InternalError, OutOfMemoryError, SAEError
 from ..ports import Activations
 from ..sae.steering import Steering
 from .failures import explained
-from .positions import Ranges, mask, ranges_of
+from .positions import Marks, group_of, mask
 from .probes import Probe
 
 SINK_FACTOR = 5.0
 """A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
 
 
-class Group(NamedTuple):
-    """Edits of one SAE that cover the same positions."""
-
-    ranges: Ranges
-    without_sinks: bool
-
-
 class Part:
     """One SAE of an intervention at its hook point, for one request."""
 
-    def __init__(self, sae: ActiveSae, steering: Steering, prompt: int) -> None:
-        """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens. Raises as `group_of`."""
+    def __init__(
+        self,
+        sae: ActiveSae,
+        steering: Steering,
+        prompt: int,
+        turns: Sequence[Turn] = (),
+        marks: Marks | None = None,
+    ) -> None:
+        """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens, `marks` tells their kinds
+        where an edit leaves some out. Raises as `group_of`."""
         self.attach_position = sae.attach_position
         self.steering = steering
         self.reconstructs = sae.mode == "reconstruct"
@@ -48,12 +49,13 @@ class Part:
         self.write_at = sae.hook_point_out or sae.hook_point
         self.read: Tensor | None = None
         """This step's activation at `read_at` [n, d_in], where that is another hook point than `write_at`."""
-        of_edit = [group_of(edit, prompt) for edit in sae.steering]
+        of_edit = [group_of(edit, prompt, turns) for edit in sae.steering]
         self._groups = list(dict.fromkeys(of_edit))
         device = steering.sae.device
         self._group_of_edit = torch.tensor([self._groups.index(g) for g in of_edit], dtype=torch.long, device=device)
         without = [group.without_sinks for group in self._groups]
         self._without = torch.tensor(without, dtype=torch.bool, device=device)[:, None]  # [n_groups, 1]
+        self._marks = marks
 
     @property
     def knows_sinks(self) -> bool:
@@ -66,12 +68,23 @@ class Part:
         masks = torch.stack([mask(group.ranges, first, stop) for group in self._groups])
         return masks if self.reconstructs or bool(masks.any()) else None
 
-    def run(self, rows: Tensor, covered: Tensor, sinks: Tensor) -> Change:
+    def left_out(self, first: int, stop: int) -> Tensor | None:
+        """[n_groups, n] bool on the CPU: which positions are left alone for their tokens' sake; None for none."""
+        if not any(group.without_special or group.without_template for group in self._groups):
+            return None
+        if self._marks is None:
+            raise InternalError("the kinds of the tokens are not known")
+        special, template = self._marks.special(first, stop), self._marks.template(first, stop)
+        return torch.stack([g.without_special & special | g.without_template & template for g in self._groups])
+
+    def run(self, rows: Tensor, covered: Tensor, sinks: Tensor, left_out: Tensor | None = None) -> Change:
         """What the SAE makes of `rows` [n, width], of which the sinks [n] are marked."""
         if self.read_at != self.write_at and (self.read is None or len(self.read) != len(rows)):
             raise InternalError(f"the activation at {self.read_at} was not read before that at {self.write_at}")
         covered = covered.to(rows.device)
         without = self._without & sinks  # [n_groups, n]
+        if left_out is not None:
+            without = without | left_out.to(rows.device)
         active = (covered & ~without)[self._group_of_edit]  # [n_edits, n]
         if self.reconstructs:
             values, _ = self.steering.reconstruct(rows, active, self.read)
@@ -93,18 +106,7 @@ class Change(NamedTuple):
     touched: Tensor
     """bool [n]: rows that it writes to."""
     passed: Tensor
-    """bool [n]: rows that it would write to, were they no sinks."""
-
-
-def group_of(edit: Edit, prompt: int) -> Group:
-    """What `edit` covers in a request with `prompt` prompt tokens.
-
-    `BadRequestError` for positions and exclusions that cannot be told from token ids alone.
-    """
-    missing = next((each for each in edit.exclude if each != "sink"), None)
-    if missing is not None:
-        raise BadRequestError(f"exclude: '{missing}' is not supported yet", param="exclude")
-    return Group(ranges_of(edit.positions, prompt), "sink" in edit.exclude)
+    """bool [n]: rows that it would write to, were they not excluded."""
 
 
 class HookFault(Exception):  # noqa: N818 — a fault of an SAE, named as in the event log
@@ -122,7 +124,7 @@ class Tally:
 
     edited: set[int] = field(default_factory=set)
     excluded: set[int] = field(default_factory=set)
-    """Positions that an edit covers, and that were left alone as sinks at a hook point."""
+    """Positions that an edit covers, and that were left alone as excluded at a hook point."""
     ratios: float = 0.0
     writes: int = 0
 
@@ -145,7 +147,7 @@ class Site:
         self.calls = 0
         self.failure: HookFault | None = None
         self.report: Tensor | None = None
-        """[3 n + 2 + writing parts] float32: per row whether it was edited, whether it was passed by as a sink,
+        """[3 n + 2 + writing parts] float32: per row whether it was edited, whether it was passed by as excluded,
         |difference| / |x|; then whether x, the result, and each part's values are finite."""
         self._wrote: list[Part] = []
 
@@ -190,7 +192,7 @@ class Site:
         changes = []
         for part, each in writing:
             self._computing = part
-            changes.append((part, part.run(rows, each, sinks)))
+            changes.append((part, part.run(rows, each, sinks, part.left_out(self._first, self._stop))))
         self._computing = None
         new = rows
         for part, change in changes:
@@ -259,6 +261,7 @@ class Applied:
         readers: Sequence[tuple[Part, Hook]],
         prompt: int,
         probes: Sequence[Probe] = (),
+        marks: Marks | None = None,
     ) -> None:
         self.tally = Tally()
         self._sites = sites
@@ -266,16 +269,27 @@ class Applied:
         """SAEs that read elsewhere than they write, and where."""
         self._probes = probes
         self._prompt = prompt
+        self._marks = marks
+
+    def add(self, token: int) -> None:
+        """A generated token, which the next step runs."""
+        if self._marks is not None:
+            self._marks.add(token)
 
     @classmethod
     def of(
-        cls, parts: Sequence[Part], architecture: Architecture, prompt: int, probes: Sequence[Probe] = ()
+        cls,
+        parts: Sequence[Part],
+        architecture: Architecture,
+        prompt: int,
+        probes: Sequence[Probe] = (),
+        marks: Marks | None = None,
     ) -> Applied:
         """The SAEs at their hook points; `prompt` is the number of prompt tokens. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
         sites = [Site(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
         readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
-        return cls(sites, readers, prompt, probes)
+        return cls(sites, readers, prompt, probes, marks)
 
     @contextmanager
     def step(self, first: int, stop: int) -> Iterator[None]:

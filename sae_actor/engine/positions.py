@@ -6,12 +6,13 @@ edited) only when a second one is made. Ranges without an end run to `END`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..domain.refs import Positions
+from ..domain.refs import Edit, Positions, Turn
 from ..errors import BadRequestError
 
 END = 2**62
@@ -20,10 +21,52 @@ END = 2**62
 Ranges = tuple[tuple[int, int], ...]
 
 
-def ranges_of(positions: Positions, prompt: int) -> Ranges:
+class Group(NamedTuple):
+    """Positions that some edits of one SAE cover, and which of them are left alone."""
+
+    ranges: Ranges
+    without_sinks: bool = False
+    without_special: bool = False
+    without_template: bool = False
+
+
+def group_of(edit: Edit, prompt: int, turns: Sequence[Turn] = ()) -> Group:
+    """What `edit` covers in a request with `prompt` prompt tokens. Raises as `ranges_of`."""
+    exclude = edit.exclude
+    return Group(
+        ranges_of(edit.positions, prompt, turns), "sink" in exclude, "special" in exclude, "template" in exclude
+    )
+
+
+class Marks:
+    """What is known of single positions, told by their tokens: special ones, and those that a template wrote."""
+
+    def __init__(self, ids: Sequence[int], special: frozenset[int], turns: Sequence[Turn]) -> None:
+        self._special_ids = special
+        self._special = [each in special for each in ids]
+        said = {at for turn in turns for at in range(*turn.content)}
+        # A prompt that is no chat has no template, and what is generated is written by the model.
+        self._template = [at not in said for at in range(len(ids))] if turns else []
+
+    def add(self, token: int) -> None:
+        """A generated token is run."""
+        self._special.append(token in self._special_ids)
+
+    def special(self, start: int, stop: int) -> Tensor:
+        """[stop − start] bool."""
+        return torch.tensor(self._special[start:stop], dtype=torch.bool)
+
+    def template(self, start: int, stop: int) -> Tensor:
+        """[stop − start] bool."""
+        marks = self._template[start:stop]
+        return torch.tensor(marks + [False] * (stop - start - len(marks)), dtype=torch.bool)
+
+
+def ranges_of(positions: Positions, prompt: int, turns: Sequence[Turn] = ()) -> Ranges:
     """The positions that are meant in a request with `prompt` prompt tokens (at least 1).
 
-    `BadRequestError` for positions by role: the engine is given token ids, without the turns they came from.
+    Those of a role are the tokens of its messages, the template's around them too; the answer that is opened at the
+    end is no message. `BadRequestError` for a role where the prompt has no turns.
     """
     match positions:
         case "all":
@@ -37,7 +80,9 @@ def ranges_of(positions: Positions, prompt: int) -> Ranges:
         case "last_prompt":
             return ((prompt - 1, prompt),)
     if positions.role is not None:
-        raise BadRequestError("positions by role are not supported yet", param="positions")
+        if not turns:
+            raise BadRequestError("positions by role need a chat", param="positions")
+        return merged(at for turn in turns if turn.role == positions.role for at in range(turn.first, turn.stop))
     if positions.tokens is not None:
         return merged(positions.tokens)
     return ((positions.from_ or 0, END if positions.to is None else positions.to),)

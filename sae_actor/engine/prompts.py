@@ -8,10 +8,12 @@ from typing import Any
 
 import jinja2
 
+from ..domain.refs import Turn
 from ..errors import BadRequestError
 from ..ports import Tokenized
 from .model import LoadedModel
 from .text import TextDecoder
+from .turns import turns_of
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -23,6 +25,7 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
     answer opened. `BadRequestError` for an empty prompt, one longer than the context, an id outside the vocabulary,
     a chat that the template refuses or a model without one.
     """
+    turns: tuple[Turn, ...] | None = ()
     if isinstance(prompt, str):
         ids = model.tokenizer(_encodable(prompt)).input_ids if prompt else []
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
@@ -31,7 +34,7 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
         if wrong is not None:
             raise BadRequestError(f"token id {wrong} is outside the vocabulary of {model.vocabulary}", param="prompt")
     elif all(isinstance(item, Mapping) for item in prompt):
-        ids = model.tokenizer(_rendered(prompt, model), add_special_tokens=False).input_ids
+        ids, turns = _chat(prompt, model)
     else:
         raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
     if not ids:
@@ -40,7 +43,7 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
     if len(ids) > context:
         raise BadRequestError(f"the prompt has {len(ids)} tokens, the model's context {context}", param="prompt")
     special = tuple(token in model.special_ids for token in ids)
-    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model), special=special)
+    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model), special=special, turns=turns)
 
 
 def _pieces(ids: Sequence[int], model: LoadedModel) -> tuple[str, ...]:
@@ -51,15 +54,24 @@ def _pieces(ids: Sequence[int], model: LoadedModel) -> tuple[str, ...]:
     return tuple(pieces)
 
 
-def _rendered(messages: Sequence[Any], model: LoadedModel) -> str:
+def _chat(messages: Sequence[Any], model: LoadedModel) -> tuple[list[int], tuple[Turn, ...] | None]:
+    """Token ids, and where the messages are among them."""
     if not model.facts.has_chat_template:
         raise BadRequestError("the model has no chat template", param="messages")
+
+    def render(some: Sequence[Any], *, opened: bool = False) -> str:
+        text: str = model.tokenizer.apply_chat_template(list(some), tokenize=False, add_generation_prompt=opened)
+        return text
+
     try:
-        text: str = model.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = _encodable(render(messages, opened=True))
     except jinja2.TemplateError as error:
         said = error.message or "it does not say why"
         raise BadRequestError(f"the chat template refuses the messages: {said[:200]}", param="messages") from None
-    return _encodable(text)
+    if not model.tokenizer.is_fast:  # it cannot tell which characters a token holds
+        return model.tokenizer(text, add_special_tokens=False).input_ids, None
+    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return encoded.input_ids, turns_of(messages, text, encoded.offset_mapping, render)
 
 
 def _encodable(text: str) -> str:

@@ -103,3 +103,25 @@ async def test_deterministic_is_promised_or_refused(service: Running) -> None:
     refused = await service.client.post("/v1/completions", json=body)
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["param"]) == (422, "sae_unsupported", "sae.deterministic")
+
+
+async def test_steering_by_role(service: Running) -> None:
+    sae_id = await service.ready()
+    edit = {"feature": 1, "strength": 3, "positions": {"role": "user"}, "exclude": ["template"]}
+    await service.client.put(f"/api/saes/{sae_id}/steering", json={"features": [edit]})
+    messages = [{"role": "system", "content": "Hi"}, {"role": "user", "content": "Hello"}]
+    asked = {"messages": messages, "max_tokens": 4}
+    answer = await service.client.post("/v1/chat/completions", json=asked)
+    receipt = answer.json()["sae"]["receipt"]
+    assert (receipt["tokens_edited"], receipt["tokens_excluded"]) == (5, 7)
+    started, finished = (await service.events())[-2:]
+    assert [turn["role"] for turn in started["data"]["turns"]] == ["system", "user"]
+    assert finished["data"]["edited"] == [[17, 22]]
+    refused = await service.client.post("/v1/completions", json=ASK)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "positions")
+    own = {**ASK, "sae": {"steering": [{"feature": 1, "strength": 3, "exclude": ["template", "special"]}]}}
+    assert (await service.client.post("/v1/completions", json=own)).json()["sae"]["receipt"]["tokens_edited"] == 23
+    read = {"messages": messages, "sae": {"baseline": False}}
+    assert (await service.client.post("/api/activations", json=read)).status_code == 200
+    plain = await service.client.post("/api/activations", json={"prompt": "a", "sae": {"baseline": False}})
+    assert (plain.status_code, plain.json()["param"]) == (400, "positions")

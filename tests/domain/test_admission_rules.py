@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, Detach, Steer
 from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop, Start
-from sae_actor.domain.refs import ActiveSae, HookPoint, Intervention, StopWhen, intervention_sha256
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Intervention, Span, StopWhen, Turn, intervention_sha256
 from tests.domain.dsl import (
     BROKEN,
     DIED,
@@ -137,6 +137,37 @@ def test_stopping_at_a_feature() -> None:
     given(*BOTH).when(ask(stop_when=RequestedStop(32, 0.5, B))).refused("feature_out_of_range", sae_id=B)
     given(*BOTH).when(ask(stop_when=RequestedStop(0, 0.5, C))).refused("sae_not_found")
     given(STARTED, loaded()).when(ask(stop_when=RequestedStop(0, 0.5))).refused("sae_not_attached")
+
+
+TURNS = (Turn(role="user", first=0, stop=3, content=(1, 2)),)
+BY_ROLE = edit(positions=Span(role="user"))
+BARE = edit(exclude=("template",))
+
+
+@pytest.mark.parametrize(
+    ("edits", "turns", "kept"),
+    [
+        ((BY_ROLE,), TURNS, TURNS),
+        ((BARE,), TURNS, TURNS),
+        ((BARE,), (), ()),
+        ((edit(),), TURNS, ()),
+        ((edit(),), None, ()),
+    ],
+)
+def test_turns_go_on_record_where_an_edit_asks_for_them(
+    edits: tuple[Edit, ...], turns: tuple[Turn, ...] | None, kept: tuple[Turn, ...]
+) -> None:
+    (started,) = given(*attached_steered()).when(ask(steering=edits, turns=turns)).newest
+    assert isinstance(started, ev.GenerationStarted)
+    assert started.turns == kept
+
+
+@pytest.mark.parametrize(
+    ("edits", "turns", "param"),
+    [((BY_ROLE,), (), "positions"), ((BY_ROLE,), None, "messages"), ((BARE,), None, "messages")],
+)
+def test_turns_that_cannot_be_told(edits: tuple[Edit, ...], turns: tuple[Turn, ...] | None, param: str) -> None:
+    given(*attached_steered()).when(ask(steering=edits, turns=turns)).refused("bad_request", param=param)
 
 
 def test_watching_what_is_attached() -> None:

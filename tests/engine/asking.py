@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription, StopWhen
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription, StopWhen, Turn
 from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
@@ -72,6 +72,7 @@ def request(
     deterministic: bool = False,
     watched: tuple[Watch, ...] = (),
     stop_when: StopWhen | None = None,
+    turns: tuple[Turn, ...] = (),
 ) -> TextRequest:
     return TextRequest(
         generation_id="gen",
@@ -83,6 +84,7 @@ def request(
         deterministic=deterministic,
         watched=watched,
         stop_when=stop_when,
+        turns=turns,
     )
 
 

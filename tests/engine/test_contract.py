@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -324,19 +325,57 @@ async def test_reconstruct_covers_all_but_sinks(given: Given) -> None:
     assert (end.excluded, end.edited) == (((0, 1),), ((1, 18),))
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        Edit(feature=3, strength=1.0, positions=Span(role="user")),
-        Edit(feature=3, strength=1.0, exclude=("special",)),
-        Edit(feature=3, strength=1.0, exclude=("sink", "template")),
-    ],
-)
-async def test_what_cannot_be_done_is_refused(given: Given, edit: Edit) -> None:
+CHAT = [
+    {"role": "system", "content": "Be kind"},
+    {"role": "user", "content": "user"},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "And you?"},
+]
+
+
+async def test_turns_of_a_chat(given: Given) -> None:
+    chat = await given.engine.tokenize(CHAT)
+    assert chat.turns is not None
+    assert [turn.role for turn in chat.turns] == [message["role"] for message in CHAT]
+    assert [turn.first for turn in chat.turns] == [0, *(turn.stop for turn in chat.turns[:-1])]
+    assert ["".join(chat.tokens[slice(*turn.content)]) for turn in chat.turns] == [each["content"] for each in CHAT]
+    assert chat.turns[-1].stop < len(chat.token_ids), "the answer that is opened is no turn"
+    assert (await given.engine.tokenize("no chat")).turns == ()
+
+
+async def test_positions_by_role(given: Given) -> None:
+    await given.attach(5)
+    chat = await given.engine.tokenize(CHAT)
+    assert chat.turns is not None
+    roles: tuple[Literal["system", "user", "assistant"], ...] = ("system", "user", "assistant")
+    for role in roles:
+        edit = Edit(feature=3, strength=0.1, positions=Span(role=role))
+        end = await finished(given.engine, request(chat.token_ids, active(5, edit), turns=chat.turns))
+        covered = {at for turn in chat.turns if turn.role == role for at in range(turn.first, turn.stop)}
+        assert {at for first, behind in end.edited for at in range(first, behind)} == covered
+    with pytest.raises(BadRequestError):
+        given.engine.generate(request(chat.token_ids, active(5, edit)))
+
+
+async def test_what_the_template_wrote_is_left_out(given: Given) -> None:
+    await given.attach(5)
+    chat = await given.engine.tokenize(CHAT)
+    assert chat.turns is not None
+    said = {at for turn in chat.turns for at in range(*turn.content)}
+    edit = Edit(feature=3, strength=0.1, positions="prompt", exclude=("template",))
+    end = await finished(given.engine, request(chat.token_ids, active(5, edit), turns=chat.turns))
+    assert {at for first, behind in end.edited for at in range(first, behind)} == said
+    assert end.receipt.tokens_edited + end.receipt.tokens_excluded == len(chat.token_ids)
+    plain = await finished(given.engine, request(await given.ids(), active(5, edit)))
+    assert plain.edited == ((0, 11),), "a prompt that is no chat has no template"
+
+
+async def test_special_tokens_are_left_out(given: Given) -> None:
     await given.attach(5)
     ids = await given.ids()
-    with pytest.raises(BadRequestError):
-        given.engine.generate(request(ids, active(5, edit)))
+    edit = Edit(feature=3, strength=0.1, positions="prompt", exclude=("special", "sink"))
+    end = await finished(given.engine, request((*ids[:4], 256, *ids[4:]), active(5, edit)))
+    assert (end.excluded, end.edited) == (((0, 1), (4, 5)), ((1, 4), (5, 12)))
 
 
 # — activations on the way —

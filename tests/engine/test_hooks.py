@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sae_actor.architectures import Architecture, Hook
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Span
 from sae_actor.engine.hooks import Applied, HookFault, Part, Site
-from sae_actor.errors import BadRequestError
 from sae_actor.sae import SAE, load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import POINT, active
@@ -217,11 +216,6 @@ def test_a_forward_pass_that_raises_leaves_no_hook(sae: SAE) -> None:
     with pytest.raises(KeyboardInterrupt), bench.applied.step(0, PROMPT):
         raise KeyboardInterrupt
     assert not bench.module._forward_hooks
-
-
-def test_exclusions_that_need_more_than_token_ids_are_refused(sae: SAE) -> None:
-    with pytest.raises(BadRequestError, match="special"):
-        part(sae, active(5, Edit(feature=2, strength=1.0, exclude=("special",))))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2"])

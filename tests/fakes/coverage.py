@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from sae_actor.domain.refs import ActiveSae, Edit, Intervention, Positions, When
-from sae_actor.errors import BadRequestError
+from sae_actor.domain.refs import ActiveSae, Edit, Intervention, Positions, Turn, When
 
 
 def _always(*_: object) -> bool:
@@ -13,21 +12,29 @@ def _always(*_: object) -> bool:
 
 
 def covered(
-    intervention: Intervention, prompt: int, run: int, met: Callable[[ActiveSae, When, int], bool] = _always
+    intervention: Intervention,
+    prompt: int,
+    run: int,
+    *,
+    met: Callable[[ActiveSae, When, int], bool] = _always,
+    special: Collection[int] = (),
+    turns: Sequence[Turn] = (),
 ) -> tuple[set[int], set[int]]:
     """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0).
 
-    `met` tells whether a condition holds at a position."""
+    `met` tells whether a condition holds at a position; `special` are positions of special tokens."""
+    said = {at for turn in turns for at in range(*turn.content)}
+    written = set(range(prompt)) - said if turns else set()
     edited: set[int] = set()
     excluded: set[int] = set()
     for sae in intervention:
         for edit in _edits(sae):
-            if any(each != "sink" for each in edit.exclude):
-                raise BadRequestError("only sinks can be excluded yet")
-            positions = {at for at in range(run) if _covers(edit.positions, at, prompt)}
-            sinks = {0} & positions if "sink" in edit.exclude or sae.mode == "reconstruct" else set()
-            excluded |= sinks
-            edited |= {at for at in positions - sinks if edit.when is None or met(sae, edit.when, at)}
+            positions = {at for at in range(run) if _covers(edit.positions, at, prompt, turns)}
+            left = {0} if "sink" in edit.exclude or sae.mode == "reconstruct" else set()
+            left |= set(special) if "special" in edit.exclude else set()
+            left |= written if "template" in edit.exclude else set()
+            excluded |= left & positions
+            edited |= {at for at in positions - left if edit.when is None or met(sae, edit.when, at)}
     return edited, excluded - edited
 
 
@@ -47,7 +54,7 @@ def _edits(sae: ActiveSae) -> tuple[Edit, ...]:
     return whole + sae.steering
 
 
-def _covers(positions: Positions, at: int, prompt: int) -> bool:
+def _covers(positions: Positions, at: int, prompt: int, turns: Sequence[Turn]) -> bool:
     match positions:
         case "all":
             return True
@@ -62,5 +69,5 @@ def _covers(positions: Positions, at: int, prompt: int) -> bool:
     if positions.tokens is not None:
         return at in positions.tokens
     if positions.role is not None:
-        raise BadRequestError("positions by role are not supported yet")
+        return any(turn.role == positions.role and turn.first <= at < turn.stop for turn in turns)
     return (positions.from_ or 0) <= at < (positions.to if positions.to is not None else at + 1)

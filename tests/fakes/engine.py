@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.events import Receipt
-from sae_actor.domain.refs import ActiveSae, FinishReason, ModelFacts, When, intervention_sha256
+from sae_actor.domain.refs import ActiveSae, FinishReason, ModelFacts, Turn, When, intervention_sha256
 from sae_actor.errors import (
     BadRequestError,
     MailboxFullError,
@@ -154,6 +154,7 @@ class FakeEngine:
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         model = self._loaded()
         ids: tuple[int, ...]
+        told: list[Turn] = []
         if isinstance(prompt, str):
             ids = tuple(prompt.encode("utf-8", "surrogatepass"))
         elif all(isinstance(item, int) for item in prompt):
@@ -162,8 +163,13 @@ class FakeEngine:
             if not model.has_chat_template:
                 raise BadRequestError("the model has no chat template")
             turns = [item for item in prompt if isinstance(item, dict)]
-            text = "".join(f"<{turn['role']}>{turn['content']}\n" for turn in turns) + "<assistant>"
-            ids = tuple(text.encode("utf-8", "surrogatepass"))
+            ids = ()
+            for turn in turns:
+                head, content = f"<{turn['role']}>".encode(), turn["content"].encode("utf-8", "surrogatepass")
+                said = (len(ids) + len(head), len(ids) + len(head) + len(content))
+                told.append(Turn(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
+                ids += (*head, *content, 10)
+            ids += tuple(b"<assistant>")
         if not ids:
             raise BadRequestError("the prompt is empty", param="prompt")
         if any(not 0 <= each < VOCABULARY for each in ids):
@@ -173,7 +179,9 @@ class FakeEngine:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         pieces = [decoder.decode(bytes([each])) if each != END else "<end>" for each in ids]
         pieces[-1] += decoder.decode(b"", final=True)
-        return Tokenized(token_ids=ids, tokens=tuple(pieces), special=tuple(each == END for each in ids))
+        return Tokenized(
+            token_ids=ids, tokens=tuple(pieces), special=tuple(each == END for each in ids), turns=tuple(told)
+        )
 
     def generate(self, request: TextRequest) -> _Stream:
         model = self._loaded()
@@ -181,7 +189,8 @@ class FakeEngine:
             raise MailboxFullError("too many texts are waiting", retry_after=1)
         if request.deterministic and not model.can_be_deterministic:
             raise SAEUnsupportedError("the model's kernels are not deterministic")
-        covered(request.intervention, len(request.token_ids), 1)  # refuses positions that it cannot tell
+        if not request.turns and any(edit.asks_for_roles for sae in request.intervention for edit in sae.steering):
+            raise BadRequestError("positions by role need a chat", param="positions")
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = _Stream(self, request, model.context_length)
         self._streams.add(stream)
@@ -287,7 +296,15 @@ class _Stream(AsyncIterator[Token | Finished]):
         if self.done.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
-        edited, excluded = covered(self.request.intervention, len(self.request.token_ids), run, self._met)
+        special = {at for at, each in enumerate((*self.request.token_ids, *self.ids)) if each == END}
+        edited, excluded = covered(
+            self.request.intervention,
+            len(self.request.token_ids),
+            run,
+            met=self._met,
+            special=special,
+            turns=self.request.turns,
+        )
         self._items.put_nowait(
             Finished(
                 reason=reason,
