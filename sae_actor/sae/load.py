@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from ..formats.registry import read_layout
 from .autoencoder import SAE
 from .spec import SaeSpec
 
-PIECE_BYTES = 1 << 20
-"""Largest part of a file held beside the tensor it goes into."""
+PIECE_VALUES = 24_576
+"""What is read, converted and checked at a time: it stays in the cache, and below what torch divides among threads,
+which on a busy machine wait for each other longer than the work takes."""
 UNIT_NORM_TOLERANCE = 0.02
 """bfloat16 rounds a norm of 1 by some thousandths."""
 
@@ -77,7 +79,8 @@ def load_layout(
     if recipe.threshold is not None:
         weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
     for bias in ("b_dec",) if recipe.activation == "gated" else ("b_dec", "b_enc"):
-        weights.setdefault(bias, torch.zeros(wanted[bias], dtype=held, device=device))
+        if bias not in weights:
+            weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
     warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder and not mapped else ()
     return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
 
@@ -122,23 +125,34 @@ def _map(weight: Weight, shape: tuple[int, ...], dtype: torch.dtype, *, for_rows
 def _read(stored: Stored, shape: tuple[int, ...], dtype: torch.dtype, *, transposed: bool) -> Tensor:
     """The stored values as a contiguous tensor of `shape`, the sides on disk swapped if `transposed`."""
     target = torch.empty(shape, dtype=dtype)
-    flipped = transposed != stored.fortran
-    rows, width = (shape[::-1] if flipped else shape) if len(shape) == 2 else (1, stored.count)
-    view = (target.T if flipped else target) if len(shape) == 2 else target.view(1, width)  # [rows, width], as on disk
+    flipped = len(shape) == 2 and transposed != stored.fortran
+    # [rows, width], as on disk; where nothing is turned, one long column will do
+    view = target.T if flipped else target.view(-1, 1)
     if stored.value is not None:
-        _place(view, stored.value.reshape(rows, width), stored)
+        for rows, columns in _pieces(*view.shape):
+            _place(view[rows, columns], stored.value.reshape(view.shape)[rows, columns], stored)
         return target
     source: torch.dtype = _DTYPES[stored.dtype]
-    row_bytes = width * source.itemsize
-    step = max(1, PIECE_BYTES // max(1, row_bytes))
-    buffer = bytearray(min(step, rows) * row_bytes)
+    straight = source == dtype and not flipped
+    buffer = bytearray(0 if straight else PIECE_VALUES * source.itemsize)
     with open_stored(stored) as file:
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
-            _fill(file, memoryview(buffer)[: count * row_bytes], stored)
-            piece = torch.frombuffer(buffer, dtype=source, count=count * width).view(count, width)
-            _place(view[first : first + count], piece, stored)
+        for rows, columns in _pieces(*view.shape):
+            part = view[rows, columns]
+            if straight:
+                _fill(file, part.view(-1).view(torch.uint8).numpy().data, stored)
+                _check(part, part, stored)
+            else:
+                _fill(file, memoryview(buffer)[: part.numel() * source.itemsize], stored)
+                _place(part, torch.frombuffer(buffer, dtype=source, count=part.numel()).view(part.shape), stored)
     return target
+
+
+def _pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """[rows, width] in the order of the file, at most `PIECE_VALUES` at a time: whole rows, or parts of one."""
+    step = max(1, PIECE_VALUES // max(1, width))
+    for first in range(0, rows, step):
+        for column in range(0, width, PIECE_VALUES):
+            yield slice(first, min(first + step, rows)), slice(column, min(column + PIECE_VALUES, width))
 
 
 def _fill(file: Any, part: memoryview, stored: Stored) -> None:
@@ -152,9 +166,15 @@ def _fill(file: Any, part: memoryview, stored: Stored) -> None:
 
 def _place(target: Tensor, piece: Tensor, stored: Stored) -> None:
     target.copy_(piece)
-    if not bool(torch.isfinite(target).all()):
-        why = "has values that are not finite" if not bool(torch.isfinite(piece).all()) else f"overflows {target.dtype}"
-        raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
+    _check(target, piece, stored)
+
+
+def _check(target: Tensor, piece: Tensor, stored: Stored) -> None:
+    """`SAEInvalidError` unless all of `target`, made of `piece`, is finite."""
+    if not target.numel() or bool(torch.stack(torch.aminmax(target)).isfinite().all()):  # NaN is both
+        return
+    why = "has values that are not finite" if not bool(torch.isfinite(piece).all()) else f"overflows {target.dtype}"
+    raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
 
 
 def _decoder_warnings(W_dec: Tensor) -> tuple[str, ...]:
