@@ -62,7 +62,7 @@ async def test_streamed_side_by_side(service: Running, usage: bool) -> None:
 
 async def test_what_fails_ends_them_all(service: Running) -> None:
     await service.ready()
-    service.engine.max_running, service.engine.max_waiting, service.engine.step_seconds = 1, 1, 0.01
+    service.engine.max_running, service.engine.max_waiting, service.engine.step_seconds = 1, 1, 0.25
     for stream in (False, True):
         answer = await service.client.post("/v1/completions", json={**ASK, "prompt": PROMPTS, "stream": stream})
         assert stream or (answer.status_code, answer.json()["error"]["code"]) == (429, "mailbox_full")
