@@ -10,14 +10,15 @@ import threading
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 
-from sae_actor.domain.effects import Residents
-from sae_actor.domain.refs import Edit, HookPoint
+from sae_actor.domain.effects import Residents, SaeLocation
+from sae_actor.domain.refs import Edit, HookPoint, SaeFile
 from sae_actor.engine import EngineSettings, TorchEngine, residents
 from sae_actor.engine import engine as engine_module
 from sae_actor.engine.residents import PREPARED_KEPT
@@ -214,6 +215,40 @@ async def test_the_type_in_which_it_computes(engine: TorchEngine, tiny_sae: Path
     assert half.memory_bytes * 2 == full.memory_bytes
     end = await finished(engine, request(IDS, active(6, EDIT)))
     assert (end.reason, end.receipt.tokens_edited) == ("length", len(IDS) + 7)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the list of mappings is Linux's")
+@pytest.mark.parametrize(
+    ("source", "files", "dtype", "mapped"),
+    [
+        ("hub", (), "float32", True),
+        ("hub", (), "bfloat16", False),  # converted on the way
+        ("import", (), "float32", False),  # the user's own files may be cut short under us
+        ("import", (SaeFile("a.safetensors", 1, "0" * 64, converted_from="a.pt"),), "float32", True),
+    ],
+)
+async def test_only_files_that_the_service_alone_writes_are_mapped(
+    engine: TorchEngine,
+    tiny_sae: Path,
+    *,
+    source: Literal["hub", "import"],
+    files: tuple[SaeFile, ...],
+    dtype: str,
+    mapped: bool,
+) -> None:
+    location = SaeLocation(source=source, repository_id=None, commit=None, path=None, files=files)
+    effect = structs.replace(attach(5, dtype=dtype), location=location)
+    await engine.attach(effect, str(tiny_sae))
+    assert (str(tiny_sae / "sae_weights.safetensors") in _mappings()) == mapped
+    end = await finished(engine, request(IDS, active(5, EDIT)))
+    assert end.receipt.tokens_edited == len(IDS) + 7
+    await engine.detach(detach(5), 0.0)
+    gc.collect()
+    assert str(tiny_sae / "sae_weights.safetensors") not in _mappings()
+
+
+def _mappings() -> str:
+    return Path("/proc/self/maps").read_text()
 
 
 async def test_attaching_another_sae_while_a_text_runs(engine: TorchEngine, tiny_sae: Path, tmp_path: Path) -> None:
