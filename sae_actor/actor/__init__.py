@@ -13,6 +13,7 @@ from .broadcast import PAGE, Broadcast
 from .mailbox import Envelope, Mailbox
 from .perform import Performer
 from .texts import Done, RunningText, Tell, Texts
+from .units import raw_request
 
 __all__ = [
     "PAGE",
@@ -26,5 +27,6 @@ __all__ = [
     "RunningText",
     "Tell",
     "Texts",
+    "raw_request",
     "read_activations",
 ]

@@ -135,18 +135,24 @@ class Actor:
             keyed=key is not None,
             expected_revision=expected_revision,
         )
+        if isinstance(command, Steer):
+            try:
+                envelope.decided = await raw_command(command, self.state, self._engine)
+            except SAEError as error:
+                envelope.refused = error
         events: tuple[Event, ...] = await self._send(envelope)
         return Accepted(command_id, events[0].position, self.state.revision)
 
     async def admit(self, request: AdmitGeneration, *, principal: str) -> Event:
         """Admit a text request: the GenerationStarted, durable, with the intervention it will run under."""
         self._open_for_writing()
+        request = await raw_request(request, self.state, self._engine)
         events: tuple[Event, ...] = await self._send(Envelope(request, principal, self._future()))
         return events[0]
 
-    def tell(self, report: Report) -> asyncio.Future[Any]:
+    def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
         """Hand in a report; the future ends when it is durable (or was too late)."""
-        envelope = Envelope(report, "system", self._future(), reserved=True)
+        envelope = Envelope(report, principal, self._future(), reserved=True)
         if self.read_only is not None:
             envelope.fail(ReadOnlyError(self.read_only))
         elif self._stopped:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..domain.messages import Message
-from ..errors import MailboxFullError
+from ..errors import MailboxFullError, SAEError
 
 
 @dataclass(slots=True)
@@ -22,6 +22,10 @@ class Envelope:
     keyed: bool = False
     """The sender chose an idempotency key: `command_id` follows from it and may be known already."""
     expected_revision: int | None = None
+    decided: Message | None = None
+    """What the rules see in place of `message`: the same with raw strengths."""
+    refused: SAEError | None = None
+    """Refused before the rules see it: a strength that cannot be resolved."""
     reserved: bool = field(default=False)
 
     def answer(self, value: Any) -> None:

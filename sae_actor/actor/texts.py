@@ -52,6 +52,7 @@ class RunningText:
 
     def __init__(self, started: Event, payload: GenerationStarted) -> None:
         self.position = started.position
+        self.principal = started.principal
         self.started = payload
         self.items: asyncio.Queue[Token | Done | SAEError] = asyncio.Queue()
         self.made: list[Token] = []
@@ -158,7 +159,7 @@ class Texts:
         if isinstance(ended, Finished) and ended.faulted is not None:
             self._report_fault(text, ended)
         try:
-            record = await self._tell(record, token_ids, ended)
+            record = await self._tell(text, record, token_ids, ended)
         except SAEError as error:
             # What is not on record is not given out as if it were.
             ended = error
@@ -170,15 +171,15 @@ class Texts:
             text.items.put_nowait(Done(ended, record))
 
     async def _tell(
-        self, record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
+        self, text: RunningText, record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
     ) -> GenerationFinished:
         """Put the record into the log; the text with it where that is wanted and not too long for an event."""
         if self._record_text:
             with contextlib.suppress(TooLargeError):
                 whole = _with_text(record, token_ids, ended)
-                await self._actor.tell(whole)
+                await self._actor.tell(whole, principal=text.principal)
                 return whole
-        await self._actor.tell(record)
+        await self._actor.tell(record, principal=text.principal)
         return record
 
     async def _generate(self, text: RunningText, request: TextRequest) -> Finished | SAEError:

@@ -67,7 +67,9 @@ class Turn:
             answer = await self._known(envelope)
             if answer is None:
                 self._check_revision(envelope)
-                answer = self._add(envelope, decide(envelope.message, self.state))
+                if envelope.refused is not None:
+                    raise envelope.refused
+                answer = self._add(envelope, decide(envelope.decided or envelope.message, self.state))
         except LogError:
             raise
         except SAEError as error:

@@ -44,6 +44,7 @@ async def test_a_completion(service: Running) -> None:
     assert extension["receipt"]["tokens_edited"] == 0
     started, finished = (await service.events())[-2:]
     assert (started["type"], finished["type"]) == ("GenerationStarted", "GenerationFinished")
+    assert started["principal"] == finished["principal"] == "local"
     assert extension["generation_id"] == answer["id"] == finished["data"]["generation_id"]
     assert extension["position"] == started["position"]
     assert extension["intervention_sha256"] == finished["data"]["intervention_sha256"]
