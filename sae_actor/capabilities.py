@@ -8,8 +8,8 @@ from typing import Any
 
 from . import __version__
 from .config import Settings
-from .domain.edits import SUPPORTED_EXCLUSIONS, SUPPORTED_UNITS
-from .domain.refs import MAX_EDITS, HookKind, Method, Mode, NamedPositions
+from .domain.edits import SUPPORTED_EXCLUSIONS
+from .domain.refs import MAX_EDITS, MAX_STRENGTH, HookKind, Method, Mode, NamedPositions, Unit
 from .families import FAMILIES
 from .formats import FORMATS
 
@@ -28,12 +28,12 @@ def capabilities(settings: Settings) -> dict[str, Any]:
         "modes": list(typing.get_args(Mode)),
         "positions": [*typing.get_args(NamedPositions), "tokens", "from/to", "role"],
         "exclusions": sorted(SUPPORTED_EXCLUSIONS),
-        "units": sorted(SUPPORTED_UNITS),
+        "units": list(typing.get_args(Unit)),
         "conditions": ["when", "stop_when"],
         "limits": {
             "max_attachments": settings.gpu.max_attachments,
             "max_edits": MAX_EDITS,
-            "max_strength": 1e6,
+            "max_strength": MAX_STRENGTH,
             "max_running": settings.engine.max_running,
             "max_waiting": settings.engine.max_waiting,
         },

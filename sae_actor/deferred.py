@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from .domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from .domain.refs import ModelFacts
+from .domain.refs import Edit, ModelFacts
 from .errors import ModelNotLoadedError
 from .ports import AttachedSae, Engine, Finished, Progress, TextRequest, Token, Tokenized
 
@@ -34,6 +34,9 @@ class DeferredEngine:
     def retain(self, residents: Residents) -> None:
         if self._engine is not None:
             self._engine.retain(residents)
+
+    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        return await self._loaded().raw(attach_position, edits)
 
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         return await self._loaded().tokenize(prompt)

@@ -21,7 +21,17 @@ from .domain.effects import (
     SaeLocation,
 )
 from .domain.events import Draft, Event, Receipt, Sampling
-from .domain.refs import ActiveSae, FinishReason, Intervention, ModelFacts, SaeDescription, SaeFile, StopWhen, Turn
+from .domain.refs import (
+    ActiveSae,
+    Edit,
+    FinishReason,
+    Intervention,
+    ModelFacts,
+    SaeDescription,
+    SaeFile,
+    StopWhen,
+    Turn,
+)
 
 Progress = Callable[[str, dict[str, Any]], None]
 """progress("download_progress", {...}): may be dropped, is not logged, does not raise, works from any thread."""
@@ -279,6 +289,13 @@ class Engine(Protocol):
     def retain(self, residents: Residents) -> None:
         """Free everything that is not named: an unloaded model, a replaced SAE. Returns at once;
         requests under what is freed end as `detach` says (a model: with `error`)."""
+
+    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """The edits with strengths in other units resolved to raw ones, for the SAE that is there.
+
+        `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing,
+        `SAEInvalidError` where the SAE's statistics cannot be read, `SAENotAttachedError` where there is no SAE.
+        """
 
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..domain import events as ev
-from ..domain.commands import Command
+from ..domain.commands import Command, Steer
 from ..domain.effects import Residents
 from ..domain.events import Event, draft
 from ..domain.evolve import evolve
@@ -35,6 +35,7 @@ from .mailbox import Envelope, Mailbox
 from .perform import Performer, failed
 from .runner import EffectRunner
 from .turn import Refusals, Turn
+from .units import raw_command, raw_request
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from ..actor import read_activations
+from ..actor import raw_request, read_activations
 from ..domain.admitting import reading
 from ..domain.messages import OwnIntervention
 from ..domain.refs import Feature, SaeId, intervention_sha256
@@ -57,7 +57,8 @@ async def post_activations(request: AnyRequest) -> Answer:
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
     engine = context(request).engine
     prompt = await engine.tokenize(asked)
-    intervention, turns, sae = reading(state, body.sae_id, body.features or (), body.sae, prompt.turns)
+    own = None if body.sae is None else await raw_request(body.sae, state, engine)
+    intervention, turns, sae = reading(state, body.sae_id, body.features or (), own, prompt.turns)
     watch = Watch(sae=sae, top_k=None if body.features is not None else body.top_k, features=body.features)
     found = await read_activations(engine, prompt.token_ids, intervention, turns, watch)
     told: dict[str, Any] = {

@@ -169,13 +169,19 @@ def _whole(state: State) -> None:
         )
 
 
-def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
+def meant(state: State, steering: tuple[Edit, ...]) -> str:
+    """Which attached SAE edits in short form are for: the one they name, or the only one. `SAEAmbiguousError`,
+    `SAENotAttachedError`."""
     named = {edit.sae_id for edit in steering if edit.sae_id is not None}
     if len(named) > 1 or (not named and len(state.attached) > 1):
         raise errors.SAEAmbiguousError("several SAEs are attached: use sae.interventions")
     if not state.attached:
         raise errors.SAENotAttachedError("no SAE is attached")
-    sae_id = next(iter(named), state.attached[0].sae_id)
+    return next(iter(named), state.attached[0].sae_id)
+
+
+def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
+    sae_id = meant(state, steering)
     attachment = state.attachment(sae_id)
     mode: Mode = "steer" if attachment is None else attachment.mode
     own = _active(state, sae_id, mode, steering)

@@ -13,6 +13,7 @@ from .refs import Edit, Exclusion, Positions, Span
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
 SUPPORTED_EXCLUSIONS = frozenset(get_args(Exclusion))
 SUPPORTED_UNITS = frozenset({"raw"})
+"""Of strengths that are decided, applied and logged; the others are resolved before."""
 
 _DISJOINT = {
     frozenset({"prompt", "generated"}),
@@ -46,7 +47,7 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
 
 def _refuse_unsupported(edit: Edit) -> None:
     if edit.unit not in SUPPORTED_UNITS:
-        raise BadRequestError(f"unit '{edit.unit}' is not supported; strengths are raw", param="unit")
+        raise BadRequestError(f"unit '{edit.unit}' was not resolved to a raw strength", param="unit")
 
 
 def _contradict(one: Edit, other: Edit) -> bool:

@@ -15,7 +15,8 @@ from msgspec import Meta, Struct, field
 
 Layer: TypeAlias = Annotated[int, Meta(ge=0, le=4095)]
 Feature: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Strength: TypeAlias = Annotated[float, Meta(ge=-1e6, le=1e6)]
+MAX_STRENGTH = 1e6
+Strength: TypeAlias = Annotated[float, Meta(ge=-MAX_STRENGTH, le=MAX_STRENGTH)]
 TokenIndex: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 SaeId: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,119}\Z")]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]

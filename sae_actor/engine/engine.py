@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from ..domain.refs import ModelFacts
+from ..domain.refs import Edit, ModelFacts
 from ..errors import (
     BadRequestError,
     ConflictingEditsError,
@@ -22,9 +22,11 @@ from ..errors import (
     InternalError,
     MailboxFullError,
     ModelNotLoadedError,
+    SAENotAttachedError,
     SAEUnsupportedError,
 )
 from ..ports import AttachedSae, Progress, TextRequest, Tokenized, Watch
+from ..sae.units import resolve_units
 from .device import DeviceThread
 from .generation import InterventionGone, RunningText
 from .hooks import Applied, Part
@@ -33,6 +35,7 @@ from .positions import Marks, group_of
 from .probes import Probe
 from .prompts import tokenized
 from .residents import Resident, free, load_resident, place
+from .statistics import Statistics, read_statistics
 from .streams import TextStream
 from .worker import Worker
 
@@ -66,6 +69,8 @@ class TorchEngine:
         self._tokenizer = Worker("sae-actor-tokenizer")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
+        self._folders: dict[int, str] = {}
+        """attach_position → where the SAE was loaded from; its statistics are read when they are asked for."""
         self._streams: set[TextStream] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
@@ -118,6 +123,7 @@ class TorchEngine:
             except asyncio.CancelledError:
                 self._in_background(self._device.run(partial(self._free, at), "freeing the SAE"))
                 raise
+        self._folders[at] = folder
         memory = effect.sae.memory_bytes(there.dtype)
         return AttachedSae(memory_bytes=memory, device_bytes=there.device_bytes, dtype=there.dtype)
 
@@ -137,6 +143,7 @@ class TorchEngine:
         users = [stream.ended for stream in self._streams if position in stream.uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
+        self._folders.pop(position, None)
         return await self._device.run(partial(self._free, position), "freeing the SAE")
 
     def _free(self, position: int) -> int:
@@ -157,6 +164,20 @@ class TorchEngine:
             await self._drop(position, self._settings.drain_seconds)
         finally:
             self._dropping.discard(position)
+
+    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """See the port."""
+        statistics = Statistics()
+        folder = self._folders.get(attach_position)
+        if folder is not None and any(edit.unit in ("max", "norm") for edit in edits):
+            statistics = await self._tokenizer.run(partial(read_statistics, folder), "reading the SAE's statistics")
+        return await self._device.run(partial(self._resolved, attach_position, edits, statistics), "resolving units")
+
+    def _resolved(self, position: int, edits: tuple[Edit, ...], statistics: Statistics) -> tuple[Edit, ...]:
+        resident = self._residents.get(position)
+        if resident is None:
+            raise SAENotAttachedError("the SAE is not on the device")
+        return resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=statistics.median_norm)
 
     # — text —
 

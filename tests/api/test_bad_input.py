@@ -79,7 +79,7 @@ async def test_minus_zero_is_a_strength(service: Running) -> None:
         ({"feature": 1, "strength": 1, "positions": {"from": 3, "to": 3}}, 400, "bad_request"),
         ({"feature": 1, "strength": 1, "positions": {"role": "wizard"}}, 400, "bad_request"),
         ({"feature": 1, "strength": 1, "exclude": ["first"]}, 400, "bad_request"),
-        ({"feature": 1, "strength": 1, "unit": "max"}, 400, "bad_request"),
+        ({"feature": 1, "strength": 1, "unit": "max"}, 422, "sae_unsupported"),
         ({"feature": 1, "strength": 1, "when": {"feature": 2}}, 400, "bad_request"),
         ({"feature": 1, "strength": 1, "when": {"feature": 99, "above": 0}}, 422, "feature_out_of_range"),
         ({"feature": 1, "strength": 1, "sae_id": "another"}, 400, "bad_request"),

@@ -152,7 +152,8 @@ async def test_seeds(service: Running) -> None:
         ({"sae": {"stop_when": {"feature": 1}}}, "sae.stop_when"), ({"sae": {"other": 1}}, "other"),
         ({"sae": {"baseline": True, "steering": []}}, "sae"), ({"prompt": ["a", 5]}, "prompt"),
         ({"prompt": ["a"] * 65}, "prompt"), ({"prompt": ["a", ""]}, "prompt"),
-        ({"sae": {"steering": [{"feature": 1, "strength": 1, "unit": "norm"}]}}, "unit"),
+        ({"sae": {"steering": [{"feature": 1, "strength": 1, "unit": "norm", "method": "scale"}]}}, "unit"),
+        ({"sae": {"steering": [{"feature": 1, "strength": 1, "unit": "metres"}]}}, "sae.steering[0].unit"),
     ],
 )  # fmt: skip
 async def test_what_is_not_honoured_is_refused_by_name(service: Running, fields: dict[str, Any], param: str) -> None:

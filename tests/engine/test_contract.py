@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 
 from sae_actor.domain.effects import Residents
-from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span, StopWhen, When
+from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span, StopWhen, Unit, When
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import (
     BadRequestError,
@@ -20,6 +22,7 @@ from sae_actor.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
     SAEIncompatibleError,
+    SAENotAttachedError,
     SAEUnsupportedError,
 )
 from sae_actor.ports import Engine, Token, Watch
@@ -376,6 +379,43 @@ async def test_special_tokens_are_left_out(given: Given) -> None:
     edit = Edit(feature=3, strength=0.1, positions="prompt", exclude=("special", "sink"))
     end = await finished(given.engine, request((*ids[:4], 256, *ids[4:]), active(5, edit)))
     assert (end.excluded, end.edited) == (((0, 1), (4, 5)), ((1, 4), (5, 12)))
+
+
+@pytest.mark.parametrize(
+    ("edit", "strength"),
+    [
+        (Edit(feature=3, strength=4.0), 4.0),
+        (Edit(feature=3, strength=4.0, unit="unit"), 4.0),
+        (Edit(feature=3, strength=0.5, unit="max"), 10.0),
+        (Edit(feature=3, strength=0.5, unit="norm", positions="prompt"), 3.5),
+    ],
+)
+async def test_units_come_to_raw_strengths(given: Given, tmp_path: Path, edit: Edit, strength: float) -> None:
+    """Decoder rows of the small SAE are of length 1."""
+    folder = shutil.copytree(given.sae, tmp_path / "measured") if isinstance(given.engine, TorchEngine) else tmp_path
+    (folder / "features.json").write_text('{"median_norm": 7.0, "3": {"max": 20.0, "density": 0.1}, "4": {}}')
+    if isinstance(given.engine, FakeEngine):
+        given.engine.maxima, given.engine.median_norm = {3: 20.0}, 7.0
+    await given.engine.attach(attach(5), str(folder))
+    (found,) = await given.engine.raw(5, (edit,))
+    assert found.strength == pytest.approx(strength, rel=1e-6)
+    assert msgspec.structs.replace(found, strength=0, unit="raw") == msgspec.structs.replace(
+        edit, strength=0, unit="raw"
+    )
+    with pytest.raises(SAEUnsupportedError):
+        await given.engine.raw(5, (edit, Edit(feature=4, strength=1.0, unit="max")))
+    with pytest.raises(BadRequestError):
+        await given.engine.raw(5, (Edit(feature=3, strength=0.0, method="scale", unit="unit"),))
+
+
+async def test_units_without_statistics(given: Given) -> None:
+    await given.attach(5)
+    units: tuple[Unit, ...] = ("max", "norm")
+    for unit in units:
+        with pytest.raises(SAEUnsupportedError):
+            await given.engine.raw(5, (Edit(feature=3, strength=1.0, unit=unit),))
+    with pytest.raises(SAENotAttachedError):
+        await given.engine.raw(6, (Edit(feature=3, strength=1.0, unit="unit"),))
 
 
 # — activations on the way —

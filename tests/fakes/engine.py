@@ -14,9 +14,11 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.events import Receipt
-from sae_actor.domain.refs import ActiveSae, FinishReason, ModelFacts, Turn, When, intervention_sha256
+from sae_actor.domain.refs import ActiveSae, Edit, FinishReason, ModelFacts, Turn, When, intervention_sha256
 from sae_actor.errors import (
     BadRequestError,
     MailboxFullError,
@@ -24,6 +26,7 @@ from sae_actor.errors import (
     ModelNotLoadedError,
     SAEError,
     SAEIncompatibleError,
+    SAENotAttachedError,
     SAEUnsupportedError,
 )
 from sae_actor.ports import (
@@ -72,6 +75,9 @@ class FakeEngine:
     attach_error: SAEError | None = None
     faults: dict[int, int] = field(default_factory=dict)
     """attach_position → number of tokens after which its hook fails."""
+    maxima: dict[int, float] = field(default_factory=dict)
+    median_norm: float | None = None
+    """What is recorded of its SAEs."""
     ends_after: int | None = None
     """The model ends its text with the end token after so many tokens."""
 
@@ -150,6 +156,20 @@ class FakeEngine:
             task = asyncio.get_running_loop().create_task(self._drain(position))
             self._drains.add(task)
             task.add_done_callback(self._drains.discard)
+
+    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        if attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE is not on the device")
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
+
+    def _resolved(self, edit: Edit) -> Edit:
+        """Every decoder row is of length 1."""
+        if edit.method in ("scale", "project"):
+            raise BadRequestError("a factor has no unit", param="unit")
+        known = {"unit": 1.0, "max": self.maxima.get(edit.feature), "norm": self.median_norm}[edit.unit]
+        if known is None:
+            raise SAEUnsupportedError("the statistic is missing")
+        return replace(edit, strength=edit.strength * known, unit="raw")
 
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         model = self._loaded()
