@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from .domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from .domain.refs import Edit, ModelFacts
@@ -12,10 +12,15 @@ from .ports import AttachedSae, Engine, Finished, Progress, TextRequest, Token, 
 
 
 class DeferredEngine:
-    """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing."""
+    """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing.
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
+    `fetch` brings the files of a model (id or path, revision) to this machine before the engine looks for them: in a
+    process of its own, because the engine's thread cannot be interrupted where it waits for a network.
+    """
+
+    def __init__(self, make: Callable[[], Engine], fetch: Callable[[str, str, Progress], Awaitable[None]]) -> None:
         self._make = make
+        self._fetch = fetch
         self._engine: Engine | None = None
         self._making: asyncio.Task[Engine] | None = None
 
@@ -23,6 +28,7 @@ class DeferredEngine:
         if self._engine is None:
             self._making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
             self._engine = await asyncio.shield(self._making)
+        await self._fetch(effect.model, effect.revision, progress)
         return await self._engine.load_model(effect, progress)
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:

@@ -118,7 +118,6 @@ class Service:
         self.log = log
         self.demo_sae = place_sae(demo_model_folder(settings)).resolve() if demo else None
         self.exit_code = 0
-        self.engine = DeferredEngine(lambda: _torch_engine(settings))
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -128,6 +127,7 @@ class Service:
             quota_bytes=settings.hub.quota_bytes or None,
             download_hosts=settings.hub.download_hosts,
         )
+        self.engine = DeferredEngine(lambda: _torch_engine(settings), self.hub.fetch_model)
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
         self.actor = Actor(log, self.engine, performer, SystemClock(), self.broadcast)

@@ -7,7 +7,6 @@ of an unknown type is refused before its weights are fetched; pickled weights ar
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
 from pathlib import Path
@@ -26,15 +25,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not marked as exported
 
 from ..errors import ModelLoadError, ModelNotFoundError, SAEError
-from ..families import FAMILIES
+from ..modelfiles import SMALL, is_complete, is_hub_id, local_folder, weight_names
 from ..ports import Progress
 from .failures import explained
 
-_SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class LoadCancelled(Exception):  # noqa: N818 — no error: somebody changed their mind
@@ -56,10 +51,10 @@ def find_model(model: str, revision: str, progress: Progress, cancelled: threadi
 
     Raises `ModelNotFoundError`, `ModelLoadError`, `DiskFullError`; `LoadCancelled` when `cancelled` is set.
     """
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
+    folder = local_folder(model)
+    if folder is not None:
         return _files_of(folder, None)
-    if folder.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model) or ".." in model:
+    if not is_hub_id(model):
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
     cached = _cached(model, revision)
     return cached if cached is not None else _fetched(model, revision, progress, cancelled)
@@ -83,40 +78,12 @@ def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
 
 
 def _files_of(folder: Path, commit: str | None) -> ModelFiles:
-    weights = _weights(folder)
+    weights = weight_names(folder)
     missing = [name for name in weights if not (folder / name).is_file()]
     if missing:
         raise ModelLoadError(f"the model's files are not complete: {missing[0]} is missing")
-    small = {path.name for pattern in _SMALL for path in folder.glob(pattern) if path.is_file()}
+    small = {path.name for pattern in SMALL for path in folder.glob(pattern) if path.is_file()}
     return ModelFiles(folder, commit, tuple(sorted(small | set(weights))))
-
-
-def _weights(folder: Path) -> list[str]:
-    """Names of the files with the weights, from the index where there is one; the model's type is checked first."""
-    model_type = _read_json(folder / "config.json").get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ModelLoadError(
-            f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",
-            model_type=str(model_type),
-            supported=sorted(FAMILIES),
-        )
-    if not (folder / _INDEX).is_file():
-        return [_ONE_FILE]
-    names = _read_json(folder / _INDEX).get("weight_map")
-    shards = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
-    if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
-        raise ModelLoadError(f"{_INDEX} does not name the files of the weights")
-    return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path.name} of the model is not a JSON object")
-    return content
 
 
 def _cached(model: str, revision: str) -> ModelFiles | None:
@@ -128,15 +95,9 @@ def _cached(model: str, revision: str) -> ModelFiles | None:
                 model, revision=revision, local_files_only=True, allow_patterns=["config.json"]
             )
         )
-        if not (folder / "config.json").is_file() or not any((folder / each).is_file() for each in _TOKENIZERS):
-            return None
-        return _files_of(folder, folder.name)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    except ModelLoadError as error:
-        if "not complete" in error.detail:
-            return None
-        raise
+    return _files_of(folder, folder.name) if is_complete(folder) else None
 
 
 def _fetched(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
@@ -164,11 +125,11 @@ def _fetch(model: str, revision: str, bar: type[tqdm]) -> ModelFiles:
             )
         )
 
-    folder = download(list(_SMALL), revision)
+    folder = download(list(SMALL), revision)
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{model} holds no model: it has no config.json", model=model)
     commit = folder.name
-    weights = _weights(folder)
+    weights = weight_names(folder)
     download(weights, commit)
     if not (folder / weights[0]).is_file():
         raise ModelLoadError(f"{model} has no weights as safetensors; other kinds are not read")

@@ -17,6 +17,7 @@ In the child alone, which imports the hub's library:
     transfer     one file: continued by Range, digested while it arrives, renamed when right
     meter        progress and announced waits
     catalog      the SAEs of a repository without their weights
+    models       the files of a model, into the user's own cache
 """
 
 from .hub import DOWNLOAD_HOSTS, HuggingFaceHub

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..errors import DiskFullError, InternalError, SAEError
-from .protocol import JOB, CatalogJob, Done, Failed, ImportJob, Job, Listed, Message
+from .protocol import JOB, CatalogJob, Done, Failed, Fetched, ImportJob, Job, Listed, Message, ModelJob
 
 _PR_SET_PDEATHSIG = 1
 _MEMORY_BYTES = 4 << 30
@@ -63,7 +63,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _run(job: Job, send: Callable[[Message], None]) -> Done | Listed:
+def _run(job: Job, send: Callable[[Message], None]) -> Done | Listed | Fetched:
     # Imported here, so that the guards of `main` are up before a library is.
     if isinstance(job, CatalogJob):
         from .catalog import listing  # noqa: PLC0415
@@ -73,6 +73,10 @@ def _run(job: Job, send: Callable[[Message], None]) -> Done | Listed:
         from .imports import convert_and_register  # noqa: PLC0415
 
         return convert_and_register(job, send)
+    if isinstance(job, ModelJob):
+        from .models import ModelFetch  # noqa: PLC0415
+
+        return ModelFetch(job, send).run()
     from .fetch import Fetch  # noqa: PLC0415
 
     return Fetch(job, send).run()

@@ -24,7 +24,7 @@ from . import claims as claimed
 from . import conversion
 from .claims import Claim, ClaimedFile, Claims
 from .digests import Stamp, weights_sha256
-from .layout import COMMIT, DIGEST, Repository, blobs_bytes, fsync_folder, is_safe_path, write_durably
+from .layout import COMMIT, DIGEST, Repository, blobs_bytes, link_blob, write_durably
 from .meter import Meter
 from .protocol import Done, DownloadJob, Placed, Working
 from .remote import RemoteFile, RemoteHub
@@ -184,7 +184,7 @@ class Fetch:
                     self._store(msgspec.structs.replace(claim, fetched=tuple(sorted(fetched))))
                 found.append((file, sha256, stamp))
             for file, _, _ in found:
-                self._link(claim.commit, file)
+                link_blob(self._repository, claim.commit, file.path, file.digest)
             if all(_is_there(self._repository, claim.commit, file, stamp) for file, _, stamp in found):
                 return [
                     Placed(
@@ -195,21 +195,6 @@ class Fetch:
                     for file, sha256, stamp in found
                 ]
         raise SAEDownloadError("The files are removed as soon as they are here", reason="removed")
-
-    def _link(self, commit: str, file: RemoteFile) -> None:
-        """Let snapshots/<commit>/<path> lead to the blob, in one step."""
-        link = self._repository.link(commit, file.path)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        expected = self._repository.folder.resolve() / "snapshots" / commit / dirname(file.path)
-        if not is_safe_path(file.path) or link.parent.resolve() != expected:
-            raise SAEDownloadError("A folder of the cache is a link to elsewhere", reason="unsafe_name", file=file.path)
-        text = os.path.relpath(self._repository.blob(file.digest), link.parent)
-        if link.is_symlink() and os.readlink(link) == text:
-            return
-        temporary = link.with_name(f".{file.digest}.{os.getpid()}.tmp")
-        temporary.symlink_to(text)
-        temporary.replace(link)
-        fsync_folder(link.parent)
 
     def _complete(self, claim: Claim) -> None:
         """From here on the files count as this SAE's, and other tools find the revision."""

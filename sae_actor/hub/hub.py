@@ -11,14 +11,25 @@ import anyio
 from anyio import to_thread
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
-from ..errors import InternalError, SAEDownloadError, SAEInvalidError, SAEUnsupportedError
+from ..errors import (
+    ForbiddenError,
+    GatedError,
+    InternalError,
+    ModelLoadError,
+    ModelNotFoundError,
+    RepositoryNotFoundError,
+    SAEDownloadError,
+    SAEInvalidError,
+    SAEUnsupportedError,
+)
 from ..formats.naming import CONVERTIBLE
+from ..modelfiles import is_hub_id, local_folder
 from ..ports import CatalogEntry, HubSae, Progress
 from . import conversion, imports, removal
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
 from .process import run_job
-from .protocol import CatalogJob, Done, DownloadJob, ImportJob, Job, Listed, Patience, Working
+from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience, Working
 from .selection import target
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
@@ -148,6 +159,38 @@ class HuggingFaceHub:
             raise SAEDownloadError("The process of the catalog answered something else", reason="process")
         return list(listed.entries)
 
+    async def fetch_model(self, model: str, revision: str, progress: Progress) -> None:
+        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
+
+        Cancelled, it ends at once with all that it started. Raises `ModelNotFoundError`, `ModelLoadError`,
+        `DiskFullError`. What is no id of a hub is left to the engine to refuse.
+        """
+        if local_folder(model) is not None or not is_hub_id(model):
+            return
+
+        def heard(message: Working) -> None:
+            told = {"model": model, "stage": "fetching", "phase": message.phase, "bytes": message.bytes}
+            rest = {"rate": message.rate, "seconds_left": message.seconds_left, "file": message.file}
+            told |= {"total_bytes": message.total or None, **rest}
+            progress("model_progress", told if message.reason is None else {**told, "reason": message.reason})
+
+        try:
+            job = ModelJob(
+                parent=os.getpid(),
+                model=model,
+                revision=_checked_revision(revision),
+                reserve_bytes=self._reserve_bytes,
+                download_hosts=self._download_hosts,
+                patience=self._patience,
+            )
+            await self._run(job, heard)
+        except RepositoryNotFoundError as error:
+            raise ModelNotFoundError(
+                f"the hub has no {model} at {revision}, or hides it", model=model, reason=error.fields.get("reason")
+            ) from None
+        except (SAEDownloadError, GatedError, ForbiddenError) as error:
+            raise ModelLoadError(f"{model}: {error.detail}", **{**error.fields, "model": model}) from None
+
     async def sweep(self, commits: Mapping[str, str | None]) -> int:
         """Before the first download of this process: remove what killed processes left, see `removal.sweep`.
 
@@ -165,7 +208,7 @@ class HuggingFaceHub:
         for scope in tuple(self._running):
             scope.cancel()
 
-    async def _run(self, job: Job, heard: Callable[[Working], None]) -> Done | Listed:
+    async def _run(self, job: Job, heard: Callable[[Working], None]) -> Done | Listed | Fetched:
         with anyio.CancelScope() as scope:
             if self._closed:
                 scope.cancel()

@@ -17,6 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import dirname
 
 from ..errors import SAEDownloadError
 
@@ -118,6 +119,22 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_folder(path.parent)
+
+
+def link_blob(repository: Repository, commit: str, path: str, digest: str) -> None:
+    """Let snapshots/<commit>/<path> lead to the blob, in one step."""
+    link = repository.link(commit, path)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    expected = repository.folder.resolve() / "snapshots" / commit / dirname(path)
+    if not is_safe_path(path) or link.parent.resolve() != expected:
+        raise SAEDownloadError("A folder of the cache is a link to elsewhere", reason="unsafe_name", file=path)
+    text = os.path.relpath(repository.blob(digest), link.parent)
+    if link.is_symlink() and os.readlink(link) == text:
+        return
+    temporary = link.with_name(f".{digest}.{os.getpid()}.tmp")
+    temporary.symlink_to(text)
+    temporary.replace(link)
+    fsync_folder(link.parent)
 
 
 def remove_empty(folder: Path, stop: Path) -> None:

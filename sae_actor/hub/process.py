@@ -15,7 +15,7 @@ import msgspec
 from anyio.abc import Process
 
 from ..errors import SAEDownloadError, from_code
-from .protocol import MESSAGE, Done, Failed, Job, Listed, Working
+from .protocol import MESSAGE, Done, Failed, Fetched, Job, Listed, Message, Working
 
 _COMMAND = (sys.executable, "-P", "-m", "sae_actor.hub.child")
 _PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -40,7 +40,7 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 async def run_job(
     job: Job, environment: Mapping[str, str], heard: Callable[[Working], None], silence_seconds: float
-) -> Done | Listed:
+) -> Done | Listed | Fetched:
     """Run one job in a process of its own; its progress goes to `heard`.
 
     Raises the child's error, or `SAEDownloadError` where it died (`process`) or said nothing for
@@ -74,7 +74,7 @@ async def run_job(
             await _end(process)
 
 
-async def _messages(process: Process, silence_seconds: float) -> AsyncIterator[Working | Done | Listed | Failed]:
+async def _messages(process: Process, silence_seconds: float) -> AsyncIterator[Message]:
     assert process.stdout is not None
     pending = bytearray()
     while True:

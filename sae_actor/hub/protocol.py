@@ -1,8 +1,8 @@
 """What the service and the process of one download say to each other: one JSON object per line.
 
-The job goes in on standard input, messages come out on standard output; the last one is `Done`, `Listed` or
-`Failed`. Standard input stays open as long as the service lives: its end is the child's end. No token is in
-any of it: the child finds that where the hub's library looks, in its environment.
+The job goes in on standard input, messages come out on standard output; the last one is `Done`, `Listed`,
+`Fetched` or `Failed`. Standard input stays open as long as the service lives: its end is the child's end. No
+token is in any of it: the child finds that where the hub's library looks, in its environment.
 """
 
 from __future__ import annotations
@@ -72,7 +72,18 @@ class ImportJob(Struct, frozen=True, kw_only=True, tag="import"):
     path: str
 
 
-Job: TypeAlias = DownloadJob | CatalogJob | ImportJob
+class ModelJob(Struct, frozen=True, kw_only=True, tag="model"):
+    """Bring a model's files into the user's hub cache."""
+
+    parent: int
+    model: str
+    revision: str
+    reserve_bytes: int
+    download_hosts: tuple[str, ...]
+    patience: Patience
+
+
+Job: TypeAlias = DownloadJob | CatalogJob | ImportJob | ModelJob
 
 
 class Working(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="working"):
@@ -108,13 +119,18 @@ class Listed(Struct, frozen=True, kw_only=True, tag="listed"):
     entries: tuple[CatalogEntry, ...]
 
 
+class Fetched(Struct, frozen=True, kw_only=True, tag="fetched"):
+    commit: str | None
+    """None: not complete on disk, and offline."""
+
+
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     code: str
     detail: str
     fields: dict[str, Any] = {}
 
 
-Message: TypeAlias = Working | Done | Listed | Failed
+Message: TypeAlias = Working | Done | Listed | Fetched | Failed
 
 JOB = msgspec.json.Decoder(Job)
 MESSAGE = msgspec.json.Decoder(Message)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil  # type: ignore[import-untyped]  # has no stubs here
 
 from sae_actor.domain.refs import sae_id_of
@@ -56,6 +60,44 @@ def status_of(process: Process, sae_id: str = SAE_ID) -> str:
     """Of the SAE: its status, or `none` where there is no record."""
     answer = process.client.get(f"/api/saes/{sae_id}")
     return str(answer.json()["status"]) if answer.status_code == 200 else "none"
+
+
+class Listening:
+    """Everything that `/api/events` says, as it was sent, while the block lasts."""
+
+    def __init__(self, process: Process) -> None:
+        self._url = f"{process.url}/api/events"
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._heard = bytearray()
+        self._connected = threading.Event()
+        self._left = threading.Event()
+
+    def __enter__(self) -> Listening:
+        self._thread.start()
+        assert self._connected.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join(20)
+
+    def _read(self) -> None:
+        # The end of the service ends the stream, however that comes about.
+        with contextlib.suppress(httpx.TransportError), httpx.stream("GET", self._url, timeout=20) as answer:
+            self._connected.set()
+            for piece in answer.iter_bytes():
+                self._heard += piece
+                if self._left.is_set():
+                    return
+
+    @property
+    def text(self) -> str:
+        return self._heard.decode()
+
+    def told(self, kind: str) -> list[Event]:
+        """Data of every frame of this type."""
+        frames = self.text.split("\n\n")[:-1]
+        return [json.loads(f.partition("\ndata: ")[2]) for f in frames if f"event: {kind}\n" in f]
 
 
 def files_of(data: Path) -> dict[str, int]:

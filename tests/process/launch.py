@@ -41,10 +41,16 @@ def main() -> int:
         engine.load_model = _die  # type: ignore[method-assign, assignment]
     if not given.torch:
         serve._torch_engine = lambda settings: engine
+        # Of this engine's models there are no files.
+        HuggingFaceHub.fetch_model = _nothing  # type: ignore[method-assign, assignment]
     if given.quick:
         serve.HuggingFaceHub = partial(HuggingFaceHub, patience=QUICK, reserve_bytes=0)  # type: ignore[attr-defined, assignment]
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
     return serve.run(settings)
+
+
+async def _nothing(*_: Any) -> None:
+    pass
 
 
 async def _die(*_: Any) -> Any:

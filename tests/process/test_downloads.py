@@ -51,6 +51,7 @@ def test_a_cancel_ends_in_two_seconds_in_every_phase(server: HubServer, data: Pa
             assert len(children(process)) == 1, phase
             _cancelled(process, sae_id, phase)
             assert files_of(data) == {}, phase
+            time.sleep(0.2)  # for the server's socket to notice
             sent = len(server.asked()), server.sent()
             time.sleep(0.2)
             assert (len(server.asked()), server.sent()) == sent, phase
