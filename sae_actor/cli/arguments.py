@@ -16,7 +16,7 @@ from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
 from . import exits
 
 SERVING = ("demo", "serve")
-LATER = ("explain", "reproduce")
+LATER = ("reproduce",)
 """Commands of `log` that are refused by name until they are built."""
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
@@ -151,6 +151,8 @@ def _add_log(commands: _Commands) -> None:
     diff = _log(inside, "diff", "what changed between two positions or times")
     diff.add_argument("before", type=_moment, metavar="A", help="position, or time (RFC 3339)")
     diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
+    explain = _log(inside, "explain", "what was active for one answer, and since which events")
+    explain.add_argument("generation_id", metavar="GENERATION_ID", help="as the answer gave it, in its object `sae`")
     export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
     export.add_argument("to", type=_destination, metavar="DEST", help="folder that is made, or a name ending in .tar")
     _log(inside, "import", "make a log of an export; where there is one, nothing is overwritten").add_argument(

@@ -19,13 +19,14 @@ from ..config import data_folder, load
 from ..domain.comparing import difference
 from ..domain.events import PAYLOADS, Event
 from ..domain.evolve import evolve
+from ..domain.explaining import Explaining
 from ..domain.projections import state_view
 from ..domain.state import EMPTY, State
-from ..errors import BadRequestError, LogDamagedError, LogUnusableError
+from ..errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ..eventlog.inspection import missing_log
 from ..eventlog.offline import events_of, verify_folder
 from ..ports import Verification
-from . import accounts, bundles, exits, showing
+from . import accounts, answers, bundles, exits, showing
 from .arguments import LATER
 
 
@@ -42,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
             return asyncio.run(_state(folder, arguments))
         case "diff":
             return asyncio.run(_diff(folder, arguments))
+        case "explain":
+            return asyncio.run(_explain(folder, arguments))
         case "export":
             return bundles.export(folder, arguments)
         case "import":
@@ -130,6 +133,29 @@ async def _diff(folder: Path, arguments: argparse.Namespace) -> int:
     before, after = await _states(folder, [arguments.before, arguments.after])
     view = difference(before, after)
     print(_json(view) if arguments.json else accounts.difference(view))
+    return exits.OK
+
+
+async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
+    """Of the log's sound part alone. Raises `NotFoundError`, and `LogDamagedError` where that part does not hold the
+    whole record of the text."""
+    verification = await verify_folder(folder)
+    wanted = Explaining(generation_id=arguments.generation_id)
+    async with aclosing(events_of(folder)) as events:
+        async for event in events:
+            if event.position > _sound(verification):
+                break
+            wanted.feed(event)
+            if wanted.complete:
+                break
+    if not verification.ok and not wanted.complete:
+        raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
+    if not wanted.views:
+        lost = ", ".join(map(str, wanted.erased))
+        hint = f"; the payloads of events {lost}, beginnings of texts, were erased" if lost else ""
+        raise NotFoundError(f"no text {arguments.generation_id} is in the log{hint}")
+    view = {**next(iter(wanted.views.values())), "log": verification}
+    print(_json(view) if arguments.json else answers.explanation(msgspec.to_builtins(view)))
     return exits.OK
 
 

@@ -207,7 +207,7 @@ def test_the_token_comes_from_the_environment(command: Command, monkeypatch: pyt
         ("log",),
         ("log", "nonsense"),
         ("log", "state", "--at", "-1"),
-        ("log", "explain", "--data-dir", "x", "g"),
+        ("log", "explain", "--data-dir", "x"),
         ("log", "reproduce"),
     ],
 )
