@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from .domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from .domain.refs import Edit, ModelFacts
 from .errors import ModelNotLoadedError
-from .ports import AttachedSae, Engine, Finished, Progress, TextRequest, Token, Tokenized
+from .ports import AttachedSae, Engine, FeatureDetails, Finished, Progress, TextRequest, Token, Tokenized
 
 
 class DeferredEngine:
@@ -43,6 +43,9 @@ class DeferredEngine:
 
     async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
         return await self._loaded().raw(attach_position, edits)
+
+    async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
+        return await self._loaded().feature(attach_position, feature)
 
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         return await self._loaded().tokenize(prompt)

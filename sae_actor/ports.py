@@ -183,6 +183,41 @@ class Activations(Struct, frozen=True, kw_only=True):
     rows: tuple[tuple[FeatureActivation, ...], ...]
 
 
+class NearFeature(Struct, frozen=True):
+    """A feature whose decoder row points the same way."""
+
+    feature: int
+    cosine: float
+
+
+class TokenWeight(Struct, frozen=True):
+    """What one unit of a feature adds to a token's logit, the final norm left out."""
+
+    token_id: int
+    token: str
+    weight: float
+
+
+class FeatureDetails(Struct, frozen=True, kw_only=True):
+    """One feature, told by the SAE's weights, the model's unembedding, and what its folder records."""
+
+    feature: int
+    decoder_norm: float
+    """|d| of the effective decoder row, but for a scale that changes from token to token."""
+    bias: float | None
+    """Of the encoder; None where it has none."""
+    threshold: float | None
+    nearest: tuple[NearFeature, ...] = ()
+    """Best first."""
+    promoted: tuple[TokenWeight, ...] = ()
+    suppressed: tuple[TokenWeight, ...] = ()
+    """Strongest first; none where the SAE does not write into the residual stream."""
+    label: str | None = None
+    max_activation: float | None = None
+    density: float | None = None
+    top_tokens: tuple[str, ...] = ()
+
+
 class TextRequest(Struct, frozen=True, kw_only=True):
     """One admitted request: everything the engine needs, frozen."""
 
@@ -295,6 +330,12 @@ class Engine(Protocol):
 
         `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing,
         `SAEInvalidError` where the SAE's statistics cannot be read, `SAENotAttachedError` where there is no SAE.
+        """
+
+    async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
+        """Look at a feature of the SAE that is there.
+
+        `FeatureOutOfRangeError`, `SAENotAttachedError`, `SAEInvalidError` as in `raw`.
         """
 
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from ..domain import attaching
+from ..domain.admitting import attached_sae
 from ..domain.commands import Attach, CancelDownload, Command, Delete, Detach, Download, Steer
 from ..domain.projections import Outcome, attachment_view, sae_view, steering_view
 from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
@@ -66,6 +68,20 @@ async def list_saes(request: AnyRequest) -> Answer:
 @operation("GET", "/api/saes/attachment", "What is attached", tag="saes")
 async def get_attachment(request: AnyRequest) -> Answer:
     return answer(request, attachment_view(state_of(request)))
+
+
+@operation("GET", "/api/saes/{sae_id}/features/{feature}",
+           "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
+           "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
+           "out), and what `features.json` beside the weights says of it",
+           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid"), tag="saes")  # fmt: skip
+async def get_feature(request: AnyRequest) -> Answer:
+    sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
+    if not re.fullmatch(r"[0-9]{1,10}", asked):
+        raise BadRequestError("a feature is a whole number from 0", param="feature")
+    sae = attached_sae(state_of(request), sae_id, (int(asked),))
+    details = await context(request).engine.feature(sae.attach_position, int(asked))
+    return answer(request, {"sae_id": sae_id, **msgspec.to_builtins(details)})
 
 
 @operation("GET", "/api/saes/{sae_id}", "One SAE", errors=("sae_not_found",), tag="saes")

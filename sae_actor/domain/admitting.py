@@ -82,16 +82,19 @@ def reading(
     one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _turns(intervention, turns), _read(state, sae_id, features)
+    return intervention, _turns(intervention, turns), attached_sae(state, sae_id, features)
 
 
 def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
-    sae = _read(state, asked.sae_id, (asked.feature,))
+    sae = attached_sae(state, asked.sae_id, (asked.feature,))
     return StopWhen(sae=sae, feature=asked.feature, above=asked.above)
 
 
-def _read(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
-    """The attached SAE of that id (None: the only one), of which these features are read."""
+def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
+    """The attached SAE of that id (None: the only one), of which these features are read.
+
+    `SAENotFoundError`, `SAENotAttachedError`, `SAEAmbiguousError`, `FeatureOutOfRangeError`.
+    """
     if sae_id is None:
         if not state.attached:
             raise errors.SAENotAttachedError("no SAE is attached")

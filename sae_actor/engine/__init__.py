@@ -15,6 +15,7 @@
     model         load, check, move, free a model; `source` finds its files, `environment` describes it
     residents     load, check, place, measure, free an SAE
     statistics    what an SAE's folder tells of its features
+    features      one feature: norm, neighbours, tokens it promotes
     failures      errors of torch and transformers in the contract's words
 
 Threads: what runs or changes the model, or frees what is on the device, is a job or a step of the device thread,

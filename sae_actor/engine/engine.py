@@ -19,15 +19,17 @@ from ..errors import (
     BadRequestError,
     ConflictingEditsError,
     DeviceLostError,
+    FeatureOutOfRangeError,
     InternalError,
     MailboxFullError,
     ModelNotLoadedError,
     SAENotAttachedError,
     SAEUnsupportedError,
 )
-from ..ports import AttachedSae, Progress, TextRequest, Tokenized, Watch
+from ..ports import AttachedSae, FeatureDetails, Progress, TextRequest, Tokenized, Watch
 from ..sae.units import resolve_units
 from .device import DeviceThread
+from .features import feature_details
 from .generation import InterventionGone, RunningText
 from .hooks import Applied, Part
 from .model import LoadedModel, load_model, move, release
@@ -178,6 +180,24 @@ class TorchEngine:
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
         return resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=statistics.median_norm)
+
+    async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
+        """See the port."""
+        folder = self._folders.get(attach_position)
+        statistics = Statistics()
+        if folder is not None:
+            statistics = await self._tokenizer.run(partial(read_statistics, folder), "reading the SAE's statistics")
+        return await self._device.run(partial(self._details, attach_position, feature, statistics), "reading weights")
+
+    def _details(self, position: int, feature: int, statistics: Statistics) -> FeatureDetails:
+        resident = self._residents.get(position)
+        if resident is None:
+            raise SAENotAttachedError("the SAE is not on the device")
+        d_sae = resident.sae.spec.d_sae
+        if not 0 <= feature < d_sae:
+            raise FeatureOutOfRangeError(f"feature {feature} is not below {d_sae}", feature=feature, d_sae=d_sae)
+        written_at = resident.hook_point_out or resident.hook_point
+        return feature_details(resident.sae, feature, written_at, statistics, self._model)
 
     # — text —
 

@@ -18,6 +18,7 @@ from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, Span, StopWhen, U
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import (
     BadRequestError,
+    FeatureOutOfRangeError,
     MailboxFullError,
     ModelNotFoundError,
     ModelNotLoadedError,
@@ -416,6 +417,20 @@ async def test_units_without_statistics(given: Given) -> None:
             await given.engine.raw(5, (Edit(feature=3, strength=1.0, unit=unit),))
     with pytest.raises(SAENotAttachedError):
         await given.engine.raw(6, (Edit(feature=3, strength=1.0, unit="unit"),))
+
+
+async def test_a_feature_is_looked_at(given: Given) -> None:
+    with pytest.raises(SAENotAttachedError):
+        await given.engine.feature(5, 3)
+    await given.attach(5)
+    found = await given.engine.feature(5, 3)
+    assert (found.feature, found.threshold) == (3, None)
+    assert found.decoder_norm == pytest.approx(1.0, abs=1e-5)
+    assert len(found.nearest) == len(found.promoted) == len(found.suppressed) == 10
+    assert 3 not in {each.feature for each in found.nearest}
+    assert [each.cosine for each in found.nearest] == sorted((each.cosine for each in found.nearest), reverse=True)
+    with pytest.raises(FeatureOutOfRangeError):
+        await given.engine.feature(5, 24)
 
 
 # — activations on the way —

@@ -21,6 +21,7 @@ from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, Edit, FinishReason, ModelFacts, Turn, When, intervention_sha256
 from sae_actor.errors import (
     BadRequestError,
+    FeatureOutOfRangeError,
     MailboxFullError,
     ModelNotFoundError,
     ModelNotLoadedError,
@@ -33,12 +34,15 @@ from sae_actor.ports import (
     Activations,
     AttachedSae,
     FeatureActivation,
+    FeatureDetails,
     Finished,
+    NearFeature,
     Progress,
     ScoredToken,
     TextRequest,
     Token,
     Tokenized,
+    TokenWeight,
     Watch,
 )
 from tests.fakes.coverage import covered, ranges
@@ -170,6 +174,25 @@ class FakeEngine:
         if known is None:
             raise SAEUnsupportedError("the statistic is missing")
         return replace(edit, strength=edit.strength * known, unit="raw")
+
+    async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
+        if attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE is not on the device")
+        d_sae = self.residents[attach_position][0].sae.d_sae
+        if not 0 <= feature < d_sae:
+            raise FeatureOutOfRangeError("no such feature", feature=feature, d_sae=d_sae)
+        near = tuple(NearFeature((feature + n) % d_sae, 1 - 0.1 * n) for n in range(1, 11))
+        tokens = tuple(TokenWeight(token, chr(token), 3.0 - n) for n, token in enumerate(range(97, 107)))
+        return FeatureDetails(
+            feature=feature,
+            decoder_norm=1.0,
+            bias=0.0,
+            threshold=None,
+            nearest=near,
+            promoted=tokens,
+            suppressed=tuple(TokenWeight(each.token_id, each.token, -9.0) for each in tokens),
+            max_activation=self.maxima.get(feature),
+        )
 
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         model = self._loaded()
