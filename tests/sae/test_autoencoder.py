@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sae_actor.errors import SAEIncompatibleError, SAEUnsupportedError
 from sae_actor.sae import SAE
+from sae_actor.sae.encoder import BLOCKS, FEW_ROWS, WIDE, product
 from sae_actor.sae.sparse import chosen_rows, weighted_rows
 from tests.sae.reference import RECIPES, random_sae
 
@@ -122,3 +123,17 @@ def test_sparse_decode_equals_the_product(
     kept = torch.zeros_like(acts).scatter_(1, features, values)
     got = chosen_rows(features, values, W_dec).double()
     torch.testing.assert_close(got, kept.double() @ W_dec.double(), rtol=4 * eps, atol=64 * eps)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("m", [40, WIDE, WIDE + 4, WIDE + BLOCKS])
+def test_the_product_of_few_rows_is_the_product(m: int, dtype: torch.dtype, *, turned: bool) -> None:
+    generator = torch.Generator().manual_seed(m)
+    W = torch.randn(m, 24, generator=generator).T if turned else torch.randn(24, m, generator=generator)
+    W = W.to(dtype)
+    for n in (0, 1, 2, FEW_ROWS, FEW_ROWS + 1):
+        z = torch.randn(n, 24, generator=generator).to(dtype)
+        made = product(z, W)
+        assert made.is_contiguous()
+        torch.testing.assert_close(made, z @ W)
