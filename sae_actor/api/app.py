@@ -8,14 +8,14 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
 from ..errors import SAEError
-from . import activations, commands, compare, events, reading, saes, text, web
+from . import activations, commands, compare, events, generations, reading, saes, text, web
 from .context import Context
 from .openapi import description
 from .problems import on_error, on_fault, on_http_error
 from .routes import Answer, AnyRequest, handlers, operation
 from .security import guard
 
-ROOMS = (commands, saes, reading, events, text, activations, compare, web)
+ROOMS = (commands, saes, reading, events, text, generations, activations, compare, web)
 """Modules that put their routes into the table."""
 
 MAX_BODY = 4 * 1024 * 1024

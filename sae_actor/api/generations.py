@@ -1,0 +1,57 @@
+"""`/api/generations`: what was active for each answer, told from the log, as `log explain` tells it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..actor import PAGE
+from ..domain.explaining import Explaining
+from ..errors import NotFoundError
+from .bodies import whole_number
+from .context import context
+from .routes import Answer, AnyRequest, Query, answer, operation
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+
+
+@operation("GET", "/api/generations", "What was active for each answer",
+           query=(Query("tag", {"type": "string"}, "only those with this tag"),
+                  Query("after", {"type": "integer", "minimum": 0}, "only those that began behind this position"),
+                  Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+                        f"at most so many; {DEFAULT_LIMIT} without it")),
+           tag="log")  # fmt: skip
+async def get_generations(request: AnyRequest) -> Answer:
+    """In the order in which they began; the next page is `after` the `position` of the last."""
+    wanted = Explaining(
+        tag=request.query_params.get("tag"),
+        after=whole_number(request, "after", default=0, low=0, high=2**53),
+        limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
+    )
+    await _read(request, wanted)
+    return answer(request, {"generations": list(wanted.views.values())})
+
+
+@operation("GET", "/api/generations/{generation_id}", "What was active for one answer",
+           errors=("not_found",), tag="log")  # fmt: skip
+async def get_generation(request: AnyRequest) -> Answer:
+    generation_id: str = request.path_params["generation_id"]
+    wanted = Explaining(generation_id=generation_id)
+    await _read(request, wanted)
+    view: dict[str, Any] | None = next(iter(wanted.views.values()), None)
+    if view is None:
+        raise NotFoundError(f"no text {generation_id[:80]} is in the log", generation_id=generation_id[:80])
+    return answer(request, view)
+
+
+async def _read(request: AnyRequest, wanted: Explaining) -> None:
+    """Follow the log as it is now, page by page, as far as it has to be read."""
+    log = context(request).log
+    at, head = 0, log.head.position
+    while at < head and not wanted.complete:
+        page = await log.read(at, min(PAGE, head - at))
+        if not page:
+            return
+        for event in page:
+            wanted.feed(event)
+        at = page[-1].position
