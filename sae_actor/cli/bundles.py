@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import os
 from pathlib import Path
 
 import msgspec
@@ -22,9 +23,9 @@ def export(folder: Path, arguments: argparse.Namespace) -> int:
     to: Path = arguments.to
     head = asyncio.run(eventlog.export_bundle(folder, to))
     if arguments.json:
-        print(_json({"to": str(to.absolute()), "events": head.position, "head": head}))
+        print(_json({"to": _name(to.absolute()), "events": head.position, "head": head}))
         return exits.OK
-    print(f"{_count(head)} exported to {showing.plain(to)}")
+    print(f"{_count(head)} exported to {showing.plain(_name(to))}")
     print(f"verify them with any Python: python verify.py --head {head.position}:{head.hash}")
     return exits.OK
 
@@ -34,9 +35,9 @@ def import_(folder: Path, arguments: argparse.Namespace) -> int:
     does not verify; then the folder has no log."""
     head = asyncio.run(eventlog.import_bundle(arguments.bundle, folder))
     if arguments.json:
-        print(_json({"data_dir": str(folder), "events": head.position, "head": head}))
+        print(_json({"data_dir": _name(folder), "events": head.position, "head": head}))
     else:
-        print(f"{_count(head)} imported into {showing.plain(folder)}, head {head.position} {head.hash}")
+        print(f"{_count(head)} imported into {showing.plain(_name(folder))}, head {head.position} {head.hash}")
     return exits.OK
 
 
@@ -55,6 +56,11 @@ def redact(folder: Path, arguments: argparse.Namespace) -> int:
 
 def _count(head: Head) -> str:
     return f"{head.position} event{'' if head.position == 1 else 's'}"
+
+
+def _name(path: Path) -> str:
+    """The path as text that can be printed, whatever bytes it is of."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _json(answer: object) -> str:

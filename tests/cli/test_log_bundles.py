@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -89,6 +90,14 @@ def test_nothing_is_overwritten(log: Path, tmp_path: Path, command: Command) -> 
     assert onto.code == 78
     assert "overwrites nothing" in onto.err
     assert shown(log, command) == before
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_name_that_is_no_text(flags: tuple[str, ...], log: Path, tmp_path: Path, command: Command) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    assert command("log", "export", odd, "--data-dir", str(log), *flags).code == 0
+    assert command("log", "import", odd, "--data-dir", odd + "2", *flags).code == 0
+    assert Path(odd, "events.ndjson").is_file()
 
 
 def test_a_changed_export_is_refused(log: Path, tmp_path: Path, command: Command) -> None:
