@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil  # type: ignore[import-untyped]  # has no stubs here
 
 from sae_actor.domain.refs import sae_id_of
@@ -66,29 +66,27 @@ class Listening:
     """Everything that `/api/events` says, as it was sent, while the block lasts."""
 
     def __init__(self, process: Process) -> None:
-        self._url = f"{process.url}/api/events"
+        port = int(process.url.rsplit(":", 1)[-1])
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        # In HTTP/1.0 a body is not cut into chunks.
+        self._socket.sendall(b"GET /api/events HTTP/1.0\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)
+        self._heard = bytearray(self._socket.recv(1 << 16))
         self._thread = threading.Thread(target=self._read, daemon=True)
-        self._heard = bytearray()
-        self._connected = threading.Event()
-        self._left = threading.Event()
 
     def __enter__(self) -> Listening:
         self._thread.start()
-        assert self._connected.wait(10)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
-        self._thread.join(20)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._socket.close()
 
     def _read(self) -> None:
-        # The end of the service ends the stream, however that comes about.
-        with contextlib.suppress(httpx.TransportError), httpx.stream("GET", self._url, timeout=20) as answer:
-            self._connected.set()
-            for piece in answer.iter_bytes():
+        with contextlib.suppress(OSError):
+            while piece := self._socket.recv(1 << 16):
                 self._heard += piece
-                if self._left.is_set():
-                    return
 
     @property
     def text(self) -> str:

@@ -2,7 +2,9 @@
 
 The log, the hub, the actor and HTTP are the real ones; the engine is the one without torch, wide enough for the
 bundled SAE, unless `--torch` asks for the real one. With `--kill` the process sends itself SIGKILL right before or
-right after its N-th append. `--quick` waits for a hub in fractions of a second where the service has seconds.
+right after its N-th append. Of the models of the engine without torch there are no files, so none are fetched,
+unless `--fetch-models` wants to see how that goes. `--quick` waits for a hub in fractions of a second where the
+service has seconds.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--die-loading", action="store_true")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--fetch-models", action="store_true")
     parser.add_argument("--import-root", action="append", default=[str(SAE_FOLDER.parent)])
     given = parser.parse_args()
     when, number = given.kill[0], int(given.kill[1])
@@ -41,7 +44,7 @@ def main() -> int:
         engine.load_model = _die  # type: ignore[method-assign, assignment]
     if not given.torch:
         serve._torch_engine = lambda settings: engine
-        # Of this engine's models there are no files.
+    if not given.torch and not given.fetch_models:
         HuggingFaceHub.fetch_model = _nothing  # type: ignore[method-assign, assignment]
     if given.quick:
         serve.HuggingFaceHub = partial(HuggingFaceHub, patience=QUICK, reserve_bytes=0)  # type: ignore[attr-defined, assignment]
