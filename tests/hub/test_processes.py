@@ -1,4 +1,4 @@
-"""Cancelling, killing, dying: rows 6, 7, 21 and 53, with real processes."""
+"""Cancelling, killing, dying: rows 6, 7, 21 and 53, with real processes (each phase: `tests/process`)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from tests.hub.build import sae_files
 from tests.hub.conftest import TOKEN, MakeHub, Told, download, files_below
 
 ROOT = Path(__file__).parents[2]
-LARGE = sae_files(d_in=1024, d_sae=12_800)
-"""105 MB."""
 MIDDLE = sae_files(d_in=256, d_sae=4096)
 """8 MB."""
 
@@ -53,42 +51,6 @@ async def until(true: Any, seconds: float = 10.0) -> None:
     with anyio.fail_after(seconds):
         while not true():
             await anyio.sleep(0.01)
-
-
-PHASES: dict[str, dict[str, Any]] = {
-    "connecting": {"on": "info", "hang": 30.0},
-    "listing": {"on": "tree", "hang": 30.0},
-    "headers": {"on": "head", "hang": 30.0},
-    "body": {"on": "store", "rate": 2_000_000},
-    "silent body": {"on": "store", "drip": 30.0},
-    "back-off": {"on": "head", "status": 429, "headers": {"Retry-After": "3600"}},
-}
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("phase", PHASES)
-async def test_cancel_ends_within_two_seconds_and_leaves_nothing(
-    *, server: HubServer, make_hub: MakeHub, folder: Path, phase: str
-) -> None:
-    server.publish("org/saes", MIDDLE)
-    fault = PHASES[phase]
-    server.fault(**fault)
-    hub, effect = make_hub(patience=None), download()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(hub.download, effect, Told())
-        await until(lambda: server.asked(fault["on"]))
-        await anyio.sleep(0.1)
-        assert len(children()) == 1
-        start = time.monotonic()
-        tasks.cancel_scope.cancel()
-    assert time.monotonic() - start < 2
-    assert not children()
-    await hub.discard(effect)
-    assert files_below(folder) == set()
-    await anyio.sleep(0.3)
-    before = len(server.asked()), server.sent()
-    await anyio.sleep(0.2)
-    assert (len(server.asked()), server.sent()) == before
 
 
 @pytest.mark.anyio
@@ -224,26 +186,6 @@ def killed_at(process: subprocess.Popen[bytes], true: Any) -> None:
     process.wait()
     gone, left = psutil.wait_procs(below, timeout=2)
     assert not [each for each in left if alive(each)], gone
-
-
-def test_kill_9_of_the_service_costs_less_than_15_percent(server: HubServer, tmp_path: Path) -> None:
-    """Rows 6 and 21, with 100 MB: nothing is visible as complete, then it goes on by Range."""
-    server.publish("org/saes", LARGE)
-    server.fault("store", rate=60_000_000)
-    size = len(LARGE["sae_weights.safetensors"])
-    with service(server, tmp_path) as first:
-        killed_at(first, lambda message: message.get("bytes", 0) > size // 2)
-    names = files_below(tmp_path / "data")
-    assert sum(name.endswith(".incomplete") for name in names) == 1
-    assert not any("/snapshots/" in name for name in names)
-    server.heal()
-    with service(server, tmp_path) as second:
-        messages = list(said(second))
-    assert messages[0]["swept"] == 0
-    assert messages[-1] == {"done": ["cfg.json", "sae_weights.safetensors"]}
-    assert server.sent("store") < 1.15 * size
-    assert len(server.asked("store")) == 2
-    assert not any(name.endswith(".incomplete") for name in files_below(tmp_path / "data"))
 
 
 def test_kill_9_at_many_moments_ends_in_one_whole_download(server: HubServer, tmp_path: Path) -> None:

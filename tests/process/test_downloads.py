@@ -102,6 +102,8 @@ def test_kill_9_in_the_middle_of_100_mb_goes_on_by_itself(server: HubServer, dat
         assert process.client.get("/api/log/verify").json()["ok"]
     assert types == ["ActorStarted", "DownloadRequested", "ActorStarted", "EffectInterrupted", "DownloadCompleted"]
     assert server.sent("store") < 1.15 * size
+    assert len(server.asked("store")) == 2
+    assert not any(name.endswith(".incomplete") for name in files_of(data))
 
 
 def test_kill_9_between_the_rename_and_the_event(server: HubServer, data: Path) -> None:
