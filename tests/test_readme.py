@@ -25,7 +25,7 @@ from sae_actor.cli.bar import STAGES
 from sae_actor.config import Settings
 from sae_actor.demo import FEATURE, STRENGTH, curl_lines
 from sae_actor.demo.model import NAME
-from sae_actor.domain.edits import SUPPORTED_EXCLUSIONS, SUPPORTED_UNITS
+from sae_actor.domain.edits import SUPPORTED_EXCLUSIONS
 from sae_actor.domain.refs import Exclusion, Method, NamedPositions
 from sae_actor.families import FAMILIES
 from sae_actor.formats import FORMATS, sae_lens
@@ -33,6 +33,7 @@ from sae_actor.formats import FORMATS, sae_lens
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 URL = "http://127.0.0.1:8000"
+GENERATION = re.compile(r"gen-[0-9a-f-]{36}")
 SAE = re.compile(r"smollm2-135m-layer15-[0-9a-f]{8}")
 
 
@@ -99,9 +100,7 @@ def test_the_limits_are_the_code_s() -> None:
     chat = ChatBody(messages=[ChatMessage("user", "hello")])
     expected = {*CompletionBody(prompt="hello").refused(), *chat.refused()}
     assert set(refused) - {"max_tokens", "/v1"} == expected
-    edits = names(limits.split("Refused in edits:")[1].split("\n")[0])
-    assert set(get_args(Exclusion)) - SUPPORTED_EXCLUSIONS <= set(edits)
-    assert {"raw"} == SUPPORTED_UNITS
+    assert set(get_args(Exclusion)) == SUPPORTED_EXCLUSIONS
     missing = names(limits.split("Not there yet:")[1].split("\n\n")[0])
     assert tuple(each.removeprefix("log ") for each in missing if each.startswith("log ")) == LATER
     assert not {each for each in missing if each.startswith("/")} & {each.path for each in TABLE}
@@ -179,7 +178,7 @@ class Machine:
             "SAE_ACTOR_SERVER_PORT": "0",
         }
         self.home = home
-        self.url = self.sae_id = ""
+        self.url = self.sae_id = self.generation = ""
         self.lines: list[str] = []
         self.demo: subprocess.Popen[str] | None = None
 
@@ -207,7 +206,7 @@ class Machine:
             self.start()
             return ""
         if assigned := re.fullmatch(r"(\w+)=(\S+)", command):
-            self.environment[assigned[1]] = self.sae_id
+            self.environment[assigned[1]] = self.generation if assigned[2].startswith("gen-") else self.sae_id
             return ""
         here = SAE.sub(self.sae_id, command.replace(URL, self.url)).replace("curl -sN", "curl -sN --max-time 1")
         done = subprocess.run(
@@ -220,6 +219,7 @@ class Machine:
             check=False,
         )
         assert done.returncode == (28 if "--max-time" in here else 0), done.stderr
+        self.generation = next(iter(GENERATION.findall(done.stdout)[-1:]), self.generation)
         if command.startswith("kill"):
             expected = {"kill -9": -signal.SIGKILL, "kill -INT": 0}[command.partition(" $")[0]]
             assert self.demo.wait(20) == expected
