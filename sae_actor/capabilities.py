@@ -8,8 +8,7 @@ from typing import Any
 
 from . import __version__
 from .config import Settings
-from .domain.edits import SUPPORTED_EXCLUSIONS
-from .domain.refs import MAX_EDITS, MAX_STRENGTH, HookKind, Method, Mode, NamedPositions, Unit
+from .domain.refs import MAX_EDITS, MAX_STRENGTH, Exclusion, HookKind, Method, Mode, NamedPositions, Unit
 from .families import FAMILIES
 from .formats import FORMATS
 
@@ -27,7 +26,7 @@ def capabilities(settings: Settings) -> dict[str, Any]:
         "methods": list(typing.get_args(Method)),
         "modes": list(typing.get_args(Mode)),
         "positions": [*typing.get_args(NamedPositions), "tokens", "from/to", "role"],
-        "exclusions": sorted(SUPPORTED_EXCLUSIONS),
+        "exclusions": list(typing.get_args(Exclusion)),
         "units": list(typing.get_args(Unit)),
         "conditions": ["when", "stop_when"],
         "limits": {

@@ -25,8 +25,7 @@ from sae_actor.cli.bar import STAGES
 from sae_actor.config import Settings
 from sae_actor.demo import FEATURE, STRENGTH, curl_lines
 from sae_actor.demo.model import NAME
-from sae_actor.domain.edits import SUPPORTED_EXCLUSIONS
-from sae_actor.domain.refs import Exclusion, Method, NamedPositions
+from sae_actor.domain.refs import Exclusion, Method, NamedPositions, Unit
 from sae_actor.families import FAMILIES
 from sae_actor.formats import FORMATS, sae_lens
 
@@ -100,7 +99,10 @@ def test_the_limits_are_the_code_s() -> None:
     chat = ChatBody(messages=[ChatMessage("user", "hello")])
     expected = {*CompletionBody(prompt="hello").refused(), *chat.refused()}
     assert set(refused) - {"max_tokens", "/v1"} == expected
-    assert set(get_args(Exclusion)) == SUPPORTED_EXCLUSIONS
+    exclusions = section("Steering").split("* `exclude`:")[1].split("\n* ")[0]
+    assert all(f"`{each}`" in exclusions for each in get_args(Exclusion))
+    units = section("Steering").split("* `unit`")[1].split("\n* ")[0]
+    assert all(f"`{each}`" in units for each in get_args(Unit))
     missing = names(limits.split("Not there yet:")[1].split("\n\n")[0])
     assert tuple(each.removeprefix("log ") for each in missing if each.startswith("log ")) == LATER
     assert not {each for each in missing if each.startswith("/")} & {each.path for each in TABLE}

@@ -1,19 +1,15 @@
-"""The rules of one set of edits: feature range, contradictions, and what is not built yet, refused by name."""
+"""The rules of one set of edits: feature range and contradictions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 from msgspec.structs import replace
 
 from ..errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
-from .refs import Edit, Exclusion, Positions, Span
+from .refs import Edit, Positions, Span
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
-SUPPORTED_EXCLUSIONS = frozenset(get_args(Exclusion))
-SUPPORTED_UNITS = frozenset({"raw"})
-"""Of strengths that are decided, applied and logged; the others are resolved before."""
 
 _DISJOINT = {
     frozenset({"prompt", "generated"}),
@@ -34,7 +30,7 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
                 raise FeatureOutOfRangeError(
                     f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae, sae_id=sae_id
                 )
-        _refuse_unsupported(edit)
+        _refuse_unresolved(edit)
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:
             if one.feature == other.feature and _contradict(one, other):
@@ -45,8 +41,9 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
     return tuple(replace(edit, sae_id=None, exclude=tuple(dict.fromkeys(edit.exclude))) for edit in edits)
 
 
-def _refuse_unsupported(edit: Edit) -> None:
-    if edit.unit not in SUPPORTED_UNITS:
+def _refuse_unresolved(edit: Edit) -> None:
+    """Strengths are decided, applied and logged raw; other units are resolved before they come here."""
+    if edit.unit != "raw":
         raise BadRequestError(f"unit '{edit.unit}' was not resolved to a raw strength", param="unit")
 
 
