@@ -1,13 +1,20 @@
 """sae-actor: attach sparse autoencoders to a running language model, steer them over HTTP, prove what was active.
 
-The map. Arrows of import point down only.
+The map. Arrows of import point down only (a test keeps it so).
 
-    cli, client, config, serve, demo/      settings and wiring
-    api/                                   HTTP: commands, resources, events, text
-    actor/          engine/                one mailbox, one writer | model, hooks, text on one device thread
-    eventlog/  hub/  sae/  formats/  architectures.py
-    ports.py                               every edge as a Protocol
-    domain/  errors.py                     the rules: decide, evolve, pending — pure
+    cli/, client/, serve, config, demo/    settings, wiring, and the program that speaks to a service
+    api/                                   HTTP: commands, resources, events, text, the page
+    actor/              engine/            one mailbox, one writer | model, hooks, text on one device thread
+    deferred                               the engine that imports torch when a model is first wanted
+    eventlog/   hub/    sae/  formats/     the log | SAEs and models on disk | the algebra | one file per format
+    architectures, families                where the hook points of each model family are
+    ports                                  every edge as a Protocol
+    domain/  errors                        the rules: decide, evolve, pending — pure
+
+Where it departs from the house plan: a format is one torch-free `read(files) -> Layout` that serves describing and
+loading alike, so `sae` imports `formats`; what the device may keep (`domain.pending.residents`) is told to the
+engine beside the owed effects, so that replacing an SAE and unloading a model need no effect of their own; and the
+families' table lies apart from torch, so that `/api/capabilities` can list it.
 """
 
 __version__ = "0.1.0"
