@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
-from .building import MATH, Names, Sizes, assemble, layout, side
+from .building import MATH, Names
 from .files import SaeFiles
-from .layout import Layout, Recipe
-from .named import named_residual
+from .layout import Layout
+from .named import read_residual
 from .naming import Naming
 
 NAME = "deepseek_r1"
@@ -29,18 +29,4 @@ def recognise(files: SaeFiles) -> bool:
 
 
 def read(files: SaeFiles) -> Layout:
-    file = files.tensors(files.one(_FILE))
-    sizes = Sizes(side(file, _NAMES, "W_enc", 0), side(file, _NAMES, "W_enc", 1), side(file, _NAMES, "W_dec", 1))
-    place = named_residual(file.name, files.origin_of(file), {"DeepSeek": "deepseek-ai"})
-    return layout(
-        file,
-        assemble(file, _NAMES, sizes),
-        Recipe(),
-        sizes,
-        format=NAME,
-        architecture="standard",
-        trained_on=place.model,
-        hook_name=place.hook_name,
-        hook_point=place.hook_point,
-        warnings=place.warnings,
-    )
+    return read_residual(files, _FILE, _NAMES, format=NAME, organisations={"DeepSeek": "deepseek-ai"})

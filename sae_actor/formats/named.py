@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..domain.refs import HookPoint
-from .files import Origin
+from .building import Names, Sizes, assemble, layout, side
+from .files import Origin, SaeFiles
+from .layout import Layout, Recipe
 
 _NAME = re.compile(r"(?P<model>.+)-SAE-l(?P<layer>\d{1,3})")
 _LAYER = re.compile(r"(?:.*[-_.])?l(\d{1,3})")
@@ -38,3 +40,24 @@ def named_residual(file_name: str, origin: Origin, organisations: Mapping[str, s
     if layer is None:
         return Place(model, None, None, ("the layer is in the file's name alone, which does not say it",))
     return Place(model, f"blocks.{layer}.hook_resid_post", HookPoint("resid_post", layer), ())
+
+
+def read_residual(
+    files: SaeFiles, pattern: re.Pattern[str], names: Names, *, format: str, organisations: Mapping[str, str]
+) -> Layout:
+    """The layout of a standard SAE in the one file whose name matches, all else being said by that name."""
+    file = files.tensors(files.one(pattern))
+    sizes = Sizes(side(file, names, "W_enc", 0), side(file, names, "W_enc", 1), side(file, names, "W_dec", 1))
+    place = named_residual(file.name, files.origin_of(file), organisations)
+    return layout(
+        file,
+        assemble(file, names, sizes),
+        Recipe(),
+        sizes,
+        format=format,
+        architecture="standard",
+        trained_on=place.model,
+        hook_name=place.hook_name,
+        hook_point=place.hook_point,
+        warnings=place.warnings,
+    )
