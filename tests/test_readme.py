@@ -147,7 +147,7 @@ def test_the_benchmarks_are_there() -> None:
 
 def test_one_test_command_with_torch_named() -> None:
     (tests,) = blocks("bash tests")
-    assert tests.endswith("-m pytest\n")
+    assert "-m pytest" in tests
     pinned = {pin for line in commands() for pin in re.findall(r"torch==[\d.]+", line)}
     assert len(pinned) == 1
 
