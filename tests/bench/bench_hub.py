@@ -1,6 +1,6 @@
 """Download rate with verification against plain huggingface_hub without, in turns, from the same fake hub.
 
-    python -m tests.hub.bench_throughput [megabytes]
+    python -m tests.bench.bench_hub [megabytes]
 
 Both run in a process of their own, and their start is counted.
 """
