@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from .domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from .domain.refs import Edit, ModelFacts
 from .errors import ModelNotLoadedError
-from .ports import AttachedSae, Engine, FeatureDetails, Finished, Progress, TextRequest, Token, Tokenized
+from .ports import AttachedSae, Engine, FeatureDetails, Progress, TextItems, TextRequest, Tokenized
 
 
 class DeferredEngine:
@@ -50,7 +50,7 @@ class DeferredEngine:
     async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
         return await self._loaded().tokenize(prompt)
 
-    def generate(self, request: TextRequest) -> AsyncIterator[Token | Finished]:
+    def generate(self, request: TextRequest) -> TextItems:
         return self._loaded().generate(request)
 
     async def close(self) -> None:

@@ -302,6 +302,16 @@ class Tokenized(Struct, frozen=True, kw_only=True):
     """The messages of a chat, in order; none of a text that is no chat. None: the template does not tell."""
 
 
+class TextItems(Protocol):
+    """What a text delivers, one by one; closing it frees the text's place."""
+
+    def __aiter__(self) -> AsyncIterator[Token | Finished]: ...
+
+    async def __anext__(self) -> Token | Finished: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Engine(Protocol):
     """The device: one model, the SAEs on it, text. Raises errors of `errors` only.
 
@@ -344,7 +354,7 @@ class Engine(Protocol):
         `BadRequestError` for an empty prompt, an id outside the vocabulary, a chat without a template.
         """
 
-    def generate(self, request: TextRequest) -> AsyncIterator[Token | Finished]:
+    def generate(self, request: TextRequest) -> TextItems:
         """Tokens as they are made, then one `Finished`. Closing the iterator frees the request's slot."""
 
     async def close(self) -> None:

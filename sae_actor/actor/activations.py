@@ -30,7 +30,7 @@ async def read_activations(
         turns=turns,
     )
     found: tuple[Activations, ...] = ()
-    async with contextlib.aclosing(engine.generate(request)) as items:  # type: ignore[type-var]  # the port says AsyncIterator
+    async with contextlib.aclosing(engine.generate(request)) as items:
         async for item in items:
             if not isinstance(item, Finished):
                 found = item.activations

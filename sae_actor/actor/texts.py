@@ -13,7 +13,7 @@ import hashlib
 import logging
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -64,7 +64,7 @@ class RunningText:
         if self.making is not None:
             self.making.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Token | Done]:
+    async def __aiter__(self) -> AsyncGenerator[Token | Done, None]:
         try:
             while True:
                 item = await self.items.get()
@@ -78,7 +78,7 @@ class RunningText:
 
     async def result(self) -> Done:
         """Wait for the end."""
-        async with contextlib.aclosing(self.__aiter__()) as items:  # type: ignore[type-var]
+        async with contextlib.aclosing(self.__aiter__()) as items:
             async for item in items:
                 if isinstance(item, Done):
                     return item
@@ -185,7 +185,7 @@ class Texts:
     async def _generate(self, text: RunningText, request: TextRequest) -> Finished | SAEError:
         """Run the engine; every error becomes a value, so that the end is always recorded."""
         try:
-            async with contextlib.aclosing(self._engine.generate(request)) as stream:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._engine.generate(request)) as stream:
                 async for item in stream:
                     if isinstance(item, Finished):
                         return item

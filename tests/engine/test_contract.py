@@ -253,7 +253,7 @@ async def test_too_many_texts_are_refused(given: Given) -> None:
 async def test_closing_a_stream_frees_its_place(given: Given) -> None:
     ids = await given.ids()
     for _ in range(10):
-        async with contextlib.aclosing(given.engine.generate(request(ids, tokens=100))) as stream:  # type: ignore[type-var]  # the port says AsyncIterator
+        async with contextlib.aclosing(given.engine.generate(request(ids, tokens=100))) as stream:
             assert isinstance(await anext(stream), Token)
     assert (await finished(given.engine, request(ids))).reason == "length"
 
