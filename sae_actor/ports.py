@@ -165,6 +165,9 @@ class Watch(Struct, frozen=True, kw_only=True):
     `features`: every one of those, in their order, also where it is 0."""
     features: tuple[int, ...] | None = None
     """Only of these; None: of all."""
+    every_seconds: float | None = None
+    """Told at most so often, of the newest position of a step alone, and left out of the other tokens; None: of all
+    positions."""
 
 
 class FeatureActivation(Struct, frozen=True):
@@ -234,6 +237,10 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     """Of a chat, where an edit asks for roles or for what the template wrote; none otherwise."""
     stop_when: StopWhen | None = None
     """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
+    forced: tuple[int, ...] | None = None
+    """The tokens of an earlier answer, taken one by one in place of those that would be chosen (teacher forcing);
+    the text ends with the last of them, with reason `length` unless that is an end token. `Token.scored` and `top`
+    tell what the model made of each."""
     deterministic: bool = False
     """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
     model cannot be run so (`ModelFacts.can_be_deterministic`)."""

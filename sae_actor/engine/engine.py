@@ -300,6 +300,8 @@ def _check(request: TextRequest, model: LoadedModel) -> None:
         raise BadRequestError("max_tokens must be at least 1", param="max_tokens")
     if not (0 <= sampling.temperature < math.inf and 0 <= sampling.top_p <= 1):
         raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
+    if request.forced is not None and not all(0 <= each < model.vocabulary for each in request.forced or (-1,)):
+        raise BadRequestError(f"a forced token is outside the vocabulary of {model.vocabulary}, or there is none")
     if request.logprobs is not None and not 0 <= request.logprobs <= model.vocabulary:
         raise BadRequestError(f"logprobs must be between 0 and {model.vocabulary}", param="logprobs")
     if request.deterministic and not model.facts.can_be_deterministic:

@@ -49,7 +49,8 @@ class RunningText:
         self._apply = apply
         self._deliver = deliver
         self._deadline = time.monotonic() + request.deadline_seconds
-        self._most = min(request.sampling.max_tokens, model.facts.context_length - len(request.token_ids) + 1)
+        most = request.sampling.max_tokens if request.forced is None else len(request.forced)
+        self._most = min(most, model.facts.context_length - len(request.token_ids) + 1)
         self._ids: list[int] = []
         self._text = ""
         self._complete = 0
@@ -151,7 +152,8 @@ class RunningText:
             self._applied.settle()
             self._told = self._applied.told()
             stops = self._stops()
-        token = choose(logits, self.request.sampling, len(self._ids))
+        forced = self.request.forced
+        token = choose(logits, self.request.sampling, len(self._ids)) if forced is None else forced[len(self._ids)]
         self._ids.append(token)
         if self._applied is not None:
             self._applied.add(token)
