@@ -9,6 +9,15 @@ from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes runs only where it is asked for by its marker."""
+    if "crash" in config.getoption("markexpr"):
+        return
+    long = [item for item in items if item.get_closest_marker("crash")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Process:
-    """One life of the service; `url` once it listens. `environment` is added to that of the tests."""
+    """One life of the service; `url` once it listens. `environment` is added to that of the tests.
+
+    command: what follows `python -m`, in place of `launch` and its arguments.
+    listens: wait for it; else nothing is waited for, and `url` stays empty.
+    """
 
     def __init__(
         self,
@@ -24,18 +28,20 @@ class Process:
         *arguments: str,
         module: str = "tests.process.launch",
         environment: Mapping[str, str] | None = None,
+        command: Sequence[str] | None = None,
+        listens: bool = True,
     ) -> None:
         self.stderr = data.parent / f"{data.name}.stderr"
         with self.stderr.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(data), *arguments],
+                [sys.executable, "-m", *(command or (module, str(data), *arguments))],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **(environment or {})},
             )  # fmt: skip
         self.pid = self._process.pid
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._process.stdout.readline() if listens else ""
         self.url = line.rsplit(" on ", 1)[-1].strip() if " on http" in line else ""
-        self.client = httpx.Client(base_url=self.url or "http://nowhere.invalid", timeout=30)
+        self.client = httpx.Client(base_url=self.url or "http://nowhere.invalid", timeout=30, verify=False)
 
     def __enter__(self) -> Process:
         return self
