@@ -232,7 +232,8 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     """Score each token, and so many of the most probable ones beside it; None: no scores."""
     watched: tuple[Watch, ...] = ()
-    """SAEs that are read on the way. One that is not there ends the text as one of the intervention does."""
+    """SAEs that are read on the way. One that is not there ends the text as one of the intervention does, unless it is
+    read at a limited rate: that one is told of no more, nothing waits for the text to free it."""
     turns: tuple[Turn, ...] = ()
     """Of a chat, where an edit asks for roles or for what the template wrote; none otherwise."""
     stop_when: StopWhen | None = None
@@ -249,7 +250,8 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     def saes(self) -> tuple[ActiveSae, ...]:
         """All that the text needs on the device, each once or more."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
-        return (*self.intervention, *(watch.sae for watch in self.watched), *stop)
+        needed = (watch.sae for watch in self.watched if watch.every_seconds is None)
+        return (*self.intervention, *needed, *stop)
 
 
 class ScoredToken(Struct, frozen=True, kw_only=True):
@@ -277,7 +279,8 @@ class Token(Struct, frozen=True, kw_only=True):
     """The most probable tokens, best first; the chosen one may be among them."""
     activations: tuple[Activations, ...] = ()
     """For each of `TextRequest.watched`, of the positions that were run to make this token: the whole prompt for the
-    first one, then the token before. So the last token of a text is never read."""
+    first one, then the token before. So the last token of a text is never read. In the order of `watched`; those that
+    are read at a limited rate are left out where they were not."""
 
 
 class Finished(Struct, frozen=True, kw_only=True):

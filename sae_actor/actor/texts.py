@@ -24,6 +24,7 @@ from ..domain.messages import AdmitGeneration
 from ..errors import DeviceLostError, InternalError, SAEError, TooLargeError, from_code
 from ..ports import Engine, Finished, TextRequest, Token, Watch
 from .actor import Actor
+from .monitoring import Monitors, watches
 from .perform import problem
 
 logger = logging.getLogger(__name__)
@@ -45,17 +46,21 @@ class Tell:
     """As in `TextRequest`."""
     top_k_features: int = 0
     """So many activations of each SAE that the request watches."""
+    prompt: Sequence[str] = ()
+    """Text of the prompt's tokens, for what is monitored."""
 
 
 class RunningText:
     """One admitted request. Iterate for its tokens and, last, a `Done`; an error is raised in its place."""
 
-    def __init__(self, started: Event, payload: GenerationStarted) -> None:
+    def __init__(self, started: Event, payload: GenerationStarted, prompt: Sequence[str | None]) -> None:
         self.position = started.position
         self.principal = started.principal
         self.started = payload
         self.items: asyncio.Queue[Token | Done | SAEError] = asyncio.Queue()
         self.made: list[Token] = []
+        self.written = [*prompt]
+        """Text of each token, the prompt's first; None where nobody told."""
         self.making: asyncio.Task[Finished | SAEError] | None = None
         """The engine's part: what `abandon` cancels. The record of the end is not."""
 
@@ -92,6 +97,7 @@ class Texts:
         self._actor = actor
         self._engine = engine
         self._record_text = record_text
+        self._monitors = Monitors(actor.broadcast)
         self._running: dict[asyncio.Task[None], RunningText] = {}
         self._opening: set[asyncio.Task[RunningText]] = set()
 
@@ -131,14 +137,15 @@ class Texts:
         event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
-        text = RunningText(event, payload)
+        text = RunningText(event, payload, tell.prompt or (None,) * len(token_ids))
+        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched)
         request = TextRequest(
             generation_id=payload.generation_id,
             token_ids=token_ids,
             sampling=payload.sampling,
             intervention=payload.intervention,
             logprobs=tell.logprobs,
-            watched=tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched),
+            watched=(*asked_for, *watches(self._actor.state)),
             stop_when=payload.stop_when,
             turns=payload.turns,
             deterministic=payload.deterministic,
@@ -189,8 +196,7 @@ class Texts:
                 async for item in stream:
                     if isinstance(item, Finished):
                         return item
-                    text.made.append(item)
-                    text.items.put_nowait(item)
+                    self._take(text, item)
         except DeviceLostError as error:
             self._actor.tell(ev.GpuLost(detail=error.detail))
             return error
@@ -199,6 +205,17 @@ class Texts:
         except Exception:
             logger.exception("%s failed unexpectedly", text.started.generation_id)
         return InternalError("the text could not be made; the service's log has the cause")
+
+    def _take(self, text: RunningText, item: Token) -> None:
+        """Give a token out; what is only monitored is announced in its stead, and is no part of the answer."""
+        asked_for = len(text.started.watched)
+        own, monitored = item.activations[:asked_for], item.activations[asked_for:]
+        if monitored:
+            item = replace(item, activations=own)
+            self._monitors.tell(text.started.generation_id, monitored, text.written, self._actor.state)
+        text.written.append(item.text)
+        text.made.append(item)
+        text.items.put_nowait(item)
 
     def _report_fault(self, text: RunningText, ended: Finished) -> None:
         sae = next((s for s in text.started.saes if s.attach_position == ended.faulted), None)

@@ -81,11 +81,12 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     engine, texts = context(request).engine, context(request).texts
     prompts = [await engine.tokenize(prompt) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
-    tell = Tell(logprobs=body.scores, top_k_features=(body.sae and body.sae.top_k_features) or 0)
+    top_k_features = (body.sae and body.sae.top_k_features) or 0
     choices: list[Choice] = []
     try:
         for prompt, own in zip(prompts, settings, strict=True):
             ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own)
+            tell = Tell(logprobs=body.scores, top_k_features=top_k_features, prompt=prompt.tokens)
             text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""
             choices.append(Choice(kind, len(choices), text, prompt, echo, body.scores is not None))

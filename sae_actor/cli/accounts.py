@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from ..domain.refs import Edit
-from ..domain.wording import edit_in_words
+from ..domain.refs import Edit, Monitoring
+from ..domain.wording import edit_in_words, monitoring_in_words
 from .showing import hook, plain
 
 View = dict[str, Any]
@@ -56,6 +56,8 @@ def _attachments(entries: View) -> Iterator[str]:
         yield f"attachment  {each['sae_id']} {each['status']} at {hook(each['hook_point'])}, {each['mode']}{steering}"
         yield from _facts(each, ("dtype", "weights_sha256"))
         yield from _edits("edit", each["steering"])
+        if each["monitoring"] is not None:
+            yield f"  monitored: {_monitored(each['monitoring'])}"
     for each in entries["removed"]:
         yield f"attachment  {each['sae_id']} is not at {hook(each['hook_point'])} any more"
         yield from _edits("gone", each["steering"])
@@ -80,6 +82,10 @@ def _words(edit: View) -> str:
     return edit_in_words(msgspec.convert(edit, Edit))
 
 
+def _monitored(monitoring: View | None) -> str:
+    return "nothing" if monitoring is None else monitoring_in_words(msgspec.convert(monitoring, Monitoring))
+
+
 def _facts(fields: View, names: Sequence[str]) -> Iterator[str]:
     return (f"  {name}: {fields[name]}" for name in names if fields[name] is not None)
 
@@ -88,6 +94,8 @@ def _changes(changes: View) -> Iterator[str]:
     for name, pair in changes.items():
         if name == "attached_at" and None not in pair.values():
             yield f"  attached anew at {pair['after']} (before: {pair['before']})"
+        elif name == "monitoring":
+            yield f"  monitored: {_monitored(pair['before'])} → {_monitored(pair['after'])}"
         elif name not in _QUIET:
             yield f"  {name}: {_value(pair['before'])} → {_value(pair['after'])}"
         elif name == "files":

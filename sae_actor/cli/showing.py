@@ -6,7 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from msgspec import convert
+
 from ..client import StreamEvent
+from ..domain.refs import Monitoring
+from ..domain.wording import monitoring_in_words
 
 Answer = dict[str, Any]
 
@@ -194,6 +198,8 @@ def state(answer: Answer) -> str:
     for each in answer["attachments"]:
         lines.append(f"attached    {each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}")
         lines += [f"  edit      {edit(one)}" for one in each["steering"] or ()]
+    for each in answer["monitors"]:
+        lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
     lines += [f"open        {one['type']} {one['command_id']}" for one in answer["commands"]]
     lines += [f"running     generation {one['generation_id']}" for one in answer["generations"]]
     return plain("\n".join(lines))

@@ -211,6 +211,13 @@ class Client:
         body = {"features": _edits(features, exclude), "enabled": enabled}
         return cast(Answer, self._wire.request("PUT", _path(sae_id, "steering"), body=body)[1])
 
+    def monitor(
+        self, sae_id: str, *, enabled: bool = True, features: Sequence[int] | None = None, top_k: int = 10
+    ) -> Answer:
+        """Have activations of an attached SAE streamed while texts are made, as `activations` of `events`: the `top_k`
+        largest of `features`, or of all; `enabled=False` ends that."""
+        return self.command("Monitor", sae_id=sae_id, enabled=enabled, features=features, top_k=top_k)
+
     # — text —
 
     @overload

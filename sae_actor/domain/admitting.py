@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import errors
 from . import events as ev
-from .edits import checked
+from .edits import checked, in_range
 from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
 from .refs import ActiveSae, Edit, Intervention, Mode, StopWhen, Turn, intervention_sha256
 from .state import AttachmentState, State
@@ -103,14 +103,8 @@ def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> A
         sae_id = state.attached[0].sae_id
     read = _active(state, sae_id, "steer", ())
     description = state.saes[sae_id].sae
-    for feature in features:
-        if description is not None and feature >= description.d_sae:
-            raise errors.FeatureOutOfRangeError(
-                f"feature {feature} is not below d_sae {description.d_sae}",
-                feature=feature,
-                d_sae=description.d_sae,
-                sae_id=sae_id,
-            )
+    if description is not None:
+        in_range(features, sae_id, description.d_sae)
     return read
 
 

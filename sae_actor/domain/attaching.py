@@ -6,8 +6,8 @@ from msgspec import Struct
 
 from .. import errors
 from . import events as ev
-from .commands import Attach, Detach, Steer
-from .edits import checked
+from .commands import Attach, Detach, Monitor, Steer
+from .edits import checked, in_range
 from .events import Problem
 from .refs import HookPoint, ModelFacts, SaeDescription
 from .residing import leaves
@@ -177,7 +177,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
         return [failure(mine, changed)]
     gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
-    # A moved SAE keeps its steering, also when a restart in the middle could not bring it back to its old place.
+    # A moved SAE keeps its steering and what is monitored, also when a restart in the middle could not bring it back
+    # to its old place.
     old = (a for a in state.attachments if a.sae_id == mine.sae_id and a.status in ("attached", "failed"))
     moved = next(old, mine) if mine.sae_id in mine.replaces else mine
     detached = [
@@ -202,6 +203,7 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         device_bytes=report.device_bytes,
         steering=moved.steering,
         enabled=moved.enabled,
+        monitoring=moved.monitoring,
         restored=mine.restored,
     )
     return [*detached, come]
@@ -286,3 +288,16 @@ def steer(command: Steer, state: State) -> list[ev.Payload]:
         raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
     features = checked(command.features, command.sae_id, record.sae.d_sae)
     return [ev.SteeringChanged(sae_id=command.sae_id, features=features, enabled=command.enabled)]
+
+
+def monitor(command: Monitor, state: State) -> list[ev.Payload]:
+    """What is monitored ends with the attachment; a move and a restart keep it."""
+    record = known(state, command.sae_id)
+    if state.attachment(command.sae_id) is None or record.sae is None:
+        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
+    features = None if command.features is None else tuple(dict.fromkeys(command.features))
+    in_range(features or (), command.sae_id, record.sae.d_sae)
+    changed = ev.MonitoringChanged(
+        sae_id=command.sae_id, enabled=command.enabled, features=features, top_k=command.top_k
+    )
+    return [changed]

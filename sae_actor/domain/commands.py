@@ -6,7 +6,7 @@ A new command is a struct here, its events in `events`, one arm in `decide` and 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -109,15 +109,12 @@ class Steer(Command, frozen=True):
 
 
 class Monitor(Command, frozen=True):
-    """What is streamed while text is generated."""
+    """What is streamed of an attached SAE while text is generated: `top_k` activations, of `features` or of all."""
 
     sae_id: SaeId
     enabled: bool
-    features: Annotated[tuple[Feature, ...], Meta(max_length=4096)] | None = None
+    features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
     top_k: Annotated[int, Meta(ge=1, le=1024)] = 10
-
-    implemented: ClassVar[bool] = False
-    """Refused by name until activations are streamed."""
 
 
 AnyCommand: TypeAlias = (

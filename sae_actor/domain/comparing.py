@@ -122,6 +122,7 @@ def _attachment(each: AttachmentState) -> View:
         "attached_at": each.attached_at,
         "steering": _plain(each.steering),
         "steering_enabled": each.enabled,
+        "monitoring": _plain(each.monitoring),
         "error": _plain(each.error),
     }
 

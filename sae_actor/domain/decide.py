@@ -71,7 +71,7 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
         case Steer():
             return attaching.steer(message, state)
         case Monitor():
-            raise errors.BadRequestError("Monitor is not supported", param="type")
+            return attaching.monitor(message, state)
         case AdmitGeneration():
             return admitting.admit(message, state)
         case ev.GenerationFinished():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -25,11 +25,7 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
     for edit in edits:
         if edit.sae_id not in (None, sae_id):
             raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
-        for feature in (edit.feature,) if edit.when is None else (edit.feature, edit.when.feature):
-            if feature >= d_sae:
-                raise FeatureOutOfRangeError(
-                    f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae, sae_id=sae_id
-                )
+        in_range((edit.feature,) if edit.when is None else (edit.feature, edit.when.feature), sae_id, d_sae)
         _refuse_unresolved(edit)
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:
@@ -39,6 +35,15 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
                     feature=one.feature,
                 )
     return tuple(replace(edit, sae_id=None, exclude=tuple(dict.fromkeys(edit.exclude))) for edit in edits)
+
+
+def in_range(features: Iterable[int], sae_id: str, d_sae: int) -> None:
+    """`FeatureOutOfRangeError` for a feature that the SAE of `d_sae` features lacks."""
+    for feature in features:
+        if feature >= d_sae:
+            raise FeatureOutOfRangeError(
+                f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae, sae_id=sae_id
+            )
 
 
 def _refuse_unresolved(edit: Edit) -> None:

@@ -11,14 +11,13 @@ An `Intent` is the first event of an accepted command; it carries the command's 
 from __future__ import annotations
 
 import uuid
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Struct
 
+from . import refs
 from .refs import ActiveSae, Edit, FinishReason, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile, StopWhen, Turn
-
-Salt: TypeAlias = str
 
 MAX_PAYLOAD_BYTES = 255 * 1024
 """Of one payload as JSON. A log takes 256 KiB for an event: payload, type, ids, time and principal."""
@@ -204,7 +203,8 @@ class SaeAttached(Payload, frozen=True, kw_only=True):
     """What the device really took."""
     steering: tuple[Edit, ...] = ()
     enabled: bool = True
-    """Steering that came along: that of a moved or restored SAE."""
+    monitoring: refs.Monitoring | None = None
+    """What came along: of a moved or restored SAE."""
     restored: bool = False
 
 
@@ -309,7 +309,7 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     edited: tuple[tuple[int, int], ...] = ()
     """Ranges [from, to) of positions that were written to."""
     excluded: tuple[tuple[int, int], ...] = ()
-    salt: Salt = ""
+    salt: str = ""
     prompt_sha256: str = ""
     output_sha256: str = ""
     """sha256 of salt ‖ token ids (little-endian u32 each)."""

@@ -91,7 +91,14 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
                 position=event.position,
             )
             return replace(state, attachments=(*state.attachments, added))
-        case ev.SaeAttached() | ev.AttachFailed() | ev.DetachRequested() | ev.SaeDetached() | ev.SteeringChanged():
+        case (
+            ev.SaeAttached()
+            | ev.AttachFailed()
+            | ev.DetachRequested()
+            | ev.SaeDetached()
+            | ev.SteeringChanged()
+            | ev.MonitoringChanged()
+        ):
             return replace(state, attachments=attachments_after(state.attachments, event, payload))
         case ev.GenerationStarted():
             opened = OpenGeneration(

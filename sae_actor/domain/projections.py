@@ -129,9 +129,17 @@ def state_view(state: State) -> View:
         "model": model_view(state) if state.model is not None else None,
         "saes": {sae_id: sae_view(record, state) for sae_id, record in sorted(state.saes.items())},
         "attachments": [attachment_fields(a) for a in state.attached],
-        "monitors": [],
+        "monitors": [_monitor(a) for a in state.attached if a.monitoring is not None],
         "commands": [_plain(c) for c in state.commands.values()],
         "generations": [_plain(g) for g in state.generations.values()],
+    }
+
+
+def _monitor(attachment: AttachmentState) -> View:
+    return {
+        "sae_id": attachment.sae_id,
+        **_plain(attachment.monitoring),
+        "position": attachment.monitoring_position,
     }
 
 

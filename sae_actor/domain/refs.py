@@ -194,6 +194,15 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
         return self.mode == "reconstruct" or bool(self.steering)
 
 
+class Monitoring(Struct, frozen=True, kw_only=True):
+    """What is streamed of an attached SAE while texts are made; it is in no intervention and changes no text."""
+
+    features: tuple[int, ...] | None = None
+    """Only of these; None: of all."""
+    top_k: int = 10
+    """So many of the largest activations, those that are not 0."""
+
+
 class Turn(Struct, frozen=True, kw_only=True):
     """One message of a chat among the tokens of the prompt, [first, stop): what the template writes around it too."""
 

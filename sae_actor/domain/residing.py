@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from . import events as ev
 from .events import Event
+from .refs import Monitoring
 from .restarting import in_a_row
 from .state import AttachmentState
 
@@ -31,6 +32,8 @@ def attachments_after(
                     device_bytes=payload.device_bytes,
                     steering=payload.steering,
                     enabled=payload.enabled,
+                    monitoring=payload.monitoring,
+                    monitoring_position=None if payload.monitoring is None else at,
                     attached_at=a.attached_at or event.time,
                     replaces=(),
                     attempts=0,
@@ -65,7 +68,9 @@ def attachments_after(
             leaving = leaves(attachments, payload.sae_id)
             # Someone has seen what is missing since the restart: what failed goes too.
             return tuple(
-                replace(a, status="detaching", detach_position=at, steering=(), attempts=0, position=at)
+                replace(
+                    a, status="detaching", detach_position=at, steering=(), monitoring=None, attempts=0, position=at
+                )
                 if a is leaving
                 else a
                 for a in attachments
@@ -76,6 +81,14 @@ def attachments_after(
         case ev.SteeringChanged():
             return tuple(
                 replace(a, steering=payload.features, enabled=payload.enabled, position=at)
+                if a.sae_id == payload.sae_id and a.status == "attached"
+                else a
+                for a in attachments
+            )
+        case ev.MonitoringChanged():
+            wanted = Monitoring(features=payload.features, top_k=payload.top_k) if payload.enabled else None
+            return tuple(
+                replace(a, monitoring=wanted, monitoring_position=at)
                 if a.sae_id == payload.sae_id and a.status == "attached"
                 else a
                 for a in attachments

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .effects import SaeLocation
 from .events import Problem
-from .refs import Edit, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile
+from .refs import Edit, HookPoint, Mode, ModelFacts, Monitoring, SaeDescription, SaeFile
 
 ModelStatus: TypeAlias = Literal["loading", "loaded", "error"]
 RecordStatus: TypeAlias = Literal["downloading", "cached", "deleting", "error"]
@@ -81,6 +81,9 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     attached_at: str | None = None
     steering: tuple[Edit, ...] = ()
     enabled: bool = True
+    monitoring: Monitoring | None = None
+    monitoring_position: int | None = None
+    """Last event that changed what is monitored; it changes no other part of the attachment."""
     detach_position: int | None = None
     restored: bool = False
     attempts: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .refs import Edit, Exclusion, Method, NamedPositions, Positions, Unit
+from .refs import Edit, Exclusion, Method, Monitoring, NamedPositions, Positions, Unit
 
 _POSITIONS: dict[NamedPositions, str] = {
     "all": "at every position",
@@ -40,6 +40,16 @@ def positions(edit: Edit) -> str:
     if edit.exclude:
         where += " except " + _listed([_EXCLUSIONS[each] for each in edit.exclude])
     return where
+
+
+def monitoring_in_words(monitoring: Monitoring) -> str:
+    """What is streamed, such as `the 10 largest activations among features 3, 5 and 9`."""
+    if monitoring.features is None:
+        return f"the {monitoring.top_k} largest activations"
+    if len(monitoring.features) == 1:
+        return f"the activation of feature {monitoring.features[0]}"
+    among = _listed([str(each) for each in monitoring.features])
+    return f"the {monitoring.top_k} largest activations among features {among}"
 
 
 def ranges_in_words(ranges: Sequence[tuple[int, int]]) -> str:

@@ -37,7 +37,7 @@ async def refused(service: Running, path: str, body: bytes, *, headers: dict[str
         b'{"type":"Detach","sae_id":"../x"}',
         b'{"type":"Detach","sae_id":"a\\u0000"}',
         b'{"type":"Detach","sae_id":"\\ud800"}', '{"type":"Detach","sae_id":"é"}'.encode(),
-        b'{"type":"Detach","sae_id":1}', b'{"type":"Monitor","sae_id":"a","enabled":true}',
+        b'{"type":"Detach","sae_id":1}', b'{"type":"Monitor","sae_id":"a","enabled":1}',
     ],
 )  # fmt: skip
 async def test_malformed_commands(service: Running, body: bytes) -> None:

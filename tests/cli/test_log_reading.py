@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain.comparing import difference
+from sae_actor.domain.events import MonitoringChanged
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.projections import state_view
 from tests.cli.conftest import Ran
@@ -128,6 +130,24 @@ def test_diff_as_json(at: Command) -> None:
     for one, other in ((0, 13), (8, 11), (11, 8), (13, 0), (5, 5)):
         view = difference(fold(events[:one]), fold(events[:other]))
         assert json.loads(at("diff", str(one), str(other), "--json").out) == json.loads(msgspec.json.encode(view))
+
+
+def test_what_is_monitored(tmp_path: Path, command: Command) -> None:
+    on = MonitoringChanged(sae_id=A, enabled=True, features=(3, 4), top_k=2)
+    write(tmp_path / "log", a_life().and_then(on, replace(on, enabled=False)))
+
+    def told(*argv: str) -> str:
+        return command("log", *argv, "--data-dir", str(tmp_path / "log")).out
+
+    words = "the 2 largest activations among features 3 and 4"
+    assert f"monitored   {A}: {words}\n" in told("state", "--at", "14")
+    assert "monitored" not in told("state")
+    assert f"  monitored: nothing → {words}\n" in told("diff", "13", "14")
+    assert f"  monitored: {words} → nothing\n" in told("diff", "14", "15")
+    assert f"  monitored: {words}\n" in told("diff", "0", "14")
+    assert json.loads(told("state", "--at", "14", "--json"))["monitors"] == [
+        {"sae_id": A, "features": [3, 4], "top_k": 2, "position": 14}
+    ]
 
 
 def test_past_the_head(at: Command) -> None:

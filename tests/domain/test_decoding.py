@@ -133,6 +133,7 @@ BAD: list[dict[str, Any]] = [
     *({"type": "Steer", "sae_id": "a", "features": [{"feature": 0, "strength": 1, **more}]} for more in BAD_EDITS),
     {"type": "Monitor", "sae_id": "a"}, {"type": "Monitor", "sae_id": "a", "enabled": True, "top_k": 0},
     {"type": "Monitor", "sae_id": "a", "enabled": True, "features": [-1]},
+    {"type": "Monitor", "sae_id": "a", "enabled": True, "features": []},
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from sae_actor.domain.commands import (
     Download,
     Import,
     LoadModel,
+    Monitor,
     Steer,
     UnloadModel,
 )
@@ -57,6 +58,7 @@ commands: st.SearchStrategy[AnyCommand] = st.one_of(
     st.builds(Detach, sae_ids),
     st.builds(Delete, sae_ids),
     st.builds(Steer, sae_ids, features=st.sampled_from([(), (Edit(3, 7.0),), (Edit(99, 1.0),)])),
+    st.builds(Monitor, sae_ids, enabled=st.booleans(), features=st.sampled_from([None, (3,), (99,)])),
 )
 Action = tuple[str, Any]
 likely: st.SearchStrategy[AnyCommand] = st.sampled_from(
@@ -68,6 +70,7 @@ likely: st.SearchStrategy[AnyCommand] = st.sampled_from(
         Detach(A),
         Detach(B),
         Steer(A, features=(Edit(3, 7.0),)),
+        Monitor(A, enabled=True),
         Delete(B),
         Download(REPOSITORY, path="a", force=True),
     ]

@@ -78,6 +78,7 @@ COMMANDS: dict[str, AnyCommand] = {
     "detach": Detach(sae_id=A),
     "delete": Delete(sae_id=A),
     "steer": Steer(sae_id=A, features=()),
+    "monitor": Monitor(sae_id=A, enabled=True),
 }
 
 WORDS = {
@@ -95,6 +96,7 @@ WORDS = {
     "out": "DetachRequested SaeDetached",
     "delete": "DeleteRequested",
     "steer": "SteeringChanged",
+    "watch": "MonitoringChanged",
     "-model": "model_not_loaded",
     "-known": "sae_not_found",
     "-on": "sae_not_attached",
@@ -106,22 +108,22 @@ WORDS = {
 """What the table says: the events that follow, or (with a dash) the code of the refusal."""
 
 TABLE = """
-                load    other   unload   download  force   cancel   attach   replace  detach   delete  steer
-empty           load    load    -model   fetch     fetch   -known   -known   -known   -known   -known  -known
-no_model        load    load    -model   reuse     fetch   -idle    -model   -model   -on      delete  -on
-model_loading   load    turn    stop     reuse     fetch   -idle    -model   -model   -on      delete  -on
-downloading     loaded  load    unload   fetch     fetch   cancel   -used    -used    -on      -used   -on
-again           loaded  load    unload   fetch     fetch   cancel   -used    -used    -on      -used   -on
-not_downloaded  loaded  load    unload   fetch     fetch   -idle    -whole   -whole   -on      delete  -on
-ready           loaded  load    unload   reuse     fetch   -idle    attach   attach   -on      delete  -on
-attaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   -on
-attached        loaded  -used   -used    reuse     fetch   -idle    -twice   attach   detach   -used   steer
-moving          loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   steer
-detaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    -on      -used   -on
-deleting        loaded  load    unload   -used     -used   -idle    -used    -used    -on      -used   -on
-restoring       load    -used   -used    reuse     -used   -idle    -model   -model   detach   -used   -on
-lost            loaded  load    unload   reuse     fetch   -idle    attach   attach   out      delete  -on
-model_lost      load    load    unload   reuse     fetch   -idle    -model   -model   out      delete  -on
+                load    other   unload   download  force   cancel   attach   replace  detach   delete  steer   monitor
+empty           load    load    -model   fetch     fetch   -known   -known   -known   -known   -known  -known  -known
+no_model        load    load    -model   reuse     fetch   -idle    -model   -model   -on      delete  -on     -on
+model_loading   load    turn    stop     reuse     fetch   -idle    -model   -model   -on      delete  -on     -on
+downloading     loaded  load    unload   fetch     fetch   cancel   -used    -used    -on      -used   -on     -on
+again           loaded  load    unload   fetch     fetch   cancel   -used    -used    -on      -used   -on     -on
+not_downloaded  loaded  load    unload   fetch     fetch   -idle    -whole   -whole   -on      delete  -on     -on
+ready           loaded  load    unload   reuse     fetch   -idle    attach   attach   -on      delete  -on     -on
+attaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   -on     -on
+attached        loaded  -used   -used    reuse     fetch   -idle    -twice   attach   detach   -used   steer   watch
+moving          loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   steer   watch
+detaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    -on      -used   -on     -on
+deleting        loaded  load    unload   -used     -used   -idle    -used    -used    -on      -used   -on     -on
+restoring       load    -used   -used    reuse     -used   -idle    -model   -model   detach   -used   -on     -on
+lost            loaded  load    unload   reuse     fetch   -idle    attach   attach   out      delete  -on     -on
+model_lost      load    load    unload   reuse     fetch   -idle    -model   -model   out      delete  -on     -on
 """
 HEAD, *ROWS = (line.split() for line in TABLE.strip().splitlines())
 EXPECTED = {row[0]: dict(zip(HEAD, (WORDS[word] for word in row[1:]), strict=True)) for row in ROWS}
@@ -145,6 +147,5 @@ def test_what_follows(situation: str, command: str) -> None:
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_an_import_and_a_monitor_depend_on_no_other_sae(situation: str) -> None:
+def test_an_import_depends_on_no_other_sae(situation: str) -> None:
     SITUATIONS[situation].when(Import(path=FOLDER)).then_types(ev.DownloadRequested)
-    SITUATIONS[situation].when(Monitor(sae_id=A, enabled=True)).refused("bad_request", param="type")

@@ -304,6 +304,8 @@ class _Stream(AsyncIterator[Token | Finished]):
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
         self._read = 0
+        self._passing: dict[int, float] = {}
+        """Of the watches at a limited rate, by place in `watched`: when it was told last."""
         self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
 
@@ -397,17 +399,27 @@ class _Stream(AsyncIterator[Token | Finished]):
         self._shown = upto
 
     def _activations(self) -> tuple[Activations, ...]:
-        """Of the positions run since the token before."""
+        """Of the positions run since the token before; at a limited rate of the newest one alone."""
         run = (*self.request.token_ids, *self.ids)[:-1]
         first, self._read = self._read, len(run)
-        return tuple(
-            Activations(
-                sae_id=watch.sae.sae_id,
-                first=first,
-                rows=tuple(activations(token, watch, self._d_sae[watch.sae.attach_position]) for token in run[first:]),
-            )
-            for watch in self.request.watched
-        )
+        told = []
+        for place, watch in enumerate(self.request.watched):
+            if watch.every_seconds is not None and not self._due(place, watch):
+                continue
+            start = first if watch.every_seconds is None else len(run) - 1
+            d_sae = self._d_sae[watch.sae.attach_position]
+            rows = tuple(activations(token, watch, d_sae) for token in run[start:])
+            told.append(Activations(sae_id=watch.sae.sae_id, first=start, rows=rows))
+        return tuple(told)
+
+    def _due(self, place: int, watch: Watch) -> bool:
+        now = self.done.get_loop().time()
+        if watch.sae.attach_position not in self._engine.residents:
+            return False
+        if now - self._passing.get(place, -math.inf) < (watch.every_seconds or 0.0):
+            return False
+        self._passing[place] = now
+        return True
 
     def _scores(self, token: int) -> tuple[ScoredToken | None, tuple[ScoredToken, ...]]:
         """The chosen token is the most probable one, the letters behind it follow; each half as probable."""
