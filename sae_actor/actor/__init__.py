@@ -9,7 +9,7 @@ or published is durable. Reads take `actor.state`, an immutable value, and never
 
 from .activations import read_activations
 from .actor import Accepted, Actor
-from .broadcast import PAGE, Broadcast
+from .broadcast import PAGE, Broadcast, Wanted
 from .mailbox import Envelope, Mailbox
 from .perform import Performer
 from .texts import Done, RunningText, Tell, Texts
@@ -27,6 +27,7 @@ __all__ = [
     "RunningText",
     "Tell",
     "Texts",
+    "Wanted",
     "raw_request",
     "read_activations",
 ]

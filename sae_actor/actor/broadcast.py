@@ -1,26 +1,35 @@
 """Durable events and passing ones on their way to any number of readers.
 
-Readers pull: each knows the last position it has, takes what is newer from a ring of recent frames that all
-readers share, falls back to the log when it lags further behind, and otherwise waits for one future that
-every reader waits for. So there is no queue per reader to overflow, and replay and live are one loop.
+Readers pull: each knows the last position it has, takes what is newer from a ring of recent frames, falls back to
+the log when it lags further behind, and otherwise waits to be woken. So there is no queue per reader to overflow,
+and replay and live are one loop. A frame is encoded once; frames that follow one another are joined once for all
+readers that stand at the same place, and a page of the log is read once for all that are in it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
-from itertools import islice
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ..domain.events import Event
-from ..ports import EventLog
+from ..ports import EventLog, Head
 
 RING = 4096
+RING_BYTES = 8 * 1024 * 1024
 PASSING_RING = 256
 PAGE = 500
+PAGE_BYTES = 64 * 1024
+"""Of frames that are joined; a single larger frame is a page of its own."""
+STORED_BYTES = 8 * 1024 * 1024
+"""Of pages of the log that are kept for the next reader that comes by."""
+JOINED = 64
+"""Joined pages kept until something is published: where readers are scattered, each joins its own."""
+HEARTBEAT = 15.0
 
 
 class Frame(NamedTuple):
@@ -31,25 +40,83 @@ class Frame(NamedTuple):
     data: bytes
 
 
+class Wanted(NamedTuple):
+    """What a reader asks for: all, or only some types, or only what names one SAE."""
+
+    types: frozenset[str] | None = None
+    sae_id: str | None = None
+
+    def takes(self, event_type: str, data: bytes) -> bool:
+        """`data` is JSON, alone or as the last line of a frame."""
+        if self.types is not None and event_type not in self.types:
+            return False
+        return self.sae_id is None or names_sae(data, self.sae_id)
+
+
+EVERYTHING = Wanted()
+
+
+class Page(NamedTuple):
+    """What a reader gets at once, and where it stands afterwards. `data` is empty where its wishes leave out all."""
+
+    data: bytes
+    after: int
+    passed: int
+
+
 def sse(event_type: str, data: bytes, event_id: str | None = None) -> bytes:
     """The bytes of one server-sent event; JSON has no raw line breaks, so one data line is enough."""
     head = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
     return head + b"event: " + event_type.encode() + b"\ndata: " + data + b"\n\n"
 
 
+def names_sae(data: bytes, sae_id: str) -> bool:
+    """Whether an event says that it is about this SAE: its own `sae_id`, one inside it, or one that it replaces."""
+    if sae_id.encode() not in data:
+        return False
+    _, _, alone = data.rpartition(b"\ndata: ")
+    return _names(msgspec.json.decode(alone), sae_id)
+
+
+def _names(value: Any, sae_id: str) -> bool:
+    if isinstance(value, dict):
+        if value.get("sae_id") == sae_id or sae_id in (value.get("replaces") or ()):
+            return True
+        value = list(value.values())
+    return isinstance(value, list) and any(_names(each, sae_id) for each in value)
+
+
 class Broadcast:
     """Shared by the actor, which publishes, and all readers."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, *, ring: int = RING) -> None:
         self._log = log
-        self.head = log.head.position
+        self._last = log.head
         self._mark = log.log_id[:8]
-        self._recent: deque[Frame] = deque(maxlen=RING)
+        self._ring = ring
+        self._recent: dict[int, Frame] = {}
+        self._oldest = self._last.position + 1
+        """Position of the first frame in the ring; behind the head while there is none."""
+        self._recent_bytes = 0
         self._passing: deque[tuple[int, Frame]] = deque(maxlen=PASSING_RING)
         self._passed = 0
-        self._news: asyncio.Future[None] | None = None
+        self._joined: dict[tuple[int, int, Wanted], Page] = {}
+        self._stored: OrderedDict[int, list[Frame]] = OrderedDict()
+        self._stored_bytes = 0
+        self._loading: dict[int, asyncio.Task[list[Frame]]] = {}
+        self._resting: set[asyncio.Future[None]] = set()
         self._closed = False
         self.readers = 0
+        """Seats that are taken."""
+
+    @property
+    def head(self) -> int:
+        """Position of the last event that was published."""
+        return self._last.position
+
+    def checkpoint(self) -> bytes:
+        """The head as an event without id: who keeps it can tell later whether this log was changed."""
+        return sse("checkpoint", msgspec.json.encode(self._last))
 
     def event_id(self, position: int) -> str:
         return f"{self._mark}.{position}"
@@ -65,8 +132,13 @@ class Broadcast:
     def publish(self, events: Sequence[Event]) -> None:
         """Durable events, in order."""
         for event in events:
-            self._recent.append(self._frame(event))
-            self.head = event.position
+            frame = self._frame(event)
+            self._recent[event.position] = frame
+            self._recent_bytes += len(frame.data)
+            self._last = Head(event.position, event.hash)
+        while len(self._recent) > self._ring or self._recent_bytes > RING_BYTES:
+            self._recent_bytes -= len(self._recent.pop(self._oldest).data)
+            self._oldest += 1
         self._wake()
 
     def announce(self, event_type: str, data: dict[str, Any]) -> None:
@@ -86,57 +158,142 @@ class Broadcast:
         )
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
-        self._news = None
+        self._joined.clear()
+        resting, self._resting = self._resting, set()
+        for reader in resting:
+            _release(reader)
 
-    def _waiter(self) -> asyncio.Future[None]:
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        return self._news
+    # — reading —
 
-    async def read(
-        self, after: int, *, types: Iterable[str] | None = None, heartbeat: float = 15.0
-    ) -> AsyncIterator[Frame | None]:
-        """Every durable event with a position above `after`, once and in order, and passing ones as they come.
-
-        None after `heartbeat` seconds without anything to say, also where `types` leaves out all that happens.
-        Ends when the broadcast is closed.
-        """
-        wanted = frozenset(types) if types is not None else None
-        passed = self._passed
-        clock = asyncio.get_running_loop().time
-        spoke = clock()
+    @contextlib.contextmanager
+    def seat(self) -> Iterator[None]:
+        """Count as a reader."""
         self.readers += 1
         try:
-            while True:
-                for frame in await self._newer(after):
-                    after = frame.position or after
-                    if wanted is None or frame.type in wanted:
-                        yield frame
-                        spoke = clock()
-                for number, frame in [each for each in self._passing if each[0] > passed]:
-                    passed = number
-                    if wanted is None or frame.type in wanted:
-                        yield frame
-                        spoke = clock()
-                if clock() - spoke >= heartbeat:
-                    yield None
-                    spoke = clock()
-                if self.head > after or self._passed > passed:
-                    await asyncio.sleep(0)
-                elif self._closed:
-                    return
-                else:
-                    await asyncio.wait([self._waiter()], timeout=max(0.0, spoke + heartbeat - clock()))
+            yield
         finally:
             self.readers -= 1
+            if not self.readers:
+                self._forget()
 
-    async def _newer(self, after: int) -> list[Frame]:
-        """A page of frames behind `after`: from the ring if it reaches back that far, else from the log."""
+    async def read(
+        self, after: int, wanted: Wanted = EVERYTHING, *, heartbeat: float = HEARTBEAT
+    ) -> AsyncGenerator[Page | None, None]:
+        """Every durable event with a position above `after`, once and in order, and passing ones as they come.
+
+        None every `heartbeat` seconds. Ends when the broadcast is closed.
+        """
+        passed = self._passed
+        clock = asyncio.get_running_loop().time
+        beat = clock() + heartbeat
+        while True:
+            if self.head > after or self._passed > passed:
+                page = await self._page(after, passed, wanted)
+                _, after, passed = page
+                if page.data:
+                    yield page
+            if clock() >= beat:
+                beat = clock() + heartbeat
+                yield None
+            if self.head > after or self._passed > passed:
+                # Whoever replays a long log, or falls behind for ever, must not keep the others waiting.
+                await asyncio.sleep(0)
+            elif self._closed:
+                return
+            else:
+                await self._rest(beat)
+
+    async def _rest(self, until: float) -> None:
+        """Wait for news, or for the time `until`."""
+        loop = asyncio.get_running_loop()
+        # One future for each: who is cancelled while waiting for a shared one would cancel it for all.
+        news = loop.create_future()
+        self._resting.add(news)
+        timer = loop.call_at(until, _release, news)
+        try:
+            await news
+        finally:
+            timer.cancel()
+            self._resting.discard(news)
+
+    async def _page(self, after: int, passed: int, wanted: Wanted) -> Page:
+        """What comes next at this place: up to so many frames and bytes, and all that is passing."""
+        key = (after, passed, wanted)
+        if key not in self._joined:
+            frames = await self._newer(after)
+            # Others at this place may have waited for the same frames, and been here first.
+            if key not in self._joined:
+                page = self._join(frames, after, passed, wanted)
+                # One that leads nowhere is not kept: it would be found again until something is published.
+                if len(self._joined) >= JOINED or (page.after, page.passed) == (after, passed):
+                    return page
+                self._joined[key] = page
+        return self._joined[key]
+
+    def _join(self, frames: Sequence[Frame], after: int, passed: int, wanted: Wanted) -> Page:
+        parts: list[bytes] = []
+        size = 0
+        for frame in frames:
+            if size >= PAGE_BYTES:
+                break
+            after = frame.position or after
+            if wanted.takes(frame.type, frame.data):
+                parts.append(frame.data)
+                size += len(frame.data)
+        for number, frame in self._passing:
+            if number > passed:
+                passed = number
+                if wanted.takes(frame.type, frame.data):
+                    parts.append(frame.data)
+        return Page(b"".join(parts), after, passed)
+
+    async def _newer(self, after: int) -> Sequence[Frame]:
+        """At most a page of frames behind `after`: from the ring if it reaches back that far, else from the log."""
         if after >= self.head:
-            return []
-        if self._recent and (self._recent[0].position or 0) <= after + 1:
-            start = after + 1 - (self._recent[0].position or 0)
-            return list(islice(self._recent, start, start + PAGE))
-        return [self._frame(event) for event in await self._log.read(after, PAGE)]
+            return ()
+        if self._oldest <= after + 1:
+            return [self._recent[position] for position in range(after + 1, min(after + PAGE, self.head) + 1)]
+        first = after - after % PAGE
+        frames = self._stored.get(first, [])
+        if len(frames) <= after - first:
+            loading = self._loading.get(first)
+            if loading is None:
+                loading = self._loading[first] = asyncio.create_task(self._load(first))
+                loading.add_done_callback(_looked_at)
+            # Others may wait for the same page: the one who leaves does not take it along.
+            frames = await asyncio.shield(loading)
+        # What is durable and not published yet is nobody's to know: its id would be refused as one from the future.
+        return frames[after - first : self.head - first]
+
+    async def _load(self, first: int) -> list[Frame]:
+        """The events `first` + 1 to `first` + PAGE, as far as there are any, for all readers that want one of them."""
+        try:
+            frames = [self._frame(event) for event in await self._log.read(first, PAGE)]
+        finally:
+            del self._loading[first]
+        self._stored_bytes += _size(frames) - _size(self._stored.pop(first, ()))
+        self._stored[first] = frames
+        while self._stored_bytes > STORED_BYTES and len(self._stored) > 1:
+            self._stored_bytes -= _size(self._stored.popitem(last=False)[1])
+        return frames
+
+    def _forget(self) -> None:
+        """Nobody reads: what was kept for the next one goes, but for the ring."""
+        self._joined.clear()
+        self._stored.clear()
+        self._stored_bytes = 0
+
+
+def _release(reader: asyncio.Future[None]) -> None:
+    if not reader.done():
+        reader.set_result(None)
+
+
+def _size(frames: Sequence[Frame]) -> int:
+    return sum(len(frame.data) for frame in frames)
+
+
+def _looked_at(loading: asyncio.Task[list[Frame]]) -> None:
+    """A failure is raised in those who wait; where they have all gone, nobody needs to hear of it."""
+    if not loading.cancelled():
+        loading.exception()

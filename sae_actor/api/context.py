@@ -21,6 +21,10 @@ class Context:
     engine: Engine
     capabilities: Callable[[], dict[str, Any]]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
+    max_readers: int = 2000
+    """Streams of events at the same time."""
+    heartbeat: float = 15.0
+    """Seconds between two comments, and two checkpoints, of a stream of events."""
     quota_bytes: int | None = None
     """What downloads may take on disk together; None: as much as there is."""
     tokens: tuple[str, ...] = ()

@@ -2,51 +2,96 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 from litestar.response import Stream
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Scope, Send
 
+from ..actor import Broadcast, Wanted
 from ..actor.broadcast import sse
+from ..errors import MailboxFullError
 from .bodies import whole_number
 from .context import context
-from .reading import AFTER, TYPES, event_types
+from .reading import AFTER, SAE, TYPES, wanted_events
 from .routes import Answer, AnyRequest, operation
 
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""The second tells nginx to pass on each frame at once."""
 OPENING = b": events follow\n\n"
-HEARTBEAT = b": still here\n\n"
+HEARTBEAT = b": still here\n"
+"""A comment, and no empty line: some readers take that for an event, once they have seen an id."""
 RETRY = b"retry: 2000\n"
 """Stands at the head of the first event: on its own some readers would take it for an empty one."""
+RETRY_BETWEEN = (1000, 4000)
+"""Milliseconds. Readers that are told to come back at different times do not all come at once."""
 RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
 BYE = sse("bye", b'{"why":"the service is stopping"}')
 
 
-@operation("GET", "/api/events", "Events as they happen (SSE)", query=(AFTER, TYPES),
-           answers=((200, "text/event-stream"),), tag="log")  # fmt: skip
+@operation("GET", "/api/events",
+           "Events as they happen (SSE). `checkpoint`, without id, tells the head every few seconds: position and hash",
+           query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), errors=("mailbox_full",),
+           tag="log")  # fmt: skip
 async def get_events(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=2**53)
-    types = event_types(request)
+    wanted = wanted_events(request)
     reset = False
-    last_id = request.headers.get("last-event-id")
+    last_ids = request.headers.getall("last-event-id", [])
     broadcast = context(request).actor.broadcast
-    if last_id is not None:
-        position = broadcast.position_of(last_id.strip())
+    if last_ids:
+        # Two of them contradict one another: neither is followed.
+        position = broadcast.position_of(last_ids[0].strip()) if len(last_ids) == 1 else None
         after, reset = (0, True) if position is None else (position, False)
     elif after > broadcast.head:
         after, reset = 0, True
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return Stream(_stream(request, after, types, reset), media_type="text/event-stream", headers=headers)
+    if broadcast.readers >= context(request).max_readers:
+        raise MailboxFullError(f"{broadcast.readers} readers follow the events already", retry_after=5)
+    return _Frames(broadcast, _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat))
 
 
-async def _stream(request: AnyRequest, after: int, types: tuple[str, ...] | None, reset: bool) -> AsyncIterator[bytes]:
+class _Seated(ASGIStreamingResponse):
+    """A stream that counts as a reader while it lasts, whether or not its reader stays for the first frame."""
+
+    def __init__(self, broadcast: Broadcast, frames: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(iterator=frames, headers=headers, media_type="text/event-stream", status_code=200)
+        self._broadcast = broadcast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._broadcast.seat():
+            await super().__call__(scope, receive, send)
+
+
+class _Frames(Stream):
+    """The answer before it is one."""
+
+    def __init__(self, broadcast: Broadcast, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(frames)
+        self._broadcast = broadcast
+        self._frames = frames
+
+    def to_asgi_response(self, *_: Any, headers: dict[str, str] | None = None, **__: Any) -> _Seated:
+        return _Seated(self._broadcast, self._frames, {**(headers or {}), **HEADERS})
+
+
+async def _frames(
+    broadcast: Broadcast, after: int, wanted: Wanted, *, reset: bool, heartbeat: float
+) -> AsyncIterator[bytes]:
+    told = wanted.types is None or "checkpoint" in wanted.types
     yield OPENING
     head = RETRY
     if reset:
         yield head + RESET
         head = b""
-    async for frame in context(request).actor.broadcast.read(after, types=types):
-        if frame is None:
-            yield HEARTBEAT
-        else:
-            yield head + frame.data
+    async for page in broadcast.read(after, wanted, heartbeat=heartbeat):
+        if page is not None:
+            yield head + page.data if head else page.data
             head = b""
-    yield head + BYE
+        elif told:
+            yield HEARTBEAT + head + broadcast.checkpoint()
+            head = b""
+        else:
+            yield HEARTBEAT
+    yield b"retry: %d\n" % random.randint(*RETRY_BETWEEN) + BYE

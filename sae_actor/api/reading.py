@@ -8,7 +8,7 @@ import msgspec
 from litestar import Response
 from litestar.response import Stream
 
-from ..actor import PAGE
+from ..actor import PAGE, Wanted
 from ..domain.commands import Download
 from ..domain.events import PAYLOADS, Event
 from ..domain.evolve import evolve
@@ -20,10 +20,12 @@ from .context import context
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
 
 MAX_LIMIT = 5000
+MAX_SAE_ID = 200
 _POSITION = {"type": "integer", "minimum": 0}
 TYPES = Query("types", {"type": "string"}, "comma-separated event types; all without it")
 LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most so many; 500 without it")
 AFTER = Query("after", _POSITION, "only events behind this position")
+SAE = Query("sae_id", {"type": "string", "minLength": 1, "maxLength": MAX_SAE_ID}, "only events that name this SAE")
 
 
 @operation("GET", "/api/model", "The model", tag="model")
@@ -59,7 +61,7 @@ async def get_state(request: AnyRequest) -> Answer:
     if at > now.position:
         raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
     state = EMPTY if at < now.position else now
-    async for event in _events(request, 0, None, until=at if at < now.position else 0):
+    async for event in _events(request, 0, Wanted(), until=at if at < now.position else 0):
         state = evolve(state, event)
     return answer(request, state_view(state))
 
@@ -76,43 +78,52 @@ def event_types(request: AnyRequest) -> tuple[str, ...] | None:
     return types
 
 
-PASSING = frozenset({"download_progress", "model_progress", "activations"})
-"""Events without id: progress, never logged."""
+def wanted_events(request: AnyRequest) -> Wanted:
+    """What `?types=` and `?sae_id=` leave."""
+    types = event_types(request)
+    sae_id = request.query_params.get("sae_id")
+    if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
+        raise BadRequestError(f"sae_id takes 1 to {MAX_SAE_ID} characters", param="sae_id")
+    return Wanted(None if types is None else frozenset(types), sae_id)
+
+
+PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
+"""Events without id: progress and the like, never logged."""
 
 
 @operation("GET", "/api/log", "Events",
-           query=(AFTER, LIMIT, TYPES),
+           query=(AFTER, LIMIT, TYPES, SAE),
            answers=((200, "application/json"), (200, "application/x-ndjson")), tag="log")  # fmt: skip
 async def get_log(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=2**53)
-    types = event_types(request)
+    wanted = wanted_events(request)
     head = context(request).log.head
     if "application/x-ndjson" in request.headers.get("accept", ""):
-        return Stream(_lines(request, after, types, head.position), media_type="application/x-ndjson")
+        return Stream(_lines(request, after, wanted, head.position), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
     found: list[Event] = []
-    async for event in _events(request, after, types, until=head.position):
+    async for event in _events(request, after, wanted, until=head.position):
         found.append(event)
         if len(found) == limit:
             break
     return answer(request, {"events": found, "head": head})
 
 
-async def _lines(request: AnyRequest, after: int, types: tuple[str, ...] | None, until: int) -> AsyncIterator[bytes]:
-    async for event in _events(request, after, types, until=until):
+async def _lines(request: AnyRequest, after: int, wanted: Wanted, until: int) -> AsyncIterator[bytes]:
+    async for event in _events(request, after, wanted, until=until):
         yield msgspec.json.encode(event) + b"\n"
 
 
-async def _events(
-    request: AnyRequest, after: int, types: tuple[str, ...] | None, *, until: int
-) -> AsyncIterator[Event]:
+async def _events(request: AnyRequest, after: int, wanted: Wanted, *, until: int) -> AsyncIterator[Event]:
     """Events behind `after` up to and with `until`, read by the page."""
+    types = None if wanted.types is None else sorted(wanted.types)
     while after < until:
         page = await context(request).log.read(after, PAGE, types)
         for event in page:
             if event.position > until:
                 return
-            yield event
+            if wanted.takes(event.type, bytes(event.data)):
+                yield event
         if len(page) < PAGE:
             return
         after = page[-1].position

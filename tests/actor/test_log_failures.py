@@ -41,9 +41,9 @@ async def test_a_full_disk_leaves_a_service_that_can_be_read(caplog: pytest.LogC
         assert not world.actor.failure.done()
         outcome = await world.actor.outcome((await world.events())[1].command_id or "", 5)
         assert outcome.status == "completed"
-        async for frame in world.actor.broadcast.read(0):
-            assert frame is not None
-            if frame.position == before.position:
+        async for page in world.actor.broadcast.read(0):
+            assert page is not None
+            if page.after == before.position:
                 break
     assert "cannot be written" in caplog.text
 

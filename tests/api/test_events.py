@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 from typing import Any
 
 import httpx
@@ -81,13 +83,70 @@ async def test_types_are_filtered(service: Running) -> None:
     assert [event["type"] for event in logged] == ["SaeAttached"]
 
 
+async def test_what_names_an_sae_is_filtered(service: Running) -> None:
+    one = await service.ready()
+    other = await service.download("layer.2")
+    about = {each: [e for e in await service.events() if e["data"].get("sae_id") == each] for each in (one, other)}
+    assert (len(about[one]), len(about[other])) == (4, 2)
+    for sae_id in (one, other):
+        found = await read(service.client, len(about[sae_id]), f"/api/events?sae_id={sae_id}")
+        assert [data for _, _, data in found] == about[sae_id]
+        logged = await service.client.get("/api/log", params={"sae_id": sae_id})
+        assert logged.json()["events"] == about[sae_id]
+    both = {"sae_id": one, "types": "SaeAttached,DownloadCompleted", "limit": "1", "after": "5"}
+    (attached,) = (await service.client.get("/api/log", params=both)).json()["events"]
+    assert attached["type"] == "SaeAttached"
+    for bad in ("", "x" * 201):
+        assert (await service.client.get("/api/events", params={"sae_id": bad})).status_code == 400
+
+
+async def test_checkpoints_tell_the_head(service: Running) -> None:
+    service.context.heartbeat = 0.05
+    await service.command("LoadModel", model=MODEL)
+    head = service.actor.state.position
+    found = await read(service.client, head + 3)
+    assert [kind for _, kind, _ in found[head:]] == ["checkpoint"] * 3
+    assert found[-1][2] == (await service.client.get("/api/log")).json()["head"]
+    assert found[-1][0] == found[head - 1][0], "a checkpoint has no id: what a reader resumes behind stays"
+    only = await read(service.client, 2, "/api/events?types=checkpoint")
+    assert [kind for _, kind, _ in only] == ["checkpoint"] * 2
+    async with service.client.stream("GET", "/api/events?types=ModelLoaded") as answer:
+        text = ""
+        async for part in answer.aiter_text():
+            text += part
+            if text.count(": still here\n") == 3:
+                break
+    assert "checkpoint" not in text
+
+
+async def test_as_many_readers_as_there_are_seats(service: Running) -> None:
+    service.context.max_readers = 10
+    async with contextlib.AsyncExitStack() as stack:
+        streams = [service.client.stream("GET", "/api/events") for _ in range(30)]
+        answers = await asyncio.gather(*(stack.enter_async_context(each) for each in streams))
+        statuses = sorted(answer.status_code for answer in answers)
+        assert statuses == [200] * 10 + [429] * 20
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert (refused.headers["retry-after"], json.loads(await refused.aread())["code"]) == ("5", "mailbox_full")
+        assert (await service.client.get("/api/saes")).status_code == 200
+    async with asyncio.timeout(5):
+        while service.actor.broadcast.readers:
+            await asyncio.sleep(0.01)
+    assert (await read(service.client, 1))[0][1] == "ActorStarted"
+
+
 async def test_the_stream_ends_with_the_service() -> None:
+    """With a farewell that sends each reader back at another time."""
     async with serving() as service:
-        reading = asyncio.create_task(read(service.client, 10_000))
-        await asyncio.sleep(0.1)
+        reading = [asyncio.create_task(service.client.get("/api/events")) for _ in range(5)]
+        await asyncio.sleep(0.2)
         service.actor.broadcast.close()
-        found = await asyncio.wait_for(reading, 2)
-        assert found[-1][1] == "bye"
+        texts = [(await asyncio.wait_for(each, 2)).text for each in reading]
+    assert all("\nevent: bye\n" in text.split("\n\n")[-2] for text in texts)
+    times = [[int(each) for each in re.findall(r"^retry: (\d+)$", text, re.MULTILINE)] for text in texts]
+    assert {first for first, _ in times} == {2000}
+    assert len({last for _, last in times}) > 1
+    assert all(1000 <= last <= 4000 for _, last in times)
 
 
 async def test_the_log_by_the_page_and_by_the_line(service: Running) -> None:
