@@ -60,6 +60,9 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     head: Head
     first_bad: int | None = None
     detail: str | None = None
+    clock_skew: tuple[int, ...] = ()
+    """Events whose time is before that of the event before them: the clock went back. No damage, since positions alone
+    order a log; the first hundred."""
 
 
 class EventLog(Protocol):
@@ -166,8 +169,8 @@ class Watch(Struct, frozen=True, kw_only=True):
     features: tuple[int, ...] | None = None
     """Only of these; None: of all."""
     every_seconds: float | None = None
-    """Told at most so often, of the newest position of a step alone, and left out of the other tokens; None: of all
-    positions."""
+    """Told at most so often, of the newest position of a step alone, and left out of the other tokens, or all of them
+    where the SAE is not there; None: of all positions. Such ones stand last in `TextRequest.watched`."""
 
 
 class FeatureActivation(Struct, frozen=True):

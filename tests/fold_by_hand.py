@@ -51,7 +51,6 @@ class Books:
         """Attachments in their order: each has `asked`, the position of its AttachRequested."""
         self.open: dict[str, Fields] = {}
         self.texts: dict[str, Fields] = {}
-        self.monitors: dict[str, Fields] = {}
 
     def enter(self, event: Fields) -> None:
         self.position = event["position"]
@@ -59,7 +58,7 @@ class Books:
         if data is None or event["schema"] != 1:
             return
         at, time = event["position"], event["time"]
-        for ledger in (self._models, self._files, self._attachments, self._texts, self._monitors):
+        for ledger in (self._models, self._files, self._attachments, self._texts):
             ledger(kind, data, at, time)
         self._commands(kind, data, event)
 
@@ -135,6 +134,7 @@ class Books:
                 place = {"asked": at, "sae_id": data["sae_id"], "status": "attaching", "position": at, "deaths": 0}
                 place |= {"model": self.model["asked"] if self.model is not None else 0, "weights": "", "since": None}
                 place |= {"memory_bytes": 0, "device_bytes": 0, "steering": [], "enabled": True, "error": None}
+                place |= {"monitor": None, "monitored": None}
                 self.places.append(place | _where(data))
             case "SaeAttached":
                 for place in self._coming(data):
@@ -142,6 +142,7 @@ class Books:
                     place |= {"since": place["since"] or time, "weights": data.get("weights_sha256", "")}
                     place |= {"steering": data.get("steering", []), "enabled": data.get("enabled", True)}
                     place |= {name: data.get(name, 0) for name in ("memory_bytes", "device_bytes")}
+                    place |= {"monitor": data.get("monitoring"), "monitored": at}
                 if not data.get("restored"):
                     self.places = [place for place in self.places if place["status"] != "failed"]
             case "AttachFailed" if data.get("restored"):
@@ -159,6 +160,11 @@ class Books:
                 for place in self.places:
                     if (place["sae_id"], place["status"]) == (data["sae_id"], "attached"):
                         place |= {"steering": data["features"], "enabled": data.get("enabled", True), "position": at}
+            case "MonitoringChanged":
+                wanted = {"features": data.get("features"), "top_k": data.get("top_k", 10)}
+                for place in self.places:
+                    if (place["sae_id"], place["status"]) == (data["sae_id"], "attached"):
+                        place |= {"monitor": wanted if data["enabled"] else None, "monitored": at}
 
     def _coming(self, data: Fields) -> list[Fields]:
         return [p for p in self.places if p["asked"] == data["request_position"] and p["status"] == "attaching"]
@@ -174,7 +180,7 @@ class Books:
             or (place["sae_id"] != sae_id and place["status"] != "failed")
         ]
         if out is not None:
-            out |= {"status": "detaching", "leaving": at, "steering": [], "deaths": 0, "position": at}
+            out |= {"status": "detaching", "leaving": at, "steering": [], "monitor": None, "deaths": 0, "position": at}
 
     def _start(self, data: Fields) -> None:
         """Nothing is on the device any more; what was there is to come back, and what failed to may try again."""
@@ -207,12 +213,6 @@ class Books:
         elif kind == "GenerationFinished":
             self.texts.pop(data["generation_id"], None)
 
-    def _monitors(self, kind: str, data: Fields, at: int, _: str) -> None:
-        if kind == "MonitoringChanged":
-            self.monitors.pop(data["sae_id"], None)
-            if data["enabled"]:
-                self.monitors[data["sae_id"]] = {**data, "position": at}
-
     def _commands(self, kind: str, data: Fields, event: Fields) -> None:
         name = ASKED.get(kind)
         if kind == "DownloadRequested":
@@ -232,14 +232,20 @@ class Books:
     # — as it is shown —
 
     def view(self) -> Fields:
-        """What `/api/state` should answer, but for `monitors`, whose shape is its own affair."""
+        """What `/api/state` should answer."""
+        attached = [place for place in self.places if place["status"] == "attached"]
         return json.loads(  # type: ignore[no-any-return]  # a copy that later events leave alone
             json.dumps(
                 {
                     "position": self.position,
                     "model": self._model_shown(),
                     "saes": {sae_id: self._sae_shown(sae_id, sae) for sae_id, sae in sorted(self.saes.items())},
-                    "attachments": [_place_shown(p) for p in self.places if p["status"] == "attached"],
+                    "attachments": [_place_shown(place) for place in attached],
+                    "monitors": [
+                        {"sae_id": place["sae_id"], **place["monitor"], "position": place["monitored"]}
+                        for place in attached
+                        if place["monitor"] is not None
+                    ],
                     "commands": list(self.open.values()),
                     "generations": list(self.texts.values()),
                 }

@@ -181,6 +181,8 @@ def verification(answer: Answer) -> str:
     head = answer["head"]
     if answer["ok"]:
         warning = f"\nwarning: {answer['detail']}" if answer.get("detail") else ""
+        if skewed := answer.get("clock_skew"):
+            warning += f"\nwarning: the clock went back before {', '.join(map(str, skewed))}; positions give the order"
         return f"ok: {answer['events']} events, head {head['position']} {head['hash']}{warning}"
     where = f" at position {answer['first_bad']}" if answer.get("first_bad") is not None else ""
     return plain(f"damaged{where}: {answer.get('detail') or 'the chain does not verify'}")

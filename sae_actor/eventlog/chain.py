@@ -30,6 +30,8 @@ GENESIS_TAG = b"sae-actor genesis 1\n"
 SALT_BYTES = 16
 MAX_EVENT_BYTES = 256 * 1024
 """Payload and texts of one event together."""
+MAX_SKEWED = 100
+"""Events out of time that a verification names."""
 
 _HEADER = struct.Struct(">32sQIIIIiI")
 """previous, position, schema, then the lengths of event_id, type, time, command_id (−1: none), principal."""
@@ -189,6 +191,10 @@ class Walk:
         """Events whose payload is gone."""
         self.redacted: set[int] = set()
         """Events that a PayloadRedacted names."""
+        self.time = b""
+        """Of the last good event."""
+        self.skewed: list[int] = []
+        """The first `MAX_SKEWED` events that were told an earlier time than the one before them."""
 
     @property
     def head(self) -> Head:
@@ -207,7 +213,7 @@ class Walk:
     def _walk(self, rows: Iterable[Any]) -> str | None:
         # The loop that replays a million events: event_digest is written out in it, attributes are locals.
         sha256, pack, kinds = hashlib.sha256, _HEADER.pack, self.kinds
-        position, previous = self.position, self.hash
+        position, previous, latest = self.position, self.hash, self.time
         try:
             for at, event_id, type_, schema, time, command_id, principal, data, salt, data_hash, stored in rows:
                 if at != position + 1:
@@ -226,9 +232,11 @@ class Walk:
                     kinds[type_, schema] = at
                 if type_ == _REDACTION and data is not None:
                     self.redacted.add(_redaction.decode(data).redacted_position)
-                position, previous = at, digest
+                if time < latest and len(self.skewed) < MAX_SKEWED:
+                    self.skewed.append(at)
+                position, previous, latest = at, digest, time
         finally:
-            self.position, self.hash = position, previous
+            self.position, self.hash, self.time = position, previous, latest
         return None
 
     def unexplained(self) -> int | None:

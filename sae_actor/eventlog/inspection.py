@@ -46,6 +46,8 @@ class Findings:
     """(type, schema, position) of the first event that this version does not know."""
     unfinished_redactions: tuple[int, ...] = ()
     """Events that a PayloadRedacted names and whose payload is still there."""
+    clock_skew: tuple[int, ...] = ()
+    """As in `Verification`."""
 
 
 def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: bool = False) -> Findings:
@@ -75,6 +77,7 @@ def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: boo
         truncation=truncation,
         unknown=_unknown(walk),
         unfinished_redactions=tuple(at for at in sorted(walk.redacted - walk.erased) if at <= walk.position),
+        clock_skew=tuple(walk.skewed),
     )
 
 

@@ -59,7 +59,7 @@ class MemoryLog:
         self._refuse_if_closed()
         walk = Walk(self._log_id)
         if walk.feed(map(as_read, self._rows)) and walk.head == self._head:
-            return Verification(ok=True, events=walk.position, head=walk.head)
+            return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
         return Verification(
             ok=False, events=walk.position, head=walk.head, first_bad=walk.position + 1, detail=walk.bad or "lost"
         )

@@ -38,7 +38,8 @@ async def verify_folder(folder: Path) -> Verification:
     finally:
         lock.release()
     detail = None if findings.witnessed else _NO_CHECKPOINT
-    return Verification(ok=True, events=findings.head.position, head=findings.head, detail=detail)
+    head = findings.head
+    return Verification(ok=True, events=head.position, head=head, detail=detail, clock_skew=findings.clock_skew)
 
 
 async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = None) -> AsyncGenerator[Event, None]:

@@ -162,7 +162,7 @@ class SqliteLog:
             return _bad(walk, walk.position, "the last event is not the one that was written")
         if (bare := walk.unexplained()) is not None:
             return _bad(walk, bare, "the payload is gone and no PayloadRedacted names it")
-        return Verification(ok=True, events=walk.position, head=walk.head)
+        return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
 
     async def backup(self, to: Path) -> Head:
         """Copy the log as it is now to another folder while appends go on; the head of the copy.

@@ -28,7 +28,7 @@ PAGE = 5000
 D_IN = 576
 """Width of the model in `launch`."""
 INTENTS = {"ModelLoadRequested", "ModelUnloaded", "DownloadRequested", "DownloadCancelled", "DeleteRequested",
-           "AttachRequested", "DetachRequested", "SteeringChanged"}  # fmt: skip
+           "AttachRequested", "DetachRequested", "SteeringChanged", "MonitoringChanged"}  # fmt: skip
 
 Answer = dict[str, Any]
 
@@ -157,6 +157,7 @@ class Run:
                 {"type": "Attach", "sae_id": sae_id, "layer": chance.randrange(30), "replace": True},
                 {"type": "Detach", "sae_id": sae_id},
                 *[{"type": "Steer", "sae_id": sae_id, "features": [edit]}] * 4,
+                {"type": "Monitor", "sae_id": sae_id, "enabled": chance.random() < 0.7, "top_k": 3},
             ]
         return chance.choice(commands)
 
@@ -176,7 +177,6 @@ class Run:
         self._read(process, state["position"])
         # The walk over the whole chain was the start itself; the verifier of an export does it once more at the end.
         assert [event["position"] for event in self.events] == list(range(1, len(self.events) + 1))
-        state.pop("monitors")
         assert self.books.view() == state, "the state is not the fold of the log"
         by_command: dict[str, list[Answer]] = {}
         for event in self.events:
