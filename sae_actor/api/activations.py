@@ -17,6 +17,7 @@ from .bodies import body_of
 from .context import context
 from .openai import ChatMessage
 from .routes import Answer, AnyRequest, answer, operation, state_of
+from .shapes import ReadActivations
 
 
 class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,7 +42,7 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
-    "conflicting_edits", "mailbox_full", "out_of_memory",
+    "conflicting_edits", "mailbox_full", "out_of_memory", "sae_unsupported",
 )  # fmt: skip
 
 
@@ -49,7 +50,8 @@ ERRORS = (
            "Activations of an SAE at each token of a prompt, before the SAE's own edits: the `top_k` largest that are "
            "not 0, or those of `features`, in their order, whatever they are. The prompt is run under no intervention "
            "unless `sae` asks for one; nothing of it goes on record",
-           body=ActivationsBody, errors=ERRORS, tag="text")  # fmt: skip
+           body=ActivationsBody, returns=ReadActivations, errors=ERRORS,
+           examples={"largest": {"prompt": "I love this book", "top_k": 3}}, tag="text")  # fmt: skip
 async def post_activations(request: AnyRequest) -> Answer:
     body: ActivationsBody = await body_of(request, ActivationsBody)
     asked = body.asked()

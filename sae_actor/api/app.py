@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from litestar import Litestar, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
@@ -10,7 +9,7 @@ from litestar.exceptions import HTTPException
 from ..errors import SAEError
 from . import activations, commands, compare, events, generations, reading, saes, text, web
 from .context import Context
-from .openapi import description
+from .openapi import encoded
 from .problems import on_error, on_fault, on_http_error
 from .routes import Answer, AnyRequest, handlers, operation
 from .security import guard
@@ -21,9 +20,10 @@ ROOMS = (commands, saes, reading, events, text, generations, activations, compar
 MAX_BODY = 4 * 1024 * 1024
 
 
-@operation("GET", "/schema", "This description (OpenAPI)")
+@operation("GET", "/schema", "This description (OpenAPI)",
+           answers=((200, "application/vnd.oai.openapi+json"),))  # fmt: skip
 async def get_schema(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
-    return Response(content=msgspec.json.encode(description()), media_type="application/vnd.oai.openapi+json")
+    return Response(content=encoded(), media_type="application/vnd.oai.openapi+json")
 
 
 def create_app(context: Context) -> Litestar:

@@ -9,17 +9,39 @@ import msgspec
 from ..actor import Accepted
 from ..domain.commands import AnyCommand, Command, Import
 from ..domain.projections import Outcome
+from ..domain.refs import sae_id_of
 from .bodies import body_of, expected_revision, idempotency_key, wait_seconds
 from .context import context, principal
 from .problems import problem_view, recorded_error
 from .routes import Answer, AnyRequest, answer, operation
+from .shapes import CommandOutcome
 
 REFUSALS = (
     "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
     "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
-    "model_not_loaded", "idempotency_key_reused", "precondition_failed", "mailbox_full", "read_only", "disk_full",
+    "sae_unsupported", "model_not_loaded",
 )  # fmt: skip
 """What the rules may refuse a command with."""
+
+_SAE = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
+_EDIT = {"feature": 584, "strength": 8.0, "positions": "generated", "exclude": ["sink"]}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "LoadModel": {"type": "LoadModel", "model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "UnloadModel": {"type": "UnloadModel"},
+    "Download": {
+        "type": "Download",
+        "repository_id": "jbloom/GPT2-Small-SAEs-Reformatted",
+        "path": "blocks.6.hook_resid_pre",
+    },
+    "CancelDownload": {"type": "CancelDownload", "sae_id": _SAE},
+    "Import": {"type": "Import", "path": "/data/saes/layer15"},
+    "Attach": {"type": "Attach", "sae_id": _SAE, "layer": 6, "replace": True},
+    "Detach": {"type": "Detach", "sae_id": _SAE},
+    "Delete": {"type": "Delete", "sae_id": _SAE},
+    "Steer": {"type": "Steer", "sae_id": _SAE, "features": [_EDIT]},
+    "Monitor": {"type": "Monitor", "sae_id": _SAE, "enabled": True, "features": [584], "top_k": 5},
+}
+"""A body for each command."""
 
 
 async def submit(request: AnyRequest, command: Command) -> Accepted:
@@ -65,14 +87,15 @@ async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
 
 @operation(
     "POST", "/api/commands", "Send a command",
-    body=AnyCommand, answers=((202, "application/json"), (200, "application/json")),
-    errors=REFUSALS, command=True, tag="commands",
+    body=AnyCommand, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
+    examples=EXAMPLES, errors=(*REFUSALS, "not_found"), command=True, tag="commands",
 )  # fmt: skip
 async def post_command(request: AnyRequest) -> Answer:
     return await accept(request, await body_of(request, AnyCommand))
 
 
-@operation("GET", "/api/commands/{command_id}", "What became of a command", errors=("not_found",), tag="commands")
+@operation("GET", "/api/commands/{command_id}", "What became of a command", returns=CommandOutcome,
+           errors=("not_found",), tag="commands")  # fmt: skip
 async def get_command(request: AnyRequest) -> Answer:
     outcome = await context(request).actor.outcome(request.path_params["command_id"])
     return answer(request, outcome_view(outcome))

@@ -15,7 +15,8 @@ from .chunks import abandoned_with_client, chunks, streamed
 from .openai import CompletionBody, SaeExtension
 from .replies import Reply
 from .routes import Answer, AnyRequest, answer, operation
-from .text import ANSWERS, ERRORS, opened
+from .text import ANSWERS, ERRORS, EXAMPLE, opened
+from .textshapes import Comparison, ComparisonChunk
 
 BRANCHES = ("steered", "baseline")
 
@@ -24,7 +25,9 @@ BRANCHES = ("steered", "baseline")
            "A completion request with its intervention and with none, same prompt, settings and seed, side by side: "
            "`{\"steered\": completion, \"baseline\": completion}`. Streamed, each event holds a chunk of one of "
            "the two, under its name",
-           body=CompletionBody, answers=ANSWERS, errors=ERRORS, tag="text")  # fmt: skip
+           body=CompletionBody, answers=ANSWERS, returns=Comparison, items=ComparisonChunk, errors=ERRORS,
+           examples={"one edit": {**EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
+           tag="text")  # fmt: skip
 async def post_compare(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
     own = body.sae or SaeExtension()

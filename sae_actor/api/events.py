@@ -12,6 +12,7 @@ from litestar.types import Receive, Scope, Send
 
 from ..actor import Broadcast, Wanted
 from ..actor.broadcast import sse
+from ..domain.events import Event
 from ..errors import MailboxFullError
 from .bodies import whole_number
 from .context import context
@@ -33,8 +34,8 @@ BYE = sse("bye", b'{"why":"the service is stopping"}')
 
 @operation("GET", "/api/events",
            "Events as they happen (SSE). `checkpoint`, without id, tells the head every few seconds: position and hash",
-           query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), errors=("mailbox_full",),
-           tag="log")  # fmt: skip
+           query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), items=Event,
+           errors=("mailbox_full",), tag="log")  # fmt: skip
 async def get_events(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=2**53)
     wanted = wanted_events(request)

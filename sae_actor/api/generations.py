@@ -9,6 +9,7 @@ from ..domain.explaining import Explaining
 from ..errors import NotFoundError
 from .bodies import whole_number
 from .context import context
+from .logshapes import Generation, Generations
 from .routes import Answer, AnyRequest, Query, answer, operation
 
 DEFAULT_LIMIT = 100
@@ -20,7 +21,7 @@ MAX_LIMIT = 1000
                   Query("after", {"type": "integer", "minimum": 0}, "only those that began behind this position"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
                         f"at most so many; {DEFAULT_LIMIT} without it")),
-           tag="log")  # fmt: skip
+           returns=Generations, tag="log")  # fmt: skip
 async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
     wanted = Explaining(
@@ -33,7 +34,7 @@ async def get_generations(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/generations/{generation_id}", "What was active for one answer",
-           errors=("not_found",), tag="log")  # fmt: skip
+           returns=Generation, errors=("not_found",), tag="log")  # fmt: skip
 async def get_generation(request: AnyRequest) -> Answer:
     generation_id: str = request.path_params["generation_id"]
     wanted = Explaining(generation_id=generation_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
-from litestar import Response
 from litestar.response import Stream
 
 from ..actor import PAGE, Wanted
@@ -15,9 +14,12 @@ from ..domain.evolve import evolve
 from ..domain.projections import degraded_view, model_view, state_view, waiting_for
 from ..domain.state import EMPTY
 from ..errors import BadRequestError, NotFoundError, NotReadyError
+from ..ports import CatalogEntry, Verification
 from .bodies import whole_number
 from .context import context
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
+from .shapes import Capabilities, Health, LogPage, Model, Ready
+from .shapes import State as StateThen
 
 MAX_LIMIT = 5000
 MAX_SAE_ID = 200
@@ -28,12 +30,12 @@ AFTER = Query("after", _POSITION, "only events behind this position")
 SAE = Query("sae_id", {"type": "string", "minLength": 1, "maxLength": MAX_SAE_ID}, "only events that name this SAE")
 
 
-@operation("GET", "/api/model", "The model", tag="model")
+@operation("GET", "/api/model", "The model", returns=Model, tag="model")
 async def get_model(request: AnyRequest) -> Answer:
     return answer(request, model_view(state_of(request)))
 
 
-@operation("GET", "/api/capabilities", "What this build can do")
+@operation("GET", "/api/capabilities", "What this build can do", returns=Capabilities)
 async def get_capabilities(request: AnyRequest) -> Answer:
     return answer(request, context(request).capabilities())
 
@@ -41,7 +43,8 @@ async def get_capabilities(request: AnyRequest) -> Answer:
 @operation("GET", "/api/catalog", "The SAEs inside a repository",
            query=(Query("repository_id", {"type": "string"}, "hub id", required=True),
                   Query("revision", {"type": "string", "default": "main"}, "branch, tag or commit")),
-           errors=("not_found_or_private", "gated", "sae_download_failed"), tag="saes")  # fmt: skip
+           returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed"),
+           tag="saes")  # fmt: skip
 async def get_catalog(request: AnyRequest) -> Answer:
     asked = {"repository_id": request.query_params.get("repository_id", "")}
     if "revision" in request.query_params:
@@ -54,7 +57,8 @@ async def get_catalog(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/state", "The state as it was",
-           query=(Query("at", _POSITION, "position; without it, now"),), errors=("not_found",), tag="log")  # fmt: skip
+           query=(Query("at", _POSITION, "position; without it, now"),), returns=StateThen,
+           errors=("not_found",), tag="log")  # fmt: skip
 async def get_state(request: AnyRequest) -> Answer:
     now = state_of(request)
     at = whole_number(request, "at", default=now.position, low=0, high=2**53)
@@ -93,7 +97,8 @@ PASSING = frozenset({"download_progress", "model_progress", "activations", "chec
 
 @operation("GET", "/api/log", "Events",
            query=(AFTER, LIMIT, TYPES, SAE),
-           answers=((200, "application/json"), (200, "application/x-ndjson")), tag="log")  # fmt: skip
+           answers=((200, "application/json"), (200, "application/x-ndjson")), returns=LogPage, items=Event,
+           tag="log")  # fmt: skip
 async def get_log(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=2**53)
     wanted = wanted_events(request)
@@ -129,20 +134,18 @@ async def _events(request: AnyRequest, after: int, wanted: Wanted, *, until: int
         after = page[-1].position
 
 
-@operation("GET", "/api/log/verify", "Walk the whole hash chain", tag="log")
+@operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
 async def verify_log(request: AnyRequest) -> Answer:
     return answer(request, await context(request).log.verify())
 
 
-@operation("GET", "/health", "Whether the process lives", open=True)
+@operation("GET", "/health", "Whether the process lives", returns=Health, open=True)
 async def get_health(request: AnyRequest) -> Answer:
-    return Response(
-        content=msgspec.json.encode({"status": "ok", "position": state_of(request).position}),
-        media_type="application/json",
-    )
+    return answer(request, {"status": "ok", "position": state_of(request).position})
 
 
-@operation("GET", "/ready", "Whether everything wanted is in place", errors=("not_ready",), open=True)
+@operation("GET", "/ready", "Whether everything wanted is in place", returns=Ready, errors=("not_ready",),
+           open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
     actor = context(request).actor
     reasons = waiting_for(actor.state)

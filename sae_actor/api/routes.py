@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -41,6 +41,14 @@ class Operation:
     """Type of the JSON body."""
     answers: tuple[tuple[int, str], ...] = ((200, "application/json"),)
     """Status and media type of each good answer."""
+    returns: Any = None
+    """Shape of the JSON answer with status 200; one with 202 is always `Accepted`."""
+    items: Any = None
+    """Shape of each JSON document of an answer that is a stream of them."""
+    bodiless: bool = False
+    """No body at all means `{}`."""
+    examples: dict[str, Any] = field(default_factory=dict)
+    """Bodies that could be sent, by what they do."""
     errors: tuple[str, ...] = ()
     """Codes beyond those that any route may answer with."""
     query: tuple[Query, ...] = ()

@@ -10,15 +10,38 @@ from msgspec import Struct
 
 from ..domain import attaching
 from ..domain.admitting import attached_sae
-from ..domain.commands import Attach, CancelDownload, Command, Delete, Detach, Download, Steer
+from ..domain.commands import (
+    Attach,
+    CancelDownload,
+    Command,
+    Delete,
+    Detach,
+    Download,
+    RepositoryId,
+    RepositoryPath,
+    Revision,
+    Steer,
+)
 from ..domain.projections import Outcome, attachment_view, sae_view, steering_view
 from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
 from ..errors import BadRequestError, SAEError, SAENotAttachedError
 from .bodies import MAX_WAIT, body_of, decoded, whole_number
-from .commands import REFUSALS, accept, accepted_answer, event_of, submit
+from .commands import EXAMPLES, REFUSALS, accept, accepted_answer, event_of, submit
 from .context import context
 from .problems import recorded_error
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
+from .shapes import (
+    Attached,
+    Attachment,
+    Cancelled,
+    CommandOutcome,
+    Compatibility,
+    Feature,
+    Freed,
+    Sae,
+    SaeList,
+    Steering,
+)
 
 DONE_OR_ACCEPTED = ((200, "application/json"), (202, "application/json"))
 
@@ -33,6 +56,15 @@ class AttachBody(Struct, frozen=True, forbid_unknown_fields=True):
     mode: Mode = "steer"
     dtype: Dtype = "float32"
     replace: bool = False
+
+
+class DownloadBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Download without `type`."""
+
+    repository_id: RepositoryId
+    revision: Revision = "main"
+    path: RepositoryPath | None = None
+    force: bool = False
 
 
 class SteeringBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +89,7 @@ def _command(request: AnyRequest, type_: type[C], **fields: Any) -> C:
         raise BadRequestError(str(error)[:500]) from None
 
 
-@operation("GET", "/api/saes", "All SAEs, and the attachment", tag="saes")
+@operation("GET", "/api/saes", "All SAEs, and the attachment", returns=SaeList, tag="saes")
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
     saes = [sae_view(record, state) for record in state.saes.values()]
@@ -65,7 +97,7 @@ async def list_saes(request: AnyRequest) -> Answer:
     return answer(request, {"saes": saes, "attachment": attachment_view(state), "disk": disk})
 
 
-@operation("GET", "/api/saes/attachment", "What is attached", tag="saes")
+@operation("GET", "/api/saes/attachment", "What is attached", returns=Attachment, tag="saes")
 async def get_attachment(request: AnyRequest) -> Answer:
     return answer(request, attachment_view(state_of(request)))
 
@@ -74,7 +106,8 @@ async def get_attachment(request: AnyRequest) -> Answer:
            "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
            "out), and what `features.json` beside the weights says of it",
-           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid"), tag="saes")  # fmt: skip
+           returns=Feature, errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid"),
+           tag="saes")  # fmt: skip
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
     if not re.fullmatch(r"[0-9]{1,10}", asked):
@@ -84,7 +117,7 @@ async def get_feature(request: AnyRequest) -> Answer:
     return answer(request, {"sae_id": sae_id, **msgspec.to_builtins(details)})
 
 
-@operation("GET", "/api/saes/{sae_id}", "One SAE", errors=("sae_not_found",), tag="saes")
+@operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), tag="saes")
 async def get_sae(request: AnyRequest) -> Answer:
     state = state_of(request)
     return answer(request, sae_view(attaching.known(state, request.path_params["sae_id"]), state))
@@ -92,20 +125,19 @@ async def get_sae(request: AnyRequest) -> Answer:
 
 @operation(
     "POST", "/api/saes/download", "Download an SAE",
-    body=Download, answers=((202, "application/json"), (200, "application/json")),
+    body=DownloadBody, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
+    examples={"one of several": {key: value for key, value in EXAMPLES["Download"].items() if key != "type"}},
     errors=REFUSALS, command=True, tag="saes",
 )  # fmt: skip
 async def download(request: AnyRequest) -> Answer:
-    body: dict[str, Any] = await body_of(request, dict[str, Any])
-    if "type" in body:
-        raise BadRequestError("Object contains unknown field `type`", param="type")
-    command: Download = decoded(msgspec.json.encode({"type": "Download", **body}), Download)
+    body: DownloadBody = await body_of(request, DownloadBody)
+    command: Download = decoded(msgspec.json.encode({"type": "Download", **msgspec.to_builtins(body)}), Download)
     return await accept(request, command, sae_id=sae_id_of(command.repository_id, command.path, command.revision))
 
 
-@operation("POST", "/api/saes/{sae_id}/attach", "Attach, and wait for it", body=AttachBody,
-           answers=DONE_OR_ACCEPTED, errors=(*REFUSALS, "out_of_memory"),
-           command=True, tag="saes")  # fmt: skip
+@operation("POST", "/api/saes/{sae_id}/attach", "Attach, and wait for it", body=AttachBody, bodiless=True,
+           examples={"elsewhere": {"layer": 6, "replace": True}}, returns=Attached,
+           answers=DONE_OR_ACCEPTED, errors=(*REFUSALS, "out_of_memory"), command=True, tag="saes")  # fmt: skip
 async def attach(request: AnyRequest) -> Answer:
     body = await body_of(request, AttachBody) if await request.body() else AttachBody()
     command = _command(request, Attach, **msgspec.to_builtins(body))
@@ -128,15 +160,15 @@ async def attach(request: AnyRequest) -> Answer:
     return answer(request, view)
 
 
-@operation("POST", "/api/saes/{sae_id}/detach", "Detach, and wait for it", body=EmptyBody,
-           answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+@operation("POST", "/api/saes/{sae_id}/detach", "Detach, and wait for it", body=EmptyBody, bodiless=True,
+           returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def detach(request: AnyRequest) -> Answer:
     await _nothing(request)
     return await _freed(request, _command(request, Detach), "detached", "SaeDetached")
 
 
 @operation("DELETE", "/api/saes/{sae_id}", "Delete the files",
-           answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+           returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def delete(request: AnyRequest) -> Answer:
     return await _freed(request, _command(request, Delete), "deleted", "SaeDeleted")
 
@@ -156,8 +188,8 @@ async def _freed(request: AnyRequest, command: Detach | Delete, status: str, eve
     return answer(request, view)
 
 
-@operation("POST", "/api/saes/{sae_id}/cancel", "Stop the download", body=EmptyBody, errors=REFUSALS,
-           command=True, tag="saes")  # fmt: skip
+@operation("POST", "/api/saes/{sae_id}/cancel", "Stop the download", body=EmptyBody, bodiless=True,
+           returns=Cancelled, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def cancel(request: AnyRequest) -> Answer:
     await _nothing(request)
     command = _command(request, CancelDownload)
@@ -178,7 +210,8 @@ async def _finished(request: AnyRequest, command_id: str) -> Outcome | None:
 
 @operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
            query=(Query("layer", {"type": "integer", "minimum": 0}, "instead of where it was trained"),),
-           errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"), tag="saes")  # fmt: skip
+           returns=Compatibility, errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"),
+           tag="saes")  # fmt: skip
 async def compatibility(request: AnyRequest) -> Answer:
     state = state_of(request)
     sae = attaching.described(attaching.known(state, request.path_params["sae_id"]))
@@ -206,8 +239,8 @@ async def compatibility(request: AnyRequest) -> Answer:
 # — steering —
 
 
-@operation("GET", "/api/saes/{sae_id}/steering", "The edits in force", errors=("sae_not_found", "sae_not_attached"),
-           tag="steering")  # fmt: skip
+@operation("GET", "/api/saes/{sae_id}/steering", "The edits in force", returns=Steering,
+           errors=("sae_not_found", "sae_not_attached"), tag="steering")  # fmt: skip
 async def get_steering(request: AnyRequest) -> Answer:
     sae_id = request.path_params["sae_id"]
     state = state_of(request)
@@ -218,14 +251,16 @@ async def get_steering(request: AnyRequest) -> Answer:
     return answer(request, steering_view(attachment))
 
 
-@operation("PUT", "/api/saes/{sae_id}/steering", "Replace the edits", body=SteeringBody, errors=REFUSALS,
-           command=True, tag="steering")  # fmt: skip
+@operation("PUT", "/api/saes/{sae_id}/steering", "Replace the edits", body=SteeringBody, returns=Steering,
+           examples={"one": {"features": [EXAMPLES["Steer"]["features"][0]]}, "cleared": {"features": []}},
+           errors=REFUSALS, command=True, tag="steering")  # fmt: skip
 async def put_steering(request: AnyRequest) -> Answer:
     body: SteeringBody = await body_of(request, SteeringBody)
     return await _steer(request, msgspec.to_builtins(body))
 
 
-@operation("DELETE", "/api/saes/{sae_id}/steering", "Clear the edits", errors=REFUSALS, command=True, tag="steering")
+@operation("DELETE", "/api/saes/{sae_id}/steering", "Clear the edits", returns=Steering, errors=REFUSALS,
+           command=True, tag="steering")  # fmt: skip
 async def delete_steering(request: AnyRequest) -> Answer:
     return await _steer(request, {"features": []})
 

@@ -17,23 +17,27 @@ from .context import context, principal
 from .openai import ChatBody, CompletionBody, TextBody, admission, sampling
 from .replies import Choice, Kind, Reply
 from .routes import Answer, AnyRequest, answer, operation, state_of
+from .textshapes import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
 
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
     "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
+    "sae_unsupported", "disk_full",
 )  # fmt: skip
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
+EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "temperature": 0.0, "max_tokens": 12}
+_CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "Tell me about your day."}]}
 
 
-@operation("GET", "/v1/models", "The loaded model, as OpenAI's clients list it", tag="text")
+@operation("GET", "/v1/models", "The loaded model, as OpenAI's clients list it", returns=ModelList, tag="text")
 async def list_models(request: AnyRequest) -> Answer:
     model = state_of(request).model
     facts = model.facts if model is not None else None
     return answer(request, {"object": "list", "data": [] if facts is None else [_model(facts)]})
 
 
-@operation("GET", "/v1/models/{model_id}", "The loaded model, by its id or as `default`", errors=("model_not_found",),
-           rest=True, tag="text")  # fmt: skip
+@operation("GET", "/v1/models/{model_id}", "The loaded model, by its id or as `default`", returns=ListedModel,
+           errors=("model_not_found",), rest=True, tag="text")  # fmt: skip
 async def get_v1_model(request: AnyRequest) -> Answer:
     wanted = request.path_params["model_id"].strip("/")
     model = state_of(request).model
@@ -53,13 +57,17 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
            "`sae.features` are the activations at each position that was run, the prompt's and all generated tokens' "
            "but the last one's (`features_by_sae` where several SAEs are attached). `sae.stop_when` is asked at each "
            "generated token when the next one is made, which is then the last; `finish_reason` is `feature`",
-           body=CompletionBody, answers=ANSWERS, errors=ERRORS, tag="text")  # fmt: skip
+           body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
+           examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
+           tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
     return await _respond(request, body, "completion")
 
 
-@operation("POST", "/v1/chat/completions", "Answer a chat", body=ChatBody, answers=ANSWERS, errors=ERRORS, tag="text")
+@operation("POST", "/v1/chat/completions", "Answer a chat",
+           body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=ERRORS,
+           examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
     return await _respond(request, body, "chat")

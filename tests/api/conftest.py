@@ -22,6 +22,8 @@ from sae_actor.serve import SystemClock, listen
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 
+from .conforming import CAPABILITIES, conforms
+
 MODEL = "tiny"
 REPOSITORY = "org/saes"
 
@@ -115,6 +117,8 @@ async def serving(
     headers = {"authorization": f"Bearer {tokens[0]}"} if tokens else {}
     try:
         async with httpx.AsyncClient(base_url=url, timeout=10, headers=headers) as client:
+            client.event_hooks = {"response": [conforms]}
+            context.capabilities = lambda: CAPABILITIES
             running = Running(client, actor, log, engine, hub, context, url)
             yield running
             await running.check()
