@@ -3,12 +3,14 @@
 The map. Arrows of import point down only (a test keeps it so).
 
     cli/, client/, serve, config, demo/    settings, wiring, and the program that speaks to a service
+    listening                              the socket and the server on it
     api/                                   HTTP: commands, resources, events, text, the page
     actor/              engine/            one mailbox, one writer | model, hooks, text on one device thread
     deferred                               the engine that imports torch when a model is first wanted
     eventlog/   hub/    sae/  formats/     the log | SAEs and models on disk | the algebra | one file per format
     architectures, families                where the hook points of each model family are
     ports                                  every edge as a Protocol
+    access                                 names, roles and digests of tokens
     domain/  errors                        the rules: decide, evolve, pending — pure
 
 Where it departs from the house plan: a format is one torch-free `read(files) -> Layout` that serves describing and

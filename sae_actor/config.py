@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import ssl
+import stat
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from .access import Access, Grant, operator, read_line
 from .domain.commands import Device, ModelDtype, Revision
 
 PREFIX = "SAE_ACTOR_"
@@ -28,6 +31,9 @@ Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Token: TypeAlias = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]*\Z", max_length=512)]
 Line: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0.05, le=3600)]
+HostName: TypeAlias = Annotated[str, Meta(pattern=r"\A([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])\Z")]
+WebOrigin: TypeAlias = Annotated[str, Meta(pattern=r"\Ahttps?://[a-z0-9_.\[\]:-]{1,300}\Z")]
 
 
 class ConfigurationError(Exception):
@@ -44,6 +50,16 @@ class Server(_Section, frozen=True, kw_only=True):
     host: Annotated[str, Meta(pattern=r"\A[^\s/]+\Z")] = "127.0.0.1"
     port: Port = 8000
     token: Token = ""
+    tokens: tuple[Line, ...] = ()
+    tokens_file: Line = ""
+    session_hours: Annotated[float, Meta(gt=0, le=8760)] = 12.0
+    hosts: tuple[HostName, ...] = ()
+    cors_origins: tuple[WebOrigin, ...] = ()
+    tls_certificate: Line = ""
+    tls_key: Line = ""
+    max_connections: Annotated[int, Meta(ge=8, le=2**16)] = 4096
+    request_seconds: Seconds = 20.0
+    stalled_seconds: Seconds = 20.0
 
 
 class Data(_Section, frozen=True, kw_only=True):
@@ -108,6 +124,9 @@ _TYPES: dict[str, Any] = {
     for field in msgspec.structs.fields(struct)
 }
 """`section.key` → its type."""
+_BY_COMMA = {"server.tokens", "server.hosts", "server.cors_origins"}
+"""Lists whose parts hold colons; in the environment commas stand between them."""
+MAX_TOKENS_FILE = 64 * 1024
 
 
 def load(
@@ -169,9 +188,10 @@ def _key_of(variable: str) -> str | None:
 
 
 def _from_text(key: str, raw: str, variable: str) -> object:
-    """Environment variables are text: numbers and true/false are read, lists are split as PATH is."""
+    """Environment variables are text: numbers and true/false are read, lists are split as PATH is, or at commas."""
     if typing.get_origin(_TYPES[key]) is tuple:
-        return _convert(key, [part for part in raw.split(os.pathsep) if part], variable, strict=True)
+        parts = [part.strip() for part in raw.split(",")] if key in _BY_COMMA else raw.split(os.pathsep)
+        return _convert(key, [part for part in parts if part], variable, strict=True)
     return _convert(key, raw, variable, strict=False)
 
 
@@ -203,13 +223,77 @@ def _xdg(variable: str, fallback: str) -> Path:
     return Path(value) if os.path.isabs(value) else Path.home() / fallback
 
 
+def grants(settings: Settings) -> tuple[Grant, ...]:
+    """Everyone who holds a token: `[server] token`, `tokens` and the lines of `tokens_file`.
+
+    Raises `ConfigurationError`, also for a file that others than its owner may read or write.
+    """
+    server = settings.server
+    lines = [(f"server.tokens: entry {number}", line) for number, line in enumerate(server.tokens, 1)]
+    if server.tokens_file:
+        named = [
+            (f"{server.tokens_file}: line {number}", line)
+            for number, line in enumerate(_private_text(Path(server.tokens_file).expanduser()).splitlines(), 1)
+            if line.strip() and not line.lstrip().startswith("#")
+        ]
+        if not named:
+            raise ConfigurationError(f"server.tokens_file: {server.tokens_file} names nobody")
+        lines += named
+    found = [operator(server.token)] if server.token else []
+    for where, line in lines:
+        try:
+            found.append(read_line(line))
+        except ValueError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
+    try:
+        return Access(found).grants
+    except ValueError as error:
+        raise ConfigurationError(f"server.tokens: {error}") from None
+
+
+def _private_text(path: Path) -> str:
+    """A file that only its owner may read and write."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode) or mode & 0o077:
+                raise ConfigurationError(f"server.tokens_file: {path} is open to others than its owner: chmod 600 it")
+            raw = file.read(MAX_TOKENS_FILE + 1)
+        if len(raw) > MAX_TOKENS_FILE:
+            raise ConfigurationError(f"server.tokens_file: {path} is larger than {MAX_TOKENS_FILE} bytes")
+        return raw.decode()
+    except OSError as error:
+        raise ConfigurationError(f"server.tokens_file: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"server.tokens_file: {path}: not UTF-8") from error
+
+
 def check_exposure(settings: Settings) -> None:
     """Whoever reaches the port commands the service, so only a token opens it beyond this machine."""
-    if not settings.server.token and not is_loopback(settings.server.host):
+    if not grants(settings) and not is_loopback(settings.server.host):
         raise ConfigurationError(
             f"server.host: {settings.server.host} is reachable from other machines, and no token is set: "
-            "set SAE_ACTOR_SERVER_TOKEN, or listen on 127.0.0.1"
+            "set SAE_ACTOR_SERVER_TOKEN or SAE_ACTOR_SERVER_TOKENS_FILE, or listen on 127.0.0.1"
         )
+
+
+def tls_files(settings: Settings) -> tuple[Path, Path] | None:
+    """Certificate and key, or None for HTTP without TLS.
+
+    Both are read once here: `ConfigurationError` where they do not belong together or ask for a pass phrase.
+    """
+    server = settings.server
+    if not server.tls_certificate:
+        if server.tls_key:
+            raise ConfigurationError("server.tls_key: it needs server.tls_certificate beside it")
+        return None
+    certificate = Path(server.tls_certificate).expanduser()
+    key = Path(server.tls_key).expanduser() if server.tls_key else certificate
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"server.tls_certificate: {certificate}, {key}: {error}") from error
+    return certificate, key
 
 
 def is_loopback(host: str) -> bool:

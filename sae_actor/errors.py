@@ -25,6 +25,8 @@ Each class names its `code` and the HTTP `status` it is answered with; the messa
     ├── ModelLoadError              model_load_failed      422
     ├── OutOfMemoryError            out_of_memory          507
     ├── MailboxFullError            mailbox_full           429
+    ├── TooManyAttemptsError        too_many_attempts      429
+    ├── RequestTimeoutError         request_timeout        408
     ├── NotReadyError               not_ready              503
     ├── ReadOnlyError               read_only              503
     ├── UnauthorizedError           unauthorized           401
@@ -148,6 +150,14 @@ class OutOfMemoryError(SAEError):
 
 class MailboxFullError(SAEError):
     code, status, title = "mailbox_full", 429, "Too many requests are waiting"
+
+
+class TooManyAttemptsError(SAEError):
+    code, status, title = "too_many_attempts", 429, "Too many failed logins"
+
+
+class RequestTimeoutError(SAEError):
+    code, status, title = "request_timeout", 408, "The request did not arrive in time"
 
 
 class NotReadyError(SAEError):

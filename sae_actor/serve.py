@@ -10,22 +10,31 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
 from . import __version__
+from .access import Access
 from .actor import Actor, Broadcast, Performer, Texts
-from .api import Context, create_app
+from .api import Context, Sessions, create_app
+from .api.transport import Limits, protocol
 from .capabilities import capabilities
-from .config import ConfigurationError, Settings, check_exposure, data_folder, demo_model_folder, is_loopback
+from .config import (
+    ConfigurationError,
+    Settings,
+    check_exposure,
+    data_folder,
+    demo_model_folder,
+    grants,
+    is_loopback,
+    tls_files,
+)
 from .deferred import DeferredEngine
 from .demo.sae import place_sae
 from .demo.seed import seed
@@ -35,6 +44,7 @@ from .domain.messages import Start
 from .errors import LogError, SAEError
 from .eventlog import SqliteLog
 from .hub import HuggingFaceHub
+from .listening import Server, listen, room_for
 from .ports import Engine
 
 logger = logging.getLogger("sae_actor")
@@ -63,6 +73,7 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         check_exposure(settings)
+        tls_files(settings)
         listener = listen(settings.server.host, settings.server.port)
     except ConfigurationError as error:
         return _say(str(error), error.exit_code)
@@ -83,21 +94,6 @@ def _say(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bound before anything else, so that a port in use costs nothing."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, because asyncio turns Nagle's algorithm off only for sockets whose protocol says TCP: 40 ms an answer.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 async def _serve(
     settings: Settings, listener: socket.socket, demo: bool, read_only: bool, accept_truncation: int | None
 ) -> int:
@@ -114,7 +110,9 @@ class Service:
     """Everything wired together, for one life of the process."""
 
     def __init__(self, settings: Settings, folder: Path, log: SqliteLog, *, demo: bool) -> None:
-        self.settings = settings
+        self.access = Access(grants(settings))
+        # From here on the token is known by its digest alone.
+        self.settings = settings.replace("server.token", "")
         self.log = log
         self.demo_sae = place_sae(demo_model_folder(settings)).resolve() if demo else None
         self.exit_code = 0
@@ -137,12 +135,13 @@ class Service:
         await self.actor.replay()
         self._check_model()
         host, port = listener.getsockname()[:2]
-        server = _Server(self._uvicorn(), self._on_signal)
+        server = Server(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
         else:
             await self._start()
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        scheme = "http" if tls_files(self.settings) is None else "https"
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         wishes = asyncio.create_task(self._wishes(url, read_only=read_only))
         ended = asyncio.create_task(self._end_on_failure(server))
         self._server = server
@@ -188,7 +187,7 @@ class Service:
             return
         try:
             if self.demo_sae is not None:
-                await seed(self.actor, self.log, self.settings, url, self.demo_sae)
+                await seed(self.actor, self.log, self.settings, url, self.demo_sae, token=bool(self.access))
             elif self.settings.model.id:
                 await self._load_model()
         except SAEError as error:
@@ -215,7 +214,10 @@ class Service:
 
     def _uvicorn(self) -> uvicorn.Config:
         server = self.settings.server
-        hosts = ("*",) if not is_loopback(server.host) else ("localhost", "127.0.0.1", "[::1]", server.host)
+        own = ("localhost", "127.0.0.1", "[::1]", f"[{server.host}]" if ":" in server.host else server.host)
+        hosts = (*own, *server.hosts) if server.hosts or is_loopback(server.host) else ("*",)
+        tls = tls_files(self.settings) or (None, None)
+        most, spare = room_for(server.max_connections)
         app = create_app(
             Context(
                 actor=self.actor,
@@ -225,19 +227,23 @@ class Service:
                 engine=self.engine,
                 capabilities=lambda: capabilities(self.settings),
                 quota_bytes=self.settings.hub.quota_bytes or None,
-                tokens=(server.token,) if server.token else (),
+                access=self.access,
+                sessions=Sessions(server.session_hours * 3600),
                 hosts=hosts,
+                cors_origins=server.cors_origins,
             )
         )
         return uvicorn.Config(
             app,
             lifespan="off",
-            log_level="warning",
+            log_level="error",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(STOP_SECONDS),
-            timeout_keep_alive=30,
             ws="none",
+            http=protocol(Limits(most, spare, server.request_seconds, server.stalled_seconds)),
+            ssl_certfile=tls[0],
+            ssl_keyfile=tls[1],
         )
 
     def _on_signal(self) -> None:
@@ -245,7 +251,7 @@ class Service:
         self.broadcast.close()
         self._ending = asyncio.ensure_future(self.texts.close())
 
-    async def _end_on_failure(self, server: _Server) -> None:
+    async def _end_on_failure(self, server: Server) -> None:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""
         # Shielded: cancelling this watcher must not cancel what it watches.
         error = await asyncio.shield(self.actor.failure)
@@ -273,28 +279,6 @@ async def _within(action: Callable[[], Awaitable[None]], seconds: float) -> bool
     except TimeoutError:
         return False
     return True
-
-
-class _Server(uvicorn.Server):
-    """First signal: end in order. Second: leave at once; the log needs no farewell."""
-
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_signal = on_signal
-        self._handlers: dict[int, object] = {}
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle_exit)
-        # The handlers stay: closing down is a time to be interrupted as well.
-        yield
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        if self.should_exit:
-            os._exit(128 + sig)
-        self.should_exit = True
-        asyncio.get_running_loop().call_soon_threadsafe(self._on_signal)
 
 
 def _torch_engine(settings: Settings) -> Engine:

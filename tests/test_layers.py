@@ -16,6 +16,7 @@ PACKAGE = ROOT / "sae_actor"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "access": set(),
     "domain": {"errors"},
     "families": {"domain"},
     "modelfiles": {"errors", "families"},
@@ -27,10 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architectures": {"domain", "errors", "families"},
     "engine": {"ports", "domain", "errors", "formats", "sae", "architectures", "modelfiles"},
     "actor": {"ports", "domain", "errors"},
-    "api": {"actor", "ports", "domain", "errors"},
+    "api": {"access", "actor", "ports", "domain", "errors"},
 }
 """Room → rooms below it. Rooms that are not named here are wiring, and may import everything."""
-WIRING = {"__init__", "__main__", "capabilities", "cli", "client", "config", "deferred", "demo", "serve"}
+WIRING = {"__init__", "__main__", "capabilities", "cli", "client", "config", "deferred", "demo", "listening", "serve"}
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}
 MAY_BE_HEAVY = {"sae", "architectures", "engine"}

@@ -1,14 +1,16 @@
 """HTTP: commands, resources, events, text.
 
-security    host, origin, token
+security    host, origin, token, role
+sessions    logins of browsers
 routes      one table of operations, for litestar and for the description alike
 bodies      strict JSON and headers
-commands, saes, reading, events, text   the routes
+commands, saes, reading, events, text, login   the routes
 problems    errors as problem+json, in OpenAI's shape on /v1
 web/        the page
 """
 
 from .app import create_app
 from .context import Context
+from .sessions import Sessions
 
-__all__ = ["Context", "create_app"]
+__all__ = ["Context", "Sessions", "create_app"]

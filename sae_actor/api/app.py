@@ -5,16 +5,17 @@ from __future__ import annotations
 from litestar import Litestar, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp
 
 from ..errors import SAEError
-from . import activations, commands, compare, events, generations, reading, saes, text, web
+from . import activations, commands, compare, events, generations, login, reading, saes, text, web
 from .context import Context
 from .openapi import encoded
 from .problems import on_error, on_fault, on_http_error
 from .routes import Answer, AnyRequest, handlers, operation
-from .security import guard
+from .security import guarded
 
-ROOMS = (commands, saes, reading, events, text, generations, activations, compare, web)
+ROOMS = (commands, saes, reading, events, text, generations, activations, compare, login, web)
 """Modules that put their routes into the table."""
 
 MAX_BODY = 4 * 1024 * 1024
@@ -26,14 +27,14 @@ async def get_schema(request: AnyRequest) -> Answer:  # noqa: ARG001 - every han
     return Response(content=encoded(), media_type="application/vnd.oai.openapi+json")
 
 
-def create_app(context: Context) -> Litestar:
+def create_app(context: Context) -> ASGIApp:
     """The service over HTTP; its life (start, stop) is the caller's."""
-    return Litestar(
+    app = Litestar(
         route_handlers=handlers(),
         openapi_config=None,
         state=State({"context": context}),
-        middleware=[guard(context)],
         exception_handlers={SAEError: on_error, HTTPException: on_http_error, Exception: on_fault},
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
+    return guarded(app, context)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from litestar import Request
 
+from ..access import Access
 from ..actor import Actor, Texts
 from ..ports import Engine, EventLog, Hub
+from .sessions import Attempts, Sessions
 
 
 @dataclass(slots=True)
@@ -27,10 +29,16 @@ class Context:
     """Seconds between two comments, and two checkpoints, of a stream of events."""
     quota_bytes: int | None = None
     """What downloads may take on disk together; None: as much as there is."""
-    tokens: tuple[str, ...] = ()
-    """Bearer tokens; none: no token is asked for."""
+    access: Access = field(default_factory=Access)
+    """Who holds a token; nobody: no token is asked for."""
+    sessions: Sessions = field(default_factory=Sessions)
+    """Who has logged in to the page."""
+    attempts: Attempts = field(default_factory=Attempts)
+    """Logins that failed of late."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the API; our own is one without being named."""
 
 
 def context(request: Request[Any, Any, Any]) -> Context:
@@ -39,5 +47,5 @@ def context(request: Request[Any, Any, Any]) -> Context:
 
 
 def principal(request: Request[Any, Any, Any]) -> str:
-    """Who asks, as the security middleware found out."""
-    return str(request.scope.get("principal", "local"))
+    """Who asks, as the checks found out: the name of the grant, `local` where no token is asked for."""
+    return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `security`

@@ -1,51 +1,127 @@
-"""Who is let in: host name, origin and token are checked before any route is looked at."""
+"""Who is let in: host name, origin, token and role are checked before any route is looked at.
+
+    Host                   exactly one, and a name of ours
+    Origin, Sec-Fetch-*    no page of another origin or site, unless `[server] cors_origins` lists it
+    Authorization          the token of a grant; in its place the cookie of a login, which needs our own Origin to write
+    role                   a viewer reads (GET, HEAD, OPTIONS), an operator does the rest
+    Content-Type           a body is application/json
+
+It wraps the whole application, so that an address without a route is no way around it.
+"""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 from litestar import Request
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import BadRequestError, ForbiddenError, SAEError, UnauthorizedError
+from ..access import Grant
+from ..errors import BadRequestError, ForbiddenError, SAEError, UnauthorizedError, UnsupportedMediaTypeError
 from .context import Context
 from .problems import problem_response
+from .routes import TABLE
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-_MAX_TOKEN = 1024
+Headers = Iterable[tuple[bytes, bytes]]
+
+MAX_TOKEN = 1024
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+SECRET_PARAMETERS = frozenset({"token", "access_token"})
+
+HARDENING = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+)
+"""On every answer that does not bring its own of these: what is not the page loads, frames and runs nothing."""
+
+CORS_METHODS = "GET, POST, PUT, DELETE"
+CORS_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer"
+CORS_EXPOSED = "ETag, Location, Preference-Applied, Retry-After"
+CORS_SECONDS = "600"
 
 
-def guard(context: Context) -> Callable[[ASGIApp], ASGIApp]:
-    """Middleware that answers 400, 401 and 403, and writes the principal into the scope."""
+class Caller(NamedTuple):
+    """Who asks: the holder of a token, or anyone where none is asked for."""
 
-    def wrap(app: ASGIApp) -> ASGIApp:
-        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != ScopeType.HTTP:
-                await app(scope, receive, send)
-                return
-            try:
-                headers = scope["headers"]
-                _check_host(_all(headers, b"host"), context.hosts)
-                _check_origin(headers)
-                who = _principal(scope, context.tokens)
-            except SAEError as error:
-                request: Request[Any, Any, Any] = Request(scope, receive, send)
-                response = problem_response(request, error).to_asgi_response(app=None, request=request)
-                await response(scope, receive, send)
-                return
-            scope["principal"] = who  # type: ignore[typeddict-unknown-key]
+    name: str
+    role: str
+
+
+ANYONE = Caller("local", "operator")
+
+
+def guarded(app: ASGIApp, context: Context) -> ASGIApp:
+    """`app` behind the checks: it is asked only what may be asked, and finds a `Caller` or None in the scope."""
+    open_routes = frozenset((each.method, each.path) for each in TABLE if each.open)
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
+            return
+        request: Request[Any, Any, Any] = Request(scope, receive, send)
+        listed = _listed_origin(scope["headers"], context)
 
-        return checked
+        async def hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _harden(message, context, listed)
+            await send(message)
 
-    return wrap
+        try:
+            _check_host(_all(scope["headers"], b"host"), context.hosts)
+            _check_address(scope["query_string"])
+            _check_origin(scope["headers"], context)
+            if listed is not None and _is_preflight(scope):
+                await _answer_preflight(hardened)
+                return
+            caller = _caller(scope, context, (scope["method"], scope["path"]) in open_routes)
+            _check_body(scope)
+            scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+        except SAEError as error:
+            response = problem_response(request, error).to_asgi_response(app=None, request=request)
+            await response(scope, receive, hardened)
+            return
+        await app(scope, receive, hardened)
+
+    return checked
 
 
-def _all(headers: Any, name: bytes) -> list[str]:
+# — the answer —
+
+
+def _harden(message: Any, context: Context, listed: str | None) -> None:
+    given = message["headers"]
+    names = {name for name, _ in given}
+    headers = [*given, *(pair for pair in HARDENING if pair[0] not in names)]
+    if context.cors_origins:
+        headers.append((b"vary", b"Origin"))
+    if listed is not None:
+        headers.append((b"access-control-allow-origin", listed.encode("latin-1")))
+        headers.append((b"access-control-expose-headers", CORS_EXPOSED.encode()))
+    message["headers"] = headers
+
+
+def _is_preflight(scope: Any) -> bool:
+    return scope["method"] == "OPTIONS" and bool(_all(scope["headers"], b"access-control-request-method"))
+
+
+async def _answer_preflight(send: Send) -> None:
+    headers = {"allow-methods": CORS_METHODS, "allow-headers": CORS_HEADERS, "max-age": CORS_SECONDS}
+    raw = [(b"access-control-" + name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 204, "headers": raw})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+# — where it comes from —
+
+
+def _all(headers: Headers, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key == name]
 
 
@@ -63,26 +139,101 @@ def _check_host(hosts: list[str], allowed: tuple[str, ...]) -> None:
         raise ForbiddenError("this service does not answer to that host name")
 
 
-def _check_origin(headers: Any) -> None:
-    """A page of another site may not speak to us through its visitor's browser."""
-    for origin in _all(headers, b"origin"):
-        own = _all(headers, b"host")[0]
-        if urlsplit(origin).netloc.lower() != own.lower():
-            raise ForbiddenError("requests from other origins are not allowed")
-    if any(site == "cross-site" for site in _all(headers, b"sec-fetch-site")):
+def _check_address(query: bytes) -> None:
+    """Addresses end up in histories and in the logs of others."""
+    if b"token" in query.lower():
+        names = {name.lower() for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)}
+        if names & SECRET_PARAMETERS:
+            raise BadRequestError("a token does not belong into the address; use the Authorization header")
+
+
+def _check_body(scope: Any) -> None:
+    """A body is JSON and says so: what a page may send without a preflight is not."""
+    if scope["method"] in READING:
+        return
+    sent = _all(scope["headers"], b"content-length") not in ([], ["0"])
+    if sent or _all(scope["headers"], b"transfer-encoding"):
+        kind = ",".join(_all(scope["headers"], b"content-type")).partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise UnsupportedMediaTypeError(f"send application/json, not {kind[:80] or 'nothing'}")
+
+
+def _listed_origin(headers: Headers, context: Context) -> str | None:
+    origins = _all(headers, b"origin")
+    return origins[0] if len(origins) == 1 and origins[0] in context.cors_origins else None
+
+
+def is_own_origin(headers: Headers) -> bool:
+    """True where there is one Origin, and it is the host that was asked."""
+    origins, hosts = _all(headers, b"origin"), _all(headers, b"host")
+    if len(origins) != 1 or not origins[0].startswith(("http://", "https://")):
+        return False
+    try:
+        return urlsplit(origins[0]).netloc.lower() == hosts[0].lower()
+    except ValueError:
+        return False
+
+
+def _check_origin(headers: Headers, context: Context) -> None:
+    """A page of another origin may not speak to us through its visitor's browser."""
+    if _listed_origin(headers, context) is not None:
+        return
+    if _all(headers, b"origin") and not is_own_origin(headers):
+        raise ForbiddenError("requests from other origins are not allowed")
+    sites = set(_all(headers, b"sec-fetch-site"))
+    # A link from another port of this host may lead to the page; only what a script of it sends is refused.
+    if "cross-site" in sites or ("same-site" in sites and _all(headers, b"sec-fetch-mode") != ["navigate"]):
         raise ForbiddenError("requests from other sites are not allowed")
 
 
-def _principal(scope: Scope, tokens: tuple[str, ...]) -> str:
-    if not tokens or scope["path"] in OPEN_PATHS:
-        return "local"
+# — who it is —
+
+
+def cookie_name(scope: Any) -> str:
+    """Cookies are shared by all ports of a host, so the name holds ours; `__Host-` binds it to this very host."""
+    server = scope.get("server") or ("", 0)
+    return f"{'__Host-' if scope['scheme'] == 'https' else ''}sae_actor_{server[1]}"
+
+
+def session_id_of(scope: Any) -> str | None:
+    """The one cookie of a login; None where there is none, or where somebody has put another beside it."""
+    name = cookie_name(scope)
+    parts = (part.partition("=") for line in _all(scope["headers"], b"cookie") for part in line.split(";"))
+    found = [value.strip() for key, _, value in parts if key.strip() == name]
+    return found[0] if len(found) == 1 and len(found[0]) <= MAX_TOKEN else None
+
+
+def _caller(scope: Any, context: Context, is_open: bool) -> Caller | None:
+    """Who asks; None on an open route for somebody unknown. Raises `UnauthorizedError`, `ForbiddenError`."""
+    if not context.access:
+        return ANYONE
+    writes = scope["method"] not in READING
     given = _all(scope["headers"], b"authorization")
-    if b"token=" in scope["query_string"]:
-        raise BadRequestError("a token does not belong into the address; use the Authorization header")
-    if len(given) != 1 or len(given[0]) > _MAX_TOKEN or not given[0].lower().startswith("bearer "):
+    session_id = session_id_of(scope)
+    if not given and session_id is not None and writes and not is_own_origin(scope["headers"]):
+        raise ForbiddenError("a login is good for the page itself only; send an Authorization header")
+    try:
+        grant = _bearer(given, context) if given or session_id is None else _session(session_id, context)
+    except UnauthorizedError:
+        if is_open:
+            return None
+        raise
+    if writes and not is_open and grant.role != "operator":
+        raise ForbiddenError(f"{grant.name} may read only: the token is a {grant.role}'s")
+    return Caller(grant.name, grant.role)
+
+
+def _bearer(given: list[str], context: Context) -> Grant:
+    if len(given) != 1 or len(given[0]) > MAX_TOKEN or not given[0].lower().startswith("bearer "):
         raise UnauthorizedError("send one Authorization: Bearer header")
-    token = given[0][7:].strip().encode("latin-1")
-    # Every token is compared, so that the time says nothing about which one came close.
-    if sum(hmac.compare_digest(token, each.encode()) for each in tokens) == 0:
+    grant = context.access.of(given[0][7:].strip().encode("latin-1"))
+    if grant is None:
         raise UnauthorizedError("the token is not known")
-    return "token"
+    return grant
+
+
+def _session(session_id: str, context: Context) -> Grant:
+    grant = context.sessions.of(session_id)
+    if grant is None:
+        raise UnauthorizedError("the login has ended; log in again")
+    return grant

@@ -20,10 +20,10 @@ PRINCIPAL = "demo"
 PATIENCE_SECONDS = 600.0
 
 
-async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: Path) -> None:
+async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: Path, *, token: bool) -> None:
     """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
-    and say how to go on. `sae`: the SAE's folder, resolved. A log of somebody else is served as it is. Raises what
-    went wrong.
+    and say how to go on. `sae`: the SAE's folder, resolved; `token`: the service asks for one. A log of somebody else
+    is served as it is. Raises what went wrong.
     """
     sae_path = str(sae)
     sae_id = import_id_of(sae_path)
@@ -45,11 +45,9 @@ async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: P
         print("ready; the demo's SAE is not attached (GET /api/saes lists what there is)", flush=True)
         return
     print(f"ready: {sae_id} on {attached.hook_point} of {NAME}\n", flush=True)
-    has_token = bool(settings.server.token)
-    for title, line in zip(TITLES, curl_lines(url, sae_id, token=has_token), strict=True):
+    for title, line in zip(TITLES, curl_lines(url, sae_id, token=token), strict=True):
         print(f"{title}\n{line}\n", flush=True)
-    if not has_token:
-        print(f"The same in a browser: {url}/", flush=True)
+    print(f"The same in a browser: {url}/", flush=True)
     print("Ctrl-C ends it; the next start finds everything as it was.", flush=True)
 
 

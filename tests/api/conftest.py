@@ -12,13 +12,16 @@ import httpx
 import pytest
 import uvicorn
 
+from sae_actor.access import Access, Grant, operator
 from sae_actor.actor import Actor, Broadcast, Performer, Texts
 from sae_actor.api import Context, create_app
+from sae_actor.api.transport import Limits, protocol
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
 from sae_actor.eventlog.memory import MemoryLog
-from sae_actor.serve import SystemClock, listen
+from sae_actor.listening import listen
+from sae_actor.serve import SystemClock
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 
@@ -80,6 +83,10 @@ async def serving(
     log: MemoryLog | None = None,
     *,
     tokens: tuple[str, ...] = (),
+    grants: tuple[Grant, ...] = (),
+    cors_origins: tuple[str, ...] = (),
+    bearer: str = "",
+    limits: Limits | None = None,
     max_attachments: int = 1,
     drain_seconds: float = 0.2,
     record_text: bool = False,
@@ -104,17 +111,30 @@ async def serving(
     await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
     texts = Texts(actor, engine, record_text=record_text)
     context = Context(
-        actor=actor, texts=texts, log=log, hub=hub, engine=engine, capabilities=lambda: {"formats": []}, tokens=tokens
+        actor=actor,
+        texts=texts,
+        log=log,
+        hub=hub,
+        engine=engine,
+        capabilities=lambda: {"formats": []},
+        access=Access([*map(operator, tokens), *grants]),
+        cors_origins=cors_origins,
     )
     listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(
-        create_app(context), lifespan="off", log_level="warning", timeout_graceful_shutdown=1, ws="none"
+        create_app(context),
+        lifespan="off",
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        ws="none",
+        http=protocol(limits or Limits()),
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     serve = asyncio.create_task(server.serve(sockets=[listener]))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    headers = {"authorization": f"Bearer {tokens[0]}"} if tokens else {}
+    bearer = bearer or next(iter(tokens), "")
+    headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
     try:
         async with httpx.AsyncClient(base_url=url, timeout=10, headers=headers) as client:
             client.event_hooks = {"response": [conforms]}

@@ -104,8 +104,9 @@ def test_a_session(browser: Browser, service: Process) -> None:
     assert json.loads(page.text("#events pre")) == events[-1]
     assert page.complaints == []
     assert {url.removeprefix(service.url).partition("?")[0] for url in page.requested()} <= {
-        "/", "/page.js", "/wire.js", "/page.css", "/icon.svg", "/health", "/v1/chat/completions",
-        "/api/capabilities", "/api/model", "/api/saes", "/api/events", f"/api/saes/{SAE_ID}/attach",
+        "/", "/page.js", "/wire.js", "/login.js", "/page.css", "/icon.svg", "/health", "/v1/chat/completions",
+        "/api/session", "/api/capabilities", "/api/model", "/api/saes", "/api/events",
+        f"/api/saes/{SAE_ID}/attach",
         f"/api/saes/{SAE_ID}/detach", f"/api/saes/{SAE_ID}/steering",
     }  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""The page at `/`: five static files, no build step, no foreign host.
+"""The page at `/`: static files, no build step, no foreign host. They hold no secret, so a login can begin there.
 
 index.html, page.css, icon.svg    what there is to see
 page.js                           what it shows: SAEs, steering, text with and without, events
 wire.js                           how it asks: JSON, streamed text, events without a gap
+login.js                          who is there: the form for a token, and the way out
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from ..routes import Answer, AnyRequest, operation
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
 
@@ -29,11 +28,12 @@ def _serve(path: str, name: str, media_type: str, summary: str) -> None:
         return Response(content=content, media_type=media_type, headers=_HEADERS)
 
     get_file.__name__ = f"get_{name.replace('.', '_')}"
-    operation("GET", path, summary, answers=((200, media_type),), tag="page")(get_file)
+    operation("GET", path, summary, answers=((200, media_type),), open=True, tag="page")(get_file)
 
 
 _serve("/", "index.html", "text/html", "The page")
 _serve("/page.js", "page.js", "text/javascript", "The page's script")
 _serve("/wire.js", "wire.js", "text/javascript", "The page's requests")
+_serve("/login.js", "login.js", "text/javascript", "The page's login")
 _serve("/page.css", "page.css", "text/css", "The page's style")
 _serve("/icon.svg", "icon.svg", "image/svg+xml", "The page's icon")

@@ -1,4 +1,5 @@
 // Everything shown is set as text, never as markup: names come from repositories of strangers.
+import { entered, stillEntered } from "/login.js";
 import { ask, call, chunks, follow } from "/wire.js";
 
 const byId = (id) => document.getElementById(id);
@@ -26,6 +27,7 @@ function guarded(action) {
       await action(event);
     } catch (error) {
       if (error.name !== "AbortError") complain(error.message);
+      if (error.status === 401) await stillEntered();
     } finally {
       pressed.disabled = false;
     }
@@ -267,11 +269,12 @@ function onLink(live) {
 }
 
 async function begin() {
+  await entered();
   const [can, health] = await Promise.all([call("GET", "/api/capabilities"), call("GET", "/health")]);
   byId("steer").elements.method.replaceChildren(...can.methods.map((name) => new Option(name)));
   const named = can.positions.filter((name) => /^[a-z_]+$/.test(name) && name !== "tokens");
   byId("steer").elements.positions.replaceChildren(...named.map((name) => new Option(name)));
   await refresh();
-  follow(Math.max(0, health.position - KEPT), { onEvent, onPassing, onLink });
+  follow(Math.max(0, health.position - KEPT), { onEvent, onPassing, onLink, onRefused: stillEntered });
 }
 begin().catch((error) => complain(error.message));

@@ -2,7 +2,8 @@
 
 async function refusal(answer) {
   const value = await answer.json().catch(() => ({}));
-  return new Error(value.detail ?? value.error?.message ?? `${answer.status} ${answer.statusText}`);
+  const error = new Error(value.detail ?? value.error?.message ?? `${answer.status} ${answer.statusText}`);
+  return Object.assign(error, { status: answer.status });
 }
 
 /** One request: its JSON and its ETag, or an Error with the problem's detail. */
@@ -50,14 +51,17 @@ const PASSING = ["download_progress", "model_progress", "reset", "bye"];
 const PATIENCE = 2000;
 
 /** Every durable event behind a position, once and in order, through restarts of the service. */
-export function follow(after, { onEvent, onPassing, onLink }) {
+export function follow(after, on) {
+  const { onEvent, onPassing, onLink, onRefused } = on;
   let last = after;
   const stream = new EventSource(`/api/events?after=${after}`);
   stream.addEventListener("open", () => onLink(true));
   stream.addEventListener("error", () => {
     onLink(false);
     // The browser tries again on its own, with the last id, unless it was answered with an error status.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(() => follow(last, { onEvent, onPassing, onLink }), PATIENCE);
+    if (stream.readyState !== EventSource.CLOSED) return;
+    onRefused().catch(() => {});
+    setTimeout(() => follow(last, on), PATIENCE);
   });
   for (const type of DURABLE) {
     stream.addEventListener(type, (message) => {

@@ -1,0 +1,90 @@
+"""Who may what: tokens with names and roles, known only by their digests.
+
+    alice viewer 5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5
+
+A line is a name, a role and the sha256 of the token in hex. A viewer reads; an operator commands and generates as
+well. The name is the `principal` of the events that its requests lead to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
+
+Role: TypeAlias = Literal["viewer", "operator"]
+
+SINGLE = "token"
+"""Name of the one token of `[server] token`."""
+RESERVED = frozenset({SINGLE, "local", "system", "configuration", "demo"})
+"""Names of principals that are no holder of a named token."""
+MOST = 256
+"""Grants at most: every one is compared with every token that comes."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the holder of one token may do; `digest` is the sha256 of the token, 32 bytes."""
+
+    name: str
+    role: Role
+    digest: bytes
+
+
+def digest_of(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def operator(token: str) -> Grant:
+    """The grant of the single token without a name."""
+    return Grant(SINGLE, "operator", digest_of(token.encode()))
+
+
+def read_line(line: str) -> Grant:
+    """Raises `ValueError`, which says what is wrong without repeating what may be a token."""
+    parts = line.split()
+    if len(parts) != 3:
+        raise ValueError("takes a name, a role and the sha256 of the token in hex")
+    name, role, digest = parts
+    if not _NAME.fullmatch(name):
+        raise ValueError("the name takes 1 to 64 of A-Z a-z 0-9 . _ @ -, a letter or digit first")
+    if name in RESERVED:
+        raise ValueError(f"the name {name} stands for something else in the log")
+    if role not in get_args(Role):
+        raise ValueError(f"{name}: the role is one of {', '.join(get_args(Role))}")
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{name}: the sha256 of the token takes 64 hex digits")
+    return Grant(name, cast(Role, role), bytes.fromhex(digest))
+
+
+class Access:
+    """All grants; none: nobody is asked for a token."""
+
+    def __init__(self, grants: Iterable[Grant] = ()) -> None:
+        """Raises `ValueError` where two grants have one name or one token, or where there are too many."""
+        self.grants = tuple(grants)
+        if len(self.grants) > MOST:
+            raise ValueError(f"{len(self.grants)} tokens; {MOST} are the most")
+        for what in ("name", "digest"):
+            seen: set[object] = set()
+            for grant in self.grants:
+                if getattr(grant, what) in seen:
+                    raise ValueError(f"{grant.name}: another token has this {'name' if what == 'name' else 'sha256'}")
+                seen.add(getattr(grant, what))
+
+    def __bool__(self) -> bool:
+        return bool(self.grants)
+
+    def of(self, token: bytes) -> Grant | None:
+        """Whose token it is. All grants are compared in full, so that the time tells nothing."""
+        digest, found = digest_of(token), None
+        for grant in self.grants:
+            if hmac.compare_digest(digest, grant.digest):
+                found = grant
+        return found
