@@ -28,11 +28,13 @@ from ..errors import (
 )
 from ..ports import AttachedSae, FeatureDetails, Progress, TextRequest, Tokenized, Watch
 from ..sae.units import resolve_units
+from .batch import Limits
 from .device import DeviceThread
 from .features import feature_details
-from .generation import InterventionGone, RunningText
+from .generation import InterventionGone, RunningText, positions_at_most
 from .hooks import Applied, Part
-from .model import LoadedModel, load_model, move, release
+from .memory import check_room
+from .model import LoadedModel, fit, load_model, move, release
 from .positions import Marks, group_of
 from .probes import Probe
 from .prompts import tokenized
@@ -47,10 +49,14 @@ logger = logging.getLogger(__name__)
 class EngineSettings(Struct, frozen=True, kw_only=True):
     """What a deployment chooses."""
 
-    max_running: int = 4
-    """Texts that run at once, each with a key-value cache of its own; they take turns token by token."""
+    max_running: int = 32
+    """Texts that run at once, together in one forward pass where the model allows it."""
     max_waiting: int = 64
     """Texts that wait behind them; one more is refused with `mailbox_full`."""
+    prompt_tokens: int = 512
+    """Tokens of prompts in one step: longer ones are run in pieces, so that other texts go on."""
+    cache_bytes: int = 0
+    """What keys and values of all texts may take together; 0: half of what is free when the model is there."""
     threads: int | None = None
     """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
     drain_seconds: float = 3.0
@@ -66,7 +72,8 @@ class TorchEngine:
 
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
-        self._device = DeviceThread(max_running=self._settings.max_running, threads=self._settings.threads)
+        limits = Limits(running=self._settings.max_running, prompt_tokens=self._settings.prompt_tokens)
+        self._device = DeviceThread(limits, self._settings.threads)
         self._loader = Worker("sae-actor-loader")
         self._tokenizer = Worker("sae-actor-tokenizer")
         self._model: LoadedModel | None = None
@@ -98,6 +105,8 @@ class TorchEngine:
 
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)
+        fit(loaded, self._settings.cache_bytes)
+        self._device.batch.use(loaded.decoder, loaded.cache_bytes)
         self._model = loaded
         return loaded.facts
 
@@ -106,7 +115,8 @@ class TorchEngine:
         if self._model is None or (position is not None and self._model.position != position):
             return
         device, self._model = self._model.device, None
-        self._device.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+        self._device.batch.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+        self._device.batch.use(None)
         release(device)
 
     # — SAEs —
@@ -133,6 +143,8 @@ class TorchEngine:
         resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
+        if model.device.type != "cpu":  # on the CPU it is there already
+            check_room(resident.sae.nbytes, model.device)
         place(resident, model.device)
         self._residents[resident.position] = resident
         return resident
@@ -149,7 +161,7 @@ class TorchEngine:
         return await self._device.run(partial(self._free, position), "freeing the SAE")
 
     def _free(self, position: int) -> int:
-        self._device.end(lambda text: position in text.uses, "intervention_removed")
+        self._device.batch.forget(position)
         return free(self._residents, position)
 
     def retain(self, residents: Residents) -> None:
@@ -244,15 +256,22 @@ class TorchEngine:
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
         stop = request.stop_when
         last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,)),)
-        probes = [self._probe(watch, model) for watch in (*request.watched, *last)]
-        prompt = len(request.token_ids)
-        return Applied.of(parts, model.architecture, prompt, probes, marks) if parts or probes else None
+        found = [self._probe(watch, model) for watch in (*last, *request.watched)]
+        probes = [probe for probe in found if probe is not None]
+        if not (parts or probes):
+            return None
+        applied = Applied.of(parts, model.architecture, len(request.token_ids), probes, marks)
+        applied.stop = probes[0] if last else None
+        return applied
 
-    def _probe(self, watch: Watch, model: LoadedModel) -> Probe:
+    def _probe(self, watch: Watch, model: LoadedModel) -> Probe | None:
+        """None for one that is only looked at now and then, and is not there."""
         resident = self._residents.get(watch.sae.attach_position)
-        if resident is None:
-            raise InterventionGone
-        return Probe(watch, resident.sae, model.architecture.hook(resident.hook_point))
+        if resident is not None:
+            return Probe(watch, resident.sae, model.architecture.hook(resident.hook_point))
+        if watch.every_seconds is not None:
+            return None
+        raise InterventionGone
 
     # — the end —
 
@@ -304,8 +323,13 @@ def _check(request: TextRequest, model: LoadedModel) -> None:
         raise BadRequestError(f"a forced token is outside the vocabulary of {model.vocabulary}, or there is none")
     if request.logprobs is not None and not 0 <= request.logprobs <= model.vocabulary:
         raise BadRequestError(f"logprobs must be between 0 and {model.vocabulary}", param="logprobs")
+    needed, most = model.bytes_per_position * positions_at_most(request, model.facts.context_length), model.cache_bytes
+    if needed > most:
+        raise BadRequestError(
+            f"the text's keys and values may take {needed} bytes, all texts together have {most}: ask for fewer tokens",
+            param="max_tokens", needed_bytes=needed, available_bytes=most,
+        )  # fmt: skip
     if request.deterministic and not model.facts.can_be_deterministic:
-        # Beyond that nothing is to be done: each step of this engine is one text's, its prefill is one step.
         raise SAEUnsupportedError("the model's kernels are not deterministic", param="sae.deterministic")
     if not all(sampling.stop):
         raise BadRequestError("a stop string is empty", param="stop")

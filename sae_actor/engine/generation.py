@@ -1,23 +1,28 @@
-"""One text on the device thread: a sequence of steps, each a forward pass with the request's own hooks."""
+"""One text: what it feeds to the model, what it makes of the logits, what it delivers, its receipt."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+from torch import Tensor
 
 from ..domain.events import Receipt
 from ..domain.refs import FinishReason
-from ..errors import DeviceLostError, InternalError, NotReadyError, SAEError
+from ..errors import InternalError, NotReadyError, SAEError
 from ..ports import Activations, Finished, ScoredToken, TextRequest, Token
 from .failures import explained
 from .hooks import Applied, HookFault, Tally
-from .model import LoadedModel
+from .keyvalues import Kept, capacity_for
 from .positions import merged
-from .sampling import choose
+from .probes import Probe
 from .scoring import scored
 from .text import StopStrings, TextDecoder
+
+if TYPE_CHECKING:
+    from .model import LoadedModel
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
@@ -29,7 +34,7 @@ class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
 
 
 class RunningText:
-    """One admitted request from its first step to its end."""
+    """One admitted request from its first step to its end. Belongs to the device thread, but for `cancelled`."""
 
     def __init__(
         self,
@@ -42,26 +47,32 @@ class RunningText:
         the device thread with the first step. `deliver` is called there too."""
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
+        """attach_position of every SAE without which it ends."""
         self.cancelled = False
         """Set from any thread: nobody reads any more."""
         self.over = False
+        self.kept: Kept | None = None
+        self.applied: Applied | None = None
+        self.alone = request.deterministic
+        """Its steps have nobody beside it."""
+        self._fed = 0
+        """Tokens that were run."""
         self._model: LoadedModel | None = model
         self._apply = apply
         self._deliver = deliver
         self._deadline = time.monotonic() + request.deadline_seconds
-        most = request.sampling.max_tokens if request.forced is None else len(request.forced)
-        self._most = min(most, model.facts.context_length - len(request.token_ids) + 1)
+        self._most = tokens_at_most(request, model.facts.context_length)
+        self.cache_bytes = model.bytes_per_position * positions_at_most(request, model.facts.context_length)
+        """Of keys and values, once it is as long as it may become."""
         self._ids: list[int] = []
         self._text = ""
         self._complete = 0
         """Characters that are readable so far, with those that a stop string holds back."""
         self._scores: Scores = (None, ())
-        self._told: tuple[Activations, ...] = ()
-        """Both of the newest step."""
+        self._told: dict[Probe, Activations] = {}
+        """Both of the newest step; what a prompt in pieces tells is joined until the first token."""
         self._decoder = TextDecoder(model.decode, request.token_ids)
         self._stop = StopStrings(request.sampling.stop)
-        self._cache: Any = None
-        self._applied: Applied | None = None
         self._tally = Tally()
 
     @property
@@ -69,27 +80,98 @@ class RunningText:
         """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
         return self.cancelled or time.monotonic() > self._deadline
 
-    def step(self) -> None:
-        """Make one token. Never raises but `DeviceLostError`, after which the device does nothing any more."""
-        if self.due:
-            self.end_due()
-            return
-        failure: SAEError
-        faulted: int | None = None
-        try:
-            self._advance()
-            return
-        except InterventionGone:
-            self.finish("intervention_removed")
-            return
-        except HookFault as fault:
-            failure, faulted = fault.error, fault.attach_position
-        except Exception as error:  # whatever a model raises ends this text, not the thread
-            failure = explained(error, "making the text")
-        # Outside of the block above: the traceback and the tensors in its frames are gone.
-        if isinstance(failure, DeviceLostError):
-            raise failure
-        self.finish("error", failure, faulted)
+    @property
+    def begun(self) -> bool:
+        return self.kept is not None
+
+    @property
+    def made(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self._ids)
+
+    @property
+    def at(self) -> int:
+        """Position of the next token that is run."""
+        return self._fed
+
+    @property
+    def in_prompt(self) -> bool:
+        return self._fed < len(self.request.token_ids)
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Its prompt is run in one piece: for the norms that tell sinks, or for the sake of the same sums."""
+        return self.alone or (self.applied is not None and self.applied.knows_sinks)
+
+    def begin(self, open_: Callable[[bool], Kept]) -> None:
+        """The first step is next. Raises `InterventionGone`, `SAEError`."""
+        self.applied = self._apply(self.request)
+        if self.applied is not None:
+            self._tally = self.applied.tally
+        self.kept = open_(self.alone)
+
+    def feed(self, most: int) -> Sequence[int]:
+        """The ids of the next step: of the prompt at most `most`, where it may be cut, then the newest token."""
+        prompt = self.request.token_ids
+        if not self.in_prompt:
+            return self._ids[-1:]
+        return prompt if self.whole_prompt else prompt[self._fed : self._fed + most]
+
+    def ran(self, count: int) -> bool:
+        """A step ran so many of its tokens; whether there is a next one to be chosen. Raises `HookFault`."""
+        if self.applied is not None:
+            self.applied.settle(self._fed)
+            for probe, told in self.applied.told():
+                before = None if probe.passing else self._told.get(probe)
+                self._told[probe] = told if before is None else replace(before, rows=before.rows + told.rows)
+        self._fed += count
+        return not self.in_prompt
+
+    def take(self, token: int, logits: Tensor) -> None:
+        """The next token is chosen, from `logits` [vocabulary]."""
+        model = self._model
+        if model is None:
+            raise InternalError("the text is over")
+        stops = self._stops()
+        self._ids.append(token)
+        if self.applied is not None:
+            self.applied.add(token)
+        if self.request.logprobs is not None:
+            self._scores = scored(logits, token, self.request.logprobs, model.pieces)
+        if token in model.end_ids:
+            self._show(token, self._decoder.flush(), "stop")
+        elif stops or len(self._ids) >= self._most:
+            reason: FinishReason = "feature" if stops else "length"
+            self._show(token, self._decoder.push(token) + self._decoder.flush(), reason)
+        else:
+            self._show(token, self._decoder.push(token), None)
+        self._told = {}
+
+    def _stops(self) -> bool:
+        """Whether the step's token is one at which `stop_when` holds; what was read for that is not told."""
+        stop = self.request.stop_when
+        if stop is None:
+            return False
+        assert self.applied is not None
+        assert self.applied.stop is not None
+        read = self._told.pop(self.applied.stop)
+        # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
+        return bool(self._ids) and read.rows[-1][0].activation > stop.above
+
+    def _show(self, token: int, piece: str, reason: FinishReason | None) -> None:
+        """Deliver a token with the text that may be shown; what was held back comes with the last one."""
+        text, stopped = self._stop.push(piece)
+        if reason is not None and not stopped:
+            text += self._stop.flush()
+        self._text += text
+        own, top = self._scores
+        told = tuple(self._told.values())
+        self._deliver(Token(id=token, text=text, offset=self._complete, scored=own, top=top, activations=told))
+        self._complete += len(piece)
+        if stopped or reason is not None:
+            self.finish("stop" if stopped or reason is None else reason)
+
+    # — the end —
 
     def end_due(self) -> None:
         """End a text that is `due`."""
@@ -99,8 +181,17 @@ class RunningText:
             seconds = self.request.deadline_seconds
             self.finish("error", NotReadyError(f"the text was not done within {seconds:g} seconds"))
 
+    def end_with(self, error: Exception) -> None:
+        """End the text with what went wrong in its step."""
+        if isinstance(error, InterventionGone):
+            self.finish("intervention_removed")
+        elif isinstance(error, HookFault):
+            self.finish("error", error.error, error.attach_position)
+        else:
+            self.finish("error", explained(error, "making the text"))
+
     def finish(self, reason: FinishReason, error: SAEError | None = None, faulted: int | None = None) -> None:
-        """End the text, once: deliver `Finished`, let go of the cache and the intervention."""
+        """End the text, once: deliver `Finished`, let go of the intervention."""
         if self.over:
             return
         tally = self._tally
@@ -132,59 +223,16 @@ class RunningText:
 
     def _let_go(self) -> None:
         self.over = True
-        self._cache = self._applied = self._model = None
+        self.applied = self._model = None
+        self._told = {}
 
-    def _advance(self) -> None:
-        model = self._model
-        if model is None:
-            raise InternalError("the text is over")
-        if self._cache is None:
-            self._applied = self._apply(self.request)
-            if self._applied is not None:
-                self._tally = self._applied.tally
-            self._cache = model.new_cache()
-        feed = (self._ids[-1],) if self._ids else self.request.token_ids
-        first = len(self.request.token_ids) + len(self._ids) - 1 if self._ids else 0
-        stops = False
-        with nullcontext() if self._applied is None else self._applied.step(first, first + len(feed)):
-            logits = model.next_logits(feed, self._cache)
-        if self._applied is not None:
-            self._applied.settle()
-            self._told = self._applied.told()
-            stops = self._stops()
-        forced = self.request.forced
-        token = choose(logits, self.request.sampling, len(self._ids)) if forced is None else forced[len(self._ids)]
-        self._ids.append(token)
-        if self._applied is not None:
-            self._applied.add(token)
-        if self.request.logprobs is not None:
-            self._scores = scored(logits, token, self.request.logprobs, model.pieces)
-        if token in model.end_ids:
-            self._show(token, self._decoder.flush(), "stop")
-        elif stops or len(self._ids) >= self._most:
-            reason: FinishReason = "feature" if stops else "length"
-            self._show(token, self._decoder.push(token) + self._decoder.flush(), reason)
-        else:
-            self._show(token, self._decoder.push(token), None)
 
-    def _stops(self) -> bool:
-        """Whether the step's token is one at which `stop_when` holds; what was read for that is not told."""
-        stop = self.request.stop_when
-        if stop is None:
-            return False
-        *told, read = self._told
-        self._told = tuple(told)
-        # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
-        return bool(self._ids) and read.rows[-1][0].activation > stop.above
+def tokens_at_most(request: TextRequest, context_length: int) -> int:
+    """Tokens of the answer: as many as are asked for, or as the model's context holds."""
+    most = request.sampling.max_tokens if request.forced is None else len(request.forced)
+    return min(most, context_length - len(request.token_ids) + 1)
 
-    def _show(self, token: int, piece: str, reason: FinishReason | None) -> None:
-        """Deliver a token with the text that may be shown; what was held back comes with the last one."""
-        text, stopped = self._stop.push(piece)
-        if reason is not None and not stopped:
-            text += self._stop.flush()
-        self._text += text
-        own, top = self._scores
-        self._deliver(Token(id=token, text=text, offset=self._complete, scored=own, top=top, activations=self._told))
-        self._complete += len(piece)
-        if stopped or reason is not None:
-            self.finish("stop" if stopped or reason is None else reason)
+
+def positions_at_most(request: TextRequest, context_length: int) -> int:
+    """Positions of keys and values that a request takes room for: the last token of an answer is never run."""
+    return capacity_for(len(request.token_ids) + tokens_at_most(request, context_length) - 1)

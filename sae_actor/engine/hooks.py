@@ -1,36 +1,33 @@
-"""One request's intervention on the forward pass: hooks that are there for one step of that request alone.
+"""Interventions on one forward pass: hooks that are there for one step, of one text or of several beside each other.
 
 Of one hook point, everything is computed from the same activation x [n, width]: every steering difference, every
-reconstruction, the norms that tell a sink. Rows that no edit is active on are passed on bit for bit. A hook never
-raises through the model: what goes wrong is noted, the activation passes unchanged, and `settle` raises it once
-the step is over.
+reconstruction, the norms that tell a sink. Rows that no edit is active on are passed on bit for bit, rows of other
+texts too. A hook never raises through the model: what goes wrong is noted, the activation passes unchanged, and
+`settle` raises it once the step is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..architectures import Architecture, Hook
 from ..domain.refs import ActiveSae, HookPoint, Turn
-from ..errors import InternalError, OutOfMemoryError, SAEError
+from ..errors import InternalError, SAEError
 from ..ports import Activations
 from ..sae.steering import Steering
-from .failures import explained
-from .positions import Marks, group_of, mask
-from .probes import Probe
-
-SINK_FACTOR = 5.0
-"""A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
+from .joint import Entry, Joins, Joint, Reading
+from .positions import Flags, Marks, group_of, mask
+from .probes import Probe, ProbeJoint
 
 
 class Part:
-    """One SAE of an intervention at its hook point, for one request."""
+    """One SAE of an intervention at its hook point, for one text."""
 
     def __init__(
         self,
@@ -51,62 +48,31 @@ class Part:
         """This step's activation at `read_at` [n, d_in], where that is another hook point than `write_at`."""
         of_edit = [group_of(edit, prompt, turns) for edit in sae.steering]
         self._groups = list(dict.fromkeys(of_edit))
-        device = steering.sae.device
-        self._group_of_edit = torch.tensor([self._groups.index(g) for g in of_edit], dtype=torch.long, device=device)
-        without = [group.without_sinks for group in self._groups]
-        self._without = torch.tensor(without, dtype=torch.bool, device=device)[:, None]  # [n_groups, 1]
+        self._group_of_edit = np.array([self._groups.index(group) for group in of_edit], dtype=np.intp)
+        self.without_sinks: Flags = np.array([group.without_sinks for group in of_edit], dtype=np.bool_)
+        """[n_edits]"""
         self._marks = marks
 
     @property
     def knows_sinks(self) -> bool:
         return self.reconstructs or any(group.without_sinks for group in self._groups)
 
-    def covered(self, first: int, stop: int) -> Tensor | None:
-        """[n_groups, n] bool on the CPU: which positions the edits cover; None where the SAE has nothing to do."""
+    def covered(self, first: int, stop: int) -> Flags | None:
+        """[n_edits, n]: which positions the edits cover; None where the SAE has nothing to do."""
         if not self._groups:
-            return torch.zeros(0, stop - first, dtype=torch.bool) if self.reconstructs else None
-        masks = torch.stack([mask(group.ranges, first, stop) for group in self._groups])
-        return masks if self.reconstructs or bool(masks.any()) else None
+            return np.zeros((0, stop - first), dtype=np.bool_) if self.reconstructs else None
+        masks = np.stack([mask(group.ranges, first, stop) for group in self._groups])
+        return masks[self._group_of_edit] if self.reconstructs or masks.any() else None
 
-    def left_out(self, first: int, stop: int) -> Tensor | None:
-        """[n_groups, n] bool on the CPU: which positions are left alone for their tokens' sake; None for none."""
+    def left_out(self, first: int, stop: int) -> Flags | None:
+        """[n_edits, n]: which positions are left alone for their tokens' sake; None for none."""
         if not any(group.without_special or group.without_template for group in self._groups):
             return None
         if self._marks is None:
             raise InternalError("the kinds of the tokens are not known")
         special, template = self._marks.special(first, stop), self._marks.template(first, stop)
-        return torch.stack([g.without_special & special | g.without_template & template for g in self._groups])
-
-    def run(self, rows: Tensor, covered: Tensor, sinks: Tensor, left_out: Tensor | None = None) -> Change:
-        """What the SAE makes of `rows` [n, width], of which the sinks [n] are marked."""
-        if self.read_at != self.write_at and (self.read is None or len(self.read) != len(rows)):
-            raise InternalError(f"the activation at {self.read_at} was not read before that at {self.write_at}")
-        covered = covered.to(rows.device)
-        without = self._without & sinks  # [n_groups, n]
-        if left_out is not None:
-            without = without | left_out.to(rows.device)
-        active = (covered & ~without)[self._group_of_edit]  # [n_edits, n]
-        if self.reconstructs:
-            values, _ = self.steering.reconstruct(rows, active, self.read)
-            touched, passed = ~sinks, sinks
-        else:
-            # In the SAE's type, so that the sum is rounded to the model's once.
-            values, held = self.steering.difference(rows.to(self.steering.sae.dtype), active, self.read)
-            touched, passed = held.any(dim=0), (covered & without).any(dim=0)
-        if values.shape != rows.shape:
-            raise InternalError(f"the SAE gave {tuple(values.shape)} at {self.write_at}, not {tuple(rows.shape)}")
-        return Change(torch.where(touched[:, None], values, 0), touched, passed)
-
-
-class Change(NamedTuple):
-    """What one SAE does to n rows."""
-
-    values: Tensor
-    """[n, width]: the difference, or in reconstruct what takes the row's place; 0 where it does nothing."""
-    touched: Tensor
-    """bool [n]: rows that it writes to."""
-    passed: Tensor
-    """bool [n]: rows that it would write to, were they not excluded."""
+        groups = [group.without_special & special | group.without_template & template for group in self._groups]
+        return np.stack(groups)[self._group_of_edit]
 
 
 class HookFault(Exception):  # noqa: N818 — a fault of an SAE, named as in the event log
@@ -134,126 +100,44 @@ class Tally:
 
 
 class Site:
-    """One hook point that is written to."""
+    """One hook point that one text writes to."""
 
     def __init__(self, point: HookPoint, hook: Hook, parts: list[Part]) -> None:
         self.point = point
         self.hook = hook
         self.parts = parts
-        self._knows_sinks = any(part.knows_sinks for part in parts)
-        self._limit: Tensor | None = None
-        self._first = self._stop = self._prompt = 0
-        self._computing: Part | None = None
-        self.calls = 0
-        self.failure: HookFault | None = None
-        self.report: Tensor | None = None
-        """[3 n + 2 + writing parts] float32: per row whether it was edited, whether it was passed by as excluded,
-        |difference| / |x|; then whether x, the result, and each part's values are finite."""
-        self._wrote: list[Part] = []
-
-    def begin(self, first: int, stop: int, prompt: int) -> None:
-        """The next step runs positions `first` … `stop` − 1."""
-        self._first, self._stop, self._prompt = first, stop, prompt
-        self.calls, self.failure, self.report = 0, None, None
-
-    def edit(self, x: Tensor) -> Tensor | None:
-        """What the hook calls."""
-        self.calls += 1
-        self._computing = None
-        try:
-            return self._edit(x)
-        except Exception as error:  # anything here must not end the model's forward pass
-            failure = explained(error, f"computing the SAE at {self.point}")
-            # Lack of memory is nobody's fault; the SAE stays.
-            at_fault = None if isinstance(failure, OutOfMemoryError) else self._at_fault
-            self.failure = HookFault(at_fault, failure)
-        return None
+        self.limit: Tensor | None = None
+        """Norm above which a position is a sink; measured with the prompt."""
+        self.reading = Reading()
+        """Of the newest step."""
 
     @property
-    def _at_fault(self) -> int:
-        return (self._computing or self.parts[0]).attach_position
+    def knows_sinks(self) -> bool:
+        return any(part.knows_sinks for part in self.parts)
 
-    def _edit(self, x: Tensor) -> Tensor | None:
-        rows = x.reshape(-1, x.shape[-1])  # [n, width]
-        count = self._stop - self._first
-        if rows.shape != (count, self.hook.width):
-            raise InternalError(f"the activation at {self.point} is {tuple(x.shape)}, not {count} × {self.hook.width}")
-        covered = [part.covered(self._first, self._stop) for part in self.parts]
-        writing = [(part, c) for part, c in zip(self.parts, covered, strict=True) if c is not None]
-        measures = self._knows_sinks and self._first == 0
-        if not (writing or measures):
-            return None
-        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)  # [n]
-        if measures:
-            self._limit = SINK_FACTOR * norms[: self._prompt].median()
-        if not writing:
-            return None
-        sinks = self._sinks(norms)
-        changes = []
-        for part, each in writing:
-            self._computing = part
-            changes.append((part, part.run(rows, each, sinks, part.left_out(self._first, self._stop))))
-        self._computing = None
-        new = rows
-        for part, change in changes:
-            if part.reconstructs:
-                new = torch.where(change.touched[:, None], change.values.to(rows.dtype), new)
-        for part, change in changes:
-            if not part.reconstructs:
-                wide = torch.promote_types(rows.dtype, change.values.dtype)
-                moved = (new.to(wide) + change.values.to(wide)).to(rows.dtype)
-                new = torch.where(change.touched[:, None], moved, new)
-        edited = torch.stack([change.touched for _, change in changes]).any(dim=0)
-        passed = torch.stack([change.passed for _, change in changes]).any(dim=0)
-        moved = torch.linalg.vector_norm(new.float() - rows.float(), dim=-1)
-        ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
-        finite = [torch.isfinite(each).all() for each in (norms, new, *(change.values for _, change in changes))]
-        self._wrote = [part for part, _ in changes]
-        self.report = torch.cat((edited.float(), (passed & ~edited).float(), ratio, torch.stack(finite).float()))
-        return new.reshape(x.shape)
-
-    def _sinks(self, norms: Tensor) -> Tensor:
-        """[n] bool."""
-        if not self._knows_sinks:
-            return torch.zeros_like(norms, dtype=torch.bool)
-        if self._limit is None:
-            raise InternalError("the prompt's median norm was not measured")
-        sinks = norms > self._limit
-        if self._first == 0:
-            sinks[0] = True
-        return sinks
-
-    def settle(self, tally: Tally) -> None:
-        """Count what was written; raise `HookFault` where it could not be."""
-        failure, self.failure = self.failure, None
-        if failure is not None:
-            raise failure
-        if self.calls != 1:
-            detail = f"the model ran {self.point} {self.calls} times in one step, not once"
+    def settle(self, first: int, tally: Tally) -> None:
+        """Count what was written; raise `HookFault` where it could not be. `first` is the step's first position."""
+        reading, self.reading = self.reading, Reading()
+        if reading.failure is not None:
+            raise HookFault(reading.at_fault, reading.failure)
+        if reading.calls != 1:
+            detail = f"the model ran {self.point} {reading.calls} times in one step, not once"
             raise HookFault(self.parts[0].attach_position, InternalError(detail))
-        if self.report is None:
-            return
-        count = self._stop - self._first
-        values = self.report.tolist()
-        self.report = None
-        x_finite, new_finite, *each_finite = values[3 * count :]
-        if not x_finite:
+        if not reading.x_finite:
             raise HookFault(None, InternalError(f"the model's activation at {self.point} is not finite"))
-        faulty = next((part for part, ok in zip(self._wrote, each_finite, strict=True) if not ok), None)
-        if faulty is not None or not new_finite:
-            at_fault = (faulty or self._wrote[0]).attach_position
-            raise HookFault(at_fault, InternalError(f"the SAE's result at {self.point} is not finite"))
-        for row in range(count):
-            if values[row]:
-                tally.edited.add(self._first + row)
-                tally.ratios += values[2 * count + row]
+        if not reading.new_finite:
+            raise HookFault(reading.at_fault, InternalError(f"the SAE's result at {self.point} is not finite"))
+        for row, edited in enumerate(reading.edited):
+            if edited:
+                tally.edited.add(first + row)
+                tally.ratios += reading.ratios[row]
                 tally.writes += 1
-            elif values[count + row]:
-                tally.excluded.add(self._first + row)
+            elif reading.passed[row]:
+                tally.excluded.add(first + row)
 
 
 class Applied:
-    """An intervention, ready for one request."""
+    """An intervention, and what is read on the way, ready for one text."""
 
     def __init__(
         self,
@@ -264,11 +148,13 @@ class Applied:
         marks: Marks | None = None,
     ) -> None:
         self.tally = Tally()
-        self._sites = sites
-        self._readers = readers
+        self.prompt = prompt
+        self.sites = sites
+        self.readers = readers
         """SAEs that read elsewhere than they write, and where."""
-        self._probes = probes
-        self._prompt = prompt
+        self.probes = list(probes)
+        self.stop: Probe | None = None
+        """The one of them that ends the text, and is not told."""
         self._marks = marks
 
     def add(self, token: int) -> None:
@@ -291,48 +177,93 @@ class Applied:
         readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
         return cls(sites, readers, prompt, probes, marks)
 
+    @property
+    def knows_sinks(self) -> bool:
+        """It needs the norms of the whole prompt at once."""
+        return any(site.knows_sinks for site in self.sites)
+
+    def forget(self, attach_position: int) -> None:
+        """Read an SAE no more that is only looked at now and then."""
+        self.probes = [probe for probe in self.probes if not probe.passing or probe.attach_position != attach_position]
+
     @contextmanager
     def step(self, first: int, stop: int) -> Iterator[None]:
-        """The hooks are on the model inside of this block, for a forward pass of positions `first` … `stop` − 1."""
-        handles = []
-        try:
-            # Probes and readers first: at a hook point that is also written to, they see what arrives.
-            for probe in self._probes:
-                probe.begin(first, stop)
-                handles.append(probe.hook.install(probe.see))
-            for part, hook in self._readers:
-                part.read = None
-                handles.append(hook.install(_reader(part, hook)))
-            for site in self._sites:
-                site.begin(first, stop, self._prompt)
-                handles.append(site.hook.install(site.edit))
+        """`beside` of this text alone."""
+        with beside([Place(self, first, stop, 0)], stop - first, Joins()):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for part, _ in self._readers:
+
+    def settle(self, first: int) -> None:
+        """After a step: count what it wrote; `HookFault` if the intervention did not reach what it should."""
+        for site in self.sites:
+            site.settle(first, self.tally)
+
+    def told(self) -> list[tuple[Probe, Activations]]:
+        """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
+        for probe in self.probes:
+            if probe.failure is not None:
+                raise HookFault(probe.at_fault, probe.failure)
+        return [(probe, probe.told) for probe in self.probes if probe.told is not None]
+
+
+class Place(NamedTuple):
+    """A text's rows in a step: positions first … stop − 1 are the rows from `row` on."""
+
+    applied: Applied
+    first: int
+    stop: int
+    row: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.row, self.row + self.stop - self.first)
+
+
+@contextmanager
+def beside(places: Sequence[Place], rows: int, joins: Joins) -> Iterator[None]:
+    """The hooks of all these texts are on the model inside of this block, for a forward pass of `rows` rows."""
+    joints: dict[Hook, list[Entry]] = {}
+    readers: dict[Hook, list[tuple[Part, slice]]] = {}
+    probes: dict[Hook, ProbeJoint] = {}
+    for place in places:
+        for probe in place.applied.probes:
+            if probe.begin(place.first, place.stop, place.row):
+                probes.setdefault(probe.hook, ProbeJoint(rows)).probes.append(probe)
+        for part, hook in place.applied.readers:
+            part.read = None
+            readers.setdefault(hook, []).append((part, place.rows))
+        for site in place.applied.sites:
+            site.reading = Reading()
+            entry = Entry(site, place.first, place.stop, place.row, place.applied.prompt)
+            joints.setdefault(site.hook, []).append(entry)
+    written = [Joint(hook, entries, rows, joins) for hook, entries in joints.items()]
+    try:
+        with ExitStack() as handles:
+            # Probes and readers first: at a hook point that is also written to, they see what arrives.
+            for hook, looking in probes.items():
+                handles.callback(hook.install(looking.see(hook)).remove)
+            for hook, parts in readers.items():
+                handles.callback(hook.install(_Read(parts, hook)).remove)
+            for joint in written:
+                handles.callback(joint.hook.install(joint.edit).remove)
+            yield
+        for joint in written:
+            joint.settle()
+        for looking in probes.values():
+            looking.take()
+    finally:
+        for parts in readers.values():
+            for part, _ in parts:
                 part.read = None
 
-    def settle(self) -> None:
-        """After a step: count what it wrote; `HookFault` if the intervention did not reach what it should."""
-        for site in self._sites:
-            site.settle(self.tally)
 
-    def told(self) -> tuple[Activations, ...]:
-        """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
-        told = []
-        for probe in self._probes:
-            try:
-                told.append(probe.take())
-                continue
-            except Exception as error:  # whatever torch raises ends this text
-                failure = explained(error, "computing the SAE's activations")
-            raise HookFault(None if isinstance(failure, OutOfMemoryError) else probe.at_fault, failure)
-        return tuple(told)
+class _Read:
+    """Keeps the rows of what arrives for the SAEs that write elsewhere."""
 
+    def __init__(self, parts: Sequence[tuple[Part, slice]], hook: Hook) -> None:
+        self._parts = parts
+        self._in_place = hook.in_place
 
-def _reader(part: Part, hook: Hook) -> Callable[[Tensor], None]:
-    def read(x: Tensor) -> None:
-        part.read = (x.clone() if hook.in_place else x).reshape(-1, x.shape[-1])
-
-    return read
+    def __call__(self, x: Tensor) -> None:
+        seen = (x.clone() if self._in_place else x).reshape(-1, x.shape[-1])
+        for part, rows in self._parts:
+            part.read = seen[rows]

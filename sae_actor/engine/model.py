@@ -6,12 +6,12 @@ Loading happens in a worker thread, moving on the device thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from msgspec import structs
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -20,8 +20,10 @@ from ..domain.effects import LoadModelEffect
 from ..domain.refs import ModelFacts
 from ..errors import ModelLoadError, SAEError
 from ..ports import Progress
+from .decoding import Decoder, decoder_for
 from .environment import environment
 from .failures import explained
+from .memory import cache_budget
 from .pieces import Pieces
 from .source import LoadCancelled, ModelFiles, digests, find_model
 
@@ -46,16 +48,12 @@ class LoadedModel:
     """Tokens that are no text: begin, end, turns."""
     pieces: Pieces
     """Text and bytes of single tokens. For the device thread."""
-
-    def new_cache(self) -> Any:
-        """An empty key-value cache for one sequence, with the sliding windows that the config asks for."""
-        return transformers.DynamicCache(config=self.network.config)
-
-    def next_logits(self, ids: Sequence[int], cache: Any) -> Tensor:
-        """[vocabulary]: the logits behind the last of `ids`, which are fed after what `cache` holds."""
-        fed = torch.tensor([ids], dtype=torch.long, device=self.device)
-        logits: Tensor = self.network(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        return logits[0, -1]
+    decoder: Decoder | None = None
+    """Once it is on its device."""
+    bytes_per_position: int = 0
+    """Of keys and values."""
+    cache_bytes: int = 0
+    """What all texts may take of them together."""
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
         """Text of token ids; special tokens are left out, or shown as they are written."""
@@ -180,6 +178,28 @@ def move(loaded: LoadedModel) -> None:
     loaded.network = None
     release(loaded.device)
     raise failure
+
+
+def fit(loaded: LoadedModel, cache_bytes: int) -> None:
+    """Find out how the model, which is on its device, makes tokens, and how much room their keys and values have.
+
+    `ModelLoadError` for a model that does not run; `OutOfMemoryError`.
+    """
+    failure: SAEError
+    try:
+        loaded.decoder, loaded.bytes_per_position = decoder_for(loaded.network, loaded.vocabulary)
+    except Exception as error:  # a model raises what it likes; all become ours
+        failure = explained(error, "trying the model")
+    else:
+        context = loaded.facts.context_length
+        loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.bytes_per_position, context)
+        told = {**loaded.facts.environment, "batching": loaded.decoder.together}
+        loaded.facts = structs.replace(loaded.facts, environment=told)
+        return
+    # Outside of the block above: the traceback, which holds the tensors, is gone.
+    loaded.network = None
+    release(loaded.device)
+    raise ModelLoadError(failure.detail) if failure.code == "internal" else failure
 
 
 def release(device: torch.device) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from ..domain.refs import Edit, Positions, Turn
 from ..errors import BadRequestError
@@ -19,6 +19,7 @@ END = 2**62
 """Behind every position there can be."""
 
 Ranges = tuple[tuple[int, int], ...]
+Flags = NDArray[np.bool_]
 
 
 class Group(NamedTuple):
@@ -52,14 +53,14 @@ class Marks:
         """A generated token is run."""
         self._special.append(token in self._special_ids)
 
-    def special(self, start: int, stop: int) -> Tensor:
-        """[stop − start] bool."""
-        return torch.tensor(self._special[start:stop], dtype=torch.bool)
+    def special(self, start: int, stop: int) -> Flags:
+        """[stop − start]"""
+        return np.array(self._special[start:stop], dtype=np.bool_)
 
-    def template(self, start: int, stop: int) -> Tensor:
-        """[stop − start] bool."""
+    def template(self, start: int, stop: int) -> Flags:
+        """[stop − start]"""
         marks = self._template[start:stop]
-        return torch.tensor(marks + [False] * (stop - start - len(marks)), dtype=torch.bool)
+        return np.array(marks + [False] * (stop - start - len(marks)), dtype=np.bool_)
 
 
 def ranges_of(positions: Positions, prompt: int, turns: Sequence[Turn] = ()) -> Ranges:
@@ -99,9 +100,9 @@ def merged(positions: Iterable[int]) -> Ranges:
     return tuple(found)
 
 
-def mask(ranges: Ranges, start: int, stop: int) -> Tensor:
-    """[stop − start] bool: which of the positions start … stop − 1 are in the ranges."""
-    covered = torch.zeros(stop - start, dtype=torch.bool)
+def mask(ranges: Ranges, start: int, stop: int) -> Flags:
+    """[stop − start]: which of the positions start … stop − 1 are in the ranges."""
+    covered = np.zeros(stop - start, dtype=np.bool_)
     for first, behind in ranges:
         covered[max(first - start, 0) : max(behind - start, 0)] = True
     return covered

@@ -1,14 +1,19 @@
-"""Activations of an SAE at every position that is run, before any edit at its hook point."""
+"""Activations of an SAE at the positions that are run, before any edit at its hook point."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..architectures import Hook
-from ..errors import FeatureOutOfRangeError, InternalError
+from ..errors import FeatureOutOfRangeError, InternalError, OutOfMemoryError, SAEError
 from ..ports import Activations, FeatureActivation, Watch
 from ..sae import SAE
+from ..sae.encoder import Encoder
+from .failures import explained
 
 MOST_VALUES = 16 * 2**20
 """Activations that are in memory at once: long prompts are encoded some rows at a time."""
@@ -27,59 +32,152 @@ class Probe:
                 raise FeatureOutOfRangeError(
                     f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae
                 )
-        self.at_fault: int | None = None
-        """attach_position, once what the model gave was found good."""
         self.hook = hook
-        self._watch = watch
-        self._sae = sae
-        wanted = watch.features
-        self._features = None if wanted is None else torch.tensor(wanted, dtype=torch.long, device=sae.device)
-        self._encoder = sae.encoder.select(self._features) if self._features is not None and sae.independent else None
-        self._first = self._count = 0
+        self.sae = sae
+        self.watch = watch
+        self.passing = watch.every_seconds is not None
+        """Looked at now and then: it never ends a text."""
+        self.rows = slice(0, 0)
+        """Its rows in the step."""
+        self.told: Activations | None = None
+        """Of the newest step; None where it was not looked at."""
+        self.failure: SAEError | None = None
+        self.at_fault: int | None = None
+        """attach_position, where what the model gave was found good."""
+        self.best = 0 if watch.top_k is None or watch.features is not None else watch.top_k
+        """So many of all features."""
+        self.features = watch.features or (() if self.best else tuple(range(d_sae)))
+        """Otherwise: these."""
+        self._first = 0
+        self._next = 0.0
+        self._encoders: dict[tuple[int, ...], Encoder] = {}
+
+    def encoder(self, features: tuple[int, ...]) -> Encoder:
+        """Of these features alone."""
+        found = self._encoders.get(features)
+        if found is None:
+            found = self.sae.encoder.select(torch.tensor(features, dtype=torch.long, device=self.sae.device))
+            self._encoders = {features: found}  # those of the texts that run beside this one change rarely
+        return found
+
+    @property
+    def attach_position(self) -> int:
+        return self.watch.sae.attach_position
+
+    def begin(self, first: int, stop: int, row: int) -> bool:
+        """The next step runs positions `first` … `stop` − 1 as the rows from `row` on; whether it is looked at."""
+        self.told = self.failure = self.at_fault = None
+        self._first, self.rows = first, slice(row, row + stop - first)
+        if self.watch.every_seconds is None:
+            return True
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.watch.every_seconds
+        self._first, self.rows = stop - 1, slice(self.rows.stop - 1, self.rows.stop)
+        return True
+
+    def tell(self, rows: list[Row]) -> None:
+        self.told = Activations(sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows))
+
+    def fail(self, failure: SAEError, *, at_fault: bool) -> None:
+        if not self.passing:
+            self.failure = failure
+            self.at_fault = self.attach_position if at_fault else None
+
+
+class ProbeJoint:
+    """All that is read at one hook point in one step."""
+
+    def __init__(self, rows: int) -> None:
+        self.probes: list[Probe] = []
+        self._count = rows
         self._x: Tensor | None = None
 
-    def begin(self, first: int, stop: int) -> None:
-        """The next step runs positions `first` … `stop` − 1."""
-        self._first, self._count, self._x = first, stop - first, None
-
-    def see(self, x: Tensor) -> None:
+    def see(self, hook: Hook) -> Callable[[Tensor], None]:
         """What the hook calls; nothing is computed inside of the model's forward pass."""
-        self._x = x.clone() if self.hook.in_place else x
 
-    def take(self) -> Activations:
-        """The activations of the step's positions. `InternalError` where the model did not come by, or they are
-        not finite."""
-        x, self._x, self.at_fault = self._x, None, None
-        if x is None or x.numel() != self._count * self.hook.width:
-            raise InternalError(f"the activation at {self._watch.sae.hook_point} was not read")
-        rows = x.reshape(self._count, self.hook.width)
-        if not bool(torch.isfinite(rows).all()):
-            raise InternalError(f"the model's activation at {self._watch.sae.hook_point} is not finite")
-        self.at_fault = self._watch.sae.attach_position
-        size = max(1, MOST_VALUES // self._sae.spec.d_sae)
-        told = tuple(row for part in torch.split(rows, size) for row in self._rows(part))
-        return Activations(sae_id=self._watch.sae.sae_id, first=self._first, rows=told)
+        def seen(x: Tensor) -> None:
+            self._x = x.clone() if hook.in_place else x
 
-    def _rows(self, rows: Tensor) -> list[Row]:
-        z, _ = self._sae.read(rows)
-        if self._encoder is not None:
-            acts = self._encoder(z)  # [n, asked]
+        return seen
+
+    def take(self) -> None:
+        """After the step: what each probe reads, or why it cannot."""
+        x, self._x = self._x, None
+        of_sae: dict[int, list[Probe]] = {}
+        for probe in self.probes:
+            if x is None or x.numel() != self._count * probe.hook.width:
+                missing = f"the activation at {probe.watch.sae.hook_point} was not read"
+                probe.fail(InternalError(missing), at_fault=False)
+            else:
+                of_sae.setdefault(id(probe.sae), []).append(probe)
+        if x is not None:
+            for probes in of_sae.values():
+                _attempt(x.reshape(self._count, -1), probes)
+
+
+def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:
+    """Read together; each on its own where that fails."""
+    try:
+        _read(x, probes)
+        return
+    except Exception as error:  # whatever torch raises ends the texts at fault, not the thread
+        failure = explained(error, "computing the SAE's activations")
+    if len(probes) == 1:
+        probes[0].fail(failure, at_fault=not isinstance(failure, OutOfMemoryError))
+        return
+    for probe in probes:
+        _attempt(x, [probe])
+
+
+def _read(x: Tensor, probes: Sequence[Probe]) -> None:
+    """Encode the rows of all, once, and tell each its own."""
+    rows = x[probes[0].rows] if len(probes) == 1 else torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
+    sae, most = probes[0].sae, max((probe.best for probe in probes), default=0)
+    asked = sorted({feature for probe in probes for feature in probe.features})
+    encoder = probes[0].encoder(tuple(asked)) if not most and sae.independent else None
+    finite: list[bool] = []
+    sound: list[bool] = []
+    best: list[Row] = []
+    some: list[list[float]] = []
+    for part in torch.split(rows, max(1, MOST_VALUES // sae.spec.d_sae)):
+        z, _ = sae.read(part)
+        acts = sae.encode_rows(z) if encoder is None else encoder(z)  # [n, d_sae] or [n, asked]
+        finite += torch.isfinite(part).all(dim=-1).tolist()
+        sound += torch.isfinite(acts).all(dim=-1).tolist()
+        if most:
+            best += _largest(acts, most)
+        if asked:
+            some += (acts[:, asked] if encoder is None else acts).tolist()
+    place = {feature: at for at, feature in enumerate(asked)}
+    at = 0
+    for probe in probes:
+        mine = range(at, at + probe.rows.stop - probe.rows.start)
+        at = mine.stop
+        where = probe.watch.sae.hook_point
+        if not all(finite[row] for row in mine):
+            probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
+        elif not all(sound[row] for row in mine):
+            probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=True)
+        elif probe.best:
+            probe.tell([best[row][: probe.best] for row in mine])
         else:
-            acts = self._sae.encode_rows(z)  # [n, d_sae]
-            acts = acts if self._features is None else acts[:, self._features]
-        if not bool(torch.isfinite(acts).all()):
-            raise InternalError(f"the activations at {self._watch.sae.hook_point} are not finite")
-        if self._watch.top_k is None:
-            return [self._named(range(acts.shape[1]), row) for row in acts.tolist()]
-        chosen = acts.abs().topk(min(self._watch.top_k, acts.shape[1]), dim=-1).indices  # [n, k]
-        values = acts.gather(1, chosen)
-        told = zip(chosen.tolist(), values.tolist(), strict=True)
-        # Descending, so what is off is at the end.
-        return [self._named(places[: sum(map(bool, row))], row) for places, row in told]
+            probe.tell([_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine])
 
-    def _named(self, places: range | list[int], values: list[float]) -> Row:
-        asked = self._watch.features
-        return tuple(
-            FeatureActivation(place if asked is None else asked[place], value)
-            for place, value in zip(places, values, strict=False)
-        )
+
+def _largest(acts: Tensor, most: int) -> list[Row]:
+    """The largest of each row by magnitude, those that are not 0."""
+    features = acts.abs().topk(min(most, acts.shape[1]), dim=-1).indices  # [n, most], descending: zeros at the end
+    values = acts.gather(1, features)
+    pairs = zip(features.tolist(), values.tolist(), strict=True)
+    return [tuple(FeatureActivation(f, a) for f, a in zip(*row, strict=True) if a) for row in pairs]
+
+
+def _of(probe: Probe, activations: list[float]) -> Row:
+    """Of the features that are asked for: all in their order, or the largest."""
+    row = [FeatureActivation(f, a) for f, a in zip(probe.features, activations, strict=True)]
+    if probe.watch.top_k is None:
+        return tuple(row)
+    largest = sorted((each for each in row if each.activation), key=lambda each: -abs(each.activation))
+    return tuple(largest[: probe.watch.top_k])

@@ -9,11 +9,32 @@ on the device, or on how many tokens were drawn before it in other requests.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..domain.events import Sampling
+from ..ports import TextRequest
+
+
+def choose_all(logits: Tensor, asked: Sequence[tuple[int, TextRequest, int]]) -> list[int | None]:
+    """`choose` for several texts: of each (row of `logits` [rows, vocabulary], request, index of the token). A forced
+    text takes the token it is given. None where the row's logits are not finite."""
+    best = logits.argmax(dim=-1)  # [rows]; torch's argmax returns a NaN's place if there is one
+    finite = torch.isfinite(logits.gather(1, best[:, None])[:, 0])
+    greedy, good = best.tolist(), finite.tolist()
+    tokens: list[int | None] = []
+    for row, request, index in asked:
+        if not good[row]:
+            tokens.append(None)
+        elif request.forced is not None:
+            tokens.append(request.forced[index])
+        elif request.sampling.temperature == 0:
+            tokens.append(greedy[row])
+        else:
+            tokens.append(choose(logits[row], request.sampling, index))
+    return tokens
 
 
 def choose(logits: Tensor, sampling: Sampling, index: int) -> int:

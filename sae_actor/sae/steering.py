@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,12 @@ class Steering:
         `FeatureOutOfRangeError` for a feature that the SAE lacks, `BadRequestError` for a unit other than raw.
         """
         return cls(sae, edits)
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all that was gathered is: 0 · NaN of one edit would reach the rows of others."""
+        gathered = [self._rows, self._v, *([] if self._encoder is None else [self._encoder.W])]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in gathered)
 
     @property
     def nbytes(self) -> int:

@@ -49,7 +49,7 @@ class Bench:
         with self.applied.step(first, first + len(x)):
             new: Tensor = self.module(x[None])
         assert not self.module._forward_hooks
-        self.applied.settle()
+        self.applied.settle(first)
         return new[0]
 
 
@@ -180,7 +180,7 @@ def test_what_fails_inside_the_hook_passes_the_activation(
     with bench.applied.step(0, PROMPT):
         assert torch.equal(bench.module(x[None])[0], x)
     with pytest.raises(HookFault) as caught:
-        bench.applied.settle()
+        bench.applied.settle(0)
     assert (caught.value.error.code, caught.value.attach_position) == (code, at_fault)
     assert "secret" not in caught.value.error.detail
     assert not bench.applied.tally.edited
@@ -195,12 +195,12 @@ def test_a_hook_point_that_is_not_run_is_an_error(sae: SAE) -> None:
     with bench.applied.step(0, PROMPT):
         pass
     with pytest.raises(HookFault, match="0 times"):
-        bench.applied.settle()
+        bench.applied.settle(0)
     with bench.applied.step(0, PROMPT):
         bench.module(activations()[None])
         bench.module(activations()[None])
     with pytest.raises(HookFault, match="2 times"):
-        bench.applied.settle()
+        bench.applied.settle(0)
 
 
 def test_an_activation_of_another_shape_is_an_error(sae: SAE) -> None:
@@ -208,7 +208,7 @@ def test_an_activation_of_another_shape_is_an_error(sae: SAE) -> None:
     with bench.applied.step(0, PROMPT):
         bench.module(torch.zeros(1, PROMPT + 1, HIDDEN))
     with pytest.raises(HookFault, match="not 6 × 32"):
-        bench.applied.settle()
+        bench.applied.settle(0)
 
 
 def test_a_forward_pass_that_raises_leaves_no_hook(sae: SAE) -> None:
@@ -241,7 +241,7 @@ def test_a_transcoder_reads_here_and_writes_there(tmp_path: Path, model_type: st
     with torch.inference_mode(), applied.step(0, PROMPT):
         behind = [architecture.hook(read_at).install(keep("edited")), architecture.hook(write_at).install(keep("new"))]
         model(ids)
-    applied.settle()
+    applied.settle(0)
     for handle in (*before, *behind):
         handle.remove()
     torch.testing.assert_close(seen["edited"], seen["read"] + 2.0 * sae.W_dec[4])

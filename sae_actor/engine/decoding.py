@@ -1,0 +1,203 @@
+"""How a model makes the next token: for many texts in one forward pass, or for one after the other.
+
+`Together` is for every model whose results it reproduces: `decoder_for` compares them with the model's own forward
+pass when it is loaded, and takes `InTurn` where they differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import transformers
+from torch import Tensor
+
+from .attention import NAME, Layout, Piece, laid_out
+from .keyvalues import Kept, Store, as_index
+
+logger = logging.getLogger(__name__)
+
+SCALED_BY_LENGTH = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings that change with the longest text of a batch."""
+TOLERANCE = {torch.float32: 1e-3}
+COARSE = 0.06
+"""Largest difference of logits that counts as rounding, as a share of the largest logit; the second for half types."""
+
+
+class Spans(Protocol):
+    """A step that was arranged."""
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """Rows [start, stop) of each piece."""
+
+    @property
+    def rows(self) -> int: ...
+
+
+class Decoder(Protocol):
+    """Runs pieces of texts through the model."""
+
+    together: bool
+    """Whether a step may have several pieces."""
+
+    def open(self, *, alone: bool) -> Kept:
+        """Begin a text."""
+
+    def arrange(self, pieces: Sequence[Piece]) -> Any:
+        """Make room, and say where the pieces' rows will be (`Spans`)."""
+
+    def logits(self, arranged: Any) -> Tensor:
+        """Run the step: [pieces, vocabulary], behind the last token of each. Nothing counts as kept until `keep`."""
+
+    def keep(self, pieces: Sequence[Piece]) -> None:
+        """The step is good."""
+
+    def release(self, kept: Kept) -> None:
+        """The text is over."""
+
+
+class Together:
+    """All pieces in one forward pass, with the attention of `attention`."""
+
+    together = True
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._store = Store()
+
+    def open(self, *, alone: bool) -> Kept:
+        return Kept(alone=alone)
+
+    def arrange(self, pieces: Sequence[Piece]) -> Layout:
+        for piece in pieces:
+            self._store.make_room(piece.kept, piece.kept.length + len(piece.ids), deciding=piece.deciding)
+        return Layout(pieces, self._network.device)
+
+    def logits(self, arranged: Layout) -> Tensor:
+        ends = as_index([stop - 1 for _, stop in arranged.spans], self._network.device)
+        with laid_out(arranged):
+            out: Tensor = self._network(
+                input_ids=arranged.ids, position_ids=arranged.positions, use_cache=False, logits_to_keep=ends
+            ).logits
+        return out[0]
+
+    def keep(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            piece.kept.length += len(piece.ids)
+
+    def release(self, kept: Kept) -> None:
+        self._store.release(kept)
+
+
+class _Own(Kept):
+    """What transformers keeps of one text."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(alone=True)
+        self.cache: Any = transformers.DynamicCache(config=config)
+
+
+class _OnePiece(NamedTuple):
+    piece: Piece
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        return [(0, len(self.piece.ids))]
+
+    @property
+    def rows(self) -> int:
+        return len(self.piece.ids)
+
+
+class InTurn:
+    """One piece a step, with transformers' own attention and cache."""
+
+    together = False
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def open(self, *, alone: bool) -> Kept:  # noqa: ARG002 — all are
+        return _Own(self._network.config)
+
+    def arrange(self, pieces: Sequence[Piece]) -> _OnePiece:
+        (piece,) = pieces
+        return _OnePiece(piece)
+
+    def logits(self, arranged: _OnePiece) -> Tensor:
+        kept = arranged.piece.kept
+        assert isinstance(kept, _Own)
+        fed = as_index(list(arranged.piece.ids), self._network.device)[None]
+        logits: Tensor = self._network(
+            input_ids=fed, past_key_values=kept.cache, use_cache=True, logits_to_keep=1
+        ).logits
+        return logits[:, -1]
+
+    def keep(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            piece.kept.length += len(piece.ids)
+
+    def release(self, kept: Kept) -> None:
+        assert isinstance(kept, _Own)
+        kept.cache, kept.length = None, 0
+
+
+class Fitted(NamedTuple):
+    """What `decoder_for` found."""
+
+    decoder: Decoder
+    bytes_per_position: int
+    """Of keys and values, all layers."""
+
+
+def decoder_for(network: Any, vocabulary: int) -> Fitted:
+    """The decoder of a model that is on its device. Runs it for some tokens; raises what that raises."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (14, 6))
+    cache = transformers.DynamicCache(config=network.config)
+    fed = as_index(first, network.device)[None]
+    wanted = [network(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]]
+    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // len(first)
+    if set(_rope_types(network.config)) & SCALED_BY_LENGTH:
+        return Fitted(InTurn(network), size)
+    fed = as_index(second, network.device)[None]
+    wanted.append(network(input_ids=fed, use_cache=False, logits_to_keep=1).logits[0, -1])
+    own = network.config._attn_implementation
+    network.set_attn_implementation(NAME)
+    found = _together(Together(network), first, second)
+    reference = torch.stack(wanted).float()
+    worst = float((found.float() - reference).abs().max() / reference.abs().max())
+    if worst <= TOLERANCE.get(network.dtype, COARSE):
+        return Fitted(Together(network), size)
+    logger.warning("texts of this model run one after the other: together they differ by %.1e of the logits", worst)
+    network.set_attn_implementation(own)
+    return Fitted(InTurn(network), size)
+
+
+def _together(decoder: Together, first: Sequence[int], second: Sequence[int]) -> Tensor:
+    """[2, vocabulary] behind both, run beside each other: prompts in pieces, then token by token."""
+    kept = decoder.open(alone=False), decoder.open(alone=False)
+    steps = [
+        [Piece(kept[0], first[:5], False), Piece(kept[1], second[:4], False)],
+        [Piece(kept[0], first[5:12], False), Piece(kept[1], second[4:5], True)],
+        [Piece(kept[0], first[12:13], True)],
+        [Piece(kept[0], first[13:], True), Piece(kept[1], second[5:], True)],
+    ]
+    logits = torch.empty(0)
+    for pieces in steps:
+        logits = decoder.logits(decoder.arrange(pieces))
+        decoder.keep(pieces)
+    return logits
+
+
+def _rope_types(config: Any) -> Iterator[str]:
+    """Every kind of rotary embedding that the config names, also one for each type of layer."""
+    told = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
+    while told:
+        each = told.pop()
+        if isinstance(each, Mapping):
+            told.extend(each.values())
+            yield from (str(each[key]) for key in ("rope_type", "type") if key in each)

@@ -1,0 +1,354 @@
+"""One hook point in one step: the edits of all texts that write there, computed together.
+
+A row is touched by its own text's edits alone: every edit has a mask over the rows. What fails for all is tried for
+each text on its own, so that only the text at fault ends.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..architectures import Hook
+from ..errors import InternalError, OutOfMemoryError, SAEError
+from ..sae.steering import Steering
+from .failures import explained
+from .positions import Flags
+
+if TYPE_CHECKING:
+    from .hooks import Part, Site
+
+MAX_JOINED = 8
+SINK_FACTOR = 5.0
+"""A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
+
+
+@dataclass
+class Reading:
+    """What a hook did to the rows of one text in one step."""
+
+    calls: int = 0
+    failure: SAEError | None = None
+    at_fault: int | None = None
+    """attach_position of the SAE that failed; None: none did."""
+    x_finite: bool = True
+    new_finite: bool = True
+    edited: Sequence[bool] = ()
+    """Of each row; empty where nothing was to be done."""
+    passed: Sequence[bool] = ()
+    """Rows that were left alone as excluded."""
+    ratios: Sequence[float] = ()
+    """|difference| / |x|"""
+
+
+class Entry(NamedTuple):
+    """A text at a hook point: positions first … stop − 1 are the rows from `row` on."""
+
+    site: Site
+    first: int
+    stop: int
+    row: int
+    prompt: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.first
+
+
+class Writing(NamedTuple):
+    """One SAE of one text in one step."""
+
+    part: Part
+    entry: Entry
+    at: int
+    """First of its rows among those that are computed."""
+    covered: Flags
+    """[n_edits, n]"""
+
+
+@dataclass
+class Report:
+    """What is read from the device once the step is over."""
+
+    entries: list[tuple[Entry, int]]
+    """With the first of their rows here."""
+    groups: list[list[Writing]]
+    values: Tensor
+    """[5 + groups, n] float32: edited, passed by as excluded, |difference| / |x|; x, the result, and what each group
+    gave are finite."""
+
+
+@dataclass
+class _Change:
+    """What the SAEs of one group do to n rows."""
+
+    values: Tensor
+    """[n, width]: the difference, or in reconstruct what takes the row's place; 0 where it does nothing."""
+    touched: Tensor
+    passed: Tensor
+    """bool [n]"""
+    reconstructs: bool
+
+
+class Joins:
+    """The edits of texts that run together as one set, kept from step to step while the same ones do."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Steering, ...], Steering] = OrderedDict()
+
+    def of(self, steerings: tuple[Steering, ...]) -> Steering:
+        """The edits of all, in order; all are of one SAE. `InternalError` where one cannot be joined."""
+        if len(steerings) == 1:
+            return steerings[0]
+        joined = self._kept.pop(steerings, None)
+        if joined is None:
+            if not all(each.finite for each in steerings):
+                raise InternalError("what the SAE gave for an edit is not finite")
+            joined = Steering.prepare(steerings[0].sae, [edit for each in steerings for edit in each.edits])
+        self._kept[steerings] = joined
+        if len(self._kept) > MAX_JOINED:
+            self._kept.popitem(last=False)
+        return joined
+
+    def clear(self) -> None:
+        """Hold no SAE any more."""
+        self._kept.clear()
+
+
+@dataclass
+class Joint:
+    """What the hook calls."""
+
+    hook: Hook
+    entries: Sequence[Entry]
+    rows: int
+    """Of the whole step."""
+    joins: Joins
+    _reports: list[Report] = field(default_factory=list)
+    _computing: Part | None = None
+
+    def edit(self, x: Tensor) -> Tensor | None:
+        """The activation [1, rows, width] or [rows, width] with the edits in it; None where it is as it was."""
+        for entry in self.entries:
+            entry.site.reading.calls += 1
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape != (self.rows, self.hook.width):
+            at = self.entries[0].site.point
+            wrong = f"the activation at {at} is {tuple(x.shape)}, not {self.rows} × {self.hook.width}"
+            self._fail(self.entries, InternalError(wrong), None)
+            return None
+        new = self._attempt(rows, self.entries)
+        return None if new is None else new.reshape(x.shape)
+
+    def _attempt(self, rows: Tensor, entries: Sequence[Entry]) -> Tensor | None:
+        self._computing = None
+        try:
+            return self._edited(rows, entries)
+        except Exception as error:  # anything here must not end the model's forward pass
+            failure = explained(error, f"computing the SAE at {entries[0].site.point}")
+        if len(entries) == 1:
+            self._fail(entries, failure, self._computing)
+            return None
+        new = None
+        for entry in entries:
+            own = self._attempt(rows if new is None else new, (entry,))
+            new = own if own is not None else new
+        return new
+
+    def _fail(self, entries: Sequence[Entry], failure: SAEError, computing: Part | None) -> None:
+        for entry in entries:
+            reading = entry.site.reading
+            reading.failure = failure
+            # Lack of memory is nobody's fault; the SAE stays.
+            innocent = isinstance(failure, OutOfMemoryError)
+            reading.at_fault = None if innocent else (computing or entry.site.parts[0]).attach_position
+
+    def _edited(self, rows: Tensor, entries: Sequence[Entry]) -> Tensor | None:
+        writing: dict[tuple[int, bool], list[Writing]] = {}
+        chosen: list[tuple[Entry, int]] = []
+        n = 0
+        for entry in entries:
+            parts = [(part, part.covered(entry.first, entry.stop)) for part in entry.site.parts]
+            measures = entry.first == 0 and entry.site.knows_sinks
+            if not measures and all(covered is None for _, covered in parts):
+                continue
+            chosen.append((entry, n))
+            for part, covered in parts:
+                if covered is not None:
+                    group = writing.setdefault((part.attach_position, part.reconstructs), [])
+                    group.append(Writing(part, entry, n, covered))
+            n += entry.size
+        if not chosen:
+            return None
+        index = None if n == len(rows) and _in_order(chosen) else _index(chosen, rows.device)
+        x = rows if index is None else rows[index]  # [n, width]
+        norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)  # [n]
+        for entry, at in chosen:
+            if entry.first == 0 and entry.site.knows_sinks:
+                if entry.stop < entry.prompt:
+                    raise InternalError("the prompt's median norm needs the whole prompt")
+                entry.site.limit = SINK_FACTOR * norms[at : at + entry.prompt].median()
+        if not writing:
+            return None
+        sinks = _sinks(chosen, norms)
+        groups = list(writing.values())
+        changes = [self._change(group, x, sinks) for group in groups]
+        self._computing = None
+        new = x
+        for change in changes:
+            if change.reconstructs:
+                new = torch.where(change.touched[:, None], change.values.to(x.dtype), new)
+        for change in changes:
+            if not change.reconstructs:
+                wide = torch.promote_types(x.dtype, change.values.dtype)
+                moved = (new.to(wide) + change.values.to(wide)).to(x.dtype)
+                new = torch.where(change.touched[:, None], moved, new)
+        self._reports.append(Report(chosen, groups, _told(x, new, norms, changes)))
+        return new if index is None else rows.index_copy(0, index, new)
+
+    def _change(self, group: list[Writing], x: Tensor, sinks: Tensor) -> _Change:
+        """What the SAE of a group makes of its texts' rows of x [n, width], of which the sinks [n] are marked."""
+        self._computing = first = group[0].part
+        mine = None if sum(each.entry.size for each in group) == len(x) else _rows_of(group, x.device)
+        own, own_sinks = (x, sinks) if mine is None else (x[mine], sinks[mine])
+        steering, covered, without, left_out = self._joined(group)
+        device = x.device
+        held_back = torch.from_numpy(without).to(device)[:, None] & own_sinks  # [edits, m]
+        if left_out is not None:
+            held_back = held_back | torch.from_numpy(left_out).to(device)
+        cover = torch.from_numpy(covered).to(device)
+        active = cover & ~held_back
+        read = None
+        if first.read_at != first.write_at:
+            read = _read(group)
+        if first.reconstructs:
+            values, _ = steering.reconstruct(own, active, read)
+            touched, passed = ~own_sinks, own_sinks
+        else:
+            # In the SAE's type, so that the sum is rounded to the model's once.
+            values, held = steering.difference(own.to(steering.sae.dtype), active, read)
+            touched, passed = held.any(dim=0), (cover & held_back).any(dim=0)
+        if values.shape != own.shape:
+            raise InternalError(f"the SAE gave {tuple(values.shape)} at {first.write_at}, not {tuple(own.shape)}")
+        values = torch.where(touched[:, None], values, 0)
+        if mine is not None:
+            values = values.new_zeros(len(x), values.shape[1]).index_copy_(0, mine, values)
+            nothing = torch.zeros_like(sinks)
+            touched, passed = nothing.index_copy(0, mine, touched), nothing.index_copy(0, mine, passed)
+        return _Change(values, touched, passed, first.reconstructs)
+
+    def _joined(self, group: Sequence[Writing]) -> tuple[Steering, Flags, Flags, Flags | None]:
+        """The edits of all texts as one, what they cover [edits, m], whether they leave out sinks [edits], what they
+        leave out for its tokens' sake [edits, m]. Texts with the same edits share them."""
+        if len(group) == 1:
+            part, entry, _, covered = group[0]
+            return part.steering, covered, part.without_sinks, part.left_out(entry.first, entry.stop)
+        places: dict[tuple[Steering, bytes], int] = {}
+        starts: list[int] = []
+        edits = 0
+        for each in group:
+            key = (each.part.steering, each.part.without_sinks.tobytes())
+            if key not in places:
+                places[key] = edits
+                edits += len(each.part.without_sinks)
+            starts.append(places[key])
+        rows = sum(each.entry.size for each in group)
+        covered = np.zeros((edits, rows), dtype=np.bool_)
+        without = np.zeros(edits, dtype=np.bool_)
+        left_out: Flags | None = None
+        at = 0
+        for each, start in zip(group, starts, strict=True):
+            mine = slice(start, start + len(each.part.without_sinks)), slice(at, at + each.entry.size)
+            covered[mine] = each.covered
+            without[mine[0]] = each.part.without_sinks
+            own = each.part.left_out(each.entry.first, each.entry.stop)
+            if own is not None:
+                left_out = np.zeros_like(covered) if left_out is None else left_out
+                left_out[mine] = own
+            at += each.entry.size
+        return self.joins.of(tuple(steering for steering, _ in places)), covered, without, left_out
+
+    def settle(self) -> None:
+        """After the step: tell each text's site what was done to its rows."""
+        for report in self._reports:
+            values = report.values.tolist()
+            edited, passed, ratios, x_finite, new_finite, *each_finite = values
+            for entry, at in report.entries:
+                rows = slice(at, at + entry.size)
+                reading = entry.site.reading
+                reading.edited, reading.passed, reading.ratios = edited[rows], passed[rows], ratios[rows]
+                reading.x_finite, reading.new_finite = all(x_finite[rows]), all(new_finite[rows])
+                mine = [
+                    (each.part, all(finite[rows]))
+                    for group, finite in zip(report.groups, each_finite, strict=True)
+                    for each in group
+                    if each.entry is entry
+                ]
+                faulty = [part for part, finite in mine if not finite]
+                if faulty or not reading.new_finite:
+                    reading.new_finite = False
+                    reading.at_fault = (faulty or [mine[0][0]])[0].attach_position
+        self._reports = []
+
+
+def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:
+    """`Report.values`"""
+    edited = torch.stack([change.touched for change in changes]).any(dim=0)
+    passed = torch.stack([change.passed for change in changes]).any(dim=0)
+    moved = torch.linalg.vector_norm(new.float() - x.float(), dim=-1)
+    ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
+    finite = [torch.isfinite(each).all(dim=-1) for each in (new, *(change.values for change in changes))]
+    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), *finite)
+    return torch.stack([row.float() for row in rows])
+
+
+def _in_order(chosen: Sequence[tuple[Entry, int]]) -> bool:
+    return all(entry.row == at for entry, at in chosen)
+
+
+def _index(chosen: Sequence[tuple[Entry, int]], device: torch.device) -> Tensor:
+    """[n]: the rows of these texts in the step."""
+    rows = [row for entry, _ in chosen for row in range(entry.row, entry.row + entry.size)]
+    return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def _rows_of(group: Sequence[Writing], device: torch.device) -> Tensor:
+    rows = [row for each in group for row in range(each.at, each.at + each.entry.size)]
+    return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def _sinks(chosen: Sequence[tuple[Entry, int]], norms: Tensor) -> Tensor:
+    """[n] bool: the first position, and those whose norm is above the limit of their text."""
+    if not any(entry.site.knows_sinks for entry, _ in chosen):
+        return torch.zeros_like(norms, dtype=torch.bool)
+    limits = torch.full_like(norms, torch.inf)
+    first = []
+    for entry, at in chosen:
+        if not entry.site.knows_sinks:
+            continue
+        if entry.site.limit is None:
+            raise InternalError("the prompt's median norm was not measured")
+        limits[at : at + entry.size] = entry.site.limit
+        if entry.first == 0:
+            first.append(at)
+    sinks = norms > limits
+    sinks[first] = True
+    return sinks
+
+
+def _read(group: Sequence[Writing]) -> Tensor:
+    """[m, d_in]: what arrived where the SAE reads."""
+    seen = []
+    for each in group:
+        read = each.part.read
+        if read is None or len(read) != each.entry.size:
+            part = each.part
+            raise InternalError(f"the activation at {part.read_at} was not read before that at {part.write_at}")
+        seen.append(read)
+    return seen[0] if len(seen) == 1 else torch.cat(seen)
