@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
@@ -240,6 +241,7 @@ class Service:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(STOP_SECONDS),
+            timeout_keep_alive=math.ceil(server.request_seconds),
             ws="none",
             http=protocol(Limits(most, spare, server.request_seconds, server.stalled_seconds)),
             ssl_certfile=tls[0],

@@ -16,6 +16,9 @@ here are problems, as all others are.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from functools import partial
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -131,7 +134,7 @@ class Patient(HttpToolsProtocol):
         super().on_headers_complete()
         self._running = [each for each in self._running if not each.response_complete]
         self._running.append(self.cycle)
-        self._head_since = None
+        self._head_since = self._owed = None
         self._body_since, self._body_bytes = self.loop.time(), 0
 
     def on_body(self, body: bytes) -> None:
@@ -149,6 +152,11 @@ class Patient(HttpToolsProtocol):
             self._body_since = now
         elif self._head_since is None:
             self._idle_since = now
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        # The peer has read: what is written from now on is new.
+        self._owed = None
 
     # — what is owed —
 
@@ -168,7 +176,7 @@ class Patient(HttpToolsProtocol):
     def _is_stalled(self, now: float) -> bool:
         """While writing is paused, or nothing more will be written, what is left can only become less."""
         ended = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
-        left = self.transport.get_write_buffer_size() if ended or self.flow.write_paused else 0
+        left = self._left() if ended or self.flow.write_paused else 0
         if left == 0 or (self._owed is not None and left > self._owed[1]):
             self._owed = None
         if left == 0:
@@ -177,6 +185,16 @@ class Patient(HttpToolsProtocol):
             self._owed = (now, left)
         since, at_first = self._owed
         return now - since > self._limits.stalled_seconds + (at_first - left) / READ_RATE
+
+    def _left(self) -> int:
+        """Bytes that the peer has not taken: the transport's, and those of the system, which takes megabytes ahead, so
+        that ours alone can stand still for longer than the limit before a slow reader."""
+        left = self.transport.get_write_buffer_size()
+        file = self.transport.get_extra_info("socket").fileno()
+        if file < 0:
+            return left
+        (queued,) = struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))
+        return left + int(queued)
 
     def _look_at_request(self, now: float) -> None:
         limit = self._limits.request_seconds
