@@ -9,11 +9,11 @@ from litestar.types import ASGIApp
 
 from ..errors import SAEError
 from . import activations, commands, compare, events, generations, login, reading, saes, text, web
-from .context import Context
+from .context import Context, context
 from .openapi import encoded
 from .problems import on_error, on_fault, on_http_error
 from .routes import Answer, AnyRequest, handlers, operation
-from .security import guarded
+from .security import cookie_name, guarded
 
 ROOMS = (commands, saes, reading, events, text, generations, activations, compare, login, web)
 """Modules that put their routes into the table."""
@@ -23,8 +23,9 @@ MAX_BODY = 4 * 1024 * 1024
 
 @operation("GET", "/schema", "This description (OpenAPI)",
            answers=((200, "application/vnd.oai.openapi+json"),))  # fmt: skip
-async def get_schema(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
-    return Response(content=encoded(), media_type="application/vnd.oai.openapi+json")
+async def get_schema(request: AnyRequest) -> Answer:
+    content = encoded(secured=bool(context(request).access), cookie=cookie_name(request.scope))
+    return Response(content=content, media_type="application/vnd.oai.openapi+json")
 
 
 def create_app(context: Context) -> ASGIApp:

@@ -16,7 +16,7 @@ from ..domain.events import Event
 from ..errors import MailboxFullError
 from .bodies import whole_number
 from .context import context
-from .reading import AFTER, SAE, TYPES, wanted_events
+from .reading import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
 from .routes import Answer, AnyRequest, operation
 
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -37,7 +37,7 @@ BYE = sse("bye", b'{"why":"the service is stopping"}')
            query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), items=Event,
            errors=("mailbox_full",), tag="log")  # fmt: skip
 async def get_events(request: AnyRequest) -> Answer:
-    after = whole_number(request, "after", default=0, low=0, high=2**53)
+    after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     wanted = wanted_events(request)
     reset = False
     last_ids = request.headers.getall("last-event-id", [])

@@ -10,6 +10,7 @@ from ..errors import NotFoundError
 from .bodies import whole_number
 from .context import context
 from .logshapes import Generation, Generations
+from .reading import MAX_POSITION, POSITION
 from .routes import Answer, AnyRequest, Query, answer, operation
 
 DEFAULT_LIMIT = 100
@@ -18,7 +19,7 @@ MAX_LIMIT = 1000
 
 @operation("GET", "/api/generations", "What was active for each answer",
            query=(Query("tag", {"type": "string"}, "only those with this tag"),
-                  Query("after", {"type": "integer", "minimum": 0}, "only those that began behind this position"),
+                  Query("after", POSITION, "only those that began behind this position"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
                         f"at most so many; {DEFAULT_LIMIT} without it")),
            returns=Generations, tag="log")  # fmt: skip
@@ -26,7 +27,7 @@ async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
     wanted = Explaining(
         tag=request.query_params.get("tag"),
-        after=whole_number(request, "after", default=0, low=0, high=2**53),
+        after=whole_number(request, "after", default=0, low=0, high=MAX_POSITION),
         limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
     )
     await _read(request, wanted)

@@ -11,6 +11,7 @@ from .bodies import body_of
 from .context import context
 from .routes import Answer, AnyRequest, answer, operation
 from .security import MAX_TOKEN, Caller, cookie_name, session_id_of
+from .shapes import Session
 
 
 class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,13 +21,14 @@ class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null for somebody unknown), and whether "
-           "the service asks for tokens", open=True, tag="service")  # fmt: skip
+           "the service asks for tokens", returns=Session, open=True, tag="service")  # fmt: skip
 async def get_session(request: AnyRequest) -> Answer:
     return _told(request, request.scope.get("caller"))
 
 
 @operation("POST", "/login", "Log in with a token: the answer sets a cookie, by which the page's requests are known",
-           body=LoginBody, errors=("too_many_attempts",), open=True, tag="page")  # fmt: skip
+           body=LoginBody, returns=Session, errors=("too_many_attempts",), open=True,
+           examples={"a token": {"token": "correct-horse-battery-staple"}}, tag="page")  # fmt: skip
 async def post_login(request: AnyRequest) -> Answer:
     body: LoginBody = await body_of(request, LoginBody)
     known = context(request)
@@ -44,7 +46,7 @@ async def post_login(request: AnyRequest) -> Answer:
     return response
 
 
-@operation("POST", "/logout", "End the login that the cookie stands for", open=True, tag="page")
+@operation("POST", "/logout", "End the login that the cookie stands for", returns=Session, open=True, tag="page")
 async def post_logout(request: AnyRequest) -> Answer:
     _end(request)
     response = _told(request, None)

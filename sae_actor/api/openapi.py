@@ -82,8 +82,8 @@ _NAMES = {
 """Component → name of the header, where they differ."""
 
 
-def description(*, secured: bool = False) -> Json:
-    """OpenAPI 3.1 of every route in the table. secured: a token is asked for."""
+def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Json:
+    """OpenAPI 3.1 of every route in the table. secured: a token is asked for; cookie: the name of a login's."""
     schemas = Schemas([Accepted, ProblemDetails, OpenAIError, *(s for each in TABLE for s in _shapes(each))])
     paths: dict[str, Json] = {}
     for each in TABLE:
@@ -103,15 +103,16 @@ def description(*, secured: bool = False) -> Json:
             "schemas": schemas.components,
             "headers": _HEADERS,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "A token of `config.toml`"}
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A token; a viewer's reads only"},
+                "login": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "What `/login` has set"},
             },
         },
     }
 
 
 @functools.cache
-def encoded(*, secured: bool = False) -> bytes:
-    return msgspec.json.encode(description(secured=secured))
+def encoded(*, secured: bool, cookie: str) -> bytes:
+    return msgspec.json.encode(description(secured=secured, cookie=cookie))
 
 
 def _shapes(each: Operation) -> Iterable[Any]:
@@ -138,7 +139,8 @@ def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
 def _security(each: Operation, *, secured: bool) -> list[Json]:
     if each.open:
         return []
-    return [{"bearer": []}] if secured else [{}, {"bearer": []}]
+    ways: list[Json] = [{"bearer": []}, {"login": []}]
+    return ways if secured else [{}, *ways]
 
 
 def _parameters(each: Operation) -> list[Json]:
@@ -147,7 +149,9 @@ def _parameters(each: Operation) -> list[Json]:
         schema, example, about = _PATH[name]
         found.append(_parameter(name, "path", schema, about, required=True, example=example))
     for q in each.query:
-        found.append(_parameter(q.name, "query", q.schema, q.about, required=q.required))
+        made = _parameter(q.name, "query", q.schema, q.about, required=q.required)
+        # Comma-separated.
+        found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
     if each.command:
         for name, about, schema, example in _COMMAND_HEADERS:
             found.append(_parameter(name, "header", schema, about, required=False, example=example))
@@ -176,8 +180,8 @@ def _responses(each: Operation, schemas: Schemas) -> Json:
 
 def _content(each: Operation, status: int, media_type: str, schemas: Schemas) -> Json:
     if media_type in STREAMS:
-        content: Json = {"schema": {"type": "string"}}
-        return content if each.items is None else {**content, "x-item-schema": schemas.of(each.items)}
+        # OpenAPI 3.1 has no word for the documents of a stream; 3.2 calls it itemSchema.
+        return {} if each.items is None else {"x-item-schema": schemas.of(each.items)}
     if media_type == "application/json":
         shape = Accepted if status == 202 else each.returns
         return {"schema": {} if shape is None else schemas.of(shape)}

@@ -18,15 +18,21 @@ from ..ports import CatalogEntry, Verification
 from .bodies import whole_number
 from .context import context
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
+from .schemas import REPOSITORY, REVISION
 from .shapes import Capabilities, Health, LogPage, Model, Ready
 from .shapes import State as StateThen
 
+PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
+"""Events without id: progress and the like, never logged."""
+
 MAX_LIMIT = 5000
+MAX_POSITION = 2**53
 MAX_SAE_ID = 200
-_POSITION = {"type": "integer", "minimum": 0}
-TYPES = Query("types", {"type": "string"}, "comma-separated event types; all without it")
+POSITION = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
+TYPES = Query("types", {"type": "array", "minItems": 1, "items": {"enum": [*PAYLOADS, *sorted(PASSING)]}},
+              "comma-separated event types; all without it")  # fmt: skip
 LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most so many; 500 without it")
-AFTER = Query("after", _POSITION, "only events behind this position")
+AFTER = Query("after", POSITION, "only events behind this position")
 SAE = Query("sae_id", {"type": "string", "minLength": 1, "maxLength": MAX_SAE_ID}, "only events that name this SAE")
 
 
@@ -41,8 +47,8 @@ async def get_capabilities(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/catalog", "The SAEs inside a repository",
-           query=(Query("repository_id", {"type": "string"}, "hub id", required=True),
-                  Query("revision", {"type": "string", "default": "main"}, "branch, tag or commit")),
+           query=(Query("repository_id", REPOSITORY, "hub id", required=True),
+                  Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit")),
            returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed"),
            tag="saes")  # fmt: skip
 async def get_catalog(request: AnyRequest) -> Answer:
@@ -57,11 +63,11 @@ async def get_catalog(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/state", "The state as it was",
-           query=(Query("at", _POSITION, "position; without it, now"),), returns=StateThen,
+           query=(Query("at", POSITION, "position; without it, now"),), returns=StateThen,
            errors=("not_found",), tag="log")  # fmt: skip
 async def get_state(request: AnyRequest) -> Answer:
     now = state_of(request)
-    at = whole_number(request, "at", default=now.position, low=0, high=2**53)
+    at = whole_number(request, "at", default=now.position, low=0, high=MAX_POSITION)
     if at > now.position:
         raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
     state = EMPTY if at < now.position else now
@@ -91,16 +97,12 @@ def wanted_events(request: AnyRequest) -> Wanted:
     return Wanted(None if types is None else frozenset(types), sae_id)
 
 
-PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
-"""Events without id: progress and the like, never logged."""
-
-
 @operation("GET", "/api/log", "Events",
            query=(AFTER, LIMIT, TYPES, SAE),
            answers=((200, "application/json"), (200, "application/x-ndjson")), returns=LogPage, items=Event,
            tag="log")  # fmt: skip
 async def get_log(request: AnyRequest) -> Answer:
-    after = whole_number(request, "after", default=0, low=0, high=2**53)
+    after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     wanted = wanted_events(request)
     head = context(request).log.head
     if "application/x-ndjson" in request.headers.get("accept", ""):

@@ -43,6 +43,8 @@ from .shapes import (
     Steering,
 )
 
+MAX_LAYER = 4095
+LAYER = {"type": "integer", "minimum": 0, "maximum": MAX_LAYER}
 DONE_OR_ACCEPTED = ((200, "application/json"), (202, "application/json"))
 
 C = TypeVar("C", bound=Command)
@@ -209,14 +211,15 @@ async def _finished(request: AnyRequest, command_id: str) -> Outcome | None:
 
 
 @operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
-           query=(Query("layer", {"type": "integer", "minimum": 0}, "instead of where it was trained"),),
+           query=(Query("layer", LAYER, "instead of where it was trained"),),
            returns=Compatibility, errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"),
            tag="saes")  # fmt: skip
 async def compatibility(request: AnyRequest) -> Answer:
     state = state_of(request)
     sae = attaching.described(attaching.known(state, request.path_params["sae_id"]))
     model = attaching.loaded_model(state)
-    asked = whole_number(request, "layer", default=-1, low=0, high=4095) if "layer" in request.query_params else None
+    given = "layer" in request.query_params
+    asked = whole_number(request, "layer", default=-1, low=0, high=MAX_LAYER) if given else None
     kind = sae.hook_point.kind if sae.hook_point is not None else None
     view: dict[str, Any] = {
         "compatible": True,

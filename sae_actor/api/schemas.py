@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from ..domain.commands import RepositoryId, Revision
 from ..domain.events import PAYLOADS, Event
 from ..errors import BY_CODE
+from .openai import MAX_PROMPTS
 
 Json = dict[str, Any]
 _AT = "#/components/schemas/"
@@ -30,7 +32,56 @@ def _without(*patterns: str) -> Json:
     return {"not": {"anyOf": [{"type": "string", "pattern": pattern} for pattern in patterns]}}
 
 
+_REPOSITORY = _without(r"\.\.", "--")
+_REVISION = _without(r"\.\.", "//", "/$")
+_DOWNLOAD: Json = {
+    "properties": {
+        "repository_id": _REPOSITORY,
+        "revision": _REVISION,
+        "path": _without("^/", "/$", "//", r"(^|/)\.{1,2}(/|$)"),
+    }
+}
+_TOKENS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXT: Json = {"type": "string", "minLength": 1}
+_NEUTRAL: Json = {
+    "n": {"enum": [1, None]},
+    "frequency_penalty": {"enum": [0, None]},
+    "presence_penalty": {"enum": [0, None]},
+    "logit_bias": {"maxProperties": 0},
+}
+"""Parameters of `/v1` that are taken where they ask for nothing."""
+
 RULES: dict[str, Json] = {
+    "ActivationsBody": {
+        "anyOf": [
+            _only("prompt", "string", "messages", "token_ids"),
+            _only("messages", "array", "prompt", "token_ids"),
+            _only("token_ids", "array", "prompt", "messages"),
+        ]
+    },
+    "CompletionBody": {
+        "properties": {
+            **_NEUTRAL,
+            "best_of": {"enum": [1, None]},
+            "suffix": {"enum": ["", None]},
+            "prompt": {
+                "anyOf": [
+                    _TEXT,
+                    _TOKENS,
+                    {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_PROMPTS},
+                    {"type": "array", "items": _TOKENS, "minItems": 1, "maxItems": MAX_PROMPTS},
+                ]
+            },
+        }
+    },
+    "ChatBody": {
+        "properties": {
+            **_NEUTRAL,
+            "tools": {"maxItems": 0},
+            "tool_choice": {"enum": ["none", "auto", None]},
+            "response_format": {"enum": [{"type": "text"}, None]},
+        }
+    },
     "Span": {
         "anyOf": [
             _only("tokens", "array", "from", "to", "role"),
@@ -39,13 +90,8 @@ RULES: dict[str, Json] = {
             _only("role", "string", "tokens", "from", "to"),
         ]
     },
-    "Download": {
-        "properties": {
-            "repository_id": _without(r"\.\.", "--"),
-            "revision": _without(r"\.\.", "//", "/$"),
-            "path": _without("^/", "/$", "//", r"(^|/)\.{1,2}(/|$)"),
-        }
-    },
+    "Download": _DOWNLOAD,
+    "DownloadBody": _DOWNLOAD,
 }
 """Struct → what else holds for it; strings only: null stays allowed where it is."""
 
@@ -113,3 +159,8 @@ def _joined(schema: Json, rule: Json) -> Json:
     }
     others = {key: value for key, value in rule.items() if key != "properties"}
     return {**schema, "properties": properties, **others}
+
+
+REPOSITORY: Json = {**_in_dialect(msgspec.json.schema(RepositoryId)), **_REPOSITORY}
+REVISION: Json = {**_in_dialect(msgspec.json.schema(Revision)), **_REVISION}
+"""Of query parameters."""

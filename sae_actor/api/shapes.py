@@ -255,6 +255,14 @@ class Health(TypedDict):
     position: Position
 
 
+class Session(TypedDict):
+    """Who the caller is (null for somebody unknown), and whether the service asks for tokens."""
+
+    principal: str | None
+    role: Literal["viewer", "operator"] | None
+    tokens: bool
+
+
 class Lost(TypedDict):
     """The model (`sae_id` null) or an SAE that was there before the last start, and why it is not any more."""
 

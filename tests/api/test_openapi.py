@@ -151,8 +151,15 @@ async def test_the_log_as_lines_and_as_a_stream_is_described(service: Running) -
                 break
 
 
-def test_whether_a_token_is_needed_is_described() -> None:
-    open_, secured = (description(secured=secured)["paths"] for secured in (False, True))
-    assert open_["/api/saes"]["get"]["security"] == [{}, {"bearer": []}]
-    assert secured["/api/saes"]["get"]["security"] == [{"bearer": []}]
-    assert secured["/health"]["get"]["security"] == []
+@pytest.mark.anyio
+async def test_whether_a_token_is_needed_is_described() -> None:
+    async with serving(tokens=("secret-token",)) as service:
+        secured = (await service.client.get("/schema")).json()
+        cookie = secured["components"]["securitySchemes"]["login"]["name"]
+        session = await service.client.post("/login", json={"token": "secret-token"}, headers={"origin": service.url})
+        assert cookie in session.cookies
+    async with serving() as service:
+        open_ = (await service.client.get("/schema")).json()
+    assert secured["paths"]["/api/saes"]["get"]["security"] == [{"bearer": []}, {"login": []}]
+    assert open_["paths"]["/api/saes"]["get"]["security"] == [{}, {"bearer": []}, {"login": []}]
+    assert secured["paths"]["/health"]["get"]["security"] == []
