@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import secrets
 import time
 from collections import deque
@@ -79,7 +80,7 @@ class Attempts:
         for failures, most in ((own, self._each), (self._all, 50 * self._each)):
             if len(failures) >= most:
                 wait = self._seconds - (now - failures[0])
-                raise TooManyAttemptsError("too many logins have failed", retry_after=int(wait) + 1)
+                raise TooManyAttemptsError("too many logins have failed", retry_after=math.ceil(wait))
 
     def failed(self, address: str) -> None:
         now = self._clock()

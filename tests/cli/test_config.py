@@ -1,6 +1,9 @@
 """Settings: what wins over what, what is refused, and that `config.toml` documents exactly what there is."""
 
+import hashlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import msgspec
 import pytest
 
 from sae_actor import config
+from sae_actor.access import Access
 from sae_actor.config import ConfigurationError, Settings, load
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
@@ -143,3 +147,120 @@ def test_another_host_needs_a_token(host: str) -> None:
     with pytest.raises(ConfigurationError, match=r"server\.host"):
         config.check_exposure(load({"server.host": host}, environment={}))
     config.check_exposure(load({"server.host": host, "server.token": "secret"}, environment={}))
+
+
+DIGEST = hashlib.sha256(b"alice's token").hexdigest()
+
+
+def test_tokens_from_the_file_the_settings_and_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"# who may what\n\nalice viewer {DIGEST}\n  bob@lab operator {'A' * 64}  \n")
+    file.chmod(0o600)
+    environment = {
+        "SAE_ACTOR_SERVER_TOKENS_FILE": str(file),
+        "SAE_ACTOR_SERVER_TOKENS": f"carol viewer {'b' * 64}, dave operator {'c' * 64}",
+        "SAE_ACTOR_SERVER_TOKEN": "shared",
+    }
+    found = config.grants(load(environment=environment))
+    assert [(each.name, each.role) for each in found] == [
+        ("token", "operator"), ("carol", "viewer"), ("dave", "operator"), ("alice", "viewer"), ("bob@lab", "operator"),
+    ]  # fmt: skip
+    assert found[0].digest == hashlib.sha256(b"shared").digest()
+    known = Access(found)
+    assert known.of(b"alice's token") == found[3]
+    assert known.of(b"alice's toke") is None
+    assert known.of(b"") is None
+    assert not any("shared" in repr(each) or "alice's" in repr(each) for each in found)
+
+
+def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
+    readme = (SHIPPED.parent / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"^ *python3 -c '(import hashlib.*)'$", readme, re.MULTILINE)
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    token, line = done.stdout.splitlines()
+    file = tmp_path / "tokens"
+    file.write_text(line)
+    file.chmod(0o600)
+    found = config.grants(load({"server.tokens_file": str(file)}, environment={}))
+    grant = Access(found).of(token.strip().encode())
+    assert grant is not None
+    assert (grant.name, grant.role) == ("alice", "viewer")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("alice", "line 1: takes a name"),
+        (f"alice viewer {DIGEST} more", "line 1: takes a name"),
+        (f"# first\nalice root {DIGEST}", "line 2: alice: the role is one of viewer, operator"),
+        (f"alice viewer {DIGEST[1:]}", "line 1: alice: the sha256"),
+        ("alice viewer the-token-itself", "line 1: alice: the sha256"),
+        (f"token viewer {DIGEST}", "line 1: the name token stands for something else"),
+        (f"system viewer {DIGEST}", "line 1: the name system stands for something else"),
+        (f"al\x1bice viewer {DIGEST}", "line 1: the name takes"),
+        (f"alice viewer {DIGEST}\nalice operator {'0' * 64}", "alice: another token has this name"),
+        (f"alice viewer {DIGEST}\nbob operator {DIGEST}", "bob: another token has this sha256"),
+        ("# nobody\n", "names nobody"),
+        ("x" * 70_000, "larger than"),
+        ("\n".join(f"n{n} viewer {n:064x}" for n in range(257)), "257 tokens; 256 are the most"),
+    ],
+)
+def test_what_is_wrong_with_a_token_is_named_and_not_repeated(tmp_path: Path, line: str, named: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(line)
+    file.chmod(0o600)
+    with pytest.raises(ConfigurationError, match=re.escape(named)) as caught:
+        config.grants(load({"server.tokens_file": str(file)}, environment={}))
+    assert "the-token-itself" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666])
+def test_a_file_of_tokens_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"alice viewer {DIGEST}")
+    file.chmod(mode)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        config.check_exposure(load({"server.tokens_file": str(file)}, environment={}))
+
+
+def test_a_file_of_tokens_that_is_none(tmp_path: Path) -> None:
+    for path, named in ((tmp_path / "gone", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigurationError, match=named):
+            config.grants(load({"server.tokens_file": str(path)}, environment={}))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary").chmod(0o600)
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        config.grants(load({"server.tokens_file": str(tmp_path / "binary")}, environment={}))
+
+
+@pytest.mark.parametrize("key", ["server.token", "server.tokens", "server.tokens_file"])
+def test_any_kind_of_token_opens_another_host(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"alice operator {DIGEST}")
+    file.chmod(0o600)
+    value = {"server.token": "x", "server.tokens": [f"alice viewer {DIGEST}"], "server.tokens_file": str(file)}[key]
+    config.check_exposure(load({"server.host": "0.0.0.0", key: value}, environment={}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cors_origins", "*"), ("cors_origins", "https://a.example/"), ("cors_origins", "null"),
+        ("cors_origins", "https://A.example"), ("hosts", "a.example:80"), ("hosts", "*"), ("hosts", "https://a"),
+        ("max_connections", "0"), ("request_seconds", "0"), ("stalled_seconds", "nan"), ("session_hours", "0"),
+    ],
+)  # fmt: skip
+def test_settings_of_the_network_that_cannot_be(key: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"SAE_ACTOR_SERVER_{key.upper()}"):
+        load(environment={f"SAE_ACTOR_SERVER_{key.upper()}": value})
+
+
+def test_origins_and_hosts_are_separated_by_commas_in_the_environment() -> None:
+    settings = load(
+        environment={
+            "SAE_ACTOR_SERVER_CORS_ORIGINS": "https://a.example:8443, http://[::1]:3000,",
+            "SAE_ACTOR_SERVER_HOSTS": "a.example,[::1]",
+        }
+    )
+    assert settings.server.cors_origins == ("https://a.example:8443", "http://[::1]:3000")
+    assert settings.server.hosts == ("a.example", "[::1]")
