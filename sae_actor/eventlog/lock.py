@@ -81,7 +81,8 @@ def _open(path: Path, *, shared: bool) -> int | None:
             return None
         raise LogUnusableError(f"{path.parent} is not there") from None
     except OSError as error:
-        raise LogUnusableError(f"{path} cannot be opened: {error.strerror}") from None
+        remedy = "" if shared else "; --read-only serves it as it is"
+        raise LogUnusableError(f"{path} cannot be opened: {error.strerror}{remedy}") from None
 
 
 async def _wait(fd: int, folder: Path, *, shared: bool) -> None:

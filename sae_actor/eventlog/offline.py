@@ -7,8 +7,6 @@ import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-import aiosqlite
-
 from ..domain.events import Event
 from ..errors import LogDamagedError, LogError, LogUnusableError
 from ..ports import Head, Verification
@@ -17,6 +15,7 @@ from .inspection import check_identity, inspect, missing_log
 from .lock import FolderLock
 from .reader import PAGE_ROWS, Reader
 from .schema import NAME, READ_ERRORS, prepare_reader, read_only_uri
+from .thread import Connection
 
 _NO_CHECKPOINT = "there is no head.checkpoint: whether events at the end were dropped cannot be told"
 
@@ -53,7 +52,8 @@ async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = 
         if await asyncio.to_thread(missing_log, folder):
             raise LogUnusableError(f"there is no log in {folder}")
         await asyncio.to_thread(check_identity, folder / NAME)
-        async with aiosqlite.Connection(lambda: _connection(folder), iter_chunk_size=64) as db:
+        db = await Connection.open(lambda: _connection(folder))
+        try:
             reader, last, size = Reader(db), after, PAGE_ROWS
             while True:
                 try:
@@ -69,6 +69,8 @@ async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = 
                         yield event
                 if not page:
                     return
+        finally:
+            await db.close()
     except READ_ERRORS as error:
         raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
     finally:

@@ -1,4 +1,4 @@
-"""Pages of a log through one aiosqlite connection, so read that an append waits for one page at the most."""
+"""Pages of a log through its one connection, so read that an append waits for one page at the most."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import aiosqlite
-
 from ..domain.events import Event
 from ..errors import LogError
 from .chain import event_of
 from .schema import COLUMNS, READ_ERRORS
+from .thread import Connection
 
 PAGE_ROWS = 500
 """Rows that one trip to the connection's thread looks at."""
@@ -20,7 +19,7 @@ PAGE_ROWS = 500
 class Reader:
     """Reads in trips of at most `PAGE_ROWS` rows; one trip at a time is queued before an append."""
 
-    def __init__(self, db: aiosqlite.Connection) -> None:
+    def __init__(self, db: Connection) -> None:
         self._db = db
         self._turn = asyncio.Semaphore(1)
 
@@ -65,6 +64,6 @@ class Reader:
 
     async def _fetch(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         try:
-            return list(await self._db.execute_fetchall(query, parameters))  # type: ignore[arg-type]  # plain tuples
-        except (*READ_ERRORS, ValueError) as error:  # ValueError: the connection is closed
+            return await self._db.fetch(query, parameters)
+        except READ_ERRORS as error:
             raise LogError(f"the log cannot be read: {error}") from None

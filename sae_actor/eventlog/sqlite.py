@@ -11,8 +11,6 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-import aiosqlite
-
 from ..domain.events import Draft, Event, PayloadRedacted
 from ..errors import LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
@@ -24,6 +22,7 @@ from .inspection import Findings, inspect, missing_log
 from .lock import FolderLock, make_folder
 from .reader import PAGE_ROWS, Reader
 from .schema import NAME, prepare_reader, prepare_writer, read_only_uri
+from .thread import Connection
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class SqliteLog:
 
     def __init__(
         self,
-        db: aiosqlite.Connection,
+        db: Connection,
         folder: Path,
         lock: FolderLock,
         findings: Findings,
@@ -182,7 +181,10 @@ class SqliteLog:
         await self._writer.erase(position)
 
     async def close(self) -> None:
-        """Store what waits, fold the WAL into the database, release the folder. Harmless when repeated."""
+        """Store what waits, fold the WAL into the database, release the folder. Harmless when repeated.
+
+        After a fault the files stay as they are, for the next start to judge.
+        """
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -190,7 +192,7 @@ class SqliteLog:
     async def _close(self) -> None:
         try:
             await self._writer.drain()
-            await self._db.close()
+            await self._db.close(as_it_is=self._writer.failed)
             await self._writer.close()
         except (sqlite3.Error, OSError) as error:
             raise LogError(f"the log could not be closed cleanly: {error}") from None
@@ -227,7 +229,7 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
     return findings
 
 
-async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes: int | None) -> aiosqlite.Connection:
+async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes: int | None) -> Connection:
     def connector() -> sqlite3.Connection:
         # Runs on the connection's thread, where all of its life is spent.
         path = folder / NAME
@@ -247,7 +249,7 @@ async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes:
         return connection
 
     try:
-        return await aiosqlite.Connection(connector, iter_chunk_size=64)
+        return await Connection.open(connector)
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             raise LogHeldError(f"another program has {folder / NAME} open") from None

@@ -1,8 +1,9 @@
 """The one writer of a log: appends in order, grouped where they wait, durable before they are answered.
 
 An append is one multi-row INSERT in autocommit, so it is a transaction of its own that no cancelled await can leave
-open. After the commit the head goes to `head.checkpoint`; then the callers are answered. After an I/O failure
-nothing is tried again: what fsync could not write, a second fsync may report as written.
+open. After the commit the head goes to `head.checkpoint`; then the callers are answered. The loop decides what is
+stored next and seals it, the connection's thread stores it: one trip there and back for each transaction. After an
+I/O failure nothing is tried again: what fsync could not write, a second fsync may report as written.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import aiosqlite
-
 from ..domain.events import Draft, Event
 from ..errors import DiskFullError, LogConflictError, LogError, SAEError, TooLargeError
 from ..ports import Head
 from .chain import Row, Sealed, event_of, link_all, seal
 from .checkpoint import Checkpoint
 from .schema import NAME, WAL_NAME, insert_statement
+from .thread import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,25 @@ class _Waiting(NamedTuple):
     answer: asyncio.Future[tuple[Event, ...]]
 
 
+class _Batch:
+    """What goes into one transaction, and who waits for it."""
+
+    def __init__(self, waiting: list[_Waiting], rows: list[Row]) -> None:
+        self.waiting = waiting
+        self.rows = rows
+        self.head = Head(rows[-1].position, rows[-1].hash.hex())
+        self.events: list[Event] = []
+
+
+class _Failure(NamedTuple):
+    """Why a batch was not stored."""
+
+    error: sqlite3.Error | None
+    """None: another process wrote to the files."""
+    unchanged: bool = False
+    """No transaction is open, and the last event is still the one we know."""
+
+
 def check_append(drafts: Sequence[Draft]) -> list[Sealed]:
     """The drafts with salt and digest.
 
@@ -60,17 +79,18 @@ def check_append(drafts: Sequence[Draft]) -> list[Sealed]:
 class Writer:
     """Appends behind `head` through one connection."""
 
-    def __init__(
-        self, db: aiosqlite.Connection, folder: Path, log_id: str, head: Head, checkpoint: Checkpoint | None
-    ) -> None:
+    def __init__(self, db: Connection, folder: Path, log_id: str, head: Head, checkpoint: Checkpoint | None) -> None:
         """`checkpoint` None: it is made with the first append, which puts an accepted loss on record."""
         self.head = head
+        self.failed = False
+        """After a fault: what is on disk is to be left as it is."""
         self._db = db
         self._folder = folder
         self._log_id = log_id
         self._checkpoint = checkpoint
         self._queue: deque[_Waiting] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._syncing: asyncio.Task[None] | None = None
         self._wal_pages = 0
         self._unsynced = 0
@@ -78,16 +98,20 @@ class Writer:
         self._stopped: str | None = None
         # Paths as text: they are looked at twice with every commit.
         self._paths = (os.fspath(folder / NAME), os.fspath(folder / WAL_NAME))
+        # From here on read and written by the connection's thread alone.
         self._files = self._fingerprint()
 
     async def append(self, drafts: Sequence[Draft], expected: int) -> tuple[Event, ...]:
         sealed = check_append(drafts)
         if self._stopped is not None:
             raise LogError(self._stopped)
-        waiting = _Waiting(sealed, expected, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(sealed, expected, loop.create_future())
         self._queue.append(waiting)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        if self._idle.is_set():
+            self._idle.clear()
+            # Not at once: whoever appends in the same step of the loop is stored together.
+            loop.call_soon(self._begin)
         # From here on it is stored, whatever becomes of the caller: a cancel reaches the answer alone.
         return await waiting.answer
 
@@ -96,20 +120,15 @@ class Writer:
         if self._stopped is not None:
             raise LogError(self._stopped)
         try:
-            await self._db.execute_fetchall(
-                "UPDATE events SET data = NULL, salt = NULL WHERE position = ?", (position,)
-            )
-            await self._db.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            await self._db.run(lambda connection: self._erase(connection, position))
         except sqlite3.Error as error:
             self._stop([], f"the payload of event {position} could not be erased ({error})")
             raise LogError(self._stopped or "") from None
-        self._files = self._fingerprint()
 
     async def drain(self) -> None:
         """Store what waits, take nothing more."""
         self._stopped = self._stopped or "the log is closed"
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await self._idle.wait()
         if self._syncing is not None:
             await asyncio.wait([self._syncing])
 
@@ -117,34 +136,43 @@ class Writer:
         """Make the checkpoint durable and let go of it; after `drain` and after the database was closed."""
         if self._checkpoint is not None:
             try:
-                await asyncio.to_thread(self._checkpoint.sync)
+                if not self.failed:
+                    await asyncio.to_thread(self._checkpoint.sync)
             finally:
                 self._checkpoint.close()
                 self._checkpoint = None
 
-    async def _run(self) -> None:
-        batch: list[_Waiting] = []
-        try:
-            while self._queue:
-                batch, rows = self._take()
-                if rows:
-                    await self._store(batch, rows)
-                else:
-                    _answer(batch, rows)
-        except BaseException as error:
-            self._stop(batch, f"the writer of the log ended: {type(error).__name__}")
-            raise
-        finally:
-            self._task = None
+    # — on the loop —
 
-    def _take(self) -> tuple[list[_Waiting], list[Row]]:
-        """The appends that are stored next, in one transaction, and their rows."""
-        batch: list[_Waiting] = []
+    def _begin(self) -> None:
+        """Hand the next transaction to the thread, one at a time."""
+        batch = None
+        try:
+            while self._queue and batch is None:
+                batch = self._take()
+            if batch is None:
+                self._idle.set()
+                return
+            parameters = list(itertools.chain.from_iterable(batch.rows))
+            self._db.submit(
+                lambda connection: self._store(connection, batch.head, len(batch.rows), parameters),
+                lambda failure, error: self._stored(batch, failure, error),
+            )
+            # While the disk is busy; given out when they are durable.
+            batch.events = [event_of(row) for row in batch.rows]
+        except BaseException as error:
+            self._stop([] if batch is None else batch.waiting, f"the writer of the log ended: {type(error).__name__}")
+            self._idle.set()
+            raise
+
+    def _take(self) -> _Batch | None:
+        """The appends that are stored next, in one transaction; None where there are no events to store."""
+        taken: list[_Waiting] = []
         rows: list[Row] = []
         size, head = 0, self.head
         while self._queue:
             waiting = self._queue[0]
-            size += sum(sealed.size for sealed in waiting.sealed)
+            size += sum([sealed.size for sealed in waiting.sealed])
             if rows and (len(rows) + len(waiting.sealed) > GROUP_EVENTS or size > GROUP_BYTES):
                 break
             self._queue.popleft()
@@ -152,94 +180,125 @@ class Writer:
                 detail = f"an append behind event {waiting.expected}, the log is at {head.position}"
                 _refuse([waiting], LogConflictError, detail, head=head.position, expected=waiting.expected)
                 continue
-            batch.append(waiting)
+            taken.append(waiting)
             if waiting.sealed:
                 rows += link_all(waiting.sealed, head)
                 head = Head(rows[-1].position, rows[-1].hash.hex())
-        return batch, rows
+        if rows:
+            return _Batch(taken, rows)
+        _answer(taken, [])
+        return None
 
-    async def _store(self, batch: list[_Waiting], rows: list[Row]) -> None:
-        if self._fingerprint() != self._files:
-            # Only with SQLite's locks lost can another process write; its log and ours are two from here on.
-            self._stop(batch, "another process wrote to events.db: the log takes no more events")
-            return
-        try:
-            await self._db.execute_fetchall(insert_statement(len(rows)), list(itertools.chain.from_iterable(rows)))
-        except sqlite3.Error as error:
-            await self._fail(batch, error)
-            return
-        self._files = self._fingerprint()
-        self.head = Head(rows[-1].position, rows[-1].hash.hex())
-        failure = await self._witness(len(rows))
-        # The events are durable, also where their witness is not: that stops the next append, not this one.
-        _answer(batch, rows)
-        if failure is not None:
-            self._stop([], failure)
-            return
-        # A commit writes a leaf of the table, one of the index and what its rows fill.
-        self._wal_pages += 3 + sum(len(row.data or b"") + 512 for row in rows) // 4096
-        if self._wal_pages >= WAL_PAGES:
-            await self._fold()
-
-    async def _fold(self) -> None:
-        """Move what the WAL holds into the database, so that the WAL begins anew."""
-        self._wal_pages = 0
-        try:
-            await self._db.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:  # full: it all stays in the WAL
-                self._stop([], f"events.db could not be written ({error}): the log takes no more events")
-        self._files = self._fingerprint()
-
-    async def _fail(self, batch: list[_Waiting], error: sqlite3.Error) -> None:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        if code == sqlite3.SQLITE_FULL and await self._unchanged():
-            self._files = self._fingerprint()
-            _refuse(batch, DiskFullError, "no space for the event log; nothing was stored")
-        elif code == sqlite3.SQLITE_CONSTRAINT:
-            self._stop(batch, f"events.db refused the next position ({error}): another process wrote to it")
+    def _stored(self, batch: _Batch, failure: _Failure | str | None, error: BaseException | None) -> None:
+        """The thread is done with a batch. `failure` as text: only the checkpoint failed."""
+        if error is not None:
+            self._stop(batch.waiting, f"the writer of the log ended: {type(error).__name__}")
+        elif isinstance(failure, _Failure):
+            self._fail(batch.waiting, failure)
         else:
-            self._stop(batch, f"events.db could not be written ({name}: {error}): the log takes no more events")
-
-    async def _unchanged(self) -> bool:
-        """No transaction is open and the last event is the one we know."""
-        try:
-            rows = await self._db.execute_fetchall("SELECT coalesce(max(position), 0) FROM events")
-        except sqlite3.Error:
-            return False
-        return list(rows) == [(self.head.position,)] and not self._db.in_transaction
-
-    async def _witness(self, events: int) -> str | None:
-        """Record the head outside the log; what is wrong if that fails."""
-        try:
-            if self._checkpoint is None:
-                self._checkpoint = await asyncio.to_thread(Checkpoint.create, self._folder, self._log_id, self.head)
+            self.head = batch.head
+            # The events are durable, also where their witness is not: that stops the next append, not this one.
+            _answer(batch.waiting, batch.events)
+            if failure is not None:
+                self._stop([], failure)
             else:
-                self._checkpoint.write(self.head)
-        except OSError as error:
-            return f"head.checkpoint could not be written ({error.strerror}): the log takes no more events"
-        self._unsynced += events
+                self._look_after(batch.rows)
+        self._begin()
+
+    def _look_after(self, rows: list[Row]) -> None:
+        """The checkpoint is synced and the WAL folded where it is time."""
+        self._unsynced += len(rows)
         now = time.monotonic()
         if self._syncing is None and (self._unsynced >= SYNC_EVENTS or now - self._synced_at >= SYNC_SECONDS):
             self._unsynced, self._synced_at = 0, now
-            self._syncing = asyncio.create_task(self._sync(self._checkpoint))
-        return None
+            self._syncing = asyncio.ensure_future(self._sync())
+        # A commit writes a leaf of the table, one of the index and what its rows fill.
+        self._wal_pages += 3 + sum([len(row.data or b"") + 512 for row in rows]) // 4096
+        if self._wal_pages >= WAL_PAGES:
+            self._wal_pages = 0
+            self._db.submit(self._fold, self._folded)  # the next transaction queues behind it
 
-    async def _sync(self, checkpoint: Checkpoint) -> None:
+    async def _sync(self) -> None:
+        assert self._checkpoint is not None
         try:
-            await asyncio.to_thread(checkpoint.sync)
+            await asyncio.to_thread(self._checkpoint.sync)
         except OSError as error:
             self._stop([], f"head.checkpoint could not be synced ({error.strerror}): the log takes no more events")
         finally:
             self._syncing = None
 
-    def _stop(self, batch: list[_Waiting], reason: str) -> None:
+    def _folded(self, _: None, error: BaseException | None) -> None:
+        # Full: it all stays in the WAL.
+        if error is not None and getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
+            self._stop([], f"events.db could not be written ({error}): the log takes no more events")
+
+    def _fail(self, waiting: list[_Waiting], failure: _Failure) -> None:
+        error = failure.error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        if error is None:
+            # Only with SQLite's locks lost can another process write; its log and ours are two from here on.
+            self._stop(waiting, "another process wrote to events.db: the log takes no more events")
+        elif code == sqlite3.SQLITE_FULL and failure.unchanged:
+            _refuse(waiting, DiskFullError, "no space for the event log; nothing was stored")
+        elif code == sqlite3.SQLITE_CONSTRAINT:
+            self._stop(waiting, f"events.db refused the next position ({error}): another process wrote to it")
+        else:
+            self._stop(waiting, f"events.db could not be written ({name}: {error}): the log takes no more events")
+
+    def _stop(self, waiting: list[_Waiting], reason: str) -> None:
         """Fail-stop: refuse what is at hand, what waits and whatever comes."""
         logger.critical("%s", reason)
+        self.failed = True
         self._stopped = reason
-        _refuse([*batch, *self._queue], LogError, reason)
+        _refuse([*waiting, *self._queue], LogError, reason)
         self._queue.clear()
+
+    # — on the connection's thread —
+
+    def _store(
+        self, connection: sqlite3.Connection, head: Head, rows: int, parameters: Sequence[object]
+    ) -> _Failure | str | None:
+        """One transaction and its witness. As text: what is wrong with the checkpoint."""
+        if self._fingerprint() != self._files:
+            return _Failure(None)
+        try:
+            connection.execute(insert_statement(rows), parameters)
+        except sqlite3.Error as error:
+            unchanged = self._unchanged(connection, head.position - rows)
+            self._files = self._fingerprint()
+            return _Failure(error, unchanged)
+        self._files = self._fingerprint()
+        try:
+            if self._checkpoint is None:
+                self._checkpoint = Checkpoint.create(self._folder, self._log_id, head)
+            else:
+                self._checkpoint.write(head)
+        except OSError as error:
+            return f"head.checkpoint could not be written ({error.strerror}): the log takes no more events"
+        return None
+
+    def _unchanged(self, connection: sqlite3.Connection, position: int) -> bool:
+        """No transaction is open and the last event is the one we know."""
+        try:
+            (last,) = connection.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()
+        except sqlite3.Error:
+            return False
+        return bool(last == position) and not connection.in_transaction
+
+    def _fold(self, connection: sqlite3.Connection) -> None:
+        """Move what the WAL holds into the database, so that the WAL begins anew."""
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            self._files = self._fingerprint()
+
+    def _erase(self, connection: sqlite3.Connection, position: int) -> None:
+        try:
+            connection.execute("UPDATE events SET data = NULL, salt = NULL WHERE position = ?", (position,))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._files = self._fingerprint()
 
     def _fingerprint(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """What changes under us only if another process writes: inode and size of the database and its WAL.
@@ -258,12 +317,12 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_ino, status.st_size
 
 
-def _answer(batch: list[_Waiting], rows: list[Row]) -> None:
+def _answer(batch: list[_Waiting], events: list[Event]) -> None:
     at = 0
     for waiting in batch:
         end = at + len(waiting.sealed)
         if not waiting.answer.done():
-            waiting.answer.set_result(tuple([event_of(row) for row in rows[at:end]]))
+            waiting.answer.set_result(tuple(events[at:end]))
         at = end
 
 

@@ -24,7 +24,7 @@ async def main(folder: Path, synchronous: str) -> None:
     writer.SYNC_EVENTS = 16
     for start in range(3):
         log = await SqliteLog.open(folder)
-        await log._db.execute_fetchall(f"PRAGMA synchronous = {synchronous.upper()}")
+        await log._db.fetch(f"PRAGMA synchronous = {synchronous.upper()}")
         for i in range(12):
             size = 9000 if i % 7 == 3 else 50
             say(await log.append([a_draft(f"{start}-{i}" + "x" * size, command_id="c")], expected=log.head.position))

@@ -208,8 +208,7 @@ async def test_a_checkpoint_that_cannot_be_written_stops_the_log_after_the_appen
     assert event.position == 1
     with pytest.raises(LogError, match=r"head\.checkpoint could not be written"):
         await log.append([a_draft()], expected=1)
-    with pytest.raises(LogError):
-        await log.close()
+    await log.close()
     log = await SqliteLog.open(tmp_path)
     assert log.head.position == 1
     await log.close()
@@ -285,7 +284,7 @@ async def test_settings_are_those_of_the_log(tmp_path: Path) -> None:
     await log.append(some_drafts(1), expected=0)
 
     async def setting(name: str) -> object:
-        return next(iter(await log._db.execute_fetchall(f"PRAGMA {name}")))[0]
+        return (await log._db.fetch(f"PRAGMA {name}"))[0][0]
 
     assert await setting("journal_mode") == "wal"
     assert await setting("synchronous") == 2

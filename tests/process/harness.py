@@ -20,6 +20,7 @@ class Process:
 
     command: what follows `python -m`, in place of `launch` and its arguments.
     listens: wait for it; else nothing is waited for, and `url` stays empty.
+    stderr: where its words go; beside the data folder, if None.
     """
 
     def __init__(
@@ -30,12 +31,13 @@ class Process:
         environment: Mapping[str, str] | None = None,
         command: Sequence[str] | None = None,
         listens: bool = True,
+        stderr: Path | None = None,
     ) -> None:
-        self.stderr = data.parent / f"{data.name}.stderr"
-        with self.stderr.open("ab") as stderr:
+        self.stderr = stderr or data.parent / f"{data.name}.stderr"
+        with self.stderr.open("ab") as words:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *(command or (module, str(data), *arguments))],
-                cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **(environment or {})},
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=words, text=True, env={**os.environ, **(environment or {})},
             )  # fmt: skip
         self.pid = self._process.pid
         assert self._process.stdout is not None
