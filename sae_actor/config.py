@@ -76,8 +76,10 @@ class Model(_Section, frozen=True, kw_only=True):
 class Engine(_Section, frozen=True, kw_only=True):
     drain_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    max_running: Count = 4
+    max_running: Count = 32
     max_waiting: Count = 64
+    prompt_tokens: Count = 512
+    cache_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
 
 
 class Gpu(_Section, frozen=True, kw_only=True):

@@ -292,6 +292,8 @@ def _torch_engine(settings: Settings) -> Engine:
         EngineSettings(
             max_running=engine.max_running,
             max_waiting=engine.max_waiting,
+            prompt_tokens=engine.prompt_tokens,
+            cache_bytes=engine.cache_bytes,
             threads=engine.threads or None,
             drain_seconds=engine.drain_seconds,
         )

@@ -106,8 +106,8 @@ def test_the_limits_are_the_code_s() -> None:
     missing = names(limits.split("Not there yet:")[1].split("\n\n")[0])
     assert tuple(each.removeprefix("log ") for each in missing if each.startswith("log ")) == LATER
     assert not {each for each in missing if each.startswith("/")} & {each.path for each in TABLE}
-    assert "(4)" in limits
-    assert Settings().engine.max_running == 4
+    assert "(32)" in limits
+    assert Settings().engine.max_running == 32
     assert Settings().gpu.max_attachments == 1
 
 
