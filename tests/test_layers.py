@@ -31,7 +31,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"access", "actor", "ports", "domain", "errors"},
 }
 """Room → rooms below it. Rooms that are not named here are wiring, and may import everything."""
-WIRING = {"__init__", "__main__", "capabilities", "cli", "client", "config", "deferred", "demo", "listening", "serve"}
+WIRING = {
+    "__init__",
+    "__main__",
+    "capabilities",
+    "cli",
+    "client",
+    "config",
+    "deferred",
+    "demo",
+    "listening",
+    "reproducing",
+    "serve",
+}
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}
 MAY_BE_HEAVY = {"sae", "architectures", "engine"}

@@ -20,7 +20,7 @@ import pytest
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
 from sae_actor.api.openai import ChatBody, ChatMessage, CompletionBody
 from sae_actor.api.routes import TABLE
-from sae_actor.cli.arguments import LATER, parse
+from sae_actor.cli.arguments import parse
 from sae_actor.cli.bar import STAGES
 from sae_actor.config import Settings
 from sae_actor.demo import FEATURE, STRENGTH, curl_lines
@@ -28,6 +28,7 @@ from sae_actor.demo.model import NAME
 from sae_actor.domain.refs import Exclusion, Method, NamedPositions, Unit
 from sae_actor.families import FAMILIES
 from sae_actor.formats import FORMATS, sae_lens
+from sae_actor.reproducing import TOLERANCES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -104,11 +105,15 @@ def test_the_limits_are_the_code_s() -> None:
     units = section("Steering").split("* `unit`")[1].split("\n* ")[0]
     assert all(f"`{each}`" in units for each in get_args(Unit))
     missing = names(limits.split("Not there yet:")[1].split("\n\n")[0])
-    assert tuple(each.removeprefix("log ") for each in missing if each.startswith("log ")) == LATER
     assert not {each for each in missing if each.startswith("/")} & {each.path for each in TABLE}
     assert "(32)" in limits
     assert Settings().engine.max_running == 32
     assert Settings().gpu.max_attachments == 1
+
+
+def test_the_near_ties_are_the_code_s() -> None:
+    said = " ".join(section("What was active for this answer?").split()).replace(" logits in", " in")
+    assert all(f"{most:g} in {name}" in said for name, most in TOLERANCES.items())
 
 
 def test_what_is_said_of_the_demo() -> None:

@@ -4,6 +4,7 @@
     remote       clients of a running service: one function per command, over `sae_actor.client`
     serving      `serve` and `demo`: settings, then `sae_actor.serve`
     offline      `log …`: the audit from the files of a data folder, without a service, a model or a network
+    reproduction `log reproduce`: texts run again, the one command here that loads a model
     bundles      `log export|import|redact`: what leaves a log, becomes one, and is taken out of one
     accounts, answers   differences and explanations in plain words
     showing      answers as text for a person

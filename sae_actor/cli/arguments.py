@@ -16,8 +16,6 @@ from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
 from . import exits
 
 SERVING = ("demo", "serve")
-LATER = ("reproduce",)
-"""Commands of `log` that are refused by name until they are built."""
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 """Endings that promise an archive which an export is not: it would become a folder of that name."""
@@ -161,8 +159,13 @@ def _add_log(commands: _Commands) -> None:
     redact = _log(inside, "redact", "erase the payload of one event for good; the chain stays whole")
     redact.add_argument("position", type=_position, metavar="POSITION", help="of the event; `log show` lists them")
     redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="put on record with the erasure")
-    for name in LATER:
-        inside.add_parser(name, help="not in this version yet")
+    reproduce = _log(inside, "reproduce", "run texts again from the log, and judge what it says of them")
+    reproduce.add_argument("generation_id", nargs="*", metavar="GENERATION_ID", help="as the answer gave it")
+    reproduce.add_argument("--all", action="store_true", help="every text in the log")
+    reproduce.add_argument(
+        "--prompt-file", type=Path, metavar="FILE",
+        help="the prompt, where the log has only its digest: text, or token ids or chat messages as JSON",
+    )  # fmt: skip
 
 
 def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
@@ -234,11 +237,11 @@ def _destination(text: str) -> Path:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
     grammar = parser()
-    arguments, rest = grammar.parse_known_args(argv)
-    if rest and getattr(arguments, "log_command", None) not in LATER:  # those are refused by name, whatever follows
-        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments = grammar.parse_args(argv)
     if arguments.command == "steer" and bool(arguments.edits) == arguments.clear:
         grammar.error("steer takes FEATURE=STRENGTH…, or --clear")
+    if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
+        grammar.error("log reproduce takes GENERATION_ID…, or --all")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:
         grammar.error("--system goes with --chat")
     return arguments

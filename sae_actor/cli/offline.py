@@ -1,4 +1,4 @@
-"""`log …`: the audit from the files of a data folder; no service, model or network.
+"""`log …`: the audit from the files of a data folder; no service or network, and no model but for `reproduce`.
 
 Reading changes nothing. `import` and `redact` take the folder as a writer does: no service may run on it.
 """
@@ -27,14 +27,10 @@ from ..eventlog.inspection import missing_log
 from ..eventlog.offline import events_of, verify_folder
 from ..ports import Verification
 from . import accounts, answers, bundles, exits, showing
-from .arguments import LATER
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises `LogHeldError` while a service runs on the folder, and the other log errors."""
-    if arguments.log_command in LATER:
-        print(f"sae-actor: log {arguments.log_command} is not in this version yet", file=sys.stderr)
-        return exits.USAGE
     folder = _folder(arguments, makes=arguments.log_command == "import")
     match arguments.log_command:
         case "verify":
@@ -45,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
             return asyncio.run(_diff(folder, arguments))
         case "explain":
             return asyncio.run(_explain(folder, arguments))
+        case "reproduce":
+            from . import reproduction  # noqa: PLC0415 - what it needs of the hub is needed by nothing else here
+
+            return asyncio.run(reproduction.run(folder, arguments))
         case "export":
             return bundles.export(folder, arguments)
         case "import":

@@ -157,7 +157,7 @@ def explain(
     state = known.state
     if started is not None:
         intervention, recorded = started.intervention, started.intervention_sha256
-        recomputed = _digest_of_stored(began)
+        recomputed = digest_of_stored(began)
     else:
         intervention = in_force(state)
         recorded = "" if finished is None else finished.intervention_sha256
@@ -225,7 +225,7 @@ def cited(event: Event) -> Cited:
     return Cited(event.position, event.type, event.time, event.principal, event.command_id, event.hash)
 
 
-def _digest_of_stored(began: Event) -> str:
+def digest_of_stored(began: Event) -> str:
     """`intervention_sha256` over the stored JSON, not over what this version reads in it: a field that was added to
     edits since then has no part in a digest of before."""
     stored: list[View] = msgspec.json.decode(began.data)["intervention"]

@@ -1,0 +1,244 @@
+"""`reproduce`: run a text again and judge what the log says of it.
+
+identical        the same tokens
+equivalent       other tokens, and every token of the log is a near-tie here with the one that is chosen
+different        one is not: under what the log says was active, this is not what comes out
+not_comparable   what it ran under is not here, or the log does not hold enough of it; the reason is told
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import MsgspecError, Struct
+from msgspec.structs import replace
+
+from ..actor.texts import token_digest
+from ..domain.comparing import environment_sha256
+from ..domain.events import GenerationFinished, GenerationStarted
+from ..domain.refs import Intervention, ModelFacts
+from ..errors import BadRequestError
+from ..ports import Finished, TextRequest
+from .bench import Bench, NotComparable
+from .recorded import Recorded
+from .scoring import Choice, choices, logprobs
+
+View = dict[str, Any]
+
+TOLERANCES = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
+"""Type of the model's numbers → logits by which two tokens may be apart and still count as a near-tie: what rounding
+does to a logit between batches and machines, with room to spare."""
+
+_NUMERICS = ("device", "dtype", "quantization")
+"""What of the environment decides whether a difference beyond a near-tie says anything."""
+_WHOLE = ("stop", "length", "feature")
+"""Ends that a text came to by itself: it is run to the same end. Others are run as far as they came."""
+
+
+class Ran(Struct, frozen=True, kw_only=True):
+    """A text that was run again."""
+
+    facts: ModelFacts
+    request: TextRequest
+    prompt_from: str
+    again: Finished
+
+
+async def reproduce(text: Recorded, bench: Bench, prompts: Sequence[str] = ()) -> View:
+    """Run the text again; the verdict and what it rests on, as plain values ready for JSON.
+
+    prompts: texts of files that may hold the prompt where the log does not: token ids or chat messages as JSON, or
+    the prompt itself. The one is taken whose token ids have the recorded digest.
+    """
+    told: View = {"generation_id": text.generation_id, "position": text.position, "verdict": "not_comparable"}
+    told["reason"] = None
+    try:
+        started, finished = _both(text)
+        told["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
+        ran = await _run(text, started, finished, bench, prompts)
+        told |= await _judged(started, finished, ran, text, bench)
+    except NotComparable as why:
+        told["reason"] = str(why)
+    return told
+
+
+def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
+    started, finished = text.started, text.finished
+    if started is None:
+        raise NotComparable("the payload of its beginning was erased, or is of a later version")
+    if finished is None:
+        raise NotComparable("no end of it is on record, or its payload was erased")
+    if not finished.output_sha256:
+        raise NotComparable(f"its tokens are not on record: it ended with {finished.finish_reason}")
+    return started, finished
+
+
+async def _run(
+    text: Recorded, started: GenerationStarted, finished: GenerationFinished, bench: Bench, prompts: Sequence[str]
+) -> Ran:
+    if finished.prompt_token_ids is None and not prompts:
+        raise NotComparable("its prompt was not recorded ([audit] record_text); give it with --prompt-file")
+    most = started.sampling.max_tokens if finished.finish_reason in _WHOLE else _count(finished)
+    facts = await bench.model(text.known)
+    prompt, prompt_from = await _prompt(finished, bench, prompts)
+    places = await bench.place(started.intervention + _stopping(started), text.known)
+    stop = started.stop_when
+    if stop is not None:
+        stop = replace(stop, sae=replace(stop.sae, attach_position=places[stop.sae.attach_position]))
+    request = TextRequest(
+        generation_id=text.generation_id,
+        token_ids=prompt,
+        sampling=replace(started.sampling, max_tokens=most),
+        intervention=_placed(started.intervention, places),
+        turns=started.turns,
+        stop_when=stop,
+        deterministic=started.deterministic,
+    )
+    return Ran(facts=facts, request=request, prompt_from=prompt_from, again=await bench.run(request))
+
+
+async def _judged(
+    started: GenerationStarted, finished: GenerationFinished, ran: Ran, text: Recorded, bench: Bench
+) -> View:
+    state = text.known.state.model
+    assert state is not None
+    assert state.facts is not None
+    environment = _environment(state.facts.environment, ran.facts.environment)
+    tolerance = TOLERANCES.get(ran.facts.dtype, max(TOLERANCES.values()))
+    again = ran.again.token_ids
+    same = _digest(finished, again) == finished.output_sha256
+    logged = again if same else finished.output_token_ids
+    told: View = {
+        "tolerance": tolerance,
+        "environment": environment,
+        "prompt_from": ran.prompt_from,
+        "finish_reason": {"logged": finished.finish_reason, "here": ran.again.reason},
+        "tokens": {"logged": None if logged is None else len(logged), "here": len(again), "same": same},
+        "positions_agree": (ran.again.edited, ran.again.excluded) == (finished.edited, finished.excluded),
+    }
+    if logged is None:
+        told["reason"] = "its tokens were not recorded: only that others come out here can be told"
+        # In float32 the same environment promises the same tokens.
+        if environment["same"] and ran.facts.dtype == "float32":
+            told["verdict"] = "different"
+        return told
+    if not same and _digest(finished, logged) != finished.output_sha256:
+        raise NotComparable("the recorded tokens are not those of the recorded digest")
+    found, others = (await logprobs(bench, ran.request, logged), []) if same else (
+        await choices(bench, ran.request, logged)
+    )  # fmt: skip
+    told["scores"] = await _scores(started, ran, logged, found, bench)
+    if same:
+        return {**told, "verdict": "identical"}
+    told["first_difference"] = _first_difference(logged, again, others)
+    told["choices"] = [each._asdict() for each in others]
+    cut = not others and told["first_difference"]["index"] >= min(len(logged), len(again))
+    return {**told, **_verdict(others, tolerance, environment, cut=cut)}
+
+
+def _verdict(others: Sequence[Choice], tolerance: float, environment: View, *, cut: bool) -> View:
+    """`cut`: one of the two goes on where the other ends, and they are the same up to there."""
+    if not cut and all(each.gap <= tolerance for each in others):
+        return {"verdict": "equivalent"}
+    decisive = [name for name in environment["differs"] if name in _NUMERICS]
+    if decisive:
+        return {"reason": f"it is run on another kind of machine here (other {', '.join(decisive)})"}
+    return {"verdict": "different"}
+
+
+def _first_difference(logged: Sequence[int], again: Sequence[int], others: Sequence[Choice]) -> View:
+    """At the first token that differs: both, and how far they are apart."""
+    pairs = zip(logged, again, strict=False)
+    index = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(logged), len(again)))
+    gap = next((each.gap for each in others if each.at == index), None)
+    return {"index": index, "logged": _at(logged, index), "here": _at(again, index), "gap": gap}
+
+
+def _at(tokens: Sequence[int], index: int) -> int | None:
+    return tokens[index] if index < len(tokens) else None
+
+
+async def _scores(
+    started: GenerationStarted, ran: Ran, logged: Sequence[int], found: Sequence[float], bench: Bench
+) -> View | None:
+    """Log probabilities of the logged tokens under the logged intervention against those under none."""
+    if not any(sae.changes_text for sae in started.intervention):
+        return None
+    without = await logprobs(bench, replace(ran.request, intervention=(), turns=()), logged)
+    apart = [abs(one - other) for one, other in zip(found, without, strict=True)]
+    return {"largest": max(apart), "mean": sum(apart) / len(apart)}
+
+
+# — what the log says, and what is here —
+
+
+def _count(finished: GenerationFinished) -> int:
+    """Tokens of a text that was ended from outside."""
+    if finished.output_token_ids is not None:
+        count = len(finished.output_token_ids)
+    elif finished.receipt is not None:
+        count = finished.receipt.tokens_generated
+    else:
+        raise NotComparable("how many tokens it had is not on record")
+    if count == 0:
+        raise NotComparable("it ended before it had a token")
+    return count
+
+
+def _stopping(started: GenerationStarted) -> Intervention:
+    return () if started.stop_when is None else (started.stop_when.sae,)
+
+
+def _placed(intervention: Intervention, places: Mapping[int, int]) -> Intervention:
+    return tuple(replace(sae, attach_position=places[sae.attach_position]) for sae in intervention)
+
+
+async def _prompt(finished: GenerationFinished, bench: Bench, prompts: Sequence[str]) -> tuple[tuple[int, ...], str]:
+    recorded = finished.prompt_token_ids
+    if recorded is not None:
+        if _digest(finished, recorded) != finished.prompt_sha256:
+            raise NotComparable("the recorded prompt is not that of the recorded digest")
+        return recorded, "log"
+    for each in (candidate for prompt in prompts for candidate in _readings(prompt)):
+        try:
+            ids = (await bench.engine.tokenize(each)).token_ids
+        except BadRequestError:
+            continue
+        if _digest(finished, ids) == finished.prompt_sha256:
+            return ids, "file"
+    raise NotComparable("the prompt of the file is not the one that was recorded as a digest")
+
+
+def _readings(prompt: str) -> list[Any]:
+    """What a file may mean: JSON ids, JSON messages, or the text itself, with and without its last line end."""
+    readings: list[Any] = [prompt, prompt.removesuffix("\n")]
+    try:
+        found = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return readings
+    for kind in (list[int], list[dict[str, str]]):
+        try:
+            readings.insert(0, msgspec.convert(found, kind))
+        except MsgspecError:
+            continue
+    return readings
+
+
+def _digest(finished: GenerationFinished, tokens: Sequence[int]) -> str:
+    try:
+        return token_digest(finished.salt, tokens)
+    except (ValueError, OverflowError):
+        raise NotComparable("its salt or its tokens are not what the service writes") from None
+
+
+def _environment(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> View:
+    differs = sorted(name for name in recorded.keys() | here.keys() if recorded.get(name) != here.get(name))
+    return {
+        "same": not differs,
+        "differs": differs,
+        "recorded_sha256": environment_sha256(recorded),
+        "here_sha256": environment_sha256(here),
+    }

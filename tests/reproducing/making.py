@@ -1,0 +1,113 @@
+"""Logs of real texts: a tiny random model with real files, the real hub, engine and log, and no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sae_actor.actor import Actor, Broadcast, Done, Performer, Tell, Texts
+from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Steer
+from sae_actor.domain.events import Draft, Event, Sampling
+from sae_actor.domain.messages import AdmitGeneration, Start
+from sae_actor.domain.refs import Edit, Exclusion
+from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.eventlog import SqliteLog
+from sae_actor.hub import HuggingFaceHub
+from sae_actor.serve import SystemClock
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=6, seed=1)
+SAMPLED = Sampling(temperature=0.9, top_p=0.9, max_tokens=6, seed=5)
+
+
+def edit(feature: int, strength: float, *, exclude: tuple[Exclusion, ...] = (), **more: Any) -> Edit:
+    return Edit(feature=feature, strength=strength, exclude=exclude, **more)
+
+
+class Recorder:
+    """A running service without HTTP, on a data folder of its own."""
+
+    def __init__(self, actor: Actor, texts: Texts, engine: TorchEngine) -> None:
+        self.actor = actor
+        self.texts = texts
+        self.engine = engine
+
+    async def do(self, command: Command) -> None:
+        accepted = await self.actor.submit(command, principal="me")
+        outcome = await self.actor.outcome(accepted.command_id, 60)
+        assert outcome.status == "completed", outcome
+
+    async def attach(self, sae: Path, **more: Any) -> str:
+        """Import and attach an SAE; its id."""
+        await self.do(Import(path=str(sae)))
+        sae_id = next(each for each, record in self.actor.state.saes.items() if record.path == str(sae))
+        await self.do(Attach(sae_id=sae_id, **more))
+        return sae_id
+
+    async def steer(self, sae_id: str, *edits: Edit) -> None:
+        await self.do(Steer(sae_id=sae_id, features=edits))
+
+    async def detach(self, sae_id: str) -> None:
+        await self.do(Detach(sae_id=sae_id))
+
+    async def say(self, prompt: Any = "hello", sampling: Sampling = GREEDY, **asked: Any) -> tuple[str, Done]:
+        """Make a text; its id and its end."""
+        read = await self.engine.tokenize(prompt)
+
+        def ask(generation_id: str) -> AdmitGeneration:
+            return AdmitGeneration(
+                generation_id=generation_id,
+                kind="completion",
+                tokens_prompt=len(read.token_ids),
+                turns=read.turns,
+                sampling=sampling,
+                **asked,
+            )
+
+        text = await self.texts.open(ask, read.token_ids, principal="me", tell=Tell())
+        return text.started.generation_id, await text.result()
+
+
+@asynccontextmanager
+async def recording(
+    folder: Path, model: Path, *, record_text: bool = True, max_attachments: int = 2
+) -> AsyncIterator[Recorder]:
+    """A service that writes into `folder`, with the model loaded; stopped in order at the end."""
+    log = await SqliteLog.open(folder)
+    engine = TorchEngine(EngineSettings(threads=1))
+    hub = HuggingFaceHub(folder / "hub", import_roots=[Path("/")])
+    performer = Performer(engine, hub, lambda *_: None, 0.1)
+    actor = Actor(log, engine, performer, SystemClock(), Broadcast(log))
+    await actor.replay()
+    await actor.start(Start(version="test", max_attachments=max_attachments))
+    texts = Texts(actor, engine, record_text=record_text)
+    recorder = Recorder(actor, texts, engine)
+    try:
+        await recorder.do(LoadModel(model=str(model), device="cpu"))
+        yield recorder
+    finally:
+        await texts.close()
+        await actor.stop()
+        await engine.close()
+        await hub.close()
+        await log.close()
+
+
+async def forged(folder: Path, into: Path, change: Callable[[str, dict[str, Any]], None]) -> Path:
+    """A log with another history: `change` is given each event's type and data, to be altered in place."""
+    log = await SqliteLog.open(folder)
+    events: Sequence[Event] = await log.read(0, 100_000)
+    await log.close()
+    drafts = []
+    for event in events:
+        data = msgspec.json.decode(event.data)
+        change(event.type, data)
+        fields = {name: getattr(event, name) for name in Draft.__struct_fields__ if name != "data"}
+        drafts.append(Draft(**fields, data=msgspec.Raw(msgspec.json.encode(data))))
+    other = await SqliteLog.open(into)
+    await other.append(drafts, expected=0)
+    await other.close()
+    return into
