@@ -24,6 +24,7 @@ from ..errors import BadRequestError, ForbiddenError, SAEError, UnauthorizedErro
 from .context import Context
 from .problems import problem_response
 from .routes import TABLE
+from .turnstile import Turnstile
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -60,6 +61,8 @@ ANYONE = Caller("local", "operator")
 def guarded(app: ASGIApp, context: Context) -> ASGIApp:
     """`app` behind the checks: it is asked only what may be asked, and finds a `Caller` or None in the scope."""
     open_routes = frozenset((each.method, each.path) for each in TABLE if each.open)
+    reading, writing = Turnstile(), Turnstile()
+    # Two, so that who reads never stands behind a flood of commands; probes and the page stand behind nobody.
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -80,13 +83,17 @@ def guarded(app: ASGIApp, context: Context) -> ASGIApp:
             if listed is not None and _is_preflight(scope):
                 await _answer_preflight(hardened)
                 return
-            caller = _caller(scope, context, (scope["method"], scope["path"]) in open_routes)
+            is_open = (scope["method"], scope["path"]) in open_routes
+            caller = _caller(scope, context, is_open)
             _check_body(scope)
             scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
         except SAEError as error:
             response = problem_response(request, error).to_asgi_response(app=None, request=request)
             await response(scope, receive, hardened)
             return
+        reads = scope["method"] in READING
+        if not (reads and is_open):
+            await (reading if reads else writing).enter()
         await app(scope, receive, hardened)
 
     return checked

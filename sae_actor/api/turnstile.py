@@ -1,0 +1,39 @@
+"""So many requests begin in one turn of the event loop, that a turn stays short whatever comes at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Turnstile:
+    """First come, first served. Who is through is not counted any more: a request may take as long as it likes."""
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._begun = 0
+        self._turning = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self) -> None:
+        """At once while fewer than `most` have entered in this turn of the loop."""
+        if self._waiting or self._begun >= self._most:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+            return
+        self._begun += 1
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._begun = 0
+        while self._waiting and self._begun < self._most:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # its request was cancelled
+                waiter.set_result(None)
+                self._begun += 1
+        self._turning = self._begun > 0
+        if self._turning:
+            asyncio.get_running_loop().call_soon(self._turn)
