@@ -4,7 +4,7 @@ The log, the hub, the actor and HTTP are the real ones; the engine is the one wi
 bundled SAE, unless `--torch` asks for the real one. With `--kill` the process sends itself SIGKILL right before or
 right after its N-th append. Of the models of the engine without torch there are no files, so none are fetched,
 unless `--fetch-models` wants to see how that goes. `--quick` waits for a hub in fractions of a second where the
-service has seconds.
+service has seconds. `--clock FILE` lets the wall clock go ahead by the seconds that the file holds at that moment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import argparse
 import os
 import signal
 from collections.abc import Sequence
-from functools import partial
+from datetime import UTC, datetime, timedelta
+from functools import partial, partialmethod
+from pathlib import Path
 from typing import Any
 
 from sae_actor import serve
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--fetch-models", action="store_true")
+    parser.add_argument("--clock", type=Path)
     parser.add_argument("--import-root", action="append", default=[str(SAE_FOLDER.parent)])
     given = parser.parse_args()
     when, number = given.kill[0], int(given.kill[1])
@@ -46,10 +49,17 @@ def main() -> int:
         serve._torch_engine = lambda settings: engine
     if not given.torch and not given.fetch_models:
         HuggingFaceHub.fetch_model = _nothing  # type: ignore[method-assign, assignment]
+    if given.clock is not None:
+        serve.SystemClock.now = partialmethod(_told, given.clock)  # type: ignore[method-assign, assignment]
     if given.quick:
         serve.HuggingFaceHub = partial(HuggingFaceHub, patience=QUICK, reserve_bytes=0)  # type: ignore[attr-defined, assignment]
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
     return serve.run(settings)
+
+
+def _told(_: serve.SystemClock, file: Path) -> str:
+    time = datetime.now(UTC) + timedelta(seconds=float(file.read_text()))
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 async def _nothing(*_: Any) -> None:
