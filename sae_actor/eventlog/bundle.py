@@ -65,10 +65,7 @@ def _export(folder: Path, to: Path) -> Head:
         raise LogUnusableError(f"{to} is there already: an export overwrites nothing")
     findings = inspect(folder, thorough=True)
     fresh = to.with_name(f"{to.name}.new")
-    try:
-        fresh.mkdir(parents=True)
-    except OSError as error:
-        raise LogUnusableError(f"{fresh} cannot be made: {error.strerror}") from None
+    _make_anew(fresh, {EVENTS, ABOUT, VERIFIER, to.name})
     try:
         _write_files(folder, findings, fresh)
         if to.suffix == ".tar":
@@ -86,6 +83,18 @@ def _export(folder: Path, to: Path) -> Head:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return findings.head
+
+
+def _make_anew(fresh: Path, ours: set[str]) -> None:
+    """A folder to write in; one that an export left which was killed goes first, and no other."""
+    try:
+        if fresh.is_dir() and not fresh.is_symlink() and set(os.listdir(fresh)) <= ours:
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
+    except FileExistsError:
+        raise LogUnusableError(f"{fresh} is in the way: move it, or export to another place") from None
+    except OSError as error:
+        raise LogUnusableError(f"{fresh} cannot be made: {error.strerror}") from None
 
 
 def _write_files(folder: Path, findings: Findings, to: Path) -> None:
