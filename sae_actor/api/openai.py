@@ -197,7 +197,16 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
             tokens_prompt=tokens_prompt,
             context_length=model.context_length,
         )
-    default = room if isinstance(body, ChatBody) else min(room, DEFAULT_COMPLETION_TOKENS)
+    fits = room if model.cache_positions is None else min(room, model.cache_positions - tokens_prompt + 1)
+    if fits < (asked or 1):
+        needed = tokens_prompt + (asked or 1) - 1
+        raise BadRequestError(
+            f"the text needs {needed} positions of keys and values, of which it may have {model.cache_positions}",
+            param="max_tokens" if fits >= 1 else "prompt",
+            needed_positions=needed,
+            cache_positions=model.cache_positions,
+        )
+    default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
     return Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,

@@ -11,7 +11,7 @@ from ..actor import PAGE, Wanted
 from ..domain.commands import Download
 from ..domain.events import PAYLOADS, Event
 from ..domain.evolve import evolve
-from ..domain.projections import degraded_view, model_view, state_view, waiting_for
+from ..domain.projections import degraded_view, model_view, running_view, state_view, waiting_for
 from ..domain.state import EMPTY
 from ..errors import BadRequestError, NotFoundError, NotReadyError
 from ..ports import CatalogEntry, Verification
@@ -43,7 +43,7 @@ async def get_model(request: AnyRequest) -> Answer:
 
 @operation("GET", "/api/capabilities", "What this build can do", returns=Capabilities)
 async def get_capabilities(request: AnyRequest) -> Answer:
-    return answer(request, context(request).capabilities())
+    return answer(request, {**context(request).capabilities(), "model": running_view(state_of(request))})
 
 
 @operation("GET", "/api/catalog", "The SAEs inside a repository",

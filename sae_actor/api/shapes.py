@@ -286,6 +286,16 @@ class Limits(TypedDict):
     max_waiting: int
 
 
+class Running(TypedDict):
+    """How the loaded model makes texts: in one batch or in turn, whether `deterministic` can be had, and how many
+    positions of keys and values one text may take."""
+
+    model_id: str
+    batching: bool
+    deterministic: bool
+    cache_positions: int | None
+
+
 class Capabilities(TypedDict):
     """What this build can do; `families` are the model types with the hook points of each."""
 
@@ -302,6 +312,7 @@ class Capabilities(TypedDict):
     conditions: list[str]
     limits: Limits
     versions: dict[str, str | None]
+    model: Running | None
 
 
 class ReadActivations(TypedDict):

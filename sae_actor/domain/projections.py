@@ -113,6 +113,19 @@ def model_view(state: State) -> View:
     }
 
 
+def running_view(state: State) -> View | None:
+    """How the loaded model makes texts; None where there is none."""
+    facts = None if state.model is None else state.model.facts
+    if facts is None:
+        return None
+    return {
+        "model_id": facts.model_id,
+        "batching": facts.environment.get("batching") is True,
+        "deterministic": facts.can_be_deterministic,
+        "cache_positions": facts.cache_positions,
+    }
+
+
 def steering_view(attachment: AttachmentState) -> View:
     return {
         "sae_id": attachment.sae_id,

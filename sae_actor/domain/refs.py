@@ -166,6 +166,8 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     widths: dict[str, int]
     """Hook kind → width of the activation there; kinds that this model lacks are absent."""
     has_chat_template: bool = False
+    cache_positions: int | None = None
+    """The most positions that one text may take of the room for keys and values; None: not measured."""
     environment: dict[str, Any] = {}
     """Versions, device, digests: what `system_fingerprint` is the digest of."""
 

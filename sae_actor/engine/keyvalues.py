@@ -26,6 +26,14 @@ def capacity_for(positions: int) -> int:
     return capacity
 
 
+def longest_for(positions: int) -> int:
+    """The most positions that a text may have where there is room for so many: slots are not cut. 0: none fits."""
+    capacity = SMALLEST
+    while capacity * 2 <= positions:
+        capacity *= 2
+    return capacity if capacity <= positions else 0
+
+
 class Slots:
     """Room for some sequences of up to `capacity` positions. Tensors come with the first write to a layer.
 

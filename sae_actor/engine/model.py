@@ -23,6 +23,7 @@ from ..ports import Progress
 from .decoding import Decoder, decoder_for
 from .environment import environment
 from .failures import explained
+from .keyvalues import longest_for
 from .memory import cache_budget
 from .pieces import Pieces
 from .source import LoadCancelled, ModelFiles, digests, find_model
@@ -194,7 +195,8 @@ def fit(loaded: LoadedModel, cache_bytes: int) -> None:
         context = loaded.facts.context_length
         loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.bytes_per_position, context)
         told = {**loaded.facts.environment, "batching": loaded.decoder.together}
-        loaded.facts = structs.replace(loaded.facts, environment=told)
+        positions = longest_for(loaded.cache_bytes // loaded.bytes_per_position)
+        loaded.facts = structs.replace(loaded.facts, environment=told, cache_positions=positions)
         return
     # Outside of the block above: the traceback, which holds the tensors, is gone.
     loaded.network = None

@@ -125,3 +125,20 @@ async def test_steering_by_role(service: Running) -> None:
     assert (await service.client.post("/api/activations", json=read)).status_code == 200
     plain = await service.client.post("/api/activations", json={"prompt": "a", "sae": {"baseline": False}})
     assert (plain.status_code, plain.json()["param"]) == (400, "positions")
+
+
+async def test_a_text_that_can_never_fit_is_refused_with_both_numbers(service: Running) -> None:
+    service.engine.cache_positions = 64
+    await service.ready()
+    capabilities = (await service.client.get("/api/capabilities")).json()
+    assert capabilities["model"]["cache_positions"] == 64
+    prompt = "x" * 40
+    fits = await service.client.post("/v1/completions", json={"model": "default", "prompt": prompt, "max_tokens": 25})
+    assert fits.status_code == 200
+    answer = await service.client.post("/v1/completions", json={"model": "default", "prompt": prompt, "max_tokens": 26})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "max_tokens"
+    assert "65 positions" in error["message"]
+    assert "64" in error["message"]
+    assert not [each for each in (await service.events())[-1:] if each["type"] == "GenerationStarted"]

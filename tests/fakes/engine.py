@@ -59,6 +59,7 @@ class FakeEngine:
     num_layers: int = 4
     hidden_size: int = 16
     context_length: int = 256
+    cache_positions: int | None = None
     has_chat_template: bool = True
     max_running: int = 4
     max_waiting: int = 64
@@ -119,6 +120,7 @@ class FakeEngine:
             num_layers=self.num_layers,
             hidden_size=width,
             context_length=self.context_length,
+            cache_positions=self.cache_positions,
             memory_bytes=4 * width * VOCABULARY,
             widths={**widths, "mlp_act": 4 * width},
             has_chat_template=self.has_chat_template,
