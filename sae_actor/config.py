@@ -60,6 +60,8 @@ class Server(_Section, frozen=True, kw_only=True):
     max_connections: Annotated[int, Meta(ge=8, le=2**16)] = 4096
     request_seconds: Seconds = 20.0
     stalled_seconds: Seconds = 20.0
+    max_readers: Annotated[int, Meta(ge=1, le=2**16)] = 2048
+    heartbeat_seconds: Seconds = 15.0
 
 
 class Data(_Section, frozen=True, kw_only=True):

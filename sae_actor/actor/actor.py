@@ -211,11 +211,12 @@ class Actor:
             await turn.take(envelope)
         recorded = await self._record(turn)
         self.state = turn.state
-        self.broadcast.publish(recorded)
         if any(event.type == "GpuLost" for event in recorded):
             self._fail(DeviceLostError("the device is lost"))
         self._reconcile()
         self._answer(turn, recorded)
+        # Behind the answers: a thousand readers take longer to serve than those who wait for this turn.
+        self.broadcast.publish(recorded)
 
     async def _record(self, turn: Turn) -> tuple[Event, ...]:
         if not turn.drafts:

@@ -104,7 +104,13 @@ class Broadcast:
         self._stored: OrderedDict[int, list[Frame]] = OrderedDict()
         self._stored_bytes = 0
         self._loading: dict[int, asyncio.Task[list[Frame]]] = {}
-        self._resting: set[asyncio.Future[None]] = set()
+        self._resting: dict[asyncio.Future[None], float] = {}
+        """Readers without news, and until when they rest at most."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """For the first of them."""
+        self._woken = 0.0
+        self._due = 0.0
+        self._waking: asyncio.TimerHandle | None = None
         self._closed = False
         self.readers = 0
         """Seats that are taken."""
@@ -150,7 +156,7 @@ class Broadcast:
     def close(self) -> None:
         """End every reader."""
         self._closed = True
-        self._wake()
+        self._rouse()
 
     def _frame(self, event: Event) -> Frame:
         return Frame(
@@ -158,10 +164,44 @@ class Broadcast:
         )
 
     def _wake(self) -> None:
+        """There is news: tell those who wait for it.
+
+        After that, for as long as it took to serve them, the loop is left to others, while further news gathers: so
+        a thousand readers take half of the time at most, and a command need not wait for them more than once.
+        """
         self._joined.clear()
-        resting, self._resting = self._resting, set()
-        for reader in resting:
-            _release(reader)
+        if not self._resting or self._waking is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._due:
+            self._rouse()
+        else:
+            self._waking = loop.call_at(self._due, self._rouse)
+
+    def _rouse(self) -> None:
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
+        resting, self._resting = self._resting, {}
+        for news in resting:
+            _release(news)
+        if resting:
+            loop = asyncio.get_running_loop()
+            self._woken = loop.time()
+            loop.call_soon(self._served)  # behind each of them
+
+    def _served(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._due = now + (now - self._woken)
+
+    def _ring_alarm(self) -> None:
+        """Wake those who have rested long enough."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for news in [news for news, until in self._resting.items() if until <= now]:
+            del self._resting[news]
+            _release(news)
+        self._alarm = loop.call_at(min(self._resting.values()), self._ring_alarm) if self._resting else None
 
     # — reading —
 
@@ -208,13 +248,16 @@ class Broadcast:
         loop = asyncio.get_running_loop()
         # One future for each: who is cancelled while waiting for a shared one would cancel it for all.
         news = loop.create_future()
-        self._resting.add(news)
-        timer = loop.call_at(until, _release, news)
+        self._resting[news] = until
+        # One timer for all: each of a thousand readers would set and cancel its own at every event.
+        if self._alarm is None or until < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_at(until, self._ring_alarm)
         try:
             await news
         finally:
-            timer.cancel()
-            self._resting.discard(news)
+            self._resting.pop(news, None)
 
     async def _page(self, after: int, passed: int, wanted: Wanted) -> Page:
         """What comes next at this place: up to so many frames and bytes, and all that is passing."""
@@ -282,6 +325,9 @@ class Broadcast:
         self._joined.clear()
         self._stored.clear()
         self._stored_bytes = 0
+        if self._alarm is not None and not self._resting:
+            self._alarm.cancel()
+            self._alarm = None
 
 
 def _release(reader: asyncio.Future[None]) -> None:

@@ -23,7 +23,7 @@ class Context:
     engine: Engine
     capabilities: Callable[[], dict[str, Any]]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
-    max_readers: int = 2000
+    max_readers: int = 2048
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""

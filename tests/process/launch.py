@@ -25,6 +25,7 @@ from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
 from tests.fakes.engine import FakeEngine
 from tests.hub.conftest import QUICK
+from tests.process.census import count_on_signal
 
 
 def main() -> int:
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--clock", type=Path)
     parser.add_argument("--import-root", action="append", default=[str(SAE_FOLDER.parent)])
     given = parser.parse_args()
+    count_on_signal(Path(given.data))
     when, number = given.kill[0], int(given.kill[1])
     _arm(when, number)
     engine = FakeEngine(hidden_size=576, num_layers=30, load_seconds=given.load_seconds)
