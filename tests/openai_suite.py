@@ -26,8 +26,8 @@ class Service(NamedTuple):
 
 PROMPT = "Once upon a time"
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
-GREEDY: dict[str, Any] = {"model": "default", "max_tokens": 5, "temperature": 0}
-SAMPLED: dict[str, Any] = {"model": "default", "max_tokens": 6, "temperature": 1.2, "top_p": 0.95}
+GREEDY: dict[str, Any] = {"model": "default", "max_tokens": 4, "temperature": 0}
+SAMPLED: dict[str, Any] = {"model": "default", "max_tokens": 5, "temperature": 1.2, "top_p": 0.95}
 
 
 def sae(answer: Any) -> dict[str, Any]:
@@ -50,8 +50,8 @@ async def completion(service: Service) -> None:
     assert (answer.object, answer.model) == ("text_completion", service.model_id)
     assert answer.system_fingerprint is not None
     assert answer.usage is not None
-    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 5)
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 5
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 4)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 4
     assert sae(answer)["receipt"]["tokens_prompt"] == answer.usage.prompt_tokens
     several = await service.client.completions.create(prompt=[PROMPT, "Hello"], **GREEDY)
     assert [choice.index for choice in several.choices] == [0, 1]
@@ -70,7 +70,7 @@ async def chat(service: Service) -> None:
     assert choice.message.content
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": MESSAGES[0]["content"]}]}]
     same = await service.client.chat.completions.create(
-        model="default", messages=parts, max_completion_tokens=5, temperature=0
+        model="default", messages=parts, max_completion_tokens=4, temperature=0
     )
     assert same.choices[0].message.content == choice.message.content
 
@@ -150,8 +150,8 @@ async def extension(service: Service) -> None:
     assert active["sae_id"] == service.sae_id
     assert [edit["feature"] for edit in active["steering"]] == [service.edit["feature"]]
     receipt = told["receipt"]
-    assert receipt["tokens_edited"] + receipt["tokens_excluded"] == receipt["tokens_prompt"] + 4
-    assert len(told["features"]) == receipt["tokens_prompt"] + 4
+    assert receipt["tokens_edited"] + receipt["tokens_excluded"] == receipt["tokens_prompt"] + 3
+    assert len(told["features"]) == receipt["tokens_prompt"] + 3
     answer = await service.client.chat.completions.create(messages=MESSAGES, extra_body=own, **GREEDY)
     assert sae(answer)["intervention_sha256"] == told["intervention_sha256"]
     stream = await service.client.completions.create(prompt=PROMPT, extra_body=own, stream=True, **GREEDY)

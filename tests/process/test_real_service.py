@@ -1,16 +1,24 @@
-"""A service process with SmolLM2-135M-Instruct and the bundled SAE: what the official `openai` client gets from it."""
+"""A service process with SmolLM2-135M-Instruct and the bundled SAE: what the official `openai` client gets from it,
+and what its log proves afterwards."""
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import anyio
 import pytest
 from openai import AsyncOpenAI
 
+from tests.cli.conftest import Ran, bare_environment, command
 from tests.openai_suite import CHECKS, Service
 from tests.process.harness import Process
+from tests.reproducing.making import forged
+
+__all__ = ["bare_environment", "command"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 
@@ -21,6 +29,7 @@ class Real(NamedTuple):
     """The service under test."""
 
     process: Process
+    data: Path
     model: str
     sae_id: str
 
@@ -36,7 +45,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, real_model: Path, demo_sae: P
         sae_id: str = imported["events"][0]["data"]["sae_id"]
         attached = process.send("attach", type="Attach", sae_id=sae_id)
         assert attached["status"] == "completed", attached
-        yield Real(process, str(real_model), sae_id)
+        yield Real(process, data, str(real_model), sae_id)
 
 
 @pytest.fixture
@@ -49,3 +58,50 @@ async def asked(real: Real) -> AsyncIterator[Service]:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_what_the_client_gets(check: Callable[[Service], Awaitable[None]], asked: Service) -> None:
     await check(asked)
+
+
+def texts_between_changes(real: Real) -> list[str]:
+    """Ids of texts: unsteered, steered, steered otherwise, and of a request's own steering; greedy and sampled."""
+    made = []
+
+    def say(**asked: Any) -> None:
+        body = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 5, **asked}
+        answer = real.process.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        made.append(answer.json()["sae"]["generation_id"])
+
+    def steer(*edits: dict[str, Any]) -> None:
+        done = real.process.send(f"steer-{len(made)}", type="Steer", sae_id=real.sae_id, features=edits)
+        assert done["status"] == "completed"
+
+    say(temperature=0)
+    steer(BELIEVER)
+    say(temperature=0)
+    say(temperature=1.1, seed=8)
+    steer({"feature": 74, "strength": 90.0, "exclude": ["sink"]}, {"feature": 17, "strength": 0, "method": "scale"})
+    say(temperature=0.8, top_p=0.9, seed=2)
+    say(temperature=0, sae={"steering": [BELIEVER]})
+    return made
+
+
+def test_the_log_proves_what_was_made(real: Real, tmp_path: Path, command: Callable[..., Ran]) -> None:
+    """The last test of this service: it is stopped here."""
+    made = texts_between_changes(real)
+    real.process.signal(signal.SIGINT)
+    assert real.process.wait() == 0
+
+    # In the log of a forger the believer's strength was a quarter: that is not what comes out of it.
+    def forge(_: str, data: dict[str, Any]) -> None:
+        if data.get("generation_id") == made[-1] and "intervention" in data:
+            data["intervention"][0]["steering"][0]["strength"] /= 4
+
+    folder = anyio.run(forged, real.data, tmp_path / "forged", forge)
+    ran = command("log", "reproduce", *made, "--json", "--data-dir", str(folder))
+    *views, view = [json.loads(line) for line in ran.out.splitlines()]
+    assert [(each["generation_id"], each["verdict"]) for each in views] == [(each, "identical") for each in made[:-1]]
+    assert all(each["positions_agree"] and each["environment"]["same"] for each in views)
+    assert [each["scores"] is None for each in views] == [True, False, False, False]
+    assert all(each["scores"]["largest"] > 1 for each in views[1:])
+    assert (ran.code, view["generation_id"], view["verdict"]) == (65, made[-1], "different")
+    assert view["digest_agrees"] is False
+    assert view["first_difference"]["gap"] > view["tolerance"]
