@@ -35,6 +35,8 @@ class Wire:
             timeout=timeout,
             transport=transport,
             trust_env=not _is_local(parsed.host),  # a proxy of the environment cannot reach this machine's loopback
+            # SSL_CERT_FILE of the environment counts on loopback all the same.
+            verify=httpx.create_ssl_context() if parsed.scheme == "https" else True,
         )
 
     def close(self) -> None:

@@ -1,0 +1,41 @@
+"""The service of `launch` under limits of the system: `LIMITS="NOFILE=64 AS=…" python -m tests.process.limited DATA …`.
+
+`NPROC` counts the threads of a user, and never root's: a root process becomes another user first, which may read and
+write what root may.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import struct
+
+from . import launch
+
+LONELY_USER = 54321
+_PR_SET_KEEPCAPS = 8
+_CAPABILITIES = 0b110
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: files, and nothing else."""
+
+
+def main() -> int:
+    limits = dict(pair.split("=") for pair in os.environ["LIMITS"].split())
+    if "NPROC" in limits and os.getuid() == 0:
+        _become_another_user()
+    for name, most in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (int(most), int(most)))
+    return launch.main()
+
+
+def _become_another_user() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
+    os.setresuid(LONELY_USER, LONELY_USER, LONELY_USER)
+    header = struct.pack("Ii", 0x20080522, 0)
+    sets = struct.pack("6I", _CAPABILITIES, _CAPABILITIES, 0, 0, 0, 0)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
