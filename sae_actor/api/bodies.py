@@ -18,6 +18,8 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?:$|[,;\s])", re.IGN
 _ETAG = re.compile(r'"(\d{1,18})"')
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`")
+MAX_POSITION = 2**53
+"""Of an event: a number beyond is none in JSON."""
 MAX_WAIT = 300
 
 
@@ -80,7 +82,9 @@ def expected_revision(request: Request[Any, Any, Any]) -> int | None:
     if raw is None or raw.strip() == "*":
         return None
     match = _ETAG.fullmatch(raw.strip())
-    if match is None:
+    if match is None or int(match.group(1)) > MAX_POSITION:
+        if re.fullmatch(r'"-?\d+"', raw.strip()):
+            raise BadRequestError(f"If-Match names a position in [0, {MAX_POSITION}]", param="If-Match")
         if re.fullmatch(r'(W/)?"[^"]*"', raw.strip()):
             raise PreconditionFailedError("If-Match names no state of this service")
         raise BadRequestError('If-Match takes one ETag: "<position>"', param="If-Match")

@@ -26,7 +26,7 @@ async def follow(world: World, command: Command, key: str) -> None:
 
 @pytest.mark.parametrize("after", range(12))
 async def test_cancelled_at_every_await(after: int) -> None:
-    """The client leaves after so many steps of the loop; then it comes again with the same key."""
+    """Row 27: the client leaves after so many steps of the loop; then it comes again with the same key."""
     async with living() as world:
         for number, command in enumerate(SCRIPT):
             client = asyncio.create_task(follow(world, command, f"step {number}"))

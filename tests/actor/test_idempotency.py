@@ -17,6 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_one_after_the_other() -> None:
+    """Row 28, one after the other."""
     async with living() as world:
         first = await world.submit(get(), key="k")
         await world.actor.outcome(first.command_id, 5)
@@ -31,6 +32,7 @@ async def test_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("hold", [False, True])
 async def test_fifty_at_once(hold: bool) -> None:
+    """Row 28, fifty at once: one effect, one set of events, one answer."""
     async with living() as world:
         if hold:
             world.log.gate = asyncio.Event()
@@ -45,6 +47,7 @@ async def test_fifty_at_once(hold: bool) -> None:
 
 
 async def test_another_command_under_the_same_key() -> None:
+    """Row 29."""
     async with living() as world:
         accepted = await world.submit(get("a"), key="k")
         for other in (get("b"), get("a", force=True), LOAD, UnloadModel()):
@@ -124,6 +127,7 @@ async def test_a_command_whose_first_turn_ends_another() -> None:
 
 @pytest.mark.parametrize("crash", [False, True])
 async def test_after_a_restart(tmp_path: Path, crash: bool) -> None:
+    """Row 28, after a restart, in order or not."""
     log, hub = await SqliteLog.open(tmp_path), shelves()
     world = await begin(log, hub)
     await world.done(LOAD, get("a"))

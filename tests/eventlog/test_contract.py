@@ -148,7 +148,7 @@ async def test_appends_that_wait_one_behind_the_other_are_all_stored_in_order(lo
 
 
 async def test_a_cancelled_caller_leaves_a_whole_log(log: EventLog) -> None:
-    """Cancelled after n steps of the loop, for every n: stored whole, or never begun."""
+    """Row 27: cancelled after n steps of the loop, for every n: stored whole, or never begun."""
     for steps in range(12):
         before = log.head.position
         task = asyncio.ensure_future(log.append(some_drafts(3, f"{steps}-"), expected=before))

@@ -30,7 +30,7 @@ from tests.eventlog.test_redaction import make as make_with_text
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")]
 
 CALLS = ("pwrite64", "write", "fsync", "fdatasync", "rename", "unlink", "ftruncate", "mkdir", "rmdir")
-_CALL = re.compile(r"^\d+ +(\w+)\((?:\d+<([^>]*)>|\"([^\"]*)\")(?:, \"([^\"]*)\")?")
+_CALL = re.compile(r"^(\d+) +(\w+)\((?:\d+<([^>]*)>|\"([^\"]*)\")(?:, \"([^\"]*)\")?")
 
 Moment = tuple[str, str, int]
 """Call, file, and which of those calls on that file."""
@@ -49,16 +49,17 @@ def traced(folder: Path, *arguments: str | Path, kill: Moment | None = None) -> 
     )  # fmt: skip
     if "ptrace" in answer.stderr:
         pytest.skip(f"strace may not be used here: {answer.stderr}")
-    counts: Counter[tuple[str, str]] = Counter()
-    found: list[Moment] = []
+    # strace counts for each thread on its own.
+    counts: Counter[tuple[str, str, str]] = Counter()
+    found: dict[Moment, None] = {}
     for line in trace.read_text().splitlines():
         if (match := _CALL.match(line)) is None:
             continue
-        paths = [path for path in match.groups()[1:] if path is not None and path.startswith(str(folder))]
-        for path in paths[:1]:
-            counts[match[1], path] += 1
-            found.append((match[1], path, counts[match[1], path]))
-    return answer.returncode, answer.stdout, found
+        thread, call, *paths = match.groups()
+        for path in [path for path in paths if path is not None and path.startswith(str(folder))][:1]:
+            counts[thread, call, path] += 1
+            found[call, path, counts[thread, call, path]] = None
+    return answer.returncode, answer.stdout, list(found)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -91,6 +91,7 @@ def small_disk() -> Iterator[Path]:
 
 
 async def test_a_full_disk_stores_nothing_and_the_log_goes_on_when_there_is_space(small_disk: Path) -> None:
+    """Row 12, the log alone."""
     log = await SqliteLog.open(small_disk / "data")
     await fill(log, 10)
     ballast = small_disk / "ballast"
@@ -171,6 +172,7 @@ db.close()
 
 
 async def test_a_foreign_write_after_the_locks_were_lost_stops_the_log(tmp_path: Path) -> None:
+    """Row 22."""
     log = await SqliteLog.open(tmp_path)
     await fill(log, 9)
     # What must never be done in the process that holds the log: POSIX drops its locks with this close.
@@ -187,6 +189,7 @@ async def test_a_foreign_write_after_the_locks_were_lost_stops_the_log(tmp_path:
 
 
 async def test_a_position_taken_behind_our_back_stops_the_log(tmp_path: Path) -> None:
+    """Row 22, told by the trigger."""
     log = await SqliteLog.open(tmp_path)
     await fill(log, 3)
     log._writer.head = Head(1, log.head.hash)

@@ -77,6 +77,7 @@ def spawned() -> subprocess.Popen[bytes]:
 
 
 async def test_of_two_that_start_together_one_wins_and_the_other_names_it(tmp_path: Path, start: Start) -> None:
+    """Row 19, fifty times."""
     await make_log(tmp_path, 3)
     both = [start(tmp_path), start(tmp_path)]
     pids = [holder.process.pid for holder in both]
@@ -136,7 +137,7 @@ async def test_a_database_that_another_program_has_open_is_refused(tmp_path: Pat
 
 @pytest.mark.parametrize("text", [b"", b"garbage\n", b"-1\n", b"0\n", b"9" * 30, b"\xff\x00", b"1\n"])
 async def test_the_lock_decides_not_the_text_in_the_file(tmp_path: Path, text: bytes) -> None:
-    """pid 1 lives, and has nothing to do with the log: a reused pid."""
+    """Row 20: pid 1 lives, and has nothing to do with the log: a reused pid."""
     await make_log(tmp_path, 3)
     (tmp_path / NAME).write_bytes(text)
     began = time.monotonic()
@@ -148,6 +149,7 @@ async def test_the_lock_decides_not_the_text_in_the_file(tmp_path: Path, text: b
 
 
 async def test_the_lock_of_a_killed_process_is_gone(tmp_path: Path, start: Start) -> None:
+    """Row 20."""
     holder = start(tmp_path)
     assert holder.ask("open") == "open 0"
     holder.process.send_signal(signal.SIGKILL)
@@ -158,6 +160,7 @@ async def test_the_lock_of_a_killed_process_is_gone(tmp_path: Path, start: Start
 
 
 async def test_an_orphan_that_inherited_the_lock_is_waited_for(tmp_path: Path, start: Start) -> None:
+    """Row 21, were a child to inherit it."""
     holder = start(tmp_path)
     assert holder.ask("open") == "open 0"
     orphan = int(holder.ask("spawn"))

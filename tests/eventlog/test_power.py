@@ -41,6 +41,7 @@ async def lost(steps: list[Step], folder: Path, seed: int) -> str | None:
 
 
 async def test_what_was_answered_survives_a_power_loss_at_any_moment(tmp_path: Path) -> None:
+    """Row 11."""
     steps = steps_of(tmp_path / "log", "full")
     assert len(answers(steps)) == 51
     assert sum(step.kind == "sync" for step in steps) > 51
@@ -52,6 +53,7 @@ async def test_what_was_answered_survives_a_power_loss_at_any_moment(tmp_path: P
 
 
 async def test_a_log_that_does_not_sync_every_commit_fails_this_test(tmp_path: Path) -> None:
+    """Row 11, the mutant."""
     steps = steps_of(tmp_path / "log", "normal")
     moments = [number for number, step in enumerate(steps) if step.kind == "answer"]
     losses = [await lost(steps[: moment + 1], tmp_path / f"{moment}", seed=moment) for moment in moments]

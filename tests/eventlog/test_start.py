@@ -137,6 +137,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], int, int | None]] = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_a_log_that_is_not_as_it_was_written_is_refused_untouched(tmp_path: Path, name: str) -> None:
+    """Rows 17 and 24."""
     change, exit_code, first_bad = REFUSALS[name]
     await make_log(tmp_path, 9)
     change(tmp_path)
@@ -188,6 +189,7 @@ def of_a_future_version(kind: str, schema: int) -> Draft:
 async def test_an_event_of_a_newer_version_is_read_but_not_written_behind(
     tmp_path: Path, kind: str, schema: int
 ) -> None:
+    """Row 23."""
     log = await SqliteLog.open(tmp_path)
     await fill(log, 4)
     await log.append([of_a_future_version(kind, schema)], expected=4)
@@ -207,6 +209,7 @@ async def test_an_event_of_a_newer_version_is_read_but_not_written_behind(
 
 
 async def test_an_unknown_field_is_kept_and_served(tmp_path: Path) -> None:
+    """Row 23."""
     log = await SqliteLog.open(tmp_path)
     strange = of_a_future_version("ActorStopped", 1)
     strange = Draft(
@@ -267,6 +270,7 @@ def as_nobody(folder: Path, action: str) -> str:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without rights")
 @pytest.mark.parametrize("ending", ["closed", "killed"])
 async def test_a_folder_that_may_not_be_written_is_served_read_only(tmp_path: Path, ending: str) -> None:
+    """Row 14, by its permissions."""
     log = await SqliteLog.open(tmp_path / "log")
     await fill(log, 30)
     # pytest's own folders are closed to other users.

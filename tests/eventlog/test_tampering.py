@@ -54,6 +54,7 @@ async def found(folder: Path, events: Sequence[Event]) -> bool:
 )
 @pytest.mark.timeout(1200)
 async def test_any_changed_byte_that_touches_an_event_is_found(tmp_path: Path, name: str, cases: int) -> None:
+    """Rows 16 and 17."""
     chance = random.Random(name)
     logs = {name: tmp_path / name for name in ("events.db", "events.db-wal")}
     events = {
@@ -76,6 +77,7 @@ async def test_any_changed_byte_that_touches_an_event_is_found(tmp_path: Path, n
 
 
 async def test_a_flipped_bit_of_a_payload_is_found_at_its_event(tmp_path: Path) -> None:
+    """Row 17, one bit."""
     await make_log(tmp_path, 9)
     stored = (tmp_path / "events.db").read_bytes()
     change_byte(tmp_path / "events.db", stored.index(b'"reason":"r6"') + 11, 1)
@@ -88,6 +90,7 @@ async def test_a_flipped_bit_of_a_payload_is_found_at_its_event(tmp_path: Path) 
 
 @pytest.mark.parametrize("pages", [1, 2, 5, -1])
 async def test_a_truncated_database_is_found(tmp_path: Path, pages: int) -> None:
+    """Row 17, truncated."""
     await make_log(tmp_path, 200)
     size = (tmp_path / "events.db").stat().st_size
     os.truncate(tmp_path / "events.db", pages * 4096 if pages > 0 else size - 4096)
@@ -127,6 +130,7 @@ DROPS: list[Callable[[Path], None]] = [delete_wal, empty_wal, halve_wal, cut_las
 async def test_a_dropped_tail_is_found_and_accepted_only_by_its_position(
     tmp_path: Path, drop: Callable[[Path], None]
 ) -> None:
+    """Row 16."""
     folder = tmp_path / "log"
     events = await make_killed_log(folder, 30)
     drop(folder)
@@ -194,6 +198,7 @@ async def test_a_sound_log_opens_whatever_loss_would_have_been_accepted(tmp_path
 
 
 async def test_an_older_copy_of_the_log_is_refused(tmp_path: Path) -> None:
+    """Row 18, ahead of the log."""
     folder = tmp_path / "log"
     await make_log(folder, 9)
     shutil.copy(folder / "events.db", tmp_path / "backup.db")
@@ -225,6 +230,7 @@ async def test_a_log_that_went_another_way_is_refused(tmp_path: Path) -> None:
 async def test_a_missing_checkpoint_is_made_again_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Row 18, missing."""
     await make_log(tmp_path, 9)
     (tmp_path / CHECKPOINT).unlink()
     verification = await verify_folder(tmp_path)
@@ -238,6 +244,7 @@ async def test_a_missing_checkpoint_is_made_again_with_a_warning(
 
 
 async def test_a_checkpoint_of_another_log_is_refused(tmp_path: Path) -> None:
+    """Row 18, of another log."""
     await make_log(tmp_path / "log", 9)
     await make_log(tmp_path / "other", 9)
     shutil.copy(tmp_path / "other" / CHECKPOINT, tmp_path / "log" / CHECKPOINT)

@@ -83,6 +83,7 @@ def test_a_cancel_at_the_rename(server: HubServer, data: Path) -> None:
 
 
 def test_kill_9_in_the_middle_of_100_mb_goes_on_by_itself(server: HubServer, data: Path) -> None:
+    """Row 6."""
     server.publish(REPOSITORY, LARGE)
     server.fault("store", rate=60_000_000)
     size = len(LARGE[WEIGHTS])
@@ -107,6 +108,7 @@ def test_kill_9_in_the_middle_of_100_mb_goes_on_by_itself(server: HubServer, dat
 
 
 def test_kill_9_between_the_rename_and_the_event(server: HubServer, data: Path) -> None:
+    """Row 7."""
     server.publish(REPOSITORY, MIDDLE)
     with downloading(server, data, "--kill", "before", "3") as process:
         start(process)
@@ -134,6 +136,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_fails_the_download_and_not_the_log(server: HubServer, small_disk: Path) -> None:
+    """Row 13."""
     data, ballast = small_disk / "data", small_disk / "ballast"
     server.publish(REPOSITORY, MIDDLE)
     server.fault("store", rate=4_000_000)
