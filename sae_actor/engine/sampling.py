@@ -9,6 +9,7 @@ on the device, or on how many tokens were drawn before it in other requests.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from ..domain.events import Sampling
 from ..ports import TextRequest
+
+FAR = 8.0
+FEW = 1024
+"""Tokens among which a nucleus is looked for first."""
 
 
 def choose_all(logits: Tensor, asked: Sequence[tuple[int, TextRequest, int]]) -> list[int | None]:
@@ -51,24 +56,47 @@ def choose(logits: Tensor, sampling: Sampling, index: int) -> int:
     if sampling.temperature == 0:
         return best
     # float64 and the shift keep a tiny temperature from overflowing: the best token is at 0, all others below.
-    scaled = (logits - top).double() / sampling.temperature
+    scaled = (logits - top).double().cpu() / sampling.temperature
+    uniform = noise(sampling.seed, index, len(logits))
     if sampling.top_p < 1:
-        scaled = _nucleus(scaled, sampling.top_p)
-    return int((scaled + gumbel(sampling.seed, index, len(logits)).to(scaled.device)).argmax())
+        kept = nucleus(scaled, sampling.top_p)
+    else:
+        # Logarithms are dear: a token FAR below the best one can win with exceptional luck alone.
+        floor = float(_gumbel(uniform[best]))
+        lucky = uniform > math.exp(-math.exp(-(floor + FAR)))
+        kept = ((scaled > -FAR) | lucky).nonzero().squeeze(1)
+    return int(kept[(scaled[kept] + _gumbel(uniform[kept])).argmax()])
+
+
+def noise(seed: int, index: int, size: int) -> Tensor:
+    """[size] float64 on the CPU, uniform in [0, 1): what token `index` is drawn with under `seed`."""
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.rand(size, generator=generator, dtype=torch.float64)
 
 
 def gumbel(seed: int, index: int, size: int) -> Tensor:
     """[size] float64 on the CPU: the noise of token `index` under `seed`."""
-    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    uniform = torch.rand(size, generator=generator, dtype=torch.float64)
-    return uniform.log_().neg_().log_().neg_()
+    return _gumbel(noise(seed, index, size))
 
 
-def _nucleus(scaled: Tensor, top_p: float) -> Tensor:
-    """−inf outside the nucleus."""
-    descending, order = scaled.sort(descending=True, stable=True)
-    mass = descending.softmax(dim=-1)
-    outside = mass.cumsum(dim=-1) - mass >= top_p
-    outside[0] = False
-    return scaled.index_fill(0, order[outside], -torch.inf)
+def _gumbel(uniform: Tensor) -> Tensor:
+    return -(-uniform.log()).log()
+
+
+def nucleus(scaled: Tensor, top_p: float) -> Tensor:
+    """Indexes of the smallest set of most probable tokens whose mass reaches `top_p`, at least one, in their order.
+
+    `scaled` [vocabulary] float64, its softmax the probabilities.
+    """
+    total = scaled.logsumexp(dim=0)
+    few = min(FEW, len(scaled))
+    for most in (few, len(scaled)):  # sorting everything takes ten times as long
+        values, order = scaled.topk(most)
+        mass = (values - total).exp()
+        before = mass.cumsum(dim=0) - mass
+        inside = before < top_p
+        inside[0] = True
+        if most == len(scaled) or not bool(inside[-1]):
+            return order[inside]
+    raise AssertionError

@@ -253,9 +253,9 @@ async def test_a_text_that_can_never_fit_is_told_both_numbers(tiny_llama: Path, 
     async with running(tiny_llama, sae=tiny_sae, cache_bytes=128 * 384 - 1) as engine:
         with pytest.raises(BadRequestError) as caught:
             engine.generate(request(ids(9, 1)))
-    assert caught.value.fields["needed_bytes"] == 128 * 384
         assert engine._model is not None
         assert engine._model.facts.cache_positions == 0
+    assert caught.value.fields["needed_bytes"] == 128 * 384
     assert caught.value.fields["available_bytes"] == 128 * 384 - 1
 
 

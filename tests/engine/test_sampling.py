@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_actor.domain.events import Sampling
+from sae_actor.engine import sampling
 from sae_actor.engine.sampling import choose, gumbel
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.5, -torch.inf])
@@ -55,6 +56,23 @@ def test_noise_is_a_function_of_seed_and_index_alone() -> None:
     assert gumbel(42, 0, 4).tolist() == pytest.approx(
         [-0.25981057767998067, -0.03762489499843355, 1.361430686666253, -0.018655405281274937], rel=1e-12
     )
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5])
+@pytest.mark.parametrize("spread", [0.5, 3.0, 12.0])
+def test_shortcuts_change_nothing(monkeypatch: pytest.MonkeyPatch, top_p: float, spread: float) -> None:
+    """Against the formulas over the whole vocabulary."""
+    monkeypatch.setattr(sampling, "FEW", 16)
+    monkeypatch.setattr(sampling, "FAR", 3.0)
+    generator = torch.Generator().manual_seed(1)
+    for index in range(60):
+        logits = spread * torch.randn(500, generator=generator)
+        scaled = (logits - logits.max()).double() / 0.7
+        if top_p < 1:
+            mass, order = scaled.softmax(-1).sort(descending=True)
+            scaled[order[mass.cumsum(-1) - mass >= top_p]] = -torch.inf
+        expected = int((scaled + gumbel(9, index, 500)).argmax())
+        assert choose(logits, settings(0.7, top_p, seed=9), index) == expected
 
 
 @given(st.floats(1e-300, 1e-3), st.integers(0, 2**64))
