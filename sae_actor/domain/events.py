@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from . import refs
 from .refs import ActiveSae, Edit, FinishReason, HookPoint, Mode, ModelFacts, SaeDescription, SaeFile, StopWhen, Turn
+from .upcasting import upcast
 
 MAX_PAYLOAD_BYTES = 255 * 1024
 """Of one payload as JSON. A log takes 256 KiB for an event: payload, type, ids, time and principal."""
@@ -35,6 +36,7 @@ class Payload(Struct, frozen=True, kw_only=True):
     """The `data` of an event. The event's `type` is the class name."""
 
     schema: ClassVar[int] = 1
+    """Raised with an entry in `upcasting`, where a field must go or change its meaning."""
 
     @property
     def type(self) -> str:
@@ -380,10 +382,17 @@ class Event(Struct, frozen=True, kw_only=True):
     hash: str
 
     def payload(self) -> Payload | None:
-        """The typed payload; None for a type or schema that this version does not know, and where it was erased."""
+        """The typed payload; None for a type or schema that this version does not know, and where it was erased.
+
+        One of an earlier schema is read as today's. Raises `msgspec.MsgspecError` and `UnicodeDecodeError` for bytes
+        that are none of its type.
+        """
         decoder = _DECODERS.get(self.type)
-        if decoder is None or self.schema > PAYLOADS[self.type].schema or memoryview(self.data) == ERASED:
+        cls = PAYLOADS.get(self.type)
+        if decoder is None or cls is None or self.schema > cls.schema or memoryview(self.data) == ERASED:
             return None
+        if self.schema < cls.schema:
+            return msgspec.convert(upcast(self.type, self.schema, cls.schema, msgspec.json.decode(self.data)), cls)
         return decoder.decode(self.data)
 
 
