@@ -12,7 +12,7 @@ from typing import Any
 from ..domain import events as ev
 from ..domain.commands import Command, Steer
 from ..domain.effects import Residents
-from ..domain.events import Event, draft
+from ..domain.events import Draft, Event, draft
 from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, Report, Start, Stop
 from ..domain.pending import pending, residents
@@ -23,6 +23,7 @@ from ..errors import (
     DiskFullError,
     InternalError,
     LogError,
+    MailboxFullError,
     NotFoundError,
     NotReadyError,
     ReadOnlyError,
@@ -30,6 +31,7 @@ from ..errors import (
 )
 from ..ports import Clock, Engine, EventLog
 from .broadcast import PAGE, Broadcast
+from .counts import ActorCounts
 from .history import accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
 from .perform import Performer, failed
@@ -59,6 +61,7 @@ class Actor:
         self.state = EMPTY
         self.broadcast = broadcast
         self.mailbox = Mailbox()
+        self.counts = ActorCounts()
         self.read_only: str | None = None
         """Why nothing can be written any more, if so."""
         self.failure: asyncio.Future[SAEError] = asyncio.get_running_loop().create_future()
@@ -66,6 +69,7 @@ class Actor:
         self._log = log
         self._engine = engine
         self._clock = clock
+        self.performer = performer
         self._runner = EffectRunner(performer.perform, failed, performer.undo, self.tell)
         self._residents: Residents | None = None
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
@@ -94,7 +98,7 @@ class Actor:
     async def acknowledge(self, loss: ev.LogTruncated) -> None:
         """Put an accepted loss on record, before anything else happens."""
         made = draft(loss, time=self._clock.now(), command_id=None, principal="system")
-        for event in await self._log.append([made], expected=self.state.position):
+        for event in await self._append([made]):
             self.state = evolve(self.state, event)
             self.broadcast.publish([event])
 
@@ -126,7 +130,7 @@ class Actor:
         self, command: Command, *, principal: str, key: str | None = None, expected_revision: int | None = None
     ) -> Accepted:
         """Accept a command: durable when this returns. Raises what the rules refuse it with."""
-        self._open_for_writing()
+        self._open_for_writing(command)
         command_id = command_id_of(principal, key)
         envelope = Envelope(
             command,  # type: ignore[arg-type]  # every Command class is in AnyCommand
@@ -146,7 +150,7 @@ class Actor:
 
     async def admit(self, request: AdmitGeneration, *, principal: str) -> Event:
         """Admit a text request: the GenerationStarted, durable, with the intervention it will run under."""
-        self._open_for_writing()
+        self._open_for_writing(request)
         request = await raw_request(request, self.state, self._engine)
         events: tuple[Event, ...] = await self._send(Envelope(request, principal, self._future()))
         return events[0]
@@ -207,21 +211,24 @@ class Actor:
                 return
 
     async def _turn(self, turn: Turn, envelopes: Sequence[Envelope]) -> None:
+        began, before = self._clock.monotonic(), self.state
         for envelope in envelopes:
             await turn.take(envelope)
-        recorded = await self._record(turn)
+        recorded = await self._append(turn.drafts) if turn.drafts else ()
         self.state = turn.state
         if any(event.type == "GpuLost" for event in recorded):
             self._fail(DeviceLostError("the device is lost"))
         self._reconcile()
         self._answer(turn, recorded)
+        self.counts.took(turn, before, recorded, self._clock.monotonic() - began)
         # Behind the answers: a thousand readers take longer to serve than those who wait for this turn.
         self.broadcast.publish(recorded)
 
-    async def _record(self, turn: Turn) -> tuple[Event, ...]:
-        if not turn.drafts:
-            return ()
-        return await self._log.append(turn.drafts, expected=self.state.position)
+    async def _append(self, drafts: Sequence[Draft]) -> tuple[Event, ...]:
+        began = self._clock.monotonic()
+        recorded = await self._log.append(drafts, expected=self.state.position)
+        self.counts.appended(recorded, self._clock.monotonic() - began)
+        return recorded
 
     def _answer(self, turn: Turn, recorded: tuple[Event, ...]) -> None:
         for envelope, answer in turn.answers:
@@ -258,6 +265,7 @@ class Actor:
             if isinstance(answer, tuple):
                 envelope.answer(answer)
         for envelope in envelopes:
+            self.counts.refused(envelope.message)
             envelope.fail(error)
         self._refuse_waiting(ReadOnlyError(error.detail), reports=True)
         self._release_waiters(everyone=True)
@@ -272,11 +280,17 @@ class Actor:
     # — small things —
 
     async def _send(self, envelope: Envelope) -> Any:
-        self.mailbox.put(envelope)
+        try:
+            self.mailbox.put(envelope)
+        except MailboxFullError:
+            self.counts.refused(envelope.message)
+            raise
         # The sender may be cancelled; the command goes on.
         return await asyncio.shield(envelope.reply)
 
-    def _open_for_writing(self) -> None:
+    def _open_for_writing(self, message: Command | AdmitGeneration) -> None:
+        if self.read_only is not None or self._stopping:
+            self.counts.refused(message)
         if self.read_only is not None:
             raise ReadOnlyError(self.read_only)
         if self._stopping:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import Any
 
 from ..domain import events as ev
 from ..domain.effects import (
@@ -35,6 +36,14 @@ class Performer:
         self._hub = hub
         self._progress = progress
         self._drain_seconds = drain_seconds
+        self._under_way: dict[int, int] = {}
+        """Bytes that the download of each request has come to."""
+        self._downloaded = 0
+
+    @property
+    def downloaded_bytes(self) -> int:
+        """Of all downloads of this life of the process, those that failed too."""
+        return self._downloaded + sum(self._under_way.copy().values())
 
     async def perform(self, effect: Effect) -> Report:
         """Do the effect; an error becomes the report of its failure."""
@@ -53,6 +62,19 @@ class Performer:
             logger.error("%s of request %d failed unexpectedly:\n%s", effect.name, effect.request_position, told)
             return failed(effect, InternalError(f"{effect.name} failed unexpectedly; the service's log has the cause"))
 
+    async def _download(self, effect: DownloadEffect) -> HubSae:
+        at = effect.request_position
+
+        def heard(event_type: str, data: dict[str, Any]) -> None:
+            # From any thread: one assignment, no sum.
+            self._under_way[at] = max(self._under_way.get(at, 0), data.get("bytes", 0))
+            self._progress(event_type, data)
+
+        try:
+            return await self._hub.download(effect, heard)
+        finally:
+            self._downloaded += self._under_way.pop(at, 0)
+
     async def undo(self, effect: Effect) -> None:
         """Clean up after an effect that was cancelled because nobody wants it any more; never raises."""
         if not isinstance(effect, DownloadEffect):
@@ -70,7 +92,7 @@ class Performer:
             case LoadModelEffect():
                 return ev.ModelLoaded(request_position=at, model=await self._engine.load_model(effect, self._progress))
             case DownloadEffect():
-                return _completed(at, effect.sae_id, "hub", await self._hub.download(effect, self._progress))
+                return _completed(at, effect.sae_id, "hub", await self._download(effect))
             case ImportEffect():
                 return _completed(at, effect.sae_id, "import", await self._hub.import_(effect))
             case AttachEffect():

@@ -24,6 +24,7 @@ from ..domain.messages import AdmitGeneration
 from ..errors import DeviceLostError, InternalError, SAEError, TooLargeError, from_code
 from ..ports import Engine, Finished, TextRequest, Token, Watch
 from .actor import Actor
+from .counts import TextCounts
 from .monitoring import Monitors, watches
 from .perform import problem
 
@@ -98,6 +99,7 @@ class Texts:
         self._engine = engine
         self._record_text = record_text
         self._monitors = Monitors(actor.broadcast)
+        self.counts = TextCounts()
         self._running: dict[asyncio.Task[None], RunningText] = {}
         self._opening: set[asyncio.Task[RunningText]] = set()
 
@@ -120,6 +122,16 @@ class Texts:
             opening.add_done_callback(_abandon)
             raise
 
+    @property
+    def waiting(self) -> int:
+        """Texts that have no token yet."""
+        return sum(not text.made for text in self._running.values())
+
+    @property
+    def running(self) -> int:
+        """Texts that have some tokens, and no end on record."""
+        return len(self._running) - self.waiting
+
     async def close(self) -> None:
         """Cancel what runs and wait until each end is on record."""
         while self._running or self._opening:
@@ -137,6 +149,7 @@ class Texts:
         event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
+        self.counts.tokens.add("prompt", amount=len(token_ids))
         text = RunningText(event, payload, tell.prompt or (None,) * len(token_ids))
         asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched)
         request = TextRequest(
@@ -163,6 +176,7 @@ class Texts:
         await asyncio.wait([making])
         ended = _cancelled(token_ids, text.made) if making.cancelled() else making.result()
         record = _record(text, token_ids, ended)
+        self.counts.texts.add(record.finish_reason)
         if isinstance(ended, Finished) and ended.faulted is not None:
             self._report_fault(text, ended)
         try:
@@ -215,6 +229,7 @@ class Texts:
             self._monitors.tell(text.started.generation_id, monitored, text.written, self._actor.state)
         text.written.append(item.text)
         text.made.append(item)
+        self.counts.tokens.add("generated")
         text.items.put_nowait(item)
 
     def _report_fault(self, text: RunningText, ended: Finished) -> None:

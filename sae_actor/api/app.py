@@ -8,14 +8,15 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 
 from ..errors import SAEError
-from . import activations, commands, compare, events, generations, login, reading, saes, text, web
+from . import activations, commands, compare, events, generations, login, metrics, reading, saes, text, web
 from .context import Context, context
+from .observing import observed
 from .openapi import encoded
 from .problems import on_error, on_fault, on_http_error
 from .routes import Answer, AnyRequest, handlers, operation
 from .security import cookie_name, guarded
 
-ROOMS = (commands, saes, reading, events, text, generations, activations, compare, login, web)
+ROOMS = (commands, saes, reading, events, text, generations, activations, compare, login, metrics, web)
 """Modules that put their routes into the table."""
 
 MAX_BODY = 4 * 1024 * 1024
@@ -38,4 +39,4 @@ def create_app(context: Context) -> ASGIApp:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
-    return guarded(app, context)
+    return observed(guarded(app, context), context.requests)

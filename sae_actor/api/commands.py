@@ -49,9 +49,11 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
     key, revision = idempotency_key(request), expected_revision(request)
     if isinstance(command, Import):
         command = Import(path=await context(request).hub.resolve_import(command.path))
-    return await context(request).actor.submit(
+    accepted = await context(request).actor.submit(
         command, principal=principal(request), key=key, expected_revision=revision
     )
+    request.scope["command_id"] = accepted.command_id  # type: ignore[typeddict-unknown-key]  # for the access log
+    return accepted
 
 
 def accepted_answer(request: AnyRequest, accepted: Accepted, **more: Any) -> Answer:

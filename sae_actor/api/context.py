@@ -11,6 +11,7 @@ from litestar import Request
 from ..access import Access
 from ..actor import Actor, Texts
 from ..ports import Engine, EventLog, Hub
+from .observing import Requests
 from .sessions import Attempts, Sessions
 
 
@@ -37,6 +38,8 @@ class Context:
     """Logins that failed of late."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
+    requests: Requests = field(default_factory=Requests)
+    """What was asked so far."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use the API; our own is one without being named."""
 

@@ -26,6 +26,8 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
         if edit.sae_id not in (None, sae_id):
             raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
         in_range((edit.feature,) if edit.when is None else (edit.feature, edit.when.feature), sae_id, d_sae)
+    for edit in edits:
+        # None of them is resolved where one of them names no feature: that is told first.
         _refuse_unresolved(edit)
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:

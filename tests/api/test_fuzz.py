@@ -67,10 +67,10 @@ class World:
             answer = await self._service.client.post("/api/commands", json=command, headers={"Prefer": "wait=10"})
             assert answer.status_code in (200, 409), answer.text
 
-    def named(self, case: Any) -> None:
-        """Every other request is about the SAE that is there."""
+    def named(self, case: Any, mode: GenerationMode) -> None:
+        """Every other request is about the SAE that is there, unless what is wrong with it could go with that."""
         self._count += 1
-        if self._count % 2:
+        if self._count % 2 and mode is GenerationMode.POSITIVE:
             for where in (case.path_parameters, case.body):
                 if isinstance(where, dict) and "sae_id" in where:
                     where["sae_id"] = self.sae_id
@@ -92,26 +92,31 @@ def made_up(world: World, each: Operation, examples: int, *, derandomize: bool) 
     acceptance.expected_statuses = [*type(acceptance)().expected_statuses, *REFUSED_BY_THE_STATE]
     if each.tag == "text":
         acceptance.expected_statuses += REFUSED_BY_THE_MODEL
+    rejection = operation.schema.config.checks.negative_data_rejection
+    rejection.expected_statuses = [*type(rejection)().expected_statuses, "412"]
+    return sum(_ask(world, operation, mode, examples, derandomize=derandomize) for mode in _modes(each))
+
+
+def _ask(world: World, operation: Any, mode: GenerationMode, examples: int, *, derandomize: bool) -> int:
     sent = 0
-    for mode in _modes(each):
 
-        @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(
-            max_examples=examples,
-            derandomize=derandomize,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        def ask(case: Any) -> None:
-            nonlocal sent
-            world.named(case)
-            possible(case.body)
-            case.call_and_validate(timeout=10)
-            sent += 1
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=examples,
+        derandomize=derandomize,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def ask(case: Any) -> None:
+        nonlocal sent
+        world.named(case, mode)
+        possible(case.body)
+        case.call_and_validate(timeout=10)
+        sent += 1
 
-        ask()
+    ask()
     return sent
 
 

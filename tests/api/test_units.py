@@ -86,3 +86,10 @@ async def test_of_what_is_not_attached(measured: Running) -> None:
     assert (put.status_code, put.json()["code"]) == (409, "sae_not_attached")
     text = await measured.client.post("/v1/completions", json={**ASK, "sae": {"steering": [IN_MAX]}})
     assert (text.status_code, text.json()["error"]["code"]) == (409, "sae_not_attached")
+
+
+async def test_a_feature_that_is_not_there_is_told_before_the_unit_of_another(measured: Running) -> None:
+    sae_id = await measured.ready()
+    edits = [IN_MAX, {"feature": 99, "strength": 1}]
+    put = await measured.client.put(f"/api/saes/{sae_id}/steering", json={"features": edits})
+    assert (put.status_code, put.json()["code"]) == (422, "feature_out_of_range")

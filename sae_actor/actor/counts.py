@@ -1,0 +1,85 @@
+"""What the actor and the texts count of themselves, for whoever watches the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..counting import Counter, Distribution
+from ..domain.commands import Command
+from ..domain.events import Event
+from ..domain.evolve import closes
+from ..domain.state import State
+from ..errors import SAEError
+from .turn import Turn
+
+
+class ActorCounts:
+    """Of one life of the process."""
+
+    def __init__(self) -> None:
+        self.commands = Counter()
+        """By type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its key."""
+        self.events = Counter()
+        """By type."""
+        self.turn_seconds = Distribution()
+        """From the first envelope's turn to its answer, the append included."""
+        self.append_seconds = Distribution()
+
+    def refused(self, message: object) -> None:
+        """A message that did not come to its turn, or whose turn could not be stored."""
+        if isinstance(message, Command):
+            self.commands.add(message.name, "refused")
+
+    def appended(self, events: Sequence[Event], seconds: float) -> None:
+        self.append_seconds.observe(seconds)
+        for event in events:
+            self.events.add(event.type)
+
+    def took(self, turn: Turn, before: State, recorded: Sequence[Event], seconds: float) -> None:
+        """A turn is over: `before` is the state that it began with, `recorded` what it appended."""
+        self.turn_seconds.observe(seconds)
+        begun: dict[str, str] = {}
+        for envelope, answer in turn.answers:
+            if isinstance(envelope.message, Command):
+                self.commands.add(envelope.message.name, _outcome(answer))
+                if isinstance(answer, slice) and envelope.command_id is not None:
+                    begun[envelope.command_id] = envelope.message.name
+        was_open = {key: command.type for key, command in before.commands.items()}
+        closed = {key: name for key, name in {**was_open, **begun}.items() if key not in turn.state.commands}
+        if closed:
+            self._close(closed, before, recorded)
+
+    def _close(self, closed: dict[str, str], before: State, recorded: Sequence[Event]) -> None:
+        failures = _failures(recorded)
+        for command_id, name in closed.items():
+            command = before.commands.get(command_id)
+            failed = command is not None and command.request_position in failures
+            self.commands.add(name, "failed" if failed else "completed")
+
+
+class TextCounts:
+    """Of one life of the process."""
+
+    def __init__(self) -> None:
+        self.texts = Counter()
+        """By finish reason."""
+        self.tokens = Counter()
+        """`prompt` and `generated`."""
+
+
+def _outcome(answer: object) -> str:
+    if isinstance(answer, SAEError):
+        return "refused"
+    return "accepted" if isinstance(answer, slice) else "repeated"
+
+
+def _failures(recorded: Sequence[Event]) -> set[int]:
+    """Positions of the requests that these events end without success; cancelled is not done either."""
+    found = set()
+    for event in recorded:
+        payload = event.payload()
+        if payload is not None and closes(payload):
+            ended = getattr(payload, "request_position", None)
+            if ended is not None and (getattr(payload, "error", None) is not None or event.type == "DownloadCancelled"):
+                found.add(ended)
+    return found
