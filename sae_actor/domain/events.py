@@ -1,11 +1,10 @@
 """What happened: one payload struct per event type, and the envelope that the log stores.
 
-The SSE data and the log row *are* the `Event`; its `data` holds the stored bytes of a payload, never
-a re-encoding. Events are facts: a field is never renamed or given another meaning; new fields have
-defaults, so that every log ever written still folds.
+The SSE data and the log row *are* the `Event`; its `data` holds the stored bytes of a payload, never a re-encoding.
+Events are facts: new fields have defaults, a field that must change is a new schema, so that every log still folds.
 
-An `Intent` is the first event of an accepted command; it carries the command's digest.
-`request_position` in an outcome is the position of the intent that asked for it, the fencing token.
+An `Intent` is the first event of an accepted command, with the command's digest. `request_position` in an outcome is
+the position of the intent that asked for it, the fencing token.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class Problem(Struct, frozen=True):
 class Payload(Struct, frozen=True, kw_only=True):
     """The `data` of an event. The event's `type` is the class name."""
 
-    schema: ClassVar[int] = 1
-    """Raised with an entry in `upcasting`, where a field must go or change its meaning."""
+    schema: ClassVar[int] = 1  # raised with an entry in `upcasting`
 
     @property
     def type(self) -> str:
@@ -44,8 +42,6 @@ class Payload(Struct, frozen=True, kw_only=True):
 
 
 class Intent(Payload, frozen=True, kw_only=True):
-    """The first event of an accepted command."""
-
     request_sha256: str = ""
 
 
@@ -351,7 +347,6 @@ PAYLOADS: dict[str, type[Payload]] = {
 
 _DECODERS = {name: msgspec.json.Decoder(cls) for name, cls in PAYLOADS.items()}
 
-
 ERASED = b"null"
 """The `data` of an event whose payload was redacted."""
 
@@ -382,18 +377,14 @@ class Event(Struct, frozen=True, kw_only=True):
     hash: str
 
     def payload(self) -> Payload | None:
-        """The typed payload; None for a type or schema that this version does not know, and where it was erased.
-
-        One of an earlier schema is read as today's. Raises `msgspec.MsgspecError` and `UnicodeDecodeError` for bytes
-        that are none of its type.
-        """
-        decoder = _DECODERS.get(self.type)
+        """The typed payload, one of an earlier schema as today's; None for a type or schema that this version does
+        not know, and where it was erased. Raises `MsgspecError`, `UnicodeDecodeError` for bytes that are no such."""
         cls = PAYLOADS.get(self.type)
-        if decoder is None or cls is None or self.schema > cls.schema or memoryview(self.data) == ERASED:
+        if cls is None or self.schema > cls.schema or memoryview(self.data) == ERASED:
             return None
         if self.schema < cls.schema:
             return msgspec.convert(upcast(self.type, self.schema, cls.schema, msgspec.json.decode(self.data)), cls)
-        return decoder.decode(self.data)
+        return _DECODERS[self.type].decode(self.data)
 
 
 def draft(payload: Payload, *, time: str, command_id: str | None, principal: str) -> Draft:
