@@ -167,7 +167,7 @@ async def library(engine: TorchEngine, model: Any, prompts: Sequence[Sequence[in
         out = model.generate_batch(inputs=fed, generation_config=settings, continuous_batching_config=config,
                                    progress_bar=False)  # fmt: skip
         assert all(len(each.generated_tokens) == asked.tokens for each in out.values())
-        return count * asked.tokens / (time.perf_counter() - begin)
+        return float(count * asked.tokens / (time.perf_counter() - begin))
 
     async def ours(count: int) -> float:
         begin = time.perf_counter()
@@ -179,7 +179,7 @@ async def library(engine: TorchEngine, model: Any, prompts: Sequence[Sequence[in
                 pass
 
         await asyncio.gather(*(one(n) for n in range(count)))
-        return count * asked.tokens / (time.perf_counter() - begin)
+        return float(count * asked.tokens / (time.perf_counter() - begin))
 
     for count in (1, 8, 32):
         pairs = [(await asyncio.to_thread(theirs, count), await ours(count)) for _ in range(asked.rounds)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,83 @@ def with_plain_hook(reference: Any, ids: tuple[int, ...], sae: Path) -> tuple[in
         return new if isinstance(output, Tensor) else (new, *output[1:])
 
     handle = reference.model.layers[15].register_forward_hook(add)
+    try:
+        return generated(reference, ids)
+    finally:
+        handle.remove()
+
+
+EIGHT: tuple[tuple[str, Edit | None], ...] = (
+    ("Tell me about your day.", BELIEVER),
+    ("Name three animals.", Edit(feature=351, strength=60.0, positions="response", exclude=("sink",))),
+    ("What is the sun?", Edit(feature=0, strength=30.0, method="set", positions="generated")),
+    ("Count to five.", Edit(feature=2220, strength=0.0, method="scale", exclude=("sink",))),
+    ("Who wrote Hamlet?", Edit(feature=74, strength=4.0, method="cap", positions="prompt", exclude=("sink",))),
+    ("Say hello in French.", Edit(feature=2188, strength=0.0, method="project", exclude=("sink",))),
+    ("Describe a storm.", Edit(feature=17, strength=90.0, method="set_projection", positions="last_prompt")),
+    ("Why is the sky blue?", None),
+)
+"""Each with another method, position and feature, and one baseline."""
+
+
+async def test_eight_at_once_are_each_alone_and_plain_hooks(
+    engine: TorchEngine, reference: Any, demo_sae: Path
+) -> None:
+    await engine.attach(attach(7, point=POINT, d_in=576, d_sae=2304), str(demo_sae))
+    asked = []
+    for prompt, edit in EIGHT:
+        ids = (await engine.tokenize([{"role": "user", "content": prompt}])).token_ids
+        asked.append(request(ids, *(() if edit is None else (active(7, edit, point=POINT),)), tokens=TOKENS))
+    together = await asyncio.gather(*(finished(engine, each) for each in asked))
+    for each, (_, edit), end in zip(asked, EIGHT, together, strict=True):
+        alone = await finished(engine, each)
+        assert (end.token_ids, end.edited, end.excluded) == (alone.token_ids, alone.edited, alone.excluded)
+        plain = (
+            generated(reference, each.token_ids) if edit is None else hooked(reference, each.token_ids, edit, demo_sae)
+        )
+        assert end.token_ids == plain
+
+
+def hooked(reference: Any, ids: tuple[int, ...], edit: Edit, sae: Path) -> tuple[int, ...]:
+    """`generate` with one edit at block 15, every method from its formula, without a line of the package."""
+    weights = {name: tensor.float() for name, tensor in load_file(sae / "sae_weights.safetensors").items()}
+    d, s, run = weights["W_dec"][edit.feature], edit.strength, 0
+    v = d / d.norm()
+    limits: list[float] = []
+
+    def change(_: Any, __: Any, output: Any) -> Any:
+        nonlocal run
+        x: Tensor = output if isinstance(output, Tensor) else output[0]
+        rows = x[0]
+        h = rows @ weights["W_enc"][:, edit.feature] + weights["b_enc"][edit.feature]
+        a = torch.where(h > weights["threshold"][edit.feature].clamp_min(0), h, 0)
+        along = rows @ v
+        amount, direction = {
+            "add": (torch.full_like(a, s), d),
+            "set": (s - a, d),
+            "scale": ((s - 1) * a, d),
+            "cap": (a.clamp_max(s) - a, d),
+            "project": ((s - 1) * along, v),
+            "set_projection": (s - along, v),
+        }[edit.method]
+        at = torch.arange(run, run + len(rows))
+        covered = {
+            "all": at >= 0,
+            "prompt": at < len(ids),
+            "generated": at >= len(ids),
+            "response": at >= len(ids) - 1,
+            "last_prompt": at == len(ids) - 1,
+        }[str(edit.positions)]
+        norms = rows.norm(dim=-1)
+        if not limits:
+            limits.append(5 * float(norms.median()))
+        if edit.exclude:
+            covered &= (norms <= limits[0]) & (at > 0)
+        run += len(rows)
+        new = torch.where(covered[:, None], rows + amount[:, None] * direction, rows)[None]
+        return new if isinstance(output, Tensor) else (new, *output[1:])
+
+    handle = reference.model.layers[15].register_forward_hook(change)
     try:
         return generated(reference, ids)
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_actor.demo import SAE_FOLDER
 from sae_actor.engine.statistics import NAME, Statistics, read_statistics
 from sae_actor.errors import SAEInvalidError
 
@@ -33,3 +34,9 @@ def test_damaged(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(SAEInvalidError):
         read_statistics(str(tmp_path))
+
+
+def test_the_bundled_sae_knows_every_unit() -> None:
+    known = read_statistics(str(SAE_FOLDER))
+    assert known.median_norm == 171
+    assert len(known.maxima) == 2304
