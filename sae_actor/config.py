@@ -77,6 +77,7 @@ class Model(_Section, frozen=True, kw_only=True):
 
 class Engine(_Section, frozen=True, kw_only=True):
     drain_seconds: Annotated[float, Meta(ge=0, le=3600)] = 3.0
+    deadline_seconds: Annotated[float, Meta(gt=0, le=86400)] = 600.0
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_running: Count = 32
     max_waiting: Count = 64

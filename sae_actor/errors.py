@@ -27,6 +27,7 @@ Each class names its `code` and the HTTP `status` it is answered with; the messa
     ├── MailboxFullError            mailbox_full           429
     ├── TooManyAttemptsError        too_many_attempts      429
     ├── RequestTimeoutError         request_timeout        408
+    ├── DeadlineExceededError       deadline_exceeded      504
     ├── NotReadyError               not_ready              503
     ├── ReadOnlyError               read_only              503
     ├── UnauthorizedError           unauthorized           401
@@ -158,6 +159,10 @@ class TooManyAttemptsError(SAEError):
 
 class RequestTimeoutError(SAEError):
     code, status, title = "request_timeout", 408, "The request did not arrive in time"
+
+
+class DeadlineExceededError(SAEError):
+    code, status, title = "deadline_exceeded", 504, "The text was not done in time"
 
 
 class NotReadyError(SAEError):

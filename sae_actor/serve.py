@@ -131,7 +131,12 @@ class Service:
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
         self.actor = Actor(log, self.engine, performer, SystemClock(), self.broadcast)
-        self.texts = Texts(self.actor, self.engine, record_text=settings.audit.record_text)
+        self.texts = Texts(
+            self.actor,
+            self.engine,
+            record_text=settings.audit.record_text,
+            deadline_seconds=settings.engine.deadline_seconds,
+        )
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()

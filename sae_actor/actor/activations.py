@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 from ..domain.events import Sampling
 from ..domain.refs import Intervention, Turn
-from ..errors import InternalError, SAENotAttachedError, from_code
+from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
 from ..ports import Activations, Engine, Finished, TextRequest, Watch
 
 ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
@@ -14,13 +15,29 @@ ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
 
 
 async def read_activations(
-    engine: Engine, token_ids: tuple[int, ...], intervention: Intervention, turns: tuple[Turn, ...], watch: Watch
+    engine: Engine,
+    token_ids: tuple[int, ...],
+    intervention: Intervention,
+    turns: tuple[Turn, ...],
+    watch: Watch,
+    *,
+    deadline_seconds: float,
 ) -> Activations:
     """What the SAE reads at every position of the prompt, under the intervention.
 
     Waits for its turn among the texts, and raises what the engine refuses those with; `SAENotAttachedError` where an
-    SAE went meanwhile.
+    SAE went meanwhile, `DeadlineExceededError`.
     """
+    try:
+        async with asyncio.timeout(deadline_seconds):
+            return await _read(engine, token_ids, intervention, turns, watch)
+    except TimeoutError:
+        raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
+
+
+async def _read(
+    engine: Engine, token_ids: tuple[int, ...], intervention: Intervention, turns: tuple[Turn, ...], watch: Watch
+) -> Activations:
     request = TextRequest(
         generation_id="activations",
         token_ids=token_ids,

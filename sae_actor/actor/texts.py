@@ -21,7 +21,8 @@ from msgspec.structs import replace
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
-from ..errors import DeviceLostError, InternalError, SAEError, TooLargeError, from_code
+from ..domain.refs import FinishReason
+from ..errors import DeadlineExceededError, DeviceLostError, InternalError, SAEError, TooLargeError, from_code
 from ..ports import Engine, Finished, TextRequest, Token, Watch
 from .actor import Actor
 from .counts import TextCounts
@@ -29,6 +30,9 @@ from .monitoring import Monitors, watches
 from .perform import problem
 
 logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0
+"""Past a text's deadline the engine ends it by itself, should it not have heard that it was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,11 @@ class RunningText:
 class Texts:
     """Admits requests and keeps those that run."""
 
-    def __init__(self, actor: Actor, engine: Engine, *, record_text: bool = False) -> None:
+    def __init__(
+        self, actor: Actor, engine: Engine, *, record_text: bool = False, deadline_seconds: float = 600.0
+    ) -> None:
+        """`deadline_seconds`: a text that is not done so long after its admission is given up."""
+        self.deadline_seconds = deadline_seconds
         self._actor = actor
         self._engine = engine
         self._record_text = record_text
@@ -157,6 +165,7 @@ class Texts:
             token_ids=token_ids,
             sampling=payload.sampling,
             intervention=payload.intervention,
+            deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
             logprobs=tell.logprobs,
             watched=(*asked_for, *watches(self._actor.state)),
             stop_when=payload.stop_when,
@@ -174,7 +183,7 @@ class Texts:
     ) -> None:
         """Put the end of a text on record, then give it out."""
         await asyncio.wait([making])
-        ended = _cancelled(token_ids, text.made) if making.cancelled() else making.result()
+        ended = _cut_off(token_ids, text.made, "cancelled") if making.cancelled() else making.result()
         record = _record(text, token_ids, ended)
         self.counts.texts.add(record.finish_reason)
         if isinstance(ended, Finished) and ended.faulted is not None:
@@ -206,11 +215,18 @@ class Texts:
     async def _generate(self, text: RunningText, request: TextRequest) -> Finished | SAEError:
         """Run the engine; every error becomes a value, so that the end is always recorded."""
         try:
-            async with contextlib.aclosing(self._engine.generate(request)) as stream:
+            async with (
+                asyncio.timeout(self.deadline_seconds),
+                contextlib.aclosing(self._engine.generate(request)) as stream,
+            ):
                 async for item in stream:
                     if isinstance(item, Finished):
                         return item
                     self._take(text, item)
+        except TimeoutError:
+            # Here and not in the engine alone, whose thread may be what hangs.
+            late = DeadlineExceededError(f"the text was not done within {self.deadline_seconds:g} seconds")
+            return _cut_off(request.token_ids, text.made, "error", late)
         except DeviceLostError as error:
             self._actor.tell(ev.GpuLost(detail=error.detail))
             return error
@@ -244,8 +260,11 @@ def _abandon(opening: asyncio.Task[RunningText]) -> None:
         opening.result().abandon()
 
 
-def _cancelled(token_ids: tuple[int, ...], made: list[Token]) -> Finished:
-    """The end of a text whose reader went away; the engine gives no receipt for it."""
+def _cut_off(
+    token_ids: tuple[int, ...], made: list[Token], reason: FinishReason, error: SAEError | None = None
+) -> Finished:
+    """The end of a text that the engine was told to drop: its reader went away, or it took too long. The engine gives
+    no receipt for it."""
     nothing = ev.Receipt(
         tokens_prompt=len(token_ids),
         tokens_generated=len(made),
@@ -254,10 +273,12 @@ def _cancelled(token_ids: tuple[int, ...], made: list[Token]) -> Finished:
         mean_relative_norm=0.0,
     )
     return Finished(
-        reason="cancelled",
+        reason=reason,
         receipt=nothing,
         token_ids=tuple(token.id for token in made),
         text="".join(token.text for token in made),
+        error_code=None if error is None else error.code,
+        error_detail=None if error is None else error.detail,
     )
 
 
@@ -273,10 +294,11 @@ def _record(text: RunningText, token_ids: tuple[int, ...], ended: Finished | SAE
     )
     if isinstance(ended, SAEError):
         return replace(record, error=problem(ended))
+    cut_off = ended.reason == "cancelled" or ended.error_code == DeadlineExceededError.code
     return replace(
         record,
         finish_reason=ended.reason,
-        receipt=None if ended.reason == "cancelled" else ended.receipt,
+        receipt=None if cut_off else ended.receipt,
         edited=ended.edited,
         excluded=ended.excluded,
         output_sha256=token_digest(salt, ended.token_ids),

@@ -42,7 +42,7 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
-    "conflicting_edits", "mailbox_full", "out_of_memory", "sae_unsupported",
+    "conflicting_edits", "mailbox_full", "out_of_memory", "sae_unsupported", "deadline_exceeded",
 )  # fmt: skip
 
 
@@ -62,7 +62,8 @@ async def post_activations(request: AnyRequest) -> Answer:
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     intervention, turns, sae = reading(state, body.sae_id, body.features or (), own, prompt.turns)
     watch = Watch(sae=sae, top_k=None if body.features is not None else body.top_k, features=body.features)
-    found = await read_activations(engine, prompt.token_ids, intervention, turns, watch)
+    seconds = context(request).texts.deadline_seconds
+    found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)
     told: dict[str, Any] = {
         "tokens": prompt.tokens,
         "token_ids": prompt.token_ids,

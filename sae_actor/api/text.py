@@ -22,7 +22,7 @@ from .textshapes import ChatCompletion, ChatCompletionChunk, Completion, Complet
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
     "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
-    "sae_unsupported", "disk_full",
+    "sae_unsupported", "disk_full", "deadline_exceeded",
 )  # fmt: skip
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
 EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "temperature": 0.0, "max_tokens": 12}

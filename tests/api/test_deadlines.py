@@ -1,0 +1,111 @@
+"""Texts that take too long, and texts for which there is no place: told, on record, and out of the way of others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sae_actor.actor.texts import token_digest
+from sae_actor.config import Settings
+from sae_actor.ports import TextRequest
+
+from .conftest import Running
+from .test_text import ASK, chunks
+
+pytestmark = pytest.mark.anyio
+
+
+async def stuck(service: Running, after: int) -> None:
+    """The engine hangs behind so many tokens of a text; texts are given up soon."""
+    service.engine.text_gate = gate = asyncio.Event()
+    service.context.texts.deadline_seconds = 0.2
+    gate.set()
+    made = 0
+    generate = service.engine.generate
+
+    def watched(request: TextRequest):  # type: ignore[no-untyped-def]  # the fake's own stream
+        nonlocal made
+        stream = generate(request)
+        step = stream.step
+
+        def counted(ends_after: int | None) -> None:
+            nonlocal made
+            made += 1
+            if made >= after:
+                gate.clear()
+            step(ends_after)
+
+        stream.step = counted  # type: ignore[method-assign]
+        return stream
+
+    service.engine.generate = watched  # type: ignore[method-assign]
+    if after == 0:
+        gate.clear()
+
+
+@pytest.mark.parametrize("after", [0, 3])
+async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> None:
+    await service.ready()
+    await stuck(service, after)
+    answer = await service.client.post("/v1/completions", json=ASK)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (504, "deadline_exceeded")
+    assert error["message"] == "the text was not done within 0.2 seconds"
+    last = (await service.events())[-1]
+    assert (last["type"], last["data"]["finish_reason"]) == ("GenerationFinished", "error")
+    assert last["data"]["error"]["code"] == "deadline_exceeded"
+    assert last["data"]["receipt"] is None, "the engine has not said what it wrote to"
+    assert (last["data"]["output_sha256"] == token_digest(last["data"]["salt"], ())) is (after == 0)
+    assert not service.engine._streams, "its place is free"
+    assert service.engine.text_gate is not None
+    service.engine.text_gate = None
+    assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
+
+
+async def test_a_stream_is_told_so_in_its_midst(service: Running) -> None:
+    await service.ready()
+    await stuck(service, 3)
+    with pytest.raises(AssertionError, match=r"\[DONE\]"):
+        await chunks(service, "/v1/completions", ASK)
+    whole = (await service.client.post("/v1/completions", json={**ASK, "stream": True})).text
+    assert '"code":"deadline_exceeded"' in whole
+    assert "[DONE]" not in whole
+
+
+async def test_a_prompt_that_cannot_be_read_in_time(service: Running) -> None:
+    await service.ready()
+    await stuck(service, 0)
+    answer = await service.client.post("/api/activations", json={"prompt": "hello"})
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    assert not service.engine._streams
+
+
+async def test_the_engine_is_told_too(service: Running) -> None:
+    await service.ready()
+    asked: list[TextRequest] = []
+    generate = service.engine.generate
+
+    def seen(request: TextRequest):  # type: ignore[no-untyped-def]  # the fake's own stream
+        asked.append(request)
+        return generate(request)
+
+    service.engine.generate = seen  # type: ignore[method-assign]
+    await service.client.post("/v1/completions", json=ASK)
+    seconds = Settings().engine.deadline_seconds
+    assert service.context.texts.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
+
+
+async def test_when_the_queue_is_full(service: Running) -> None:
+    await service.ready()
+    service.engine.max_running, service.engine.max_waiting = 1, 1
+    service.engine.text_gate = asyncio.Event()
+    running = [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(2)]
+    while len(service.engine._streams) < 2:
+        await asyncio.sleep(0.01)
+    for stream in (False, True):
+        refused = await service.client.post("/v1/completions", json={**ASK, "stream": stream})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "mailbox_full")
+        assert int(refused.headers["retry-after"]) >= 1
+    service.engine.text_gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
