@@ -46,6 +46,7 @@ async def stuck(service: Running, after: int) -> None:
 
 @pytest.mark.parametrize("after", [0, 3])
 async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> None:
+    """Row 62."""
     await service.ready()
     await stuck(service, after)
     answer = await service.client.post("/v1/completions", json=ASK)
