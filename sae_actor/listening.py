@@ -18,6 +18,10 @@ from .api.transport import SPARE
 
 SPARE_FILES = 24
 """For what is opened later: downloads, SAEs, the log's own."""
+QUEUE = 2048
+"""Connections that the system keeps until they are accepted."""
+AT_ONCE = 8
+"""Connections that are accepted before others have their turn, so that those beyond the bound are closed in between."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -28,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(2048)
+        listener.listen(QUEUE)
     except OSError:
         listener.close()
         raise
@@ -60,7 +64,13 @@ class Server(uvicorn.Server):
         """As uvicorn does it, but for handshakes: those of TLS are bounded like requests, not by a minute."""
         if self.config.ssl is None:
             await super().startup(sockets)
-            return
+        else:
+            await self._start_tls(sockets or [])
+        # asyncio takes one number for both, the queue and how many it accepts at once.
+        for each in sockets or []:
+            each.listen(QUEUE)
+
+    async def _start_tls(self, sockets: list[socket.socket]) -> None:
         kind: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
         make = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         loop = asyncio.get_running_loop()
@@ -69,10 +79,11 @@ class Server(uvicorn.Server):
                 make,
                 sock=each,
                 ssl=self.config.ssl,
+                backlog=self.config.backlog,
                 ssl_handshake_timeout=self._handshake_seconds,
                 ssl_shutdown_timeout=self._handshake_seconds,
             )
-            for each in sockets or []
+            for each in sockets
         ]
         self.started = True
 

@@ -46,7 +46,7 @@ from .domain.messages import Start
 from .errors import LogError, SAEError
 from .eventlog import SqliteLog
 from .hub import HuggingFaceHub
-from .listening import Server, listen, room_for
+from .listening import AT_ONCE, Server, listen, room_for
 from .ports import Engine
 
 logger = logging.getLogger("sae_actor")
@@ -250,6 +250,7 @@ class Service:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(STOP_SECONDS),
+            backlog=AT_ONCE,
             timeout_keep_alive=math.ceil(server.request_seconds),
             ws="none",
             http=protocol(Limits(most, spare, server.request_seconds, server.stalled_seconds)),

@@ -12,7 +12,7 @@ from . import activations, commands, compare, events, generations, login, metric
 from .context import Context, context
 from .observing import observed
 from .openapi import encoded
-from .problems import on_error, on_fault, on_http_error
+from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import Answer, AnyRequest, handlers, operation
 from .security import cookie_name, guarded
 
@@ -35,7 +35,12 @@ def create_app(context: Context) -> ASGIApp:
         route_handlers=handlers(),
         openapi_config=None,
         state=State({"context": context}),
-        exception_handlers={SAEError: on_error, HTTPException: on_http_error, Exception: on_fault},
+        exception_handlers={
+            SAEError: on_error,
+            HTTPException: on_http_error,
+            MemoryError: on_no_memory,
+            Exception: on_fault,
+        },
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )

@@ -10,7 +10,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from ..domain.events import Problem
-from ..errors import BadRequestError, InternalError, NotFoundError, SAEError, TooLargeError, from_code
+from ..errors import BadRequestError, InternalError, NotFoundError, NotReadyError, SAEError, TooLargeError, from_code
 
 logger = logging.getLogger(__name__)
 
@@ -96,3 +96,9 @@ def on_fault(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A fault of ours: the cause goes to the service's log, not to the client."""
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return problem_response(request, InternalError("the request failed; the service's log has the cause"))
+
+
+def on_no_memory(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """The process may not take what this request needs; the next one may be smaller."""
+    logger.error("%s %s: no memory: %s", request.method, request.url.path, error or "refused by the system")
+    return problem_response(request, NotReadyError("there is not enough memory for this request", retry_after=5))

@@ -1,7 +1,7 @@
 """The service of `launch` under limits of the system: `LIMITS="NOFILE=64 AS=…" python -m tests.process.limited DATA …`.
 
 `NPROC` counts the threads of a user, and never root's: a root process becomes another user first, which may read and
-write what root may.
+write what root may. On SIGUSR2 it may have no more threads than it has.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import struct
 
 from . import launch
@@ -25,7 +26,13 @@ def main() -> int:
         _become_another_user()
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (int(most), int(most)))
+    signal.signal(signal.SIGUSR2, _no_more_threads)
     return launch.main()
+
+
+def _no_more_threads(*_: object) -> None:
+    has = len(os.listdir("/proc/self/task"))
+    resource.setrlimit(resource.RLIMIT_NPROC, (has, has))
 
 
 def _become_another_user() -> None:
