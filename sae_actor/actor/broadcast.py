@@ -154,9 +154,10 @@ class Broadcast:
         self._wake()
 
     def close(self) -> None:
-        """End every reader."""
+        """End every reader; from any thread."""
         self._closed = True
-        self._rouse()
+        for news in tuple(self._resting)[:1]:
+            news.get_loop().call_soon_threadsafe(self._rouse)
 
     def _frame(self, event: Event) -> Frame:
         return Frame(

@@ -59,7 +59,15 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
 def accepted_answer(request: AnyRequest, accepted: Accepted, **more: Any) -> Answer:
     """202: on record, not done yet."""
     view = {"command_id": accepted.command_id, "position": accepted.position, "status": "accepted", **more}
-    return answer(request, view, status=202, headers={"location": f"/api/commands/{accepted.command_id}"})
+    return answered(request, view, status=202, headers={"location": f"/api/commands/{accepted.command_id}"})
+
+
+def answered(request: AnyRequest, view: dict[str, Any], **more: Any) -> Answer:
+    """What a command led to, and in a header the head of the log: whoever sends commands is a witness of it."""
+    response = answer(request, view, **more)
+    head = context(request).log.head
+    response.headers["log-head"] = f"{head.position}:{head.hash}"
+    return response
 
 
 def outcome_view(outcome: Outcome) -> dict[str, Any]:
@@ -82,7 +90,7 @@ async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
     if outcome.status == "accepted":
         response = accepted_answer(request, accepted, **more)
     else:
-        response = answer(request, {**outcome_view(outcome), **more})
+        response = answered(request, {**outcome_view(outcome), **more})
     response.headers["preference-applied"] = f"wait={seconds}"
     return response
 
@@ -96,11 +104,15 @@ async def post_command(request: AnyRequest) -> Answer:
     return await accept(request, await body_of(request, AnyCommand))
 
 
-@operation("GET", "/api/commands/{command_id}", "What became of a command", returns=CommandOutcome,
-           errors=("not_found",), tag="commands")  # fmt: skip
+@operation("GET", "/api/commands/{command_id}", "What became of a command; with `Prefer: wait=N`, once it is known",
+           returns=CommandOutcome, waits=True, errors=("not_found",), tag="commands")  # fmt: skip
 async def get_command(request: AnyRequest) -> Answer:
-    outcome = await context(request).actor.outcome(request.path_params["command_id"])
-    return answer(request, outcome_view(outcome))
+    seconds = wait_seconds(request)
+    outcome = await context(request).actor.outcome(request.path_params["command_id"], seconds or 0)
+    response = answered(request, outcome_view(outcome))
+    if seconds is not None:
+        response.headers["preference-applied"] = f"wait={seconds}"
+    return response
 
 
 def event_of(outcome: Outcome, event_type: str) -> tuple[int, dict[str, Any]]:

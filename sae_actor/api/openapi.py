@@ -57,6 +57,11 @@ _HEADERS: dict[str, Json] = {
         "required": True,
         "schema": {"type": "string", "pattern": "^/api/commands/.+$"},
     },
+    "LogHead": {
+        "description": "The last event of the log, position and hash: to keep, as `log verify` prints it",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[0-9]+:[0-9a-f]{64}$"},
+    },
     "PreferenceApplied": {
         "description": "The wait that was granted, where one was asked for",
         "schema": {"type": "string", "pattern": "^wait=[0-9]+$"},
@@ -75,6 +80,7 @@ _HEADERS: dict[str, Json] = {
 _HEADERS["ETagOfJSON"] = {**_HEADERS["ETag"], "required": False}
 _NAMES = {
     "ETagOfJSON": "ETag",
+    "LogHead": "Log-Head",
     "PreferenceApplied": "Preference-Applied",
     "RetryAfter": "Retry-After",
     "WWWAuthenticate": "WWW-Authenticate",
@@ -152,8 +158,8 @@ def _parameters(each: Operation) -> list[Json]:
         made = _parameter(q.name, "query", q.schema, q.about, required=q.required)
         # Comma-separated.
         found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
-    if each.command:
-        for name, about, schema, example in _COMMAND_HEADERS:
+    if each.command or each.waits:
+        for name, about, schema, example in _COMMAND_HEADERS if each.command else _COMMAND_HEADERS[-1:]:
             found.append(_parameter(name, "header", schema, about, required=False, example=example))
     return found
 
@@ -192,9 +198,10 @@ def _headers(each: Operation, status: int) -> tuple[str, ...]:
     """Of an answer in JSON; a stream under the same status has no ETag."""
     streamed = any(media_type in STREAMS for other, media_type in each.answers if other == status)
     etag = "ETagOfJSON" if streamed else "ETag"
-    if not each.command:
+    if not each.command and not each.waits:
         return (etag,)
-    return (etag, "Location", "PreferenceApplied") if status == 202 else (etag, "PreferenceApplied")
+    told = (etag, "LogHead", "PreferenceApplied")
+    return (*told, "Location") if status == 202 else told
 
 
 def _references(*headers: str) -> Json:

@@ -54,6 +54,8 @@ class Operation:
     query: tuple[Query, ...] = ()
     command: bool = False
     """Takes Idempotency-Key, If-Match and Prefer."""
+    waits: bool = False
+    """Takes Prefer."""
     open: bool = False
     """Answered without a token."""
     rest: bool = False

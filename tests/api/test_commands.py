@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -181,6 +182,54 @@ async def test_two_attaches_at_the_same_instant(service: Running) -> None:
     assert len(attachment["attachments"]) == len(service.engine.residents) == 1
     await service.command("Detach", sae_id=sae_id)
     assert service.engine.residents == {}
+
+
+async def test_asking_for_an_outcome_waits_for_it(service: Running) -> None:
+    """By being told, not by looking again and again."""
+    service.engine.load_gate = asyncio.Event()
+    accepted = await service.client.post("/api/commands", json={"type": "LoadModel", "model": MODEL})
+    where = accepted.headers["location"]
+    assert (await service.client.get(where)).json()["status"] == "accepted"
+    soon = await service.client.get(where, headers={"Prefer": "wait=1"})
+    assert (soon.json()["status"], soon.headers["preference-applied"]) == ("accepted", "wait=1")
+    reads = 0
+    of_command = service.log.of_command
+
+    async def counted(command_id: str) -> list[Any]:
+        nonlocal reads
+        reads += 1
+        return await of_command(command_id)
+
+    service.log.of_command = counted  # type: ignore[method-assign]
+    asking = [asyncio.create_task(service.client.get(where, headers={"Prefer": "wait=30"})) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    assert reads == 0
+    service.engine.load_gate.set()
+    outcomes = [(await each).json() for each in asking]
+    assert [outcome["status"] for outcome in outcomes] == ["completed"] * 3
+    assert outcomes[0]["events"][-1]["type"] == "ModelLoaded"
+    assert reads <= 6
+
+
+async def test_every_answer_to_a_command_tells_the_head(service: Running) -> None:
+    sae_id = await service.ready()
+    steering, one = f"/api/saes/{sae_id}/steering", {"features": [{"feature": 1, "strength": 1.0}]}
+    steer = {"type": "Steer", "sae_id": sae_id, **one}
+    answers = [
+        await service.client.post("/api/commands", json=steer),
+        await service.client.post("/api/commands", json=steer, headers={"Prefer": "wait=5"}),
+        await service.client.put(steering, json=one),
+        await service.client.delete(steering),
+        await service.client.post(f"/api/saes/{sae_id}/detach"),
+        await service.client.post(f"/api/saes/{sae_id}/attach"),
+    ]
+    events = {event["position"]: event["hash"] for event in await service.events()}
+    for answer in answers:
+        position, _, digest = answer.headers["log-head"].partition(":")
+        assert int(position) >= answer.json()["position"]
+        assert events[int(position)] == digest
+    head = (await service.client.get("/api/log")).json()["head"]
+    assert answers[-1].headers["log-head"] == f"{head['position']}:{head['hash']}"
 
 
 async def test_unknown_commands_have_no_outcome(service: Running) -> None:

@@ -9,7 +9,8 @@ to a queue for each reader when it gets a POST (nothing is made durable), with t
 
 deliveries/s   events times readers, from the first command to the last byte at the last reader
 commands       from sending a command to its answer, while all of them read
-afterwards     what is alive in the service when the readers have left, beside what was before they came
+afterwards     what is alive in the service when the readers have left, beside what was before they came, a first wave
+               of as many readers having come and gone
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from tests.process.harness import ROOT, Process, until
 from tests.process.test_kill import SAE_ID, SCRIPT
 
 WARM_UP = 500
+FIRST_WAVE = 200
+"""Events for readers who come and go before anything is counted."""
 STEER = json.dumps({"type": "Steer", "sae_id": SAE_ID, "features": [{"feature": 1, "strength": 1}]}).encode()
 MARK = "0a1b2c3d"
 
@@ -68,8 +71,13 @@ def service(readers: int, events: int, clients: int) -> float:
             raw = request("/api/commands", STEER)
             load(process.url, raw, connections=clients, count=WARM_UP)
             alone = load(process.url, raw, connections=clients, count=WARM_UP)
-            before = census(process.pid, data)
-            first = process.client.get("/api/log", params={"limit": 1}).json()["head"]["position"] + 1
+            fresh = census(process.pid, data)
+            first = head(process) + 1
+            with reading(process.url, readers, first, first + FIRST_WAVE - 1) as finished:
+                load(process.url, raw, connections=clients, count=FIRST_WAVE)
+                finished()
+            before = settled(process.pid, data, fresh)
+            first = head(process) + 1
             stalled = connected(process.url, receive_buffer=4096)
             stalled.sendall(request(f"/api/events?after={first - 1}", method="GET"))
             with reading(process.url, readers, first, first + events - 1) as finished:
@@ -85,7 +93,7 @@ def service(readers: int, events: int, clients: int) -> float:
                            for each in (times, alone))  # fmt: skip
             print(f"  commands            {busy}; without readers {quiet}")
             stalled.close()
-            report(before, settled(process.pid, data, before))
+            report(fresh, before, settled(process.pid, data, before))
     return rate
 
 
@@ -102,11 +110,20 @@ def settled(pid: int, data: Path, before: Census) -> Census:
     return after
 
 
-def report(before: Census, after: Census) -> None:
+def head(process: Process) -> int:
+    position: int = process.client.get("/api/log", params={"limit": 1}).json()["head"]["position"]
+    return position
+
+
+def report(fresh: Census, before: Census, after: Census) -> None:
+    """Beside a count from before the first readers: what the allocator keeps for the next ones came with those."""
     for name in ("objects", "tasks", "files", "resident"):
-        was, now = getattr(before, name), getattr(after, name)
-        shown = (f"{was / 2**20:.1f} MiB", f"{now / 2**20:.1f} MiB") if name == "resident" else (f"{was:,}", f"{now:,}")
-        print(f"  afterwards          {name:9}{shown[0]:>12} before,{shown[1]:>12} after ({now / was:.2f})")
+        counts = [getattr(each, name) for each in (fresh, before, after)]
+        shown = [f"{each / 2**20:.1f} MiB" if name == "resident" else f"{each:,}" for each in counts]
+        print(
+            f"  afterwards          {name:9}{shown[1]:>12} before,{shown[2]:>12} after ({counts[2] / counts[1]:.2f}); "
+            f"{shown[0]} before a first wave of readers"
+        )
 
 
 @contextmanager
