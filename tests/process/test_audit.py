@@ -130,6 +130,7 @@ def test_the_log_tells_and_reproduces_every_text(tmp_path: Path, command: Callab
     with Process(data, "--torch", "--import-root", str(tmp_path), environment=settings) as process:
         process.client.timeout = httpx.Timeout(60)
         process.send("model", type="LoadModel", model=str(model), device="cpu")
+        process.until_ready(100)
         imported = [process.send(str(sae), type="Import", path=str(sae)) for sae in saes]
         ids = [each["events"][0]["data"]["sae_id"] for each in imported]
         clients = asyncio.run(live(process.url, ids))

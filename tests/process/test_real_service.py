@@ -41,6 +41,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, real_model: Path, demo_sae: P
     with Process(data, "--torch", environment=settings) as process:
         process.client.timeout = 60
         process.send("model", type="LoadModel", model=str(real_model), dtype="float32", device="cpu")
+        process.until_ready(100)
         imported = process.send("import", type="Import", path=str(demo_sae))
         sae_id: str = imported["events"][0]["data"]["sae_id"]
         attached = process.send("attach", type="Attach", sae_id=sae_id)
