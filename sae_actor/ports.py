@@ -301,6 +301,8 @@ class Finished(Struct, frozen=True, kw_only=True):
     error_detail: str | None = None
     faulted: int | None = None
     """attach_position of the SAE whose hook failed, when reason is `error` for that cause."""
+    batch: tuple[int, int] | None = None
+    """Fewest and most texts in a step of this one, itself counted; None: it had no step."""
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):

@@ -301,6 +301,7 @@ def _record(text: RunningText, token_ids: tuple[int, ...], ended: Finished | SAE
         receipt=None if cut_off else ended.receipt,
         edited=ended.edited,
         excluded=ended.excluded,
+        batch=ended.batch,
         output_sha256=token_digest(salt, ended.token_ids),
         error=problem(_failure(ended)) if ended.reason == "error" else None,
     )

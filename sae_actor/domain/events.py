@@ -307,6 +307,8 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     edited: tuple[tuple[int, int], ...] = ()
     """Ranges [from, to) of positions that were written to."""
     excluded: tuple[tuple[int, int], ...] = ()
+    batch: tuple[int, int] | None = None
+    """Fewest and most texts in a step of it, itself counted."""
     salt: str = ""
     prompt_sha256: str = ""
     output_sha256: str = ""
@@ -316,9 +318,6 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     text: str | None = None
     """Only where `[audit] record_text` is on."""
     error: Problem | None = None
-
-
-# — the log —
 
 
 class PayloadRedacted(Payload, frozen=True, kw_only=True):

@@ -196,6 +196,7 @@ def explain(
         "receipt": _plain(receipt),
         "edited": [] if finished is None else _plain(finished.edited),
         "excluded": [] if finished is None else _plain(finished.excluded),
+        "batch": _plain(finished and finished.batch),
         "salt": (finished and finished.salt) or None,
         "prompt_sha256": (finished and finished.prompt_sha256) or None,
         "output_sha256": (finished and finished.output_sha256) or None,

@@ -58,6 +58,12 @@ class Batch:
         self._decoder, self._cache_bytes = decoder, cache_bytes
 
     @property
+    def cache_used(self) -> int:
+        """Bytes of keys and values that are taken now. Read from any thread, to the next step."""
+        decoder = self._decoder
+        return 0 if decoder is None else decoder.nbytes
+
+    @property
     def idle(self) -> bool:
         return not self._running
 
@@ -192,7 +198,7 @@ class Batch:
         choosing = []
         for at, (text, piece) in enumerate(turns):
             try:
-                if text.ran(len(piece.ids)):
+                if text.ran(len(piece.ids), len(turns)):
                     choosing.append((at, text))
             except HookFault as fault:
                 text.end_with(fault)

@@ -42,6 +42,8 @@ class Decoder(Protocol):
 
     together: bool
     """Whether a step may have several pieces."""
+    nbytes: int
+    """Of the keys and values that texts share; changes with every step."""
 
     def open(self, *, alone: bool) -> Kept:
         """Begin a text."""
@@ -67,6 +69,7 @@ class Together:
     def __init__(self, network: Any) -> None:
         self._network = network
         self._store = Store()
+        self.nbytes = 0
 
     def open(self, *, alone: bool) -> Kept:
         return Kept(alone=alone)
@@ -74,6 +77,7 @@ class Together:
     def arrange(self, pieces: Sequence[Piece]) -> Layout:
         for piece in pieces:
             self._store.make_room(piece.kept, piece.kept.length + len(piece.ids), deciding=piece.deciding)
+        self.nbytes = self._store.nbytes
         return Layout(pieces, self._network.device)
 
     def logits(self, arranged: Layout) -> Tensor:
@@ -90,6 +94,7 @@ class Together:
 
     def release(self, kept: Kept) -> None:
         self._store.release(kept)
+        self.nbytes = self._store.nbytes
 
 
 class _Own(Kept):
@@ -116,6 +121,7 @@ class InTurn:
     """One piece a step, with transformers' own attention and cache."""
 
     together = False
+    nbytes = 0
 
     def __init__(self, network: Any) -> None:
         self._network = network

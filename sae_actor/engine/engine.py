@@ -38,7 +38,7 @@ from .model import LoadedModel, fit, load_model, move, release
 from .positions import Marks, group_of
 from .probes import Probe
 from .prompts import tokenized
-from .residents import Resident, free, load_resident, place
+from .residents import Resident, free, is_mapped, load_resident, place
 from .statistics import Statistics, read_statistics
 from .streams import TextStream
 from .worker import Worker
@@ -127,6 +127,9 @@ class TorchEngine:
         there = self._residents.get(at)
         if there is None:
             model = self._loaded()
+            if not is_mapped(effect, model.facts):  # what is read where it lies takes no memory that must be there
+                promised = max(0, model.cache_bytes - self._device.batch.cache_used)
+                check_room(effect.sae.memory_bytes(effect.dtype), model.device, promised)
             load = partial(load_resident, effect, folder, model.facts)
             try:
                 # In a list that is emptied: the frames that an error passes hold no SAE.
@@ -143,8 +146,6 @@ class TorchEngine:
         resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
-        if model.device.type != "cpu":  # on the CPU it is there already
-            check_room(resident.sae.nbytes, model.device)
         place(resident, model.device)
         self._residents[resident.position] = resident
         return resident

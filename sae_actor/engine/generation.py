@@ -74,6 +74,7 @@ class RunningText:
         self._decoder = TextDecoder(model.decode, request.token_ids)
         self._stop = StopStrings(request.sampling.stop)
         self._tally = Tally()
+        self._batch: tuple[int, int] | None = None
 
     @property
     def due(self) -> bool:
@@ -117,8 +118,10 @@ class RunningText:
             return self._ids[-1:]
         return prompt if self.whole_prompt else prompt[self._fed : self._fed + most]
 
-    def ran(self, count: int) -> bool:
-        """A step ran so many of its tokens; whether there is a next one to be chosen. Raises `HookFault`."""
+    def ran(self, count: int, texts: int) -> bool:
+        """A step of so many texts ran `count` of its tokens; whether there is a next one to be chosen. `HookFault`."""
+        fewest, most = self._batch or (texts, texts)
+        self._batch = (min(fewest, texts), max(most, texts))
         if self.applied is not None:
             self.applied.settle(self._fed)
             for probe, told in self.applied.told():
@@ -211,6 +214,7 @@ class RunningText:
             error_code=None if error is None else error.code,
             error_detail=None if error is None else error.detail,
             faulted=faulted,
+            batch=self._batch,
         )
         self._let_go()
         self._deliver(finished)

@@ -35,10 +35,11 @@ def cache_budget(asked: int, device: torch.device, bytes_per_position: int, cont
     return bytes_per_position * context if free is None else int(SHARE * free)
 
 
-def check_room(needed: int, device: torch.device) -> None:
-    """`OutOfMemoryError` with both numbers where an SAE of that size cannot come to the device."""
+def check_room(needed: int, device: torch.device, promised: int) -> None:
+    """`OutOfMemoryError` with both numbers where an SAE of that size cannot come to the device: what is `promised` to
+    texts and not taken yet is not there for it."""
     free = available(device)
-    if free is not None and needed > free:
+    if free is not None and needed > (free := max(0, free - promised)):
         raise OutOfMemoryError(
             f"the SAE takes {needed} bytes, the device has {free} left", needed_bytes=needed, available_bytes=free
         )

@@ -57,12 +57,17 @@ def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resid
         folder,
         device="cpu",
         dtype=effect.dtype,
-        mapped=effect.location.written_by_service and model.device == "cpu",
+        mapped=is_mapped(effect, model),
         repository_id=effect.location.repository_id,
     )
     check_fit(effect.hook_point, sae.spec.d_in, model)
     check_fit(effect.hook_point_out or effect.hook_point, sae.spec.d_out, model)
     return Resident(effect.request_position, sae, effect.hook_point, effect.hook_point_out)
+
+
+def is_mapped(effect: AttachEffect, model: ModelFacts) -> bool:
+    """Whether the SAE's matrices stay in their files."""
+    return effect.location.written_by_service and model.device == "cpu"
 
 
 def check_fit(point: HookPoint, width: int, model: ModelFacts) -> None:

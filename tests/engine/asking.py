@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from msgspec.structs import replace
+
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription, StopWhen, Turn
@@ -100,3 +102,8 @@ async def read(stream: AsyncIterator[Token | Finished]) -> tuple[list[Token], Fi
 
 async def finished(engine: Engine, asked: TextRequest) -> Finished:
     return (await read(engine.generate(asked)))[1]
+
+
+def apart(end: Finished) -> Finished:
+    """The end without what it tells of its neighbours."""
+    return replace(end, batch=None)

@@ -21,7 +21,7 @@ from sae_actor.engine.decoding import InTurn
 from sae_actor.errors import BadRequestError
 from sae_actor.ports import Finished, TextRequest, Token, Watch
 from sae_actor.sae import load_sae
-from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
+from tests.engine.asking import active, apart, attach, detach, finished, load, no_progress, read, request
 from tests.engine.tiny import CONFIGS, save_tiny_model, save_tiny_sae, tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -226,7 +226,7 @@ async def test_a_forward_pass_that_fails_for_one_text(tiny_llama: Path, tiny_sae
         engine._model.network.get_input_embeddings().register_forward_pre_hook(fail)
         bad = request((7, 259, 8), tokens=12)
         ends = await asyncio.gather(*(finished(engine, each) for each in (*good, bad)))
-        assert ends[:3] == alone
+        assert [apart(end) for end in ends[:3]] == [apart(end) for end in alone]
         assert (ends[3].reason, ends[3].error_code) == ("error", "internal")
         assert "secret" not in (ends[3].error_detail or "")
 
@@ -273,6 +273,19 @@ async def test_texts_wait_for_room_in_order(tiny_llama: Path, tiny_sae: Path) ->
         sizes = [(20, 10), (20, 12), (20, 40), (5, 2)]
         await asyncio.gather(*(run(n, *size) for n, size in enumerate(sizes)))
     assert order == [0, 1, 2, 3]
+
+
+async def test_the_end_tells_how_many_ran_beside(tiny_llama: Path, tiny_sae: Path) -> None:
+    async with running(tiny_llama, sae=tiny_sae) as engine:
+        alone = await finished(engine, request(ids(9, 1)))
+        ends = await asyncio.gather(*(finished(engine, request(ids(9, n), tokens=5 * (n + 1))) for n in range(4)))
+        by_itself = asyncio.create_task(finished(engine, request(ids(9, 1), tokens=30, deterministic=True)))
+        await asyncio.gather(*(finished(engine, request(ids(9, n), tokens=9)) for n in range(3)))
+    assert alone.batch == (1, 1)
+    assert ends[3].batch is not None
+    assert ends[3].batch[0] == 1
+    assert ends[3].batch[1] >= 2
+    assert (await by_itself).batch == (1, 1)
 
 
 async def test_a_model_that_has_to_run_its_texts_in_turn(tmp_path: Path, tiny_sae: Path) -> None:

@@ -27,7 +27,7 @@ from sae_actor.errors import (
     SAEUnsupportedError,
 )
 from sae_actor.ports import Engine, Token, Watch
-from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
+from tests.engine.asking import active, apart, attach, detach, finished, load, no_progress, read, request
 from tests.fakes.engine import FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -190,7 +190,7 @@ async def test_texts_beside_each_other_are_as_each_alone(given: Given) -> None:
     alone = [await finished(given.engine, request(ids, temperature=1.0, seed=7)) for ids in prompts]
     streams = [given.engine.generate(request(ids, temperature=1.0, seed=7)) for ids in prompts]
     together = await asyncio.gather(*(read(stream) for stream in streams))
-    assert [end for _, end in together] == alone
+    assert [apart(end) for _, end in together] == [apart(end) for end in alone]
 
 
 async def test_the_context_ends_the_text(given: Given) -> None:

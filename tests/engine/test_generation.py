@@ -19,7 +19,7 @@ from sae_actor.errors import BadRequestError, DeviceLostError
 from sae_actor.ports import Finished
 from sae_actor.sae import load_sae
 from sae_actor.sae.steering import Steering
-from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
+from tests.engine.asking import active, apart, attach, detach, finished, load, no_progress, read, request
 from tests.engine.tiny import CONFIGS, END, save_tiny_model, save_tiny_sae, tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -180,7 +180,7 @@ async def test_an_sae_that_fails_ends_its_own_text_alone(
     assert "secret" not in (failed.error_detail or "")
     assert len(tokens) == len(failed.token_ids) == after
     assert failed.receipt.tokens_edited == (0 if after == 0 else len(IDS) + after - 1)
-    assert beside == bare
+    assert apart(beside) == apart(bare)
     assert hooks_on(network(engine)) == 0
     assert torch.equal(logits(engine), before)
     assert await engine.detach(detach(5), 0.0) > 0
