@@ -45,9 +45,13 @@ def room_for(wanted: int) -> tuple[int, int]:
     The limit on open files is raised to fit; where the system does not allow that, `wanted` is lowered to it.
     """
     others = len(os.listdir("/proc/self/fd")) + SPARE_FILES
+    needed = wanted + SPARE + others
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = max(soft, min(wanted + SPARE + others, hard))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
+        limit = needed if soft == resource.RLIM_INFINITY else soft
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     spare = min(SPARE, max(1, (limit - others) // 4))
     return max(1, min(wanted, limit - others - spare)), spare
 

@@ -2,6 +2,8 @@
 
 security    host, origin, token, role
 sessions    logins of browsers
+transport   the clock on connections, and how many there may be
+turnstile   how many requests begin at once
 routes      one table of operations, for litestar and for the description alike
 bodies      strict JSON and headers
 commands, saes, reading, events, text, login   the routes

@@ -221,9 +221,10 @@ class Patient(HttpToolsProtocol):
         del msg
 
     def _end(self, error: SAEError) -> None:
-        """Answer, if nothing else has begun to, and close."""
+        """Close, with an answer where it would be taken for this request's: no other is owed, and none has begun."""
         waiting = [each for each in self._running if not each.response_complete]
-        if not any(each.response_started for each in waiting):
+        arriving = self.cycle if self._body_since is not None else None
+        if all(each is arriving and not each.response_started for each in waiting):
             on_v1 = bool(waiting) and str(waiting[-1].scope["path"]).startswith("/v1/")
             self.transport.write(_written(error, self.server_state.default_headers, on_v1=on_v1))
         for cycle in waiting:

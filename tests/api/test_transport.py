@@ -264,6 +264,16 @@ async def test_requests_behind_one_another_are_answered_in_order(quick: Running)
         assert [(await pipelined.answer()).status for _ in paths] == [200, 404, 200, 200]
 
 
+async def test_a_part_of_a_head_behind_a_request_is_not_answered_in_its_place(quick: Running) -> None:
+    """The stream before it is cut, and no 408 stands where the client would take it for a part of that."""
+    async with connection(quick) as pipelined:
+        pipelined.send(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /hea")
+        found, seconds = await pipelined.rest()
+    assert found.startswith(b"HTTP/1.1 200")
+    assert b"408" not in found
+    assert seconds < IN_TIME
+
+
 async def test_a_stream_with_requests_behind_it_ends_with_its_reader(quick: Running) -> None:
     async with connection(quick) as pipelined:
         pipelined.send(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" + GET + GET)

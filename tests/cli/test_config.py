@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from sae_actor import config
-from sae_actor.access import Access
+from sae_actor.access import Access, read_line
 from sae_actor.config import ConfigurationError, Settings, load
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
@@ -171,6 +171,22 @@ def test_tokens_from_the_file_the_settings_and_the_environment(tmp_path: Path) -
     assert known.of(b"alice's toke") is None
     assert known.of(b"") is None
     assert not any("shared" in repr(each) or "alice's" in repr(each) for each in found)
+
+
+def test_every_token_is_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 71: whoever asks, with whatever, the same comparisons are made."""
+    found = Access(read_line(f"n{n} viewer {hashlib.sha256(b'token %d' % n).hexdigest()}") for n in range(20))
+    compared: list[int] = []
+
+    def counting(one: bytes, other: bytes) -> bool:
+        compared.append(len(one) + len(other))
+        return one == other
+
+    monkeypatch.setattr("sae_actor.access.hmac.compare_digest", counting)
+    for token in (b"token 0", b"token 19", b"token", b"", b"x" * 100_000):
+        compared.clear()
+        found.of(token)
+        assert compared == [64] * 20
 
 
 def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
