@@ -16,7 +16,7 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -34,6 +34,10 @@ Count: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0.05, le=3600)]
 HostName: TypeAlias = Annotated[str, Meta(pattern=r"\A([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])\Z")]
 WebOrigin: TypeAlias = Annotated[str, Meta(pattern=r"\Ahttps?://[a-z0-9_.\[\]:-]{1,300}\Z")]
+
+
+LogFormat: TypeAlias = Literal["text", "json"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
 class ConfigurationError(Exception):
@@ -62,6 +66,9 @@ class Server(_Section, frozen=True, kw_only=True):
     stalled_seconds: Seconds = 20.0
     max_readers: Annotated[int, Meta(ge=1, le=2**16)] = 2048
     heartbeat_seconds: Seconds = 15.0
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "warning"
+    opentelemetry: bool = False
 
 
 class Data(_Section, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import uvicorn
 
-from . import __version__
+from . import __version__, logs
 from .access import Access
 from .actor import Actor, Broadcast, Performer, Texts
 from .api import Context, Sessions, create_app
@@ -48,6 +48,7 @@ from .eventlog import SqliteLog
 from .hub import HuggingFaceHub
 from .listening import AT_ONCE, Server, listen, room_for
 from .ports import Engine
+from .tracing import Tracing
 
 logger = logging.getLogger("sae_actor")
 
@@ -72,10 +73,11 @@ def run(
     settings: Settings, *, demo: bool = False, read_only: bool = False, accept_truncation: int | None = None
 ) -> int:
     """Serve until a signal or a fault ends it; the exit code (sysexits)."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.set_up(settings.server.log_format, settings.server.log_level)
     try:
         check_exposure(settings)
         tls_files(settings)
+        tracing = Tracing() if settings.server.opentelemetry else None
         listener = listen(settings.server.host, settings.server.port)
     except ConfigurationError as error:
         return _say(str(error), error.exit_code)
@@ -84,25 +86,37 @@ def run(
         return _say(f"cannot listen on {where}: {error.strerror}", EX_UNAVAILABLE)
     with listener:
         try:
-            return asyncio.run(_serve(settings, listener, demo, read_only, accept_truncation))
+            life = _serve(
+                settings, listener, tracing, demo=demo, read_only=read_only, accept_truncation=accept_truncation
+            )
+            return asyncio.run(life)
         except LogError as error:
             return _say(error.detail, error.exit_code)
         except ConfigurationError as error:
             return _say(str(error), error.exit_code)
+        finally:
+            if tracing is not None:
+                tracing.close()
 
 
 def _say(message: str, exit_code: int) -> int:
-    print(f"sae-actor: {message}", file=sys.stderr)
+    logs.say(message)
     return exit_code
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, demo: bool, read_only: bool, accept_truncation: int | None
+    settings: Settings,
+    listener: socket.socket,
+    tracing: Tracing | None,
+    *,
+    demo: bool,
+    read_only: bool,
+    accept_truncation: int | None,
 ) -> int:
     folder = data_folder(settings, demo=demo)
     log = await SqliteLog.open(folder, read_only=read_only, accept_truncation=accept_truncation)
     try:
-        service = Service(settings, folder, log, demo=demo)
+        service = Service(settings, folder, log, demo=demo, tracing=tracing)
         return await service.serve(listener, read_only=read_only)
     finally:
         await log.close()
@@ -111,7 +125,10 @@ async def _serve(
 class Service:
     """Everything wired together, for one life of the process."""
 
-    def __init__(self, settings: Settings, folder: Path, log: SqliteLog, *, demo: bool) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, log: SqliteLog, *, demo: bool, tracing: Tracing | None = None
+    ) -> None:
+        self.tracing = tracing
         self.access = Access(grants(settings))
         # From here on the token is known by its digest alone.
         self.settings = settings.replace("server.token", "")
@@ -199,7 +216,7 @@ class Service:
             elif self.settings.model.id:
                 await self._load_model()
         except SAEError as error:
-            print(f"sae-actor: {error.detail}", file=sys.stderr)
+            logs.say(error.detail)
 
     async def _load_model(self) -> None:
         wanted, model = self.settings.model, self.actor.state.model
@@ -209,7 +226,7 @@ class Service:
         accepted = await self.actor.submit(command, principal="configuration")
         outcome = await self.actor.outcome(accepted.command_id, wait=3600)
         if outcome.error is not None:
-            print(f"sae-actor: {wanted.id}: {outcome.error.detail}", file=sys.stderr)
+            logs.say(f"{wanted.id}: {outcome.error.detail}")
 
     def _announce(self, event_type: str, data: dict[str, object]) -> None:
         """Progress from whatever thread has some."""
@@ -241,12 +258,15 @@ class Service:
                 cors_origins=server.cors_origins,
                 max_readers=server.max_readers,
                 heartbeat=server.heartbeat_seconds,
-            )
+            ),
+            *(() if self.tracing is None else self.tracing.middleware),
         )
         return uvicorn.Config(
             app,
             lifespan="off",
             log_level="error",
+            # Its lines go where ours do.
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=int(STOP_SECONDS),
@@ -267,7 +287,7 @@ class Service:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""
         # Shielded: cancelling this watcher must not cancel what it watches.
         error = await asyncio.shield(self.actor.failure)
-        print(f"sae-actor: {error.detail}", file=sys.stderr)
+        logs.say(error.detail)
         self.exit_code = EX_SOFTWARE
         self._on_signal()
         server.should_exit = True

@@ -42,8 +42,10 @@ WIRING = {
     "deferred",
     "demo",
     "listening",
+    "logs",
     "reproducing",
     "serve",
+    "tracing",
 }
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}

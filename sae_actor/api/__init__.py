@@ -7,12 +7,16 @@ turnstile   how many requests begin at once
 routes      one table of operations, for litestar and for the description alike
 bodies      strict JSON and headers
 commands, saes, reading, events, text, login   the routes
+observing   every request counted, timed, told to the access log
+metrics     what there is to watch
+openapi, schemas, shapes   the description
 problems    errors as problem+json, in OpenAI's shape on /v1
 web/        the page
 """
 
 from .app import create_app
 from .context import Context
+from .observing import ACCESS
 from .sessions import Sessions
 
-__all__ = ["Context", "Sessions", "create_app"]
+__all__ = ["ACCESS", "Context", "Sessions", "create_app"]

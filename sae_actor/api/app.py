@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Litestar, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Middleware
 
 from ..errors import SAEError
 from . import activations, commands, compare, events, generations, login, metrics, reading, saes, text, web
@@ -29,8 +29,8 @@ async def get_schema(request: AnyRequest) -> Answer:
     return Response(content=content, media_type="application/vnd.oai.openapi+json")
 
 
-def create_app(context: Context) -> ASGIApp:
-    """The service over HTTP; its life (start, stop) is the caller's."""
+def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
+    """The service over HTTP; its life (start, stop) is the caller's. `middleware` stands around each route."""
     app = Litestar(
         route_handlers=handlers(),
         openapi_config=None,
@@ -43,5 +43,6 @@ def create_app(context: Context) -> ASGIApp:
         },
         request_max_body_size=MAX_BODY,
         logging_config=None,
+        middleware=middleware,
     )
     return observed(guarded(app, context), context.requests)
