@@ -103,6 +103,7 @@ class Generation(TypedDict):
     receipt: Receipt | None
     edited: Ranges
     excluded: Ranges
+    batch: tuple[int, int] | None
     salt: str | None
     prompt_sha256: str | None
     output_sha256: str | None
