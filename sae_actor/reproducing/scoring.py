@@ -1,7 +1,7 @@
 """The tokens of an answer scored one by one, and how near each was to what would be chosen here.
 
 A text is run along its logged tokens (teacher forcing), so that every token is judged behind the same tokens as in
-the log, however the one before it was judged.
+the log, however the one before it was judged. Where the same tokens come out by themselves, that run scores them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from ..domain.events import Sampling
 from ..errors import BadRequestError
-from ..ports import Engine, ScoredToken, TextRequest, Token
+from ..ports import Engine, Finished, ScoredToken, TextRequest, Token
 from .bench import Bench, NotComparable
 
 _Take: TypeAlias = Callable[[Token], None]
@@ -32,14 +32,17 @@ class Choice(NamedTuple):
     outside of what `top_p` keeps, those that would bring it in, if that is more."""
 
 
-async def logprobs(bench: Bench, request: TextRequest, tokens: Sequence[int]) -> list[float]:
-    """Log probability of each token behind those before it."""
+async def scored(bench: Bench, request: TextRequest) -> tuple[Finished, list[float]]:
+    """The end of the text, and the log probability of each of its tokens."""
     found: list[float] = []
+    end = await bench.run(replace(request, logprobs=0), lambda token: found.append(_own(token).logprob))
+    return end, found
 
-    def take(token: Token) -> None:
-        found.append(_own(token).logprob)
 
-    await _forced(bench, request, tokens, 0, take)
+async def forced(bench: Bench, request: TextRequest, tokens: Sequence[int]) -> list[float]:
+    """Log probability of each of `tokens` behind those before it."""
+    found: list[float] = []
+    await _along(bench, request, tokens, 0, lambda token: found.append(_own(token).logprob))
     return found
 
 
@@ -59,7 +62,7 @@ async def choices(bench: Bench, request: TextRequest, tokens: Sequence[int]) -> 
         if here != own.id:
             others.append(Choice(index, own.id, here, gap))
 
-    await _forced(bench, request, tokens, size, take)
+    await _along(bench, request, tokens, size, take)
     return found, others
 
 
@@ -105,11 +108,11 @@ def _nucleus(scaled: Sequence[float], top_p: float) -> tuple[int, list[float]]:
     return kept, before
 
 
-async def _forced(bench: Bench, request: TextRequest, tokens: Sequence[int], most: int, take: _Take) -> None:
+async def _along(bench: Bench, request: TextRequest, tokens: Sequence[int], most: int, take: _Take) -> None:
     """Run along `tokens`, with the `most` most probable ones beside each. Raises `NotComparable`."""
     settings = replace(request.sampling, max_tokens=len(tokens), stop=())
-    forced = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None)
-    end = await bench.run(forced, take)
+    along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None)
+    end = await bench.run(along, take)
     if end.token_ids != tuple(tokens):
         raise NotComparable("its tokens could not be scored to the last one")
 

@@ -24,7 +24,7 @@ from ..errors import BadRequestError
 from ..ports import Finished, TextRequest
 from .bench import Bench, NotComparable
 from .recorded import Recorded
-from .scoring import Choice, choices, logprobs
+from .scoring import Choice, choices, forced, scored
 
 View = dict[str, Any]
 
@@ -45,6 +45,8 @@ class Ran(Struct, frozen=True, kw_only=True):
     request: TextRequest
     prompt_from: str
     again: Finished
+    logprobs: list[float]
+    """Of its tokens."""
 
 
 async def reproduce(text: Recorded, bench: Bench, prompts: Sequence[str] = ()) -> View:
@@ -97,7 +99,8 @@ async def _run(
         stop_when=stop,
         deterministic=started.deterministic,
     )
-    return Ran(facts=facts, request=request, prompt_from=prompt_from, again=await bench.run(request))
+    again, found = await scored(bench, request)
+    return Ran(facts=facts, request=request, prompt_from=prompt_from, again=again, logprobs=found)
 
 
 async def _judged(
@@ -127,9 +130,7 @@ async def _judged(
         return told
     if not same and _digest(finished, logged) != finished.output_sha256:
         raise NotComparable("the recorded tokens are not those of the recorded digest")
-    found, others = (await logprobs(bench, ran.request, logged), []) if same else (
-        await choices(bench, ran.request, logged)
-    )  # fmt: skip
+    found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged)
     told["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
         return {**told, "verdict": "identical"}
@@ -167,7 +168,7 @@ async def _scores(
     """Log probabilities of the logged tokens under the logged intervention against those under none."""
     if not any(sae.changes_text for sae in started.intervention):
         return None
-    without = await logprobs(bench, replace(ran.request, intervention=(), turns=()), logged)
+    without = await forced(bench, replace(ran.request, intervention=(), turns=()), logged)
     apart = [abs(one - other) for one, other in zip(found, without, strict=True)]
     return {"largest": max(apart), "mean": sum(apart) / len(apart)}
 
