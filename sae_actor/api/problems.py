@@ -55,7 +55,7 @@ def problem_response(request: AnyRequest, error: SAEError) -> Response[bytes]:
         headers["retry-after"] = str(max(1, int(retry_after or 1)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    on_v1 = request.url.path.startswith("/v1/")
+    on_v1 = request.scope["path"].startswith("/v1/")
     view = openai_view(error) if on_v1 else problem_view(error)
     return Response(
         content=msgspec.json.encode(view),
@@ -94,11 +94,11 @@ class _MethodNotAllowedError(BadRequestError):
 
 def on_fault(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A fault of ours: the cause goes to the service's log, not to the client."""
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
     return problem_response(request, InternalError("the request failed; the service's log has the cause"))
 
 
 def on_no_memory(request: AnyRequest, error: Exception) -> Response[bytes]:
     """The process may not take what this request needs; the next one may be smaller."""
-    logger.error("%s %s: no memory: %s", request.method, request.url.path, error or "refused by the system")
+    logger.error("%s %s: no memory: %s", request.method, request.scope["path"], error or "refused by the system")
     return problem_response(request, NotReadyError("there is not enough memory for this request", retry_after=5))

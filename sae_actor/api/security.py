@@ -11,6 +11,7 @@ It wraps the whole application, so that an address without a route is no way aro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -25,6 +26,9 @@ from .context import Context
 from .problems import problem_response
 from .routes import TABLE
 from .turnstile import Turnstile
+
+_HOST = re.compile(r"([A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
+"""A name or address, and a port: what a framework makes of anything else is not to be relied on."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -142,6 +146,9 @@ def _hostname(netloc: str) -> str:
 def _check_host(hosts: list[str], allowed: tuple[str, ...]) -> None:
     if len(hosts) != 1:
         raise BadRequestError("exactly one Host header is needed")
+    named = _HOST.fullmatch(hosts[0])
+    if named is None or int(named[2] or 0) > 65535:
+        raise BadRequestError("the Host header names no host")
     if "*" not in allowed and _hostname(hosts[0]) not in allowed:
         raise ForbiddenError("this service does not answer to that host name")
 
