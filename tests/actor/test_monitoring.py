@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from sae_actor.actor import monitoring
+from sae_actor.actor import Broadcast, monitoring, read_activations
 from sae_actor.domain.commands import Detach, Monitor, Steer
 from sae_actor.domain.refs import Edit
+from sae_actor.ports import Watch
 from tests.actor.test_text_records import PROMPT, open_text
 from tests.actor.world import A, World, living, turns
+from tests.engine.tiny import save_tiny_model, save_tiny_sae
+from tests.reproducing.making import GREEDY, edit, recording
 
 pytestmark = pytest.mark.anyio
 
@@ -25,21 +30,28 @@ def every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitoring, "EVERY_SECONDS", 0.0)
 
 
+@contextmanager
+def heard(broadcast: Broadcast) -> Iterator[list[dict[str, Any]]]:
+    """The data of every `activations` event that is announced meanwhile."""
+    announced: list[dict[str, Any]] = []
+    announce = broadcast.announce
+
+    def spy(event_type: str, data: dict[str, Any]) -> None:
+        if event_type == "activations":
+            announced.append(msgspec.json.decode(msgspec.json.encode(data)))
+        announce(event_type, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(broadcast, "announce", spy)
+        yield announced
+
+
 @asynccontextmanager
 async def watching() -> AsyncIterator[tuple[World, list[dict[str, Any]]]]:
-    """A service with an SAE attached, and the data of every `activations` event so far."""
+    """A service with an SAE attached, and what it announces."""
     async with living() as world:
         await world.attached("a")
-        announced: list[dict[str, Any]] = []
-        announce = world.actor.broadcast.announce
-
-        def spy(event_type: str, data: dict[str, Any]) -> None:
-            if event_type == "activations":
-                announced.append(msgspec.json.decode(msgspec.json.encode(data)))
-            announce(event_type, data)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(world.actor.broadcast, "announce", spy)
+        with heard(world.actor.broadcast) as announced:
             yield world, announced
 
 
@@ -105,3 +117,29 @@ async def test_it_ends_in_the_middle_of_a_text(every_time: None, end: Monitor | 
         assert (await text.result()).finished.reason == "length", "a text that is only monitored goes on"
         assert announced == []
         assert world.state.attached == () or world.state.attached[0].monitoring is None
+
+
+async def test_on_a_real_model(tmp_path: Path, every_time: None) -> None:
+    """What is announced is what reading the whole text as a prompt gives; the text and its record are as without."""
+    model, sae = save_tiny_model(tmp_path / "model"), save_tiny_sae(tmp_path / "sae")
+    async with recording(tmp_path / "log", model) as service:
+        sae_id = await service.attach(sae)
+        await service.steer(sae_id, edit(3, 30.0))
+        _, bare = await service.say()
+        with heard(service.actor.broadcast) as announced:
+            await service.do(Monitor(sae_id, enabled=True, top_k=3))
+            _, done = await service.say()
+            assert (done.finished.token_ids, done.finished.receipt) == (bare.finished.token_ids, bare.finished.receipt)
+            assert done.record.intervention_sha256 == bare.record.intervention_sha256
+            prompt = (await service.engine.tokenize("hello")).token_ids
+            (watch,) = monitoring.watches(service.actor.state)
+            steered = replace(watch.sae, steering=(edit(3, 30.0),))
+            ids = (*prompt, *done.finished.token_ids[:-1])
+            whole = await read_activations(
+                service.engine, ids, (steered,), (), Watch(sae=watch.sae, top_k=3), deadline_seconds=60
+            )
+        assert [each["position"] for each in announced] == list(range(len(prompt) - 1, len(ids)))
+        for each in announced:
+            read = {one.feature: one.activation for one in whole.rows[each["position"]]}
+            assert {one["feature"]: one["activation"] for one in each["features"]} == pytest.approx(read, rel=1e-4)
+        assert len(announced) == GREEDY.max_tokens
