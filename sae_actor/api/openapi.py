@@ -103,6 +103,7 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
             "description": "Every write is a command: `POST /api/commands` takes each of them, the other routes are "
             "short for one. Errors are `application/problem+json`, under `/v1` in OpenAI's shape.",
         },
+        "externalDocs": {"description": "The same, to be read in a browser", "url": "/schema.html"},
         "tags": [{"name": name} for name in dict.fromkeys(each.tag for each in TABLE)],
         "paths": paths,
         "components": {

@@ -160,7 +160,8 @@ async def test_a_token_is_needed_on_every_route_but_the_open_ones(secured: Runni
 
 def test_what_is_open() -> None:
     """Probes, the page's files, and what it takes to log in: a further open route is to be thought over."""
-    page = {("GET", path) for path in ("/", "/page.js", "/login.js", "/wire.js", "/page.css", "/icon.svg")}
+    files = ("page.js", "login.js", "wire.js", "page.css", "icon.svg", "schema.html", "schema.js", "schema.css")
+    page = {("GET", f"/{name}") for name in ("", *files)}
     login = {("POST", "/login"), ("POST", "/logout"), ("GET", "/api/session")}
     probes = {("GET", "/health"), ("GET", "/ready")}
     assert {(each.method, each.path) for each in TABLE if each.open} == page | login | probes

@@ -4,6 +4,7 @@ index.html, page.css, icon.svg    what there is to see
 page.js                           what it shows: SAEs, steering, text with and without, events
 wire.js                           how it asks: JSON, streamed text, events without a gap
 login.js                          who is there: the form for a token, and the way out
+schema.html, .js, .css            the description of the API, to be read
 """
 
 from __future__ import annotations
@@ -36,4 +37,7 @@ _serve("/page.js", "page.js", "text/javascript", "The page's script")
 _serve("/wire.js", "wire.js", "text/javascript", "The page's requests")
 _serve("/login.js", "login.js", "text/javascript", "The page's login")
 _serve("/page.css", "page.css", "text/css", "The page's style")
+_serve("/schema.html", "schema.html", "text/html", "The API, to be read in a browser")
+_serve("/schema.js", "schema.js", "text/javascript", "Its script")
+_serve("/schema.css", "schema.css", "text/css", "Its style")
 _serve("/icon.svg", "icon.svg", "image/svg+xml", "The page's icon")
