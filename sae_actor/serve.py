@@ -153,6 +153,7 @@ class Service:
             self.engine,
             record_text=settings.audit.record_text,
             deadline_seconds=settings.engine.deadline_seconds,
+            places=settings.engine.max_running + settings.engine.max_waiting,
         )
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:

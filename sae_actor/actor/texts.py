@@ -22,7 +22,15 @@ from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.refs import FinishReason
-from ..errors import DeadlineExceededError, DeviceLostError, InternalError, SAEError, TooLargeError, from_code
+from ..errors import (
+    DeadlineExceededError,
+    DeviceLostError,
+    InternalError,
+    MailboxFullError,
+    SAEError,
+    TooLargeError,
+    from_code,
+)
 from ..ports import Engine, Finished, TextRequest, Token, Watch
 from .actor import Actor
 from .counts import TextCounts
@@ -99,10 +107,18 @@ class Texts:
     """Admits requests and keeps those that run."""
 
     def __init__(
-        self, actor: Actor, engine: Engine, *, record_text: bool = False, deadline_seconds: float = 600.0
+        self,
+        actor: Actor,
+        engine: Engine,
+        *,
+        record_text: bool = False,
+        deadline_seconds: float = 600.0,
+        places: int | None = None,
     ) -> None:
-        """`deadline_seconds`: a text that is not done so long after its admission is given up."""
+        """deadline_seconds: a text that is not done so long after its admission is given up. places: for how many texts
+        the engine has room; a further one is refused before anything of it is on record."""
         self.deadline_seconds = deadline_seconds
+        self.places = places
         self._actor = actor
         self._engine = engine
         self._record_text = record_text
@@ -119,7 +135,10 @@ class Texts:
         principal: str,
         tell: Tell | None = None,
     ) -> RunningText:
-        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with."""
+        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
+        `MailboxFullError`."""
+        if self.places is not None and len(self._running) + len(self._opening) >= self.places:
+            raise MailboxFullError("too many texts are waiting", retry_after=1)
         opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or Tell()))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)

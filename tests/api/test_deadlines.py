@@ -97,16 +97,21 @@ async def test_the_engine_is_told_too(service: Running) -> None:
     assert service.context.texts.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
 
 
-async def test_when_the_queue_is_full(service: Running) -> None:
+@pytest.mark.parametrize("told", [True, False])
+async def test_when_the_queue_is_full(service: Running, told: bool) -> None:
+    """A service that knows its places puts nothing on record of what it refuses."""
     await service.ready()
     service.engine.max_running, service.engine.max_waiting = 1, 1
+    service.context.texts.places = 2 if told else None
     service.engine.text_gate = asyncio.Event()
     running = [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(2)]
     while len(service.engine._streams) < 2:
         await asyncio.sleep(0.01)
+    before = service.actor.state.position
     for stream in (False, True):
         refused = await service.client.post("/v1/completions", json={**ASK, "stream": stream})
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "mailbox_full")
         assert int(refused.headers["retry-after"]) >= 1
+    assert service.actor.state.position == before + (0 if told else 4)
     service.engine.text_gate.set()
     assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
