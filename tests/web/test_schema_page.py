@@ -39,7 +39,7 @@ def test_the_description_to_be_read(browser: Browser, tmp_path: Path) -> None:
         page.click("#attach summary")
         told = page.text("#attach")
         for word in (
-            "sae_id *",
+            "sae_id",
             "Idempotency-Key",
             "AttachBody",
             "sae_already_attached",
