@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 
+from sae_actor.cli.answers import explanation
 from sae_actor.domain.events import Event
 from sae_actor.domain.explaining import Explaining
 from tests.cli.conftest import Ran, bare_environment, command
@@ -160,11 +161,12 @@ def test_the_log_tells_and_reproduces_every_text(tmp_path: Path, command: Callab
         steered += answer["sae"]["receipt"]["tokens_edited"] > 0
     assert steered > TEXTS / 4
 
-    # The command says so in words; and run again, every text has the same tokens.
-    for generation_id in list(explained)[::20]:
-        ran = command("log", "explain", generation_id, "--data-dir", str(data))
-        assert ran.code == 0
-        assert "the recorded intervention is what the log comes to before it" in ran.out
+    # It says so in words (the command itself is asked for some); and run again, every text has the same tokens.
+    verified = json.loads(command("log", "verify", "--json", "--data-dir", str(data)).out)
+    words = {name: explanation({**view, "log": verified}) for name, view in explained.items()}
+    assert all("the recorded intervention is what the log comes to before it" in each for each in words.values())
+    for name in list(explained)[::20]:
+        assert command("log", "explain", name, "--data-dir", str(data)) == (0, words[name] + "\n", "")
     ran = command("log", "reproduce", "--all", "--json", "--data-dir", str(data))
     verdicts = [json.loads(line) for line in ran.out.splitlines()]
     assert {view["generation_id"] for view in verdicts} == set(explained)
