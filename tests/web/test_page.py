@@ -190,7 +190,7 @@ def tokens(tmp_path: Path) -> dict[str, str]:
 
 
 def log_in(page: Page, name: str) -> None:
-    page.until("!document.querySelector('#login').hidden")
+    page.until("document.querySelector('#login')?.hidden === false")
     page.fill("#token", TOKENS[name][1])
     page.click("#login button")
     page.until(f"document.querySelector('#link') && {LIVE}")
@@ -200,7 +200,7 @@ def log_in(page: Page, name: str) -> None:
 def test_a_login_lets_the_page_in_and_a_logout_out(browser: Browser, tmp_path: Path, tokens: dict[str, str]) -> None:
     with Process(tmp_path / "data", environment=tokens) as process:
         page = browser.open(process.url)
-        page.until("!document.querySelector('#login').hidden")
+        page.until("document.querySelector('#login')?.hidden === false")
         assert page.evaluate("document.querySelector('main').hidden")
         page.fill("#token", "wrong")
         page.click("#login button")
@@ -224,9 +224,9 @@ def test_a_login_lets_the_page_in_and_a_logout_out(browser: Browser, tmp_path: P
         again = browser.open(process.url)  # the cookie is the browser's: a second tab is in as well
         again.until(f"document.querySelector('#link') && {LIVE}")
         again.click("#logout")
-        again.until("!document.querySelector('#login').hidden")
+        again.until("document.querySelector('#login')?.hidden === false")
         page.click("#generate")
-        page.until("!document.querySelector('#login').hidden")
+        page.until("document.querySelector('#login')?.hidden === false")
         assert all("token" not in url for url in page.requested())
         # What was refused is on the console; a broken policy or an exception would be as well.
         assert all("401" in each for each in page.complaints), page.complaints
@@ -258,7 +258,7 @@ def test_a_restart_asks_for_the_token_again(browser: Browser, tmp_path: Path, to
         page = browser.open(first.url)
         log_in(page, "vera")
     with Process(data, "--port", first.url.rpartition(":")[2], environment=tokens):
-        page.until("document.readyState === 'complete' && !document.querySelector('#login').hidden", 30)
+        page.until("document.readyState === 'complete' && document.querySelector('#login')?.hidden === false", 30)
         log_in(page, "olga")
         page.until(f"{POSITIONS}.length === 2")
         assert page.text("#who span") == "olga"
