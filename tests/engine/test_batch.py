@@ -231,6 +231,37 @@ async def test_a_forward_pass_that_fails_for_one_text(tiny_llama: Path, tiny_sae
         assert "secret" not in (ends[3].error_detail or "")
 
 
+async def test_every_end_is_one_texts_own(tiny_llama: Path, tmp_path: Path) -> None:
+    """A reader that leaves, a deadline, an SAE that fails and one that is detached, beside three that go on."""
+    folder = save_tiny_sae(tmp_path / "sae")
+    fine = [
+        request(ids(9, 1), tokens=90),
+        request(ids(8, 2), active(5, Edit(feature=3, strength=5.0)), tokens=90),
+        request(ids(7, 3), active(5, mode="reconstruct"), tokens=90, temperature=0.9),
+    ]
+    async with running(tiny_llama, (5, POINT), (6, LOWER), (7, LOWER), sae=folder) as engine:
+        alone = [await finished(engine, each) for each in fine]
+        engine._residents[7].sae.W_dec[4] = torch.nan
+        survivors = [asyncio.create_task(finished(engine, each)) for each in fine]
+        left = engine.generate(request(ids(9, 4), tokens=100))
+        late = asyncio.create_task(finished(engine, request(ids(9, 5), tokens=100, deadline=0.02)))
+        failing = request(ids(9, 6), active(7, Edit(feature=4, strength=1.0, positions="generated"), point=LOWER))
+        failed = asyncio.create_task(finished(engine, failing))
+        removed = active(6, Edit(feature=1, strength=2.0), point=LOWER)
+        gone = asyncio.create_task(finished(engine, request(ids(9, 7), removed, tokens=115)))
+        await anext(left)
+        await left.aclose()
+        assert await engine.detach(detach(6), 0.0) > 0
+        assert [(end.token_ids, end.text) for end in await asyncio.gather(*survivors)] == [
+            (end.token_ids, end.text) for end in alone
+        ]
+        assert (await late).error_code == "not_ready"
+        assert ((await failed).error_code, (await failed).faulted) == ("internal", 7)
+        assert (await gone).reason == "intervention_removed"
+        again = [await finished(engine, each) for each in fine]
+    assert again == alone
+
+
 async def test_joined_edits_hold_no_sae_that_was_detached(tiny_llama: Path, tiny_sae: Path) -> None:
     async with running(tiny_llama, (5, POINT), sae=tiny_sae) as engine:
         sae = weakref.ref(engine._residents[5].sae)

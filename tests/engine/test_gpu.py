@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import transformers
 from sae_actor.domain.refs import Edit
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import OutOfMemoryError
-from tests.engine.asking import active, attach, detach, finished, load, no_progress, request
+from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
+from tests.engine.test_batch import LOWER, plain, requests
 from tests.engine.tiny import save_tiny_sae
 
 pytestmark = [
@@ -102,3 +104,21 @@ async def test_a_full_device(engine: TorchEngine, tiny_llama: Path, tiny_sae: Pa
         assert await finished(engine, request(IDS, active(6))) == bare
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+async def test_texts_together_are_each_alone(engine: TorchEngine, tiny_llama: Path, tiny_sae: Path) -> None:
+    facts = await engine.load_model(load(str(tiny_llama), dtype="float32"), no_progress)
+    assert facts.environment["batching"] is True
+    await engine.attach(attach(5), str(tiny_sae))
+    await engine.attach(attach(6, point=LOWER), str(tiny_sae))
+    await finished(engine, request(IDS))  # what the libraries allocate once for themselves
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    asked = [each for each in requests() if not each.deterministic]  # no float32 on a GPU sums in one order
+    alone = [await read(engine.generate(each)) for each in asked]
+    together = await asyncio.gather(*(read(engine.generate(each)) for each in asked))
+    assert [plain(each) for each in together] == [plain(each) for each in alone]
+    await engine.detach(detach(5), 0.0)
+    await engine.detach(detach(6), 0.0)
+    gc.collect()
+    assert torch.cuda.memory_allocated() < before
