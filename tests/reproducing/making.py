@@ -73,7 +73,7 @@ class Recorder:
 
 @asynccontextmanager
 async def recording(
-    folder: Path, model: Path, *, record_text: bool = True, max_attachments: int = 2
+    folder: Path, model: Path, *, record_text: bool = True, max_attachments: int = 2, dtype: str = "auto"
 ) -> AsyncIterator[Recorder]:
     """A service that writes into `folder`, with the model loaded; stopped in order at the end."""
     log = await SqliteLog.open(folder)
@@ -86,7 +86,7 @@ async def recording(
     texts = Texts(actor, engine, record_text=record_text)
     recorder = Recorder(actor, texts, engine)
     try:
-        await recorder.do(LoadModel(model=str(model), device="cpu"))
+        await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype))
         yield recorder
     finally:
         await texts.close()
