@@ -33,6 +33,8 @@ MAX_EVENT_BYTES = 256 * 1024
 MAX_SKEWED = 100
 """Events out of time that a verification names."""
 
+_LINE_FEED, _RETURN = b"\n\r"
+
 _HEADER = struct.Struct(">32sQIIIIiI")
 """previous, position, schema, then the lengths of event_id, type, time, command_id (−1: none), principal."""
 
@@ -81,8 +83,23 @@ class Sealed(NamedTuple):
     """Bytes of payload and texts."""
 
 
-def seal(draft: Draft) -> Sealed:
-    """Salt and digest the payload.
+class Salts:
+    """Fresh salts; the system is asked for many at a time. For one thread."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._at = 0
+
+    def take(self) -> bytes:
+        at = self._at
+        if at == len(self._pool):
+            self._pool, at = os.urandom(256 * SALT_BYTES), 0
+        self._at = at + SALT_BYTES
+        return self._pool[at : self._at]
+
+
+def seal(draft: Draft, salt: bytes) -> Sealed:
+    """Digest the payload with its salt.
 
     Raises `TooLargeError` above `MAX_EVENT_BYTES`, `ValueError` for text that has no UTF-8 form (a lone surrogate),
     a schema outside [1, 2^31), or a payload of several lines, which neither the stream nor an export could carry.
@@ -90,47 +107,31 @@ def seal(draft: Draft) -> Sealed:
     if not 1 <= draft.schema < 2**31:
         raise ValueError(f"schema {draft.schema} of {draft.type}")
     data = bytes(draft.data)
-    if b"\n" in data or b"\r" in data:
+    if _LINE_FEED in data or _RETURN in data:
         raise ValueError(f"the payload of a {draft.type} has more than one line")
+    event_id, type_, time = draft.event_id.encode(), draft.type.encode(), draft.time.encode()
     command_id = None if draft.command_id is None else draft.command_id.encode()
-    texts = (draft.event_id.encode(), draft.type.encode(), draft.time.encode(), command_id, draft.principal.encode())
-    salt = os.urandom(SALT_BYTES)
-    size = len(data) + len(b"".join(texts[:3])) + len(command_id or b"") + len(texts[4])
+    principal = draft.principal.encode()
+    size = len(data) + len(event_id) + len(type_) + len(time) + len(command_id or b"") + len(principal)
     if size > MAX_EVENT_BYTES:
         raise TooLargeError(
             f"an event of {size} bytes; at most {MAX_EVENT_BYTES} go into the log", size=size, limit=MAX_EVENT_BYTES
         )
-    return Sealed(draft, data, salt, hashlib.sha256(salt + data).digest(), texts, size)
-
-
-def link(sealed: Sealed, position: int, previous: bytes) -> Row:
-    """The event in its place behind `previous`."""
-    draft, data, salt, data_hash, texts, _ = sealed
-    digest = event_digest(previous, position, draft.schema, texts, data_hash)
-    return Row(
-        position,
-        draft.event_id,
-        draft.type,
-        draft.schema,
-        draft.time,
-        draft.command_id,
-        draft.principal,
-        data,
-        salt,
-        data_hash,
-        digest,
-    )
+    data_hash = hashlib.sha256(salt + data).digest()
+    return Sealed(draft, data, salt, data_hash, (event_id, type_, time, command_id, principal), size)
 
 
 def link_all(batch: Iterable[Sealed], head: Head) -> list[Row]:
     """All events in their places behind `head`."""
     rows: list[Row] = []
     position, previous = head.position, bytes.fromhex(head.hash)
-    for sealed in batch:
+    for draft, data, salt, data_hash, texts, _ in batch:
         position += 1
-        row = link(sealed, position, previous)
-        previous = row.hash
-        rows.append(row)
+        schema, command_id, principal = draft.schema, draft.command_id, draft.principal
+        previous = event_digest(previous, position, schema, texts, data_hash)
+        columns = (position, draft.event_id, draft.type, schema, draft.time, command_id, principal, data, salt)
+        # What the constructor of a named tuple does, without its call for each event.
+        rows.append(tuple.__new__(Row, (*columns, data_hash, previous)))
     return rows
 
 

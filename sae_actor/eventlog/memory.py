@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..domain.events import Draft, Event
 from ..errors import LogConflictError, LogError
 from ..ports import Head, Verification
-from .chain import Row, Walk, as_read, event_of, genesis, link_all
+from .chain import Row, Salts, Walk, as_read, event_of, genesis, link_all
 from .writer import check_append
 
 
@@ -19,6 +19,7 @@ class MemoryLog:
         self._log_id = secrets.token_hex(16)
         self._head = Head(0, genesis(self._log_id).hex())
         self._rows: list[Row] = []
+        self._salts = Salts()
         self._closed = False
 
     @property
@@ -30,7 +31,7 @@ class MemoryLog:
         return self._head
 
     async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
-        sealed = check_append(drafts)
+        sealed = check_append(drafts, self._salts)
         self._refuse_if_closed()
         if expected != self._head.position:
             detail = f"an append behind event {expected}, the log is at {self._head.position}"

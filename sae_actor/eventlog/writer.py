@@ -15,14 +15,14 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..domain.events import Draft, Event
 from ..errors import DiskFullError, LogConflictError, LogError, SAEError, TooLargeError
 from ..ports import Head
-from .chain import Row, Sealed, event_of, link_all, seal
+from .chain import Row, Salts, Sealed, event_of, link_all, seal
 from .checkpoint import Checkpoint
 from .schema import NAME, WAL_NAME, insert_statement
 from .thread import Connection
@@ -43,37 +43,43 @@ WAL_PAGES = 1000
 
 class _Waiting(NamedTuple):
     sealed: list[Sealed]
+    size: int
     expected: int
     answer: asyncio.Future[tuple[Event, ...]]
 
 
 class _Batch:
-    """What goes into one transaction, and who waits for it."""
+    """What goes into one transaction, who waits for it, and whose append cannot follow."""
 
-    def __init__(self, waiting: list[_Waiting], rows: list[Row]) -> None:
-        self.waiting = waiting
-        self.rows = rows
-        self.head = Head(rows[-1].position, rows[-1].hash.hex())
-        self.events: list[Event] = []
+    def __init__(self, position: int) -> None:
+        self.waiting: list[_Waiting] = []
+        self.sealed: list[Sealed] = []
+        self.conflicts: list[tuple[_Waiting, int]] = []
+        """With the position that the log is at by then."""
+        self.position = position
+        self.rows: list[Row] = []
+        self.failure: _Failure | None = None
+        self.unwitnessed: str | None = None
+        """What is wrong with the checkpoint, where the events were stored."""
 
 
 class _Failure(NamedTuple):
     """Why a batch was not stored."""
 
-    error: sqlite3.Error | None
+    error: Exception | None
     """None: another process wrote to the files."""
     unchanged: bool = False
     """No transaction is open, and the last event is still the one we know."""
 
 
-def check_append(drafts: Sequence[Draft]) -> list[Sealed]:
+def check_append(drafts: Sequence[Draft], salts: Salts) -> list[Sealed]:
     """The drafts with salt and digest.
 
     Raises `TooLargeError` for an event or an append beyond the limits, `ValueError` for what no log can hold.
     """
     if len(drafts) > MAX_APPEND:
         raise TooLargeError(f"{len(drafts)} events in one append; at most {MAX_APPEND}", limit=MAX_APPEND)
-    return [seal(draft) for draft in drafts]
+    return [seal(draft, salts.take()) for draft in drafts]
 
 
 class Writer:
@@ -88,6 +94,8 @@ class Writer:
         self._folder = folder
         self._log_id = log_id
         self._checkpoint = checkpoint
+        self._loop = asyncio.get_running_loop()
+        self._salts = Salts()
         self._queue: deque[_Waiting] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,19 +109,19 @@ class Writer:
         # From here on read and written by the connection's thread alone.
         self._files = self._fingerprint()
 
-    async def append(self, drafts: Sequence[Draft], expected: int) -> tuple[Event, ...]:
-        sealed = check_append(drafts)
+    def append(self, drafts: Sequence[Draft], expected: int) -> asyncio.Future[tuple[Event, ...]]:
+        """Queue an append. From here on it is stored, whatever becomes of the caller: a cancel reaches the answer
+        alone."""
+        sealed = check_append(drafts, self._salts)
         if self._stopped is not None:
             raise LogError(self._stopped)
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(sealed, expected, loop.create_future())
-        self._queue.append(waiting)
+        answer: asyncio.Future[tuple[Event, ...]] = self._loop.create_future()
+        self._queue.append(_Waiting(sealed, sum([each.size for each in sealed]), expected, answer))
         if self._idle.is_set():
             self._idle.clear()
-            # Not at once: whoever appends in the same step of the loop is stored together.
-            loop.call_soon(self._begin)
-        # From here on it is stored, whatever becomes of the caller: a cancel reaches the answer alone.
-        return await waiting.answer
+            # The thread comes to run when the loop waits: whoever appends in the same step is stored together.
+            self._db.submit(self._store, self._stored)
+        return answer
 
     async def erase(self, position: int) -> None:
         """Overwrite a payload in the database (`secure_delete`) and empty the WAL, which still held it."""
@@ -144,66 +152,32 @@ class Writer:
 
     # — on the loop —
 
-    def _begin(self) -> None:
-        """Hand the next transaction to the thread, one at a time."""
-        batch = None
-        try:
-            while self._queue and batch is None:
-                batch = self._take()
-            if batch is None:
-                self._idle.set()
-                return
-            parameters = list(itertools.chain.from_iterable(batch.rows))
-            self._db.submit(
-                lambda connection: self._store(connection, batch.head, len(batch.rows), parameters),
-                lambda failure, error: self._stored(batch, failure, error),
-            )
-            # While the disk is busy; given out when they are durable.
-            batch.events = [event_of(row) for row in batch.rows]
-        except BaseException as error:
-            self._stop([] if batch is None else batch.waiting, f"the writer of the log ended: {type(error).__name__}")
-            self._idle.set()
-            raise
-
-    def _take(self) -> _Batch | None:
-        """The appends that are stored next, in one transaction; None where there are no events to store."""
-        taken: list[_Waiting] = []
-        rows: list[Row] = []
-        size, head = 0, self.head
-        while self._queue:
-            waiting = self._queue[0]
-            size += sum([sealed.size for sealed in waiting.sealed])
-            if rows and (len(rows) + len(waiting.sealed) > GROUP_EVENTS or size > GROUP_BYTES):
-                break
-            self._queue.popleft()
-            if waiting.expected != head.position:
-                detail = f"an append behind event {waiting.expected}, the log is at {head.position}"
-                _refuse([waiting], LogConflictError, detail, head=head.position, expected=waiting.expected)
-                continue
-            taken.append(waiting)
-            if waiting.sealed:
-                rows += link_all(waiting.sealed, head)
-                head = Head(rows[-1].position, rows[-1].hash.hex())
-        if rows:
-            return _Batch(taken, rows)
-        _answer(taken, [])
-        return None
-
-    def _stored(self, batch: _Batch, failure: _Failure | str | None, error: BaseException | None) -> None:
-        """The thread is done with a batch. `failure` as text: only the checkpoint failed."""
-        if error is not None:
-            self._stop(batch.waiting, f"the writer of the log ended: {type(error).__name__}")
-        elif isinstance(failure, _Failure):
-            self._fail(batch.waiting, failure)
+    def _stored(self, batch: _Batch, _: object) -> None:
+        """The thread is done with a transaction: tell who waits, and hand it the next one."""
+        self._answer(batch)
+        if self.failed:
+            _refuse(self._queue, LogError, self._stopped or "")
+            self._queue.clear()
+        if self._queue:
+            self._db.submit(self._store, self._stored)
         else:
-            self.head = batch.head
-            # The events are durable, also where their witness is not: that stops the next append, not this one.
-            _answer(batch.waiting, batch.events)
-            if failure is not None:
-                self._stop([], failure)
-            else:
-                self._look_after(batch.rows)
-        self._begin()
+            self._idle.set()
+
+    def _answer(self, batch: _Batch) -> None:
+        for waiting, position in batch.conflicts:
+            detail = f"an append behind event {waiting.expected}, the log is at {position}"
+            _refuse([waiting], LogConflictError, detail, head=position, expected=waiting.expected)
+        if batch.failure is not None:
+            self._fail(batch.waiting, batch.failure)
+            return
+        if batch.rows:
+            self.head = Head(batch.rows[-1].position, batch.rows[-1].hash.hex())
+        # The events are durable, also where their witness is not: that stops the next append, not this one.
+        _give_out(batch)
+        if batch.unwitnessed is not None:
+            self._stop([], batch.unwitnessed)
+        elif batch.rows:
+            self._look_after(batch.rows)
 
     def _look_after(self, rows: list[Row]) -> None:
         """The checkpoint is synced and the WAL folded where it is time."""
@@ -239,6 +213,8 @@ class Writer:
         if error is None:
             # Only with SQLite's locks lost can another process write; its log and ours are two from here on.
             self._stop(waiting, "another process wrote to events.db: the log takes no more events")
+        elif not isinstance(error, sqlite3.Error):
+            self._stop(waiting, f"the writer of the log ended: {name}")
         elif code == sqlite3.SQLITE_FULL and failure.unchanged:
             _refuse(waiting, DiskFullError, "no space for the event log; nothing was stored")
         elif code == sqlite3.SQLITE_CONSTRAINT:
@@ -247,44 +223,67 @@ class Writer:
             self._stop(waiting, f"events.db could not be written ({name}: {error}): the log takes no more events")
 
     def _stop(self, waiting: list[_Waiting], reason: str) -> None:
-        """Fail-stop: refuse what is at hand, what waits and whatever comes."""
+        """Fail-stop: refuse what is at hand and whatever comes; what waits is refused by `_stored`."""
         logger.critical("%s", reason)
         self.failed = True
         self._stopped = reason
-        _refuse([*waiting, *self._queue], LogError, reason)
-        self._queue.clear()
+        _refuse(waiting, LogError, reason)
 
     # — on the connection's thread —
 
-    def _store(
-        self, connection: sqlite3.Connection, head: Head, rows: int, parameters: Sequence[object]
-    ) -> _Failure | str | None:
-        """One transaction and its witness. As text: what is wrong with the checkpoint."""
-        if self._fingerprint() != self._files:
-            return _Failure(None)
-        try:
-            connection.execute(insert_statement(rows), parameters)
-        except sqlite3.Error as error:
-            unchanged = self._unchanged(connection, head.position - rows)
-            self._files = self._fingerprint()
-            return _Failure(error, unchanged)
+    def _store(self, connection: sqlite3.Connection) -> _Batch:
+        """One transaction and its witness. What fails is in the batch; nothing is raised."""
+        batch = self._take()
+        if batch.sealed:
+            try:
+                if self._fingerprint() == self._files:
+                    self._insert(connection, batch)
+                else:
+                    batch.failure = _Failure(None)
+            except Exception as error:
+                batch.failure = _Failure(error, self._unchanged(connection))
+                self._files = self._fingerprint()
+        return batch
+
+    def _insert(self, connection: sqlite3.Connection, batch: _Batch) -> None:
+        rows = link_all(batch.sealed, self.head)
+        connection.execute(insert_statement(len(rows)), list(itertools.chain.from_iterable(rows)))
+        batch.rows = rows
         self._files = self._fingerprint()
+        head = Head(rows[-1].position, rows[-1].hash.hex())
         try:
             if self._checkpoint is None:
                 self._checkpoint = Checkpoint.create(self._folder, self._log_id, head)
             else:
                 self._checkpoint.write(head)
         except OSError as error:
-            return f"head.checkpoint could not be written ({error.strerror}): the log takes no more events"
-        return None
+            batch.unwitnessed = f"head.checkpoint could not be written ({error.strerror}): the log takes no more events"
 
-    def _unchanged(self, connection: sqlite3.Connection, position: int) -> bool:
+    def _take(self) -> _Batch:
+        """The appends that are stored next. The loop stands behind `head` until it has heard what became of them."""
+        batch = _Batch(self.head.position)
+        size, queue = 0, self._queue
+        while queue:
+            waiting = queue[0]
+            size += waiting.size
+            if batch.sealed and (len(batch.sealed) + len(waiting.sealed) > GROUP_EVENTS or size > GROUP_BYTES):
+                break
+            queue.popleft()
+            if waiting.expected != batch.position:
+                batch.conflicts.append((waiting, batch.position))
+                continue
+            batch.waiting.append(waiting)
+            batch.sealed += waiting.sealed
+            batch.position += len(waiting.sealed)
+        return batch
+
+    def _unchanged(self, connection: sqlite3.Connection) -> bool:
         """No transaction is open and the last event is the one we know."""
         try:
             (last,) = connection.execute("SELECT coalesce(max(position), 0) FROM events").fetchone()
         except sqlite3.Error:
             return False
-        return bool(last == position) and not connection.in_transaction
+        return bool(last == self.head.position) and not connection.in_transaction
 
     def _fold(self, connection: sqlite3.Connection) -> None:
         """Move what the WAL holds into the database, so that the WAL begins anew."""
@@ -317,16 +316,16 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_ino, status.st_size
 
 
-def _answer(batch: list[_Waiting], events: list[Event]) -> None:
+def _give_out(batch: _Batch) -> None:
     at = 0
-    for waiting in batch:
+    for waiting in batch.waiting:
         end = at + len(waiting.sealed)
         if not waiting.answer.done():
-            waiting.answer.set_result(tuple(events[at:end]))
+            waiting.answer.set_result(tuple([event_of(row) for row in batch.rows[at:end]]))
         at = end
 
 
-def _refuse(batch: list[_Waiting], error: type[SAEError], detail: str, **fields: int) -> None:
+def _refuse(batch: Iterable[_Waiting], error: type[SAEError], detail: str, **fields: int) -> None:
     for waiting in batch:
         if not waiting.answer.done():
             waiting.answer.set_exception(error(detail, **fields))

@@ -1,26 +1,33 @@
-"""The event log beside plain SQLite, in one run: `python -m tests.bench.bench_log [--events N] [--folder F]`.
+"""The event log beside plain SQLite and the `eventsourcing` library, in one run:
+
+    python -m tests.bench.bench_log [--events N] [--folder F]
 
 append     one event, durable, through the writer       against  one INSERT of the same bytes and its FULL commit
 together   64 events in one append, as the actor        against  raw INSERTs of 64 rows, FULL commit each
            stores the turns that wait
-64 writers 64 appends waiting at once                   against  the same
+64 writers each appends, waits for its answer and       against  the same, and one insert after the other through
+           appends again                                         the library's SQLite recorder
 replay     `open` with the chain verified, then reading every event, on a log of N events
 
-The two sides take turns, commit by commit, so that both meet the same disk and the same neighbours; figures are
-medians of several rounds.
+The sides take turns, commit by commit, so that all meet the same disk and the same neighbours; figures are medians
+of several rounds. The library comes with `pip install .[bench]`; without it its column is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import resource
 import sqlite3
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sae_actor.domain.events import Draft, SteeringChanged, draft
 from sae_actor.domain.refs import Edit
@@ -29,10 +36,19 @@ from sae_actor.eventlog.chain import genesis, link_all, seal
 from sae_actor.eventlog.schema import COLUMNS, NAME, SCHEMA, insert_statement
 from sae_actor.ports import Head
 
+StoredEvent: Any = None
+SQLiteAggregateRecorder: Any = None
+SQLiteDatastore: Any = None
+with contextlib.suppress(ImportError):
+    from eventsourcing.persistence import StoredEvent
+    from eventsourcing.sqlite import SQLiteAggregateRecorder, SQLiteDatastore
+
 ROUNDS = 7
-APPENDS = 400
-GROUPS = 40
+APPENDS = 200
+GROUPS = 5
 WRITERS = 64
+TURNS = 16
+"""Appends of each writer in a group; that the writers come to be is shared by so many."""
 LOG_ID = "00" * 16
 
 
@@ -63,7 +79,7 @@ class Raw:
 
     def commit(self, batch: list[Draft]) -> float:
         """Seconds of one durable INSERT of these events; salts and digests are made beforehand."""
-        rows = link_all([seal(each) for each in batch], Head(self._at, genesis(LOG_ID).hex()))
+        rows = link_all([seal(each, os.urandom(16)) for each in batch], Head(self._at, genesis(LOG_ID).hex()))
         parameters = [column for row in rows for column in row]
         statement = insert_statement(len(rows))
         begin = time.perf_counter()
@@ -75,6 +91,30 @@ class Raw:
         self._db.close()
 
 
+class Library:
+    """The SQLite recorder of the `eventsourcing` library, with its own settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self._recorder = SQLiteAggregateRecorder(SQLiteDatastore(str(folder / "library.db")))
+        self._recorder.create_table()
+        self._id = uuid.UUID(int=1)
+        self._at = 0
+
+    def commit(self, batch: list[Draft]) -> float:
+        """Seconds of one durable insert of these payloads."""
+        stored = [StoredEvent(self._id, self._at + i, each.type, bytes(each.data)) for i, each in enumerate(batch)]
+        self._at += len(batch)
+        return seconds(lambda: self._recorder.insert_events(stored))
+
+    def read(self) -> float:
+        """Events a second, all of them at once."""
+        taken = seconds(lambda: self._recorder.select_events(self._id))
+        return self._at / taken
+
+    def close(self) -> None:
+        self._recorder.datastore.close()
+
+
 async def timed_append(log: SqliteLog, batch: list[Draft]) -> float:
     """Seconds until a durable answer."""
     begin = time.perf_counter()
@@ -82,11 +122,18 @@ async def timed_append(log: SqliteLog, batch: list[Draft]) -> float:
     return time.perf_counter() - begin
 
 
-async def timed_writers(log: SqliteLog, batch: list[Draft]) -> float:
-    """Seconds until as many writers as there are events have their answers."""
+async def timed_writers(log: SqliteLog, batches: list[list[Draft]]) -> float:
+    """Seconds until every writer has had all its answers; each batch has one event of each writer."""
     at = log.head.position
+
+    async def writer(own: list[Draft]) -> None:
+        nonlocal at
+        for each in own:
+            expected, at = at, at + 1
+            await log.append([each], expected=expected)
+
     begin = time.perf_counter()
-    await asyncio.gather(*(log.append([each], expected=at + i) for i, each in enumerate(batch)))
+    await asyncio.gather(*(writer([batch[number] for batch in batches]) for number in range(WRITERS)))
     return time.perf_counter() - begin
 
 
@@ -96,24 +143,49 @@ def percentile(values: list[float], share: float) -> float:
 
 async def writing(folder: Path) -> None:
     log, raw = await SqliteLog.open(folder / "log"), Raw(folder)
-    singles: list[tuple[list[float], list[float]]] = []
+    library = Library(folder) if SQLiteAggregateRecorder is not None else None
+    singles: list[list[list[float]]] = []
     groups: list[tuple[float, float, float]] = []
     for _ in range(ROUNDS):
-        pairs = [(await timed_append(log, [each]), raw.commit([each])) for each in drafts(APPENDS)]
-        singles.append(([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+        singles.append([[], [], []])
+        for each in drafts(APPENDS):
+            singles[-1][0].append(await timed_append(log, [each]))
+            singles[-1][1].append(raw.commit([each]))
+            if library is not None:
+                singles[-1][2].append(library.commit([each]))
         for _ in range(GROUPS):
-            batch = drafts(WRITERS)
-            groups.append((await timed_append(log, batch), await timed_writers(log, batch), raw.commit(batch)))
-    await log.close()
-    raw.close()
+            batches = [drafts(WRITERS) for _ in range(TURNS)]
+            plain = sum([raw.commit(batch) for batch in batches])
+            together = sum([await timed_append(log, batch) for batch in batches])
+            groups.append((together, await timed_writers(log, batches), plain))
+
+    def of_side(side: int, share: float) -> float:
+        return statistics.median(percentile(each[side], share) for each in singles) * 1e6
 
     print(f"{'':24}{'event log':>14}{'raw SQLite':>14}{'ratio':>9}")
     for name, share in (("p50", 0.5), ("p99", 0.99)):
-        mine, other = (statistics.median(percentile(each[side], share) for each in singles) * 1e6 for side in (0, 1))
+        mine, other = of_side(0, share), of_side(1, share)
         print(f"append {name:4}       [us]  {mine:14.0f}{other:14.0f}{mine / other:9.2f}")
-    together, writers, plain = (WRITERS / statistics.median(each[side] for each in groups) for side in range(3))
+    together, writers, plain = (WRITERS * TURNS / statistics.median(each[side] for each in groups) for side in range(3))
     print(f"{WRITERS} together  [events/s]  {together:14,.0f}{plain:14,.0f}{together / plain:9.2f}")
     print(f"{WRITERS} writers   [events/s]  {writers:14,.0f}{plain:14,.0f}{writers / plain:9.2f}")
+    if library is None:
+        print("\nthe eventsourcing library is not installed (pip install .[bench]): it is left out")
+    else:
+        theirs = 1e6 / of_side(2, 0.5)
+        print(f"\n{'':24}{'event log':>14}{'eventsourcing':>14}{'times':>9}")
+        print(f"{WRITERS} writers   [events/s]  {writers:14,.0f}{theirs:14,.0f}{writers / theirs:9.1f}")
+        one = 1e6 / of_side(0, 0.5)
+        print(f"one writer   [events/s]  {one:14,.0f}{theirs:14,.0f}{one / theirs:9.1f}")
+        begin, head = time.perf_counter(), log.head.position
+        at = 0
+        while page := await log.read(at):
+            at = page[-1].position
+        mine, other = head / (time.perf_counter() - begin), library.read()
+        print(f"reading      [events/s]  {mine:14,.0f}{other:14,.0f}{mine / other:9.1f}")
+        library.close()
+    await log.close()
+    raw.close()
 
 
 async def replay(folder: Path, events: int) -> None:

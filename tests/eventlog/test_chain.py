@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import struct
 from pathlib import Path
@@ -19,7 +20,7 @@ LOG_ID = "0123456789abcdef" * 2
 
 
 def made(drafts: list[Draft]) -> list[Row]:
-    return link_all([seal(each) for each in drafts], Head(0, genesis(LOG_ID).hex()))
+    return link_all([seal(each, os.urandom(16)) for each in drafts], Head(0, genesis(LOG_ID).hex()))
 
 
 def walk(rows: list[Row]) -> Walk:
@@ -116,7 +117,7 @@ def test_left_out_swapped_repeated_and_foreign_events_are_found() -> None:
     assert walk([*rows[:4], rows[3], *rows[4:]]).position == 4
     renumbered = [rows[5]._replace(position=5), rows[4]._replace(position=6)]
     assert walk([*rows[:4], *renumbered, *rows[6:]]).position == 4
-    other = link_all([seal(each) for each in some_drafts(9)], Head(0, genesis("f" * 32).hex()))
+    other = link_all([seal(each, os.urandom(16)) for each in some_drafts(9)], Head(0, genesis("f" * 32).hex()))
     assert walk([*rows[:4], *other[4:]]).position == 4
     assert walk(other).position == 0
 
