@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--kill", nargs=2, default=("never", "0"))
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--die-loading", action="store_true")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--quick", action="store_true")
@@ -44,7 +45,9 @@ def main() -> int:
     count_on_signal(Path(given.data))
     when, number = given.kill[0], int(given.kill[1])
     _arm(when, number)
-    engine = FakeEngine(hidden_size=576, num_layers=30, load_seconds=given.load_seconds)
+    engine = FakeEngine(
+        hidden_size=576, num_layers=30, load_seconds=given.load_seconds, step_seconds=given.step_seconds
+    )
     if given.die_loading:
         engine.load_model = _die  # type: ignore[method-assign, assignment]
     if not given.torch:
