@@ -78,7 +78,8 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
         mine = TooLargeError("the body is too large")
     elif error.status_code == 405:
         mine = _MethodNotAllowedError(f"{request.method} is not allowed here")
-    elif error.status_code < 500:
+    elif error.status_code < 500 or error.detail == _LEFT:
+        # The second is heard by nobody, but counted.
         mine = BadRequestError("the request is not valid")
     else:
         mine = InternalError()
@@ -86,6 +87,10 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     for name, value in (error.headers or {}).items():
         response.headers.setdefault(name, value)
     return response
+
+
+_LEFT = "client disconnected prematurely"
+"""What the framework calls a fault of its own: a body whose sender went away."""
 
 
 class _MethodNotAllowedError(BadRequestError):
