@@ -106,10 +106,31 @@ def test_a_session(browser: Browser, service: Process) -> None:
     assert page.complaints == []
     assert {url.removeprefix(service.url).partition("?")[0] for url in page.requested()} <= {
         "/", "/page.js", "/wire.js", "/login.js", "/page.css", "/icon.svg", "/health", "/v1/chat/completions",
-        "/api/session", "/api/capabilities", "/api/model", "/api/saes", "/api/events",
+        "/api/session", "/api/capabilities", "/api/model", "/api/saes", "/api/state", "/api/events",
         f"/api/saes/{SAE_ID}/attach",
         f"/api/saes/{SAE_ID}/detach", f"/api/saes/{SAE_ID}/steering",
     }  # fmt: skip
+
+
+@needs_browser
+def test_what_fires_is_watched(browser: Browser, service: Process) -> None:
+    prepared(service, 3)
+    page = opened(browser, service.url)
+    page.until("document.querySelector('#saes input[type=checkbox]')?.checked === false")
+    generated(page)
+    assert page.evaluate("document.querySelector('#watching').hidden")
+    page.click("#saes input[type=checkbox]")
+    page.until("!document.querySelector('#watching').hidden")
+    assert service.client.get("/api/state").json()["monitors"][0]["top_k"] == 5
+    generated(page)
+    page.until("document.querySelectorAll('#firing li').length > 0")
+    first = page.texts("#firing li")[-1]
+    # The prompt of a chat ends with the mark of the answer; the engine without torch has three features on.
+    assert re.fullmatch(r'">"\s*\d+ \(3\.0\), \d+ \(2\.0\), \d+ \(1\.0\)', first)
+    page.click("#saes input[type=checkbox]")
+    page.until("document.querySelector('#watching').hidden")
+    assert service.client.get("/api/state").json()["monitors"] == []
+    assert page.complaints == []
 
 
 @needs_browser

@@ -45,19 +45,22 @@ function button(label, action, className = "") {
 let attachments = [];
 let revision = "*";
 let model = { status: "none" };
+let monitors = [];
 
 const hook = (point) => (point ? `${point.kind}.${point.layer}` : "no hook point");
 const bytes = (count) => (count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(1)} GB`);
 const pathOf = (saeId, action) => `/api/saes/${encodeURIComponent(saeId)}/${action}`;
 
 async function refresh() {
-  const [modelNow, { value: all, etag }] = await Promise.all([call("GET", "/api/model"), ask("GET", "/api/saes")]);
+  const [modelNow, { value: all, etag }, state] = await Promise.all([call("GET", "/api/model"), ask("GET", "/api/saes"), call("GET", "/api/state")]);
   model = modelNow;
+  monitors = state.monitors;
   attachments = all.attachment.attachments;
   revision = etag;
   showModel();
   byId("no-saes").hidden = all.saes.length > 0;
   byId("saes").replaceChildren(...all.saes.map(saeRow));
+  byId("watching").hidden = monitors.length === 0;
   showSteering(new Map(all.saes.map((sae) => [sae.sae_id, sae])));
 }
 
@@ -84,8 +87,32 @@ function saeRow(sae) {
   if (sae.error) about.append(element("p", sae.error.detail, { className: "bad" }));
   row.append(about);
   if (sae.status === "cached") row.append(button("Attach", () => call("POST", pathOf(sae.sae_id, "attach"), {})));
-  if (sae.status === "attached") row.append(button("Detach", () => call("POST", pathOf(sae.sae_id, "detach")), "plain"));
+  if (sae.status === "attached") row.append(watchBox(sae.sae_id), button("Detach", () => call("POST", pathOf(sae.sae_id, "detach")), "plain"));
   return row;
+}
+
+// — what fires —
+
+const FIRING = 12;
+
+function watchBox(saeId) {
+  const label = element("label", "", { className: "check" });
+  const box = element("input", "", { type: "checkbox", checked: monitors.some((each) => each.sae_id === saeId) });
+  box.addEventListener("change", guarded(async () => {
+    const wanted = { type: "Monitor", sae_id: saeId, enabled: box.checked, top_k: 5 };
+    await call("POST", "/api/commands", wanted).finally(refresh);
+  }));
+  label.append(box, " watch");
+  return label;
+}
+
+/** One token of a text that is being made. */
+function showFiring({ token, features }) {
+  const row = element("li");
+  const strongest = features.map((each) => `${each.feature} (${each.activation.toFixed(1)})`);
+  row.append(element("code", token === null ? "…" : JSON.stringify(token)), element("span", strongest.join(", ") || "nothing"));
+  byId("firing").prepend(row);
+  while (byId("firing").children.length > FIRING) byId("firing").lastElementChild.remove();
 }
 
 // — steering —
@@ -260,6 +287,7 @@ function onEvent(event) {
 function onPassing(type, data) {
   if (type === "reset") byId("events").replaceChildren();
   if (type === "model_progress") showModel(data.stage);
+  if (type === "activations") showFiring(data);
 }
 
 function onLink(live) {

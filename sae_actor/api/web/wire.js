@@ -47,7 +47,7 @@ const DURABLE = [
   "SteeringChanged", "MonitoringChanged", "EffectInterrupted", "HookFaulted", "GpuLost", "CommandRejected",
   "GenerationStarted", "GenerationFinished", "PayloadRedacted", "LogTruncated",
 ];
-const PASSING = ["download_progress", "model_progress", "reset", "bye"];
+const PASSING = ["download_progress", "model_progress", "activations", "reset", "bye"];
 const PATIENCE = 2000;
 
 /** Every durable event behind a position, once and in order, through restarts of the service. */
