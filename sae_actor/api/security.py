@@ -48,7 +48,7 @@ HARDENING = (
 
 CORS_METHODS = "GET, POST, PUT, DELETE"
 CORS_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer"
-CORS_EXPOSED = "ETag, Location, Preference-Applied, Retry-After"
+CORS_EXPOSED = "ETag, Location, Log-Head, Preference-Applied, Retry-After"
 CORS_SECONDS = "600"
 
 
