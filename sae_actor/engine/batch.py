@@ -19,7 +19,7 @@ from ..errors import DeviceLostError, SAEError
 from .attention import Piece
 from .decoding import Decoder
 from .failures import explained
-from .generation import RunningText
+from .generation import InterventionGone, RunningText
 from .hooks import HookFault, Place, beside
 from .joint import Joins
 from .sampling import choose_all
@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def cache_used(self) -> int:
-        """Bytes of keys and values that are taken now. Read from any thread, to the next step."""
+        """Bytes of keys and values that are taken now."""
         decoder = self._decoder
         return 0 if decoder is None else decoder.nbytes
 
@@ -128,8 +128,12 @@ class Batch:
                 continue
             try:
                 text.begin(lambda alone: decoder.open(alone=alone))
-            except Exception as error:  # an SAE that is gone, edits that do not fit: this text's end
-                text.end_with(error)
+            except Exception as error:  # an SAE that is gone, edits that do not fit
+                ended = _ended(error)
+            else:
+                continue
+            # Outside of the block above: the traceback and the tensors in its frames are gone.
+            text.end_with(ended)
 
     def _choose(self) -> list[_Turn]:
         """Whose turn it is."""
@@ -165,15 +169,13 @@ class Batch:
         try:
             logits = self._forward(turns)
         except Exception as error:  # whatever a model raises ends texts, not the thread
-            failure = explained(error, "making the text")
+            ended = _ended(error)
         else:
             self._settle(turns, logits)
             return
         # Outside of the block above: the traceback and the tensors in its frames are gone.
-        if isinstance(failure, DeviceLostError):
-            raise failure
         if len(turns) == 1:
-            turns[0].text.end_with(failure)
+            turns[0].text.end_with(ended)
             return
         for turn in turns:
             self._run([turn])
@@ -201,7 +203,7 @@ class Batch:
                 if text.ran(len(piece.ids), len(turns)):
                     choosing.append((at, text))
             except HookFault as fault:
-                text.end_with(fault)
+                text.end_with(_ended(fault))
         tokens = choose_all(logits, [(at, text.request, text.made) for at, text in choosing])
         for (at, text), token in zip(choosing, tokens, strict=True):
             try:
@@ -209,9 +211,22 @@ class Batch:
                     raise ValueError("the logits are not finite")
                 text.take(token, logits[at])
             except Exception as error:  # a tokenizer may raise what it likes; it ends this text
-                failure = explained(error, "making the text")
+                ended = _ended(error)
             else:
                 continue
-            if isinstance(failure, DeviceLostError):
-                raise failure
-            text.end_with(failure)
+            text.end_with(ended)
+
+
+def _ended(error: Exception) -> Exception:
+    """`error` as `RunningText.end_with` takes it, without its traceback. Raises `DeviceLostError` where it is one."""
+    match error:
+        case InterventionGone():
+            return InterventionGone()
+        case HookFault():
+            if isinstance(error.error, DeviceLostError):
+                raise DeviceLostError(error.error.detail)
+            return HookFault(error.attach_position, error.error)
+    failure = explained(error, "making the text")
+    if isinstance(failure, DeviceLostError):
+        raise failure
+    return failure

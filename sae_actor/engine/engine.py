@@ -128,8 +128,7 @@ class TorchEngine:
         if there is None:
             model = self._loaded()
             if not is_mapped(effect, model.facts):  # what is read where it lies takes no memory that must be there
-                promised = max(0, model.cache_bytes - self._device.batch.cache_used)
-                check_room(effect.sae.memory_bytes(effect.dtype), model.device, promised)
+                await self._device.run(partial(self._check_room, effect, model), "measuring the device's memory")
             load = partial(load_resident, effect, folder, model.facts)
             try:
                 # In a list that is emptied: the frames that an error passes hold no SAE.
@@ -141,6 +140,10 @@ class TorchEngine:
         self._folders[at] = folder
         memory = effect.sae.memory_bytes(there.dtype)
         return AttachedSae(memory_bytes=memory, device_bytes=there.device_bytes, dtype=there.dtype)
+
+    def _check_room(self, effect: AttachEffect, model: LoadedModel) -> None:
+        promised = max(0, model.cache_bytes - self._device.batch.cache_used)
+        check_room(effect.sae.memory_bytes(effect.dtype), model.device, promised)
 
     def _place(self, loaded: list[Resident], model: LoadedModel) -> Resident:
         resident = loaded.pop()

@@ -186,12 +186,13 @@ class RunningText:
 
     def end_with(self, error: Exception) -> None:
         """End the text with what went wrong in its step."""
-        if isinstance(error, InterventionGone):
-            self.finish("intervention_removed")
-        elif isinstance(error, HookFault):
-            self.finish("error", error.error, error.attach_position)
-        else:
-            self.finish("error", explained(error, "making the text"))
+        match error:
+            case InterventionGone():
+                self.finish("intervention_removed")
+            case HookFault():
+                self.finish("error", error.error, error.attach_position)
+            case _:
+                self.finish("error", explained(error, "making the text"))
 
     def finish(self, reason: FinishReason, error: SAEError | None = None, faulted: int | None = None) -> None:
         """End the text, once: deliver `Finished`, let go of the intervention."""

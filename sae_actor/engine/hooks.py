@@ -186,12 +186,6 @@ class Applied:
         """Read an SAE no more that is only looked at now and then."""
         self.probes = [probe for probe in self.probes if not probe.passing or probe.attach_position != attach_position]
 
-    @contextmanager
-    def step(self, first: int, stop: int) -> Iterator[None]:
-        """`beside` of this text alone."""
-        with beside([Place(self, first, stop, 0)], stop - first, Joins()):
-            yield
-
     def settle(self, first: int) -> None:
         """After a step: count what it wrote; `HookFault` if the intervention did not reach what it should."""
         for site in self.sites:

@@ -118,11 +118,11 @@ class Store:
         else:
             slots, slot = Slots(capacity), 0
         slots.copy(slot, source, at, kept.length)
-        if was_shared:
-            self._leave(source, at)
         kept.slots, kept.slot, kept.shared = slots, slot, share
         if share:
             self._held[capacity].append(kept)
+        if was_shared:
+            self._leave(source, at)
 
     def release(self, kept: Kept) -> None:
         """The text is over."""
@@ -134,8 +134,8 @@ class Store:
         """Free a slot: the last one moves into it, so that those in use stay in front."""
         held = self._held[slots.capacity]
         last = held.pop()
-        if last.slot != slot:
-            slots.copy(slot, slots, last.slot, last.length)
+        if slot < len(held):
+            slots.copy(slot, slots, len(held), last.length)
             last.slot = slot
             held[slot] = last
         if not held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from sae_actor.architectures import Architecture, Hook
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Span
-from sae_actor.engine.hooks import Applied, HookFault, Part, Site
+from sae_actor.engine.hooks import Applied, HookFault, Part, Place, Site, beside
+from sae_actor.engine.joint import Joins
 from sae_actor.sae import SAE, load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import POINT, active
@@ -36,6 +38,11 @@ def part(sae: SAE, described: ActiveSae, prompt: int = PROMPT) -> Part:
     return Part(described, Steering.prepare(sae, described.steering), prompt)
 
 
+def step(applied: Applied, rows: int = PROMPT, first: int = 0) -> AbstractContextManager[None]:
+    """A forward pass of this text alone."""
+    return beside([Place(applied, first, first + rows, 0)], rows, Joins())
+
+
 class Bench:
     """One hook point on its own, with some SAEs on it."""
 
@@ -46,7 +53,7 @@ class Bench:
         self.applied = Applied([self.site], [], PROMPT)
 
     def run(self, x: Tensor, first: int = 0) -> Tensor:
-        with self.applied.step(first, first + len(x)):
+        with step(self.applied, len(x), first):
             new: Tensor = self.module(x[None])
         assert not self.module._forward_hooks
         self.applied.settle(first)
@@ -177,7 +184,7 @@ def test_what_fails_inside_the_hook_passes_the_activation(
     monkeypatch.setattr(Steering, "difference", lambda *_: result())
     bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
     x = activations()
-    with bench.applied.step(0, PROMPT):
+    with step(bench.applied):
         assert torch.equal(bench.module(x[None])[0], x)
     with pytest.raises(HookFault) as caught:
         bench.applied.settle(0)
@@ -192,11 +199,11 @@ def _raise(error: Exception) -> None:
 
 def test_a_hook_point_that_is_not_run_is_an_error(sae: SAE) -> None:
     bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
-    with bench.applied.step(0, PROMPT):
+    with step(bench.applied):
         pass
     with pytest.raises(HookFault, match="0 times"):
         bench.applied.settle(0)
-    with bench.applied.step(0, PROMPT):
+    with step(bench.applied):
         bench.module(activations()[None])
         bench.module(activations()[None])
     with pytest.raises(HookFault, match="2 times"):
@@ -205,7 +212,7 @@ def test_a_hook_point_that_is_not_run_is_an_error(sae: SAE) -> None:
 
 def test_an_activation_of_another_shape_is_an_error(sae: SAE) -> None:
     bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
-    with bench.applied.step(0, PROMPT):
+    with step(bench.applied):
         bench.module(torch.zeros(1, PROMPT + 1, HIDDEN))
     with pytest.raises(HookFault, match="not 6 × 32"):
         bench.applied.settle(0)
@@ -213,7 +220,7 @@ def test_an_activation_of_another_shape_is_an_error(sae: SAE) -> None:
 
 def test_a_forward_pass_that_raises_leaves_no_hook(sae: SAE) -> None:
     bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
-    with pytest.raises(KeyboardInterrupt), bench.applied.step(0, PROMPT):
+    with pytest.raises(KeyboardInterrupt), step(bench.applied):
         raise KeyboardInterrupt
     assert not bench.module._forward_hooks
 
@@ -238,7 +245,7 @@ def test_a_transcoder_reads_here_and_writes_there(tmp_path: Path, model_type: st
 
     applied = Applied.of([part(sae, transcoder), part(sae, other)], architecture, PROMPT)
     before = [architecture.hook(read_at).install(keep("read")), architecture.hook(write_at).install(keep("arrives"))]
-    with torch.inference_mode(), applied.step(0, PROMPT):
+    with torch.inference_mode(), step(applied):
         behind = [architecture.hook(read_at).install(keep("edited")), architecture.hook(write_at).install(keep("new"))]
         model(ids)
     applied.settle(0)
