@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,19 @@ class Recorder:
 
 @asynccontextmanager
 async def recording(
-    folder: Path, model: Path, *, record_text: bool = True, max_attachments: int = 2, dtype: str = "auto"
+    folder: Path,
+    model: Path,
+    *,
+    record_text: bool = True,
+    max_attachments: int = 2,
+    dtype: str = "auto",
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Recorder]:
-    """A service that writes into `folder`, with the model loaded; stopped in order at the end."""
+    """A service that writes into `folder`, with the model loaded; stopped in order at the end. `environment` is that
+    of its downloads."""
     log = await SqliteLog.open(folder)
     engine = TorchEngine(EngineSettings(threads=1))
-    hub = HuggingFaceHub(folder / "hub", import_roots=[Path("/")])
+    hub = HuggingFaceHub(folder / "hub", import_roots=[Path("/")], environment=environment, reserve_bytes=0)
     performer = Performer(engine, hub, lambda *_: None, 0.1)
     actor = Actor(log, engine, performer, SystemClock(), Broadcast(log))
     await actor.replay()

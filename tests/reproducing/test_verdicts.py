@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,13 +16,15 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.actor.texts import token_digest
+from sae_actor.domain.commands import Attach, Download
 from sae_actor.domain.events import GenerationStarted
 from sae_actor.domain.messages import RequestedStop
-from sae_actor.domain.refs import Span, intervention_sha256
+from sae_actor.domain.refs import Span, intervention_sha256, sae_id_of
 from sae_actor.eventlog import SqliteLog, redact
 from sae_actor.reproducing import verdict
 from tests.cli.conftest import Ran, bare_environment, command
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
+from tests.fakes.hub_server import HubServer
 from tests.reproducing.making import GREEDY, SAMPLED, edit, forged, recording
 
 __all__ = ["bare_environment", "command"]
@@ -364,6 +368,40 @@ def test_while_a_service_holds_the_log(log: Log, command: Callable[..., Ran]) ->
             await service.close()
 
     assert anyio.run(held).code == 75
+
+
+def test_what_came_from_a_hub_is_found_in_the_data_folder(tmp_path: Path, reproduce: Reproduce) -> None:
+    """By the commit that was attached, also when the branch has moved and was fetched anew beside it."""
+    model = save_tiny_model(tmp_path / "model")
+    made: list[str] = []
+
+    def published(seed: int) -> dict[str, bytes]:
+        folder = save_tiny_sae(tmp_path / f"sae-{seed}", seed=seed)
+        return {f"tiny/{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+    async def live(hub: HubServer) -> None:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+        async with recording(tmp_path / "log", model, environment=environment) as service:
+            sae_id = sae_id_of("org/saes", "tiny", "main")
+            hub.publish("org/saes", published(1))
+            await service.do(Download("org/saes", path="tiny"))
+            await service.do(Attach(sae_id))
+            await service.steer(sae_id, edit(3, 30.0))
+            made.append((await service.say())[0])
+            hub.publish("org/saes", published(2))
+            await service.do(Download("org/saes", path="tiny", force=True))
+            made.append((await service.say())[0])
+            await service.do(Attach(sae_id, replace=True))
+            made.append((await service.say())[0])
+
+    with HubServer() as hub:
+        anyio.run(live, hub)
+    code, views = reproduce(tmp_path / "log", *made)
+    assert (code, [view["verdict"] for view in views]) == (0, ["identical"] * 3)
+    old = hashlib.sha256((tmp_path / "sae-1" / "sae_weights.safetensors").read_bytes()).hexdigest()
+    next((tmp_path / "log" / "hub").rglob(old)).unlink()
+    code, views = reproduce(tmp_path / "log", *made)
+    assert (code, [view["verdict"] for view in views]) == (69, ["not_comparable"] * 2 + ["identical"])
 
 
 def test_bfloat16_under_load(tmp_path: Path, reproduce: Reproduce) -> None:
