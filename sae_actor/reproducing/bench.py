@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ..domain.explaining import Provenance
 from ..domain.refs import ActiveSae, ModelFacts
 from ..errors import ModelLoadError, SAEError
 from ..hub import HuggingFaceHub
+from ..modelfiles import CONFIG, is_complete, local_folder
 from ..ports import Engine, Finished, TextRequest, Token
 
 DEADLINE_SECONDS = 3600.0
@@ -76,6 +76,7 @@ class Bench:
         return self._facts
 
     async def _load(self, wanted: ModelFacts) -> ModelFacts:
+        _check_here(wanted)
         threads = wanted.environment.get("threads")
         self._engine = _engine(threads if isinstance(threads, int) and 1 <= threads <= 1024 else None)
         try:
@@ -187,6 +188,19 @@ def _dtype(sae: ActiveSae, known: Provenance) -> str:
     return attachment.dtype
 
 
+def _check_here(wanted: ModelFacts) -> None:
+    """The engine would fetch what is not on this machine; here nothing is."""
+    if wanted.commit is None:
+        if local_folder(wanted.model_id) is None:
+            raise NotComparable("its folder is gone")
+        return
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - half a second, for this alone
+
+    settings = try_to_load_from_cache(wanted.model_id, CONFIG, revision=wanted.commit)
+    if not isinstance(settings, str) or not is_complete(Path(settings).parent):
+        raise NotComparable(f"commit {wanted.commit} is not in the hub's cache on this machine")
+
+
 def _same_files(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     was, now = recorded.get("model_files"), here.get("model_files")
     if not isinstance(was, dict) or not isinstance(now, dict):
@@ -197,8 +211,7 @@ def _same_files(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 
 
 def _engine(threads: int | None) -> Engine:
-    """Imports torch: seconds, so only when a model is wanted. What is not on this machine is not asked for."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    """Imports torch: seconds, so only when a model is wanted."""
     from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
 
     return TorchEngine(EngineSettings(threads=threads))

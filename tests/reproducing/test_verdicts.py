@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import anyio
 import msgspec
 import pytest
+from huggingface_hub import constants
 from msgspec.structs import replace
 
 from sae_actor.actor.texts import token_digest
@@ -314,6 +315,32 @@ def test_a_model_that_changed_or_is_gone(log: Log, tmp_path: Path, reproduce: Re
     finally:
         shutil.rmtree(log.model, ignore_errors=True)
         kept.rename(log.model)
+
+
+def test_a_model_of_the_hub_s_cache(
+    log: Log, tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by its commit, wherever the branch is now; and not fetched where it is not there."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--org--tiny"
+    shutil.copytree(log.model, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    made: list[str] = []
+
+    async def live() -> None:
+        async with recording(tmp_path / "log", Path("org/tiny")) as service:
+            made.append((await service.say())[0])
+
+    anyio.run(live)
+    (repository / "refs" / "main").write_text("f" * 40)
+    code, (view,) = reproduce(tmp_path / "log", *made)
+    assert (code, view["verdict"]) == (0, "identical")
+    (repository / "snapshots" / commit / "model.safetensors").unlink()
+    told = reason(reproduce, tmp_path / "log", made[0])
+    assert told == f"the model org/tiny: commit {commit} is not in the hub's cache on this machine"
 
 
 def test_another_kind_of_machine(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:
