@@ -12,6 +12,8 @@ The map. Arrows of import point down only (a test keeps it so).
     architectures, families                where the hook points of each model family are
     ports                                  every edge as a Protocol
     access                                 names, roles and digests of tokens
+    counting                               numbers that only grow, for GET /metrics
+    logs, tracing                          standard error, and spans where they are asked for
     domain/  errors                        the rules: decide, evolve, pending — pure
 
 Where it departs from the house plan: a format is one torch-free `read(files) -> Layout` that serves describing and

@@ -33,7 +33,7 @@ _COMMAND_HEADERS = (
     ("Idempotency-Key", "The same key and command have one effect, for the life of the log",
      {"type": "string", "pattern": "^[!-~]{1,128}$"}, "attach-1"),
     ("If-Match", "The ETag of the state that the command is meant for; 412 where that has moved on",
-     {"type": "string", "pattern": '^(\\*|"[0-9]{1,18}")$'}, "*"),
+     {"type": "string", "pattern": '^(\\*|"[0-9]{1,15}")$'}, "*"),
     ("Prefer", "`wait=N`: wait up to N seconds, at most 300, for the outcome", {"type": "string"}, "wait=30"),
 )  # fmt: skip
 

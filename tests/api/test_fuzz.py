@@ -121,8 +121,8 @@ def _ask(world: World, operation: Any, mode: GenerationMode, examples: int, *, d
 
 
 def _modes(each: Operation) -> list[GenerationMode]:
-    """Where nothing but an id of any form is taken, no request can be wrong."""
-    free = {"command_id", "generation_id", "model_id"}
+    """Where nothing is taken but an id of any form, and a wish that may be ignored, no request can be wrong."""
+    free = {"command_id", "generation_id", "model_id", "Prefer"}
     parameters = described()["paths"][each.path][each.method.lower()]["parameters"]
     wrong = each.body is not None or any(parameter["name"] not in free for parameter in parameters)
     return [GenerationMode.POSITIVE, GenerationMode.NEGATIVE] if wrong else [GenerationMode.POSITIVE]
