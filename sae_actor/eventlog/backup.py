@@ -1,67 +1,76 @@
-"""A copy of a log that is being written: page by page, so that an append waits for one page at the most."""
+"""A copy of a log that is being written, by SQLite's own backup: a few pages at a time, appends in between.
+
+An append that comes between two steps goes into the copy as well, since it is made through the same connection (no
+other may exist: the lock is exclusive); SQLite carries each page that changes over to the copy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import LogDamagedError, LogUnusableError
+from ..errors import LogUnusableError
 from ..ports import Head
-from .building import NewDatabase
-from .chain import Walk, as_read
+from .building import FRESH, publish_database, remove_fresh
 from .checkpoint import Checkpoint
 from .inspection import inspect, missing_log
 from .lock import FolderLock, make_folder
-from .reader import PAGE_ROWS, Reader
+from .thread import Connection
 
 T = TypeVar("T")
 
+STEP_PAGES = 64
+"""Copied before appends have their turn: what 500 rows of the usual size take."""
 
-async def copy_log(reader: Reader, log_id: str, head: Head, to: Path) -> Head:
-    """Copy the events up to `head`, all of them durable, to a folder without a log; verified while it is read and
-    once more as it lies on disk.
 
-    Raises `LogUnusableError` where `to` has a log or cannot be written, `LogDamagedError` (`first_bad`) where the
-    log itself does not verify; then there is no copy.
+async def copy_log(db: Connection, log_id: str, to: Path) -> Head:
+    """Copy the log to a folder without one; verified as it lies there before it gets its name. The copy's head.
+
+    Raises `LogUnusableError` where `to` has a log or cannot be written, `LogDamagedError` (`first_bad`) where what
+    was copied does not verify; then there is no copy.
     """
     await asyncio.to_thread(make_folder, to)
     lock = await FolderLock.acquire(to, shared=False)
     try:
-        if missing_log(to):
-            await _copy(reader, log_id, head, to)
-        else:
+        if not missing_log(to):
             raise LogUnusableError(f"{to} has a log already: a backup overwrites nothing")
-        return (await _to_its_end(lambda: inspect(to, thorough=True))).head
+        try:
+            await _to_its_end(db.run(lambda connection: _copy(connection, to / FRESH, db.give_way)))
+            return await _to_its_end(asyncio.to_thread(_publish, to, log_id))
+        finally:
+            await _to_its_end(asyncio.to_thread(remove_fresh, to))
     except (sqlite3.Error, OSError) as error:
         raise LogUnusableError(f"{to} cannot be written: {error}") from None
     finally:
         lock.release()
 
 
-async def _copy(reader: Reader, log_id: str, head: Head, to: Path) -> None:
-    walk = Walk(log_id)
-    created = await reader.created()
-    database = await _to_its_end(lambda: NewDatabase(to, log_id, created))
-    try:
-        while walk.position < head.position:
-            rows = await reader.rows(walk.position, min(PAGE_ROWS, head.position - walk.position))
-            if not rows or not walk.feed(map(as_read, rows)):
-                what = walk.bad or "missing"
-                raise LogDamagedError(f"event {walk.position + 1}: {what}", first_bad=walk.position + 1)
-            await _to_its_end(lambda page=rows: database.add(page))  # type: ignore[misc]
-        await _to_its_end(database.publish)
-        await _to_its_end(lambda: Checkpoint.create(to, log_id, head).close())
-    finally:
-        await _to_its_end(database.discard)
+def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[sqlite3.Connection], None]) -> None:
+    """On the connection's thread."""
+    remove_fresh(fresh.parent)  # what a backup left that was killed here
+    os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as target:
+        # Nobody reads the file before it is whole, and it is synced then.
+        target.execute("PRAGMA journal_mode = OFF").fetchall()
+        target.execute("PRAGMA synchronous = OFF").fetchall()
+        source.backup(target, pages=STEP_PAGES, progress=lambda *_: give_way(source), sleep=0)
 
 
-async def _to_its_end(work: Callable[[], T]) -> T:
-    """Run in a thread; a caller that is cancelled waits for its end, so that nothing works on a closed database."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+def _publish(to: Path, log_id: str) -> Head:
+    head = inspect(to, thorough=True, database=FRESH).head
+    publish_database(to)
+    Checkpoint.create(to, log_id, head).close()
+    return head
+
+
+async def _to_its_end(work: Awaitable[T]) -> T:
+    """A caller that is cancelled waits for the end, so that nothing works on what is being cleaned up."""
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

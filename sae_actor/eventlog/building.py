@@ -13,6 +13,26 @@ from typing import Any
 from .checkpoint import sync_folder
 from .schema import APPLICATION_ID, NAME, SCHEMA, USER_VERSION, insert_statement
 
+FRESH = f"{NAME}.new"
+"""What a database is called before it is complete."""
+
+
+def publish_database(folder: Path) -> None:
+    """Give the fresh database its name, durably."""
+    fd = os.open(folder / FRESH, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(folder / FRESH, folder / NAME)
+    sync_folder(folder)
+
+
+def remove_fresh(folder: Path) -> None:
+    """What was not published; harmless where there is nothing."""
+    for suffix in ("", "-journal", "-wal"):
+        (folder / f"{FRESH}{suffix}").unlink(missing_ok=True)
+
 
 class NewDatabase:
     """A database under another name until it is published. Blocking; for one thread.
@@ -24,8 +44,8 @@ class NewDatabase:
     def __init__(self, folder: Path, log_id: str, created: str | None = None) -> None:
         """created: RFC 3339 UTC; now, if None."""
         self._folder = folder
-        self._fresh = folder / f"{NAME}.new"
-        self._remove()  # what a start left that was killed here
+        self._fresh = folder / FRESH
+        remove_fresh(folder)  # what a start left that was killed here
         os.close(os.open(self._fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         # No journal: nobody reads the file before it is whole. It may be closed by another thread than it was made by.
         self._db = sqlite3.connect(self._fresh, isolation_level=None, check_same_thread=False)
@@ -54,18 +74,12 @@ class NewDatabase:
         # Into the header of the file, so that the first opener finds a WAL database.
         self._db.execute("PRAGMA journal_mode = WAL").fetchall()
         self._db.close()
-        fd = os.open(self._fresh, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(self._fresh, self._folder / NAME)
-        sync_folder(self._folder)
+        publish_database(self._folder)
 
     def discard(self) -> None:
         """Remove what was not published. Harmless after `publish`."""
         self._db.close()
-        self._remove()
+        remove_fresh(self._folder)
 
     def __enter__(self) -> NewDatabase:
         return self
@@ -74,7 +88,3 @@ class NewDatabase:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
-
-    def _remove(self) -> None:
-        for suffix in ("", "-journal", "-wal"):
-            self._fresh.with_name(f"{self._fresh.name}{suffix}").unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from .chain import Row, Walk, as_read
 from .checkpoint import Checkpoint, sync_folder
 from .inspection import Findings, inspect, missing_log, reading
 from .lock import FolderLock, make_folder
-from .schema import COLUMNS
+from .schema import COLUMNS, NAME
 
 EVENTS, ABOUT, VERIFIER = "events.ndjson", "log.json", "verify.py"
 _BATCH = 500
@@ -98,7 +98,7 @@ def _make_anew(fresh: Path, ours: set[str]) -> None:
 
 
 def _write_files(folder: Path, findings: Findings, to: Path) -> None:
-    with reading(folder) as connection, (to / EVENTS).open("wb") as file:
+    with reading(folder / NAME) as connection, (to / EVENTS).open("wb") as file:
         connection.text_factory = str
         (created,) = connection.execute("SELECT created FROM meta").fetchone()
         for row in connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"):

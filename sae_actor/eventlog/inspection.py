@@ -50,16 +50,20 @@ class Findings:
     """As in `Verification`."""
 
 
-def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: bool = False) -> Findings:
+def inspect(
+    folder: Path, *, accept_truncation: int | None = None, thorough: bool = False, database: str = NAME
+) -> Findings:
     """Walk the whole log; `thorough` compares the index of commands with the table too.
+
+    database: the file's name; one that is not yet called `NAME` has no checkpoint.
 
     Raises `LogUnusableError` for what is no log of this program and version, and `LogDamagedError` with `first_bad`,
     the first position that does not verify, `events` and `head`, what verifies before it.
     """
-    if missing_log(folder):
+    if database == NAME and missing_log(folder):
         raise LogUnusableError(f"there is no log in {folder}")
-    check_identity(folder / NAME)
-    with reading(folder) as connection:
+    check_identity(folder / database)
+    with reading(folder / database) as connection:
         log_id = _read_identity(connection)
         walk = Walk(log_id)
         _walk(connection, walk)
@@ -68,7 +72,7 @@ def inspect(folder: Path, *, accept_truncation: int | None = None, thorough: boo
         if (bare := walk.unexplained()) is not None:
             _refuse(walk, bare, "the payload is gone and no PayloadRedacted names it")
         _check_structure(connection, walk, "integrity_check" if thorough else "quick_check")
-        heads = read_checkpoint(folder, log_id)
+        heads = read_checkpoint(folder, log_id) if database == NAME else []
         truncation = _compare(connection, log_id, walk, heads, accept_truncation)
     return Findings(
         log_id=log_id,
@@ -107,20 +111,20 @@ def check_identity(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that changes nothing; text is read as bytes, which need not be UTF-8."""
     try:
-        connection = sqlite3.connect(read_only_uri(folder / NAME), uri=True, isolation_level=None)
+        connection = sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)
     except sqlite3.Error as error:
-        raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
+        raise LogUnusableError(f"{path} cannot be opened: {error}") from None
     try:
         connection.text_factory = bytes
         prepare_reader(connection)
         yield connection
     except sqlite3.OperationalError as error:
-        raise LogUnusableError(f"{folder / NAME} cannot be read: {error}") from None
+        raise LogUnusableError(f"{path} cannot be read: {error}") from None
     except READ_ERRORS as error:
-        raise LogDamagedError(f"{folder / NAME}: {error}") from None
+        raise LogDamagedError(f"{path}: {error}") from None
     finally:
         connection.close()
 

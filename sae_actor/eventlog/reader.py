@@ -49,11 +49,6 @@ class Reader:
         query = f"SELECT {COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?"
         return await self._trip(query, (after, limit))
 
-    async def created(self) -> str:
-        """When the log was made."""
-        created: str = (await self._trip("SELECT created FROM meta", ()))[0][0]
-        return created
-
     async def _trip(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         await self._turn.acquire()
         # A cancelled reader's page is read all the same; the next one waits for it, or a storm of readers that

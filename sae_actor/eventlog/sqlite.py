@@ -166,10 +166,10 @@ class SqliteLog:
     async def backup(self, to: Path) -> Head:
         """Copy the log as it is now to another folder while appends go on; the head of the copy.
 
-        The copy is a data folder like this one, its chain verified. It is made in pages, since SQLite's own backup
-        would hold the connection, and with it every append, until the last byte.
+        The copy is a data folder like this one, its chain verified as it lies there. Appends made meanwhile are in it.
+        Raises what `copy_log` does.
         """
-        return await copy_log(self._reader, self._log_id, self.head, to)
+        return await copy_log(self._db, self._log_id, to)
 
     async def erase(self, position: int) -> None:
         """Overwrite the payload that the last event, a PayloadRedacted, names; final, and the chain still verifies.

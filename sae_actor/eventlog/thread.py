@@ -9,13 +9,19 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 Job: TypeAlias = Callable[[sqlite3.Connection], T]
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
 """done(result, None) or done(None, error), on the event loop."""
+
+
+class _Order(NamedTuple):
+    job: Job[Any]
+    done: Done
+    closes: bool = False
 
 
 class Connection:
@@ -27,7 +33,9 @@ class Connection:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: SimpleQueue[tuple[Job[Any], Done] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Order | None] = SimpleQueue()
+        self._last: list[_Order | None] = []
+        """The close that came while a long job ran, and the end; they are done behind that one."""
         self._closing: asyncio.Future[None] | None = None
 
     @classmethod
@@ -49,7 +57,7 @@ class Connection:
         """Queue a job; `done` is called on the loop. Raises `sqlite3.ProgrammingError` once it is closing."""
         if self._closing is not None:
             raise sqlite3.ProgrammingError("the connection is closed")
-        self._jobs.put((job, done))
+        self._jobs.put(_Order(job, done))
 
     async def run(self, job: Job[T]) -> T:
         """Run a job and wait for it. Raises what it raises."""
@@ -68,11 +76,25 @@ class Connection:
         one may report as written what never was.
         """
         if self._closing is None:
-            closing = self._loop.create_future()
-            self.submit(_close_as_it_is if as_it_is else sqlite3.Connection.close, functools.partial(_settle, closing))
-            self._closing = closing
+            self._closing = self._loop.create_future()
+            job = _close_as_it_is if as_it_is else sqlite3.Connection.close
+            self._jobs.put(_Order(job, functools.partial(_settle, self._closing), closes=True))
             self._end()
         await asyncio.shield(self._closing)
+
+    def give_way(self, connection: sqlite3.Connection) -> None:
+        """Called by a long job, on the thread, where it can be interrupted: do the jobs that came meanwhile.
+
+        Raises `sqlite3.ProgrammingError` where the connection is to be closed: the long job is to end.
+        """
+        for _ in range(self._jobs.qsize()):  # not those that come meanwhile, or it would never get on
+            order = self._jobs.get()
+            if order is None or order.closes:
+                self._last.append(order)
+            else:
+                self._do(order, connection)
+        if self._last:
+            raise sqlite3.ProgrammingError("the connection is closed")
 
     def _end(self) -> None:
         self._jobs.put(None)
@@ -86,16 +108,17 @@ class Connection:
             return
         with contextlib.closing(connection):
             self._tell(opened, None, None)
-            while (order := self._jobs.get()) is not None:
-                job, done = order
-                try:
-                    result = job(connection)
-                except BaseException as error:
-                    self._tell(done, None, error)
-                else:
-                    self._tell(done, result, None)
-                # A job that waits here must not keep the last one's rows.
-                order = job = done = result = None  # type: ignore[assignment]
+            while (order := self._last.pop(0) if self._last else self._jobs.get()) is not None:
+                self._do(order, connection)
+                order = None  # what waits for the next one must not keep the rows of this one
+
+    def _do(self, order: _Order, connection: sqlite3.Connection) -> None:
+        try:
+            result = order.job(connection)
+        except BaseException as error:
+            self._tell(order.done, None, error)
+        else:
+            self._tell(order.done, result, None)
 
     def _tell(self, done: Done, result: Any, error: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: no one is left to be told

@@ -6,16 +6,18 @@ import asyncio
 import io
 import json
 import random
-import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
 
 from sae_actor.errors import LogDamagedError, LogHeldError, LogUnusableError
-from sae_actor.eventlog import SqliteLog, events_of, export_bundle, import_bundle, verifier, verify_folder
+from sae_actor.eventlog import SqliteLog, backup, events_of, export_bundle, import_bundle, verifier, verify_folder
+from sae_actor.eventlog.thread import Connection
 from tests.eventlog.making import a_draft, content, fill, make_killed_log, make_log, shown
 from tests.eventlog.test_redaction import make as make_with_text
 from tests.eventlog.test_redaction import redact_all
@@ -213,14 +215,91 @@ async def test_a_backup_is_taken_while_appends_go_on(tmp_path: Path) -> None:
         await log.backup(tmp_path / "copy")
     with pytest.raises(LogHeldError):
         await log.backup(tmp_path / "log")
-    task = asyncio.ensure_future(log.backup(tmp_path / "cancelled"))
-    await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.wait([task])
-    assert content(tmp_path / "cancelled") == {}
     await log.close()
     copy = await SqliteLog.open(tmp_path / "copy")
     assert copy.log_id == log.log_id
     assert shown(await copy.read(0, 2000)) == shown(events)
     await copy.close()
-    shutil.rmtree(tmp_path / "copy")
+
+
+async def test_a_backup_under_writes_is_one_of_the_moments_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page a step, and a writer that never rests: an append waits for a step, and the copy is whole."""
+    monkeypatch.setattr(backup, "STEP_PAGES", 1)
+    log = await SqliteLog.open(tmp_path / "log")
+    await fill(log, 2000, per_append=500)
+    done = asyncio.Event()
+
+    async def write() -> int:
+        appends = 0
+        while not done.is_set():
+            await log.append([a_draft("x" * 300)], expected=log.head.position)
+            appends += 1
+        return appends
+
+    writing = asyncio.ensure_future(write())
+    heads = [await log.backup(tmp_path / f"{number}") for number in range(3)]
+    done.set()
+    assert await writing > 10
+    assert heads[-1].position > 2000, "what was appended meanwhile is in the copy"
+    events = await log.read(0, log.head.position)
+    assert (await log.verify()).ok
+    await log.close()
+    for number, head in enumerate(heads):
+        assert sorted(content(tmp_path / f"{number}")) == ["events.db", "head.checkpoint"]
+        verification = await verify_folder(tmp_path / f"{number}")
+        assert (verification.ok, verification.head) == (True, head)
+        copied = [event async for event in events_of(tmp_path / f"{number}")]
+        assert shown(copied) == shown(events[: head.position])
+
+
+async def test_a_backup_that_is_cancelled_is_there_or_not(tmp_path: Path) -> None:
+    log = await SqliteLog.open(tmp_path / "log")
+    await fill(log, 3000, per_append=500)
+    for steps in (0, 1, 2, 3, 5, 8, 13, 30, 100):
+        task = asyncio.ensure_future(log.backup(tmp_path / f"{steps}"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        if steps == 0:
+            assert not (tmp_path / "0").exists()
+        elif content(tmp_path / f"{steps}"):
+            assert (await verify_folder(tmp_path / f"{steps}")).events == 3000
+        await log.append([], expected=3000)
+    await log.close()
+
+
+async def test_a_backup_ends_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "STEP_PAGES", 1)
+    give_way = Connection.give_way
+
+    def slowly(self: Connection, connection: sqlite3.Connection) -> None:
+        time.sleep(0.002)
+        give_way(self, connection)
+
+    monkeypatch.setattr(Connection, "give_way", slowly)
+    log = await SqliteLog.open(tmp_path / "log")
+    await fill(log, 3000, per_append=500)
+    copying = asyncio.ensure_future(log.backup(tmp_path / "copy"))
+    while not (tmp_path / "copy" / "events.db.new").exists():
+        await asyncio.sleep(0)
+    await log.close()
+    with pytest.raises(LogUnusableError, match="closed"):
+        await copying
+    assert content(tmp_path / "copy") == {}
+    assert (await verify_folder(tmp_path / "log")).events == 3000
+
+
+async def test_what_was_changed_under_the_log_is_not_backed_up(tmp_path: Path) -> None:
+    log = await SqliteLog.open(tmp_path / "log")
+    await fill(log, 900)
+    (trigger,) = (await log._db.fetch("SELECT sql FROM sqlite_schema WHERE name = 'events_are_final'"))[0]
+    for statement in ("DROP TRIGGER events_are_final", "UPDATE events SET principal = 'x' WHERE position = 7", trigger):
+        await log._db.fetch(statement)
+    with pytest.raises(LogDamagedError) as refusal:
+        await log.backup(tmp_path / "copy")
+    assert refusal.value.fields["first_bad"] == 7
+    assert content(tmp_path / "copy") == {}
+    await log.close()
