@@ -11,14 +11,17 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sae_actor.errors import DiskFullError, LogConflictError, LogError, LogHeldError, LogUnusableError
 from sae_actor.eventlog import SqliteLog, verify_folder
 from sae_actor.eventlog.lock import FolderLock
+from sae_actor.eventlog.reader import PAGE_ROWS, Reader
+from sae_actor.eventlog.writer import Writer, _Batch
 from sae_actor.ports import Head
 from tests.eventlog.making import REPOSITORY, a_draft, fill, make_log, some_drafts
 
@@ -301,3 +304,44 @@ async def test_settings_are_those_of_the_log(tmp_path: Path) -> None:
             db.execute("SELECT strict FROM pragma_table_list WHERE name IN ('events', 'meta')").fetchall() == [(1,)] * 2
         )
     db.close()
+
+
+async def test_an_append_waits_for_the_reading_of_five_hundred_rows_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers of everything, a filter that finds nothing, a verification: noted by the thread that serves them all."""
+    log = await SqliteLog.open(tmp_path)
+    await fill(log, 6000, per_append=1000)
+    done: list[int] = []
+    """Of the jobs of the thread, in their order: the rows that a reader's looks at, −1 for an append."""
+    store = Writer._store
+
+    async def noted(self: Reader, query: str, parameters: Sequence[int]) -> list[tuple[Any, ...]]:
+        rows = parameters[1] - parameters[0] if "position <=" in query else parameters[1]
+
+        def read(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            done.append(rows)
+            return connection.execute(query, parameters).fetchall()
+
+        return await self._db.run(read)
+
+    def stored(self: Writer, connection: sqlite3.Connection) -> _Batch:
+        done.append(-1)
+        return store(self, connection)
+
+    monkeypatch.setattr(Reader, "_fetch", noted)
+    monkeypatch.setattr(Writer, "_store", stored)
+    readers = [
+        *[asyncio.ensure_future(log.read(0, 6000)) for _ in range(10)],
+        *[asyncio.ensure_future(log.read(0, 500, types=["GpuLost"])) for _ in range(5)],
+        asyncio.ensure_future(log.verify()),
+    ]
+    for number in range(20):
+        await asyncio.sleep(0)
+        asked = len(done)
+        await log.append([a_draft()], expected=6000 + number)
+        assert sum(done[asked : done.index(-1, asked)]) <= PAGE_ROWS
+    assert not all(reader.done() for reader in readers), "they were still at it"
+    await asyncio.gather(*readers)
+    assert max(done) == PAGE_ROWS
+    await log.close()
