@@ -271,6 +271,31 @@ async def test_readers_at_one_place_share_what_was_encoded_joined_and_read() -> 
     assert not stream.broadcast._joined
 
 
+async def test_news_gathers_for_as_long_as_it_took_to_serve_everyone() -> None:
+    """So half of the time is left to others, however many readers there are."""
+    stream = Stream()
+    pages = 0
+
+    async def busy() -> list[int]:
+        nonlocal pages
+        seen: list[int] = []
+        async for page in stream.broadcast.read(0):
+            assert page is not None
+            pages += 1
+            seen += positions(page)
+            time.sleep(0.0004)  # noqa: ASYNC251 - what it takes to send a page
+        return seen
+
+    readers = [asyncio.create_task(busy()) for _ in range(50)]
+    await turns()
+    for _ in range(100):
+        await stream.publish(STARTED)
+        await asyncio.sleep(0.001)
+    stream.broadcast.close()
+    assert await asyncio.gather(*readers) == [list(range(1, 101))] * 50
+    assert pages < 50 * 50
+
+
 async def test_a_failed_read_ends_those_who_asked_and_is_tried_again() -> None:
     stream = Stream(ring=1)
     await stream.publish(*[STARTED] * 20)
