@@ -135,6 +135,8 @@ class Service:
         self.log = log
         self.demo_sae = place_sae(demo_model_folder(settings)).resolve() if demo else None
         self.exit_code = 0
+        self.preparing: str | None = None
+        """What of the settings is not asked for or not in place yet."""
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -165,6 +167,8 @@ class Service:
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
         else:
+            if self.demo_sae is not None or self.settings.model.id:
+                self.preparing = "what the settings ask for is being brought"
             await self._start()
         scheme = "http" if tls_files(self.settings) is None else "https"
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -218,6 +222,8 @@ class Service:
                 await self._load_model()
         except SAEError as error:
             logs.say(error.detail)
+        finally:
+            self.preparing = None
 
     async def _load_model(self) -> None:
         wanted, model = self.settings.model, self.actor.state.model
@@ -251,6 +257,7 @@ class Service:
                 log=self.log,
                 hub=self.hub,
                 engine=self.engine,
+                preparing=lambda: self.preparing,
                 capabilities=lambda: capabilities(self.settings),
                 quota_bytes=self.settings.hub.quota_bytes or None,
                 access=self.access,

@@ -28,6 +28,8 @@ class Context:
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
+    preparing: Callable[[], str | None] = lambda: None
+    """What of the settings is not in place yet; None: all is, or was given up."""
     quota_bytes: int | None = None
     """What downloads may take on disk together; None: as much as there is."""
     access: Access = field(default_factory=Access)

@@ -149,8 +149,8 @@ async def get_health(request: AnyRequest) -> Answer:
 @operation("GET", "/ready", "Whether everything wanted is in place", returns=Ready, errors=("not_ready",),
            open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
-    actor = context(request).actor
-    reasons = waiting_for(actor.state)
+    actor, preparing = context(request).actor, context(request).preparing()
+    reasons = waiting_for(actor.state) or ([] if preparing is None else [preparing])
     if reasons and actor.read_only is None:
         raise NotReadyError("; ".join(reasons), reasons=reasons, retry_after=1)
     degraded = degraded_view(actor.state)

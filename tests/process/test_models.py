@@ -75,3 +75,12 @@ def test_a_model_of_the_hub(server: HubServer, data: Path, tmp_path: Path) -> No
         assert process.send("again", type="LoadModel", model=MODEL)["status"] == "completed"
         assert len(server.asked()) == before, "it is in the cache"
     assert not canary.exists()
+
+
+@pytest.mark.timeout(60)
+def test_ready_waits_for_the_model_of_the_settings(data: Path) -> None:
+    with Process(data, "--load-seconds", "0.5", environment={"SAE_ACTOR_MODEL_ID": "org/model"}) as process:
+        while (answer := process.client.get("/ready")).status_code == 503:
+            assert answer.json()["reasons"]
+            time.sleep(0.01)
+        assert status(process) == "loaded"
