@@ -209,6 +209,7 @@ def test_the_token_comes_from_the_environment(command: Command, monkeypatch: pyt
         ("log", "state", "--at", "-1"),
         ("log", "explain", "--data-dir", "x"),
         ("log", "reproduce"),
+        ("log", "reproduce", "--all", "gen-1"),
     ],
 )
 def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
@@ -216,12 +217,6 @@ def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
     assert ran.code == 64
     assert ran.out == ""
     assert ran.err
-
-
-def test_what_is_not_there_yet_is_refused_by_name(command: Command) -> None:
-    assert command("log", "reproduce", "--data-dir", "x", "id").err == (
-        "sae-actor: log reproduce is not in this version yet\n"
-    )
 
 
 COMMANDS = "demo serve status catalog download list attach detach delete steer generate events log"
