@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 from functools import partial
@@ -168,8 +169,7 @@ class Patient(HttpToolsProtocol):
         self._look_later()
         now = self.loop.time()
         if self._is_stalled(now):
-            # Closing would wait for the peer to take what is left.
-            self.transport.abort()
+            self._reset()
         elif not self.transport.is_closing() and not self.flow.read_paused:
             self._look_at_request(now)
 
@@ -185,6 +185,13 @@ class Patient(HttpToolsProtocol):
             self._owed = (now, left)
         since, at_first = self._owed
         return now - since > self._limits.stalled_seconds + (at_first - left) / READ_RATE
+
+    def _reset(self) -> None:
+        """Closing would wait for the peer to take what is left, here first and then in the system."""
+        connection = self.transport.get_extra_info("socket")
+        if connection.fileno() >= 0:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _left(self) -> int:
         """Bytes that the peer has not taken: the transport's, and those of the system, which takes megabytes ahead, so

@@ -465,6 +465,6 @@ def test_a_reader_that_stops_is_let_go(service: Process) -> None:
         def held() -> bool:
             return any(each.raddr and each.raddr.port == own for each in process.net_connections())
 
-        assert held()
+        until(held)
         until(lambda: not held(), 5 * LIMIT)
     assert isinstance(httpx.get(f"{service.url}/health").json()["position"], int)
