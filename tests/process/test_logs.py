@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from .harness import ROOT, Process, until
+from .harness import Process, until
 
 TOKEN = "canary-token-2718"
 JSON_LINES = {
@@ -81,17 +76,3 @@ def test_requests_are_not_told_unless_asked_for(tmp_path: Path) -> None:
     with Process(tmp_path / "data") as process:
         process.client.get("/api/saes")
         assert process.stderr.read_text() == ""
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud"), ("OPENTELEMETRY", "perhaps")],
-)
-def test_what_is_no_setting(tmp_path: Path, variable: str, value: str) -> None:
-    environment = {**os.environ, f"SAE_ACTOR_SERVER_{variable}": value}
-    done = subprocess.run(
-        [sys.executable, "-m", "sae_actor", "serve", "--data-dir", str(tmp_path)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 78
-    assert f"server.{variable.lower()}" in done.stderr.lower() or variable in done.stderr
