@@ -50,7 +50,7 @@ async def copy_log(db: Connection, log_id: str, to: Path) -> Head:
         lock.release()
 
 
-def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[sqlite3.Connection], None]) -> None:
+def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[], None]) -> None:
     """On the connection's thread."""
     remove_fresh(fresh.parent)  # what a backup left that was killed here
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -58,7 +58,7 @@ def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[sqlite3.C
         # Nobody reads the file before it is whole, and it is synced then.
         target.execute("PRAGMA journal_mode = OFF").fetchall()
         target.execute("PRAGMA synchronous = OFF").fetchall()
-        source.backup(target, pages=STEP_PAGES, progress=lambda *_: give_way(source), sleep=0)
+        source.backup(target, pages=STEP_PAGES, progress=lambda *_: give_way(), sleep=0)
 
 
 def _publish(to: Path, log_id: str) -> Head:

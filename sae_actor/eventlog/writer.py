@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ GROUP_BYTES = 4 * 1024 * 1024
 """Bounds of the appends that are stored together."""
 SYNC_EVENTS = 256
 SYNC_SECONDS = 60.0
-"""The checkpoint is made durable after so many events, or at the first append after so many seconds."""
+"""The checkpoint is made durable after so many events, and so many seconds after the first that it is not for."""
 WAL_PAGES = 1000
 """The WAL is folded into the database when it holds about so many pages of 4 KiB."""
 
@@ -102,7 +101,7 @@ class Writer:
         self._syncing: asyncio.Task[None] | None = None
         self._wal_pages = 0
         self._unsynced = 0
-        self._synced_at = time.monotonic()
+        self._sync_later: asyncio.TimerHandle | None = None
         self._stopped: str | None = None
         # Paths as text: they are looked at twice with every commit.
         self._paths = (os.fspath(folder / NAME), os.fspath(folder / WAL_NAME))
@@ -137,6 +136,8 @@ class Writer:
         """Store what waits, take nothing more."""
         self._stopped = self._stopped or "the log is closed"
         await self._idle.wait()
+        if self._sync_later is not None:
+            self._sync_later.cancel()
         if self._syncing is not None:
             await asyncio.wait([self._syncing])
 
@@ -182,15 +183,26 @@ class Writer:
     def _look_after(self, rows: list[Row]) -> None:
         """The checkpoint is synced and the WAL folded where it is time."""
         self._unsynced += len(rows)
-        now = time.monotonic()
-        if self._syncing is None and (self._unsynced >= SYNC_EVENTS or now - self._synced_at >= SYNC_SECONDS):
-            self._unsynced, self._synced_at = 0, now
-            self._syncing = asyncio.ensure_future(self._sync())
+        self._plan_sync()
         # A commit writes a leaf of the table, one of the index and what its rows fill.
         self._wal_pages += 3 + sum([len(row.data or b"") + 512 for row in rows]) // 4096
         if self._wal_pages >= WAL_PAGES:
             self._wal_pages = 0
             self._db.submit(self._fold, self._folded)  # the next transaction queues behind it
+
+    def _plan_sync(self) -> None:
+        if self._unsynced >= SYNC_EVENTS:
+            self._begin_sync()
+        elif self._unsynced > 0 and self._sync_later is None:
+            self._sync_later = self._loop.call_later(SYNC_SECONDS, self._begin_sync)
+
+    def _begin_sync(self) -> None:
+        if self._sync_later is not None:
+            self._sync_later.cancel()
+            self._sync_later = None
+        if self._syncing is None and not self.failed:
+            self._unsynced = 0
+            self._syncing = asyncio.ensure_future(self._sync())
 
     async def _sync(self) -> None:
         assert self._checkpoint is not None
@@ -200,6 +212,8 @@ class Writer:
             self._stop([], f"head.checkpoint could not be synced ({error.strerror}): the log takes no more events")
         finally:
             self._syncing = None
+        if self._stopped is None:
+            self._plan_sync()  # for what came meanwhile
 
     def _folded(self, _: None, error: BaseException | None) -> None:
         # Full: it all stays in the WAL.

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import random
-import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -275,9 +274,9 @@ async def test_a_backup_ends_with_the_log(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(backup, "STEP_PAGES", 1)
     give_way = Connection.give_way
 
-    def slowly(self: Connection, connection: sqlite3.Connection) -> None:
+    def slowly(self: Connection) -> None:
         time.sleep(0.002)
-        give_way(self, connection)
+        give_way(self)
 
     monkeypatch.setattr(Connection, "give_way", slowly)
     log = await SqliteLog.open(tmp_path / "log")

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from sae_actor.errors import DiskFullError, LogConflictError, LogError, LogHeldError, LogUnusableError
-from sae_actor.eventlog import SqliteLog, verify_folder
+from sae_actor.eventlog import SqliteLog, verify_folder, writer
+from sae_actor.eventlog.checkpoint import Checkpoint
 from sae_actor.eventlog.lock import FolderLock
 from sae_actor.eventlog.reader import PAGE_ROWS, Reader
 from sae_actor.eventlog.writer import Writer, _Batch
@@ -345,3 +346,34 @@ async def test_an_append_waits_for_the_reading_of_five_hundred_rows_at_most(
     await asyncio.gather(*readers)
     assert max(done) == PAGE_ROWS
     await log.close()
+
+
+async def test_the_checkpoint_is_synced_by_the_count_and_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 256 events; a minute (here: less) after an event, also where none follows; and at the stop."""
+    synced: list[int] = []
+    sync = Checkpoint.sync
+
+    def noted(self: Checkpoint) -> None:
+        synced.append(log.head.position)
+        sync(self)
+
+    monkeypatch.setattr(Checkpoint, "sync", noted)
+    log = await SqliteLog.open(tmp_path)
+    for number in range(300):
+        await log.append([a_draft()], expected=number)
+    assert len(synced) == 1
+    assert 256 <= synced[0] <= 300
+    monkeypatch.setattr(writer, "SYNC_SECONDS", 0.02)
+    await log.append(some_drafts(256), expected=300)
+    await log.append([a_draft()], expected=556)
+    async with asyncio.timeout(5):
+        while 557 not in synced:
+            await asyncio.sleep(0.01)
+    before = len(synced)
+    await asyncio.sleep(0.1)
+    assert len(synced) == before, "nothing new to sync"
+    await log.append([a_draft()], expected=557)
+    await log.close()
+    assert synced[-1] == 558
