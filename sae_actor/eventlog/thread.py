@@ -36,7 +36,12 @@ class Connection(aiosqlite.Connection):
         connection = cls(connector, iter_chunk_size=64)
         connection._thread.daemon = True
         connection._thread.name = "events.db"
-        await connection
+        try:
+            await connection
+        except BaseException:
+            # It was told to end, and tells the loop when it does: not one that is closed by then.
+            await asyncio.to_thread(connection._thread.join)
+            raise
         return connection
 
     def submit(self, job: Job[Any], done: Done) -> None:
