@@ -18,8 +18,9 @@ The map. Arrows of import point down only (a test keeps it so).
 
 Where it departs from the house plan: a format is one torch-free `read(files) -> Layout` that serves describing and
 loading alike, so `sae` imports `formats`; what the device may keep (`domain.pending.residents`) is told to the
-engine beside the owed effects, so that replacing an SAE and unloading a model need no effect of their own; and the
-families' table lies apart from torch, so that `/api/capabilities` can list it.
+engine beside the owed effects, so that replacing an SAE and unloading a model need no effect of their own; texts are
+made together by an attention function of ours in place of transformers' continuous batching (`engine` says why); and
+the families' table lies apart from torch, so that `/api/capabilities` can list it.
 """
 
 __version__ = "0.1.0"
