@@ -1,16 +1,22 @@
 """The service of `launch` under limits of the system: `LIMITS="NOFILE=64 AS=…" python -m tests.process.limited DATA …`.
 
 `NPROC` counts the threads of a user, and never root's: a root process becomes another user first, which may read and
-write what root may. On SIGUSR2 it may have no more threads than it has.
+write what root may. On SIGUSR2 it may have no more threads than it has. `APPEND=0.2` is a disk so slow that each
+append to the log takes that many seconds longer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import resource
 import signal
 import struct
+from collections.abc import Sequence
+from typing import Any
+
+from sae_actor.eventlog import SqliteLog
 
 from . import launch
 
@@ -22,12 +28,24 @@ _CAPABILITIES = 0b110
 
 def main() -> int:
     limits = dict(pair.split("=") for pair in os.environ["LIMITS"].split())
+    _slow_down(float(limits.pop("APPEND", 0)))
     if "NPROC" in limits and os.getuid() == 0:
         _become_another_user()
     for name, most in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (int(most), int(most)))
     signal.signal(signal.SIGUSR2, _no_more_threads)
     return launch.main()
+
+
+def _slow_down(seconds: float) -> None:
+    append = SqliteLog.append
+
+    async def slow(self: SqliteLog, drafts: Sequence[Any], *, expected: int) -> Any:
+        await asyncio.sleep(seconds)
+        return await append(self, drafts, expected=expected)
+
+    if seconds:
+        SqliteLog.append = slow  # type: ignore[method-assign]
 
 
 def _no_more_threads(*_: object) -> None:

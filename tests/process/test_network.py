@@ -49,8 +49,8 @@ COMMANDS = "/api/commands"
 D_SAE, LAYERS = 2304, 30
 
 
-def started(data: Path, *arguments: str) -> Process:
-    process = Process(data, *arguments, environment=ENVIRONMENT)
+def started(data: Path, *arguments: str, module: str = "tests.process.launch", **environment: str) -> Process:
+    process = Process(data, *arguments, module=module, environment={**ENVIRONMENT, **environment})
     process.client.headers["authorization"] = f"Bearer {TOKEN}"
     return process
 
@@ -182,7 +182,8 @@ async def _flood(process: Process, posts: int) -> dict[int, int]:
 
 def test_row_31_a_full_mailbox(tmp_path: Path) -> None:
     """429 with Retry-After, memory flat, and /health still at once, for a client beside the flood."""
-    with started(tmp_path / "data") as process:
+    slow = {"LIMITS": "APPEND=0.1", "SAE_ACTOR_SERVER_REQUEST_SECONDS": "60"}  # this process is slow, too
+    with started(tmp_path / "data", module="tests.process.limited", **slow) as process:
         for key, command in SCRIPT[:3]:
             assert process.send(key, **command)["status"] == "completed"
         before, known = resident(process), position(process)
