@@ -99,7 +99,6 @@ class Writer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._syncing: asyncio.Task[None] | None = None
-        self._wal_pages = 0
         self._unsynced = 0
         self._sync_later: asyncio.TimerHandle | None = None
         self._stopped: str | None = None
@@ -107,6 +106,9 @@ class Writer:
         self._paths = (os.fspath(folder / NAME), os.fspath(folder / WAL_NAME))
         # From here on read and written by the connection's thread alone.
         self._files = self._fingerprint()
+        _, wal = self._files
+        # What lives before this one were killed with: many short ones must not let it grow without end.
+        self._wal_pages = 0 if wal is None else wal[1] // 4096
 
     def append(self, drafts: Sequence[Draft], expected: int) -> asyncio.Future[tuple[Event, ...]]:
         """Queue an append. From here on it is stored, whatever becomes of the caller: a cancel reaches the answer

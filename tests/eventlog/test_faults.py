@@ -24,7 +24,7 @@ from sae_actor.eventlog.lock import FolderLock
 from sae_actor.eventlog.reader import PAGE_ROWS, Reader
 from sae_actor.eventlog.writer import Writer, _Batch
 from sae_actor.ports import Head
-from tests.eventlog.making import REPOSITORY, a_draft, fill, make_log, some_drafts
+from tests.eventlog.making import REPOSITORY, a_draft, copy_while_open, fill, make_log, some_drafts
 
 pytestmark = pytest.mark.anyio
 
@@ -283,6 +283,23 @@ async def test_the_wal_is_folded_into_the_database_as_it_grows(tmp_path: Path) -
     assert sizes["events.db"] > 12_000_000
     assert sizes["events.db-wal"] < 8_000_000
     assert (await log.verify()).events == 201
+    await log.close()
+
+
+async def test_the_wal_of_lives_that_were_killed_is_folded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "WAL_PAGES", 40)
+    sizes = []
+    for life in range(8):
+        folder = tmp_path / f"{life}"
+        log = await SqliteLog.open(folder)
+        await log.append([a_draft("x" * 30_000)], expected=2 * life)
+        await log.append([a_draft()], expected=2 * life + 1)
+        copy_while_open(folder, tmp_path / f"{life + 1}")
+        await log.close()
+        sizes.append((tmp_path / f"{life + 1}" / "events.db-wal").stat().st_size)
+    assert max(sizes) < 70 * 4096
+    log = await SqliteLog.open(tmp_path / "8")
+    assert (await log.verify()).events == 16
     await log.close()
 
 
