@@ -61,6 +61,9 @@ class Connection(aiosqlite.Connection):
     def _queue(self, job: Job[Any]) -> asyncio.Future[Any]:
         if self._closing is not None:
             raise sqlite3.ProgrammingError("the connection is closed")
+        return self._queue_last(job)
+
+    def _queue_last(self, job: Job[Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._tx.put_nowait((future, lambda: job(self._conn)))
         return future
@@ -76,14 +79,14 @@ class Connection(aiosqlite.Connection):
         one may report as written what never was.
         """
         if self._closing is None:
-            last = self._queue(_close_as_it_is) if as_it_is else None
-            self._closing = asyncio.ensure_future(self._end(last))
+            # Known before anything is queued for it: a long job that gives way does not do what ends the connection.
+            self._closing = asyncio.ensure_future(self._end(as_it_is))
         await asyncio.shield(self._closing)
 
-    async def _end(self, last: asyncio.Future[Any] | None) -> None:
+    async def _end(self, as_it_is: bool) -> None:
         try:
-            if last is not None:
-                await last
+            if as_it_is:
+                await self._queue_last(_close_as_it_is)
         finally:
             await super().close()
 
