@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,10 @@ from ..actor import Actor, Texts
 from ..ports import Engine, EventLog, Hub
 from .observing import Requests
 from .sessions import Attempts, Sessions
+
+WALKS = 4
+"""Answers that read much of the log at the same time: one goes on for a while after its reader has left, and holds
+what it has read so far."""
 
 
 @dataclass(slots=True)
@@ -40,6 +45,8 @@ class Context:
     """Logins that failed of late."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
+    walks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WALKS))
+    """Held while an answer is made of much of the log."""
     requests: Requests = field(default_factory=Requests)
     """What was asked so far."""
     cors_origins: tuple[str, ...] = ()

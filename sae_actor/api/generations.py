@@ -50,10 +50,11 @@ async def _read(request: AnyRequest, wanted: Explaining) -> None:
     """Follow the log as it is now, page by page, as far as it has to be read."""
     log = context(request).log
     at, head = 0, log.head.position
-    while at < head and not wanted.complete:
-        page = await log.read(at, min(PAGE, head - at))
-        if not page:
-            return
-        for event in page:
-            wanted.feed(event)
-        at = page[-1].position
+    async with context(request).walks:
+        while at < head and not wanted.complete:
+            page = await log.read(at, min(PAGE, head - at))
+            if not page:
+                return
+            for event in page:
+                wanted.feed(event)
+            at = page[-1].position

@@ -70,9 +70,12 @@ async def get_state(request: AnyRequest) -> Answer:
     at = whole_number(request, "at", default=now.position, low=0, high=MAX_POSITION)
     if at > now.position:
         raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
-    state = EMPTY if at < now.position else now
-    async for event in _events(request, 0, Wanted(), until=at if at < now.position else 0):
-        state = evolve(state, event)
+    if at == now.position:
+        return answer(request, state_view(now))
+    state = EMPTY
+    async with context(request).walks:
+        async for event in _events(request, 0, Wanted(), until=at):
+            state = evolve(state, event)
     return answer(request, state_view(state))
 
 
@@ -109,10 +112,11 @@ async def get_log(request: AnyRequest) -> Answer:
         return Stream(_lines(request, after, wanted, head.position), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
     found: list[Event] = []
-    async for event in _events(request, after, wanted, until=head.position):
-        found.append(event)
-        if len(found) == limit:
-            break
+    async with context(request).walks:
+        async for event in _events(request, after, wanted, until=head.position):
+            found.append(event)
+            if len(found) == limit:
+                break
     return answer(request, {"events": found, "head": head})
 
 
@@ -138,7 +142,8 @@ async def _events(request: AnyRequest, after: int, wanted: Wanted, *, until: int
 
 @operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
 async def verify_log(request: AnyRequest) -> Answer:
-    return answer(request, await context(request).log.verify())
+    async with context(request).walks:
+        return answer(request, await context(request).log.verify())
 
 
 @operation("GET", "/health", "Whether the process lives", returns=Health, open=True)
