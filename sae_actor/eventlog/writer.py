@@ -50,12 +50,14 @@ class _Waiting(NamedTuple):
 class _Batch:
     """What goes into one transaction, who waits for it, and whose append cannot follow."""
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        """Of the log, when it is stored."""
         self.waiting: list[_Waiting] = []
         self.sealed: list[Sealed] = []
         self.conflicts: list[tuple[_Waiting, int]] = []
         """With the position that the log is at by then."""
-        self.position = position
+        self.position = head.position
         self.rows: list[Row] = []
         self.failure: _Failure | None = None
         self.unwitnessed: str | None = None
@@ -155,8 +157,9 @@ class Writer:
 
     # — on the loop —
 
-    def _stored(self, batch: _Batch, _: object) -> None:
+    def _stored(self, batch: _Batch | None, _: object) -> None:
         """The thread is done with a transaction: tell who waits, and hand it the next one."""
+        assert batch is not None  # `_store` never raises
         self._answer(batch)
         if self.failed:
             _refuse(self._queue, LogError, self._stopped or "")
@@ -174,7 +177,7 @@ class Writer:
             self._fail(batch.waiting, batch.failure)
             return
         if batch.rows:
-            self.head = Head(batch.rows[-1].position, batch.rows[-1].hash.hex())
+            self.head = batch.head
         # The events are durable, also where their witness is not: that stops the next append, not this one.
         _give_out(batch)
         if batch.unwitnessed is not None:
@@ -265,8 +268,9 @@ class Writer:
         rows = link_all(batch.sealed, self.head)
         connection.execute(insert_statement(len(rows)), list(itertools.chain.from_iterable(rows)))
         batch.rows = rows
-        self._files = self._fingerprint()
-        head = Head(rows[-1].position, rows[-1].hash.hex())
+        # A commit writes to the WAL alone.
+        self._files = (self._files[0], _identity(self._paths[1]))
+        batch.head = head = Head(rows[-1].position, rows[-1].hash.hex())
         try:
             if self._checkpoint is None:
                 self._checkpoint = Checkpoint.create(self._folder, self._log_id, head)
@@ -277,7 +281,7 @@ class Writer:
 
     def _take(self) -> _Batch:
         """The appends that are stored next. The loop stands behind `head` until it has heard what became of them."""
-        batch = _Batch(self.head.position)
+        batch = _Batch(self.head)
         size, queue = 0, self._queue
         while queue:
             waiting = queue[0]

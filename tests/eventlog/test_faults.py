@@ -383,11 +383,11 @@ async def test_the_checkpoint_is_synced_by_the_count_and_by_the_clock(
     assert len(synced) == 1
     assert 256 <= synced[0] <= 300
     monkeypatch.setattr(writer, "SYNC_SECONDS", 0.02)
-    await log.append(some_drafts(256), expected=300)
-    await log.append([a_draft()], expected=556)
-    async with asyncio.timeout(5):
-        while 557 not in synced:
-            await asyncio.sleep(0.01)
+    for drafts, expected in ((some_drafts(256), 300), ([a_draft()], 556)):
+        await log.append(drafts, expected=expected)
+        async with asyncio.timeout(5):
+            while log.head.position not in synced:
+                await asyncio.sleep(0.01)
     before = len(synced)
     await asyncio.sleep(0.1)
     assert len(synced) == before, "nothing new to sync"
