@@ -11,9 +11,10 @@ import re
 import sqlite3
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from msgspec import DecodeError
 from msgspec.json import Decoder
@@ -63,15 +64,17 @@ def inspect(
     if database == NAME and missing_log(folder):
         raise LogUnusableError(f"there is no log in {folder}")
     check_identity(folder / database)
-    with reading(folder / database) as connection:
+    with reading(folder / database) as connection, ThreadPoolExecutor(1) as aside:
         log_id = _read_identity(connection)
         walk = Walk(log_id)
+        structure = aside.submit(_check_structure, folder / database, "integrity_check" if thorough else "quick_check")
         _walk(connection, walk)
         if walk.bad is not None:
             _refuse(walk, walk.position + 1, walk.bad)
         if (bare := walk.unexplained()) is not None:
             _refuse(walk, bare, "the payload is gone and no PayloadRedacted names it")
-        _check_structure(connection, walk, "integrity_check" if thorough else "quick_check")
+        if (bad := structure.result()) is not None:
+            _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         heads = read_checkpoint(folder, log_id) if database == NAME else []
         truncation = _compare(connection, log_id, walk, heads, accept_truncation)
     return Findings(
@@ -157,24 +160,36 @@ def _walk(connection: sqlite3.Connection, walk: Walk) -> None:
         walk.bad = walk.bad or f"events.db cannot be read further: {error}"
 
 
-def _check_structure(connection: sqlite3.Connection, walk: Walk, check: str) -> None:
+class _BadStructure(NamedTuple):
+    detail: str
+    first: int | None = None
+
+
+def _check_structure(path: Path, check: str) -> _BadStructure | None:
+    """SQLite's own check, through a connection of its own: it runs beside the walk."""
     try:
-        answer: list[tuple[bytes]] = connection.execute(f"PRAGMA {check}(1)").fetchall()
-        if answer == [(b"ok",)]:
-            return
-        detail = answer[0][0].decode(errors="replace") if answer else "no answer"
-        # The walk reads text and bytes alike; the check of the file knows a column that changed its type.
-        first_bad = connection.execute(
+        with reading(path) as connection:
+            answer: list[tuple[bytes]] = connection.execute(f"PRAGMA {check}(1)").fetchall()
+    except (LogDamagedError, LogUnusableError) as error:
+        return _BadStructure(error.detail)
+    if answer == [(b"ok",)]:
+        return None
+    detail = answer[0][0].decode(errors="replace") if answer else "no answer"
+    named = _MISSING_ROW.search(detail)
+    return _BadStructure(detail, None if named is None else int(named[1]))
+
+
+def _mistyped(connection: sqlite3.Connection) -> int | None:
+    """The first event with a column that changed its type: the walk reads text and bytes alike."""
+    first: int | None = None
+    with contextlib.suppress(*READ_ERRORS):
+        (first,) = connection.execute(
             """SELECT min(position) FROM events WHERE typeof(event_id) <> 'text' OR typeof(type) <> 'text'
             OR typeof(time) <> 'text' OR typeof(command_id) NOT IN ('text', 'null') OR typeof(principal) <> 'text'
             OR typeof(data) NOT IN ('blob', 'null') OR typeof(salt) NOT IN ('blob', 'null')
             OR typeof(data_hash) <> 'blob' OR typeof(hash) <> 'blob'"""
-        ).fetchone()[0]
-        if first_bad is None and (named := _MISSING_ROW.search(detail)):
-            first_bad = int(named[1])
-    except READ_ERRORS as error:
-        detail, first_bad = str(error), None
-    _refuse(walk, first_bad, f"the structure of events.db: {detail}")
+        ).fetchone()
+    return first
 
 
 def _compare(
