@@ -13,6 +13,7 @@ from litestar.response import Stream
 from ..actor import Done, RunningText
 from ..errors import SAEError
 from .beside import abandon, merged
+from .leaving import left
 from .problems import openai_view
 from .replies import Reply
 from .routes import Answer, AnyRequest
@@ -93,8 +94,7 @@ async def abandoned_with_client(request: AnyRequest, texts: Sequence[RunningText
     """Stop the texts when the client hangs up: nobody would read them."""
 
     async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await left(request)
         abandon(texts)
 
     watcher = asyncio.create_task(watch())

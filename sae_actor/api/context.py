@@ -16,8 +16,7 @@ from .observing import Requests
 from .sessions import Attempts, Sessions
 
 WALKS = 4
-"""Answers that read much of the log at the same time: one goes on for a while after its reader has left, and holds
-what it has read so far."""
+"""Answers that read much of the log at the same time: each holds what it has read so far."""
 
 
 @dataclass(slots=True)

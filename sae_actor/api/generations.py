@@ -9,6 +9,7 @@ from ..domain.explaining import Explaining
 from ..errors import NotFoundError
 from .bodies import whole_number
 from .context import context
+from .leaving import walking
 from .logshapes import Generation, Generations
 from .reading import MAX_POSITION, POSITION
 from .routes import Answer, AnyRequest, Query, answer, operation
@@ -50,7 +51,7 @@ async def _read(request: AnyRequest, wanted: Explaining) -> None:
     """Follow the log as it is now, page by page, as far as it has to be read."""
     log = context(request).log
     at, head = 0, log.head.position
-    async with context(request).walks:
+    async with walking(request):
         while at < head and not wanted.complete:
             page = await log.read(at, min(PAGE, head - at))
             if not page:

@@ -17,6 +17,7 @@ from ..errors import BadRequestError, NotFoundError, NotReadyError
 from ..ports import CatalogEntry, Verification
 from .bodies import whole_number
 from .context import context
+from .leaving import walking
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
 from .schemas import REPOSITORY, REVISION
 from .shapes import Capabilities, Health, LogPage, Model, Ready
@@ -73,7 +74,7 @@ async def get_state(request: AnyRequest) -> Answer:
     if at == now.position:
         return answer(request, state_view(now))
     state = EMPTY
-    async with context(request).walks:
+    async with walking(request):
         async for event in _events(request, 0, Wanted(), until=at):
             state = evolve(state, event)
     return answer(request, state_view(state))
@@ -112,7 +113,7 @@ async def get_log(request: AnyRequest) -> Answer:
         return Stream(_lines(request, after, wanted, head.position), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
     found: list[Event] = []
-    async with context(request).walks:
+    async with walking(request):
         async for event in _events(request, after, wanted, until=head.position):
             found.append(event)
             if len(found) == limit:
@@ -142,7 +143,7 @@ async def _events(request: AnyRequest, after: int, wanted: Wanted, *, until: int
 
 @operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
 async def verify_log(request: AnyRequest) -> Answer:
-    async with context(request).walks:
+    async with walking(request):
         return answer(request, await context(request).log.verify())
 
 

@@ -32,6 +32,7 @@ from litestar import Litestar, get, post
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
+from sae_actor.actor.broadcast import RING
 from sae_actor.listening import listen
 from tests.bench.load import connected, load, percentile, request
 from tests.process.census import Census, census
@@ -39,8 +40,8 @@ from tests.process.harness import ROOT, Process, until
 from tests.process.test_kill import SAE_ID, SCRIPT
 
 WARM_UP = 500
-FIRST_WAVE = 200
-"""Events for readers who come and go before anything is counted."""
+FIRST_WAVE = RING
+"""Events for readers who come and go before anything is counted: the ring of recent ones is full then."""
 STEER = json.dumps({"type": "Steer", "sae_id": SAE_ID, "features": [{"feature": 1, "strength": 1}]}).encode()
 MARK = "0a1b2c3d"
 

@@ -1,0 +1,38 @@
+"""Clients that hang up before they are answered: what was done for them alone ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import CancelScope
+
+from ..errors import BadRequestError
+from .context import context
+from .routes import AnyRequest
+
+
+async def left(request: AnyRequest) -> None:
+    """Wait until the client of a request whose body has been read, or that has none, hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def walking(request: AnyRequest) -> AsyncIterator[None]:
+    """Around what reads much of the log for an answer: few at a time, and none for a client that is gone."""
+
+    async def watch() -> None:
+        await left(request)
+        scope.cancel()
+
+    with CancelScope() as scope:
+        watcher = asyncio.create_task(watch())
+        try:
+            async with context(request).walks:
+                yield
+        finally:
+            watcher.cancel()
+    if scope.cancelled_caught:
+        raise BadRequestError("the client has left")  # heard by nobody, but counted
