@@ -1,0 +1,84 @@
+"""What happened: one payload struct per event type, and the envelope that the log stores.
+
+    payload                       what all payloads share: a schema; a command's digest; a `Problem`
+    service, model, saes, texts   the payloads, by what they tell of
+    envelope                      `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
+
+Events are facts: new fields have defaults, a field that must change is a new schema, so that every log still folds.
+
+An `Intent` is the first event of an accepted command, with the command's digest. `request_position` in an outcome is
+the position of the intent that asked for it, the fencing token.
+"""
+
+from .envelope import ERASED, PAYLOADS, Draft, Event, draft
+from .model import ModelLoaded, ModelLoadFailed, ModelLoadRequested, ModelUnloaded
+from .payload import MAX_PAYLOAD_BYTES, Intent, Payload, Problem
+from .saes import (
+    AttachFailed,
+    AttachRequested,
+    DeleteFailed,
+    DeleteRequested,
+    DetachRequested,
+    DownloadCancelled,
+    DownloadCompleted,
+    DownloadFailed,
+    DownloadRequested,
+    HookFaulted,
+    MonitoringChanged,
+    SaeAttached,
+    SaeDeleted,
+    SaeDetached,
+    SteeringChanged,
+)
+from .service import (
+    ActorStarted,
+    ActorStopped,
+    CommandRejected,
+    EffectInterrupted,
+    GpuLost,
+    LogTruncated,
+    PayloadRedacted,
+)
+from .texts import GenerationFinished, GenerationStarted, Receipt, Sampling
+
+__all__ = [
+    "ERASED",
+    "MAX_PAYLOAD_BYTES",
+    "PAYLOADS",
+    "ActorStarted",
+    "ActorStopped",
+    "AttachFailed",
+    "AttachRequested",
+    "CommandRejected",
+    "DeleteFailed",
+    "DeleteRequested",
+    "DetachRequested",
+    "DownloadCancelled",
+    "DownloadCompleted",
+    "DownloadFailed",
+    "DownloadRequested",
+    "Draft",
+    "EffectInterrupted",
+    "Event",
+    "GenerationFinished",
+    "GenerationStarted",
+    "GpuLost",
+    "HookFaulted",
+    "Intent",
+    "LogTruncated",
+    "ModelLoadFailed",
+    "ModelLoadRequested",
+    "ModelLoaded",
+    "ModelUnloaded",
+    "MonitoringChanged",
+    "Payload",
+    "PayloadRedacted",
+    "Problem",
+    "Receipt",
+    "SaeAttached",
+    "SaeDeleted",
+    "SaeDetached",
+    "Sampling",
+    "SteeringChanged",
+    "draft",
+]

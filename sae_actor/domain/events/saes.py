@@ -1,0 +1,137 @@
+"""SAEs on disk and on the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..refs import Edit, HookPoint, Mode, Monitoring, SaeDescription, SaeFile
+from .payload import Intent, Payload, Problem
+
+# — on disk —
+
+
+class DownloadRequested(Intent, frozen=True, kw_only=True):
+    sae_id: str
+    source: Literal["hub", "import"] = "hub"
+    repository_id: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    """Path inside the repository; for an import the resolved folder."""
+    force: bool = False
+    joined: int | None = None
+    reused: bool = False
+
+
+class DownloadCompleted(Payload, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+    source: Literal["hub", "import"] = "hub"
+    commit: str | None = None
+    files: tuple[SaeFile, ...]
+    sae: SaeDescription
+    weights_sha256: str
+    """Digest over the files that hold weights: what an intervention names."""
+    reused: bool = False
+
+
+class DownloadFailed(Payload, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+    error: Problem
+
+
+class DownloadCancelled(Intent, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+
+
+class DeleteRequested(Intent, frozen=True, kw_only=True):
+    sae_id: str
+
+
+class SaeDeleted(Payload, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+    freed_bytes: int
+
+
+class DeleteFailed(Payload, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+    error: Problem
+
+
+# — on the model —
+
+
+class AttachRequested(Intent, frozen=True, kw_only=True):
+    sae_id: str
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None = None
+    mode: Mode = "steer"
+    dtype: str = "float32"
+    replaces: tuple[str, ...] = ()
+    """SAEs that are detached in the same transaction in which this one is attached."""
+    warnings: tuple[str, ...] = ()
+
+
+class SaeAttached(Payload, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None = None
+    mode: Mode = "steer"
+    dtype: str = "float32"
+    """Type in which the SAE computes."""
+    weights_sha256: str = ""
+    memory_bytes: int = 0
+    """Estimate from the shapes, section 4 of the contract."""
+    device_bytes: int = 0
+    """What the device really took."""
+    steering: tuple[Edit, ...] = ()
+    enabled: bool = True
+    monitoring: Monitoring | None = None
+    """What came along: of a moved or restored SAE."""
+    restored: bool = False
+
+
+class AttachFailed(Payload, frozen=True, kw_only=True):
+    request_position: int
+    sae_id: str
+    error: Problem
+    restored: bool = False
+
+
+class DetachRequested(Intent, frozen=True, kw_only=True):
+    sae_id: str
+
+
+class SaeDetached(Payload, frozen=True, kw_only=True):
+    request_position: int
+    """The intent that took it out: a DetachRequested, or the AttachRequested that replaced it."""
+    attach_position: int
+    """The AttachRequested that had brought it."""
+    sae_id: str
+    freed_bytes: int
+    reason: Literal["requested", "replaced", "fault"] = "requested"
+
+
+class SteeringChanged(Intent, frozen=True, kw_only=True):
+    sae_id: str
+    features: tuple[Edit, ...]
+    enabled: bool = True
+
+
+class MonitoringChanged(Intent, frozen=True, kw_only=True):
+    sae_id: str
+    enabled: bool
+    features: tuple[int, ...] | None = None
+    top_k: int = 10
+
+
+class HookFaulted(Payload, frozen=True, kw_only=True):
+    """The SAE could not be computed on a live activation; it is detached, the requests under it fail."""
+
+    sae_id: str
+    request_position: int
+    error: Problem

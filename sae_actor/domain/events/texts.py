@@ -1,0 +1,79 @@
+"""Texts: what one was made with, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from ..refs import ActiveSae, FinishReason, StopWhen, Turn
+from .payload import Payload, Problem
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """Sampling settings in force, seed included."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...] = ()
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """Counts of what was run and what was written to."""
+
+    tokens_prompt: int
+    tokens_generated: int
+    tokens_edited: int
+    tokens_excluded: int
+    mean_relative_norm: float
+    """Mean of |difference| / |x| over the edited positions; 0 where none."""
+
+
+class GenerationStarted(Payload, frozen=True, kw_only=True):
+    generation_id: str
+    kind: Literal["completion", "chat"]
+    intervention: tuple[ActiveSae, ...]
+    intervention_sha256: str
+    sampling: Sampling
+    tokens_prompt: int
+    baseline: bool = False
+    own_steering: bool = False
+    """The request brought its own edits in place of the server's."""
+    tag: str | None = None
+    deterministic: bool = False
+    """The same tokens were promised for the same request, whatever else runs."""
+    watched: tuple[ActiveSae, ...] = ()
+    """SAEs whose activations are read; that they are does not change the text."""
+    stop_when: StopWhen | None = None
+    turns: tuple[Turn, ...] = ()
+    """Of the chat, where an edit asks for them."""
+
+    @property
+    def saes(self) -> tuple[ActiveSae, ...]:
+        """All that the text needs on the device, each once or more."""
+        stop = () if self.stop_when is None else (self.stop_when.sae,)
+        return (*self.intervention, *self.watched, *stop)
+
+
+class GenerationFinished(Payload, frozen=True, kw_only=True):
+    generation_id: str
+    started_position: int
+    finish_reason: FinishReason
+    intervention_sha256: str
+    receipt: Receipt | None = None
+    edited: tuple[tuple[int, int], ...] = ()
+    """Ranges [from, to) of positions that were written to."""
+    excluded: tuple[tuple[int, int], ...] = ()
+    batch: tuple[int, int] | None = None
+    """Fewest and most texts in a step of it, itself counted."""
+    salt: str = ""
+    prompt_sha256: str = ""
+    output_sha256: str = ""
+    """sha256 of salt ‖ token ids (little-endian u32 each)."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    output_token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    """Only where `[audit] record_text` is on."""
+    error: Problem | None = None
