@@ -178,4 +178,5 @@ def test_streams_from_the_description(world: World, mode: GenerationMode) -> Non
             assert answer.headers["content-type"].partition(";")[0] in where
 
     ask()
-    assert seen == ({200} if mode is GenerationMode.POSITIVE else {200, 400})
+    # Which wrong parameters are drawn is the library's: one that is unknown is ignored.
+    assert seen == {200} if mode is GenerationMode.POSITIVE else 400 in seen <= {200, 400}
