@@ -1,0 +1,42 @@
+"""Every edge of the service as a Protocol; one contract suite per port runs against fake and real adapter.
+
+    log        the event log: `EventLog`, implemented in `eventlog`
+    hub        SAEs on disk: `Hub`, implemented in `hub`
+    engine     the device: `Engine`, implemented in `engine`
+    text       what a text is asked with, and what it delivers
+    clock      the time; `progress`: how far slow work is
+
+`actor` and `api` know nothing else of the world.
+"""
+
+from .clock import Clock
+from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeight
+from .hub import CatalogEntry, Hub, HubSae
+from .log import EventLog, Head, Verification
+from .progress import Progress
+from .text import Activations, FeatureActivation, Finished, ScoredToken, TextItems, TextRequest, Token, Tokenized, Watch
+
+__all__ = [
+    "Activations",
+    "AttachedSae",
+    "CatalogEntry",
+    "Clock",
+    "Engine",
+    "EventLog",
+    "FeatureActivation",
+    "FeatureDetails",
+    "Finished",
+    "Head",
+    "Hub",
+    "HubSae",
+    "NearFeature",
+    "Progress",
+    "ScoredToken",
+    "TextItems",
+    "TextRequest",
+    "Token",
+    "TokenWeight",
+    "Tokenized",
+    "Verification",
+    "Watch",
+]

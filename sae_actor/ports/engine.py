@@ -1,0 +1,105 @@
+"""The device: one model, the SAEs on it, text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
+from ..domain.refs import Edit, ModelFacts
+from .progress import Progress
+from .text import TextItems, TextRequest, Tokenized
+
+
+class AttachedSae(Struct, frozen=True, kw_only=True):
+    """What the engine measured when an SAE came to the device."""
+
+    memory_bytes: int
+    device_bytes: int
+    dtype: str
+
+
+class NearFeature(Struct, frozen=True):
+    """A feature whose decoder row points the same way."""
+
+    feature: int
+    cosine: float
+
+
+class TokenWeight(Struct, frozen=True):
+    """What one unit of a feature adds to a token's logit, the final norm left out."""
+
+    token_id: int
+    token: str
+    weight: float
+
+
+class FeatureDetails(Struct, frozen=True, kw_only=True):
+    """One feature, told by the SAE's weights, the model's unembedding, and what its folder records."""
+
+    feature: int
+    decoder_norm: float
+    """|d| of the effective decoder row, but for a scale that changes from token to token."""
+    bias: float | None
+    """Of the encoder; None where it has none."""
+    threshold: float | None
+    nearest: tuple[NearFeature, ...] = ()
+    """Best first."""
+    promoted: tuple[TokenWeight, ...] = ()
+    suppressed: tuple[TokenWeight, ...] = ()
+    """Strongest first; none where the SAE does not write into the residual stream."""
+    label: str | None = None
+    max_activation: float | None = None
+    density: float | None = None
+    top_tokens: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """The device: one model, the SAEs on it, text. Raises errors of `errors` only.
+
+    The event loop is never blocked: everything that runs or changes the model happens on the engine's thread.
+    """
+
+    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+        """Load (and keep) the model; a model already there for another request is dropped first.
+
+        Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
+        """
+
+    async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
+        """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing behind."""
+
+    async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
+        """Free the SAE when its last request ended, or after `drain_seconds`, when those requests end with
+        `intervention_removed`. The bytes freed; 0 when it is not there."""
+
+    def retain(self, residents: Residents) -> None:
+        """Free everything that is not named: an unloaded model, a replaced SAE. Returns at once;
+        requests under what is freed end as `detach` says (a model: with `error`)."""
+
+    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """The edits with strengths in other units resolved to raw ones, for the SAE that is there.
+
+        `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing,
+        `SAEInvalidError` where the SAE's statistics cannot be read, `SAENotAttachedError` where there is no SAE.
+        """
+
+    async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
+        """Look at a feature of the SAE that is there.
+
+        `FeatureOutOfRangeError`, `SAENotAttachedError`, `SAEInvalidError` as in `raw`.
+        """
+
+    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+        """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
+
+        `BadRequestError` for an empty prompt, an id outside the vocabulary, a chat without a template.
+        """
+
+    def generate(self, request: TextRequest) -> TextItems:
+        """Tokens as they are made, then one `Finished`. Closing the iterator frees the request's slot."""
+
+    async def close(self) -> None:
+        """Stop the thread and free the device."""

@@ -1,0 +1,65 @@
+"""SAEs on disk."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from ..domain.refs import SaeDescription, SaeFile
+from .progress import Progress
+
+
+class HubSae(Struct, frozen=True, kw_only=True):
+    """What the hub adapter knows of an SAE whose files are complete and verified."""
+
+    commit: str | None
+    files: tuple[SaeFile, ...]
+    sae: SaeDescription
+    weights_sha256: str
+
+
+class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One SAE inside a repository, seen from its file list and small config files alone."""
+
+    path: str
+    """What `Download.path` takes; empty for an SAE at the root of the repository (`Download.path` null)."""
+    format: str
+    file_size_bytes: int
+    d_in: int | None = None
+    d_sae: int | None = None
+    hook_name: str | None = None
+
+
+class Hub(Protocol):
+    """SAEs on disk: fetched from a hub, imported, found again, deleted. Raises errors of `errors` only."""
+
+    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
+        """Fetch exactly one SAE. Cancelling ends the child process before the await returns."""
+
+    async def resolve_import(self, path: str) -> str:
+        """The resolved folder, if it lies under an import root; `ForbiddenError` / `NotFoundError` otherwise."""
+
+    async def import_(self, effect: ImportEffect) -> HubSae:
+        """Describe and digest a folder that is on disk already; nothing is copied."""
+
+    async def locate(self, location: SaeLocation) -> str:
+        """The folder (or file) to load the SAE from, its files checked against their sizes and digests.
+
+        `SAEInvalidError` where one is gone or differs.
+        """
+
+    async def delete(self, effect: DeleteEffect) -> int:
+        """Delete the files (of an import: nothing); the bytes really freed. Deleting what is gone frees 0."""
+
+    async def discard(self, effect: DownloadEffect) -> None:
+        """Remove what an unfinished, cancelled download left on disk."""
+
+    async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
+        """The SAEs of a repository before a byte of their weights is fetched, ordered by path."""
+
+    async def disk_use(self) -> int:
+        """Bytes of everything that was downloaded, finished or not."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,61 @@
+"""The event log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..domain.events import Draft, Event
+
+
+class Head(Struct, frozen=True):
+    """The last event of a log: its position (0: none yet) and hash (of an empty log: its genesis)."""
+
+    position: int
+    hash: str
+
+
+class Verification(Struct, frozen=True, omit_defaults=True):
+    """What `log verify` says."""
+
+    ok: bool
+    events: int
+    head: Head
+    first_bad: int | None = None
+    detail: str | None = None
+    clock_skew: tuple[int, ...] = ()
+    """Events whose time is before that of the event before them: the clock went back. No damage, since positions alone
+    order a log; the first hundred."""
+
+
+class EventLog(Protocol):
+    """An append-only, hash-chained sequence of events, positions 1, 2, 3, … without a gap."""
+
+    @property
+    def log_id(self) -> str:
+        """32 hex digits, chosen when the log was made; its first 8 mark the ids of the stream."""
+
+    @property
+    def head(self) -> Head:
+        """The last durable event."""
+
+    async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
+        """Store all drafts in one transaction behind position `expected`, durable when this returns.
+
+        Raises `LogConflictError` if the head is elsewhere, `DiskFullError` when there is no space (nothing
+        stored), `LogError` after an I/O failure (the log takes no further append: stop the service).
+        A cancelled caller changes nothing: the append completes, or was never begun.
+        """
+
+    async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
+        """At most `limit` events with position above `after`, in order."""
+
+    async def of_command(self, command_id: str) -> list[Event]:
+        """All events of one command, in order (few)."""
+
+    async def verify(self) -> Verification:
+        """Walk the whole chain."""
+
+    async def close(self) -> None: ...
