@@ -39,9 +39,13 @@ def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
     """Lines as the standard of these events cuts them: JSON may hold further separators that `splitlines` knows."""
-    rest = b""
+    begun: list[bytes] = []
+    half = b""
     for chunk in chunks:
+        *ends, rest = re.split(rb"\r\n|\n|\r(?!\Z)", half + chunk)
         # a CR at the end may be half a line end: it waits for the next chunk
-        *lines, rest = re.split(rb"\r\n|\n|\r(?!\Z)", rest + chunk)
-        for line in lines:
-            yield line.decode("utf-8", "replace")
+        half = rest[-1:] if rest.endswith(b"\r") else b""
+        for end in ends:
+            yield b"".join((*begun, end)).decode("utf-8", "replace")
+            begun = []
+        begun.append(rest.removesuffix(b"\r"))
