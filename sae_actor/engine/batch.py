@@ -21,7 +21,7 @@ from .decoding import Decoder
 from .failures import explained
 from .generation import InterventionGone, RunningText
 from .hooks import HookFault, Place, beside
-from .joint import Joins
+from .joins import Joins
 from .sampling import choose_all
 
 

@@ -21,7 +21,8 @@ from ..domain.refs import ActiveSae, HookPoint, Turn
 from ..errors import InternalError, SAEError
 from ..ports import Activations
 from ..sae.steering import Steering
-from .joint import Entry, Joins, Joint, Reading
+from .joins import Joins
+from .joint import Entry, Joint, Reading
 from .positions import Flags, Marks, group_of, mask
 from .probes import Probe, ProbeJoint
 

@@ -6,25 +6,22 @@ each text on its own, so that only the text at fault ends.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..architectures import Hook
 from ..errors import InternalError, OutOfMemoryError, SAEError
-from ..sae.steering import Steering
 from .failures import explained
+from .joins import Joins
 from .positions import Flags
 
 if TYPE_CHECKING:
     from .hooks import Part, Site
 
-MAX_JOINED = 8
 SINK_FACTOR = 5.0
 """A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
 
@@ -94,31 +91,6 @@ class _Change:
     passed: Tensor
     """bool [n]"""
     reconstructs: bool
-
-
-class Joins:
-    """The edits of texts that run together as one set, kept from step to step while the same ones do."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Steering, ...], Steering] = OrderedDict()
-
-    def of(self, steerings: tuple[Steering, ...]) -> Steering:
-        """The edits of all, in order; all are of one SAE. `InternalError` where one cannot be joined."""
-        if len(steerings) == 1:
-            return steerings[0]
-        joined = self._kept.pop(steerings, None)
-        if joined is None:
-            if not all(each.finite for each in steerings):
-                raise InternalError("what the SAE gave for an edit is not finite")
-            joined = Steering.prepare(steerings[0].sae, [edit for each in steerings for edit in each.edits])
-        self._kept[steerings] = joined
-        if len(self._kept) > MAX_JOINED:
-            self._kept.popitem(last=False)
-        return joined
-
-    def clear(self) -> None:
-        """Hold no SAE any more."""
-        self._kept.clear()
 
 
 @dataclass
@@ -217,7 +189,7 @@ class Joint:
         self._computing = first = group[0].part
         mine = None if sum(each.entry.size for each in group) == len(x) else _rows_of(group, x.device)
         own, own_sinks = (x, sinks) if mine is None else (x[mine], sinks[mine])
-        steering, covered, without, left_out = self._joined(group)
+        steering, covered, without, left_out = self.joins.of(group)
         device = x.device
         held_back = torch.from_numpy(without).to(device)[:, None] & own_sinks  # [edits, m]
         if left_out is not None:
@@ -242,37 +214,6 @@ class Joint:
             nothing = torch.zeros_like(sinks)
             touched, passed = nothing.index_copy(0, mine, touched), nothing.index_copy(0, mine, passed)
         return _Change(values, touched, passed, first.reconstructs)
-
-    def _joined(self, group: Sequence[Writing]) -> tuple[Steering, Flags, Flags, Flags | None]:
-        """The edits of all texts as one, what they cover [edits, m], whether they leave out sinks [edits], what they
-        leave out for its tokens' sake [edits, m]. Texts with the same edits share them."""
-        if len(group) == 1:
-            part, entry, _, covered = group[0]
-            return part.steering, covered, part.without_sinks, part.left_out(entry.first, entry.stop)
-        places: dict[tuple[Steering, bytes], int] = {}
-        starts: list[int] = []
-        edits = 0
-        for each in group:
-            key = (each.part.steering, each.part.without_sinks.tobytes())
-            if key not in places:
-                places[key] = edits
-                edits += len(each.part.without_sinks)
-            starts.append(places[key])
-        rows = sum(each.entry.size for each in group)
-        covered = np.zeros((edits, rows), dtype=np.bool_)
-        without = np.zeros(edits, dtype=np.bool_)
-        left_out: Flags | None = None
-        at = 0
-        for each, start in zip(group, starts, strict=True):
-            mine = slice(start, start + len(each.part.without_sinks)), slice(at, at + each.entry.size)
-            covered[mine] = each.covered
-            without[mine[0]] = each.part.without_sinks
-            own = each.part.left_out(each.entry.first, each.entry.stop)
-            if own is not None:
-                left_out = np.zeros_like(covered) if left_out is None else left_out
-                left_out[mine] = own
-            at += each.entry.size
-        return self.joins.of(tuple(steering for steering, _ in places)), covered, without, left_out
 
     def settle(self) -> None:
         """After the step: tell each text's site what was done to its rows."""

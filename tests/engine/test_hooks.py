@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sae_actor.architectures import Architecture, Hook
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Span
 from sae_actor.engine.hooks import Applied, HookFault, Part, Place, Site, beside
-from sae_actor.engine.joint import Joins
+from sae_actor.engine.joins import Joins
 from sae_actor.sae import SAE, load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import POINT, active
