@@ -33,7 +33,7 @@ def _without(*patterns: str) -> Json:
 
 
 _REPOSITORY = _without(r"\.\.", "--")
-_REVISION = _without(r"\.\.", "//", "/$")
+_REVISION = _without(r"\.\.", "//", "/$", r"/\.(/|$)")
 _DOWNLOAD: Json = {
     "properties": {
         "repository_id": _REPOSITORY,
@@ -90,6 +90,7 @@ RULES: dict[str, Json] = {
             _only("role", "string", "tokens", "from", "to"),
         ]
     },
+    "LoadModel": {"properties": {"revision": _REVISION}},
     "Download": _DOWNLOAD,
     "DownloadBody": _DOWNLOAD,
 }

@@ -35,6 +35,15 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type",
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
+def _has_whole_parts(path: str) -> bool:
+    return not any(part in ("", ".", "..") for part in path.split("/"))
+
+
+def _check_revision(revision: str) -> None:
+    if ".." in revision or not _has_whole_parts(revision):
+        raise ValueError("revision is not a name of a branch, tag or commit")
+
+
 class LoadModel(Command, frozen=True):
     """Load a model from the hub or a local path; replaces the loaded one when nothing is attached."""
 
@@ -42,6 +51,9 @@ class LoadModel(Command, frozen=True):
     revision: Revision = "main"
     dtype: ModelDtype = "auto"
     device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        _check_revision(self.revision)
 
 
 class UnloadModel(Command, frozen=True):
@@ -57,9 +69,8 @@ class Download(Command, frozen=True):
     force: bool = False
 
     def __post_init__(self) -> None:
-        if ".." in self.revision or self.revision.endswith("/") or "//" in self.revision:
-            raise ValueError("revision is not a name of a branch, tag or commit")
-        if self.path is not None and any(part in ("", ".", "..") for part in self.path.split("/")):
+        _check_revision(self.revision)
+        if self.path is not None and not _has_whole_parts(self.path):
             raise ValueError("path must be relative, without empty, '.' or '..' parts")
         if ".." in self.repository_id or "--" in self.repository_id:
             raise ValueError("repository_id is not a hub id")

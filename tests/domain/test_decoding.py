@@ -118,8 +118,9 @@ BAD: list[dict[str, Any]] = [
     *({"type": "Download", "repository_id": each} for each in (
         "", "/", "a/", "/a", "a/b/c", "../a", "a/..", "a..b/c", "a--b", "a b", "a\n", "é", "e\u0301", "http://a/b",
         ".a/b", "a/.b", "x" * 97, "a\\b", "%2e/a", "😀")),
-    *({"type": "Download", "repository_id": "r", "revision": each} for each in (
-        "", "../x", "a..b", "a//b", "a/", "/a", "a b", "a\n", "x" * 201, "-a", "é", 1, None)),
+    *({**command, "revision": each} for each in (
+        "", "../x", "a..b", "a//b", "a/", "/a", "a/./b", "a/.", "a b", "a\n", "x" * 201, "-a", "é", 1, None)
+      for command in ({"type": "Download", "repository_id": "r"}, {"type": "LoadModel", "model": "m"})),
     *({"type": "Download", "repository_id": "r", "path": each} for each in (
         "", ".", "..", "../x", "a/../b", "a//b", "/a", "a/", "a\\b", "a\n", "a\0", "x" * 513, "%2e%2e%2fx;", 1)),
     *({"type": "LoadModel", "model": each} for each in ("", "a\0", "a\nb", "\x1b[2J", "x" * 4097, None)),
