@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..domain.refs import ActiveSae
 from ..domain.state import AttachmentState, State
 from ..ports import Activations, Watch
 from .broadcast import Broadcast
@@ -29,15 +28,8 @@ def watches(state: State) -> tuple[Watch, ...]:
 
 def _watch(attachment: AttachmentState) -> Watch:
     assert attachment.monitoring is not None
-    sae = ActiveSae(
-        sae_id=attachment.sae_id,
-        weights_sha256=attachment.weights_sha256,
-        hook_point=attachment.hook_point,
-        hook_point_out=attachment.hook_point_out,
-        attach_position=attachment.request_position,
-    )
     wanted = attachment.monitoring
-    return Watch(sae=sae, top_k=wanted.top_k, features=wanted.features, every_seconds=EVERY_SECONDS)
+    return Watch(sae=attachment.active(), top_k=wanted.top_k, features=wanted.features, every_seconds=EVERY_SECONDS)
 
 
 class Monitors:

@@ -46,36 +46,26 @@ _PATH: dict[str, tuple[Json, str, str]] = {
 }
 """Parameter of a path → its schema, an example, what it is."""
 
+
+def _header(about: str, *, required: bool = True, **schema: str) -> Json:
+    return {"description": about, "required": required, "schema": {"type": "string", **schema}}
+
+
 _HEADERS: dict[str, Json] = {
-    "ETag": {
-        "description": "Last position that changed model, SAEs, attachments, steering or monitoring; for `If-Match`",
-        "required": True,
-        "schema": {"type": "string", "pattern": '^"[0-9]+"$'},
-    },
-    "Location": {
-        "description": "Where to ask what became of it",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^/api/commands/.+$"},
-    },
-    "LogHead": {
-        "description": "The last event of the log, position and hash: to keep, as `log verify` prints it",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[0-9]+:[0-9a-f]{64}$"},
-    },
-    "PreferenceApplied": {
-        "description": "The wait that was granted, where one was asked for",
-        "schema": {"type": "string", "pattern": "^wait=[0-9]+$"},
-    },
-    "RetryAfter": {
-        "description": "Seconds after which it is worth trying again",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"},
-    },
-    "WWWAuthenticate": {
-        "description": "How to authenticate",
-        "required": True,
-        "schema": {"type": "string", "const": "Bearer"},
-    },
+    "ETag": _header(
+        "Last position that changed model, SAEs, attachments, steering or monitoring; for `If-Match`",
+        pattern='^"[0-9]+"$',
+    ),
+    "Location": _header("Where to ask what became of it", pattern="^/api/commands/.+$"),
+    "LogHead": _header(
+        "The last event of the log, position and hash: to keep, as `log verify` prints it",
+        pattern="^[0-9]+:[0-9a-f]{64}$",
+    ),
+    "PreferenceApplied": _header(
+        "The wait that was granted, where one was asked for", required=False, pattern="^wait=[0-9]+$"
+    ),
+    "RetryAfter": _header("Seconds after which it is worth trying again", pattern="^[1-9][0-9]*$"),
+    "WWWAuthenticate": _header("How to authenticate", const="Bearer"),
 }
 _HEADERS["ETagOfJSON"] = {**_HEADERS["ETag"], "required": False}
 _NAMES = {

@@ -9,7 +9,7 @@ from . import events as ev
 from .edits import checked, in_range
 from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
 from .refs import ActiveSae, Edit, Intervention, Mode, StopWhen, Turn, intervention_sha256
-from .state import AttachmentState, State
+from .state import State
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
@@ -62,7 +62,7 @@ def _turns(intervention: Intervention, turns: tuple[Turn, ...] | None) -> tuple[
 def _watched(state: State) -> Intervention:
     if not state.attached:
         raise errors.SAENotAttachedError("no SAE is attached whose activations could be told")
-    return tuple(_frozen(a, "steer", ()) for a in state.attached)
+    return tuple(a.active() for a in state.attached)
 
 
 def reading(
@@ -151,8 +151,8 @@ def _intervention(
     if steering:
         return _only_one(state, steering)
     if steering == ():
-        return tuple(_frozen(a, a.mode, ()) for a in state.attached)
-    return tuple(_frozen(a, a.mode, a.steering if a.enabled else ()) for a in state.attached)
+        return tuple(a.active(a.mode) for a in state.attached)
+    return state.in_force
 
 
 def _whole(state: State) -> None:
@@ -182,7 +182,7 @@ def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
     attachment = state.attachment(sae_id)
     mode: Mode = "steer" if attachment is None else attachment.mode
     own = _active(state, sae_id, mode, steering)
-    return tuple(own if a.sae_id == sae_id else _frozen(a, a.mode, ()) for a in state.attached)
+    return tuple(own if a.sae_id == sae_id else a.active(a.mode) for a in state.attached)
 
 
 def _active(state: State, sae_id: str, mode: Mode, steering: tuple[Edit, ...]) -> ActiveSae:
@@ -192,19 +192,7 @@ def _active(state: State, sae_id: str, mode: Mode, steering: tuple[Edit, ...]) -
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return _frozen(attachment, mode, checked(steering, sae_id, sae.d_sae))
-
-
-def _frozen(attachment: AttachmentState, mode: Mode, steering: tuple[Edit, ...]) -> ActiveSae:
-    return ActiveSae(
-        sae_id=attachment.sae_id,
-        weights_sha256=attachment.weights_sha256,
-        hook_point=attachment.hook_point,
-        hook_point_out=attachment.hook_point_out,
-        mode=mode,
-        steering=steering,
-        attach_position=attachment.request_position,
-    )
+    return attachment.active(mode, checked(steering, sae_id, sae.d_sae))
 
 
 def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:

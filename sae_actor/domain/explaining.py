@@ -159,7 +159,7 @@ def explain(
         intervention, recorded = started.intervention, started.intervention_sha256
         recomputed = digest_of_stored(began)
     else:
-        intervention = in_force(state)
+        intervention = state.in_force
         recorded = "" if finished is None else finished.intervention_sha256
         recomputed = intervention_sha256(intervention)
     brought = started is not None and started.own_steering
@@ -206,22 +206,6 @@ def explain(
     }
 
 
-def in_force(state: State) -> Intervention:
-    """What a request runs under that asks for nothing else: every attached SAE with its steering."""
-    return tuple(
-        ActiveSae(
-            sae_id=a.sae_id,
-            weights_sha256=a.weights_sha256,
-            hook_point=a.hook_point,
-            hook_point_out=a.hook_point_out,
-            mode=a.mode,
-            steering=a.steering if a.enabled else (),
-            attach_position=a.request_position,
-        )
-        for a in state.attached
-    )
-
-
 def cited(event: Event) -> Cited:
     return Cited(event.position, event.type, event.time, event.principal, event.command_id, event.hash)
 
@@ -241,8 +225,8 @@ def _state_agrees(started: ev.GenerationStarted | None, intervention: Interventi
     if started.baseline:
         return intervention == ()
     if not started.own_steering:
-        return intervention == in_force(state)
-    places = {_place(sae) for sae in in_force(state)}
+        return intervention == state.in_force
+    places = {_place(sae) for sae in state.in_force}
     return all(_place(sae) in places for sae in intervention)
 
 

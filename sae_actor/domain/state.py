@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .effects import SaeLocation
 from .events import Problem
-from .refs import Edit, HookPoint, Mode, ModelFacts, Monitoring, SaeDescription, SaeFile
+from .refs import ActiveSae, Edit, HookPoint, Intervention, Mode, ModelFacts, Monitoring, SaeDescription, SaeFile
 
 ModelStatus: TypeAlias = Literal["loading", "loaded", "error"]
 RecordStatus: TypeAlias = Literal["downloading", "cached", "deleting", "error"]
@@ -91,6 +91,18 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     position: int = 0
     """Last event that changed this attachment."""
 
+    def active(self, mode: Mode = "steer", steering: tuple[Edit, ...] = ()) -> ActiveSae:
+        """It as a part of an intervention; without edits, as one that is read."""
+        return ActiveSae(
+            sae_id=self.sae_id,
+            weights_sha256=self.weights_sha256,
+            hook_point=self.hook_point,
+            hook_point_out=self.hook_point_out,
+            mode=mode,
+            steering=steering,
+            attach_position=self.request_position,
+        )
+
 
 class OpenCommand(Struct, frozen=True, kw_only=True):
     command_id: str
@@ -129,6 +141,11 @@ class State(Struct, frozen=True, kw_only=True):
     @property
     def attached(self) -> tuple[AttachmentState, ...]:
         return tuple(a for a in self.attachments if a.status == "attached")
+
+    @property
+    def in_force(self) -> Intervention:
+        """What a request runs under that asks for nothing else: every attached SAE with its steering."""
+        return tuple(a.active(a.mode, a.steering if a.enabled else ()) for a in self.attached)
 
     @property
     def degraded(self) -> tuple[AttachmentState, ...]:

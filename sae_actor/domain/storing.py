@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from .. import errors
 from . import events as ev
 from .attaching import known
@@ -38,13 +40,13 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
     if record.status == "deleting":
         raise errors.SAEInUseError(f"{wanted.sae_id} is being deleted", sae_id=wanted.sae_id)
     if record.status == "downloading":
-        return [_with(wanted, joined=record.request_position)]
+        return [replace(wanted, joined=record.request_position)]
     if wanted.force:
         # One that is attached keeps running on what it has; one on its way in or out needs its files as they are.
         _settled(state, wanted.sae_id)
     if record.status == "cached" and record.sae is not None and not wanted.force:
         return [
-            _with(wanted, reused=True),
+            replace(wanted, reused=True),
             ev.DownloadCompleted(
                 request_position=state.position + 1,
                 sae_id=record.sae_id,
@@ -57,19 +59,6 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
             ),
         ]
     return [wanted]
-
-
-def _with(wanted: ev.DownloadRequested, *, joined: int | None = None, reused: bool = False) -> ev.DownloadRequested:
-    return ev.DownloadRequested(
-        sae_id=wanted.sae_id,
-        source=wanted.source,
-        repository_id=wanted.repository_id,
-        revision=wanted.revision,
-        path=wanted.path,
-        force=wanted.force,
-        joined=joined,
-        reused=reused,
-    )
 
 
 def cancel(command: CancelDownload, state: State) -> list[ev.Payload]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
+from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect
 from ..domain.explaining import Provenance
 from ..domain.refs import ActiveSae, ModelFacts
 from ..errors import ModelLoadError, SAEError
@@ -125,13 +125,7 @@ class Bench:
         _, completed = known.downloads.get((sae.sae_id, sae.weights_sha256), (None, None))
         if record is None or completed is None:
             raise NotComparable(f"the log does not say which files {sae.sae_id} was made of")
-        location = SaeLocation(
-            source=record.source,
-            repository_id=record.repository_id,
-            commit=completed.commit,
-            path=record.path,
-            files=completed.files,
-        )
+        location = replace(record.location, commit=completed.commit, files=completed.files)
         effect = AttachEffect(
             request_position=self._number(),
             sae_id=sae.sae_id,

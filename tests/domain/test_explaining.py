@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.events import ERASED, Sampling
-from sae_actor.domain.explaining import Explaining, Provenance, follow, in_force
+from sae_actor.domain.explaining import Explaining, Provenance, follow
 from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention
 from sae_actor.domain.refs import Edit
 from tests.domain.dsl import (
@@ -286,4 +286,4 @@ def test_what_is_in_force_is_what_the_rules_admit() -> None:
     story = given(*attached_steered(), cached("b"))
     payload = begun(story).newest[0]
     assert isinstance(payload, ev.GenerationStarted)
-    assert in_force(story.state) == payload.intervention
+    assert story.state.in_force == payload.intervention
