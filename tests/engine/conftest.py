@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from sae_actor.engine import EngineSettings, TorchEngine
+from tests.engine.asking import load, no_progress
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 
 
@@ -33,3 +36,12 @@ def tiny_sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(tiny_llama: Path, tmp_path: Path) -> Path:
     """A copy of the tiny llama to be damaged."""
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+
+
+@pytest.fixture
+async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
+    """With the tiny llama, no SAE on it."""
+    engine = TorchEngine(EngineSettings(threads=1))
+    await engine.load_model(load(str(tiny_llama)), no_progress)
+    yield engine
+    await engine.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sae_actor.domain.refs import Edit, When
-from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.engine import TorchEngine
 from sae_actor.sae import load_sae
-from tests.engine.asking import active, attach, finished, load, no_progress, request
+from tests.engine.asking import active, attach, finished, request
 from tests.engine.tiny import tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -24,12 +23,10 @@ STRENGTH = 6.0
 
 
 @pytest.fixture
-async def engine(tiny_llama: Path, tiny_sae: Path) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(EngineSettings(threads=1))
-    await engine.load_model(load(str(tiny_llama)), no_progress)
+async def engine(engine: TorchEngine, tiny_sae: Path) -> TorchEngine:
+    """With the SAE on its model."""
     await engine.attach(attach(5), str(tiny_sae))
-    yield engine
-    await engine.close()
+    return engine
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,14 @@ import pytest
 import torch
 
 from sae_actor.domain.refs import HookPoint
-from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.engine import TorchEngine
 from sae_actor.engine.features import SHOWN
 from sae_actor.errors import FeatureOutOfRangeError, SAENotAttachedError
 from sae_actor.sae import load_sae
-from tests.engine.asking import attach, load, no_progress
+from tests.engine.asking import attach
 from tests.engine.tiny import tiny_model
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(EngineSettings(threads=1))
-    await engine.load_model(load(str(tiny_llama)), no_progress)
-    yield engine
-    await engine.close()
 
 
 async def test_norm_neighbours_and_tokens(engine: TorchEngine, tiny_sae: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,6 @@ pytestmark = pytest.mark.anyio
 
 IDS = tuple(range(40, 62))  # longer than the sliding windows of 16
 STRENGTH = 40.0
-
-
-@pytest.fixture
-async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(EngineSettings(threads=1))
-    await engine.load_model(load(str(tiny_llama)), no_progress)
-    yield engine
-    await engine.close()
 
 
 def network(engine: TorchEngine) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint
-from sae_actor.engine import EngineSettings, TorchEngine, probes
+from sae_actor.engine import TorchEngine, probes
 from sae_actor.ports import Activations, Watch
 from sae_actor.sae import load_sae
-from tests.engine.asking import active, attach, finished, load, no_progress, read, request
+from tests.engine.asking import active, attach, finished, read, request
 from tests.engine.tiny import tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -23,12 +22,10 @@ IDS = tuple(range(40, 62))
 
 
 @pytest.fixture
-async def engine(tiny_llama: Path, tiny_sae: Path) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(EngineSettings(threads=1))
-    await engine.load_model(load(str(tiny_llama)), no_progress)
+async def engine(engine: TorchEngine, tiny_sae: Path) -> TorchEngine:
+    """With the SAE on its model."""
     await engine.attach(attach(5), str(tiny_sae))
-    yield engine
-    await engine.close()
+    return engine
 
 
 def hidden(layer: int, ids: tuple[int, ...], hooks: dict[int, Tensor] | None = None) -> Tensor:

@@ -8,7 +8,6 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_actor.domain.effects import Residents, SaeLocation
 from sae_actor.domain.refs import Edit, HookPoint, SaeFile
-from sae_actor.engine import EngineSettings, TorchEngine, residents
+from sae_actor.engine import TorchEngine, residents
 from sae_actor.engine import engine as engine_module
 from sae_actor.engine.residents import PREPARED_KEPT
 from sae_actor.errors import (
@@ -31,21 +30,13 @@ from sae_actor.errors import (
     SAEInvalidError,
 )
 from sae_actor.sae import SAE
-from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
+from tests.engine.asking import active, attach, detach, finished, read, request
 from tests.engine.tiny import save_tiny_sae
 
 pytestmark = pytest.mark.anyio
 
 IDS = tuple(range(40, 60))
 EDIT = Edit(feature=3, strength=40.0)
-
-
-@pytest.fixture
-async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(EngineSettings(threads=1))
-    await engine.load_model(load(str(tiny_llama)), no_progress)
-    yield engine
-    await engine.close()
 
 
 def saes_alive() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,17 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from sae_actor.domain.refs import Edit
-from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.engine import TorchEngine
 from sae_actor.engine.pieces import Pieces
 from sae_actor.engine.scoring import LEAST, scored
 from sae_actor.errors import BadRequestError
 from sae_actor.sae import load_sae
-from tests.engine.asking import active, attach, load, no_progress, read, request
+from tests.engine.asking import active, attach, read, request
 from tests.engine.tiny import END, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.anyio
 
 IDS = tuple(range(40, 52))
-
-
-@pytest.fixture
-async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(EngineSettings(threads=1))
-    await engine.load_model(load(str(tiny_llama)), no_progress)
-    yield engine
-    await engine.close()
 
 
 async def test_they_are_those_of_the_steered_logits(engine: TorchEngine, tiny_sae: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from sae_actor.domain.effects import DownloadEffect
+from sae_actor.domain.effects import DownloadEffect, SaeLocation
 from sae_actor.domain.refs import sae_id_of
 from sae_actor.hub import HuggingFaceHub, Patience
+from sae_actor.ports import HubSae
 from tests.fakes.hub_handler import SIGNATURE
 from tests.fakes.hub_server import HubServer
 
@@ -106,6 +107,17 @@ def download(
         revision=revision,
         path=path,
         force=force,
+    )
+
+
+def located(effect: DownloadEffect, found: HubSae) -> SaeLocation:
+    """Where that download brought its SAE."""
+    return SaeLocation(
+        source="hub",
+        repository_id=effect.repository_id,
+        commit=found.commit,
+        path=effect.path,
+        files=found.files,
     )
 
 

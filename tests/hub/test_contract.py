@@ -8,14 +8,14 @@ from typing import Protocol
 
 import pytest
 
-from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
 from sae_actor.domain.refs import SaeFile
 from sae_actor.errors import ForbiddenError, NotFoundError, RepositoryNotFoundError, SAEAmbiguousError, SAEInvalidError
-from sae_actor.ports import Hub, HubSae
+from sae_actor.ports import Hub
 from tests.fakes.hub import FakeHub, description
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files, write
-from tests.hub.conftest import MakeHub, Told, download
+from tests.hub.conftest import MakeHub, Told, download, located
 
 pytestmark = pytest.mark.anyio
 
@@ -90,16 +90,6 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     real = RealWorld(*(request.getfixturevalue(name) for name in wanted))
     yield real
     await real.hub.close()
-
-
-def located(effect: DownloadEffect, found: HubSae) -> SaeLocation:
-    return SaeLocation(
-        source="hub",
-        repository_id=effect.repository_id,
-        commit=found.commit,
-        path=effect.path,
-        files=found.files,
-    )
 
 
 def deletion(sae_id: str, location: SaeLocation, *kept: SaeLocation) -> DeleteEffect:

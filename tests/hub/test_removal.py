@@ -17,19 +17,9 @@ from sae_actor.hub import HuggingFaceHub, removal
 from sae_actor.ports import HubSae
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
-from tests.hub.conftest import MakeHub, Told, download, files_below
+from tests.hub.conftest import MakeHub, Told, download, files_below, located
 
 pytestmark = pytest.mark.anyio
-
-
-def located(effect: DownloadEffect, found: HubSae) -> SaeLocation:
-    return SaeLocation(
-        source="hub",
-        repository_id=effect.repository_id,
-        commit=found.commit,
-        path=effect.path,
-        files=found.files,
-    )
 
 
 def deletion(effect: DownloadEffect, location: SaeLocation, *kept: SaeLocation) -> DeleteEffect:
