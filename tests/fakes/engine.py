@@ -1,24 +1,19 @@
-"""An engine without torch: the port's behaviour, with text that is a function of prompt, intervention and seed.
+"""An engine without torch: the port's behaviour, with texts as `text` makes them.
 
-Bytes are its tokens (ids 0 to 255), `END` is 256. Tests turn its knobs: pauses, gates and failures; `calls`
-records what was asked of it, in order.
+Tests turn its knobs: pauses, gates and failures; `calls` records what was asked of it, in order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import codecs
-import contextlib
-import hashlib
-import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.events import Receipt
-from sae_actor.domain.refs import ActiveSae, Edit, FinishReason, ModelFacts, Turn, When, intervention_sha256
+from sae_actor.domain.refs import Edit, ModelFacts, Turn
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -31,25 +26,17 @@ from sae_actor.errors import (
     SAEUnsupportedError,
 )
 from sae_actor.ports import (
-    Activations,
     AttachedSae,
-    FeatureActivation,
     FeatureDetails,
-    Finished,
     NearFeature,
     Progress,
-    ScoredToken,
     TextRequest,
-    Token,
     Tokenized,
     TokenWeight,
-    Watch,
 )
-from tests.fakes.coverage import covered, ranges
+from tests.fakes.text import END, RunningText
 
-END = 256
-VOCABULARY = 257
-_LETTERS = b"abcdefghijklmnopqrstuvwxyz etaoin"
+VOCABULARY = END + 1
 
 
 @dataclass
@@ -91,7 +78,7 @@ class FakeEngine:
     model_position: int | None = None
     residents: dict[int, tuple[AttachEffect, AttachedSae]] = field(default_factory=dict)
     closed: bool = False
-    _streams: set[_Stream] = field(default_factory=set)
+    _streams: set[RunningText] = field(default_factory=set)
     _turn: asyncio.Semaphore | None = None
     _drains: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -228,7 +215,7 @@ class FakeEngine:
             token_ids=ids, tokens=tuple(pieces), special=tuple(each == END for each in ids), turns=tuple(told)
         )
 
-    def generate(self, request: TextRequest) -> _Stream:
+    def generate(self, request: TextRequest) -> RunningText:
         model = self._loaded()
         if len(self._streams) >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many texts are waiting", retry_after=1)
@@ -237,7 +224,7 @@ class FakeEngine:
         if not request.turns and any(edit.asks_for_roles for sae in request.intervention for edit in sae.steering):
             raise BadRequestError("positions by role need a chat", param="positions")
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
-        stream = _Stream(self, request, model.context_length)
+        stream = RunningText(self, request, model.context_length)
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream
@@ -273,7 +260,7 @@ class FakeEngine:
             stream.finish("intervention_removed")
         return 0 if freed is None else freed[1].device_bytes
 
-    async def _run(self, stream: _Stream) -> None:
+    async def _run(self, stream: RunningText) -> None:
         assert self._turn is not None
         async with self._turn:
             while not stream.done.done():
@@ -286,185 +273,6 @@ class FakeEngine:
                         stream.finish("error", "internal", faulted=position)
                         return
                 stream.step(self.ends_after)
-
-
-class _Stream(AsyncIterator[Token | Finished]):
-    """One running text."""
-
-    def __init__(self, engine: FakeEngine, request: TextRequest, context_length: int) -> None:
-        self.request = request
-        self.uses = frozenset(sae.attach_position for sae in request.saes)
-        self.ids: list[int] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[None] | None = None
-        self._engine = engine
-        self._most = min(request.sampling.max_tokens, context_length - len(request.token_ids) + 1)
-        self._text = ""
-        self._shown = 0
-        self._items: asyncio.Queue[Token | Finished] = asyncio.Queue()
-        self._over = False
-        changing = tuple(sae for sae in request.intervention if sae.changes_text)
-        seed = request.sampling.seed if request.sampling.temperature > 0 else None
-        self._read = 0
-        self._passing: dict[int, float] = {}
-        """Of the watches at a limited rate, by place in `watched`: when it was told last."""
-        self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
-        self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
-
-    def step(self, ends_after: int | None) -> None:
-        """Make one token."""
-        index = len(self.ids)
-        if ends_after is not None and index >= ends_after:
-            self.ids.append(END)
-            self._show(END, len(self._text))
-            self.finish("stop")
-            return
-        digest = hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()
-        self.ids.append(_LETTERS[digest[0] % len(_LETTERS)])
-        self._text += chr(self.ids[-1])
-        stop = self.request.sampling.stop
-        found = [at for at in (self._text.find(each) for each in stop) if at >= 0]
-        if found:
-            self._text = self._text[: min(found)]
-            self._show(self.ids[-1], len(self._text))
-            self.finish("stop")
-        elif self._stops():
-            self._show(self.ids[-1], len(self._text))
-            self.finish("feature")
-        elif len(self.ids) >= self._most:
-            self._show(self.ids[-1], len(self._text))
-            self.finish("length")
-        else:
-            held = max((n for each in stop for n in range(len(each)) if self._text.endswith(each[:n])), default=0)
-            self._show(self.ids[-1], len(self._text) - held)
-
-    def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
-        """End the text, once."""
-        if self.done.done():
-            return
-        run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
-        special = {at for at, each in enumerate((*self.request.token_ids, *self.ids)) if each == END}
-        edited, excluded = covered(
-            self.request.intervention,
-            len(self.request.token_ids),
-            run,
-            met=self._met,
-            special=special,
-            turns=self.request.turns,
-        )
-        self._items.put_nowait(
-            Finished(
-                reason=reason,
-                receipt=Receipt(
-                    tokens_prompt=len(self.request.token_ids),
-                    tokens_generated=len(self.ids),
-                    tokens_edited=len(edited),
-                    tokens_excluded=len(excluded),
-                    mean_relative_norm=0.25 if edited else 0.0,
-                ),
-                token_ids=tuple(self.ids),
-                text=self._text[: self._shown],
-                edited=ranges(edited),
-                excluded=ranges(excluded),
-                error_code=code,
-                error_detail=None if code is None else "told to fail",
-                faulted=faulted,
-            )
-        )
-        self._leave()
-
-    def _stops(self) -> bool:
-        """Whether `stop_when` holds at the token before the newest one, if that was generated."""
-        asked, at = self.request.stop_when, len(self.request.token_ids) + len(self.ids) - 2
-        if asked is None or len(self.ids) < 2:
-            return False
-        return self._met(asked.sae, When(asked.feature, asked.above), at)
-
-    def _met(self, sae: ActiveSae, when: When, at: int) -> bool:
-        token = (*self.request.token_ids, *self.ids)[at]
-        watch = Watch(sae=sae, features=(when.feature,))
-        return activations(token, watch, self._d_sae[sae.attach_position])[0].activation > when.above
-
-    def _show(self, token: int, upto: int) -> None:
-        upto = max(upto, self._shown)
-        own, top = self._scores(token)
-        self._items.put_nowait(
-            Token(
-                id=token,
-                text=self._text[self._shown : upto],
-                offset=len(self.ids) - 1,
-                scored=own,
-                top=top,
-                activations=self._activations(),
-            )
-        )
-        self._shown = upto
-
-    def _activations(self) -> tuple[Activations, ...]:
-        """Of the positions run since the token before; at a limited rate of the newest one alone."""
-        run = (*self.request.token_ids, *self.ids)[:-1]
-        first, self._read = self._read, len(run)
-        told = []
-        for place, watch in enumerate(self.request.watched):
-            if watch.every_seconds is not None and not self._due(place, watch):
-                continue
-            start = first if watch.every_seconds is None else len(run) - 1
-            d_sae = self._d_sae[watch.sae.attach_position]
-            rows = tuple(activations(token, watch, d_sae) for token in run[start:])
-            told.append(Activations(sae_id=watch.sae.sae_id, first=start, rows=rows))
-        return tuple(told)
-
-    def _due(self, place: int, watch: Watch) -> bool:
-        now = self.done.get_loop().time()
-        if watch.sae.attach_position not in self._engine.residents:
-            return False
-        if now - self._passing.get(place, -math.inf) < (watch.every_seconds or 0.0):
-            return False
-        self._passing[place] = now
-        return True
-
-    def _scores(self, token: int) -> tuple[ScoredToken | None, tuple[ScoredToken, ...]]:
-        """The chosen token is the most probable one, the letters behind it follow; each half as probable."""
-        most = self.request.logprobs
-        if most is None:
-            return None, ()
-        ids = [token, *(each for each in range(32, 127) if each != token)]
-        texts = ["<end>" if each == END else chr(each) for each in ids]
-        scored = [
-            ScoredToken(id=each, text=text, bytes=text.encode(), logprob=-math.log(2) * (rank + 1))
-            for rank, (each, text) in enumerate(zip(ids, texts, strict=True))
-        ]
-        return scored[0], tuple(scored[:most])
-
-    def _leave(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-        self._engine._streams.discard(self)
-
-    async def __anext__(self) -> Token | Finished:
-        if self._over:
-            raise StopAsyncIteration
-        item = await self._items.get()
-        self._over = isinstance(item, Finished)
-        return item
-
-    async def aclose(self) -> None:
-        """Free the slot."""
-        self._over = True
-        self._leave()
-        if self.task is not None:
-            self.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
-
-
-def activations(token: int, watch: Watch, d_sae: int) -> tuple[FeatureActivation, ...]:
-    """Of one token: 3, 2 and 1 for its own number and the two behind it, modulo d_sae; nothing else is on."""
-    on = {(token + n) % d_sae: 3.0 - n for n in range(3)}
-    if watch.top_k is None:
-        return tuple(FeatureActivation(feature, on.get(feature, 0.0)) for feature in watch.features or ())
-    asked = [feature for feature in on if watch.features is None or feature in watch.features]
-    return tuple(FeatureActivation(feature, on[feature]) for feature in asked[: watch.top_k])
 
 
 async def _pause(seconds: float, gate: asyncio.Event | None) -> None:
