@@ -29,8 +29,8 @@ from tests.engine.tiny import save_tiny_model
 from tests.fakes.hub_server import HubServer
 from tests.formats import families
 from tests.formats.dictionaries import dictionary
-from tests.formats.families import D_IN, D_SAE, Written, plain, put, weights
-from tests.hub.conftest import Told, download, real_hub
+from tests.formats.written import D_IN, D_SAE, Array, Written, plain, put, weights
+from tests.hub.conftest import Told, download, located, real_hub
 from tests.sae.reference import PlainSae
 
 pytestmark = pytest.mark.anyio
@@ -177,10 +177,10 @@ def sae_lens_centred(root: Path) -> Written:
     made = _lens({"architecture": "standard", **FLAT, **CENTRED})(root)
     p = plain(weights(40))
 
-    def encode(x: families.Array) -> families.Array:
+    def encode(x: Array) -> Array:
         return np.asarray(np.maximum((x - x.mean(1, keepdims=True) - p["b_dec"]) @ p["W_enc"] + p["b_enc"], 0))
 
-    def forward(x: families.Array) -> families.Array:
+    def forward(x: Array) -> Array:
         return np.asarray(encode(x) @ p["W_dec"] + p["b_dec"] + x.mean(1, keepdims=True))
 
     return replace(made, encode=encode, forward=forward)
@@ -264,7 +264,7 @@ class Attached:
         return found["after"]
 
 
-async def located(case: Written, tmp_path: Path, server: HubServer) -> tuple[HubSae, SaeLocation, str]:
+async def brought(case: Written, tmp_path: Path, server: HubServer) -> tuple[HubSae, SaeLocation, str]:
     """The case as the hub hands it to the engine: imported, or out of a repository of several."""
     hub = real_hub(server, tmp_path)
     several = case.path.is_file() and len({*case.path.parent.glob(f"*{case.path.suffix}")}) > 1
@@ -272,10 +272,9 @@ async def located(case: Written, tmp_path: Path, server: HubServer) -> tuple[Hub
         repository = case.repository_id or "org/set"
         files = {path.name: path.read_bytes() for path in case.path.parent.iterdir()}
         server.publish(repository, files)
-        found = await hub.download(download(repository, case.path.name), Told())
-        location = SaeLocation(
-            source="hub", repository_id=repository, commit=found.commit, path=case.path.name, files=found.files
-        )
+        effect = download(repository, case.path.name)
+        found = await hub.download(effect, Told())
+        location = located(effect, found)
     else:
         path = await hub.resolve_import(str(case.path.parent if case.path.is_file() else case.path))
         found = await hub.import_(ImportEffect(request_position=1, sae_id=import_id_of(path), path=path))
@@ -296,7 +295,7 @@ async def attached(
     model_type, make = CASES[request.param]
     case = make(tmp_path / "imports")
     with HubServer() as server:
-        found, location, where = await located(case, tmp_path, server)
+        found, location, where = await brought(case, tmp_path, server)
     assert (found.sae.format, found.sae.hook_point) == (case.format, case.hook_point)
     assert case.hook_point is not None
     read_at = HookPoint(case.hook_point.kind, LAYER)

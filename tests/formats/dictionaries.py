@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_actor.domain.refs import HookPoint
-from tests.formats.families import D_IN, D_SAE, LINEAR, Array, Written, linear, plain, put, top, weights
+from tests.formats.written import D_IN, D_SAE, LINEAR, Array, Written, linear, plain, put, top, weights
 
 Encode = Callable[[dict[str, Array], Array], Array]
 

@@ -1,124 +1,73 @@
 """One small SAE of every family, written as its release writes it, with its formula in numpy beside it.
 
-The formulas are those of the families' own libraries, each written out; nothing of the package is used.
+The formulas are those of the families' own libraries, written out; nothing of the package is used.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_actor.domain.refs import HookPoint
-
-Array = NDArray[np.float64]
-Formula = Callable[[Array], Array]
-
-D_IN, D_SAE, D_OUT = 12, 40, 20
-
-
-@dataclass
-class Written:
-    """An SAE on disk, and what must come out of it."""
-
-    path: Path
-    format: str
-    architecture: str
-    encode: Formula
-    forward: Formula
-    hook_point: HookPoint | None
-    hook_point_out: HookPoint | None = None
-    pickled: bool = False
-    weights: list[str] = field(default_factory=list)
-    repository_id: str | None = None
-    trained_on: str | None = None
-    d_out: int = D_IN
-
-
-def weights(seed: int, d_out: int = D_IN, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Random weights in mathematical orientation; decoder rows of norm 1."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    found = {
-        "W_enc": normal(D_IN, D_SAE) / math.sqrt(D_IN),
-        "b_enc": normal(D_SAE) * 0.2,
-        "W_dec": torch.nn.functional.normalize(normal(D_SAE, d_out), dim=1),
-        "b_dec": normal(d_out) * 0.3,
-        "threshold": normal(D_SAE).abs() * 0.3,
-        "W_skip": normal(d_out, D_IN) / math.sqrt(D_IN),
-    }
-    return {name: tensor.to(dtype) for name, tensor in found.items()}
-
-
-def plain(w: dict[str, Tensor]) -> dict[str, Array]:
-    return {name: tensor.double().numpy() for name, tensor in w.items()}
-
-
-def top(h: Array, k: int) -> Array:
-    """The k largest of each row, those above 0."""
-    f = np.zeros_like(h)
-    for t, row in enumerate(h):
-        for i in np.argsort(-row)[:k]:
-            f[t, i] = max(row[i], 0.0)
-    return f
-
-
-def linear(w: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
-    """Under the names given for W_enc, b_enc, W_dec, b_dec, in torch.nn.Linear orientation."""
-    tensors = (w["W_enc"].T.contiguous(), w["b_enc"], w["W_dec"].T.contiguous(), w["b_dec"])
-    return dict(zip(names, tensors, strict=True))
-
-
-LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
-
-
-def put(path: Path, name: str, tensors: dict[str, Tensor] | None = None, config: Any = None, text: str = "") -> None:
-    (path / name).parent.mkdir(parents=True, exist_ok=True)
-    if tensors is not None and name.endswith(".safetensors"):
-        save_file(tensors, path / name)
-    elif tensors is not None:
-        torch.save(tensors, path / name)
-    else:
-        (path / name).write_text(text or json.dumps(config))
-
-
-def npz(path: Path, tensors: dict[str, Tensor], save: Callable[..., None] = np.savez) -> None:
-    save(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+from tests.formats.written import (
+    D_IN,
+    D_OUT,
+    D_SAE,
+    LINEAR,
+    Array,
+    Formula,
+    Written,
+    linear,
+    npz,
+    plain,
+    put,
+    top,
+    weights,
+)
 
 
 def column_major(tensor: Tensor) -> Tensor:
     return tensor.T.contiguous().T if tensor.dim() == 2 else tensor
 
 
-def gemma_scope(root: Path) -> Written:
-    path = root / "gemma-scope-9b-pt-att" / "layer_7" / "width_16k" / "average_l0_40"
-    path.mkdir(parents=True)
-    w = weights(1)
+def _jumprelu(w: dict[str, Tensor]) -> tuple[Formula, Formula]:
     p = plain(w)
-    npz(path / "params.npz", {k: w[k] for k in w if k != "W_skip"})
 
     def encode(x: Array) -> Array:
         h = x @ p["W_enc"] + p["b_enc"]
         return h * (h > p["threshold"])
 
+    return encode, lambda x: encode(x) @ p["W_dec"] + p["b_dec"]
+
+
+def _relu(w: dict[str, Tensor], subtract: bool) -> tuple[Formula, Formula]:
+    p = plain(w)
+
+    def encode(x: Array) -> Array:
+        z = x - p["b_dec"] if subtract else x
+        return np.maximum(z @ p["W_enc"] + p["b_enc"], 0)
+
+    return encode, lambda x: encode(x) @ p["W_dec"] + p["b_dec"]
+
+
+def gemma_scope(root: Path) -> Written:
+    path = root / "gemma-scope-9b-pt-att" / "layer_7" / "width_16k" / "average_l0_40"
+    path.mkdir(parents=True)
+    w = weights(1)
+    npz(path / "params.npz", {k: w[k] for k in w if k != "W_skip"})
+    encode, forward = _jumprelu(w)
     return Written(
         path,
         "gemma_scope",
         "jumprelu",
         encode,
-        lambda x: encode(x) @ p["W_dec"] + p["b_dec"],
+        forward,
         HookPoint("attn_z", 7),
         weights=["params.npz"],
         trained_on="gemma-2-9b",
@@ -154,20 +103,15 @@ def gemma_scope_transcoder(root: Path) -> Written:
     blobs.mkdir(parents=True)
     path.mkdir(parents=True)
     w = weights(3, D_OUT)
-    p = plain(w)
     npz(blobs / "feed.npz", {k.lower(): column_major(w[k]) for k in w if k != "W_skip"})
     (path / "params.npz").symlink_to("../../../../../blobs/feed.npz")
-
-    def encode(x: Array) -> Array:
-        h = x @ p["W_enc"] + p["b_enc"]
-        return h * (h > p["threshold"])
-
+    encode, forward = _jumprelu(w)
     return Written(
         path,
         "gemma_scope",
         "jumprelu_transcoder",
         encode,
-        lambda x: encode(x) @ p["W_dec"] + p["b_dec"],
+        forward,
         HookPoint("mlp_in", 3),
         HookPoint("mlp_out", 3),
         weights=["params.npz"],
@@ -179,7 +123,6 @@ def gemma_scope_transcoder(root: Path) -> Written:
 def gemma_scope_2(root: Path) -> Written:
     path = root / "attn_out" / "layer_13_width_16k_l0_medium"
     w = weights(4)
-    p = plain(w)
     put(path, "params.safetensors", {k.lower(): v for k, v in w.items() if k != "W_skip"})
     put(path, "examples.safetensors", {"examples": torch.zeros(3)})
     config = {
@@ -193,17 +136,13 @@ def gemma_scope_2(root: Path) -> Written:
         "type": "sae",
     }
     put(path, "config.json", config=config)
-
-    def encode(x: Array) -> Array:
-        h = x @ p["W_enc"] + p["b_enc"]
-        return h * (h > p["threshold"])
-
+    encode, forward = _jumprelu(w)
     return Written(
         path,
         "gemma_scope_2",
         "jumprelu",
         encode,
-        lambda x: encode(x) @ p["W_dec"] + p["b_dec"],
+        forward,
         HookPoint("attn_z", 13),
         weights=["params.safetensors"],
         trained_on="google/gemma-3-1b-it",
@@ -216,17 +155,13 @@ def gemma_scope_2_affine(root: Path) -> Written:
     p = plain(w)
     tensors = {k.lower(): v for k, v in w.items() if k != "W_skip"}
     put(path, "params.safetensors", tensors | {"affine_skip_connection": w["W_skip"].T.contiguous()})
-
-    def encode(x: Array) -> Array:
-        h = x @ p["W_enc"] + p["b_enc"]
-        return h * (h > p["threshold"])
-
+    encode, forward = _jumprelu(w)
     return Written(
         path,
         "gemma_scope_2",
         "jumprelu_skip_transcoder",
         encode,
-        lambda x: encode(x) @ p["W_dec"] + p["b_dec"] + x @ p["W_skip"].T,
+        lambda x: forward(x) + x @ p["W_skip"].T,
         HookPoint("mlp_in", 5),
         HookPoint("mlp_out", 5),
         weights=["params.safetensors"],
@@ -427,16 +362,6 @@ def openai_relu_tied(root: Path) -> Written:
         weights=["0.pt"],
         trained_on="gpt2",
     )
-
-
-def _relu(w: dict[str, Tensor], subtract: bool) -> tuple[Formula, Formula]:
-    p = plain(w)
-
-    def encode(x: Array) -> Array:
-        z = x - p["b_dec"] if subtract else x
-        return np.maximum(z @ p["W_enc"] + p["b_enc"], 0)
-
-    return encode, lambda x: encode(x) @ p["W_dec"] + p["b_dec"]
 
 
 def goodfire(root: Path) -> Written:

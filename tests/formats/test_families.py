@@ -14,7 +14,8 @@ from sae_actor.formats import FORMATS, describe, weight_files
 from sae_actor.formats.pickles import convert
 from sae_actor.sae import SAE, load_sae
 from tests.formats.dictionaries import ENCODERS, dictionary
-from tests.formats.families import D_IN, D_SAE, FAMILIES, Written, layer_file, put, qwen_scope, weights
+from tests.formats.families import FAMILIES, layer_file, qwen_scope
+from tests.formats.written import D_IN, D_SAE, Written, put, weights
 
 Family = Callable[[Path], Written]
 

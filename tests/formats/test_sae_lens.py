@@ -16,7 +16,7 @@ from sae_actor.domain.refs import HookPoint
 from sae_actor.errors import SAEInvalidError, SAEUnsupportedError
 from sae_actor.formats import describe
 from sae_actor.sae import SAE, load_sae
-from tests.formats.families import D_IN, D_OUT, D_SAE, LINEAR, Array, linear, plain, put, top, weights
+from tests.formats.written import D_IN, D_OUT, D_SAE, LINEAR, Array, linear, plain, put, top, weights
 
 OLDEST = {
     "d_in": D_IN,

@@ -17,13 +17,12 @@ from sae_actor.domain.refs import import_id_of
 from sae_actor.errors import DiskFullError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.digests import sha256_of, weights_sha256
-from sae_actor.ports import HubSae
 from sae_actor.sae import load_sae
 from tests.fakes.hub_server import HubServer
 from tests.formats import families
 from tests.formats.dictionaries import dictionary
-from tests.formats.families import D_IN, Written, put
-from tests.hub.conftest import MakeHub, Told, download, files_below
+from tests.formats.written import D_IN, Written, put, weights
+from tests.hub.conftest import MakeHub, Told, download, files_below, located
 
 pytestmark = pytest.mark.anyio
 
@@ -54,10 +53,6 @@ def check(folder: str, case: Written) -> None:
     np.testing.assert_allclose(sae(x).numpy(), case.forward(x.double().numpy()), rtol=1e-3, atol=1e-3)
 
 
-def located(found: HubSae, repository_id: str, path: str | None) -> SaeLocation:
-    return SaeLocation(source="hub", repository_id=repository_id, commit=found.commit, path=path, files=found.files)
-
-
 @pytest.mark.parametrize("name", PICKLED)
 async def test_a_pickle_from_the_hub(
     server: HubServer, hub: HuggingFaceHub, folder: Path, tmp_path: Path, name: str
@@ -78,13 +73,13 @@ async def test_a_pickle_from_the_hub(
     assert [made.converted_from] == [file.path for file in pickles]
     assert made.path == os.path.splitext(pickles[0].path)[0] + ".safetensors"
     assert found.weights_sha256 == weights_sha256([(os.path.basename(made.path), made.sha256)])
-    where = await hub.locate(located(found, repository, path))
+    where = await hub.locate(located(effect, found))
     assert sha256_of(Path(where)) == made.sha256
     assert Path(where).is_relative_to(folder / "converted")
     check(where, case)
     size = await hub.disk_use()
     assert size >= sum(file.bytes for file in found.files)
-    deletion = DeleteEffect(request_position=9, sae_id=effect.sae_id, location=located(found, repository, path))
+    deletion = DeleteEffect(request_position=9, sae_id=effect.sae_id, location=located(effect, found))
     assert await hub.delete(deletion) == size
     assert files_below(folder) == set()
 
@@ -98,7 +93,7 @@ async def test_what_two_saes_share_stays_until_the_second_goes(
     also = await hub.download(second, Told())
     assert found.files == also.files
     assert found.weights_sha256 == also.weights_sha256
-    one, two = located(found, "org/one", None), located(also, "org/one", "ae.pt")
+    one, two = located(first, found), located(second, also)
     assert await hub.locate(one) == await hub.locate(two)
     assert await hub.delete(DeleteEffect(request_position=8, sae_id=first.sae_id, location=one, kept=(two,))) == 0
     assert await hub.locate(two)
@@ -122,8 +117,9 @@ async def test_a_converted_file_that_changed_is_not_handed_out(
     server: HubServer, hub: HuggingFaceHub, tmp_path: Path
 ) -> None:
     server.publish("org/one", contents(batch_topk(tmp_path / "made").path))
-    found = await hub.download(download("org/one"), Told())
-    location = located(found, "org/one", None)
+    effect = download("org/one")
+    found = await hub.download(effect, Told())
+    location = located(effect, found)
     for at, change in enumerate(("weights", "settings", "gone"), start=2):
         damage(Path(await hub.locate(location)), change)
         with pytest.raises(SAEInvalidError, match="download it again"):
@@ -161,6 +157,18 @@ async def test_an_import_of_a_pickle_leaves_the_users_folder_alone(
     assert files_below(folder) == set()
 
 
+async def refused(check: str, case: Written, server: HubServer, hub: HuggingFaceHub) -> None:
+    """It comes in neither as a download nor as an import."""
+    server.publish("org/bad", contents(case.path))
+    with pytest.raises(SAEInvalidError) as error:
+        await hub.download(download("org/bad"), Told())
+    assert error.value.fields["check"] == check
+    resolved = await hub.resolve_import(str(case.path))
+    with pytest.raises(SAEInvalidError) as error:
+        await hub.import_(ImportEffect(request_position=1, sae_id=import_id_of(resolved), path=resolved))
+    assert error.value.fields["check"] == check
+
+
 class Evil:
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -175,14 +183,7 @@ async def test_a_pickle_that_would_run_something_runs_nothing(
     canary = tmp_path / "canary"
     case = batch_topk(tmp_path / "imports")
     torch.save({"encoder.weight": Evil(canary)}, case.path / "ae.pt", pickle_protocol=pickle.HIGHEST_PROTOCOL)
-    server.publish("org/evil", contents(case.path))
-    with pytest.raises(SAEInvalidError) as refused:
-        await hub.download(download("org/evil"), Told())
-    assert refused.value.fields["check"] == "pickle"
-    resolved = await hub.resolve_import(str(case.path))
-    with pytest.raises(SAEInvalidError) as refused:
-        await hub.import_(ImportEffect(request_position=1, sae_id=import_id_of(resolved), path=resolved))
-    assert refused.value.fields["check"] == "pickle"
+    await refused("pickle", case, server, hub)
     assert not canary.exists()
     assert files_below(folder) == set()
 
@@ -198,17 +199,10 @@ async def test_values_that_are_not_finite_are_never_cached(
         put(case.path, "ae.pt", tensors)
     else:
         case = families.gemma_scope_2(tmp_path / "imports")
-        w = {name.lower(): w for name, w in families.weights(4).items() if name != "W_skip"}
+        w = {name.lower(): w for name, w in weights(4).items() if name != "W_skip"}
         w["w_dec"][3, 4] = -torch.inf
         put(case.path, "params.safetensors", w)
-    server.publish("org/nan", contents(case.path))
-    with pytest.raises(SAEInvalidError) as refused:
-        await hub.download(download("org/nan"), Told())
-    assert refused.value.fields["check"] == "finite"
-    resolved = await hub.resolve_import(str(case.path))
-    with pytest.raises(SAEInvalidError) as refused:
-        await hub.import_(ImportEffect(request_position=1, sae_id=import_id_of(resolved), path=resolved))
-    assert refused.value.fields["check"] == "finite"
+    await refused("finite", case, server, hub)
     assert files_below(folder) == set()
 
 
