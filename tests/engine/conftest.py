@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from sae_actor.engine import EngineSettings, TorchEngine
-from tests.engine.asking import load, no_progress
+from sae_actor.ports import Engine
+from tests.engine.asking import attach, load, no_progress
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
+from tests.fakes.engine import FakeEngine
+
+
+@dataclass
+class Given:
+    """An engine with a model, and where to find its SAE."""
+
+    engine: Engine
+    model: str
+    sae: str
+
+    async def ids(self, text: str = "hello world") -> tuple[int, ...]:
+        return (await self.engine.tokenize(text)).token_ids
+
+    async def attach(self, at: int) -> int:
+        return (await self.engine.attach(attach(at), self.sae)).device_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +63,24 @@ async def engine(tiny_llama: Path) -> AsyncIterator[TorchEngine]:
     await engine.load_model(load(str(tiny_llama)), no_progress)
     yield engine
     await engine.close()
+
+
+@pytest.fixture(params=["fake", "torch"])
+async def empty(request: pytest.FixtureRequest, tiny_llama: Path, tiny_sae: Path) -> AsyncIterator[Given]:
+    """Each engine that there is, without a model."""
+    engine: Engine
+    if request.param == "fake":
+        engine = FakeEngine(
+            max_running=2, max_waiting=2, hidden_size=32, num_layers=3, step_seconds=0.001, drain_seconds=0.05
+        )
+    else:
+        engine = TorchEngine(EngineSettings(max_running=2, max_waiting=2, threads=1, drain_seconds=0.05))
+    yield Given(engine, str(tiny_llama), str(tiny_sae))
+    await engine.close()
+
+
+@pytest.fixture
+async def given(empty: Given) -> Given:
+    """With the model loaded."""
+    await empty.engine.load_model(load(empty.model), no_progress)
+    return empty

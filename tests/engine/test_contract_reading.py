@@ -1,0 +1,143 @@
+"""What the port `Engine` tells of an SAE and of what it reads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sae_actor.domain.refs import Edit, StopWhen, Unit
+from sae_actor.engine import TorchEngine
+from sae_actor.errors import BadRequestError, FeatureOutOfRangeError, SAENotAttachedError, SAEUnsupportedError
+from sae_actor.ports import Watch
+from tests.engine.asking import active, attach, detach, finished, read, request
+from tests.engine.conftest import Given
+from tests.fakes.engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+
+# — units, features —
+
+
+@pytest.mark.parametrize(
+    ("edit", "strength"),
+    [
+        (Edit(feature=3, strength=4.0), 4.0),
+        (Edit(feature=3, strength=4.0, unit="unit"), 4.0),
+        (Edit(feature=3, strength=0.5, unit="max"), 10.0),
+        (Edit(feature=3, strength=0.5, unit="norm", positions="prompt"), 3.5),
+    ],
+)
+async def test_units_come_to_raw_strengths(given: Given, tmp_path: Path, edit: Edit, strength: float) -> None:
+    """Decoder rows of the small SAE are of length 1."""
+    folder = shutil.copytree(given.sae, tmp_path / "measured") if isinstance(given.engine, TorchEngine) else tmp_path
+    (folder / "features.json").write_text('{"median_norm": 7.0, "3": {"max": 20.0, "density": 0.1}, "4": {}}')
+    if isinstance(given.engine, FakeEngine):
+        given.engine.maxima, given.engine.median_norm = {3: 20.0}, 7.0
+    await given.engine.attach(attach(5), str(folder))
+    (found,) = await given.engine.raw(5, (edit,))
+    assert found.strength == pytest.approx(strength, rel=1e-6)
+    assert msgspec.structs.replace(found, strength=0, unit="raw") == msgspec.structs.replace(
+        edit, strength=0, unit="raw"
+    )
+    with pytest.raises(SAEUnsupportedError):
+        await given.engine.raw(5, (edit, Edit(feature=4, strength=1.0, unit="max")))
+    with pytest.raises(BadRequestError):
+        await given.engine.raw(5, (Edit(feature=3, strength=0.0, method="scale", unit="unit"),))
+
+
+async def test_units_without_statistics(given: Given) -> None:
+    await given.attach(5)
+    units: tuple[Unit, ...] = ("max", "norm")
+    for unit in units:
+        with pytest.raises(SAEUnsupportedError):
+            await given.engine.raw(5, (Edit(feature=3, strength=1.0, unit=unit),))
+    with pytest.raises(SAENotAttachedError):
+        await given.engine.raw(6, (Edit(feature=3, strength=1.0, unit="unit"),))
+
+
+async def test_a_feature_is_looked_at(given: Given) -> None:
+    with pytest.raises(SAENotAttachedError):
+        await given.engine.feature(5, 3)
+    await given.attach(5)
+    found = await given.engine.feature(5, 3)
+    assert (found.feature, found.threshold) == (3, None)
+    assert found.decoder_norm == pytest.approx(1.0, abs=1e-5)
+    assert len(found.nearest) == len(found.promoted) == len(found.suppressed) == 10
+    assert 3 not in {each.feature for each in found.nearest}
+    assert [each.cosine for each in found.nearest] == sorted((each.cosine for each in found.nearest), reverse=True)
+    with pytest.raises(FeatureOutOfRangeError):
+        await given.engine.feature(5, 24)
+
+
+# — activations on the way —
+
+
+async def test_each_position_that_is_run_is_read_once(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    watch = Watch(sae=active(5), top_k=4)
+    bare = await finished(given.engine, request(ids))
+    tokens, end = await read(given.engine.generate(request(ids, watched=(watch,))))
+    assert end == bare, "reading changes nothing"
+    told = [token.activations for token in tokens]
+    assert [[each.first for each in one] for one in told] == [[0]] + [[at] for at in range(11, 18)]
+    assert [len(one[0].rows) for one in told] == [11] + [1] * 7
+    assert {one[0].sae_id for one in told} == {"sae-5"}
+    for row in (row for one in told for row in one[0].rows):
+        values = [each.activation for each in row]
+        assert 0 < len(row) <= 4
+        assert all(values)
+        assert values == sorted(values, reverse=True)
+        assert len({each.feature for each in row} & set(range(24))) == len(row)
+
+
+async def test_named_features_are_all_told(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    (whole, *_), _ = await read(given.engine.generate(request(ids, watched=(Watch(sae=active(5), top_k=24),))))
+    asked = (7, 3, 11, 7)
+    (some, *_), _ = await read(given.engine.generate(request(ids, watched=(Watch(sae=active(5), features=asked),))))
+    (best, *_), _ = await read(
+        given.engine.generate(request(ids, watched=(Watch(sae=active(5), features=asked, top_k=1),)))
+    )
+    for all_, named, one in zip(*(token.activations[0].rows for token in (whole, some, best)), strict=True):
+        on = {each.feature: each.activation for each in all_}
+        assert [each.feature for each in named] == list(asked)
+        assert [each.activation for each in named] == pytest.approx([on.get(each, 0.0) for each in asked], abs=1e-5)
+        top = max(on.get(each, 0.0) for each in asked)
+        assert [each.activation for each in one] == pytest.approx([top] if top else [], abs=1e-5)
+
+
+async def test_a_feature_ends_the_text(given: Given) -> None:
+    """At the first generated token where it is on; the token made with that is the last."""
+    await given.attach(5)
+    ids = await given.ids()
+    asked = request(ids, tokens=60, temperature=1.0, watched=(Watch(sae=active(5), top_k=24),))
+    tokens, whole = await read(given.engine.generate(asked))
+    rows = [{each.feature: each.activation for each in row} for token in tokens for row in token.activations[0].rows]
+    generated = rows[len(ids) :]
+    feature = next(f for f in generated[5] if generated[5][f] > 0)
+    above = 0.5 * generated[5][feature]
+    at = next(n for n, row in enumerate(generated) if row.get(feature, 0.0) > above)
+    stop = StopWhen(sae=active(5), feature=feature, above=above)
+    tokens, end = await read(given.engine.generate(request(ids, tokens=60, temperature=1.0, stop_when=stop)))
+    assert (end.reason, end.token_ids) == ("feature", whole.token_ids[: at + 2])
+    assert "".join(token.text for token in tokens) == end.text
+    assert {token.activations for token in tokens} == {()}
+    never = StopWhen(sae=active(5), feature=feature, above=1e6)
+    assert await finished(given.engine, request(ids, tokens=60, temperature=1.0, stop_when=never)) == whole
+
+
+async def test_watching_an_sae_that_goes(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    stream = given.engine.generate(request(ids, tokens=110, watched=(Watch(sae=active(5), top_k=1),)))
+    await anext(stream)
+    assert await given.engine.detach(detach(5), 0.0) > 0
+    assert (await read(stream))[1].reason == "intervention_removed"
+    gone = await finished(given.engine, request(ids, watched=(Watch(sae=active(5), top_k=1),)))
+    assert gone.reason == "intervention_removed"
