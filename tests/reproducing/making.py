@@ -11,14 +11,15 @@ import msgspec
 
 from sae_actor.actor import Actor, Broadcast, Done, Performer, Tell, Texts
 from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Steer
-from sae_actor.domain.events import Draft, Event, Sampling
+from sae_actor.domain.events import Draft, Event, GenerationStarted, Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
-from sae_actor.domain.refs import Edit, Exclusion
+from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.serve import SystemClock
 
+View = dict[str, Any]
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=6, seed=1)
 SAMPLED = Sampling(temperature=0.9, top_p=0.9, max_tokens=6, seed=5)
 
@@ -103,7 +104,7 @@ async def recording(
         await log.close()
 
 
-async def forged(folder: Path, into: Path, change: Callable[[str, dict[str, Any]], None]) -> Path:
+async def forged(folder: Path, into: Path, change: Callable[[str, View], None]) -> Path:
     """A log with another history: `change` is given each event's type and data, to be altered in place."""
     log = await SqliteLog.open(folder)
     events: Sequence[Event] = await log.read(0, 100_000)
@@ -118,3 +119,21 @@ async def forged(folder: Path, into: Path, change: Callable[[str, dict[str, Any]
     await other.append(drafts, expected=0)
     await other.close()
     return into
+
+
+def changing(name: str, change: Callable[[View], None]) -> Callable[[str, View], None]:
+    """Alter the payloads of one text."""
+
+    def altered(_: str, data: View) -> None:
+        if data.get("generation_id") == name:
+            change(data)
+
+    return altered
+
+
+def stronger(data: View) -> None:
+    """A history in which the text was steered otherwise, digests and all."""
+    if "intervention" in data:
+        data["intervention"][0]["steering"][0]["strength"] = -30.0
+        started = msgspec.convert(data, GenerationStarted)
+        data["intervention_sha256"] = intervention_sha256(started.intervention)

@@ -5,109 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import anyio
-import msgspec
 import pytest
-from huggingface_hub import constants
 from msgspec.structs import replace
 
 from sae_actor.actor.texts import token_digest
 from sae_actor.domain.commands import Attach, Download
-from sae_actor.domain.events import GenerationStarted
-from sae_actor.domain.messages import RequestedStop
-from sae_actor.domain.refs import Span, intervention_sha256, sae_id_of
-from sae_actor.eventlog import SqliteLog, redact
+from sae_actor.domain.refs import sae_id_of
+from sae_actor.eventlog import SqliteLog
 from sae_actor.reproducing import verdict
-from tests.cli.conftest import Ran, bare_environment, command
+from tests.cli.conftest import Ran
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.fakes.hub_server import HubServer
-from tests.reproducing.making import GREEDY, SAMPLED, edit, forged, recording
-
-__all__ = ["bare_environment", "command"]
-
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
-View = dict[str, Any]
-
-
-class Log(NamedTuple):
-    """A log of texts, and the files that they ran on."""
-
-    folder: Path
-    model: Path
-    sae: Path
-    texts: dict[str, str]
-    """What is told of each → its generation id."""
-    sae_id: str
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
-    """One life of a service with texts under everything that an intervention can be."""
-    home = tmp_path_factory.mktemp("reproduced")
-    model, sae = save_tiny_model(home / "model"), save_tiny_sae(home / "sae")
-    other = save_tiny_sae(home / "other", hook="blocks.2.hook_resid_pre", seed=3)
-    texts: dict[str, str] = {}
-
-    async def live() -> str:
-        async with recording(home / "log", model) as service:
-
-            async def say(name: str, *arguments: Any, **asked: Any) -> None:
-                texts[name], _ = await service.say(*arguments, **asked)
-
-            await say("nothing attached")
-            sae_id = await service.attach(sae)
-            await say("nothing steered", "hello", SAMPLED)
-            await service.steer(sae_id, edit(3, 30.0), edit(5, 0.0, method="scale", exclude=("sink",)))
-            await say("greedy")
-            await say("sampled", "a longer prompt of some words", SAMPLED)
-            await say("baseline", baseline=True)
-            own = (edit(7, -20.0, positions="generated"), edit(2, 4.0, method="set", positions=Span(from_=1, to=3)))
-            await say("own steering", "hello", replace(SAMPLED, top_p=1.0, temperature=1.3), steering=own)
-            role = (edit(4, 25.0, positions=Span(role="user"), exclude=("template",)),)
-            await say("chat by role", CHAT, steering=role)
-            await say("stopped by a feature", "hello", stop_when=RequestedStop(feature=0, above=-1.0))
-            await say("stop text", "hello", replace(SAMPLED, stop=("e", "a", "t", "\n", " ")))
-            await say("deterministic", "hello", SAMPLED, deterministic=True)
-            second = await service.attach(other)
-            await service.steer(second, edit(1, 12.0, method="project"))
-            await say("two SAEs", "hello", SAMPLED)
-            await service.detach(sae_id)
-            await say("after a detach", "hello", SAMPLED)
-            await service.detach(second)
-            await service.attach(sae, layer=2, mode="reconstruct")
-            await say("reconstructed elsewhere")
-            return sae_id
-
-    sae_id = anyio.run(live)
-    return Log(home / "log", model, sae, texts, sae_id)
-
-
-Reproduce = Callable[..., tuple[int, list[View]]]
-
-
-@pytest.fixture
-def reproduce(command: Callable[..., Ran]) -> Reproduce:
-    def run(folder: Path, *argv: str) -> tuple[int, list[View]]:
-        ran = command("log", "reproduce", *argv, "--json", "--data-dir", str(folder))
-        assert ran.err == ""
-        return ran.code, [json.loads(line) for line in ran.out.splitlines()]
-
-    return run
-
-
-def changing(name: str, change: Callable[[View], None]) -> Callable[[str, View], None]:
-    """Alter the payloads of one text."""
-
-    def altered(_: str, data: View) -> None:
-        if data.get("generation_id") == name:
-            change(data)
-
-    return altered
+from tests.reproducing.conftest import CHAT, Log, Reproduce
+from tests.reproducing.making import GREEDY, SAMPLED, View, changing, edit, forged, recording, stronger
 
 
 def test_every_text_comes_out_again(log: Log, reproduce: Reproduce) -> None:
@@ -144,14 +58,6 @@ def test_in_words(log: Log, command: Callable[..., Ran]) -> None:
 
 async def make(log: Log, into: Path, name: str, change: Callable[[View], None]) -> Path:
     return await forged(log.folder, into, changing(log.texts[name], change))
-
-
-def stronger(data: View) -> None:
-    """A history in which the text was steered otherwise, digests and all."""
-    if "intervention" in data:
-        data["intervention"][0]["steering"][0]["strength"] = -30.0
-        started = msgspec.convert(data, GenerationStarted)
-        data["intervention_sha256"] = intervention_sha256(started.intervention)
 
 
 @pytest.mark.parametrize("name", ["greedy", "sampled"])
@@ -277,124 +183,6 @@ def _ids(log: Log, name: str) -> Sequence[int]:
 
     anyio.run(read)
     return found[0]
-
-
-# — what cannot be compared —
-
-
-def reason(reproduce: Reproduce, folder: Path, name: str) -> str:
-    code, (view,) = reproduce(folder, name)
-    assert (code, view["verdict"]) == (69, "not_comparable")
-    assert "tokens" not in view
-    return str(view["reason"])
-
-
-def test_weights_that_changed_or_are_gone(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:
-    kept = shutil.copytree(log.sae, tmp_path / "kept")
-    weights = log.sae / "sae_weights.safetensors"
-    try:
-        save_tiny_sae(log.sae, seed=9)
-        assert log.sae_id in reason(reproduce, log.folder, log.texts["greedy"])
-        assert reproduce(log.folder, log.texts["nothing attached"])[0] == 0
-        weights.unlink()
-        assert log.sae_id in reason(reproduce, log.folder, log.texts["greedy"])
-    finally:
-        shutil.copytree(kept, log.sae, dirs_exist_ok=True)
-    assert reproduce(log.folder, log.texts["greedy"])[0] == 0
-
-
-def test_a_model_that_changed_or_is_gone(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:
-    kept = log.model.rename(tmp_path / "kept")
-    try:
-        assert str(log.model) in reason(reproduce, log.folder, log.texts["greedy"])
-        save_tiny_model(log.model, seed=4)
-        told = reason(reproduce, log.folder, log.texts["greedy"])
-        assert told.endswith("not those that it was loaded from: model.safetensors")
-        code, views = reproduce(log.folder, "--all")
-        assert (code, {view["verdict"] for view in views}) == (69, {"not_comparable"})
-    finally:
-        shutil.rmtree(log.model, ignore_errors=True)
-        kept.rename(log.model)
-
-
-def test_a_model_of_the_hub_s_cache(
-    log: Log, tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Found by its commit, wherever the branch is now; and not fetched where it is not there."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "cache" / "models--org--tiny"
-    shutil.copytree(log.model, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    made: list[str] = []
-
-    async def live() -> None:
-        async with recording(tmp_path / "log", Path("org/tiny")) as service:
-            made.append((await service.say())[0])
-
-    anyio.run(live)
-    (repository / "refs" / "main").write_text("f" * 40)
-    code, (view,) = reproduce(tmp_path / "log", *made)
-    assert (code, view["verdict"]) == (0, "identical")
-    (repository / "snapshots" / commit / "model.safetensors").unlink()
-    told = reason(reproduce, tmp_path / "log", made[0])
-    assert told == f"the model org/tiny: commit {commit} is not in the hub's cache on this machine"
-
-
-def test_another_kind_of_machine(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:
-    """What was made on another device and differs by more than a near-tie says nothing; the same tokens do."""
-
-    def on_another(kind: str, data: View) -> None:
-        if kind == "ModelLoaded":
-            data["model"]["device"] = "cuda:7"
-            data["model"]["environment"]["device"] = "cuda:7"
-        if data.get("generation_id") == log.texts["greedy"]:
-            stronger(data)
-
-    folder = anyio.run(forged, log.folder, tmp_path / "forged", on_another)
-    code, (same, other) = reproduce(folder, log.texts["nothing steered"], log.texts["greedy"])
-    assert code == 69
-    assert (same["verdict"], same["environment"]["differs"]) == ("identical", ["device"])
-    assert (other["verdict"], other["reason"]) == (
-        "not_comparable",
-        "it is run on another kind of machine here (other device)",
-    )
-
-
-def test_what_the_log_does_not_hold(
-    log: Log, tmp_path: Path, reproduce: Reproduce, command: Callable[..., Ran]
-) -> None:
-    folder = Path(shutil.copytree(log.folder, tmp_path / "log"))
-    name = log.texts["greedy"]
-    position = next(view["position"] for view in reproduce(log.folder, name)[1])
-
-    async def erase(at: int) -> None:
-        await redact(folder, at, "asked for", time="2026-01-01T00:00:00.000000Z")
-
-    anyio.run(erase, position)
-    assert reason(reproduce, folder, name).startswith("the payload of its beginning was erased")
-    anyio.run(erase, position + 1)
-    gone = command("log", "reproduce", name, "--data-dir", str(folder))
-    assert (gone.code, gone.out) == (64, "")
-    assert command("log", "reproduce", "--data-dir", str(folder)).code == 64
-    assert command("log", "reproduce", name, "--all", "--data-dir", str(folder)).code == 64
-    assert command("log", "reproduce", "gen-none", "--data-dir", str(folder)).code == 64
-    assert command("log", "reproduce", name, "--data-dir", str(tmp_path / "none")).code == 78
-
-
-def test_while_a_service_holds_the_log(log: Log, command: Callable[..., Ran]) -> None:
-    async def held() -> Ran:
-        service = await SqliteLog.open(log.folder)
-        try:
-            return await anyio.to_thread.run_sync(
-                lambda: command("log", "reproduce", "--all", "--data-dir", str(log.folder))
-            )
-        finally:
-            await service.close()
-
-    assert anyio.run(held).code == 75
 
 
 def test_what_came_from_a_hub_is_found_in_the_data_folder(tmp_path: Path, reproduce: Reproduce) -> None:
