@@ -23,7 +23,8 @@ from .shapes import Accepted, OpenAIError, ProblemDetails
 
 Json = dict[str, Any]
 
-ALWAYS = ("bad_request", "unauthorized", "forbidden", "internal")
+ALWAYS = ("bad_request", "unauthorized", "forbidden", "request_timeout", "internal", "not_ready")
+"""What comes before a route is asked: of the connection, the checks, or too many of either."""
 WITH_BODY = ("unsupported_media_type", "too_large")
 ON_COMMANDS = ("idempotency_key_reused", "precondition_failed", "mailbox_full", "not_ready", "read_only", "disk_full")
 STREAMS = ("text/event-stream", "application/x-ndjson")

@@ -104,7 +104,6 @@ class Writer:
         self._unsynced = 0
         self._sync_later: asyncio.TimerHandle | None = None
         self._stopped: str | None = None
-        # Paths as text: they are looked at twice with every commit.
         self._paths = (os.fspath(folder / NAME), os.fspath(folder / WAL_NAME))
         # From here on read and written by the connection's thread alone.
         self._files = self._fingerprint()
