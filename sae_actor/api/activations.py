@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from ..actor import raw_request, read_activations
 from ..domain.admitting import reading
+from ..domain.attaching import model_and_position
 from ..domain.messages import OwnIntervention
 from ..domain.refs import Feature, SaeId, intervention_sha256
 from ..errors import BadRequestError
@@ -57,10 +58,15 @@ async def post_activations(request: AnyRequest) -> Answer:
     asked = body.asked()
     state = state_of(request)
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
+    position = model_and_position(state)[1]
     engine = context(request).engine
     prompt = await engine.tokenize(asked)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
-    intervention, turns, sae = reading(state, body.sae_id, body.features or (), own, prompt.turns)
+    # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
+    state = state_of(request)
+    intervention, turns, sae = reading(
+        state, body.sae_id, body.features or (), own, prompt.turns, model_position=position
+    )
     watch = Watch(sae=sae, top_k=None if body.features is not None else body.top_k, features=body.features)
     seconds = context(request).texts.deadline_seconds
     found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)

@@ -217,8 +217,15 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
 
 
 def admission(
-    generation_id: str, kind: Literal["completion", "chat"], body: TextBody, prompt: Tokenized, settings: Sampling
+    generation_id: str,
+    kind: Literal["completion", "chat"],
+    body: TextBody,
+    prompt: Tokenized,
+    settings: Sampling,
+    *,
+    model_position: int,
 ) -> AdmitGeneration:
+    """`model_position`: of the model that the prompt was read for."""
     own = body.sae or SaeExtension()
     return AdmitGeneration(
         generation_id=generation_id,
@@ -234,6 +241,7 @@ def admission(
         watch=bool(own.top_k_features),
         stop_when=own.stop_when,
         tag=own.tag,
+        model_position=model_position,
     )
 
 

@@ -84,7 +84,7 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     """One admitted text for each prompt, in order; none is left running where one is refused."""
-    model = attaching.loaded_model(state_of(request))
+    model, position = attaching.model_and_position(state_of(request))
     body.check(model)
     engine, texts = context(request).engine, context(request).texts
     prompts = [await engine.tokenize(prompt) for prompt in body.prompts()]
@@ -93,7 +93,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     choices: list[Choice] = []
     try:
         for prompt, own in zip(prompts, settings, strict=True):
-            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own)
+            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
             tell = Tell(logprobs=body.scores, top_k_features=top_k_features, prompt=prompt.tokens)
             text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""

@@ -14,7 +14,7 @@ from .state import State
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
     one_wish(baseline=request.baseline, steering=request.steering, interventions=request.interventions)
-    _model_is_there(state)
+    _model_is_there(state, request.model_position)
     if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
         raise errors.PreconditionFailedError(
             f"expected position {request.expect_position}, the state is of {state.revision}",
@@ -71,14 +71,16 @@ def reading(
     features: Sequence[int],
     own: OwnIntervention | None,
     turns: tuple[Turn, ...] | None = (),
+    *,
+    model_position: int | None = None,
 ) -> tuple[Intervention, tuple[Turn, ...], ActiveSae]:
     """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), the turns that
-    this asks for, and the SAE.
+    this asks for, and the SAE. `model_position` as in `AdmitGeneration`.
 
     Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
     """
     own = own or OwnIntervention()
-    _model_is_there(state)
+    _model_is_there(state, model_position)
     one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
@@ -116,10 +118,15 @@ def one_wish(
         raise errors.BadRequestError("give one of sae.baseline, sae.steering, sae.interventions", param="sae")
 
 
-def _model_is_there(state: State) -> None:
+def _model_is_there(state: State, model_position: int | None) -> None:
+    """`model_position`: of the model that the prompt was read for, where it was read already."""
     model = state.model
     if model is not None and model.status == "loaded":
-        return
+        if model_position in (None, model.request_position):
+            return
+        raise errors.ModelNotLoadedError(
+            f"the model was replaced by {model.model} while the prompt was read; ask again", status=model.status
+        )
     if model is not None and model.status == "loading" and model.restored:
         raise errors.NotReadyError("the model is being brought back", retry_after=2)
     raise errors.ModelNotLoadedError("no model is loaded", status="none" if model is None else model.status)

@@ -30,11 +30,16 @@ def known(state: State, sae_id: str) -> SaeRecord:
 
 
 def loaded_model(state: State) -> ModelFacts:
+    return model_and_position(state)[0]
+
+
+def model_and_position(state: State) -> tuple[ModelFacts, int]:
+    """The loaded model, and which load of it: the position of its request. `ModelNotLoadedError`."""
     model = state.model
     if model is None or model.facts is None or model.status != "loaded":
         status = "none" if model is None else model.status
         raise errors.ModelNotLoadedError("no model is loaded", status=status)
-    return model.facts
+    return model.facts, model.request_position
 
 
 def described(record: SaeRecord) -> SaeDescription:

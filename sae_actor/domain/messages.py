@@ -73,6 +73,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     stop_when: RequestedStop | None = None
     turns: tuple[Turn, ...] | None = ()
     """As `Tokenized` has them."""
+    model_position: int | None = None
+    """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 
 
 Report: TypeAlias = (

@@ -338,3 +338,12 @@ def test_the_digest_is_of_what_is_done_not_of_how_it_came() -> None:
         replace(ACTIVE_A, hook_point=HookPoint("resid_post", 2)),
     ):
         assert intervention_sha256((other,)) != one
+
+
+def test_only_by_the_model_that_the_prompt_was_read_for() -> None:
+    story = given(STARTED, loaded())  # 2–3
+    story.when(ask(model_position=2)).then_types(ev.GenerationStarted)
+    story.when(ask(model_position=1)).refused("model_not_loaded", status="loaded")
+    story.and_then(loaded("org/other")).when(ask(model_position=2)).refused("model_not_loaded", status="loaded")
+    back = story.and_then(DIED, restored(2))
+    back.when(ask(model_position=2)).then_types(ev.GenerationStarted)
