@@ -24,7 +24,7 @@ import uvicorn
 from . import __version__, logs
 from .access import Access
 from .actor import Actor, Broadcast, Performer, Texts
-from .api import Context, Sessions, create_app
+from .api import Context, Sessions, Unanswered, create_app
 from .api.transport import Limits, protocol
 from .capabilities import capabilities
 from .config import (
@@ -135,6 +135,7 @@ class Service:
         self.log = log
         self.demo_sae = place_sae(demo_model_folder(settings)).resolve() if demo else None
         self.exit_code = 0
+        self.unanswered = Unanswered()
         self.preparing: str | None = None
         """What of the settings is not asked for or not in place yet."""
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
@@ -264,6 +265,7 @@ class Service:
                 sessions=Sessions(server.session_hours * 3600),
                 hosts=hosts,
                 cors_origins=server.cors_origins,
+                unanswered=self.unanswered,
                 max_readers=server.max_readers,
                 heartbeat=server.heartbeat_seconds,
             ),
@@ -287,9 +289,10 @@ class Service:
         )
 
     def _on_signal(self) -> None:
-        """End what would keep connections open: streams and texts are told why."""
+        """End what would keep connections open: streams, texts and whoever waits are told why."""
         self.broadcast.close()
-        self._ending = asyncio.ensure_future(self.texts.close())
+        self.actor.let_go()
+        self._ending = asyncio.ensure_future(self.unanswered.end(self.texts))
 
     async def _end_on_failure(self, server: Server) -> None:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""

@@ -75,6 +75,8 @@ class Actor:
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._refusals = Refusals(clock)
+        self._unwaited = False
+        """Nobody waits for outcomes any more."""
         self._stopping = False
         """Nothing new is taken in; reports still are."""
         self._stopped = False
@@ -102,6 +104,11 @@ class Actor:
             self.state = evolve(self.state, event)
             self.broadcast.publish([event])
 
+    def let_go(self) -> None:
+        """Whoever waits for an outcome gets it as it is, now and from now on."""
+        self._unwaited = True
+        self._release_waiters(everyone=True)
+
     async def stop(self, reason: str = "requested") -> None:
         """End in order: commands that still wait are refused, effects cancelled, then the stop goes on record.
 
@@ -111,7 +118,7 @@ class Actor:
             return
         self._stopping = True
         self._refuse_waiting(NotReadyError("the service is stopping", retry_after=5), reports=self._task.done())
-        self._release_waiters(everyone=True)
+        self.let_go()
         await self._runner.close()
         self._stopped = True
         if self.read_only is None and not self.failure.done():
@@ -171,7 +178,7 @@ class Actor:
 
         A service that ends, or cannot write any more, is not waited for: the command is still open then.
         """
-        if wait > 0 and command_id in self.state.commands and not self._stopping and self.read_only is None:
+        if wait > 0 and command_id in self.state.commands and not self._unwaited and self.read_only is None:
             closed = self._future()
             self._waiters.setdefault(command_id, []).append(closed)
             try:

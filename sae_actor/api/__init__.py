@@ -4,6 +4,7 @@ security    host, origin, token, role
 sessions    logins of browsers
 transport   the clock on connections, and how many there may be
 turnstile   how many requests begin at once
+ending      what is not answered when the service stops is refused
 routes      one table of operations, for litestar and for the description alike
 bodies      strict JSON and headers
 commands, saes, reading, events, text, login   the routes
@@ -16,7 +17,8 @@ web/        the page
 
 from .app import create_app
 from .context import Context
+from .ending import Unanswered
 from .observing import ACCESS
 from .sessions import Sessions
 
-__all__ = ["ACCESS", "Context", "Sessions", "create_app"]
+__all__ = ["ACCESS", "Context", "Sessions", "Unanswered", "create_app"]

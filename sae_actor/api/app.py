@@ -10,6 +10,7 @@ from litestar.types import ASGIApp, Middleware
 from ..errors import SAEError
 from . import activations, commands, compare, events, generations, login, metrics, reading, saes, text, web
 from .context import Context, context
+from .ending import refusable
 from .observing import observed
 from .openapi import encoded
 from .problems import on_error, on_fault, on_http_error, on_no_memory
@@ -45,4 +46,4 @@ def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
         logging_config=None,
         middleware=middleware,
     )
-    return observed(guarded(app, context), context.requests)
+    return observed(guarded(refusable(app, context.unanswered), context), context.requests)

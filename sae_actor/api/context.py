@@ -12,6 +12,7 @@ from litestar import Request
 from ..access import Access
 from ..actor import Actor, Texts
 from ..ports import Engine, EventLog, Hub
+from .ending import Unanswered
 from .observing import Requests
 from .sessions import Attempts, Sessions
 
@@ -48,6 +49,8 @@ class Context:
     """Held while an answer is made of much of the log."""
     requests: Requests = field(default_factory=Requests)
     """What was asked so far."""
+    unanswered: Unanswered = field(default_factory=Unanswered)
+    """What is asked now."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use the API; our own is one without being named."""
 
