@@ -52,6 +52,7 @@ class Accepted:
     command_id: str
     position: int
     revision: int
+    """Of the state behind its own events, or earlier: what others changed after it is not seen by its sender."""
 
 
 class Actor:
@@ -153,7 +154,7 @@ class Actor:
             except SAEError as error:
                 envelope.refused = error
         events: tuple[Event, ...] = await self._send(envelope)
-        return Accepted(command_id, events[0].position, self.state.revision)
+        return Accepted(command_id, events[0].position, min(self.state.revision, events[-1].position))
 
     async def admit(self, request: AdmitGeneration, *, principal: str) -> Event:
         """Admit a text request: the GenerationStarted, durable, with the intervention it will run under."""

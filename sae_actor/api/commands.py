@@ -13,7 +13,7 @@ from ..domain.refs import sae_id_of
 from .bodies import body_of, expected_revision, idempotency_key, wait_seconds
 from .context import context, principal
 from .problems import problem_view, recorded_error
-from .routes import Answer, AnyRequest, answer, operation
+from .routes import Answer, AnyRequest, answer, operation, state_of
 from .shapes import CommandOutcome
 
 REFUSALS = (
@@ -59,12 +59,18 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
 def accepted_answer(request: AnyRequest, accepted: Accepted, **more: Any) -> Answer:
     """202: on record, not done yet."""
     view = {"command_id": accepted.command_id, "position": accepted.position, "status": "accepted", **more}
-    return answered(request, view, status=202, headers={"location": f"/api/commands/{accepted.command_id}"})
+    location = {"location": f"/api/commands/{accepted.command_id}"}
+    return answered(request, view, upto=accepted.revision, status=202, headers=location)
 
 
-def answered(request: AnyRequest, view: dict[str, Any], **more: Any) -> Answer:
-    """What a command led to, and in a header the head of the log: whoever sends commands is a witness of it."""
+def answered(request: AnyRequest, view: dict[str, Any], *, upto: int, **more: Any) -> Answer:
+    """What a command led to, and in a header the head of the log: whoever sends commands is a witness of it.
+
+    upto: position of the last event that is told. What changed behind it is another's: with an ETag of that state the
+    sender's next `If-Match` would pass over a change that was never shown.
+    """
     response = answer(request, view, **more)
+    response.headers["etag"] = f'"{min(state_of(request).revision, upto)}"'
     head = context(request).log.head
     response.headers["log-head"] = f"{head.position}:{head.hash}"
     return response
@@ -90,7 +96,7 @@ async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
     if outcome.status == "accepted":
         response = accepted_answer(request, accepted, **more)
     else:
-        response = answered(request, {**outcome_view(outcome), **more})
+        response = answered(request, {**outcome_view(outcome), **more}, upto=outcome.events[-1].position)
     response.headers["preference-applied"] = f"wait={seconds}"
     return response
 
@@ -109,7 +115,7 @@ async def post_command(request: AnyRequest) -> Answer:
 async def get_command(request: AnyRequest) -> Answer:
     seconds = wait_seconds(request)
     outcome = await context(request).actor.outcome(request.path_params["command_id"], seconds or 0)
-    response = answered(request, outcome_view(outcome))
+    response = answered(request, outcome_view(outcome), upto=outcome.events[-1].position)
     if seconds is not None:
         response.headers["preference-applied"] = f"wait={seconds}"
     return response

@@ -159,7 +159,7 @@ async def attach(request: AnyRequest) -> Answer:
         "warnings": event_of(outcome, "AttachRequested")[1].get("warnings", []),
         "position": position,
     }
-    return answered(request, view)
+    return answered(request, view, upto=position)
 
 
 @operation("POST", "/api/saes/{sae_id}/detach", "Detach, and wait for it", body=EmptyBody, bodiless=True,
@@ -187,7 +187,7 @@ async def _freed(request: AnyRequest, command: Detach | Delete, status: str, eve
         "freed_bytes": data["freed_bytes"],
         "position": position,
     }
-    return answered(request, view)
+    return answered(request, view, upto=position)
 
 
 @operation("POST", "/api/saes/{sae_id}/cancel", "Stop the download", body=EmptyBody, bodiless=True,
@@ -199,7 +199,8 @@ async def cancel(request: AnyRequest) -> Answer:
     outcome = await context(request).actor.outcome(accepted.command_id)
     _, data = event_of(outcome, "DownloadCancelled")
     await context(request).actor.effect_ended("download", data["request_position"])
-    return answered(request, {"status": "cancelled", "sae_id": command.sae_id, "position": accepted.position})
+    view = {"status": "cancelled", "sae_id": command.sae_id, "position": accepted.position}
+    return answered(request, view, upto=accepted.revision)
 
 
 async def _finished(request: AnyRequest, command_id: str) -> Outcome | None:
@@ -274,4 +275,4 @@ async def _steer(request: AnyRequest, fields: dict[str, Any]) -> Answer:
     outcome = await context(request).actor.outcome(accepted.command_id)
     position, data = event_of(outcome, "SteeringChanged")
     view = {"sae_id": command.sae_id, "features": data["features"], "enabled": data["enabled"], "position": position}
-    return answered(request, view)
+    return answered(request, view, upto=position)

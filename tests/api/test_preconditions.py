@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import httpx
 import pytest
+
+from tests.actor.world import until
 
 from .conftest import Running
 
@@ -31,3 +37,53 @@ async def test_row_30_positions_that_are_not_the_one(service: Running) -> None:
     # What was understood and refused is on record; nothing else happened.
     kinds = {(event["type"], event["data"]["error"]["code"]) for event in after[len(before) :]}
     assert kinds == {("CommandRejected", "precondition_failed")}
+
+
+async def test_the_etag_of_an_answer_does_not_cover_what_another_changed_behind_it(service: Running) -> None:
+    """Two commands that become durable together: each answer has the ETag of its own change."""
+    sae_id = await service.ready()
+    steering, append, stored, storing = (
+        f"/api/saes/{sae_id}/steering",
+        service.log.append,
+        asyncio.Event(),
+        asyncio.Event(),
+    )
+
+    async def held(*drafts: Any, **more: Any) -> Any:
+        storing.set()
+        await stored.wait()
+        return await append(*drafts, **more)
+
+    async def put(feature: int, **headers: str) -> httpx.Response:
+        body = {"features": [{"feature": feature, "strength": 1.0}]}
+        return await service.client.put(steering, json=body, headers=headers)
+
+    service.log.append = held  # type: ignore[method-assign]
+    first = asyncio.create_task(put(0))
+    await asyncio.wait_for(storing.wait(), 5)
+    asked = []
+    for feature in (1, 2):
+        asked.append(asyncio.create_task(put(feature)))
+        await until(lambda: len(service.actor.mailbox) == len(asked))
+    stored.set()
+    await first
+    ann, bob = await asyncio.gather(*asked)
+    assert [each.headers["etag"] for each in (ann, bob)] == [f'"{each.json()["position"]}"' for each in (ann, bob)]
+    refused = await put(3, **{"If-Match": ann.headers["etag"]})
+    assert (refused.status_code, refused.json()["code"]) == (412, "precondition_failed")
+    assert (await put(3, **{"If-Match": bob.headers["etag"]})).status_code == 200
+
+
+async def test_nor_does_the_etag_of_an_outcome_that_is_asked_for_later(service: Running) -> None:
+    sae_id = await service.ready()
+    edits = {"features": [{"feature": 1, "strength": 1.0}], "sae_id": sae_id}
+    sent = await service.client.post("/api/commands", json={"type": "Steer", **edits}, headers={"Idempotency-Key": "k"})
+    await service.command("Steer", sae_id=sae_id, features=[])
+    told = await service.client.get(sent.headers["location"])
+    again = await service.client.post(
+        "/api/commands", json={"type": "Steer", **edits}, headers={"Idempotency-Key": "k", "Prefer": "wait=1"}
+    )
+    position = f'"{sent.json()["position"]}"'
+    assert [each.headers["etag"] for each in (sent, told, again)] == [position] * 3
+    now = await service.client.get("/api/state")
+    assert now.headers["etag"] != position
