@@ -40,7 +40,8 @@ async def raw_request(request: R, state: State, engine: Engine) -> R:
 
 
 async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine: Engine) -> tuple[Edit, ...]:
-    if all(edit.unit == "raw" for edit in edits):
+    # In half precision a raw strength may be more than can be written: the engine knows the decoder's rows.
+    if all(edit.unit == "raw" for edit in edits) and not _in_half(state):
         return edits
     attachment = state.attachment(meant(state, edits) if sae_id is None else sae_id)
     record = None if attachment is None else state.saes[attachment.sae_id].sae
@@ -54,3 +55,9 @@ async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine
                 param="strength",
             )
     return found
+
+
+def _in_half(state: State) -> bool:
+    """Whether numbers end early: `float16` holds up to 65504."""
+    facts = None if state.model is None else state.model.facts
+    return (facts is not None and facts.dtype == "float16") or any(a.dtype == "float16" for a in state.attached)

@@ -27,6 +27,7 @@ from ..errors import (
     SAEUnsupportedError,
 )
 from ..ports import AttachedSae, FeatureDetails, Progress, TextRequest, Tokenized, Watch
+from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .batch import Limits
 from .device import DeviceThread
@@ -195,7 +196,9 @@ class TorchEngine:
         resident = self._residents.get(position)
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
-        return resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=statistics.median_norm)
+        found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=statistics.median_norm)
+        refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
+        return found
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         """See the port."""
@@ -253,7 +256,7 @@ class TorchEngine:
             if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
                 raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
             if sae.changes_text:
-                steering = resident.steering(sae.steering)
+                steering = resident.steering(sae.steering, model.network.dtype)
                 parts.append(Part(sae, steering, len(request.token_ids), turns, marks))
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):

@@ -8,7 +8,7 @@ texts too. A hook never raises through the model: what goes wrong is noted, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..architectures import Architecture, Hook
 from ..domain.refs import ActiveSae, HookPoint, Turn
-from ..errors import InternalError, SAEError
+from ..errors import InternalError, SAEError, SAEUnsupportedError
 from ..ports import Activations
 from ..sae.steering import Steering
 from .joins import Joins
@@ -107,6 +107,8 @@ class Site:
         self.point = point
         self.hook = hook
         self.parts = parts
+        self.behind_others = False
+        """The same text may write at a hook point before this one: what arrives is not the model's alone."""
         self.limit: Tensor | None = None
         """Norm above which a position is a sink; measured with the prompt."""
         self.reading = Reading()
@@ -123,10 +125,13 @@ class Site:
             raise HookFault(reading.at_fault, reading.failure)
         if reading.calls != 1:
             detail = f"the model ran {self.point} {reading.calls} times in one step, not once"
-            raise HookFault(self.parts[0].attach_position, InternalError(detail))
+            raise HookFault(None, InternalError(detail))
         if not reading.x_finite:
             raise HookFault(None, InternalError(f"the model's activation at {self.point} is not finite"))
         if not reading.new_finite:
+            if reading.at_fault is None:
+                beyond = f"the edits at {self.point} lead beyond the numbers that the model or the SAE can hold"
+                raise HookFault(None, SAEUnsupportedError(beyond, param="strength"))
             raise HookFault(reading.at_fault, InternalError(f"the SAE's result at {self.point} is not finite"))
         for row, edited in enumerate(reading.edited):
             if edited:
@@ -175,6 +180,10 @@ class Applied:
         """The SAEs at their hook points; `prompt` is the number of prompt tokens. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
         sites = [Site(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
+        for site in sites:
+            site.behind_others = _behind_others(site.point, points)
+        for probe in probes:
+            probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
         readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
         return cls(sites, readers, prompt, probes, marks)
 
@@ -198,6 +207,11 @@ class Applied:
             if probe.failure is not None:
                 raise HookFault(probe.at_fault, probe.failure)
         return [(probe, probe.told) for probe in self.probes if probe.told is not None]
+
+
+def _behind_others(point: HookPoint, written: Iterable[HookPoint]) -> bool:
+    """Whether what arrives at `point` may be changed by what is written at another hook point of its block or below."""
+    return any(other != point and other.layer <= point.layer for other in written)
 
 
 class Place(NamedTuple):

@@ -75,10 +75,10 @@ class Report:
 
     entries: list[tuple[Entry, int]]
     """With the first of their rows here."""
-    groups: list[list[Writing]]
     values: Tensor
-    """[5 + groups, n] float32: edited, passed by as excluded, |difference| / |x|; x, the result, and what each group
-    gave are finite."""
+    """[5, n] float32: edited, passed by as excluded, |difference| / |x|; x and the result are finite."""
+    x: Tensor
+    """[n, width]: what arrived, should anyone ask who is at fault."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Joint:
         if rows.shape != (self.rows, self.hook.width):
             at = self.entries[0].site.point
             wrong = f"the activation at {at} is {tuple(x.shape)}, not {self.rows} × {self.hook.width}"
-            self._fail(self.entries, InternalError(wrong), None)
+            self._fail(self.entries, InternalError(wrong), None)  # the model's doing: no SAE has computed anything
             return None
         new = self._attempt(rows, self.entries)
         return None if new is None else new.reshape(x.shape)
@@ -139,7 +139,7 @@ class Joint:
             reading.failure = failure
             # Lack of memory is nobody's fault; the SAE stays.
             innocent = isinstance(failure, OutOfMemoryError)
-            reading.at_fault = None if innocent else (computing or entry.site.parts[0]).attach_position
+            reading.at_fault = None if innocent or computing is None else computing.attach_position
 
     def _edited(self, rows: Tensor, entries: Sequence[Entry]) -> Tensor | None:
         writing: dict[tuple[int, bool], list[Writing]] = {}
@@ -160,6 +160,7 @@ class Joint:
             return None
         index = None if n == len(rows) and _in_order(chosen) else _index(chosen, rows.device)
         x = rows if index is None else rows[index]  # [n, width]
+        arrived = x.clone() if self.hook.in_place and index is None else x
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)  # [n]
         for entry, at in chosen:
             if entry.first == 0 and entry.site.knows_sinks:
@@ -181,7 +182,7 @@ class Joint:
                 wide = torch.promote_types(x.dtype, change.values.dtype)
                 moved = (new.to(wide) + change.values.to(wide)).to(x.dtype)
                 new = torch.where(change.touched[:, None], moved, new)
-        self._reports.append(Report(chosen, groups, _told(x, new, norms, changes)))
+        self._reports.append(Report(chosen, _told(x, new, norms, changes), arrived))
         return new if index is None else rows.index_copy(0, index, new)
 
     def _change(self, group: list[Writing], x: Tensor, sinks: Tensor) -> _Change:
@@ -219,23 +220,34 @@ class Joint:
         """After the step: tell each text's site what was done to its rows."""
         for report in self._reports:
             values = report.values.tolist()
-            edited, passed, ratios, x_finite, new_finite, *each_finite = values
+            edited, passed, ratios, x_finite, new_finite = values
             for entry, at in report.entries:
                 rows = slice(at, at + entry.size)
                 reading = entry.site.reading
                 reading.edited, reading.passed, reading.ratios = edited[rows], passed[rows], ratios[rows]
                 reading.x_finite, reading.new_finite = all(x_finite[rows]), all(new_finite[rows])
-                mine = [
-                    (each.part, all(finite[rows]))
-                    for group, finite in zip(report.groups, each_finite, strict=True)
-                    for each in group
-                    if each.entry is entry
-                ]
-                faulty = [part for part, finite in mine if not finite]
-                if faulty or not reading.new_finite:
-                    reading.new_finite = False
-                    reading.at_fault = (faulty or [mine[0][0]])[0].attach_position
+                if reading.x_finite and not reading.new_finite:
+                    written = [row for row, touched in enumerate(reading.edited) if touched]
+                    reading.at_fault = _at_fault(entry, report.x[rows], written)
         self._reports = []
+
+
+def _at_fault(entry: Entry, x: Tensor, written: list[int]) -> int | None:
+    """attach_position of the first SAE that, at the `written` ones of a text's rows x [n, width], is not finite even
+    without its edits; None where the edits made it so. What lower edits of the text made of x is no SAE's fault."""
+    for part in entry.site.parts:
+        if part.covered(entry.first, entry.stop) is None:
+            continue
+        read = None if part.read is None else part.read[written]
+        if entry.site.behind_others:
+            sound = part.steering.finite
+        elif part.reconstructs:
+            sound = part.steering.sound_rebuilt(x[written], read)
+        else:
+            sound = part.steering.sound(x[written], read)
+        if not sound:
+            return part.attach_position
+    return None
 
 
 def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:
@@ -244,8 +256,7 @@ def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change]) -> 
     passed = torch.stack([change.passed for change in changes]).any(dim=0)
     moved = torch.linalg.vector_norm(new.float() - x.float(), dim=-1)
     ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
-    finite = [torch.isfinite(each).all(dim=-1) for each in (new, *(change.values for change in changes))]
-    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), *finite)
+    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), torch.isfinite(new).all(dim=-1))
     return torch.stack([row.float() for row in rows])
 
 

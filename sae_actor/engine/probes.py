@@ -37,6 +37,8 @@ class Probe:
         self.watch = watch
         self.passing = watch.every_seconds is not None
         """Looked at now and then: it never ends a text."""
+        self.behind_others = False
+        """The text may write at a hook point before this one: what arrives is not the model's alone."""
         self.rows = slice(0, 0)
         """Its rows in the step."""
         self.told: Activations | None = None
@@ -159,7 +161,8 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
         if not all(finite[row] for row in mine):
             probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
         elif not all(sound[row] for row in mine):
-            probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=True)
+            # Where the text's own edits lead there, the SAE is none the worse for it.
+            probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=not probe.behind_others)
         elif probe.best:
             probe.tell([best[row][: probe.best] for row in mine])
         else:

@@ -35,9 +35,9 @@ class Resident:
     def dtype(self) -> str:
         return str(self.sae.dtype).removeprefix("torch.")
 
-    def steering(self, edits: tuple[Edit, ...]) -> Steering:
-        """The edits, ready to be applied. Raises what `Steering.prepare` raises."""
-        steering = self._prepared.pop(edits, None) or Steering.prepare(self.sae, edits)
+    def steering(self, edits: tuple[Edit, ...], written_in: torch.dtype | None = None) -> Steering:
+        """The edits, ready to be applied to activations of a type. Raises what `Steering.prepare` raises."""
+        steering = self._prepared.pop(edits, None) or Steering.prepare(self.sae, edits, written_in)
         self._prepared[edits] = steering
         if len(self._prepared) > PREPARED_KEPT:
             self._prepared.popitem(last=False)

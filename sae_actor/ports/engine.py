@@ -82,7 +82,8 @@ class Engine(Protocol):
     async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
         """The edits with strengths in other units resolved to raw ones, for the SAE that is there.
 
-        `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing,
+        `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing or
+        a strength is beyond what the types of model and SAE hold (with `feature`, `strength`, `limit`),
         `SAEInvalidError` where the SAE's statistics cannot be read, `SAENotAttachedError` where there is no SAE.
         """
 

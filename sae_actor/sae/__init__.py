@@ -4,6 +4,7 @@
     autoencoder   `SAE`: encode, decode, the whole pass
     encoder       the encoders, and the choice of the k largest
     sparse        sums over active decoder rows
+    overflow      strengths beyond what a type holds
     steering      edits → differences, vectorised over rows
     units         strengths in other units → raw ones
 

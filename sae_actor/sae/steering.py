@@ -14,6 +14,7 @@ from ..domain.refs import Edit
 from ..errors import BadRequestError, FeatureOutOfRangeError
 from .autoencoder import SAE, Rows
 from .encoder import Encoder
+from .overflow import refuse_overflow
 
 ON_ACTIVATION = frozenset({"add", "set", "scale", "cap"})
 READING = frozenset({"set", "scale", "cap"})
@@ -100,18 +101,34 @@ class Steering:
         self._duals: OrderedDict[bytes, Tensor] = OrderedDict()
 
     @classmethod
-    def prepare(cls, sae: SAE, edits: Sequence[Edit]) -> Steering:
+    def prepare(cls, sae: SAE, edits: Sequence[Edit], written_in: torch.dtype | None = None) -> Steering:
         """Gather decoder rows and encoder columns of `edits`; reads nothing else of the weights.
 
-        `FeatureOutOfRangeError` for a feature that the SAE lacks, `BadRequestError` for a unit other than raw.
+        `FeatureOutOfRangeError` for a feature that the SAE lacks, `BadRequestError` for a unit other than raw,
+        `SAEUnsupportedError` for a strength beyond what the SAE's type holds, or `written_in`, the model's.
         """
-        return cls(sae, edits)
+        steering = cls(sae, edits)
+        refuse_overflow(sae, steering.edits, written_in)
+        return steering
 
     @cached_property
     def finite(self) -> bool:
         """Whether all that was gathered is: 0 · NaN of one edit would reach the rows of others."""
         gathered = [self._rows, self._v, *([] if self._encoder is None else [self._encoder.W])]
         return all(bool(torch.isfinite(tensor).all()) for tensor in gathered)
+
+    def sound(self, x: Tensor, x_read: Tensor | None = None) -> bool:
+        """Whether what the SAE gives at x [n, d_out] without the edits is finite; x_read as in `difference`."""
+        everywhere = torch.ones(len(self.edits), len(x), dtype=torch.bool, device=x.device)
+        acts, rows = self._activations(x if x_read is None else x_read, everywhere)
+        given = [acts, *(part for part in rows if part is not None)]
+        if len(self._projected):
+            given.append(x.to(self.sae.dtype))
+        return self.finite and all(bool(torch.isfinite(part).all()) for part in given)
+
+    def sound_rebuilt(self, x: Tensor, x_read: Tensor | None = None) -> bool:
+        """Whether the SAE's output in place of x, without the edits, is finite in the type of x."""
+        return bool(torch.isfinite(self.sae(x if x_read is None else x_read).to(x.dtype)).all())
 
     @property
     def nbytes(self) -> int:

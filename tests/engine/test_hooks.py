@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sae_actor.architectures import Architecture, Hook
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Span
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, Span
 from sae_actor.engine.hooks import Applied, HookFault, Part, Place, Site, beside
 from sae_actor.engine.joins import Joins
 from sae_actor.sae import SAE, load_sae
@@ -154,11 +155,40 @@ def test_a_result_that_is_not_finite_is_the_saes_fault(sae: SAE, bad: float) -> 
     assert not bench.applied.tally.edited
 
 
-def test_an_overflow_of_the_models_type_is_the_saes_fault(sae: SAE) -> None:
+def test_an_overflow_that_the_edits_lead_to_is_no_saes_fault(sae: SAE) -> None:
+    """Of the model's type by a strength; of the SAE's by a factor, beside a text whose edit is fine."""
     bench = Bench(sae, active(5, Edit(feature=2, strength=1e6)))
-    with pytest.raises(HookFault) as caught:
+    with pytest.raises(HookFault, match="the edits at") as caught:
         bench.run(activations().half())
-    assert caught.value.attach_position == 5
+    assert (caught.value.attach_position, caught.value.error.code) == (None, "sae_unsupported")
+    on = int(sae.encode(50 * activations()).amax(dim=0).argmax())
+    scaled = active(5, Edit(feature=on, strength=6e4, method="scale"))
+    for mode in ("steer", "reconstruct"):
+        bench = Bench(sae.to(dtype=torch.float16), replace(scaled, mode=mode))
+        with pytest.raises(HookFault, match="the edits at") as caught:
+            bench.run(50 * activations())
+        assert caught.value.attach_position is None
+
+
+@pytest.mark.parametrize("mode", ["steer", "reconstruct"])
+def test_an_sae_that_overflows_without_the_edits_is_at_fault(sae: SAE, mode: Mode) -> None:
+    """The model's activations are beyond the SAE's type; those that a lower edit made so are not its fault."""
+    edit = active(5, Edit(feature=2, strength=0.5, method="scale"), mode=mode)
+    for behind_others, at_fault in ((False, 5), (True, None)):
+        bench = Bench(sae.to(dtype=torch.float16), edit)
+        bench.site.behind_others = behind_others
+        with pytest.raises(HookFault) as caught:
+            bench.run(1e6 * activations())
+        assert caught.value.attach_position == at_fault
+
+
+def test_what_a_text_writes_below_reaches_what_it_reads_above(sae: SAE) -> None:
+    model = tiny_model("llama")
+    edit = Edit(feature=2, strength=1.0)
+    low, high = HookPoint("resid_post", 0), HookPoint("resid_post", 2)
+    parts = [part(sae, active(at, edit, point=point)) for at, point in ((5, high), (6, low))]
+    applied = Applied.of(parts, Architecture(model, model.config), PROMPT)
+    assert {site.point: site.behind_others for site in applied.sites} == {low: False, high: True}
 
 
 def test_an_activation_that_is_not_finite_is_nobodys_fault(sae: SAE) -> None:

@@ -205,6 +205,49 @@ def test_refusals() -> None:
         Steering.prepare(sae, [Edit(1, 1.0, unit="unit")])
 
 
+@pytest.mark.parametrize(
+    ("method", "strength", "limit"),
+    [
+        ("add", 4e4, 32752.0), ("set", -4e4, 32752.0), ("cap", -4e4, 32752.0), ("scale", 7e4, 65504.0),
+        ("project", -7e4, 65504.0), ("set_projection", 7e4, 65504.0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("narrow", ["SAE", "model"])
+def test_a_strength_beyond_the_type_is_refused_with_both_numbers(
+    method: Method, strength: float, limit: float, narrow: str
+) -> None:
+    """float16 ends at 65504; the decoder's row reaches 2."""
+    sae, _ = random_sae("standard", dtype=torch.float32)
+    sae.W_dec[3] = 0
+    sae.W_dec[3, 5] = -2
+    written_in = torch.float32
+    if narrow == "SAE":
+        sae = sae.to(dtype=torch.float16)
+    else:
+        written_in = torch.float16
+    edit = Edit(3, strength, method)
+    if narrow == "model" and method in ("scale", "project"):
+        Steering.prepare(sae, [edit], written_in)  # a factor is never written
+        return
+    with pytest.raises(SAEUnsupportedError, match=f"{abs(strength):g}") as caught:
+        Steering.prepare(sae, [Edit(4, 1.0), edit], written_in)
+    assert {name: caught.value.fields[name] for name in ("feature", "strength", "limit")} == {
+        "feature": 3, "strength": strength, "limit": limit
+    }  # fmt: skip
+    largest = Edit(3, limit if strength > 0 else -limit, method)
+    delta, _ = Steering.prepare(sae, [largest], written_in).difference(
+        torch.ones(1, 24, dtype=torch.float16), torch.ones(1, 1, dtype=torch.bool)
+    )
+    assert method in ("scale", "project") or torch.isfinite(delta).all()
+
+
+def test_a_cap_above_everything_is_no_overflow() -> None:
+    sae, _ = random_sae("standard", dtype=torch.float16)
+    steering = Steering.prepare(sae, [Edit(3, 1e6, "cap")], torch.float16)
+    x = torch.randn(4, 24, dtype=torch.float16)
+    assert (steering.difference(x, torch.ones(1, 4, dtype=torch.bool)).delta == 0).all()
+
+
 def test_units_become_raw_strengths() -> None:
     sae, plain = random_sae("dataset-wise")
     length = float(np.linalg.norm(plain.written(6, np.ones(24))))
