@@ -150,7 +150,7 @@ def _intervention(
         active = tuple(_active(state, own.sae_id, own.mode, own.steering) for own in interventions)
         if len({sae.sae_id for sae in active}) != len(active):
             raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions")
-        points = [sae.hook_point for sae in active if sae.mode == "reconstruct"]
+        points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
         if len(set(points)) != len(points):
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
         # In the order in which they were attached: the same intervention has one digest.

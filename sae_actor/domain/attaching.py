@@ -21,6 +21,10 @@ class Target(Struct, frozen=True, kw_only=True):
     hook_point_out: HookPoint | None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def written_at(self) -> HookPoint:
+        return self.hook_point_out or self.hook_point
+
 
 def known(state: State, sae_id: str) -> SaeRecord:
     record = state.saes.get(sae_id)
@@ -131,9 +135,9 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
     replaces = _replaced(command, state, place.hook_point)
     others = [a for a in state.attachments if a.status in ("attached", "attaching") and a.sae_id not in replaces]
     if command.mode == "reconstruct" and any(
-        a.mode == "reconstruct" and a.hook_point == place.hook_point for a in others
+        a.mode == "reconstruct" and a.written_at == place.written_at for a in others
     ):
-        raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.hook_point}")
+        raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
     return [
         ev.AttachRequested(
             sae_id=command.sae_id,

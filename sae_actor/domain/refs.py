@@ -192,6 +192,11 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     """Position of the AttachRequested that brought it: which residents of the engine are meant."""
 
     @property
+    def written_at(self) -> HookPoint:
+        """Where it writes: what a transcoder reads lies elsewhere."""
+        return self.hook_point_out or self.hook_point
+
+    @property
     def changes_text(self) -> bool:
         return self.mode == "reconstruct" or bool(self.steering)
 

@@ -91,6 +91,11 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     position: int = 0
     """Last event that changed this attachment."""
 
+    @property
+    def written_at(self) -> HookPoint:
+        """Where it writes: what a transcoder reads lies elsewhere."""
+        return self.hook_point_out or self.hook_point
+
     def active(self, mode: Mode = "steer", steering: tuple[Edit, ...] = ()) -> ActiveSae:
         """It as a part of an intervention; without edits, as one that is read."""
         return ActiveSae(

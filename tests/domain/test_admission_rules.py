@@ -211,6 +211,11 @@ def test_two_do_not_reconstruct_at_one_hook_point() -> None:
     both = tuple(RequestedIntervention(sae_id, "reconstruct") for sae_id in (A, B))
     story.when(ask(interventions=both)).refused("conflicting_edits")
     assert len(intervention(given(*BOTH).when(ask(interventions=both)))) == 2
+    read, written = HookPoint("mlp_in", 1), HookPoint("mlp_out", 1)
+    transcoder = cached("a", hook_point=read, hook_point_out=written)
+    story = given(TWO, loaded(), transcoder, cached("b", hook_point=written))
+    story = story.when(Attach(A)).when(attach_done(8)).when(Attach(B)).when(attach_done(10, B))
+    story.when(ask(interventions=both)).refused("conflicting_edits")
 
 
 @pytest.mark.parametrize(

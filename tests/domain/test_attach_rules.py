@@ -182,6 +182,20 @@ def test_one_reconstructs_at_a_hook_point_also_of_two_that_come_at_once() -> Non
     given(*ROOM, attached(A)).when(command).then_types(ev.AttachRequested)
 
 
+def test_where_one_reconstructs_is_where_it_writes() -> None:
+    """A transcoder reads at mlp_in what it writes at mlp_out, where another SAE reads and writes."""
+    read, written = HookPoint("mlp_in", 1), HookPoint("mlp_out", 1)
+    room = (TWO, loaded(), cached("a", hook_point=read, hook_point_out=written), cached("b", hook_point=written))
+    story = given(*room).when(Attach(sae_id=A, mode="reconstruct"))
+    come = story.when(attach_done(8))
+    for at in (story, come):
+        at.when(Attach(sae_id=B, mode="reconstruct")).refused("sae_already_attached")
+        at.when(Attach(sae_id=B)).then_types(ev.AttachRequested)
+        at.when(Attach(sae_id=B, hook_point=read, mode="reconstruct")).then_types(ev.AttachRequested)
+    other = given(*room).when(Attach(sae_id=B, mode="reconstruct")).when(attach_done(8, B))
+    other.when(Attach(sae_id=A, mode="reconstruct")).refused("sae_already_attached")
+
+
 def test_a_download_again_does_not_change_what_is_attached() -> None:
     story = given(*READY, attached()).when(completed(4, d_sae=64)).nothing_happens()
     assert story.state.saes[A].sae == description()

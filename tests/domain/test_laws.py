@@ -198,7 +198,7 @@ class Service:
         assert len(state.attached) <= state.max_attachments
         assert sum(a.sae_id not in giving_way or a.replaces != () for a in taken) <= state.max_attachments
         assert set(residents(state).saes) == {a.request_position for a in holding}
-        points = [a.hook_point for a in state.attached if a.mode == "reconstruct"]
+        points = [a.written_at for a in state.attached if a.mode == "reconstruct"]
         assert len(points) == len(set(points))
         for a in holding:
             record = state.saes[a.sae_id]
