@@ -15,6 +15,7 @@ from ..domain.wording import monitoring_in_words
 Answer = dict[str, Any]
 
 EVENT_WIDTH = 200
+_OUT_OF_FORCE = " (out of force)"
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -61,7 +62,7 @@ def _short(value: object) -> str:
 
 def steering(answer: Answer) -> str:
     edits = "; ".join(edit(one) for one in answer["features"]) or "no edits"
-    return plain(f"{edits}{'' if answer['enabled'] else ' (out of force)'}   [position {answer['position']}]")
+    return plain(f"{edits}{'' if answer['enabled'] else _OUT_OF_FORCE}   [position {answer['position']}]")
 
 
 def status(answer: Answer) -> str:
@@ -78,11 +79,17 @@ def status(answer: Answer) -> str:
         lines.append(f"model       {model['model_id']} ({model['dtype']} on {model['device']}, {shape})")
     attachments = answer["attachment"]["attachments"]
     for each in attachments:
-        lines.append(f"attached    {each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}")
-        lines += [f"  edit      {edit(one)}" for one in each["steering"] or ()]
+        lines += _attachment(each)
     if not attachments:
         lines.append("attached    nothing")
     return plain("\n".join(lines))
+
+
+def _attachment(each: Answer) -> list[str]:
+    """The line of an attachment and those of its edits, as of `/api/saes/attachment` and `/api/state`."""
+    force = "" if each["steering_enabled"] else _OUT_OF_FORCE
+    edits = [f"  edit      {edit(one)}{force}" for one in each["steering"] or ()]
+    return [f"attached    {each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}", *edits]
 
 
 def _reason(each: Answer) -> str:
@@ -198,8 +205,7 @@ def state(answer: Answer) -> str:
         lines.append("model       none")
     lines += [f"sae         {sae_id}: {sae['status']}" for sae_id, sae in answer["saes"].items()]
     for each in answer["attachments"]:
-        lines.append(f"attached    {each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}")
-        lines += [f"  edit      {edit(one)}" for one in each["steering"] or ()]
+        lines += _attachment(each)
     for each in answer["monitors"]:
         lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
     lines += [f"open        {one['type']} {one['command_id']}" for one in answer["commands"]]

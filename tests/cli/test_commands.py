@@ -52,7 +52,10 @@ def test_a_life(at: Command, client: Client) -> None:
     assert f"{sae_id} at resid_post.2, steer\n  edit      3=2.5\n" in status
     assert "fake" not in status
     assert f"model       {MODEL} (float32 on cpu, 4 layers of 16)" in status
-    at("steer", sae_id, "3=0", "--method", "set", "--disable")
+    assert " (out of force)   [position " in at("steer", sae_id, "3=0", "--method", "set", "--disable").out
+    assert f"{sae_id} at resid_post.2, steer\n  edit      3=0 (method set, exclude sink) (out of force)\n" in (
+        at("status").out
+    )
     shown = client.steering(sae_id)
     assert shown["enabled"] is False
     assert shown["features"][0]["method"] == "set"

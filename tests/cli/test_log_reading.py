@@ -12,11 +12,11 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain.comparing import difference
-from sae_actor.domain.events import MonitoringChanged
+from sae_actor.domain.events import MonitoringChanged, SteeringChanged
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.projections import state_view
 from tests.cli.conftest import Ran
-from tests.cli.logs import a_life, write
+from tests.cli.logs import FIRST, a_life, write
 from tests.domain.dsl import MODEL, REPOSITORY, A
 
 Command = Callable[..., Ran]
@@ -148,6 +148,13 @@ def test_what_is_monitored(tmp_path: Path, command: Command) -> None:
     assert json.loads(told("state", "--at", "14", "--json"))["monitors"] == [
         {"sae_id": A, "features": [3, 4], "top_k": 2, "position": 14}
     ]
+
+
+def test_steering_out_of_force_is_told(tmp_path: Path, command: Command) -> None:
+    write(tmp_path / "log", a_life().and_then(SteeringChanged(sae_id=A, features=(FIRST,), enabled=False)))
+    state = command("log", "state", "--data-dir", str(tmp_path / "log")).out
+    assert f"attached    {A} at resid_post.1, steer\n  edit      3=7.5 (exclude sink) (out of force)\n" in state
+    assert "out of force" not in command("log", "state", "--data-dir", str(tmp_path / "log"), "--at", "13").out
 
 
 def test_past_the_head(at: Command) -> None:

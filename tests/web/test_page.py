@@ -65,6 +65,7 @@ def test_a_session(browser: Browser, service: Process) -> None:
     page.click("#saes button", "Attach")
     page.until("document.querySelector('.status').innerText === 'attached'")
     page.until("!document.querySelector('#steering').hidden")
+    assert page.text("#under").lower() == "under the intervention (no edit is set)"
     bare = generated(page)
     assert bare[0] == bare[1] != ""
 
@@ -76,6 +77,7 @@ def test_a_session(browser: Browser, service: Process) -> None:
     assert steering["features"] == [
         {**EDIT, "method": "add", "positions": "all", "unit": "raw", "sae_id": None, "when": None}
     ]
+    page.until("document.querySelector('#under').innerText.toLowerCase() === 'under the intervention'")
     steered = generated(page)
     assert steered[0] == bare[0] != steered[1]
     without, under = page.texts(".receipt")
@@ -87,6 +89,7 @@ def test_a_session(browser: Browser, service: Process) -> None:
     page.until("document.querySelector('#events').innerText.includes('584=12.5')")
     page.click("#edits input[type=checkbox]")
     page.until("document.querySelector('#edits li').className === 'off'")
+    assert page.text("#under").lower() == "under the intervention (its edits are out of force)"
     assert generated(page) == bare
     page.until("document.querySelector('#edits input[type=number]').value === '12.5'")
 

@@ -131,7 +131,14 @@ function showSteering(saes) {
   if (!byId("edits").contains(document.activeElement) || document.activeElement.type !== "number") {
     byId("edits").replaceChildren(...attachments.flatMap(editRows));
   }
-  byId("under").textContent = attachments.some((each) => each.steering_enabled && each.steering.length) ? "under the intervention" : "under the intervention (no edit is set)";
+  byId("under").textContent = `under the intervention${withoutEffect()}`;
+}
+
+/** What the heading of the steered text adds where no edit is in force. */
+function withoutEffect() {
+  const edited = attachments.filter((each) => each.steering.length);
+  if (edited.some((each) => each.steering_enabled)) return "";
+  return edited.length ? " (its edits are out of force)" : " (no edit is set)";
 }
 
 const sameEdit = (one, other) => ["feature", "method", "positions"].every((key) => JSON.stringify(one[key]) === JSON.stringify(other[key]));
