@@ -20,8 +20,8 @@ async def left(request: AnyRequest) -> None:
 
 
 @asynccontextmanager
-async def walking(request: AnyRequest) -> AsyncIterator[None]:
-    """Around what reads much of the log for an answer: few at a time, and none for a client that is gone."""
+async def heard(request: AnyRequest) -> AsyncIterator[None]:
+    """Around what is done for an answer alone: it is cancelled when the client hangs up."""
 
     async def watch() -> None:
         await left(request)
@@ -30,9 +30,15 @@ async def walking(request: AnyRequest) -> AsyncIterator[None]:
     with CancelScope() as scope:
         watcher = asyncio.create_task(watch())
         try:
-            async with context(request).walks:
-                yield
+            yield
         finally:
             watcher.cancel()
     if scope.cancelled_caught:
         raise BadRequestError("the client has left")  # heard by nobody, but counted
+
+
+@asynccontextmanager
+async def walking(request: AnyRequest) -> AsyncIterator[None]:
+    """Around what reads much of the log for an answer: few at a time, and none for a client that is gone."""
+    async with heard(request), context(request).walks:
+        yield

@@ -17,7 +17,7 @@ from ..errors import BadRequestError, NotFoundError, NotReadyError
 from ..ports import CatalogEntry, Verification
 from .bodies import whole_number
 from .context import context
-from .leaving import walking
+from .leaving import heard, walking
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
 from .schemas import REPOSITORY, REVISION
 from .shapes import Capabilities, Health, LogPage, Model, Ready
@@ -60,7 +60,8 @@ async def get_catalog(request: AnyRequest) -> Answer:
         named = msgspec.convert({"type": "Download", **asked}, Download)
     except msgspec.ValidationError as error:
         raise BadRequestError(str(error)[:300], param="repository_id") from None
-    return answer(request, await context(request).hub.catalog(named.repository_id, named.revision))
+    async with heard(request):
+        return answer(request, await context(request).hub.catalog(named.repository_id, named.revision))
 
 
 @operation("GET", "/api/state", "The state as it was",

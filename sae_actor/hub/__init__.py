@@ -7,7 +7,8 @@
     digests      sha256 and git ids; what is known unchanged
     conversion   safetensors made of pickles, kept beside
     imports, removal
-    process, protocol         one child process per download, and what is said to it
+    listings     catalogs that are asked for: few at a time, equal ones together
+    process, protocol         one child process per download or catalog, and what is said to it
 
 In the child alone, which imports the hub's library:
 

@@ -28,6 +28,7 @@ from ..ports import CatalogEntry, HubSae, Progress
 from . import conversion, imports, removal
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
+from .listings import Listings
 from .process import run_job
 from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience, Working
 from .selection import target
@@ -72,6 +73,7 @@ class HuggingFaceHub:
         self._silence_seconds = silence_seconds
         self._removals = anyio.Lock()
         self._known = KnownDigests()
+        self._listings = Listings(self._catalog)
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
 
@@ -147,10 +149,13 @@ class HuggingFaceHub:
         await self._removing(partial(removal.discard, self.folder, effect))
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
+        return await self._listings.of(repository_id, _checked_revision(revision))
+
+    async def _catalog(self, repository_id: str, revision: str) -> list[CatalogEntry]:
         job = CatalogJob(
             parent=os.getpid(),
             repository_id=repository_id,
-            revision=_checked_revision(revision),
+            revision=revision,
             download_hosts=self._download_hosts,
             patience=self._patience,
         )

@@ -57,7 +57,10 @@ class Hub(Protocol):
         """Remove what an unfinished, cancelled download left on disk."""
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
-        """The SAEs of a repository before a byte of their weights is fetched, ordered by path."""
+        """The SAEs of a repository before a byte of their weights is fetched, ordered by path.
+
+        Cancelling ends what was begun for it; `NotReadyError` where too many others are asked for already.
+        """
 
     async def disk_use(self) -> int:
         """Bytes of everything that was downloaded, finished or not."""

@@ -1,0 +1,62 @@
+"""Catalogs that are asked for: few at a time, equal ones together, none that nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from ..errors import NotReadyError
+from ..ports import CatalogEntry
+
+RUNNING = 2
+"""Each is a process of its own."""
+WAITING = 8
+"""Different ones that wait for their turn."""
+
+Asked = tuple[str, str]
+"""Repository and revision."""
+
+
+class Listings:
+    """`entries` is what lists a repository at a revision."""
+
+    def __init__(self, entries: Callable[[str, str], Awaitable[list[CatalogEntry]]]) -> None:
+        self._entries = entries
+        self._turns = asyncio.Semaphore(RUNNING)
+        self._asked: dict[Asked, asyncio.Task[list[CatalogEntry]]] = {}
+        self._heard: dict[asyncio.Task[list[CatalogEntry]], int] = {}
+        """How many wait for each."""
+
+    async def of(self, repository_id: str, revision: str) -> list[CatalogEntry]:
+        """Raises what `entries` raises, and `NotReadyError` where too many others are asked for already.
+
+        A cancel ends the listing with the last who waited for it.
+        """
+        asked = (repository_id, revision)
+        listing = self._asked.get(asked)
+        if listing is None:
+            if len(self._asked) >= RUNNING + WAITING:
+                raise NotReadyError("too many repositories are being listed", retry_after=5)
+            listing = self._asked[asked] = asyncio.create_task(self._in_turn(asked))
+            self._heard[listing] = 0
+            listing.add_done_callback(_looked_at)
+        self._heard[listing] += 1
+        try:
+            return await asyncio.shield(listing)
+        finally:
+            self._heard[listing] -= 1
+            if not self._heard[listing]:
+                del self._heard[listing]
+                if self._asked.get(asked) is listing:
+                    del self._asked[asked]
+                listing.cancel()
+
+    async def _in_turn(self, asked: Asked) -> list[CatalogEntry]:
+        async with self._turns:
+            return await self._entries(*asked)
+
+
+def _looked_at(listing: asyncio.Task[list[CatalogEntry]]) -> None:
+    """Where all who waited have gone, nobody needs to hear of its failure."""
+    if not listing.cancelled():
+        listing.exception()
