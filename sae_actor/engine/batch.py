@@ -3,19 +3,22 @@
 Every text that makes tokens is in every step; prompts join in pieces of so many tokens a step, so that a long one does
 not hold up the others. A text that has to be alone takes steps of its own in between, and so does every text of a
 model that runs them in turn. A step that fails is tried again for each of its texts, so that one ends and not all.
+Nothing but `DeviceLostError` leaves a step.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from ..domain.refs import FinishReason
-from ..errors import DeviceLostError, SAEError
+from ..errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
 from .attention import Piece
 from .decoding import Decoder
 from .failures import explained
@@ -23,6 +26,10 @@ from .generation import InterventionGone, RunningText
 from .hooks import HookFault, Place, beside
 from .joins import Joins
 from .sampling import choose_all
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,10 @@ class Batch:
         return not self._running
 
     def admit(self, text: RunningText) -> None:
-        """Behind all that wait."""
+        """Behind all that wait. A text whose model was unloaded between its request and this ends."""
+        if self._decoder is None:
+            text.finish("error", ModelNotLoadedError("the model was unloaded before the text began"))
+            return
         self._waiting.append(text)
         self.sweep()
 
@@ -87,18 +97,25 @@ class Batch:
                 text.applied.forget(attach_position)
         self._joins.clear()
 
+    def give_up(self, error: SAEError) -> None:
+        """A step failed, and no text is to blame: those that run end with it."""
+        running = frozenset(self._running)
+        self.end(lambda text: text in running, "error", error)
+
     def fail(self, error: DeviceLostError) -> None:
-        """The device is lost."""
-        for text in (*self._running, *self._waiting):
+        """The device is lost. Nothing is asked of it any more, not even to free what the texts had."""
+        texts = (*self._running, *self._waiting)
+        self._running.clear()
+        self._waiting.clear()
+        for text in texts:
+            text.kept = None
             text.fail(DeviceLostError(error.detail))
-        self.sweep()
 
     def sweep(self) -> None:
         """Let go of texts that are over and take waiting ones into their places, in order, while there is room."""
         for text in (*self._running, *self._waiting):
-            if text.over and text.kept is not None and self._decoder is not None:
-                self._decoder.release(text.kept)
-                text.kept = None
+            if text.over:
+                self._release(text)
         if any(text.over for text in (*self._running, *self._waiting)):
             self._running = deque(text for text in self._running if not text.over)
             self._waiting = deque(text for text in self._waiting if not text.over)
@@ -109,112 +126,132 @@ class Batch:
                 break
             self._running.append(self._waiting.popleft())
 
+    def _release(self, text: RunningText) -> None:
+        kept, text.kept = text.kept, None
+        if kept is None or self._decoder is None:
+            return
+        try:
+            self._decoder.release(kept)
+        except Exception as error:  # the text is over: what goes wrong with its room concerns nobody else
+            logger.error("the room of a text could not be freed: %s", _ended(error))
+
     def step(self) -> None:
         """Make a token of every text that is to make one. `DeviceLostError` if the device does nothing any more."""
+        decoder = self._decoder
+        if decoder is None:
+            self.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+            return
         for text in (*self._running, *self._waiting):
             if text.due:
                 text.end_due()
-        self._begin()
-        turns = self._choose()
+        for text in self._running:
+            if not (text.over or text.begun):
+                _attempt(text, partial(text.begin, decoder.open))
+        turns = self._choose(decoder)
         if turns:
-            self._run(turns)
+            self._run(decoder, turns)
         self.sweep()
 
-    def _begin(self) -> None:
-        assert self._decoder is not None
-        decoder = self._decoder
-        for text in self._running:
-            if text.over or text.begun:
-                continue
-            try:
-                text.begin(lambda alone: decoder.open(alone=alone))
-            except Exception as error:  # an SAE that is gone, edits that do not fit
-                ended = _ended(error)
-            else:
-                continue
-            # Outside of the block above: the traceback and the tensors in its frames are gone.
-            text.end_with(ended)
-
-    def _choose(self) -> list[_Turn]:
+    def _choose(self, decoder: Decoder) -> list[_Turn]:
         """Whose turn it is."""
-        assert self._decoder is not None
         texts = [text for text in self._running if not text.over]
-        alone = [text for text in texts if text.alone or not self._decoder.together]
-        together = [text for text in texts if not text.alone and self._decoder.together]
+        alone = [text for text in texts if text.alone or not decoder.together]
+        together = [text for text in texts if not text.alone and decoder.together]
         if alone and (self._alone_next or not together):
             self._alone_next = False
             # To the back of the row, for the others that are to be alone.
             self._running.remove(alone[0])
             self._running.append(alone[0])
-            return [self._turn(alone[0], self._limits.prompt_tokens)]
+            return [_turn(alone[0], self._limits.prompt_tokens)]
         self._alone_next = True
         turns = []
         room = self._limits.prompt_tokens
         for text in together:
             if not text.in_prompt:
-                turns.append(self._turn(text, 1))
+                turns.append(_turn(text, 1))
             elif room > 0:
-                turn = self._turn(text, room)
+                turn = _turn(text, room)
                 if text.whole_prompt and len(turn.piece.ids) > room < self._limits.prompt_tokens:
                     continue  # it cannot be cut: first in the next step
                 room -= len(turn.piece.ids)
                 turns.append(turn)
         return turns
 
-    def _turn(self, text: RunningText, most: int) -> _Turn:
-        assert text.kept is not None
-        return _Turn(text, Piece(text.kept, text.feed(most), not text.in_prompt))
-
-    def _run(self, turns: Sequence[_Turn]) -> None:
+    def _run(self, decoder: Decoder, turns: Sequence[_Turn]) -> None:
         try:
-            logits = self._forward(turns)
+            logits = self._forward(decoder, turns)
         except Exception as error:  # whatever a model raises ends texts, not the thread
             ended = _ended(error)
         else:
-            self._settle(turns, logits)
+            _settle(turns, logits)
             return
         # Outside of the block above: the traceback and the tensors in its frames are gone.
         if len(turns) == 1:
             turns[0].text.end_with(ended)
             return
         for turn in turns:
-            self._run([turn])
+            self._run(decoder, [turn])
 
-    def _forward(self, turns: Sequence[_Turn]) -> Tensor:
+    def _forward(self, decoder: Decoder, turns: Sequence[_Turn]) -> Tensor:
         """[turns, vocabulary]"""
-        assert self._decoder is not None
-        arranged = self._decoder.arrange([turn.piece for turn in turns])
+        pieces = [turn.piece for turn in turns]
+        arranged = decoder.arrange(pieces)
         places = []
         for (text, piece), (row, _) in zip(turns, arranged.spans, strict=True):
             if text.applied is not None:
                 places.append(Place(text.applied, text.at, text.at + len(piece.ids), row))
-        if not places:
-            return self._decoder.logits(arranged)
-        with beside(places, arranged.rows, self._joins):
-            return self._decoder.logits(arranged)
+        if places:
+            with beside(places, arranged.rows, self._joins):
+                logits = decoder.logits(arranged)
+        else:
+            logits = decoder.logits(arranged)
+        decoder.keep(pieces)
+        return logits
 
-    def _settle(self, turns: Sequence[_Turn], logits: Tensor) -> None:
-        """Count what was run, choose the next tokens, deliver them."""
-        assert self._decoder is not None
-        self._decoder.keep([piece for _, piece in turns])
-        choosing = []
-        for at, (text, piece) in enumerate(turns):
-            try:
-                if text.ran(len(piece.ids), len(turns)):
-                    choosing.append((at, text))
-            except HookFault as fault:
-                text.end_with(_ended(fault))
+
+def _turn(text: RunningText, most: int) -> _Turn:
+    if text.kept is None:
+        raise InternalError("the text has not begun")
+    return _Turn(text, Piece(text.kept, text.feed(most), not text.in_prompt))
+
+
+def _settle(turns: Sequence[_Turn], logits: Tensor) -> None:
+    """Count what was run, choose the next tokens, deliver them. `logits` [turns, vocabulary]."""
+    choosing = []
+    for at, (text, piece) in enumerate(turns):
+        if _attempt(text, partial(text.ran, len(piece.ids), len(turns))):
+            choosing.append((at, text))
+    try:
         tokens = choose_all(logits, [(at, text.request, text.made) for at, text in choosing])
-        for (at, text), token in zip(choosing, tokens, strict=True):
-            try:
-                if token is None:
-                    raise ValueError("the logits are not finite")
-                text.take(token, logits[at])
-            except Exception as error:  # a tokenizer may raise what it likes; it ends this text
-                ended = _ended(error)
-            else:
-                continue
-            text.end_with(ended)
+    except Exception as error:  # the first to wait for the device: it may be full, or lost
+        _ended(error)
+        tokens = [_attempt(text, partial(_choose_one, logits[at], text)) for at, text in choosing]
+    for (at, text), token in zip(choosing, tokens, strict=True):
+        if not text.over:
+            _attempt(text, partial(_take, text, token, logits[at]))
+
+
+def _choose_one(logits: Tensor, text: RunningText) -> int | None:
+    """`choose_all` for one text; `logits` [vocabulary]."""
+    return choose_all(logits[None], [(0, text.request, text.made)])[0]
+
+
+def _take(text: RunningText, token: int | None, logits: Tensor) -> None:
+    if token is None:
+        raise InternalError("the model's logits are not finite")
+    text.take(token, logits)
+
+
+def _attempt(text: RunningText, act: Callable[[], T]) -> T | None:
+    """What `act` gives. Where it raises, the text ends with that: an SAE that is gone, edits that do not fit, a
+    tokenizer that raises what it likes. `DeviceLostError`."""
+    try:
+        return act()
+    except Exception as error:  # it ends this text, not the thread
+        ended = _ended(error)
+    # Outside of the block above: the traceback and the tensors in its frames are gone.
+    text.end_with(ended)
+    return None
 
 
 def _ended(error: Exception) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 from torch import Tensor
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
 """What a text delivers: tokens, then one of the others."""
+
+
+class Opens(Protocol):
+    """Opens the room for a text's keys and values (`Decoder.open`)."""
+
+    def __call__(self, *, alone: bool) -> Kept: ...
 
 
 class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
@@ -104,12 +110,12 @@ class RunningText:
         """Its prompt is run in one piece: for the norms that tell sinks, or for the sake of the same sums."""
         return self.alone or (self.applied is not None and self.applied.knows_sinks)
 
-    def begin(self, open_: Callable[[bool], Kept]) -> None:
+    def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
-        self.kept = open_(self.alone)
+        self.kept = open_(alone=self.alone)
 
     def feed(self, most: int) -> Sequence[int]:
         """The ids of the next step: of the prompt at most `most`, where it may be cut, then the newest token."""

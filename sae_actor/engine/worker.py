@@ -26,8 +26,11 @@ class Worker:
     def call(self, job: Callable[[], T], doing: str) -> Future[T]:
         """Do `job` when its turn comes, unless the future is cancelled before."""
         future: Future[T] = Future()
-        self._inbox.put(lambda: _settle(future, job, doing))
+        self._put(lambda: _settle(future, job, doing))
         return future
+
+    def _put(self, job: Callable[[], None]) -> None:
+        self._inbox.put(job)
 
     async def run(self, job: Callable[[], T], doing: str) -> T:
         """`call`, awaited. A cancel drops a job that has not begun; one that has runs to its end, unheard."""
