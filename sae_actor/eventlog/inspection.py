@@ -58,7 +58,8 @@ def inspect(
 
     database: the file's name; one that is not yet called `NAME` has no checkpoint.
 
-    Raises `LogUnusableError` for what is no log of this program and version, and `LogDamagedError` with `first_bad`,
+    Raises `LogUnusableError` for what is no log of this program and version, and for a loss that was accepted where
+    none is proven; and `LogDamagedError` with `first_bad`,
     the first position that does not verify, `events` and `head`, what verifies before it.
     """
     if database == NAME and missing_log(folder):
@@ -77,6 +78,8 @@ def inspect(
             _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         heads = read_checkpoint(folder, log_id) if database == NAME else []
         truncation = _compare(connection, log_id, walk, heads, accept_truncation)
+        if accept_truncation is not None and truncation is None:
+            _check_accepted(connection, folder, walk, accept_truncation, witnessed=bool(heads))
     return Findings(
         log_id=log_id,
         head=walk.head,
@@ -215,6 +218,23 @@ def _compare(
             f"--accept-truncation {walk.position}",
         )
     return newest
+
+
+def _check_accepted(
+    connection: sqlite3.Connection, folder: Path, walk: Walk, accepted: int, *, witnessed: bool
+) -> None:
+    """Refuse to accept a loss that there is none of: another folder was meant, or another log lies there.
+
+    A loss at this position that is on record already is no such: the same start came again.
+    """
+    row: Any = connection.execute("SELECT type FROM events WHERE position = ?", (accepted + 1,)).fetchone()
+    if row == (b"LogTruncated",):
+        return
+    why = "nothing of it is lost" if witnessed else "without a head.checkpoint no loss is proven"
+    raise LogUnusableError(
+        f"--accept-truncation {accepted}: the log in {folder} ends at event {walk.position}, and {why}. "
+        "Start without --accept-truncation"
+    )
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:

@@ -64,11 +64,14 @@ class SqliteLog:
         """Open the log of a data folder, making both where they are missing; the whole chain is verified first.
 
         read_only: change nothing, make no file; several may read while no one writes.
-        accept_truncation: go on although events are lost, if the log now ends exactly at this position.
+        accept_truncation: go on although events are lost, if the log now ends exactly at this position. Refused
+        where there is no log, or where no loss is proven.
         max_bytes: do not let the database grow beyond this; appends then raise `DiskFullError`.
 
         Raises `LogHeldError`, `LogDamagedError` and `LogUnusableError`; then nothing in the log was modified.
         """
+        if accept_truncation is not None and await asyncio.to_thread(missing_log, folder):
+            raise LogUnusableError(f"--accept-truncation {accept_truncation}: there is no log in {folder}")
         if not read_only:
             await asyncio.to_thread(make_folder, folder)
         lock = await FolderLock.acquire(folder, shared=read_only)

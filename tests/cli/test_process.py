@@ -176,6 +176,16 @@ def test_read_only(folder: Path, command: Command) -> None:
     assert command("log", "show", "--data-dir", str(folder)) == before
 
 
+def test_a_loss_that_is_none_is_not_accepted(folder: Path, tmp_path: Path, command: Command) -> None:
+    intact = command("serve", "--port", "0", "--accept-truncation", "100", "--data-dir", str(folder))
+    assert intact.code == 78
+    assert f"the log in {folder} ends at event 2, and nothing of it is lost" in intact.err
+    other = command("serve", "--port", "0", "--accept-truncation", "2", "--data-dir", str(tmp_path / "other"))
+    assert other.code == 78
+    assert f"there is no log in {tmp_path / 'other'}" in other.err
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_lost_tail_is_refused_until_it_is_accepted(folder: Path, command: Command) -> None:
     whole = (folder / "events.db").read_bytes()
     with serving(folder):

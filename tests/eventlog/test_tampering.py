@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sae_actor.domain.events import Event, LogTruncated, draft
-from sae_actor.errors import LogDamagedError, LogError
+from sae_actor.errors import LogDamagedError, LogError, LogUnusableError
 from sae_actor.eventlog import SqliteLog, events_of, verify_folder
 from sae_actor.eventlog.checkpoint import NAME as CHECKPOINT
 from sae_actor.ports import Head
@@ -189,12 +189,40 @@ async def test_a_loss_on_record_is_known_although_the_checkpoint_was_not_renewed
     await log.close()
 
 
-async def test_a_sound_log_opens_whatever_loss_would_have_been_accepted(tmp_path: Path) -> None:
-    await make_log(tmp_path, 9)
-    log = await SqliteLog.open(tmp_path, accept_truncation=4)
-    assert log.truncation is None
-    assert log.head.position == 9
+async def test_a_loss_is_accepted_only_where_one_is_proven(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    await make_log(folder, 9)
+    before = content(folder)
+    for read_only in (False, True):
+        for position in (4, 9, 100):
+            with pytest.raises(LogUnusableError, match=r"ends at event 9, and nothing of it is lost"):
+                await SqliteLog.open(folder, read_only=read_only, accept_truncation=position)
+        with pytest.raises(LogUnusableError, match=r"there is no log in .*mistyped"):
+            await SqliteLog.open(tmp_path / "mistyped", read_only=read_only, accept_truncation=9)
+    assert content(folder) == before
+    assert not (tmp_path / "mistyped").exists()
+    (folder / CHECKPOINT).unlink()
+    with pytest.raises(LogUnusableError, match=r"without a head\.checkpoint no loss is proven"):
+        await SqliteLog.open(folder, accept_truncation=9)
+
+
+async def test_the_start_that_accepted_a_loss_may_be_repeated(tmp_path: Path) -> None:
+    """As a supervisor does that keeps the flag."""
+    await make_killed_log(tmp_path / "log", 30)
+    delete_wal(tmp_path / "log")
+    log = await SqliteLog.open(tmp_path / "log", accept_truncation=0)
+    known = log.truncation
+    assert known is not None
+    payload = LogTruncated(known_position=known.position, known_hash=known.hash, why="accepted")
+    await log.append([draft(payload, time=TIME, command_id=None, principal="local")], expected=0)
+    await fill(log, 3)
     await log.close()
+    log = await SqliteLog.open(tmp_path / "log", accept_truncation=0)
+    assert log.truncation is None
+    assert log.head.position == 4
+    await log.close()
+    with pytest.raises(LogUnusableError):
+        await SqliteLog.open(tmp_path / "log", accept_truncation=1)
 
 
 async def test_an_older_copy_of_the_log_is_refused(tmp_path: Path) -> None:
