@@ -9,6 +9,9 @@ with a clock. It looks at its connection a few times per limit and asks what the
     room for an answer       some of it in `stalled_seconds`, `READ_RATE` bytes a second     closed
     anything, when idle      in `request_seconds`                                            closed
 
+Requests that are sent before the one ahead of them is answered wait, a few of them; of what comes behind those nothing
+is looked at, and soon nothing taken from the system. Of trailers nothing is kept, and `MAX_FRAMING` bytes are heard.
+
 Beyond `connections` every request is answered 503, and beyond `spare` more nothing is read any more. Answers from
 here are problems, as all others are.
 """
@@ -20,19 +23,27 @@ import fcntl
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from functools import partial
-from http import HTTPStatus
 from typing import Any, NamedTuple
 
-import msgspec
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ..errors import BadRequestError, NotReadyError, RequestTimeoutError, SAEError
-from .problems import openai_view, problem_view
-from .security import HARDENING
+from ..errors import BadRequestError, RequestTimeoutError, SAEError
+from .refusing import too_many, written
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 128
+MAX_FRAMING = 8 * 1024
+"""Bytes of a body's framing, trailers among it, on end without a byte of the body."""
+MAX_WAITING = 8
+"""Requests behind the one that is answered; a few more, where they come in one piece."""
+PIECE = 256
+"""Bytes that the parser is given at once: it cannot be stopped within, and a request may have 18."""
+TAKEN = 16 * 1024
+"""Bytes that are taken from the system at once, and held while requests wait."""
 BODY_RATE = 16 * 1024
 READ_RATE = 4 * 1024
 LINGER_SECONDS = 5.0
@@ -52,25 +63,42 @@ class Limits(NamedTuple):
 
 def protocol(limits: Limits) -> type[asyncio.Protocol]:
     """What uvicorn takes as `http`: it only ever calls it."""
-    return partial(Patient, limits=limits)  # type: ignore[return-value]
+    return partial(Patient, limits=limits, room=memoryview(bytearray(TAKEN)))  # type: ignore[return-value]
 
 
-class Patient(HttpToolsProtocol):
+class _Flow(FlowControl):
+    """Reading goes on when the protocol has no more to do with what was read."""
+
+    def __init__(self, transport: asyncio.Transport, resume: Callable[[], None]) -> None:
+        super().__init__(transport)
+        self._resume = resume
+
+    def resume_reading(self) -> None:
+        self._resume()
+
+
+class Patient(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Relies on these parts of uvicorn's protocol, which a test keeps an eye on: `cycle` is the newest request of the
-    connection, `flow.write_paused`, `flow.read_paused`, `app` is what a new request is handed to, a cycle that is
-    `disconnected` neither waits nor sends, `send_400_response`."""
+    connection, `pipeline` those that wait, newest first, `_start_asgi_task` begins with one of them,
+    `flow.write_paused`, `flow.read_paused`, `app` is what a new request is handed to, a cycle that is `disconnected`
+    neither waits nor sends, `send_400_response`."""
 
-    def __init__(self, *args: Any, limits: Limits, **given: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits, room: memoryview, **given: Any) -> None:
+        """`room`: where bytes arrive, for all connections of a loop: they are taken from there at once."""
         super().__init__(*args, **given)
         self._limits = limits
+        self._room = room
+        self._unread = b""
+        self._reading: asyncio.Handle | None = None
+        self._leaving = False
         self._looking: asyncio.TimerHandle | None = None
-        self._running: list[RequestResponseCycle] = []
-        """Requests that are not answered yet: the one that is handled, and those behind it in the pipeline."""
+        self._handled: RequestResponseCycle | None = None
+        """The request that the application was last given."""
         self._head_since: float | None = None
         self._head_bytes = 0
-        self._head_is_new = False
         self._body_since: float | None = None
         self._body_bytes = 0
+        self._framing_bytes = 0
         self._idle_since: float | None = None
         self._owed: tuple[float, int] | None = None
         """Since when the peer takes what we have for it, and how much there was."""
@@ -79,64 +107,122 @@ class Patient(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.flow = _Flow(transport, self._resume_reading)
         excess = len(self.connections) - self._limits.connections
         if excess > self._limits.spare:
             transport.abort()
             return
         if excess > 0:
-            self.app = _too_many
+            self.app = too_many
         self._idle_since = self.loop.time()
         self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in (self._looking, self._reading):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         # Of a pipeline uvicorn tells the newest request alone.
-        for cycle in self._running:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        self._running.clear()
+        self._disconnect(self._unanswered())
         self.pipeline.clear()
+        self._unread = b""
+
+    def shutdown(self) -> None:
+        """The request that is being answered is the last one: with those behind it nobody has begun."""
+        self._leaving = True
+        self.pipeline.clear()
+        if self._handled is None or self._handled.response_complete:
+            self.transport.close()
+        else:
+            self._handled.keep_alive = False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._room[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._head_since is None:
-            return
-        self._head_bytes += 0 if self._head_is_new else len(data)
-        self._head_is_new = False
-        if self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+        self._unread += data
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Give the parser what has come, until that is enough for now."""
+        self._reading = None
+        at = 0
+        while at < len(self._unread) and self._may_read():
+            at += self._parse(self._unread[at : at + PIECE])
+        self._unread = self._unread[at:]
+        if self._unread:
+            self.transport.pause_reading()
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
+
+    def _may_read(self) -> bool:
+        if self._leaving and (self._body_since is None or self.cycle is not self._handled):
+            return False
+        return not self.transport.is_closing() and not self.flow.read_paused
+
+    def _parse(self, piece: bytes) -> int:
+        """How many of the bytes were taken."""
+        self._unset_keepalive_if_required()
+        body_bytes, taken = self._body_bytes, len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Nothing else is spoken here: what follows is the next request.
+            taken = max(1, upgrade.args[0])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return taken
+        self._framing_bytes += taken
+        if self._body_since is None or self._body_bytes != body_bytes:
+            self._framing_bytes = 0
+        if self._head_since is not None:
+            self._head_bytes += taken
+        if self._head_bytes >= MAX_HEAD:
             self._end(BadRequestError("the head of the request is too large"))
+        elif self._framing_bytes > MAX_FRAMING:
+            self._end(BadRequestError("there is too much around the body of the request"))
+        return taken
+
+    def _resume_reading(self) -> None:
+        """uvicorn has room for more. Read on later: it has not begun with the next request yet."""
+        if not self.flow.read_paused or len(self.pipeline) > MAX_WAITING or self.transport.is_closing():
+            return
+        self.flow.read_paused = False
+        if not self._unread:
+            self.transport.resume_reading()
+        elif self._reading is None:
+            self._reading = self.loop.call_soon(self._read_on)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_since, self._head_bytes, self._head_is_new = self.loop.time(), 0, True
+        self._head_since, self._head_bytes = self.loop.time(), 0
         self._idle_since = None
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
-
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_since is None:
+            return  # a trailer: it comes after the checks, and may say nothing that they should have seen
         super().on_header(name, value)
-        self._count(len(name) + len(value))
+        # What is raised here, the parser makes a 400 of.
         if len(self.headers) > MAX_HEADERS:
-            raise ValueError("too many headers")  # the parser makes a 400 of it
-
-    def _count(self, size: int) -> None:
-        """Of the head within one piece of data."""
-        if self._head_is_new:
-            self._head_bytes += size
-            if self._head_bytes > MAX_HEAD:
-                raise ValueError("too large a head")
+            raise ValueError("too many headers")
 
     def on_headers_complete(self) -> None:
+        codings = [value.lower().strip() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (codings != [b"chunked"] or self.parser.get_http_version() == "1.0"):
+            raise ValueError("a coding that is not undone here")
         super().on_headers_complete()
-        self._running = [each for each in self._running if not each.response_complete]
-        self._running.append(self.cycle)
         self._head_since = self._owed = None
+        self._head_bytes = 0
         self._body_since, self._body_bytes = self.loop.time(), 0
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._handled = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
@@ -170,7 +256,7 @@ class Patient(HttpToolsProtocol):
         now = self.loop.time()
         if self._is_stalled(now):
             self._reset()
-        elif not self.transport.is_closing() and not self.flow.read_paused:
+        elif not self.transport.is_closing() and not self.flow.read_paused and not self._unread:
             self._look_at_request(now)
 
     def _is_stalled(self, now: float) -> bool:
@@ -214,11 +300,14 @@ class Patient(HttpToolsProtocol):
                     self.transport.close()
             elif now - self._body_since > limit + self._body_bytes / BODY_RATE:
                 self._end(RequestTimeoutError("the body of the request did not arrive in time"))
-        elif self._idle_since is not None and not self._is_answering() and now - self._idle_since > limit:
+        elif self._idle_since is not None and not self._unanswered() and now - self._idle_since > limit:
             self.transport.close()
 
-    def _is_answering(self) -> bool:
-        return any(not each.response_complete for each in self._running)
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        """Oldest first."""
+        handled = self._handled
+        first = [] if handled is None or handled.response_complete else [handled]
+        return [*first, *(cycle for cycle, _ in reversed(self.pipeline))]
 
     # — answers from here —
 
@@ -229,41 +318,16 @@ class Patient(HttpToolsProtocol):
 
     def _end(self, error: SAEError) -> None:
         """Close, with an answer where it would be taken for this request's: no other is owed, and none has begun."""
-        waiting = [each for each in self._running if not each.response_complete]
+        waiting = self._unanswered()
         arriving = self.cycle if self._body_since is not None else None
-        if all(each is arriving and not each.response_started for each in waiting):
+        is_answered = arriving is not None and arriving.response_complete
+        if not is_answered and all(each is arriving and not each.response_started for each in waiting):
             on_v1 = bool(waiting) and str(waiting[-1].scope["path"]).startswith("/v1/")
-            self.transport.write(_written(error, self.server_state.default_headers, on_v1=on_v1))
-        for cycle in waiting:
-            cycle.disconnected = True
-            cycle.message_event.set()
+            self.transport.write(written(error, self.server_state.default_headers, on_v1=on_v1))
+        self._disconnect(waiting)
         self.transport.close()
 
-
-def _headers(content: bytes, *, on_v1: bool = False) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", b"application/json" if on_v1 else b"application/problem+json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"cache-control", b"no-store"),
-        (b"connection", b"close"),
-        *HARDENING,
-    ]
-
-
-def _written(error: SAEError, default: list[tuple[bytes, bytes]], *, on_v1: bool) -> bytes:
-    content = msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error))
-    status = HTTPStatus(error.status)
-    lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
-    lines += [name + b": " + value for name, value in (*default, *_headers(content, on_v1=on_v1))]
-    return b"\r\n".join([*lines, b"", content])
-
-
-async def _too_many(scope: Any, receive: Any, send: Any) -> None:
-    """In place of the application, on a connection beyond the bound."""
-    del receive
-    error = NotReadyError("too many connections", retry_after=1)
-    on_v1 = scope["path"].startswith("/v1/")
-    content = msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error))
-    headers = [*_headers(content, on_v1=on_v1), (b"retry-after", b"1")]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content, "more_body": False})
+    def _disconnect(self, cycles: list[RequestResponseCycle]) -> None:
+        for cycle in cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()

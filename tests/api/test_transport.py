@@ -324,8 +324,9 @@ async def test_connections_beyond_the_bound() -> None:
 
 def test_what_is_relied_on_in_uvicorn() -> None:
     """Private to uvicorn: a version that has none of it would let slow connections be."""
-    for name in ("on_message_begin", "on_url", "on_header", "on_headers_complete", "on_body", "on_message_complete",
-                 "on_response_complete", "send_400_response", "_unset_keepalive_if_required"):  # fmt: skip
+    for name in ("on_message_begin", "on_header", "on_headers_complete", "on_body", "on_message_complete",
+                 "on_response_complete", "send_400_response", "_unset_keepalive_if_required", "shutdown",
+                 "_start_asgi_task"):  # fmt: skip
         assert callable(getattr(HttpToolsProtocol, name))
     made = set(HttpToolsProtocol.__init__.__code__.co_names)
     assert {"cycle", "flow", "app", "connections", "pipeline", "headers", "server_state"} <= made
