@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-from litestar.response import Stream
 
 from ..actor import Done, RunningText
 from ..errors import SAEError
@@ -17,6 +16,7 @@ from .leaving import left
 from .problems import openai_view
 from .replies import Reply
 from .routes import Answer, AnyRequest
+from .streaming import Streamed
 
 
 async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
@@ -62,7 +62,7 @@ async def streamed(request: AnyRequest, parts: AsyncIterator[dict[str, Any]], te
     async with abandoned_with_client(request, texts):
         first = await anext(events)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return Stream(_after(first, events), media_type="text/event-stream", headers=headers)
+    return Streamed(_after(first, events), media_type="text/event-stream", headers=headers)
 
 
 async def _events(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:

@@ -6,8 +6,6 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
-from litestar.response import Stream
-from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Scope, Send
 
 from ..actor import Broadcast, Wanted
@@ -18,6 +16,7 @@ from .bodies import whole_number
 from .context import context
 from .reading import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
 from .routes import Answer, AnyRequest, operation
+from .streaming import Streamed, Streaming
 
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """The second tells nginx to pass on each frame at once."""
@@ -53,11 +52,11 @@ async def get_events(request: AnyRequest) -> Answer:
     return _Frames(broadcast, _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat))
 
 
-class _Seated(ASGIStreamingResponse):
+class _Seated(Streaming):
     """A stream that counts as a reader while it lasts, whether or not its reader stays for the first frame."""
 
-    def __init__(self, broadcast: Broadcast, frames: AsyncIterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(iterator=frames, headers=headers, media_type="text/event-stream", status_code=200)
+    def __init__(self, broadcast: Broadcast, **given: Any) -> None:
+        super().__init__(**given)
         self._broadcast = broadcast
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,16 +64,17 @@ class _Seated(ASGIStreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-class _Frames(Stream):
+class _Frames(Streamed):
     """The answer before it is one."""
 
     def __init__(self, broadcast: Broadcast, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(frames)
+        super().__init__(frames, media_type="text/event-stream", headers=HEADERS)
         self._broadcast = broadcast
-        self._frames = frames
 
-    def to_asgi_response(self, *_: Any, headers: dict[str, str] | None = None, **__: Any) -> _Seated:
-        return _Seated(self._broadcast, self._frames, {**(headers or {}), **HEADERS})
+    def answer(self, headers: dict[str, str]) -> _Seated:
+        return _Seated(
+            self._broadcast, iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200
+        )
 
 
 async def _frames(

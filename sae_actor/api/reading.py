@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
-from litestar.response import Stream
 
 from ..actor import PAGE, Wanted
 from ..domain.commands import Download
@@ -22,6 +21,7 @@ from .routes import Answer, AnyRequest, Query, answer, operation, state_of
 from .schemas import REPOSITORY, REVISION
 from .shapes import Capabilities, Health, LogPage, Model, Ready
 from .shapes import State as StateThen
+from .streaming import Streamed
 
 PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
 """Events without id: progress and the like, never logged."""
@@ -111,7 +111,7 @@ async def get_log(request: AnyRequest) -> Answer:
     wanted = wanted_events(request)
     head = context(request).log.head
     if "application/x-ndjson" in request.headers.get("accept", ""):
-        return Stream(_lines(request, after, wanted, head.position), media_type="application/x-ndjson")
+        return Streamed(_lines(request, after, wanted, head.position), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
     found: list[Event] = []
     async with walking(request):
