@@ -15,7 +15,7 @@ from ..domain.refs import Feature, SaeId, intervention_sha256
 from ..errors import BadRequestError
 from ..ports import Watch
 from .bodies import body_of
-from .context import context
+from .context import context, device
 from .openai import ChatMessage
 from .routes import Answer, AnyRequest, answer, operation, state_of
 from .shapes import ReadActivations
@@ -43,7 +43,7 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
-    "conflicting_edits", "mailbox_full", "out_of_memory", "sae_unsupported", "deadline_exceeded",
+    "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
 )  # fmt: skip
 
 
@@ -56,10 +56,10 @@ ERRORS = (
 async def post_activations(request: AnyRequest) -> Answer:
     body: ActivationsBody = await body_of(request, ActivationsBody)
     asked = body.asked()
+    engine = device(request)
     state = state_of(request)
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
     position = model_and_position(state)[1]
-    engine = context(request).engine
     prompt = await engine.tokenize(asked)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.

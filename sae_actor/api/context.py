@@ -11,6 +11,7 @@ from litestar import Request
 
 from ..access import Access
 from ..actor import Actor, Texts
+from ..errors import ReadOnlyError
 from ..ports import Engine, EventLog, Hub
 from .ending import Unanswered
 from .observing import Requests
@@ -58,6 +59,14 @@ class Context:
 def context(request: Request[Any, Any, Any]) -> Context:
     found: Context = request.app.state.context
     return found
+
+
+def device(request: Request[Any, Any, Any]) -> Engine:
+    """The engine, to make or read something with. Raises `ReadOnlyError` where nothing of the log is on the device."""
+    asked = context(request)
+    if asked.actor.read_only is not None:
+        raise ReadOnlyError(asked.actor.read_only)
+    return asked.engine
 
 
 def principal(request: Request[Any, Any, Any]) -> str:

@@ -27,7 +27,7 @@ from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
 from ..errors import BadRequestError, SAEError, SAENotAttachedError
 from .bodies import MAX_WAIT, body_of, decoded, whole_number
 from .commands import EXAMPLES, REFUSALS, accept, accepted_answer, answered, event_of, submit
-from .context import context
+from .context import context, device
 from .problems import recorded_error
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
 from .shapes import (
@@ -108,14 +108,16 @@ async def get_attachment(request: AnyRequest) -> Answer:
            "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
            "out), and what `features.json` beside the weights says of it",
-           returns=Feature, errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid"),
+           returns=Feature,
+           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only"),
            tag="saes")  # fmt: skip
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
     if not re.fullmatch(r"[0-9]{1,10}", asked):
         raise BadRequestError("a feature is a whole number from 0", param="feature")
+    engine = device(request)
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
-    details = await context(request).engine.feature(sae.attach_position, int(asked))
+    details = await engine.feature(sae.attach_position, int(asked))
     return answer(request, {"sae_id": sae_id, **msgspec.to_builtins(details)})
 
 

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 from ..actor import Tell
-from ..domain import attaching
+from ..domain import admitting
 from ..domain.refs import ModelFacts
 from ..errors import ModelNotFoundError
 from .beside import abandon, ends
 from .bodies import body_of
 from .chunks import abandoned_with_client, chunks, streamed
-from .context import context, principal
+from .context import context, device, principal
 from .openai import ChatBody, CompletionBody, TextBody, admission, sampling
 from .replies import Choice, Kind, Reply
 from .routes import Answer, AnyRequest, answer, operation, state_of
@@ -84,9 +84,9 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     """One admitted text for each prompt, in order; none is left running where one is refused."""
-    model, position = attaching.model_and_position(state_of(request))
+    engine, texts = device(request), context(request).texts
+    model, position = admitting.model_to_ask(state_of(request))
     body.check(model)
-    engine, texts = context(request).engine, context(request).texts
     prompts = [await engine.tokenize(prompt) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
     top_k_features = (body.sae and body.sae.top_k_features) or 0

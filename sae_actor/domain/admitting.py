@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from .. import errors
 from . import events as ev
+from .attaching import model_and_position
 from .edits import checked, in_range
 from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
-from .refs import ActiveSae, Edit, Intervention, Mode, StopWhen, Turn, intervention_sha256
+from .refs import ActiveSae, Edit, Intervention, Mode, ModelFacts, StopWhen, Turn, intervention_sha256
 from .state import State
 
 
@@ -118,18 +119,21 @@ def one_wish(
         raise errors.BadRequestError("give one of sae.baseline, sae.steering, sae.interventions", param="sae")
 
 
+def model_to_ask(state: State) -> tuple[ModelFacts, int]:
+    """As `model_and_position`, but `NotReadyError` while the model of before the restart is being brought back."""
+    model = state.model
+    if model is not None and model.status == "loading" and model.restored:
+        raise errors.NotReadyError(f"the model {model.model} is being brought back", retry_after=2)
+    return model_and_position(state)
+
+
 def _model_is_there(state: State, model_position: int | None) -> None:
     """`model_position`: of the model that the prompt was read for, where it was read already."""
-    model = state.model
-    if model is not None and model.status == "loaded":
-        if model_position in (None, model.request_position):
-            return
+    facts, position = model_to_ask(state)
+    if model_position not in (None, position):
         raise errors.ModelNotLoadedError(
-            f"the model was replaced by {model.model} while the prompt was read; ask again", status=model.status
+            f"the model was replaced by {facts.model_id} while the prompt was read; ask again", status="loaded"
         )
-    if model is not None and model.status == "loading" and model.restored:
-        raise errors.NotReadyError("the model is being brought back", retry_after=2)
-    raise errors.ModelNotLoadedError("no model is loaded", status="none" if model is None else model.status)
 
 
 def _deterministic(state: State) -> None:

@@ -40,9 +40,13 @@ def loaded_model(state: State) -> ModelFacts:
 def model_and_position(state: State) -> tuple[ModelFacts, int]:
     """The loaded model, and which load of it: the position of its request. `ModelNotLoadedError`."""
     model = state.model
-    if model is None or model.facts is None or model.status != "loaded":
-        status = "none" if model is None else model.status
-        raise errors.ModelNotLoadedError("no model is loaded", status=status)
+    if model is None:
+        raise errors.ModelNotLoadedError("no model is loaded", status="none")
+    if model.status == "loading":
+        raise errors.ModelNotLoadedError(f"the model {model.model} is being loaded", status=model.status)
+    if model.facts is None or model.status != "loaded":
+        why = "" if model.error is None else f": {model.model} could not be ({model.error.detail})"
+        raise errors.ModelNotLoadedError(f"no model is loaded{why}", status=model.status)
     return model.facts, model.request_position
 
 

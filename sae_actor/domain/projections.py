@@ -157,10 +157,11 @@ def _monitor(attachment: AttachmentState) -> View:
 
 
 def degraded_view(state: State) -> list[View]:
-    """What was there before the last start and is not any more, and why: the model (`sae_id` null), then SAEs."""
+    """What is wanted, or was there before the last start, and was given up, and why: the model (`sae_id` null), then
+    SAEs."""
     model = state.model
     lost: list[View] = []
-    if model is not None and model.restored and model.status == "error":
+    if model is not None and model.status == "error":
         lost.append({"sae_id": None, "model": model.model, "error": _plain(model.error)})
     return lost + [
         {"sae_id": a.sae_id, "hook_point": _plain(a.hook_point), "error": _plain(a.error)} for a in state.degraded

@@ -153,11 +153,11 @@ def test_ready_when_everything_wanted_is_in_place_or_given_up() -> None:
     assert degraded_view(story.and_then(attach_done(6, restored=True)).state) == []
 
 
-def test_a_load_by_command_that_fails_is_not_degraded() -> None:
+def test_a_model_that_could_not_be_loaded_is_told() -> None:
     failed = ev.ModelLoadFailed(request_position=2, error=BROKEN)
-    assert degraded_view(given(STARTED, loading(), failed).state) == []
-    again = given(STARTED, loaded(), DIED).when(failed)
-    assert [each["model"] for each in degraded_view(again.state)] == [MODEL]
+    for story in (given(STARTED, loading(), failed), given(STARTED, loaded(), DIED).when(failed)):
+        assert degraded_view(story.state) == [{"sae_id": None, "model": MODEL, "error": msgspec.to_builtins(BROKEN)}]
+        assert waiting_for(story.state) == []
 
 
 # — outcomes —
