@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .joint import Writing
 
 MAX_JOINED = 8
+JOINED_BYTES = 64 * 2**20
+"""What the sets that are kept may take together, the newest apart."""
 
 
 class Joined(NamedTuple):
@@ -75,10 +77,11 @@ class Joins:
         if joined is None:
             if not all(each.finite for each in steerings):
                 raise InternalError("what the SAE gave for an edit is not finite")
-            joined = Steering.prepare(steerings[0].sae, [edit for each in steerings for edit in each.edits])
+            joined = Steering.joined(steerings)
         self._kept[steerings] = joined
-        if len(self._kept) > MAX_JOINED:
-            self._kept.popitem(last=False)
+        taken = sum(each.nbytes for each in self._kept.values())
+        while len(self._kept) > 1 and (len(self._kept) > MAX_JOINED or taken > JOINED_BYTES):
+            taken -= self._kept.popitem(last=False)[1].nbytes
         return joined
 
     def clear(self) -> None:

@@ -17,6 +17,8 @@ from .model import release
 
 PREPARED_KEPT = 16
 """Sets of edits per SAE whose gathered rows are kept for the next request."""
+PREPARED_BYTES = 64 * 2**20
+"""What they may take together, the newest apart."""
 
 
 @dataclass
@@ -39,8 +41,9 @@ class Resident:
         """The edits, ready to be applied to activations of a type. Raises what `Steering.prepare` raises."""
         steering = self._prepared.pop(edits, None) or Steering.prepare(self.sae, edits, written_in)
         self._prepared[edits] = steering
-        if len(self._prepared) > PREPARED_KEPT:
-            self._prepared.popitem(last=False)
+        taken = sum(each.nbytes for each in self._prepared.values())
+        while len(self._prepared) > 1 and (len(self._prepared) > PREPARED_KEPT or taken > PREPARED_BYTES):
+            taken -= self._prepared.popitem(last=False)[1].nbytes
         return steering
 
 

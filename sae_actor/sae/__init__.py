@@ -6,6 +6,7 @@
     sparse        sums over active decoder rows
     overflow      strengths beyond what a type holds
     steering      edits → differences, vectorised over rows
+    projections   differences along directions, solved jointly
     units         strengths in other units → raw ones
 
 `formats` reads what the files say; it knows nothing of torch and is imported by this package, never the other way.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -15,14 +14,11 @@ from ..errors import BadRequestError, FeatureOutOfRangeError
 from .autoencoder import SAE, Rows
 from .encoder import Encoder
 from .overflow import refuse_overflow
+from .projections import Projections
 
 ON_ACTIVATION = frozenset({"add", "set", "scale", "cap"})
 READING = frozenset({"set", "scale", "cap"})
 """Methods whose difference depends on the feature's activation."""
-MAX_SUBSETS = 64
-"""Sets of jointly active projections whose solution is kept; `when` could make very many."""
-RANK_TOLERANCE = 1e-10
-"""Directions whose Gram matrix has a relative eigenvalue below this are taken as dependent."""
 
 
 class Difference(NamedTuple):
@@ -40,14 +36,13 @@ class Steering:
 
         add   s·d      set   (s − a)·d      scale   (s − 1)·a·d      cap   (min(a, s) − a)·d
 
-    Projections act jointly: with V the directions that hold at the row and t their targets (s · x·v for
-    `project`, s for `set_projection`), the smallest Δ that minimises ‖V (x + Δ) − t‖, Δ = V⁺ (t − V x);
-    alone that is (s − 1)(x·v)·v and (s − x·v)·v. All differences are taken from the same x and summed.
-
-    Does not change after `prepare`, but for a small cache of V⁺; used by one thread at a time.
+    Projections act jointly, see `Projections`; alone they are (s − 1)(x·v)·v and (s − x·v)·v. All differences are
+    taken from the same x and summed. Does not change after `prepare`; used by one thread at a time.
     """
 
-    def __init__(self, sae: SAE, edits: Sequence[Edit]) -> None:
+    def __init__(self, sae: SAE, edits: Sequence[Edit], blocks: list[tuple[Tensor, Projections]] | None = None) -> None:
+        """Use `prepare`, or `joined`, which gives `blocks`: projections that never hold at a row together, and which
+        edits they are."""
         for edit in edits:
             for feature in (edit.feature, *(() if edit.when is None else (edit.when.feature,))):
                 if not 0 <= feature < sae.spec.d_sae:
@@ -90,15 +85,16 @@ class Steering:
         self._when_place = indexes([place[when.feature] for when in conditions if when is not None])  # [c]
         self._above = numbers([when.above for when in conditions if when is not None])  # [c]
         # Projections.
-        self._projected = indexes(projected)  # [p]
-        self._goal = numbers([edits[n].strength for n in projected])  # [p]
-        self._relative = torch.tensor(
-            [edits[n].method == "project" for n in projected], dtype=torch.bool, device=device
-        )
-        rows = sae.decoder_rows(indexes([edits[n].feature for n in projected])).double()  # [p, d_out]
-        self._V: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # [p, d_out]
-        self._v: Tensor = self._V.to(dtype)  # [p, d_out]
-        self._duals: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.projected = indexes(projected)
+        """[p]: which edits are projections."""
+        self.projections: Projections | None = None
+        """All of them."""
+        if projected and blocks is None:
+            relative = torch.tensor([edits[n].method == "project" for n in projected], dtype=torch.bool, device=device)
+            rows = sae.decoder_rows(indexes([edits[n].feature for n in projected]))  # [p, d_out]
+            self.projections = Projections(rows, numbers([edits[n].strength for n in projected]), relative)
+            blocks = [(self.projected, self.projections)]
+        self._blocks = blocks or []
 
     @classmethod
     def prepare(cls, sae: SAE, edits: Sequence[Edit], written_in: torch.dtype | None = None) -> Steering:
@@ -111,18 +107,29 @@ class Steering:
         refuse_overflow(sae, steering.edits, written_in)
         return steering
 
+    @classmethod
+    def joined(cls, several: Sequence[Steering]) -> Steering:
+        """The edits of texts that run beside each other under one SAE, in order: those of two never hold at one row."""
+        edits: list[Edit] = []
+        blocks = []
+        for each in several:
+            blocks += [(at + len(edits), projections) for at, projections in each._blocks]
+            edits += each.edits
+        return cls(several[0].sae, edits, blocks)
+
     @cached_property
     def finite(self) -> bool:
         """Whether all that was gathered is: 0 · NaN of one edit would reach the rows of others."""
-        gathered = [self._rows, self._v, *([] if self._encoder is None else [self._encoder.W])]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in gathered)
+        gathered = [self._rows, *([] if self._encoder is None else [self._encoder.W])]
+        sound = all(projections.finite for _, projections in self._blocks)
+        return sound and all(bool(torch.isfinite(tensor).all()) for tensor in gathered)
 
     def sound(self, x: Tensor, x_read: Tensor | None = None) -> bool:
         """Whether what the SAE gives at x [n, d_out] without the edits is finite; x_read as in `difference`."""
         everywhere = torch.ones(len(self.edits), len(x), dtype=torch.bool, device=x.device)
         acts, rows = self._activations(x if x_read is None else x_read, everywhere)
         given = [acts, *(part for part in rows if part is not None)]
-        if len(self._projected):
+        if len(self.projected):
             given.append(x.to(self.sae.dtype))
         return self.finite and all(bool(torch.isfinite(part).all()) for part in given)
 
@@ -133,16 +140,19 @@ class Steering:
     @property
     def nbytes(self) -> int:
         """Bytes gathered beside the SAE's own."""
-        gathered = [self._rows, self._V, self._v, *([] if self._encoder is None else [self._encoder.W])]
-        return sum(int(tensor.nbytes) for tensor in gathered)
+        gathered = [self._rows, *([] if self._encoder is None else [self._encoder.W])]
+        return sum(int(each.nbytes) for each in gathered) + sum(each.nbytes for _, each in self._blocks)
 
-    def difference(self, x: Tensor, active: Tensor, x_read: Tensor | None = None) -> Difference:
+    def difference(
+        self, x: Tensor, active: Tensor, x_read: Tensor | None = None, alone: Tensor | None = None
+    ) -> Difference:
         """What the edits add to x.
 
         x [n, d_out]: activations arriving where the SAE writes; active bool [n_edits, n]: rows at which each
-        edit holds, in the order of `prepare`; x_read [n, d_in]: activations where a transcoder reads (x if None).
+        edit holds, in the order of `prepare`; x_read [n, d_in]: activations where a transcoder reads (x if None);
+        alone bool [n]: rows at which the projections are computed here (all if None), and not with other SAEs'.
         """
-        delta, held = self._delta(x, active, x_read)
+        delta, held = self._delta(x, active, x_read, alone)
         return Difference(delta.to(x.dtype), held)
 
     def apply(self, x: Tensor, active: Tensor, x_read: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -164,11 +174,13 @@ class Steering:
             coefficients = self._coefficients(held, acts[:, self._read])  # [n, m]
             acts = acts.index_add(1, self._features, coefficients)  # [n, d_sae]
         y = self.sae.skip(self.sae.decode_rows(acts, rows), source)  # [n, d_out]
-        if len(self._projected):
-            y = y + self._projection(y, held)
+        for edits, projections in self._blocks:
+            y = y + projections.difference(y, held[edits])
         return y.to(x.dtype), held
 
-    def _delta(self, x: Tensor, active: Tensor, x_read: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _delta(
+        self, x: Tensor, active: Tensor, x_read: Tensor | None, alone: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         source = x if x_read is None else x_read
         acts, rows = self._activations(source, active)
         held = self._held(active, acts)
@@ -178,8 +190,9 @@ class Steering:
             delta = self._coefficients(held, acts) @ self._rows  # [n, m] @ [m, d_out]
             if rows.scale is not None:
                 delta = delta * rows.scale  # [n, 1]
-        if len(self._projected):
-            delta = delta + self._projection(inside, held)
+        for edits, projections in self._blocks:
+            here = held[edits]  # [p, n]
+            delta = delta + projections.difference(inside, here if alone is None else here & alone)
         return delta.masked_fill(~held.any(dim=0)[:, None], 0), held
 
     def _activations(self, source: Tensor, active: Tensor) -> tuple[Tensor, Rows]:
@@ -216,35 +229,6 @@ class Steering:
         else:
             coefficients = self._offset.expand(len(acts), -1)
         return coefficients.masked_fill(~held[self._on].T, 0)
-
-    def _projection(self, x: Tensor, held: Tensor) -> Tensor:
-        """Joint difference of the projections that hold at each row, [n, d_out]."""
-        along = x @ self._v.T  # [n, p]
-        missing: Tensor = torch.where(self._relative, (self._goal - 1) * along, self._goal - along)  # t − V x, [n, p]
-        mask = held[self._projected].T  # [n, p]
-        missing = missing.masked_fill(~mask, 0)
-        if len(self._projected) == 1:
-            return missing * self._v  # [n, 1] · [1, d_out]
-        subsets, which = torch.unique(mask, dim=0, return_inverse=True)
-        delta = torch.zeros_like(x)
-        for at, subset in enumerate(subsets):  # sets of edits, not rows: mostly one or two
-            if bool(subset.any()):
-                rows = which == at
-                delta[rows] = missing[rows] @ self._dual(subset)
-        return delta
-
-    def _dual(self, subset: Tensor) -> Tensor:
-        """Transposed pseudo-inverse of the directions in `subset` (bool [p]), zero for the others: [p, d_out]."""
-        key = subset.cpu().numpy().tobytes()
-        dual = self._duals.get(key)
-        if dual is None:
-            V = self._V * subset[:, None]  # [p, d_out]
-            inverse = torch.linalg.pinv(V @ V.T, rtol=RANK_TOLERANCE, hermitian=True)  # [p, p]
-            dual = torch.mm(inverse, V).to(self.sae.dtype)
-            self._duals[key] = dual
-            if len(self._duals) > MAX_SUBSETS:
-                self._duals.popitem(last=False)
-        return dual
 
 
 def _slope(edit: Edit) -> float:

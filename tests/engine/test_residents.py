@@ -197,6 +197,23 @@ async def test_prepared_edits_are_kept_within_bounds(engine: TorchEngine, tiny_s
     assert resident.steering((EDIT,)) is not first
 
 
+async def test_prepared_edits_are_kept_within_so_many_bytes(
+    engine: TorchEngine, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.attach(attach(5), str(tiny_sae))
+    resident = engine._residents[5]
+    sets = [tuple(Edit(feature, float(n), "project") for feature in range(20)) for n in range(6)]
+    size = resident.steering(sets[0]).nbytes
+    assert size > 20 * 32 * (8 + 4)
+    monkeypatch.setattr("sae_actor.engine.residents.PREPARED_BYTES", 3 * size)
+    for edits in sets:
+        resident.steering(edits)
+    assert list(resident._prepared) == sets[3:]
+    monkeypatch.setattr("sae_actor.engine.residents.PREPARED_BYTES", 1)
+    newest = resident.steering(sets[0])
+    assert list(resident._prepared.values()) == [newest]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 async def test_the_type_in_which_it_computes(engine: TorchEngine, tiny_sae: Path, dtype: str) -> None:
     full = await engine.attach(attach(5), str(tiny_sae))

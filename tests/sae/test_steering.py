@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -181,7 +183,7 @@ def test_adding_reads_no_encoder() -> None:
     assert torch.isfinite(delta).all()
 
 
-def test_many_conditions_keep_the_cache_small() -> None:
+def test_each_row_is_solved_for_the_projections_that_hold_there() -> None:
     torch.manual_seed(12)
     sae, _ = random_sae("standard")
     edits = [Edit(i, 0.0, "project") for i in range(10)]
@@ -192,7 +194,69 @@ def test_many_conditions_keep_the_cache_small() -> None:
     t = 17
     V = torch.nn.functional.normalize(sae.W_dec[:10][active[:, t]])
     assert ((x[t] + delta[t]) @ V.T).abs().max() < 1e-9
-    assert len(steering._duals) <= 64
+
+
+def test_many_conditions_are_solved_at_once() -> None:
+    """Every row of a long prompt has other directions: half of 256."""
+    torch.manual_seed(13)
+    sae, _ = random_sae("standard", d_in=320, d_sae=512, dtype=torch.float32)
+    steering = Steering.prepare(sae, [Edit(i, 0.5, "project", when=When(i + 256, 0.0)) for i in range(256)])
+    x = torch.randn(512, 320)
+    began = time.thread_time()
+    delta, held = steering.difference(x, torch.ones(256, 512, dtype=torch.bool))
+    assert time.thread_time() - began < 4  # a pseudo-inverse for each row took 10
+    assert len(torch.unique(held.T, dim=0)) == 512
+    rows = sae.W_dec.double().numpy()
+    for t in range(0, 512, 50):
+        V = rows[:256][held[:, t].numpy()]
+        V = V / np.linalg.norm(V, axis=1, keepdims=True)
+        want = np.linalg.pinv(V) @ (-0.5 * (V @ x[t].double().numpy()))
+        np.testing.assert_allclose(delta[t].numpy(), want, rtol=1e-4, atol=1e-4)
+    assert steering.nbytes < 6 * 256 * 320 * 8, "no solution is kept"
+
+
+@pytest.mark.parametrize("dependent", ["equal", "opposite", "zero", "sum"])
+def test_dependent_directions_are_least_squares(dependent: str) -> None:
+    torch.manual_seed(14)
+    sae, _ = random_sae("standard")
+    rows = sae.W_dec
+    rows[2] = {"equal": 3 * rows[1], "opposite": -2 * rows[1], "zero": 0 * rows[1], "sum": rows[0] + rows[1]}[dependent]
+    edits = [Edit(i, float(i + 1), "set_projection" if i % 2 else "project") for i in (0, 1, 2, 3, 1, 2)]
+    edits[4:] = [Edit(1, 7.0, "set_projection"), Edit(2, -3.0, "set_projection")]
+    x, _ = activations(24, 24, n=80)
+    active = torch.rand(6, 80) < 0.6
+    delta, _ = Steering.prepare(sae, edits).difference(x, active)
+    for t in range(80):
+        here = [edit for n, edit in enumerate(edits) if active[n, t]]
+        V = np.stack([rows[edit.feature].numpy() for edit in here]) if here else np.zeros((1, 24))
+        V = V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), 1e-300)
+        along = V @ x[t].numpy()
+        wanted = [e.strength * a if e.method == "project" else e.strength for e, a in zip(here, along, strict=False)]
+        want = np.linalg.pinv(V, rcond=1e-7) @ (np.array(wanted or [0.0]) - along)
+        np.testing.assert_allclose(delta[t].numpy(), want, rtol=1e-7, atol=1e-7)
+
+
+def test_edits_of_several_texts_are_joined() -> None:
+    """Each row has the edits of one text: with the others' beside them it comes to the same."""
+    torch.manual_seed(15)
+    sae, _ = random_sae("jumprelu")
+    texts = [mixed_edits(), [Edit(4, 1.0), Edit(12, 0.0, "project")], [Edit(12, 2.0, "set_projection")]]
+    apart = [Steering.prepare(sae, edits) for edits in texts]
+    x, _ = activations(24, 24, n=9)
+    active = torch.zeros(sum(map(len, texts)), 9, dtype=torch.bool)
+    at = 0
+    for n, edits in enumerate(texts):
+        active[at : at + len(edits), 3 * n : 3 * n + 3] = True
+        at += len(edits)
+    together = Steering.joined(apart)
+    for whole, own in (
+        (together.difference(x, active)[0], [s.difference for s in apart]),
+        (together.reconstruct(x, active)[0], [s.reconstruct for s in apart]),
+    ):
+        for n, compute in enumerate(own):
+            rows = slice(3 * n, 3 * n + 3)
+            alone, _ = compute(x[rows], torch.ones(len(texts[n]), 3, dtype=torch.bool))
+            torch.testing.assert_close(whole[rows], alone)
 
 
 def test_refusals() -> None:
