@@ -77,12 +77,16 @@ async def _verify(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 async def _show(folder: Path, arguments: argparse.Namespace) -> int:
-    """The rows as they are stored, so that a damaged log can be looked at; `verify` judges."""
+    """The rows as they are stored, so that a damaged log can be looked at, with a warning."""
     types = arguments.types.split(",") if arguments.types is not None else None
     unknown = [name for name in types or () if name not in PAYLOADS]
     if unknown:
         print(f"sae-actor: {unknown[0]!r} is no type of event", file=sys.stderr)
         return exits.USAGE
+    verification = await verify_folder(folder)
+    if not verification.ok:
+        found = showing.verification(msgspec.to_builtins(verification))
+        print(f"sae-actor: warning: this log is {found}", file=sys.stderr)
     async for event in events_of(folder, arguments.after, types):
         if _asked_for(event, arguments):
             print(_json(event) if arguments.json else showing.event(_fields(event)))

@@ -16,7 +16,7 @@ import sqlite3
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from .. import __version__
 from ..domain.events import ERASED
@@ -27,6 +27,7 @@ from .building import NewDatabase
 from .chain import Row, Walk, as_read
 from .checkpoint import Checkpoint, sync_folder
 from .inspection import Findings, inspect, missing_log, reading
+from .lock import NAME as LOCK_NAME
 from .lock import FolderLock, make_folder
 from .schema import COLUMNS, NAME
 
@@ -50,8 +51,10 @@ async def import_bundle(bundle: Path, folder: Path) -> Head:
     """Make a data folder's log from an export, the same to the last hash; its head.
 
     Raises `LogUnusableError` where the folder has a log, or `bundle` is no export, and `LogDamagedError`
-    (`first_bad`) where the export does not verify; then the folder has no log.
+    (`first_bad`) where the export does not verify; then the folder is as it was, and not made where it was missing.
     """
+    if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
+        await asyncio.to_thread(_check, bundle)
     await asyncio.to_thread(make_folder, folder)
     lock = await FolderLock.acquire(folder, shared=False)
     try:
@@ -133,30 +136,60 @@ def _sync(path: Path) -> None:
 def _import(bundle: Path, folder: Path) -> Head:
     if not missing_log(folder):
         raise LogUnusableError(f"{folder} has a log already: an import overwrites nothing")
-    with _files(bundle) as (about, lines):
+    try:
+        with _opened(bundle) as (about, batches), NewDatabase(folder, about.log_id, about.created) as database:
+            for rows in batches:
+                database.add(rows)
+            database.publish()
+        Checkpoint.create(folder, about.log_id, about.head).close()
+    except (sqlite3.Error, OSError) as error:
+        raise LogUnusableError(f"{folder} cannot be written: {error}") from None
+    return about.head
+
+
+def _check(bundle: Path) -> None:
+    """Read all of a bundle; raises as `import_bundle`."""
+    try:
+        with _opened(bundle) as (_, batches):
+            for _ in batches:
+                pass
+    except OSError as error:
+        raise LogUnusableError(f"{bundle} cannot be read: {error.strerror}") from None
+
+
+class _About(NamedTuple):
+    """What `log.json` says."""
+
+    log_id: str
+    created: str
+    head: Head
+
+
+@contextlib.contextmanager
+def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
+    """What a bundle says of itself, and its rows, each batch verified before it is given out, the end at the end."""
+    with _files(bundle) as (said, lines):
         try:
-            log_id, created = about["log_id"], about["created"]
-            said = Head(about["head"]["position"], about["head"]["hash"])
-            walk = Walk(log_id)
+            head = Head(said["head"]["position"], said["head"]["hash"])
+            about = _About(said["log_id"], str(said["created"]), head)
+            walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
             raise LogUnusableError(f"{bundle}: {ABOUT} does not say which log it is of") from None
         try:
-            with NewDatabase(folder, log_id, str(created)) as database:
-                for rows in _batches(lines, walk):
-                    if not walk.feed(map(as_read, rows)):
-                        raise _damage(walk, walk.position + 1, walk.bad or "")
-                    database.add(rows)
-                if (bare := walk.unexplained()) is not None:
-                    raise _damage(walk, bare, "the payload is gone and no PayloadRedacted names it")
-                if walk.head != said:
-                    raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
-                database.publish()
-            Checkpoint.create(folder, log_id, said).close()
+            yield about, _verified(lines, walk, head)
         except tarfile.TarError as error:
             raise _damage(walk, walk.position + 1, f"{bundle} cannot be read further: {error}") from None
-        except (sqlite3.Error, OSError) as error:
-            raise LogUnusableError(f"{folder} cannot be written: {error}") from None
-    return said
+
+
+def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[Row]]:
+    for rows in _batches(lines, walk):
+        if not walk.feed(map(as_read, rows)):
+            raise _damage(walk, walk.position + 1, walk.bad or "")
+        yield rows
+    if (bare := walk.unexplained()) is not None:
+        raise _damage(walk, bare, "the payload is gone and no PayloadRedacted names it")
+    if walk.head != said:
+        raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
 
 
 def _batches(lines: Iterable[bytes], walk: Walk) -> Iterator[list[Row]]:

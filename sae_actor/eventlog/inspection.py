@@ -10,7 +10,7 @@ import contextlib
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,8 @@ def inspect(
         raise LogUnusableError(f"there is no log in {folder}")
     check_identity(folder / database)
     with reading(folder / database) as connection, ThreadPoolExecutor(1) as aside:
-        log_id = _read_identity(connection)
+        altered = _altered(connection)
+        log_id = _read_log_id(connection)
         walk = Walk(log_id)
         structure = aside.submit(_check_structure, folder / database, "integrity_check" if thorough else "quick_check")
         _walk(connection, walk)
@@ -76,6 +77,8 @@ def inspect(
             _refuse(walk, bare, "the payload is gone and no PayloadRedacted names it")
         if (bad := structure.result()) is not None:
             _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
+        if altered is not None:
+            _refuse(walk, None, f"events.db: {altered}; the events themselves verify, up to {walk.position}")
         heads = read_checkpoint(folder, log_id) if database == NAME else []
         truncation = _compare(connection, log_id, walk, heads, accept_truncation)
         if accept_truncation is not None and truncation is None:
@@ -135,15 +138,33 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def _read_identity(connection: sqlite3.Connection) -> str:
-    """The log's id, after the tables and triggers were found to be those of this version, to the letter."""
+def _altered(connection: sqlite3.Connection) -> str | None:
+    """What of the triggers and indexes is not that of this version, to the letter, or is there beside them.
+
+    Raises `LogDamagedError` for the tables of the log themselves: no event can be read from others.
+    """
     try:
         found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
-        expected = {name.encode(): sql.encode() for name, sql in SCHEMA.items()}
-        if differing := sorted(
-            str(name) for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-        ):
-            raise LogDamagedError(f"events.db: the definition of {differing[0]} was changed", first_bad=1)
+    except READ_ERRORS as error:
+        raise LogDamagedError(f"events.db: {error}", first_bad=1) from None
+    wanted = {name.encode(): sql.encode() for name, sql in SCHEMA.items()}
+    differing = sorted((name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)), key=repr)
+    for name in differing:
+        if wanted.get(name, b"").startswith(b"CREATE TABLE"):
+            raise LogDamagedError(f"events.db: {_difference(name, found, wanted)}", first_bad=1)
+    return _difference(differing[0], found, wanted) if differing else None
+
+
+def _difference(name: Any, found: Mapping[Any, Any], wanted: Mapping[bytes, bytes]) -> str:
+    shown = name.decode(errors="replace") if isinstance(name, bytes) else repr(name)
+    if name not in wanted:
+        return f"{shown} was added"
+    kind = wanted[name].split()[1].decode().lower()
+    return f"the {kind} {shown} {'was changed' if name in found else 'is gone'}"
+
+
+def _read_log_id(connection: sqlite3.Connection) -> str:
+    try:
         row: Any = connection.execute("SELECT log_id FROM meta").fetchone()
     except READ_ERRORS as error:
         raise LogDamagedError(f"events.db: {error}", first_bad=1) from None
@@ -275,9 +296,7 @@ def _unknown(walk: Walk) -> tuple[str, int, int] | None:
 
 def _refuse(walk: Walk, first_bad: int | None, what: str) -> NoReturn:
     where = f"event {first_bad}: " if first_bad is not None else ""
-    raise LogDamagedError(
-        f"{where}{what}. Nothing was changed", first_bad=first_bad, events=walk.position, head=walk.head
-    )
+    raise LogDamagedError(f"{where}{what}", first_bad=first_bad, events=walk.position, head=walk.head)
 
 
 def missing_log(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..domain.events import Draft, Event, PayloadRedacted
-from ..errors import LogError, LogHeldError, LogUnusableError, ReadOnlyError
+from ..errors import LogDamagedError, LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
 from .backup import copy_log
 from .building import NewDatabase
@@ -220,7 +220,11 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
             with NewDatabase(folder, log_id) as database:
                 database.publish()
             return Findings(log_id=log_id, head=Head(0, genesis(log_id).hex()), witnessed=True)
-        findings = inspect(folder, accept_truncation=accept_truncation)
+        try:
+            findings = inspect(folder, accept_truncation=accept_truncation)
+        except LogDamagedError as error:
+            # Who wanted to write asks that first.
+            raise LogDamagedError(f"{error.detail}. Nothing was changed", **error.fields) from None
         if findings.unknown is not None:
             name, schema, position = findings.unknown
             raise LogUnusableError(

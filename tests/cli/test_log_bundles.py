@@ -108,6 +108,10 @@ def test_a_changed_export_is_refused(log: Path, tmp_path: Path, command: Command
     assert damaged.code == 65
     assert "event 8: " in damaged.err
     assert command("log", "verify", "--data-dir", str(tmp_path / "back")).code == 78
+    assert not (tmp_path / "back").exists()
+    (tmp_path / "back").mkdir()
+    assert command("log", "import", str(tmp_path / "bundle"), "--data-dir", str(tmp_path / "back")) == damaged
+    assert list((tmp_path / "back").iterdir()) == []
     nothing = command("log", "import", str(tmp_path / "none"), "--data-dir", str(tmp_path / "back"))
     assert nothing.code == 78
     assert "no export" in nothing.err

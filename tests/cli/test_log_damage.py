@@ -78,6 +78,29 @@ def test_row_17_a_row_edited_by_the_sqlite3_program(log: Path, command: Command)
     assert first_bad(command, log) == 9
 
 
+def test_a_trigger_that_is_gone_is_no_event_s_damage(log: Path, command: Command) -> None:
+    rows(log, "DROP TRIGGER events_are_final")
+    said = command("log", "verify", "--data-dir", str(log))
+    lost = "events.db: the trigger events_are_final is gone; the events themselves verify, up to 30"
+    assert said == (65, f"damaged: {lost}\n", "")
+    assert "first_bad" not in json.loads(command("log", "verify", "--json", "--data-dir", str(log)).out)
+    served = command("serve", "--port", "0", "--data-dir", str(log))
+    assert (served.code, served.err) == (65, f"sae-actor: {lost}. Nothing was changed\n")
+
+
+def test_show_warns_of_damage(log: Path, command: Command) -> None:
+    sound = command("log", "show", "--data-dir", str(log))
+    assert (sound.code, sound.err) == (0, "")
+    rows(log, "DROP TRIGGER events_are_final")
+    shown = command("log", "show", "--data-dir", str(log))
+    assert (shown.code, shown.out) == (0, sound.out)
+    assert shown.err.startswith("sae-actor: warning: this log is damaged: events.db: the trigger events_are_final")
+    change_byte(log / "events.db", (log / "events.db").read_bytes().index(b'"reason":"r16"') + 12, 1)
+    assert command("log", "show", "--data-dir", str(log)).err.startswith(
+        "sae-actor: warning: this log is damaged at position 17: event 17: "
+    )
+
+
 def rows(log: Path, query: str) -> list[tuple[object, ...]]:
     with sqlite3.connect(log / "events.db") as database:
         found = database.execute(query).fetchall()
