@@ -65,6 +65,8 @@ class Actor:
         self.counts = ActorCounts()
         self.read_only: str | None = None
         """Why nothing can be written any more, if so."""
+        self.started = False
+        """From then on what the log says is there is brought to the device."""
         self.failure: asyncio.Future[SAEError] = asyncio.get_running_loop().create_future()
         """Set when the service must end: the log failed, or the device is lost."""
         self._log = log
@@ -94,6 +96,7 @@ class Actor:
     async def start(self, start: Start) -> None:
         """Take the log over and begin to bring back what it says was there. Raises `LogError`."""
         self._task = asyncio.create_task(self._turns(), name="actor")
+        self.started = True
         # A full disk leaves a service that can be read: read_only says so.
         with contextlib.suppress(DiskFullError):
             await self._send(Envelope(start, "system", self._future(), reserved=True))

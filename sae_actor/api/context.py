@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,14 @@ from ..errors import ReadOnlyError
 from ..ports import Engine, EventLog, Hub
 from .ending import Unanswered
 from .observing import Requests
+from .pages import Past
 from .sessions import Attempts, Sessions
+from .turnstile import Places
 
 WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
+WALKS_WAITING = 32
+"""Further ones, until it is their turn."""
 
 
 @dataclass(slots=True)
@@ -46,8 +49,10 @@ class Context:
     """Logins that failed of late."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
-    walks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WALKS))
+    walks: Places = field(default_factory=lambda: Places(WALKS, WALKS_WAITING))
     """Held while an answer is made of much of the log."""
+    past: Past = field(default_factory=Past)
+    """States that were asked for of late."""
     requests: Requests = field(default_factory=Requests)
     """What was asked so far."""
     unanswered: Unanswered = field(default_factory=Unanswered)
@@ -62,9 +67,10 @@ def context(request: Request[Any, Any, Any]) -> Context:
 
 
 def device(request: Request[Any, Any, Any]) -> Engine:
-    """The engine, to make or read something with. Raises `ReadOnlyError` where nothing of the log is on the device."""
+    """The engine, to make or read something with. Raises `ReadOnlyError` where what the log says is there is on record
+    only; with a disk that is full it is on the device, and can be read."""
     asked = context(request)
-    if asked.actor.read_only is not None:
+    if not asked.actor.started and asked.actor.read_only is not None:
         raise ReadOnlyError(asked.actor.read_only)
     return asked.engine
 

@@ -60,5 +60,5 @@ async def test_a_model_that_could_not_be_loaded_is_named() -> None:
 async def test_a_service_that_only_reads_makes_nothing() -> None:
     async with serving() as service:
         sae_id = await service.ready()
-        service.actor.read_only = "the log was opened for reading only"
+        service.actor.started, service.actor.read_only = False, "the service was started with --read-only"
         assert {told[:2] for told in await refusals(service, sae_id)} == {(503, "read_only")}

@@ -106,4 +106,6 @@ def test_row_23_a_log_of_a_newer_version_is_served_for_reading_only(tmp_path: Pa
         assert process.client.get("/api/log/verify").json()["ok"]
         refusal = process.client.post("/api/commands", json={"type": "UnloadModel"})
         assert (refusal.status_code, refusal.json()["code"]) == (503, "read_only")
+        text = process.client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        assert (text.status_code, text.json()["error"]["code"]) == (503, "read_only")
     assert content(data) == before
