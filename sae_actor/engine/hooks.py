@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..architectures import Architecture, Hook
 from ..domain.refs import ActiveSae, HookPoint, Turn
 from ..errors import InternalError, SAEError, SAEUnsupportedError
 from ..ports import Activations
+from ..sae.projections import Projections
 from ..sae.steering import Steering
 from .joins import Joins
 from .joint import Entry, Joint, Reading
@@ -57,6 +59,11 @@ class Part:
     @property
     def knows_sinks(self) -> bool:
         return self.reconstructs or any(group.without_sinks for group in self._groups)
+
+    @property
+    def projections(self) -> Projections | None:
+        """What is computed together with other SAEs' projections at the hook point."""
+        return None if self.reconstructs else self.steering.projections
 
     def covered(self, first: int, stop: int) -> Flags | None:
         """[n_edits, n]: which positions the edits cover; None where the SAE has nothing to do."""
@@ -117,6 +124,13 @@ class Site:
     @property
     def knows_sinks(self) -> bool:
         return any(part.knows_sinks for part in self.parts)
+
+    @cached_property
+    def jointly(self) -> Projections | None:
+        """The projections of all SAEs, where more than one has some: they act together. Those of an SAE in
+        `reconstruct` act on its output."""
+        several = [part.projections for part in self.parts if part.projections is not None]
+        return Projections.joined(several) if len(several) > 1 else None
 
     def settle(self, first: int, tally: Tally) -> None:
         """Count what was written; raise `HookFault` where it could not be. `first` is the step's first position."""

@@ -30,6 +30,8 @@ class Joined(NamedTuple):
     """[edits]"""
     left_out: Flags | None
     """[edits, m]: for their tokens' sake; None for none."""
+    starts: Sequence[int]
+    """Of each text: where its edits begin among all."""
 
 
 class Joins:
@@ -43,7 +45,7 @@ class Joins:
         them. `InternalError` where edits cannot be joined."""
         if len(group) == 1:
             part, entry, _, covered = group[0]
-            return Joined(part.steering, covered, part.without_sinks, part.left_out(entry.first, entry.stop))
+            return Joined(part.steering, covered, part.without_sinks, part.left_out(entry.first, entry.stop), (0,))
         places: dict[tuple[Steering, bytes], int] = {}
         starts: list[int] = []
         edits = 0
@@ -67,7 +69,8 @@ class Joins:
                 left_out = np.zeros_like(covered) if left_out is None else left_out
                 left_out[mine] = own
             at += each.entry.size
-        return Joined(self._steering(tuple(steering for steering, _ in places)), covered, without, left_out)
+        steering = self._steering(tuple(steering for steering, _ in places))
+        return Joined(steering, covered, without, left_out, starts)
 
     def _steering(self, steerings: tuple[Steering, ...]) -> Steering:
         """The edits of all, in order."""

@@ -91,6 +91,8 @@ class _Change:
     passed: Tensor
     """bool [n]"""
     reconstructs: bool
+    projecting: dict[Part, Tensor]
+    """bool [p, rows of its text]: where projections hold that are left to be computed with other SAEs'."""
 
 
 @dataclass
@@ -177,11 +179,18 @@ class Joint:
         for change in changes:
             if change.reconstructs:
                 new = torch.where(change.touched[:, None], change.values.to(x.dtype), new)
-        for change in changes:
-            if not change.reconstructs:
-                wide = torch.promote_types(x.dtype, change.values.dtype)
-                moved = (new.to(wide) + change.values.to(wide)).to(x.dtype)
-                new = torch.where(change.touched[:, None], moved, new)
+        steering = [change for change in changes if not change.reconstructs]
+        if steering:
+            differences = [change.values for change in steering]
+            differences += _jointly(chosen, x, steering)
+            wide = x.dtype
+            for each in differences:
+                wide = torch.promote_types(wide, each.dtype)
+            moved = new.to(wide)
+            for each in differences:
+                moved = moved + each.to(wide)
+            touched = torch.stack([change.touched for change in steering]).any(dim=0)
+            new = torch.where(touched[:, None], moved.to(x.dtype), new)
         self._reports.append(Report(chosen, _told(x, new, norms, changes), arrived))
         return new if index is None else rows.index_copy(0, index, new)
 
@@ -190,7 +199,7 @@ class Joint:
         self._computing = first = group[0].part
         mine = None if sum(each.entry.size for each in group) == len(x) else _rows_of(group, x.device)
         own, own_sinks = (x, sinks) if mine is None else (x[mine], sinks[mine])
-        steering, covered, without, left_out = self.joins.of(group)
+        steering, covered, without, left_out, starts = self.joins.of(group)
         device = x.device
         held_back = torch.from_numpy(without).to(device)[:, None] & own_sinks  # [edits, m]
         if left_out is not None:
@@ -200,12 +209,16 @@ class Joint:
         read = None
         if first.read_at != first.write_at:
             read = _read(group)
+        projecting: dict[Part, Tensor] = {}
         if first.reconstructs:
             values, _ = steering.reconstruct(own, active, read)
             touched, passed = ~own_sinks, own_sinks
         else:
             # In the SAE's type, so that the sum is rounded to the model's once.
-            values, held = steering.difference(own.to(steering.sae.dtype), active, read)
+            alone = _alone(group, device)
+            values, held = steering.difference(own.to(steering.sae.dtype), active, read, alone)
+            if alone is not None:
+                projecting = _projecting(group, starts, held)
             touched, passed = held.any(dim=0), (cover & held_back).any(dim=0)
         if values.shape != own.shape:
             raise InternalError(f"the SAE gave {tuple(values.shape)} at {first.write_at}, not {tuple(own.shape)}")
@@ -214,7 +227,7 @@ class Joint:
             values = values.new_zeros(len(x), values.shape[1]).index_copy_(0, mine, values)
             nothing = torch.zeros_like(sinks)
             touched, passed = nothing.index_copy(0, mine, touched), nothing.index_copy(0, mine, passed)
-        return _Change(values, touched, passed, first.reconstructs)
+        return _Change(values, touched, passed, first.reconstructs, projecting)
 
     def settle(self) -> None:
         """After the step: tell each text's site what was done to its rows."""
@@ -248,6 +261,47 @@ def _at_fault(entry: Entry, x: Tensor, written: list[int]) -> int | None:
         if not sound:
             return part.attach_position
     return None
+
+
+def _alone(group: Sequence[Writing], device: torch.device) -> Tensor | None:
+    """bool [m]: rows of texts that project with this SAE alone; None for all."""
+    if all(each.entry.site.jointly is None for each in group):
+        return None
+    rows = [each.entry.site.jointly is None for each in group for _ in range(each.entry.size)]
+    return torch.tensor(rows, dtype=torch.bool, device=device)
+
+
+def _projecting(group: Sequence[Writing], starts: Sequence[int], held: Tensor) -> dict[Part, Tensor]:
+    """`_Change.projecting`, of held [edits, m]; the edits of each text begin at `starts`."""
+    found, at = {}, 0
+    for (part, entry, _, _), start in zip(group, starts, strict=True):
+        if entry.site.jointly is not None and part.projections is not None:
+            found[part] = held[part.steering.projected + start, at : at + entry.size]
+        at += entry.size
+    return found
+
+
+def _jointly(chosen: Sequence[tuple[Entry, int]], x: Tensor, changes: Sequence[_Change]) -> list[Tensor]:
+    """What the projections of several SAEs add to x [n, width], for the texts that have some; none: no such text."""
+    held = {part: where for change in changes for part, where in change.projecting.items()}
+    if not held:
+        return []
+    differences = []
+    for entry, at in chosen:
+        jointly = entry.site.jointly
+        if jointly is None:
+            continue
+        wanted = [
+            held.get(part, x.new_zeros(len(part.projections), entry.size, dtype=torch.bool))
+            for part in entry.site.parts
+            if part.projections is not None
+        ]
+        rows = slice(at, at + entry.size)
+        difference = jointly.difference(x[rows], torch.cat(wanted))
+        whole = difference.new_zeros(x.shape)
+        whole[rows] = difference
+        differences.append(whole)
+    return differences
 
 
 def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:

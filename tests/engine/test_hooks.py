@@ -94,6 +94,59 @@ def test_two_saes_at_one_hook_point_both_read_the_unedited_activation(sae: SAE) 
     torch.testing.assert_close(new, x + ((0 - a) + (5 - a)) * sae.W_dec[2])
 
 
+def test_projections_of_two_saes_at_one_hook_point_act_jointly(sae: SAE, tmp_path: Path) -> None:
+    """One direction taken out by both is out; others are least squares. At rows where one alone projects, it does."""
+    x = activations()
+    v = sae.W_dec[3] / sae.W_dec[3].norm()
+    out = Edit(feature=3, strength=0.0, method="project")
+    new = Bench(sae, active(5, out), active(6, out)).run(x)
+    torch.testing.assert_close(new @ v, torch.zeros(PROMPT), rtol=0, atol=1e-5)
+    torch.testing.assert_close(new, Bench(sae, active(5, out)).run(x))
+
+    other = load_sae(save_tiny_sae(tmp_path, seed=4), dtype="float32")
+    first = (Edit(feature=2, strength=3.0, method="set_projection"), Edit(feature=7, strength=0.5))
+    second = (
+        Edit(feature=5, strength=0.0, method="project", positions=Span(from_=2)),
+        Edit(feature=6, strength=2.0, method="project", positions=Span(from_=4)),
+    )
+    bench = Bench(sae, active(5, *first))
+    bench.site.parts.append(part(other, active(6, *second)))
+    new = bench.run(x)
+    rows = torch.stack([sae.W_dec[2], other.W_dec[5], other.W_dec[6]]).double()
+    for at, count in enumerate((1, 1, 2, 2, 3, 3)):
+        V = rows[:count] / rows[:count].norm(dim=1, keepdim=True)
+        along = V @ x[at].double()
+        missing = (torch.tensor([3.0, 0.0, 2 * float(along[-1])], dtype=torch.float64)[:count]) - along
+        wanted = x[at].double() + torch.linalg.pinv(V) @ missing + 0.5 * sae.W_dec[7].double()
+        torch.testing.assert_close(new[at].double(), wanted, rtol=1e-4, atol=1e-4)
+    assert bench.applied.tally.edited == set(range(PROMPT))
+
+
+def test_two_saes_project_jointly_for_one_text_beside_another(sae: SAE) -> None:
+    """Both texts are joined at the first SAE; one of them is at the second one too."""
+    out = Edit(feature=3, strength=0.0, method="project")
+    later = Edit(feature=4, strength=0.0, method="project", positions="generated")
+    x = activations()
+    alone = [
+        Bench(sae, active(5, Edit(feature=1, strength=2.0), out)),
+        Bench(sae, active(5, out, later), active(6, out)),
+    ]
+    wanted = torch.cat([bench.run(x) for bench in alone])
+    benches = [
+        Bench(sae, active(5, Edit(feature=1, strength=2.0), out)),
+        Bench(sae, active(5, out, later), active(6, out)),
+    ]
+    hook = benches[0].site.hook
+    benches[1].site.hook = hook
+    places = [Place(bench.applied, 0, PROMPT, n * PROMPT) for n, bench in enumerate(benches)]
+    with beside(places, 2 * PROMPT, Joins()):
+        new: Tensor = hook.module(torch.cat([x, x])[None])[0]
+    for bench in benches:
+        bench.applied.settle(0)
+        assert bench.applied.tally.edited == set(range(PROMPT))
+    torch.testing.assert_close(new, wanted)
+
+
 def test_reconstruct_beside_steering(sae: SAE) -> None:
     x = activations()
     edit = Edit(feature=3, strength=2.0)
