@@ -8,8 +8,10 @@ wrong raises `ConfigurationError`, which names the key and where its value came 
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
+import re
 import ssl
 import stat
 import tomllib
@@ -26,6 +28,8 @@ from .domain.commands import Device, ModelDtype, Revision
 
 PREFIX = "SAE_ACTOR_"
 CONFIG_VARIABLE = "SAE_ACTOR_CONFIG"
+CLIENT_VARIABLES = ("SAE_ACTOR_URL", "SAE_ACTOR_TOKEN")
+_PLATFORM = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?")
 
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Token: TypeAlias = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]*\Z", max_length=512)]
@@ -184,19 +188,44 @@ def _read(file: Path) -> Settings:
 
 
 def _key_of(variable: str) -> str | None:
-    """`SAE_ACTOR_SERVER_PORT` → `server.port`; None for a variable of no section, an error for an unknown key of one.
-
-    Variables outside our sections are left alone: `SAE_ACTOR_URL` is the client's, and a container platform
-    sets `SAE_ACTOR_SERVICE_HOST` for a service of this name.
-    """
-    if not variable.startswith(PREFIX):
+    """`SAE_ACTOR_SERVER_PORT` → `server.port`; None for what is of no section, an error for an unknown key of one."""
+    if not _of_a_section(variable):
         return None
     section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
-    if not name or section not in _SECTIONS:
-        return None
     if f"{section}.{name}" not in _TYPES:
-        raise ConfigurationError(f"{variable}: no such key: {section}.{name}")
+        raise ConfigurationError(f"{variable}: no such key: {section}.{name}{_meant(variable)}")
     return f"{section}.{name}"
+
+
+def _of_a_section(variable: str) -> bool:
+    section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
+    return variable.startswith(PREFIX) and bool(name) and section in _SECTIONS
+
+
+def strangers(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What to say of variables that begin as ours do and set nothing: one sentence each, without the value."""
+    return [
+        f"{variable} of the environment sets nothing{_meant(variable)}"
+        for variable, value in sorted(environment.items())
+        if variable.startswith(PREFIX)
+        and variable not in (CONFIG_VARIABLE, *CLIENT_VARIABLES)
+        and not _of_a_section(variable)
+        and not _of_a_platform(variable, value)
+    ]
+
+
+def _of_a_platform(variable: str, value: str) -> bool:
+    """What a container platform sets for a service of our name: `SAE_ACTOR_SERVICE_HOST`, `SAE_ACTOR_PORT=tcp://…`."""
+    name = variable.removeprefix(PREFIX)
+    return _PLATFORM.fullmatch(name) is not None or (name == "PORT" and "://" in value)
+
+
+def _meant(variable: str) -> str:
+    """The known variable that looks most like this one, as the end of a sentence."""
+    name = variable.removeprefix(PREFIX)
+    known = [key.upper().replace(".", "_") for key in _TYPES]
+    alike = [each for each in known if each.endswith(f"_{name}")] or difflib.get_close_matches(name, known, 1)
+    return f"; is it {PREFIX}{alike[0]} that was meant?" if alike else ""
 
 
 def _from_text(key: str, raw: str, variable: str) -> object:

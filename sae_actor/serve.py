@@ -35,6 +35,7 @@ from .config import (
     demo_model_folder,
     grants,
     is_loopback,
+    strangers,
     tls_files,
 )
 from .deferred import DeferredEngine
@@ -74,6 +75,8 @@ def run(
 ) -> int:
     """Serve until a signal or a fault ends it; the exit code (sysexits)."""
     logs.set_up(settings.server.log_format, settings.server.log_level)
+    for each in strangers():
+        logs.say(f"warning: {each}")
     try:
         check_exposure(settings)
         tls_files(settings)

@@ -20,10 +20,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..config import ConfigurationError
+from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
 from . import exits, offline, remote, serving
-from .arguments import parse
+from .arguments import SERVING, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command not in SERVING:  # the service says it in the form of its other lines
+        for each in strangers():
+            print(f"sae-actor: warning: {each}", file=sys.stderr)
     match arguments.command:
         case "serve":
             return serving.serve(arguments)

@@ -123,6 +123,47 @@ def test_what_is_wrong_in_the_environment_is_named(variable: str, value: str) ->
         load(environment={variable: value})
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SAE_ACTOR_PORT", "SAE_ACTOR_SERVER_PORT"),
+        ("SAE_ACTOR_SERVERPORT", "SAE_ACTOR_SERVER_PORT"),
+        ("SAE_ACTOR_DIR", "SAE_ACTOR_DATA_DIR"),
+        ("SAE_ACTOR_DATADIR", "SAE_ACTOR_DATA_DIR"),
+        ("SAE_ACTOR_RECORD_TEXT", "SAE_ACTOR_AUDIT_RECORD_TEXT"),
+        ("SAE_ACTOR_SERVER", "SAE_ACTOR_SERVER_PORT"),
+        ("SAE_ACTOR_FOO", None),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_told_with_what_was_meant(variable: str, meant: str | None) -> None:
+    load(environment={variable: "a secret"})
+    hint = f"; is it {meant} that was meant?" if meant else ""
+    assert config.strangers({variable: "a secret"}) == [f"{variable} of the environment sets nothing{hint}"]
+
+
+def test_an_unknown_key_of_a_section_is_refused_with_what_was_meant() -> None:
+    with pytest.raises(ConfigurationError, match="SAE_ACTOR_SERVER_PORT that was meant"):
+        load(environment={"SAE_ACTOR_SERVER_PROT": "1"})
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    assert not config.strangers(
+        {
+            "SAE_ACTOR_URL": "http://elsewhere",
+            "SAE_ACTOR_TOKEN": "t",
+            "SAE_ACTOR_CONFIG": "f",
+            "SAE_ACTOR_SERVER_PORT": "1",
+            "SAE_ACTOR_SERVICE_HOST": "10.0.0.1",
+            "SAE_ACTOR_SERVICE_PORT": "80",
+            "SAE_ACTOR_SERVICE_PORT_HTTP": "80",
+            "SAE_ACTOR_PORT": "tcp://10.0.0.1:80",
+            "SAE_ACTOR_PORT_80_TCP": "tcp://10.0.0.1:80",
+            "SAE_ACTOR_PORT_80_TCP_ADDR": "10.0.0.1",
+            "OTHER_PORT": "1",
+        }
+    )
+
+
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -169,6 +169,18 @@ def test_what_serve_refuses(tmp_path: Path, command: Command, monkeypatch: pytes
     assert not (tmp_path / "data").exists()
 
 
+def test_a_variable_that_sets_nothing_is_warned_of(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_ACTOR_PORT", "9999")
+    warning = "SAE_ACTOR_PORT of the environment sets nothing; is it SAE_ACTOR_SERVER_PORT that was meant?"
+    offline = command("log", "verify", "--data-dir", str(folder))
+    assert (offline.code, offline.err) == (0, f"sae-actor: warning: {warning}\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        served = command("serve", "--port", str(taken.getsockname()[1]), "--data-dir", str(folder))
+    assert (served.code, served.err.splitlines()[0]) == (69, f"sae-actor: warning: {warning}")
+
+
 def test_read_only(folder: Path, command: Command) -> None:
     before = command("log", "show", "--data-dir", str(folder))
     with serving(folder, "--read-only") as url:
