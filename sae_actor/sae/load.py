@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SAEInvalidError
+from ..errors import BadRequestError, SAEInvalidError
 from ..formats.files import SaeFiles
 from ..formats.headers import open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
@@ -48,9 +48,10 @@ def load_sae(
     process: only for files that nobody else writes.
 
     Raises `SAENotFoundError`, `SAEInvalidError` (keyword `check` names the test), `SAEUnsupportedError`;
-    `ValueError` for a dtype that is none.
+    `BadRequestError` for a device that this machine does not have, `ValueError` for a dtype that is none.
     """
     wanted = None if dtype is None else _dtype(dtype)
+    _check_device(device)
     files = SaeFiles(path, repository_id=repository_id, pickles=read_pickle if allow_pickle else None)
     return load_layout(read_layout(files), device=device, dtype=wanted, mapped=mapped)
 
@@ -83,6 +84,15 @@ def load_layout(
             weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
     warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder and not mapped else ()
     return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Before anything is read. Torch raises one kind or another, by how it was built and what is missing."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadRequestError(f"this machine has no device {device} that torch can use: {why}") from None
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_actor.errors import SAEInvalidError, SAEUnsupportedError
+from sae_actor.errors import SAEError, SAEInvalidError, SAEUnsupportedError
 from sae_actor.formats import FORMATS, describe, weight_files
 from sae_actor.formats.pickles import convert
 from sae_actor.sae import SAE, load_sae
@@ -105,6 +105,13 @@ def test_stored_type_is_kept_unless_another_is_asked_for(tmp_path: Path) -> None
     assert (wide.spec.dtype, wide.spec.stored_dtype) == ("float32", "bfloat16")
     with pytest.raises(ValueError, match="dtype must be one of"):
         load_sae(case.path, dtype="int8")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps", "nonsense", torch.device("xpu")])
+def test_a_device_that_is_not_there(tmp_path: Path, device: torch.device | str) -> None:
+    """It is told before the files are looked at, as an error of this package, however torch puts it."""
+    with pytest.raises(SAEError, match=f"this machine has no device {device} that torch can use: ."):
+        load_sae(tmp_path / "none", device=device)
 
 
 def test_qwen_without_its_repository_lacks_k(tmp_path: Path) -> None:
