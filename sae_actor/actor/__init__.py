@@ -9,13 +9,15 @@ or published is durable. Reads take `actor.state`, an immutable value, and never
 
 from .activations import read_activations
 from .actor import Accepted, Actor
-from .broadcast import PAGE, Broadcast, Wanted
+from .broadcast import PAGE, Broadcast
+from .frames import EVERYTHING, Wanted, names_sae, sse
 from .mailbox import Envelope, Mailbox
 from .perform import Performer
 from .texts import Done, RunningText, Tell, Texts
 from .units import raw_request
 
 __all__ = [
+    "EVERYTHING",
     "PAGE",
     "Accepted",
     "Actor",
@@ -28,6 +30,8 @@ __all__ = [
     "Tell",
     "Texts",
     "Wanted",
+    "names_sae",
     "raw_request",
     "read_activations",
+    "sse",
 ]

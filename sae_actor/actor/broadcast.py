@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from ..domain.events import Event
 from ..ports import EventLog, Head
+from .frames import EVERYTHING, Frame, Wanted, sse
 
 RING = 4096
 RING_BYTES = 8 * 1024 * 1024
@@ -29,31 +31,9 @@ STORED_BYTES = 8 * 1024 * 1024
 """Of pages of the log that are kept for the next reader that comes by."""
 JOINED = 64
 """Joined pages kept until something is published: where readers are scattered, each joins its own."""
+FILTER_SECONDS = 0.005
+"""For looking through frames at a time, before others have their turn."""
 HEARTBEAT = 15.0
-
-
-class Frame(NamedTuple):
-    """One server-sent event, encoded once. `position` is None for what is not in the log."""
-
-    position: int | None
-    type: str
-    data: bytes
-
-
-class Wanted(NamedTuple):
-    """What a reader asks for: all, or only some types, or only what names one SAE."""
-
-    types: frozenset[str] | None = None
-    sae_id: str | None = None
-
-    def takes(self, event_type: str, data: bytes) -> bool:
-        """`data` is JSON, alone or as the last line of a frame."""
-        if self.types is not None and event_type not in self.types:
-            return False
-        return self.sae_id is None or names_sae(data, self.sae_id)
-
-
-EVERYTHING = Wanted()
 
 
 class Page(NamedTuple):
@@ -62,28 +42,6 @@ class Page(NamedTuple):
     data: bytes
     after: int
     passed: int
-
-
-def sse(event_type: str, data: bytes, event_id: str | None = None) -> bytes:
-    """The bytes of one server-sent event; JSON has no raw line breaks, so one data line is enough."""
-    head = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
-    return head + b"event: " + event_type.encode() + b"\ndata: " + data + b"\n\n"
-
-
-def names_sae(data: bytes, sae_id: str) -> bool:
-    """Whether an event says that it is about this SAE: its own `sae_id`, one inside it, or one that it replaces."""
-    if sae_id.encode() not in data:
-        return False
-    _, _, alone = data.rpartition(b"\ndata: ")
-    return _names(msgspec.json.decode(alone), sae_id)
-
-
-def _names(value: Any, sae_id: str) -> bool:
-    if isinstance(value, dict):
-        if value.get("sae_id") == sae_id or sae_id in (value.get("replaces") or ()):
-            return True
-        value = list(value.values())
-    return isinstance(value, list) and any(_names(each, sae_id) for each in value)
 
 
 class Broadcast:
@@ -277,17 +235,18 @@ class Broadcast:
     def _join(self, frames: Sequence[Frame], after: int, passed: int, wanted: Wanted) -> Page:
         parts: list[bytes] = []
         size = 0
+        until = perf_counter() + FILTER_SECONDS
         for frame in frames:
-            if size >= PAGE_BYTES:
+            if size >= PAGE_BYTES or (wanted.sae_id is not None and perf_counter() > until):
                 break
             after = frame.position or after
-            if wanted.takes(frame.type, frame.data):
+            if wanted.takes(frame):
                 parts.append(frame.data)
                 size += len(frame.data)
         for number, frame in self._passing:
             if number > passed:
                 passed = number
-                if wanted.takes(frame.type, frame.data):
+                if wanted.takes(frame):
                     parts.append(frame.data)
         return Page(b"".join(parts), after, passed)
 

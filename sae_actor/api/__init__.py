@@ -4,7 +4,8 @@ security    host, origin, token, role
 sessions    logins of browsers
 transport   the clock on connections, how many there may be, and how many requests on each
 refusing    what is answered on a connection without the application
-turnstile   how many requests begin at once
+turnstile   how many requests begin at once, and how many do what takes long
+pages       the log by the page
 streaming   answers that are sent as they are made
 ending      what is not answered when the service stops is refused
 routes      one table of operations, for litestar and for the description alike

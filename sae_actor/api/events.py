@@ -8,8 +8,7 @@ from typing import Any
 
 from litestar.types import Receive, Scope, Send
 
-from ..actor import Broadcast, Wanted
-from ..actor.broadcast import sse
+from ..actor import Broadcast, Wanted, sse
 from ..domain.events import Event
 from ..errors import MailboxFullError
 from .bodies import whole_number

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any
 
-from ..actor import PAGE
 from ..domain.explaining import Explaining
 from ..errors import NotFoundError
 from .bodies import whole_number
 from .context import context
 from .leaving import walking
 from .logshapes import Generation, Generations
+from .pages import events
 from .reading import MAX_POSITION, POSITION
 from .routes import Answer, AnyRequest, Query, answer, operation
 
@@ -50,12 +51,8 @@ async def get_generation(request: AnyRequest) -> Answer:
 async def _read(request: AnyRequest, wanted: Explaining) -> None:
     """Follow the log as it is now, page by page, as far as it has to be read."""
     log = context(request).log
-    at, head = 0, log.head.position
-    async with walking(request):
-        while at < head and not wanted.complete:
-            page = await log.read(at, min(PAGE, head - at))
-            if not page:
+    async with walking(request), aclosing(events(log, 0, until=log.head.position)) as found:
+        async for event in found:
+            wanted.feed(event)
+            if wanted.complete:
                 return
-            for event in page:
-                wanted.feed(event)
-            at = page[-1].position

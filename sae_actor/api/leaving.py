@@ -39,6 +39,9 @@ async def heard(request: AnyRequest) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def walking(request: AnyRequest) -> AsyncIterator[None]:
-    """Around what reads much of the log for an answer: few at a time, and none for a client that is gone."""
-    async with heard(request), context(request).walks:
+    """Around what reads much of the log for an answer: few at a time, and none for a client that is gone.
+
+    Raises `NotReadyError` where too many wait for their turn already.
+    """
+    async with heard(request), context(request).walks.taken():
         yield

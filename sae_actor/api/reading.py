@@ -6,17 +6,16 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from ..actor import PAGE, Wanted
+from ..actor import EVERYTHING, Wanted
 from ..domain.commands import Download
 from ..domain.events import PAYLOADS, Event
-from ..domain.evolve import evolve
 from ..domain.projections import degraded_view, model_view, running_view, state_view, waiting_for
-from ..domain.state import EMPTY
 from ..errors import BadRequestError, NotFoundError, NotReadyError
-from ..ports import CatalogEntry, Verification
+from ..ports import CatalogEntry, Head, Verification
 from .bodies import whole_number
 from .context import context
 from .leaving import heard, walking
+from .pages import events
 from .routes import Answer, AnyRequest, Query, answer, operation, state_of
 from .schemas import REPOSITORY, REVISION
 from .shapes import Capabilities, Health, LogPage, Model, Ready
@@ -27,6 +26,12 @@ PASSING = frozenset({"download_progress", "model_progress", "activations", "chec
 """Events without id: progress and the like, never logged."""
 
 MAX_LIMIT = 5000
+SHORT = 50
+"""Events that are read without waiting for a turn."""
+WHOLE_BYTES = 256 * 1024
+"""Of payloads: an answer with more of them is sent while it is read."""
+PIECE_BYTES = 16 * 1024
+"""Of such an answer, at a time."""
 MAX_POSITION = 2**53
 MAX_SAE_ID = 200
 POSITION = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
@@ -74,11 +79,8 @@ async def get_state(request: AnyRequest) -> Answer:
         raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
     if at == now.position:
         return answer(request, state_view(now))
-    state = EMPTY
     async with walking(request):
-        async for event in _events(request, 0, Wanted(), until=at):
-            state = evolve(state, event)
-    return answer(request, state_view(state))
+        return answer(request, state_view(await context(request).past.state(context(request).log, at)))
 
 
 def event_types(request: AnyRequest) -> tuple[str, ...] | None:
@@ -109,37 +111,60 @@ def wanted_events(request: AnyRequest) -> Wanted:
 async def get_log(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     wanted = wanted_events(request)
-    head = context(request).log.head
+    log, walks = context(request).log, context(request).walks
+    head = log.head
     if "application/x-ndjson" in request.headers.get("accept", ""):
-        return Streamed(_lines(request, after, wanted, head.position), media_type="application/x-ndjson")
+        lines = _pieces(_lines(events(log, after, until=head.position, wanted=wanted, places=walks)))
+        async with heard(request):
+            first = await anext(lines)
+        return Streamed(_behind(first, lines), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
-    found: list[Event] = []
-    async with walking(request):
-        async for event in _events(request, after, wanted, until=head.position):
-            found.append(event)
-            if len(found) == limit:
+    # What is short is read beside those who read much.
+    places = None if limit <= SHORT and wanted == EVERYTHING else walks
+    found = events(log, after, until=head.position, wanted=wanted, limit=limit, places=places)
+    held: list[msgspec.Raw] = []
+    size = 0
+    async with heard(request):
+        async for event in found:
+            held.append(msgspec.Raw(msgspec.json.encode(event)))
+            size += len(event.data)
+            if size > WHOLE_BYTES:
                 break
-    return answer(request, {"events": found, "head": head})
+        else:
+            return answer(request, {"events": held, "head": head})
+    # A reader that dawdles is not to keep the rest in memory: it is read as it is taken.
+    begun = b'{"events":[' + b",".join(map(bytes, held))
+    headers = {"etag": f'"{state_of(request).revision}"', "cache-control": "no-store"}
+    return Streamed(_pieces(_page(begun, found, head)), media_type="application/json", headers=headers)
 
 
-async def _lines(request: AnyRequest, after: int, wanted: Wanted, until: int) -> AsyncIterator[bytes]:
-    async for event in _events(request, after, wanted, until=until):
+async def _page(begun: bytes, found: AsyncIterator[Event], head: Head) -> AsyncIterator[bytes]:
+    yield begun
+    async for event in found:
+        yield b"," + msgspec.json.encode(event)
+    yield b'],"head":' + msgspec.json.encode(head) + b"}"
+
+
+async def _lines(found: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    async for event in found:
         yield msgspec.json.encode(event) + b"\n"
 
 
-async def _events(request: AnyRequest, after: int, wanted: Wanted, *, until: int) -> AsyncIterator[Event]:
-    """Events behind `after` up to and with `until`, read by the page."""
-    types = None if wanted.types is None else sorted(wanted.types)
-    while after < until:
-        page = await context(request).log.read(after, PAGE, types)
-        for event in page:
-            if event.position > until:
-                return
-            if wanted.takes(event.type, bytes(event.data)):
-                yield event
-        if len(page) < PAGE:
-            return
-        after = page[-1].position
+async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """As few as are worth a trip to the socket."""
+    held = bytearray()
+    async for part in parts:
+        held += part
+        if len(held) >= PIECE_BYTES:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
+
+
+async def _behind(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for each in rest:
+        yield each
 
 
 @operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")

@@ -1,9 +1,14 @@
-"""So many requests begin in one turn of the event loop, that a turn stays short whatever comes at once."""
+"""How many requests begin in one turn of the event loop, that a turn stays short whatever comes at once, and how many
+do at the same time what takes long."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import AsyncIterator
+
+from ..errors import NotReadyError
 
 
 class Turnstile:
@@ -37,3 +42,31 @@ class Turnstile:
         self._turning = self._begun > 0
         if self._turning:
             asyncio.get_running_loop().call_soon(self._turn)
+
+
+class Places:
+    """`most` at a time, `waiting` more until one is free; whoever comes then is told to come back."""
+
+    def __init__(self, most: int, waiting: int) -> None:
+        self._free = asyncio.Semaphore(most)
+        self._most_waiting = waiting
+        self._waiting = 0
+
+    def locked(self) -> bool:
+        """Whether none is free."""
+        return self._free.locked()
+
+    @contextlib.asynccontextmanager
+    async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
+        """begun: an answer has begun, and is not refused any more. Raises `NotReadyError`."""
+        if not begun and self._free.locked() and self._waiting >= self._most_waiting:
+            raise NotReadyError("too much of the log is being read", retry_after=1)
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from sae_actor.actor import PAGE, Broadcast, Wanted
-from sae_actor.actor.broadcast import PAGE_BYTES, Page, names_sae, sse
+from sae_actor.actor.broadcast import PAGE_BYTES, Page
+from sae_actor.actor.frames import names_sae, sse
 from sae_actor.domain import events as ev
 from sae_actor.domain.refs import Edit, HookPoint
 from sae_actor.errors import LogError
