@@ -24,6 +24,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
         )
     if request.deterministic:
         _deterministic(state)
+    _in_the_text(request)
     intervention = () if request.baseline else _intervention(request.steering, request.interventions, state)
     return [
         ev.GenerationStarted(
@@ -42,6 +43,19 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
         )
     ]
+
+
+def _in_the_text(request: AdmitGeneration) -> None:
+    """Refuse an edit of the request's own for a position that its text cannot come to have."""
+    longest = request.tokens_prompt + request.sampling.max_tokens - 1
+    own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
+    for edit in own:
+        if (first := edit.named_position) >= longest:
+            raise errors.BadRequestError(
+                f"position {first} is past the text: {request.tokens_prompt} tokens of prompt and at most "
+                f"{request.sampling.max_tokens} more, the last of which is not read",
+                param="positions",
+            )
 
 
 def _turns(intervention: Intervention, turns: tuple[Turn, ...] | None) -> tuple[Turn, ...]:

@@ -90,6 +90,13 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True):
     when: When | None = None
 
     @property
+    def named_position(self) -> int:
+        """The highest of the numbers that `tokens` lists, or where a range begins; 0 where there is none."""
+        if not isinstance(self.positions, Span):
+            return 0
+        return max(self.positions.tokens or (self.positions.from_ or 0,))
+
+    @property
     def asks_for_roles(self) -> bool:
         return isinstance(self.positions, Span) and self.positions.role is not None
 

@@ -130,8 +130,8 @@ def _modes(each: Operation) -> list[GenerationMode]:
 
 
 def possible(body: Any) -> None:
-    """Take out what JSON Schema has no words for: 1.0 is no whole number here, a range has a length, an edit of an
-    attachment names no other SAE, and a layer is said once."""
+    """Take out what JSON Schema has no words for: 1.0 is no whole number here, a range has a length, an edit is
+    of a position that the text can have, that of an attachment names no other SAE, and a layer is said once."""
     parts = body.values() if isinstance(body, dict) else body if isinstance(body, list) else ()
     for part in parts:
         possible(part)
@@ -143,6 +143,11 @@ def possible(body: Any) -> None:
             del body["to"]
         if "strength" in body:
             body.pop("sae_id", None)
+            positions = body.get("positions")
+            if isinstance(positions, dict):
+                positions.update(
+                    {key: [0] if key == "tokens" else 0 for key in ("tokens", "from") if positions.get(key)}
+                )
         if isinstance(body.get("layer"), int):
             body.pop("hook_point", None)
     elif isinstance(body, list):

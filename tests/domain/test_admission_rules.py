@@ -352,3 +352,21 @@ def test_only_by_the_model_that_the_prompt_was_read_for() -> None:
     story.and_then(loaded("org/other")).when(ask(model_position=2)).refused("model_not_loaded", status="loaded")
     back = story.and_then(DIED, restored(2))
     back.when(ask(model_position=2)).then_types(ev.GenerationStarted)
+
+
+LAST = 3 + SAMPLING.max_tokens - 2
+"""The highest position of such a text: the last token that is made is not read."""
+
+
+@pytest.mark.parametrize("span", [Span(tokens=(0, LAST + 1)), Span(from_=LAST + 1), Span(from_=LAST + 5, to=LAST + 9)])
+@pytest.mark.parametrize("in_full", [True, False])
+def test_an_edit_of_what_the_text_cannot_have_is_refused(span: Span, in_full: bool) -> None:
+    edits = (edit(positions=span),)
+    wish = {"interventions": (RequestedIntervention(sae_id=A, steering=edits),)} if in_full else {"steering": edits}
+    given(STARTED, loaded(), cached(), attached()).when(ask(**wish)).refused("bad_request", param="positions")
+
+
+@pytest.mark.parametrize("span", [Span(tokens=(0, LAST)), Span(from_=LAST), Span(to=LAST + 100), Span(from_=0)])
+def test_an_edit_may_reach_behind_the_text(span: Span) -> None:
+    story = given(STARTED, loaded(), cached(), attached()).when(ask(steering=(edit(positions=span),)))
+    assert intervention(story)[0].steering[0].positions == span
