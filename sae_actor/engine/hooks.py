@@ -23,8 +23,9 @@ from ..errors import InternalError, SAEError, SAEUnsupportedError
 from ..ports import Activations
 from ..sae.projections import Projections
 from ..sae.steering import Steering
+from .entries import Entry, Reading
 from .joins import Joins
-from .joint import Entry, Joint, Reading
+from .joint import Joint
 from .positions import Flags, Marks, group_of, mask
 from .probes import Probe, ProbeJoint
 
@@ -55,10 +56,15 @@ class Part:
         self.without_sinks: Flags = np.array([group.without_sinks for group in of_edit], dtype=np.bool_)
         """[n_edits]"""
         self._marks = marks
+        named = {each for edit in sae.steering for each in edit.exclude}
+        self.passes = named or {"sink"}
+        """What `reconstruct` passes through: all that an edit leaves out, sinks where none says what."""
 
     @property
     def knows_sinks(self) -> bool:
-        return self.reconstructs or any(group.without_sinks for group in self._groups)
+        if self.reconstructs and "sink" in self.passes:
+            return True
+        return any(group.without_sinks for group in self._groups)
 
     @property
     def projections(self) -> Projections | None:
@@ -76,11 +82,25 @@ class Part:
         """[n_edits, n]: which positions are left alone for their tokens' sake; None for none."""
         if not any(group.without_special or group.without_template for group in self._groups):
             return None
-        if self._marks is None:
-            raise InternalError("the kinds of the tokens are not known")
-        special, template = self._marks.special(first, stop), self._marks.template(first, stop)
+        special, template = self._kinds(first, stop)
         groups = [group.without_special & special | group.without_template & template for group in self._groups]
         return np.stack(groups)[self._group_of_edit]
+
+    def passed(self, first: int, stop: int) -> Flags:
+        """[n]: which positions `reconstruct` passes through for their tokens' sake."""
+        passed = np.zeros(stop - first, dtype=np.bool_)
+        if self.passes <= {"sink"}:
+            return passed
+        for kind, marked in zip(("special", "template"), self._kinds(first, stop), strict=True):
+            if kind in self.passes:
+                passed |= marked
+        return passed
+
+    def _kinds(self, first: int, stop: int) -> tuple[Flags, Flags]:
+        """[n] each: special tokens, tokens of the template."""
+        if self._marks is None:
+            raise InternalError("the kinds of the tokens are not known")
+        return self._marks.special(first, stop), self._marks.template(first, stop)
 
 
 class HookFault(Exception):  # noqa: N818 — a fault of an SAE, named as in the event log

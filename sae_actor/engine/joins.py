@@ -13,7 +13,7 @@ from ..sae.steering import Steering
 from .positions import Flags
 
 if TYPE_CHECKING:
-    from .joint import Writing
+    from .entries import Writing
 
 MAX_JOINED = 8
 JOINED_BYTES = 64 * 2**20

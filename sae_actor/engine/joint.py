@@ -8,65 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..architectures import Hook
 from ..errors import InternalError, OutOfMemoryError, SAEError
+from .entries import Entry, Writing
 from .failures import explained
 from .joins import Joins
-from .positions import Flags
 
 if TYPE_CHECKING:
-    from .hooks import Part, Site
+    from .hooks import Part
 
 SINK_FACTOR = 5.0
 """A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
-
-
-@dataclass
-class Reading:
-    """What a hook did to the rows of one text in one step."""
-
-    calls: int = 0
-    failure: SAEError | None = None
-    at_fault: int | None = None
-    """attach_position of the SAE that failed; None: none did."""
-    x_finite: bool = True
-    new_finite: bool = True
-    edited: Sequence[bool] = ()
-    """Of each row; empty where nothing was to be done."""
-    passed: Sequence[bool] = ()
-    """Rows that were left alone as excluded."""
-    ratios: Sequence[float] = ()
-    """|difference| / |x|"""
-
-
-class Entry(NamedTuple):
-    """A text at a hook point: positions first … stop − 1 are the rows from `row` on."""
-
-    site: Site
-    first: int
-    stop: int
-    row: int
-    prompt: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.first
-
-
-class Writing(NamedTuple):
-    """One SAE of one text in one step."""
-
-    part: Part
-    entry: Entry
-    at: int
-    """First of its rows among those that are computed."""
-    covered: Flags
-    """[n_edits, n]"""
 
 
 @dataclass
@@ -212,7 +170,8 @@ class Joint:
         projecting: dict[Part, Tensor] = {}
         if first.reconstructs:
             values, _ = steering.reconstruct(own, active, read)
-            touched, passed = ~own_sinks, own_sinks
+            passed = _passed(group, own_sinks)
+            touched = ~passed
         else:
             # In the SAE's type, so that the sum is rounded to the model's once.
             alone = _alone(group, device)
@@ -261,6 +220,13 @@ def _at_fault(entry: Entry, x: Tensor, written: list[int]) -> int | None:
         if not sound:
             return part.attach_position
     return None
+
+
+def _passed(group: Sequence[Writing], sinks: Tensor) -> Tensor:
+    """bool [m]: rows that `reconstruct` passes through; of them, sinks [m] are those where |x| tells."""
+    marked = np.concatenate([each.part.passed(each.entry.first, each.entry.stop) for each in group])
+    without = np.repeat(["sink" in each.part.passes for each in group], [each.entry.size for each in group])
+    return torch.from_numpy(marked).to(sinks.device) | (torch.from_numpy(without).to(sinks.device) & sinks)
 
 
 def _alone(group: Sequence[Writing], device: torch.device) -> Tensor | None:

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sae_actor.architectures import Architecture, Hook
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, Span
+from sae_actor.domain.refs import ActiveSae, Edit, Exclusion, HookPoint, Mode, Span, Turn
 from sae_actor.engine.hooks import Applied, HookFault, Part, Place, Site, beside
 from sae_actor.engine.joins import Joins
+from sae_actor.engine.positions import Marks
 from sae_actor.sae import SAE, load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import POINT, active
@@ -154,6 +155,51 @@ def test_reconstruct_beside_steering(sae: SAE) -> None:
     wanted = sae(x)
     wanted[0] = x[0]  # the sink passes the reconstruction, not the edit that did not exclude it
     torch.testing.assert_close(new, wanted + 2.0 * sae.W_dec[3])
+
+
+def test_reconstruct_passes_what_its_edits_leave_out(sae: SAE) -> None:
+    """Sinks too, unless the edits say what to leave out and do not name them."""
+    x = activations()
+    x[4] *= 100
+    ids, turns = (8, 9, 256, 9, 9, 9), (Turn(role="user", first=0, stop=6, content=(1, 5)),)
+    wanted: dict[tuple[Exclusion, ...], set[int]] = {
+        (): {0, 4},
+        ("sink",): {0, 4},
+        ("special",): {2},
+        ("template",): {0, 5},
+        ("special", "sink"): {0, 2, 4},
+        ("special", "template", "sink"): {0, 2, 4, 5},
+    }
+    for exclude, passed in wanted.items():
+        described = active(5, Edit(feature=2, strength=1.0, exclude=exclude), Edit(feature=3, strength=1.0))
+        described = replace(described, mode="reconstruct")
+        bench = Bench(sae)
+        marks = Marks(ids, frozenset({256}), turns)
+        bench.site.parts.append(Part(described, Steering.prepare(sae, described.steering), PROMPT, turns, marks))
+        new = bench.run(x)
+        assert bench.applied.tally.excluded == passed, exclude
+        assert bench.applied.tally.edited == set(range(PROMPT)) - passed
+        assert torch.equal(new[sorted(passed)], x[sorted(passed)])
+        rest = sorted(bench.applied.tally.edited)
+        torch.testing.assert_close(new[rest], (sae(x) + sae.W_dec[2] + sae.W_dec[3])[rest])
+
+
+def test_reconstructions_of_two_texts_pass_what_each_leaves_out(sae: SAE) -> None:
+    x = activations()
+    benches = []
+    hook = Bench(sae).site.hook
+    for exclude in (("special",), ("sink",)):
+        described = replace(active(5, Edit(feature=2, strength=1.0, exclude=exclude)), mode="reconstruct")
+        bench = Bench(sae)
+        marks = Marks((256, 9, 256, 9, 9, 9), frozenset({256}), ())
+        bench.site.parts.append(Part(described, Steering.prepare(sae, described.steering), PROMPT, (), marks))
+        bench.site.hook = hook
+        benches.append(bench)
+    with beside([Place(each.applied, 0, PROMPT, n * PROMPT) for n, each in enumerate(benches)], 2 * PROMPT, Joins()):
+        hook.module(torch.cat([x, x])[None])
+    for bench, passed in zip(benches, ({0, 2}, {0}), strict=True):
+        bench.applied.settle(0)
+        assert bench.applied.tally.excluded == passed
 
 
 def test_sinks_are_known_by_the_prompts_median(sae: SAE) -> None:
