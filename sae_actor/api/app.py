@@ -20,8 +20,6 @@ from .security import cookie_name, guarded
 ROOMS = (commands, saes, reading, events, text, generations, activations, compare, login, metrics, web)
 """Modules that put their routes into the table."""
 
-MAX_BODY = 4 * 1024 * 1024
-
 
 @operation("GET", "/schema", "This description (OpenAPI)",
            answers=((200, "application/vnd.oai.openapi+json"),))  # fmt: skip
@@ -42,7 +40,6 @@ def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
             MemoryError: on_no_memory,
             Exception: on_fault,
         },
-        request_max_body_size=MAX_BODY,
         logging_config=None,
         middleware=middleware,
     )

@@ -13,6 +13,9 @@ from .routes import Answer, AnyRequest, answer, operation
 from .security import MAX_TOKEN, Caller, cookie_name, session_id_of
 from .shapes import Session
 
+MAX_LOGIN = 8 * 1024
+"""Bytes of a body that anyone may send: the longest token, each character escaped."""
+
 
 class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
     """A token as it would stand behind `Authorization: Bearer`."""
@@ -27,14 +30,16 @@ async def get_session(request: AnyRequest) -> Answer:
 
 
 @operation("POST", "/login", "Log in with a token: the answer sets a cookie, by which the page's requests are known",
-           body=LoginBody, returns=Session, errors=("too_many_attempts",), open=True,
+           body=LoginBody, returns=Session, errors=("too_many_attempts",), open=True, max_body=MAX_LOGIN,
            examples={"a token": {"token": "correct-horse-battery-staple"}}, tag="page")  # fmt: skip
 async def post_login(request: AnyRequest) -> Answer:
-    body: LoginBody = await body_of(request, LoginBody)
     known = context(request)
+    address = request.client.host if request.client is not None else ""
+    known.attempts.check(address)
+    body: LoginBody = await body_of(request, LoginBody)
     if not known.access:
         raise BadRequestError("this service asks for no token")
-    address = request.client.host if request.client is not None else ""
+    # Others may have failed while the body came.
     known.attempts.check(address)
     grant = known.access.of(body.token.encode())
     if grant is None:

@@ -60,6 +60,8 @@ class Operation:
     """Answered without a token."""
     rest: bool = False
     """The last part of the path may hold slashes."""
+    max_body: int = 4 * 1024 * 1024
+    """Bytes that a body may have."""
     tag: str = "service"
 
 
@@ -89,7 +91,12 @@ def _litestar(each: Operation) -> HTTPRouteHandler:
 
     run.__name__ = handler.__name__
     path = each.path.replace("}", ":path}" if each.rest else ":str}")
-    made: HTTPRouteHandler = route(path, http_method=[each.method], status_code=each.answers[0][0])(run)  # type: ignore[list-item]
+    made: HTTPRouteHandler = route(
+        path,
+        http_method=[each.method],  # type: ignore[list-item]
+        status_code=each.answers[0][0],
+        request_max_body_size=each.max_body,
+    )(run)
     return made
 
 

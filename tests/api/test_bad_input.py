@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from sae_actor.api.bodies import decoded
+from sae_actor.errors import BadRequestError
+
 from .conftest import Running
 
 pytestmark = pytest.mark.anyio
@@ -158,3 +161,21 @@ async def test_wrong_methods(service: Running) -> None:
     for method, path in (("DELETE", "/api/commands"), ("POST", "/api/model"), ("PUT", "/api/saes")):
         answer = await service.client.request(method, path)
         assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
+
+
+async def test_twins_in_every_writing(service: Running) -> None:
+    """One key twice in one object, by escapes too, and in bodies that are decoded beside the loop."""
+    key, many = b'{"type":"UnloadModel","a":%s}', b",".join(b'"%d":[1,{"a":":"}]' % n for n in range(3000))
+    for inside, twice in (
+        (b'{"b":1,"\\u0062":2}', True), (b'{"b":1,"b" :2}', True), (b'[{"b":1},{"b":2}]', False),
+        (b'{"b":{"b":{"b":1}},"c":["b","b"]}', False), (b'{"b":"\\"b\\":","c":"{\\"b\\":1,\\"b\\":2}"}', False),
+        (b'{"\\"":1,"\\u0022":2}', True), (b'{"\\\\":1,"\\"":2}', False), (b'{"b":1,"c":{"d":1,"d":2}}', True),
+        (b"{%s}" % many, False), (b'{%s,"2999":1}' % many, True), (b'{"e\\u0301":1,"\\u00e9":2}', False),
+    ):  # fmt: skip
+        if twice:
+            with pytest.raises(BadRequestError, match="twice"):
+                decoded(key % inside, dict[str, Any])
+        else:
+            assert decoded(key % inside, dict[str, Any])["type"] == "UnloadModel"
+        problem = await refused(service, "/api/commands", key % inside)
+        assert problem["status"] == 400

@@ -1,0 +1,117 @@
+"""What somebody unknown can do at the door of a real process, and what large bodies cost the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from .harness import Process
+from .test_network import connected, head, resident, started, to_the_end, whole
+
+MIB = 1024 * 1024
+LOGIN = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Process]:
+    with started(tmp_path / "data") as process:
+        yield process
+        whole(process)
+
+
+def status(connection: socket.socket) -> int:
+    """Of the answer that comes, whether or not the request has come in whole."""
+    connection.settimeout(5)
+    found = re.match(rb"HTTP/1\.1 (\d+) ", connection.recv(4096))
+    assert found is not None
+    return int(found[1])
+
+
+def logged_in(service: Process, token: str, *lines: str) -> int:
+    body = json.dumps({"token": token}).encode()
+    with connected(service) as connection:
+        extra = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+        connection.sendall(LOGIN + extra + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        return status(connection)
+
+
+def seconds_of_health(service: Process, seconds: float) -> list[float]:
+    """How long answers took, asked for over and over."""
+    told, until_then = [], time.monotonic() + seconds
+    while time.monotonic() < until_then:
+        began = time.monotonic()
+        with connected(service) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert status(connection) == 200
+        told.append(time.monotonic() - began)
+        time.sleep(0.01)
+    return told
+
+
+# — bodies —
+
+
+def test_the_longest_token_is_a_login_and_what_is_longer_is_not_read(service: Process) -> None:
+    escaped = b'{"token":"%s"}' % (b"\\u0078" * 1024)
+    with connected(service) as connection:
+        connection.sendall(LOGIN + b"Content-Length: %d\r\n\r\n" % len(escaped) + escaped)
+        assert status(connection) == 401
+    for length in (16 * 1024, 4 * MIB):
+        with connected(service) as connection:
+            connection.sendall(LOGIN + b"Content-Length: %d\r\n\r\n" % length)
+            assert status(connection) == 413
+    with connected(service) as connection:
+        connection.sendall(LOGIN + b"Transfer-Encoding: chunked\r\n\r\n4000\r\n" + b" " * 0x4000 + b"\r\n")
+        assert status(connection) == 413
+
+
+def test_halves_of_logins_take_no_memory(service: Process) -> None:
+    before = resident(service)
+    with contextlib.ExitStack() as opened:
+        for _ in range(30):
+            connection = opened.enter_context(connected(service))
+            connection.sendall(LOGIN + b"Content-Length: %d\r\n\r\n" % (2 * MIB))
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b'{"token":"' + b"x" * MIB)
+        assert resident(service) - before < 8 * MIB
+
+
+def test_who_has_failed_too_often_is_told_before_anything_is_read(service: Process) -> None:
+    assert [logged_in(service, f"guess {n}") for n in range(11)] == [401] * 10 + [429]
+    with connected(service) as connection:
+        connection.sendall(LOGIN + b"Content-Length: 5000\r\n\r\n")
+        assert status(connection) == 429
+
+
+HEAVY = {
+    "a key over and over": b'{"type":"UnloadModel",' + b'"type":"UnloadModel",' * 190_000 + b'"type":"UnloadModel"}',
+    "many keys": b'{"prompt":"a","metadata":{' + b",".join(b'"%d":"a"' % n for n in range(290_000)) + b"}}",
+    "many strings": b'{"prompt":[' + b'"a",' * 1_000_000 + b'"a"]}',
+    "many numbers": b'{"prompt":[' + b"1," * 2_000_000 + b"1]}",
+}
+
+
+@pytest.mark.parametrize("body", HEAVY.values(), ids=HEAVY)
+def test_large_bodies_keep_nobody_waiting(service: Process, body: bytes) -> None:
+    path = "/api/commands" if b"UnloadModel" in body else "/v1/completions"
+    raw = head(path, f"Content-Length: {len(body)}", "Connection: close") + body
+
+    def post() -> bytes:
+        with connected(service) as connection:
+            connection.sendall(raw)
+            return to_the_end(connection)
+
+    with ThreadPoolExecutor(2) as pool:
+        posted = [pool.submit(post) for _ in range(2)]
+        told = seconds_of_health(service, 1.5)
+        answers = [each.result() for each in posted]
+    assert all(re.match(rb"HTTP/1\.1 4\d\d ", answer) for answer in answers), answers
+    assert max(told) < 0.8, max(told)
