@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,11 +159,16 @@ class Actor:
         events: tuple[Event, ...] = await self._send(envelope)
         return Accepted(command_id, events[0].position, min(self.state.revision, events[-1].position))
 
-    async def admit(self, request: AdmitGeneration, *, principal: str) -> Event:
-        """Admit a text request: the GenerationStarted, durable, with the intervention it will run under."""
+    async def admit(
+        self, request: AdmitGeneration, *, principal: str, begin: Callable[[Event], None] | None = None
+    ) -> Event:
+        """Admit a text request: the GenerationStarted, durable, with the intervention it will run under.
+
+        begin: called with that in its turn, before the device loses anything. It does not wait, and does not raise.
+        """
         self._open_for_writing(request)
         request = await raw_request(request, self.state, self._engine)
-        events: tuple[Event, ...] = await self._send(Envelope(request, principal, self._future()))
+        events: tuple[Event, ...] = await self._send(Envelope(request, principal, self._future(), begin=begin))
         return events[0]
 
     def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
@@ -229,6 +234,7 @@ class Actor:
         self.state = turn.state
         if any(event.type == "GpuLost" for event in recorded):
             self._fail(DeviceLostError("the device is lost"))
+        self._begin(turn, recorded)
         self._reconcile()
         self._answer(turn, recorded)
         self.counts.took(turn, before, recorded, self._clock.monotonic() - began)
@@ -240,6 +246,13 @@ class Actor:
         recorded = await self._log.append(drafts, expected=self.state.position)
         self.counts.appended(recorded, self._clock.monotonic() - began)
         return recorded
+
+    @staticmethod
+    def _begin(turn: Turn, recorded: tuple[Event, ...]) -> None:
+        """Before anything is taken from the device: a Detach in the same turn finds the texts it has to wait for."""
+        for envelope, answer in turn.answers:
+            if envelope.begin is not None and isinstance(answer, slice):
+                envelope.begin(recorded[answer.start])
 
     def _answer(self, turn: Turn, recorded: tuple[Event, ...]) -> None:
         for envelope, answer in turn.answers:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..domain.events import Event
 from ..domain.messages import Message
 from ..errors import MailboxFullError, SAEError
 
@@ -26,6 +28,8 @@ class Envelope:
     """What the rules see in place of `message`: the same with raw strengths."""
     refused: SAEError | None = None
     """Refused before the rules see it: a strength that cannot be resolved."""
+    begin: Callable[[Event], None] | None = None
+    """Called in the turn, with its first event, once that is durable."""
     reserved: bool = field(default=False)
 
     def answer(self, value: Any) -> None:

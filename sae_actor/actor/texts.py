@@ -1,27 +1,25 @@
 """Text under an intervention: admitted by a turn of the actor, made by the engine, closed on record.
 
-A request runs in tasks of its own, one that makes the text and one that puts its end on record, so that a client
-who goes away cancels the text but never the record of it: the last thing a reader gets comes after GenerationFinished
-is durable.
+A request runs in tasks of its own, one that reads what the engine makes and one that puts its end on record, so that
+a client who goes away ends the text but never the record of it: the last thing a reader gets comes after
+GenerationFinished is durable.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import secrets
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec.structs import replace
 
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
-from ..domain.refs import FinishReason
 from ..errors import (
     DeadlineExceededError,
     DeviceLostError,
@@ -29,18 +27,20 @@ from ..errors import (
     MailboxFullError,
     SAEError,
     TooLargeError,
-    from_code,
 )
-from ..ports import Engine, Finished, TextRequest, Token, Watch
+from ..ports import Engine, Finished, TextItems, TextRequest, Token, Watch
 from .actor import Actor
 from .counts import TextCounts
 from .monitoring import Monitors, watches
-from .perform import problem
+from .records import cut_off, failure, record_of, with_text
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """Past a text's deadline the engine ends it by itself, should it not have heard that it was given up."""
+
+FAREWELL_SECONDS = 2.0
+"""A text that is given up ends after its step: how long it is waited for what the engine then tells of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class RunningText:
     """One admitted request. Iterate for its tokens and, last, a `Done`; an error is raised in its place."""
 
     def __init__(self, started: Event, payload: GenerationStarted, prompt: Sequence[str | None]) -> None:
+        self.event = started
         self.position = started.position
         self.principal = started.principal
         self.started = payload
@@ -74,13 +75,13 @@ class RunningText:
         self.made: list[Token] = []
         self.written = [*prompt]
         """Text of each token, the prompt's first; None where nobody told."""
-        self.making: asyncio.Task[Finished | SAEError] | None = None
-        """The engine's part: what `abandon` cancels. The record of the end is not."""
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once nobody reads any more."""
 
     def abandon(self) -> None:
         """Nobody reads any more: stop the text and free its place. Harmless after the end."""
-        if self.making is not None:
-            self.making.cancel()
+        if not self.left.done():
+            self.left.set_result(None)
 
     async def __aiter__(self) -> AsyncGenerator[Token | Done, None]:
         try:
@@ -118,6 +119,7 @@ class Texts:
         """deadline_seconds: a text that is not done so long after its admission is given up. places: for how many texts
         the engine has room; a further one is refused before anything of it is on record."""
         self.deadline_seconds = deadline_seconds
+        self.farewell_seconds = FAREWELL_SECONDS
         self.places = places
         self._actor = actor
         self._engine = engine
@@ -173,7 +175,19 @@ class Texts:
         principal: str,
         tell: Tell,
     ) -> RunningText:
-        event = await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal)
+        opening = asyncio.current_task()
+        begun: list[RunningText] = []
+
+        def begin(event: Event) -> None:
+            self._opening.discard(opening)
+            begun.append(self._begin(event, token_ids, tell))
+
+        await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin)
+        return begun[0]
+
+    def _begin(self, event: Event, token_ids: tuple[int, ...], tell: Tell) -> RunningText:
+        """Hand an admitted text to the engine, in the turn that put its beginning on record: what is taken from the
+        device behind that finds it there, and waits for it."""
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
         self.counts.tokens.add("prompt", amount=len(token_ids))
@@ -191,19 +205,30 @@ class Texts:
             turns=payload.turns,
             deterministic=payload.deterministic,
         )
-        text.making = asyncio.create_task(self._generate(text, request), name=payload.generation_id)
-        task = asyncio.create_task(self._run(text, text.making, token_ids), name=f"{payload.generation_id} record")
+        stream: TextItems | SAEError
+        try:
+            stream = self._engine.generate(request)
+        except SAEError as error:
+            stream = error
+        except Exception:
+            stream = _unexpected(text)
+        reading = asyncio.create_task(self._read(text, stream), name=payload.generation_id)
+        stop = (lambda: None) if isinstance(stream, SAEError) else stream.stop
+        task = asyncio.create_task(self._run(text, reading, stop, token_ids), name=f"{payload.generation_id} record")
         self._running[task] = text
         task.add_done_callback(self._running.pop)
         return text
 
     async def _run(
-        self, text: RunningText, making: asyncio.Task[Finished | SAEError], token_ids: tuple[int, ...]
+        self,
+        text: RunningText,
+        reading: asyncio.Task[Finished | SAEError],
+        stop: Callable[[], None],
+        token_ids: tuple[int, ...],
     ) -> None:
         """Put the end of a text on record, then give it out."""
-        await asyncio.wait([making])
-        ended = _cut_off(token_ids, text.made, "cancelled") if making.cancelled() else making.result()
-        record = _record(text, token_ids, ended)
+        ended = await self._end(text, reading, stop, len(token_ids))
+        record = record_of(text.event, text.started, token_ids, ended)
         self.counts.texts.add(record.finish_reason)
         if isinstance(ended, Finished) and ended.faulted is not None:
             self._report_fault(text, ended)
@@ -215,9 +240,33 @@ class Texts:
         if isinstance(ended, SAEError):
             text.items.put_nowait(ended)
         elif ended.reason == "error":
-            text.items.put_nowait(_failure(ended))
+            text.items.put_nowait(failure(ended))
         else:
             text.items.put_nowait(Done(ended, record))
+
+    async def _end(
+        self,
+        text: RunningText,
+        reading: asyncio.Task[Finished | SAEError],
+        stop: Callable[[], None],
+        tokens_prompt: int,
+    ) -> Finished | SAEError:
+        """How a text ends: by itself, or, given up, as the engine tells of it, whose thread may be what hangs."""
+        either: list[asyncio.Future[Any]] = [reading, text.left]
+        await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        late = not text.left.done()
+        stop()
+        await asyncio.wait([reading], timeout=self.farewell_seconds)
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait([reading])
+        ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
+        if not late or isinstance(ended, SAEError):
+            return ended
+        error = DeadlineExceededError(f"the text was not done within {self.deadline_seconds:g} seconds")
+        return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _tell(
         self, text: RunningText, record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
@@ -225,35 +274,30 @@ class Texts:
         """Put the record into the log; the text with it where that is wanted and not too long for an event."""
         if self._record_text:
             with contextlib.suppress(TooLargeError):
-                whole = _with_text(record, token_ids, ended)
+                whole = with_text(record, token_ids, ended)
                 await self._actor.tell(whole, principal=text.principal)
                 return whole
         await self._actor.tell(record, principal=text.principal)
         return record
 
-    async def _generate(self, text: RunningText, request: TextRequest) -> Finished | SAEError:
-        """Run the engine; every error becomes a value, so that the end is always recorded."""
+    async def _read(self, text: RunningText, stream: TextItems | SAEError) -> Finished | SAEError:
+        """What the engine makes; every error becomes a value, so that the end is always recorded."""
         try:
-            async with (
-                asyncio.timeout(self.deadline_seconds),
-                contextlib.aclosing(self._engine.generate(request)) as stream,
-            ):
+            if isinstance(stream, SAEError):
+                raise stream
+            async with contextlib.aclosing(stream):
                 async for item in stream:
                     if isinstance(item, Finished):
                         return item
                     self._take(text, item)
-        except TimeoutError:
-            # Here and not in the engine alone, whose thread may be what hangs.
-            late = DeadlineExceededError(f"the text was not done within {self.deadline_seconds:g} seconds")
-            return _cut_off(request.token_ids, text.made, "error", late)
         except DeviceLostError as error:
             self._actor.tell(ev.GpuLost(detail=error.detail))
             return error
         except SAEError as error:
             return error
         except Exception:
-            logger.exception("%s failed unexpectedly", text.started.generation_id)
-        return InternalError("the text could not be made; the service's log has the cause")
+            return _unexpected(text)
+        return InternalError("the engine ended the text without a word")
 
     def _take(self, text: RunningText, item: Token) -> None:
         """Give a token out; what is only monitored is announced in its stead, and is no part of the answer."""
@@ -279,67 +323,7 @@ def _abandon(opening: asyncio.Task[RunningText]) -> None:
         opening.result().abandon()
 
 
-def _cut_off(
-    token_ids: tuple[int, ...], made: list[Token], reason: FinishReason, error: SAEError | None = None
-) -> Finished:
-    """The end of a text that the engine was told to drop: its reader went away, or it took too long. The engine gives
-    no receipt for it."""
-    nothing = ev.Receipt(
-        tokens_prompt=len(token_ids),
-        tokens_generated=len(made),
-        tokens_edited=0,
-        tokens_excluded=0,
-        mean_relative_norm=0.0,
-    )
-    return Finished(
-        reason=reason,
-        receipt=nothing,
-        token_ids=tuple(token.id for token in made),
-        text="".join(token.text for token in made),
-        error_code=None if error is None else error.code,
-        error_detail=None if error is None else error.detail,
-    )
-
-
-def _record(text: RunningText, token_ids: tuple[int, ...], ended: Finished | SAEError) -> GenerationFinished:
-    salt = secrets.token_hex(16)
-    record = GenerationFinished(
-        generation_id=text.started.generation_id,
-        started_position=text.position,
-        finish_reason="error",
-        intervention_sha256=text.started.intervention_sha256,
-        salt=salt,
-        prompt_sha256=token_digest(salt, token_ids),
-    )
-    if isinstance(ended, SAEError):
-        return replace(record, error=problem(ended))
-    cut_off = ended.reason == "cancelled" or ended.error_code == DeadlineExceededError.code
-    return replace(
-        record,
-        finish_reason=ended.reason,
-        receipt=None if cut_off else ended.receipt,
-        edited=ended.edited,
-        excluded=ended.excluded,
-        batch=ended.batch,
-        output_sha256=token_digest(salt, ended.token_ids),
-        error=problem(_failure(ended)) if ended.reason == "error" else None,
-    )
-
-
-def _with_text(
-    record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
-) -> GenerationFinished:
-    """What `[audit] record_text` adds."""
-    record = replace(record, prompt_token_ids=token_ids)
-    if isinstance(ended, SAEError):
-        return record
-    return replace(record, output_token_ids=ended.token_ids, text=ended.text)
-
-
-def _failure(ended: Finished) -> SAEError:
-    return from_code(ended.error_code or "internal", ended.error_detail or "the text could not be made")
-
-
-def token_digest(salt: str, token_ids: Sequence[int]) -> str:
-    """sha256 of salt ‖ token ids (little-endian u32 each), as GenerationFinished records it."""
-    return hashlib.sha256(bytes.fromhex(salt) + b"".join(each.to_bytes(4, "little") for each in token_ids)).hexdigest()
+def _unexpected(text: RunningText) -> InternalError:
+    """For an `except` clause: what the engine raised is in the service's log alone."""
+    logger.exception("%s failed unexpectedly", text.started.generation_id)
+    return InternalError("the text could not be made; the service's log has the cause")

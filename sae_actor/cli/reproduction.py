@@ -112,7 +112,9 @@ def _tokens(view: View) -> Iterator[str]:
         if gaps:
             missed = f"{len(gaps)} logged tokens are not the choice here"
             yield f"             {missed}, by up to {max(gaps):.3g} logits; {near}"
-    if not view["positions_agree"] and tokens["same"]:
+    if view["positions_agree"] is None:
+        yield "  positions  which were written to is not in the log: it was cut off before that was known"
+    elif not view["positions_agree"] and tokens["same"]:
         yield "  positions  other positions are written to, or left out, than the log says"
 
 

@@ -53,6 +53,11 @@ class TextStream(AsyncIterator[Token | Finished]):
             raise item
         return item
 
+    def stop(self) -> None:
+        """See the port."""
+        if self.text is not None:
+            self.text.cancelled = True
+
     async def aclose(self) -> None:
         """Stop the text after its step; its place is free at once."""
         self._read_all = True

@@ -142,4 +142,8 @@ class TextItems(Protocol):
 
     async def __anext__(self) -> Token | Finished: ...
 
+    def stop(self) -> None:
+        """End the text after its step; its `Finished` still comes, with reason `cancelled` where it was not over
+        before. Returns at once."""
+
     async def aclose(self) -> None: ...

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import MsgspecError, Struct
 from msgspec.structs import replace
 
-from ..actor.texts import token_digest
+from ..actor.records import token_digest
 from ..domain.comparing import environment_sha256
 from ..domain.events import GenerationFinished, GenerationStarted
 from ..domain.refs import Intervention, ModelFacts
@@ -120,7 +120,7 @@ async def _judged(
         "prompt_from": ran.prompt_from,
         "finish_reason": {"logged": finished.finish_reason, "here": ran.again.reason},
         "tokens": {"logged": None if logged is None else len(logged), "here": len(again), "same": same},
-        "positions_agree": (ran.again.edited, ran.again.excluded) == (finished.edited, finished.excluded),
+        "positions_agree": _positions_agree(finished, ran.again),
     }
     if logged is None:
         told["reason"] = "its tokens were not recorded: only that others come out here can be told"
@@ -138,6 +138,13 @@ async def _judged(
     told["choices"] = [each._asdict() for each in others]
     cut = not others and told["first_difference"]["index"] >= min(len(logged), len(again))
     return {**told, **_verdict(others, tolerance, environment, cut=cut)}
+
+
+def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | None:
+    """None: the text was cut off and nobody told what it had written to."""
+    if finished.receipt is None:
+        return None
+    return (again.edited, again.excluded) == (finished.edited, finished.excluded)
 
 
 def _verdict(others: Sequence[Choice], tolerance: float, environment: View, *, cut: bool) -> View:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sae_actor.actor import Done, RunningText, Texts
-from sae_actor.actor.texts import token_digest
+from sae_actor.actor.records import token_digest
 from sae_actor.domain import events as ev
-from sae_actor.domain.commands import Attach, Detach, Steer, UnloadModel
+from sae_actor.domain.commands import Attach, Detach, Monitor, Steer, UnloadModel
 from sae_actor.domain.messages import AdmitGeneration
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import (
@@ -24,7 +24,7 @@ from sae_actor.errors import (
     SAEError,
 )
 from sae_actor.ports import Token
-from tests.actor.world import LOAD, A, World, begin, living, turns, until
+from tests.actor.world import LOAD, A, B, World, begin, get, living, turns, until
 
 pytestmark = pytest.mark.anyio
 
@@ -144,9 +144,83 @@ async def test_a_reader_that_leaves_cancels_the_text_and_not_its_record(after: i
         assert (await (await open_text(world)).result()).finished.reason == "length"
 
 
+async def test_a_text_that_nobody_reads_has_a_receipt_all_the_same() -> None:
+    """Steered tokens went out: where it was steered is on record."""
+    async with living() as world:
+        await world.attached("a")
+        await world.done(Steer(A, (Edit(3, 7.0),)))
+        world.engine.step_seconds = 0.001
+        text = await open_text(world, max_tokens=100)
+        await until(lambda: len(text.made) >= 3)
+        text.abandon()
+        await text.result()
+        (end,) = await ends(world)
+        assert end.receipt is not None
+        run = len(PROMPT) + end.receipt.tokens_generated - 1
+        assert (end.finish_reason, end.edited, end.receipt.tokens_edited) == ("cancelled", ((0, run),), run)
+        assert not world.engine._streams
+
+
+async def test_an_engine_that_does_not_say_where_a_text_was_steered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with living() as world:
+        await world.attached("a")
+        await world.done(Steer(A, (Edit(3, 7.0),)))
+        world.engine.text_gate = asyncio.Event()
+        world.texts.farewell_seconds = 0.01
+        monkeypatch.setattr("tests.fakes.text.RunningText.stop", lambda _: None)
+        text = await open_text(world)
+        text.abandon()
+        await text.result()
+        (end,) = await ends(world)
+        assert (end.finish_reason, end.receipt, end.edited) == ("cancelled", None, ())
+        assert not world.engine._streams
+
+
+async def test_a_detach_right_behind_an_admission_waits_for_the_text() -> None:
+    """They become durable together: the text is on the device before anything is taken from it."""
+    async with living() as world:
+        world.actor.performer._drain_seconds = 5.0
+        await world.attached("a")
+        await world.done(Steer(A, (Edit(3, 7.0),)))
+        world.log.gate = asyncio.Event()
+        first = asyncio.create_task(world.submit(Monitor(A, enabled=True)))
+        await turns()
+        opening = asyncio.create_task(open_text(world))
+        await turns()
+        detaching = asyncio.create_task(world.submit(Detach(A)))
+        await turns()
+        world.log.gate.set()
+        text = await opening
+        assert (await text.result()).finished.reason == "length"
+        detached = await world.actor.outcome((await detaching).command_id, 5)
+        assert (detached.status, world.state.attachments, world.engine.residents) == ("completed", (), {})
+        await first
+
+
+async def test_nor_is_what_a_replacement_drops_taken_from_a_text_before_it() -> None:
+    async with living() as world:
+        await world.attached("a")
+        await world.done(get("b"), Steer(A, (Edit(3, 7.0),)))
+        world.engine.attach_gate = asyncio.Event()
+        replacing = await world.submit(Attach(B, replace=True))
+        await turns()
+        world.log.gate = asyncio.Event()
+        first = asyncio.create_task(world.submit(Monitor(A, enabled=True)))
+        await turns()
+        opening = asyncio.create_task(open_text(world))
+        await turns()
+        world.engine.attach_gate.set()  # its report comes behind the admission
+        await turns()
+        world.log.gate.set()
+        assert (await (await opening).result()).finished.reason == "length"
+        assert (await world.actor.outcome(replacing.command_id, 5)).status == "completed"
+        await first
+
+
 async def test_abandoned_before_it_began() -> None:
     async with living() as world:
         await world.ready()
+        world.engine.text_gate = asyncio.Event()
         text = await open_text(world)
         text.abandon()
         assert (await text.result()).finished.reason == "cancelled"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sae_actor.actor.texts import token_digest
+from sae_actor.actor.records import token_digest
 from sae_actor.config import Settings
 from sae_actor.ports import TextRequest
 
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def stuck(service: Running, after: int) -> None:
-    """The engine hangs behind so many tokens of a text; texts are given up soon."""
+    """The engine hangs behind so many tokens of a text, deaf to being stopped; texts are given up soon."""
     service.engine.text_gate = gate = asyncio.Event()
     service.context.texts.deadline_seconds = 0.2
+    service.context.texts.farewell_seconds = 0.1
     gate.set()
     made = 0
     generate = service.engine.generate
@@ -37,6 +38,7 @@ async def stuck(service: Running, after: int) -> None:
             step(ends_after)
 
         stream.step = counted  # type: ignore[method-assign]
+        stream.stop = lambda: None  # type: ignore[method-assign]
         return stream
 
     service.engine.generate = watched  # type: ignore[method-assign]
@@ -62,6 +64,19 @@ async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> No
     assert service.engine.text_gate is not None
     service.engine.text_gate = None
     assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
+
+
+async def test_a_late_text_has_its_receipt_where_the_engine_still_answers(service: Running) -> None:
+    sae_id = await service.ready()
+    await service.command("Steer", sae_id=sae_id, features=[{"feature": 3, "strength": 7.0}])
+    service.context.texts.deadline_seconds = 0.2
+    service.engine.step_seconds = 0.01
+    answer = await service.client.post("/v1/completions", json={**ASK, "max_tokens": 200})
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    end = (await service.events())[-1]["data"]
+    run = end["receipt"]["tokens_prompt"] + end["receipt"]["tokens_generated"] - 1
+    assert (end["finish_reason"], end["error"]["code"]) == ("error", "deadline_exceeded")
+    assert (end["edited"], end["receipt"]["tokens_edited"]) == ([[0, run]], run)
 
 
 async def test_a_stream_is_told_so_in_its_midst(service: Running) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sae_actor.domain.effects import Residents
 from sae_actor.domain.refs import Edit, HookPoint
 from sae_actor.errors import SAEIncompatibleError
+from sae_actor.ports import Token
 from tests.engine.asking import active, attach, detach, finished, read, request
 from tests.engine.conftest import Given
 
@@ -77,3 +78,22 @@ async def test_what_is_not_retained_goes(given: Given) -> None:
     await asyncio.sleep(0.1)
     assert await given.engine.detach(detach(5), 0.0) == 0
     assert await given.engine.detach(detach(6), 0.0) > 0
+
+
+async def test_a_text_that_is_stopped_tells_what_it_wrote_to(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    stream = given.engine.generate(request(ids, active(5, STRONG), tokens=110))
+    first = await anext(stream)
+    assert isinstance(first, Token)
+    stream.stop()
+    tokens, end = await read(stream)
+    made = [first.id, *(token.id for token in tokens)]
+    run = len(ids) + len(made) - 1
+    assert (end.reason, list(end.token_ids), end.edited) == ("cancelled", made, ((0, run),))
+    assert end.receipt.tokens_edited == run
+    waiting = given.engine.generate(request(ids, tokens=110))
+    waiting.stop()
+    assert (await read(waiting))[1].reason == "cancelled"
+    waiting.stop()  # harmless after the end
+    assert (await finished(given.engine, request(ids))).reason == "length"

@@ -184,6 +184,9 @@ class RunningText(AsyncIterator[Token | Finished]):
         self._over = isinstance(item, Finished)
         return item
 
+    def stop(self) -> None:
+        self.finish("cancelled")
+
     async def aclose(self) -> None:
         """Free the slot."""
         self._over = True

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from sae_actor.actor.texts import token_digest
+from sae_actor.actor.records import token_digest
 from sae_actor.domain.commands import Attach, Download
 from sae_actor.domain.refs import sae_id_of
 from sae_actor.eventlog import SqliteLog
@@ -58,6 +58,20 @@ def test_in_words(log: Log, command: Callable[..., Ran]) -> None:
 
 async def make(log: Log, into: Path, name: str, change: Callable[[View], None]) -> Path:
     return await forged(log.folder, into, changing(log.texts[name], change))
+
+
+def test_where_a_text_that_was_cut_off_was_steered_is_not_known(
+    log: Log, tmp_path: Path, reproduce: Reproduce, command: Callable[..., Ran]
+) -> None:
+    def cut_off(data: View) -> None:
+        if "finish_reason" in data:
+            data |= {"finish_reason": "cancelled", "receipt": None, "edited": [], "excluded": []}
+
+    folder = anyio.run(make, log, tmp_path / "forged", "greedy", cut_off)
+    code, (view,) = reproduce(folder, log.texts["greedy"])
+    assert (code, view["verdict"], view["positions_agree"]) == (0, "identical", None)
+    told = command("log", "reproduce", log.texts["greedy"], "--data-dir", str(folder)).out
+    assert "  positions  which were written to is not in the log: it was cut off" in told
 
 
 @pytest.mark.parametrize("name", ["greedy", "sampled"])
