@@ -63,6 +63,8 @@ class Batch:
     def use(self, decoder: Decoder | None, cache_bytes: int = 0) -> None:
         """Another model, or none: no text is running. Texts may take `cache_bytes` together."""
         self._decoder, self._cache_bytes = decoder, cache_bytes
+        if decoder is not None:
+            decoder.bound(cache_bytes)
 
     @property
     def cache_used(self) -> int:
@@ -119,12 +121,17 @@ class Batch:
         if any(text.over for text in (*self._running, *self._waiting)):
             self._running = deque(text for text in self._running if not text.over)
             self._waiting = deque(text for text in self._waiting if not text.over)
-        taken = sum(text.cache_bytes for text in self._running)
         while self._waiting and len(self._running) < self._limits.running:
-            taken += self._waiting[0].cache_bytes
-            if self._running and taken > self._cache_bytes:
+            if self._running and self._needed((*self._running, self._waiting[0])) > self._cache_bytes:
                 break
             self._running.append(self._waiting.popleft())
+
+    def _needed(self, texts: Sequence[RunningText]) -> int:
+        """Bytes of keys and values of several texts, once each is as long as it may become."""
+        sizes = [text.cache_bytes for text in texts]
+        # A text that moves to another tensor is in both meanwhile.
+        moving = max(sizes) if self._decoder is not None and self._decoder.together else 0
+        return sum(sizes) + moving
 
     def _release(self, text: RunningText) -> None:
         kept, text.kept = text.kept, None

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from ..errors import InternalError
 from .attention import NAME, Layout, Piece, laid_out
 from .keyvalues import Kept, Store, as_index
 
@@ -43,7 +44,10 @@ class Decoder(Protocol):
     together: bool
     """Whether a step may have several pieces."""
     nbytes: int
-    """Of the keys and values that texts share; changes with every step."""
+    """Of the keys and values of all texts; changes with every step."""
+
+    def bound(self, nbytes: int) -> None:
+        """Take no more than so many bytes where texts can do with them."""
 
     def open(self, *, alone: bool) -> Kept:
         """Begin a text."""
@@ -70,6 +74,9 @@ class Together:
         self._network = network
         self._store = Store()
         self.nbytes = 0
+
+    def bound(self, nbytes: int) -> None:
+        self._store.limit = nbytes
 
     def open(self, *, alone: bool) -> Kept:
         return Kept(alone=alone)
@@ -103,6 +110,7 @@ class _Own(Kept):
     def __init__(self, config: Any) -> None:
         super().__init__(alone=True)
         self.cache: Any = transformers.DynamicCache(config=config)
+        self.nbytes = 0
 
 
 class _OnePiece(NamedTuple):
@@ -121,10 +129,13 @@ class InTurn:
     """One piece a step, with transformers' own attention and cache."""
 
     together = False
-    nbytes = 0
 
     def __init__(self, network: Any) -> None:
         self._network = network
+        self.nbytes = 0
+
+    def bound(self, nbytes: int) -> None:
+        """Texts have what they need and nothing to spare: it is enough that no more are admitted."""
 
     def open(self, *, alone: bool) -> Kept:  # noqa: ARG002 — all are
         return _Own(self._network.config)
@@ -134,8 +145,7 @@ class InTurn:
         return _OnePiece(piece)
 
     def logits(self, arranged: _OnePiece) -> Tensor:
-        kept = arranged.piece.kept
-        assert isinstance(kept, _Own)
+        kept = _own(arranged.piece.kept)
         fed = as_index(list(arranged.piece.ids), self._network.device)[None]
         logits: Tensor = self._network(
             input_ids=fed, past_key_values=kept.cache, use_cache=True, logits_to_keep=1
@@ -145,10 +155,28 @@ class InTurn:
     def keep(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             piece.kept.length += len(piece.ids)
+            self._count(_own(piece.kept))
 
     def release(self, kept: Kept) -> None:
-        assert isinstance(kept, _Own)
-        kept.cache, kept.length = None, 0
+        own = _own(kept)
+        own.cache, own.length = None, 0
+        self._count(own)
+
+    def _count(self, own: _Own) -> None:
+        nbytes = 0 if own.cache is None else _nbytes(own.cache)
+        self.nbytes += nbytes - own.nbytes
+        own.nbytes = nbytes
+
+
+def _own(kept: Kept) -> _Own:
+    if not isinstance(kept, _Own):
+        raise InternalError("the text was opened by another decoder")
+    return kept
+
+
+def _nbytes(cache: Any) -> int:
+    """Of the keys and values of a cache of transformers."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
 
 
 class Fitted(NamedTuple):
@@ -166,7 +194,7 @@ def decoder_for(network: Any, vocabulary: int) -> Fitted:
     cache = transformers.DynamicCache(config=network.config)
     fed = as_index(first, network.device)[None]
     wanted = [network(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]]
-    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // len(first)
+    size = _nbytes(cache) // len(first)
     if set(_rope_types(network.config)) & SCALED_BY_LENGTH:
         return Fitted(InTurn(network), size)
     fed = as_index(second, network.device)[None]

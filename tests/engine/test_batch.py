@@ -277,7 +277,61 @@ async def test_joined_edits_hold_no_sae_that_was_detached(tiny_llama: Path, tiny
         assert sae() is None
 
 
+async def test_a_text_leaves_nothing_to_the_next_in_its_place(tiny_llama: Path, tiny_sae: Path) -> None:
+    """A text whose activations stop being finite, beside a longer one; then another in its slot."""
+    async with running(tiny_llama, sae=tiny_sae) as engine:
+        assert engine._model is not None
+        good = request(ids(7, 3), tokens=10)
+        alone = await finished(engine, good)
+        bad = replace(request(ids(40, 2)), forced=(1, 2, 3, 259, 4, 5))
+
+        def spoil(_: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
+            return torch.where((args[0] == 259)[..., None], torch.nan, out)
+
+        engine._model.network.get_input_embeddings().register_forward_hook(spoil)
+        long = engine.generate(request(ids(90, 1), tokens=38))
+        await anext(long)
+        end = await finished(engine, bad)
+        assert (end.reason, end.error_code, end.token_ids) == ("error", "internal", (1, 2, 3, 259))
+        assert end.error_detail == "the model's logits are not finite"
+        innocent = [await finished(engine, good) for _ in range(2)]
+        assert (await read(long))[1].reason == "length"
+    assert innocent[0].batch is not None
+    assert innocent[0].batch[1] == 2, "it ran beside the long one"
+    assert [(end.reason, end.token_ids) for end in innocent] == [("length", alone.token_ids)] * 2
+
+
 # — room —
+
+
+async def test_texts_take_no_more_than_they_may(tiny_llama: Path, tiny_sae: Path) -> None:
+    """One text as long as there is room for; then several whose rooms just fit."""
+    async with running(tiny_llama, sae=tiny_sae, cache_bytes=128 * 384) as engine:
+        assert engine._model is not None
+        assert engine._model.facts.cache_positions == 128
+        assert await _most_taken(engine, [request(ids(20, 1), tokens=60)]) == 128 * 384
+    async with running(tiny_llama, sae=tiny_sae, cache_bytes=4 * 128 * 384, prompt_tokens=16) as engine:
+        asked = [request(ids(5 + n, n), tokens=10 + 3 * n) for n in range(7)]
+        assert 3 * 128 * 384 <= await _most_taken(engine, asked) <= 4 * 128 * 384
+
+
+async def _most_taken(engine: TorchEngine, asked: list[TextRequest]) -> int:
+    """Bytes of keys and values after any step."""
+    batch, most = engine._device.batch, 0
+    texts = [asyncio.create_task(finished(engine, each)) for each in asked]
+    step = batch.step
+
+    def watched() -> None:
+        nonlocal most
+        step()
+        most = max(most, batch.cache_used)
+
+    batch.step = watched  # type: ignore[method-assign]  # seen on its own thread
+    ends = await asyncio.gather(*texts)
+    batch.step = step  # type: ignore[method-assign]
+    assert {end.reason for end in ends} == {"length"}
+    assert await engine._device.run(lambda: batch.cache_used, "looking") == 0
+    return most
 
 
 async def test_a_text_that_can_never_fit_is_told_both_numbers(tiny_llama: Path, tiny_sae: Path) -> None:
@@ -292,8 +346,8 @@ async def test_a_text_that_can_never_fit_is_told_both_numbers(tiny_llama: Path, 
 
 @pytest.mark.usefixtures("small_slots")
 async def test_texts_wait_for_room_in_order(tiny_llama: Path, tiny_sae: Path) -> None:
-    """Room for 64 positions: two of 32, or one of 64."""
-    async with running(tiny_llama, sae=tiny_sae, cache_bytes=64 * 384) as engine:
+    """Room for 96 positions: two of 32 and one that moves, or one of 64."""
+    async with running(tiny_llama, sae=tiny_sae, cache_bytes=96 * 384) as engine:
         order: list[int] = []
 
         async def run(n: int, prompt: int, tokens: int) -> None:
