@@ -196,7 +196,9 @@ class TorchEngine:
         resident = self._residents.get(position)
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
-        found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=statistics.median_norm)
+        # The median was measured where the SAE was trained; elsewhere |x| is another.
+        median_norm = statistics.median_norm if resident.where_trained else None
+        found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
         refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
         return found
 

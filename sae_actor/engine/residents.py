@@ -37,6 +37,12 @@ class Resident:
     def dtype(self) -> str:
         return str(self.sae.dtype).removeprefix("torch.")
 
+    @property
+    def where_trained(self) -> bool:
+        """It is at the hook point that its files name."""
+        spec = self.sae.spec
+        return (self.hook_point, self.hook_point_out) == (spec.hook_point, spec.hook_point_out)
+
     def steering(self, edits: tuple[Edit, ...], written_in: torch.dtype | None = None) -> Steering:
         """The edits, ready to be applied to activations of a type. Raises what `Steering.prepare` raises."""
         steering = self._prepared.pop(edits, None) or Steering.prepare(self.sae, edits, written_in)

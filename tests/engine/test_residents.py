@@ -28,6 +28,7 @@ from sae_actor.errors import (
     SAEError,
     SAEIncompatibleError,
     SAEInvalidError,
+    SAEUnsupportedError,
 )
 from sae_actor.sae import SAE
 from tests.engine.asking import active, attach, detach, finished, read, request
@@ -184,6 +185,23 @@ async def test_a_text_that_was_ended_holds_nothing(engine: TorchEngine, tiny_sae
     gc.collect()
     assert sae() is None, "though the stream is not read to its end"
     assert (await read(stream))[1].reason == "intervention_removed"
+
+
+async def test_a_median_holds_where_it_was_measured(engine: TorchEngine, tiny_sae: Path, tmp_path: Path) -> None:
+    """The SAE was trained at resid_post.1: at another hook point, or where it does not say, |x| is not known."""
+    folder = shutil.copytree(tiny_sae, tmp_path / "measured")
+    (folder / "features.json").write_text('{"median_norm": 7.0, "3": {"max": 20.0}}')
+    await engine.attach(attach(5), str(folder))
+    await engine.attach(attach(6, point=HookPoint("mlp_out", 1)), str(folder))
+    unnamed = save_tiny_sae(tmp_path / "unnamed", hook="somewhere")
+    shutil.copy(folder / "features.json", unnamed)
+    await engine.attach(attach(7), str(unnamed))
+    norm, most = Edit(feature=3, strength=2.0, unit="norm"), Edit(feature=3, strength=2.0, unit="max")
+    assert (await engine.raw(5, (norm,)))[0].strength == pytest.approx(14.0, rel=1e-6)
+    for at in (6, 7):
+        with pytest.raises(SAEUnsupportedError, match="no median norm"):
+            await engine.raw(at, (norm,))
+        assert (await engine.raw(at, (most,)))[0].strength == 40.0
 
 
 async def test_prepared_edits_are_kept_within_bounds(engine: TorchEngine, tiny_sae: Path) -> None:
