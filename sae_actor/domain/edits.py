@@ -71,14 +71,30 @@ def _same(one: Positions, other: Positions) -> bool:
 
 
 def _overlap(one: Positions, other: Positions) -> bool:
-    """Whether some prompt length makes the two meet; a span and a name are taken to meet."""
+    """Whether some prompt makes the two meet; a span and a name are taken to meet, but for what can never be.
+
+    A token is in the message of one role at most, and what is generated is in none.
+    """
+    roles = [each.role for each in (one, other) if isinstance(each, Span) and each.role is not None]
+    if len(roles) == 2:
+        return roles[0] == roles[1]
+    if roles and "generated" in (one, other):
+        return False
     if isinstance(one, Span) and isinstance(other, Span):
+        if roles:
+            return True
         if one.tokens is not None and other.tokens is not None:
             return not set(one.tokens).isdisjoint(other.tokens)
         if one.tokens is not None or other.tokens is not None:
             tokens, span = (one.tokens, other) if one.tokens is not None else (other.tokens, one)
             return any((span.from_ or 0) <= t and (span.to is None or t < span.to) for t in tokens or ())
-        return (one.from_ or 0) < (other.to or 2**31) and (other.from_ or 0) < (one.to or 2**31)
+        return _starts_in(one, other) or _starts_in(other, one)
     if isinstance(one, str) and isinstance(other, str):
         return frozenset({one, other}) not in _DISJOINT
     return True
+
+
+def _starts_in(one: Span, other: Span) -> bool:
+    """Whether the first position of a span without tokens is one of `other`'s."""
+    first = one.from_ or 0
+    return (other.from_ or 0) <= first and (other.to is None or first < other.to)

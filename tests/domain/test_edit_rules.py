@@ -114,6 +114,11 @@ def test_others_may_stand_beside_each_other(method: Method) -> None:
         (Span(from_=0, to=2), Span(from_=2), False), (Span(from_=0, to=3), Span(from_=2), True),
         (Span(to=2), Span(tokens=(1,)), True), (Span(tokens=(2,)), Span(to=2), False),
         (Span(from_=5), Span(to=5), False), (Span(from_=5), "generated", True), (Span(tokens=(0,)), "all", True),
+        (Span(role="user"), Span(role="assistant"), False), (Span(role="user"), Span(role="user"), True),
+        (Span(role="assistant"), "generated", False), (Span(role="assistant"), "prompt", True),
+        (Span(role="user"), "last_prompt", True), (Span(role="user"), "response", True),
+        (Span(role="system"), Span(tokens=(3,)), True), (Span(role="system"), Span(from_=3), True),
+        (Span(role="system"), "all", True),
     ],
 )  # fmt: skip
 def test_only_where_they_meet(one: Positions, other: Positions, expected: bool) -> None:
