@@ -330,8 +330,9 @@ def test_a_hook_point_that_is_not_run_is_an_error(sae: SAE) -> None:
     bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
     with step(bench.applied):
         pass
-    with pytest.raises(HookFault, match="0 times"):
+    with pytest.raises(HookFault, match="0 times") as caught:
         bench.applied.settle(0)
+    assert caught.value.attach_position is None, "it was asked for nothing"
     with step(bench.applied):
         bench.module(activations()[None])
         bench.module(activations()[None])
@@ -343,8 +344,47 @@ def test_an_activation_of_another_shape_is_an_error(sae: SAE) -> None:
     bench = Bench(sae, active(5, Edit(feature=2, strength=1.0)))
     with step(bench.applied):
         bench.module(torch.zeros(1, PROMPT + 1, HIDDEN))
-    with pytest.raises(HookFault, match="not 6 × 32"):
+    with pytest.raises(HookFault, match="not 6 × 32") as caught:
         bench.applied.settle(0)
+    assert caught.value.attach_position is None, "no SAE has computed anything"
+
+
+def test_an_sae_that_was_not_computed_yet_is_not_to_blame(sae: SAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails before the first SAE is nobody's; what fails in the second is the second's."""
+    edit = Edit(feature=2, strength=1.0, exclude=("sink",))
+    for failing, at_fault in (("_sinks", None), ("_alone", 6)):
+        bench = Bench(sae, active(5, edit), active(6, edit))
+        calls: list[int] = []
+
+        def fail(*_: object, failing: str = failing, calls: list[int] = calls) -> None:
+            calls.append(1)
+            if failing == "_sinks" or len(calls) > 1:
+                raise RuntimeError("broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sae_actor.engine.joint.{failing}", fail)
+            with step(bench.applied):
+                bench.module(activations()[None])
+        with pytest.raises(HookFault) as caught:
+            bench.applied.settle(0)
+        assert caught.value.attach_position == at_fault
+
+
+def test_an_activation_that_is_not_finite_where_it_is_only_measured(sae: SAE) -> None:
+    """It ends the text whose prompt it is, and the one beside it goes on, in the same step."""
+    later = Bench(sae, active(5, Edit(feature=1, strength=1.0, positions="generated", exclude=("sink",))))
+    beside_it = Bench(sae, active(5, Edit(feature=1, strength=1.0)))
+    beside_it.site.hook = later.site.hook
+    x = activations(2 * PROMPT)
+    x[2] = torch.nan
+    places = [Place(later.applied, 0, PROMPT, 0), Place(beside_it.applied, 0, PROMPT, PROMPT)]
+    with beside(places, 2 * PROMPT, Joins()):
+        later.module(x[None])
+    with pytest.raises(HookFault, match="the model's activation") as caught:
+        later.applied.settle(0)
+    assert caught.value.attach_position is None
+    beside_it.applied.settle(0)
+    assert beside_it.applied.tally.edited == set(range(PROMPT))
 
 
 def test_a_forward_pass_that_raises_leaves_no_hook(sae: SAE) -> None:
