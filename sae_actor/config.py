@@ -8,10 +8,8 @@ wrong raises `ConfigurationError`, which names the key and where its value came 
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
-import re
 import ssl
 import stat
 import tomllib
@@ -24,20 +22,28 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .access import Access, Grant, operator, read_line
+from .domain.admissible import admissible
 from .domain.commands import Device, ModelDtype, Revision
-
-PREFIX = "SAE_ACTOR_"
-CONFIG_VARIABLE = "SAE_ACTOR_CONFIG"
-CLIENT_VARIABLES = ("SAE_ACTOR_URL", "SAE_ACTOR_TOKEN")
-_PLATFORM = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?")
+from .variables import CONFIG_VARIABLE, PREFIX, meant, strange_names
 
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
-Token: TypeAlias = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]*\Z", max_length=512)]
-Line: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)]
+Token: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"\A[\x21-\x7e]*\Z", max_length=512, description="up to 512 visible ASCII characters, no space"),
+]
+Line: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096, description="text without control characters")
+]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0.05, le=3600)]
-HostName: TypeAlias = Annotated[str, Meta(pattern=r"\A([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])\Z")]
-WebOrigin: TypeAlias = Annotated[str, Meta(pattern=r"\Ahttps?://[a-z0-9_.\[\]:-]{1,300}\Z")]
+HostName: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"\A([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])\Z", description="a host name in small letters, no port"),
+]
+WebOrigin: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"\Ahttps?://[a-z0-9_.\[\]:-]{1,300}\Z", description="an origin such as https://host.example:8443"),
+]
 
 
 LogFormat: TypeAlias = Literal["text", "json"]
@@ -50,12 +56,18 @@ class ConfigurationError(Exception):
     exit_code: ClassVar[int] = 78
 
 
+class FlagError(ConfigurationError):
+    """A flag of the command line has a value that cannot be: wrong usage."""
+
+    exit_code: ClassVar[int] = 64
+
+
 class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pass
 
 
 class Server(_Section, frozen=True, kw_only=True):
-    host: Annotated[str, Meta(pattern=r"\A[^\s/]+\Z")] = "127.0.0.1"
+    host: Annotated[str, Meta(pattern=r"\A[^\s/]+\Z", description="a host name or an address")] = "127.0.0.1"
     port: Port = 8000
     token: Token = ""
     tokens: tuple[Line, ...] = ()
@@ -164,7 +176,7 @@ def load(
         if (key := _key_of(variable)) is not None:
             settings = settings.replace(key, _from_text(key, raw, variable))
     for key, value in (flags or {}).items():
-        settings = settings.replace(key, _convert(key, value, f"flag for {key}", strict=True))
+        settings = settings.replace(key, _convert(key, value, f"flag for {key}", strict=True, fault=FlagError))
     return settings
 
 
@@ -193,39 +205,22 @@ def _key_of(variable: str) -> str | None:
         return None
     section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
     if f"{section}.{name}" not in _TYPES:
-        raise ConfigurationError(f"{variable}: no such key: {section}.{name}{_meant(variable)}")
+        raise ConfigurationError(f"{variable}: no such key: {section}.{name}{meant(variable, _TYPES)}")
     return f"{section}.{name}"
-
-
-def _of_a_section(variable: str) -> bool:
-    section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
-    return variable.startswith(PREFIX) and bool(name) and section in _SECTIONS
 
 
 def strangers(environment: Mapping[str, str] = os.environ) -> list[str]:
     """What to say of variables that begin as ours do and set nothing: one sentence each, without the value."""
     return [
-        f"{variable} of the environment sets nothing{_meant(variable)}"
-        for variable, value in sorted(environment.items())
-        if variable.startswith(PREFIX)
-        and variable not in (CONFIG_VARIABLE, *CLIENT_VARIABLES)
-        and not _of_a_section(variable)
-        and not _of_a_platform(variable, value)
+        f"{variable} of the environment sets nothing{meant(variable, _TYPES)}"
+        for variable in strange_names(environment)
+        if not _of_a_section(variable)
     ]
 
 
-def _of_a_platform(variable: str, value: str) -> bool:
-    """What a container platform sets for a service of our name: `SAE_ACTOR_SERVICE_HOST`, `SAE_ACTOR_PORT=tcp://…`."""
-    name = variable.removeprefix(PREFIX)
-    return _PLATFORM.fullmatch(name) is not None or (name == "PORT" and "://" in value)
-
-
-def _meant(variable: str) -> str:
-    """The known variable that looks most like this one, as the end of a sentence."""
-    name = variable.removeprefix(PREFIX)
-    known = [key.upper().replace(".", "_") for key in _TYPES]
-    alike = [each for each in known if each.endswith(f"_{name}")] or difflib.get_close_matches(name, known, 1)
-    return f"; is it {PREFIX}{alike[0]} that was meant?" if alike else ""
+def _of_a_section(variable: str) -> bool:
+    section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
+    return variable.startswith(PREFIX) and bool(name) and section in _SECTIONS
 
 
 def _from_text(key: str, raw: str, variable: str) -> object:
@@ -236,11 +231,14 @@ def _from_text(key: str, raw: str, variable: str) -> object:
     return _convert(key, raw, variable, strict=False)
 
 
-def _convert(key: str, value: object, where: str, *, strict: bool) -> object:
+def _convert(
+    key: str, value: object, where: str, *, strict: bool, fault: type[ConfigurationError] = ConfigurationError
+) -> object:
     try:
         return msgspec.convert(value, _TYPES[key], strict=strict)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+    except msgspec.ValidationError:
+        # Not the value: it may be a token.
+        raise fault(f"{where}: it takes {admissible(_TYPES[key])}") from None
 
 
 def data_folder(settings: Settings, *, demo: bool = False) -> Path:

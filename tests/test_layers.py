@@ -46,6 +46,7 @@ WIRING = {
     "reproducing",
     "serve",
     "tracing",
+    "variables",
 }
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}

@@ -14,13 +14,21 @@ from msgspec import Meta, Struct
 from .refs import Dtype, Edits, Feature, HookPoint, Layer, Mode, SaeId
 
 RepositoryId: TypeAlias = Annotated[
-    str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")
+    str,
+    Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z",
+         description="owner/name of a repository, in letters, digits and . _ -"),
+]  # fmt: skip
+Revision: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}\Z", description="a branch, a tag or a commit")
 ]
-Revision: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}\Z")]
 RepositoryPath: TypeAlias = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:=, @+/-]{1,512}\Z")]
 PlainText: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=4096)]
-Device: TypeAlias = Annotated[str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,2})?)\Z")]
-ModelDtype: TypeAlias = Annotated[str, Meta(pattern=r"\A(auto|float32|float16|bfloat16)\Z")]
+Device: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A(auto|cpu|cuda(:[0-9]{1,2})?)\Z", description="auto, cpu, cuda or cuda:N")
+]
+ModelDtype: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A(auto|float32|float16|bfloat16)\Z", description="auto, float32, float16 or bfloat16")
+]
 
 
 class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=True):

@@ -60,19 +60,21 @@ def test_the_file_comes_from_the_flag_or_else_the_environment_and_never_from_the
         ("[server]\nprot = 1", "server.prot: no such key"),
         ("[sever]\nport = 1", "sever: no such section"),
         ("port = 1", "port: no such section"),
-        ('[server]\nport = "1"', "server.port: Expected `int`, got `str`"),
-        ("[server]\nport = true", "server.port: Expected `int`, got `bool`"),
+        ('[server]\nport = "1"', "server.port: it takes a whole number from 0 to 65535"),
+        ("[server]\nport = true", "server.port: it takes a whole number from 0 to 65535"),
         ("[server]\nport = 65536", "server.port: "),
         ('[server]\nhost = ""', "server.host: "),
         ('[server]\ntoken = "two words"', "server.token: "),
-        ("[engine]\ndrain_seconds = -1", "engine.drain_seconds: "),
+        ("[engine]\ndrain_seconds = -1", "engine.drain_seconds: it takes a number from 0 to 3600"),
         ("[engine]\ndrain_seconds = nan", "engine.drain_seconds: "),
         ("[engine]\ndrain_seconds = inf", "engine.drain_seconds: "),
         ("[gpu]\nmax_attachments = 0", "gpu.max_attachments: "),
-        ('[hub]\nimport_roots = "/a"', "hub.import_roots: Expected `array`, got `str`"),
-        ('[model]\ndtype = "float8"', "model.dtype: "),
+        ('[hub]\nimport_roots = "/a"', "hub.import_roots: it takes a list, each of it text without"),
+        ('[model]\ndtype = "float8"', "model.dtype: it takes auto, float32, float16 or bfloat16"),
         ('[model]\nid = "a\\nb"', "model.id: "),
-        ('[audit]\nrecord_text = "yes"', "audit.record_text: Expected `bool`, got `str`"),
+        ('[audit]\nrecord_text = "yes"', "audit.record_text: it takes true or false"),
+        ('[server]\nlog_level = "loud"', "server.log_level: it takes one of debug, error, info, warning"),
+        ("[engine]\ndeadline_seconds = 0", "engine.deadline_seconds: it takes a number above 0 up to 86400"),
         ("[server", "not TOML"),
         ("[server]\nport = 1\nport = 2", "not TOML"),
     ],
@@ -188,6 +190,16 @@ def test_another_host_needs_a_token(host: str) -> None:
     with pytest.raises(ConfigurationError, match=r"server\.host"):
         config.check_exposure(load({"server.host": host}, environment={}))
     config.check_exposure(load({"server.host": host, "server.token": "secret"}, environment={}))
+
+
+def test_trusted_proxies_are_addresses() -> None:
+    environment = {"SAE_ACTOR_SERVER_TRUSTED_PROXIES": "127.0.0.1, ::1,10.0.0.0/8"}
+    settings = load(environment=environment)
+    assert settings.server.trusted_proxies == ("127.0.0.1", "::1", "10.0.0.0/8")
+    config.check_exposure(settings)
+    for wrong in ("proxy.example", "*", "10.0.0.1/8", "[::1]", "127.0.0.1:80", ""):
+        with pytest.raises(ConfigurationError, match=r"server\.trusted_proxies"):
+            config.check_exposure(load({"server.trusted_proxies": [wrong]}, environment={}))
 
 
 DIGEST = hashlib.sha256(b"alice's token").hexdigest()

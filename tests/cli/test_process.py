@@ -156,7 +156,13 @@ def test_what_serve_refuses(tmp_path: Path, command: Command, monkeypatch: pytes
     unknown = command("serve", "--config", str(tmp_path / "own.toml"), *data)
     assert unknown.code == 78
     assert "server.prot" in unknown.err
-    assert command("serve", "--port", "70000", *data).code == 78
+    for port in ("99999", "-1", "80x"):
+        assert command("serve", "--port", port, *data).code == 64
+    assert "a whole number from 0 to 65535" in command("serve", "--port", "99999", *data).err
+    assert command("serve", "--host", "two words", *data).code == 64
+    monkeypatch.setenv("SAE_ACTOR_SERVER_PORT", "99999")
+    assert command("serve", *data).code == 78
+    monkeypatch.delenv("SAE_ACTOR_SERVER_PORT")
     assert command("serve", "--config", str(tmp_path / "none.toml"), *data).code == 78
     monkeypatch.setenv("SAE_ACTOR_ENGINE_THREADS", "many")
     assert "SAE_ACTOR_ENGINE_THREADS" in command("serve", "--port", "0", *data).err
