@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
-from ..errors import SAEError, from_code
+from ..errors import SAEError, TooLargeError, from_code
 from ..ports import Finished, Token
 from .perform import problem
 
@@ -69,6 +69,16 @@ def with_text(record: GenerationFinished, token_ids: tuple[int, ...], ended: Fin
     if isinstance(ended, SAEError):
         return record
     return replace(record, output_token_ids=ended.token_ids, text=ended.text)
+
+
+LEFT_OUT = (("prompt_token_ids",), ("prompt_token_ids", "output_token_ids", "text"))
+"""Of a record with its text that is too large for an event: what goes first, and what goes where that is not enough."""
+
+
+def without(record: GenerationFinished, names: Sequence[str], error: TooLargeError) -> GenerationFinished:
+    """The record with none of these, and with the reason."""
+    why = replace(problem(error), fields={**error.fields, "left_out": list(names)})
+    return replace(record, left_out=why, **dict.fromkeys(names))
 
 
 def failure(ended: Finished) -> SAEError:

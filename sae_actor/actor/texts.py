@@ -32,7 +32,7 @@ from ..ports import Engine, Finished, TextItems, TextRequest, Token, Watch
 from .actor import Actor
 from .counts import TextCounts
 from .monitoring import Monitors, watches
-from .records import cut_off, failure, record_of, with_text
+from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 
 logger = logging.getLogger(__name__)
 
@@ -271,12 +271,16 @@ class Texts:
     async def _tell(
         self, text: RunningText, record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError
     ) -> GenerationFinished:
-        """Put the record into the log; the text with it where that is wanted and not too long for an event."""
+        """Put the record into the log; the text with it where that is wanted, or what of it an event can hold."""
         if self._record_text:
-            with contextlib.suppress(TooLargeError):
-                whole = with_text(record, token_ids, ended)
-                await self._actor.tell(whole, principal=text.principal)
-                return whole
+            record = whole = with_text(record, token_ids, ended)
+            for names in LEFT_OUT:
+                try:
+                    await self._actor.tell(record, principal=text.principal)
+                except TooLargeError as error:
+                    record = without(whole, names, error)
+                else:
+                    return record
         await self._actor.tell(record, principal=text.principal)
         return record
 

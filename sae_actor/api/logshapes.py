@@ -110,6 +110,7 @@ class Generation(TypedDict):
     prompt_token_ids: list[int] | None
     output_token_ids: list[int] | None
     text: str | None
+    left_out: Problem | None
 
 
 class Generations(TypedDict):

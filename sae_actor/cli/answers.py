@@ -119,6 +119,9 @@ def _sampling(view: View) -> Iterator[str]:
         yield f"             activations were told of {', '.join(view['watched'])}"
 
 
+_LEFT_OUT = {"prompt_token_ids": "the prompt", "output_token_ids": "the answer's tokens", "text": "its text"}
+
+
 def _end(view: View) -> Iterator[str]:
     finished, receipt = view["finished"], view["receipt"]
     if finished is None:
@@ -142,6 +145,9 @@ def _end(view: View) -> Iterator[str]:
             yield f"  {name:<10} token ids, salted sha256 {view[f'{name}_sha256']} (salt {view['salt']})"
     if view["text"] is not None:
         yield f"  text       {view['text']!r}"
+    if view["left_out"]:
+        names = " and ".join(_LEFT_OUT.get(each, each) for each in view["left_out"]["fields"].get("left_out", ()))
+        yield f"  left out   {names}: {view['left_out']['detail']}"
 
 
 def _evidence(view: View) -> Iterator[str]:

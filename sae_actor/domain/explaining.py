@@ -203,6 +203,7 @@ def explain(
         "prompt_token_ids": _plain(finished and finished.prompt_token_ids),
         "output_token_ids": _plain(finished and finished.output_token_ids),
         "text": finished and finished.text,
+        "left_out": _plain(finished and finished.left_out),
     }
 
 

@@ -81,6 +81,8 @@ def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
 async def _run(
     text: Recorded, started: GenerationStarted, finished: GenerationFinished, bench: Bench, prompts: Sequence[str]
 ) -> Ran:
+    if finished.prompt_token_ids is None and not prompts and finished.left_out is not None:
+        raise NotComparable(f"its prompt is not in the log ({finished.left_out.detail}); give it with --prompt-file")
     if finished.prompt_token_ids is None and not prompts:
         raise NotComparable("its prompt was not recorded ([audit] record_text); give it with --prompt-file")
     most = started.sampling.max_tokens if finished.finish_reason in _WHOLE else _count(finished)

@@ -110,16 +110,36 @@ async def test_record_text() -> None:
         )  # fmt: skip
 
 
-async def test_a_text_too_long_for_an_event_is_closed_without_it() -> None:
+@pytest.mark.parametrize(
+    ("tokens", "left_out"),
+    [
+        (10, None),
+        (2_000, ["prompt_token_ids"]),
+        (11, ["prompt_token_ids", "output_token_ids", "text"]),
+    ],
+)
+async def test_what_of_a_text_no_event_can_hold_is_named(
+    tokens: int, left_out: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ev, "MAX_PAYLOAD_BYTES", 4096)
     async with living() as world:
         world.engine.context_length = 10**6
         await world.ready()
         texts = Texts(world.actor, world.engine, record_text=True)
-        prompt = tuple([200] * 100_000)
-        done = await (await texts.open(ask(), prompt, principal="me")).result()
+        prompt = tuple([200] * tokens)
+        long = left_out is not None and "text" in left_out
+        done = await (await texts.open(ask(1_500 if long else 4), prompt, principal="me")).result()
         (end,) = await ends(world)
-        assert (end.text, end.prompt_token_ids, end.finish_reason) == (None, None, "length")
-        assert end == done.record
+        assert (end, end.finish_reason) == (done.record, "length")
+        assert end.prompt_token_ids == (None if left_out else prompt)
+        assert end.output_token_ids == (None if long else done.finished.token_ids)
+        assert end.text == (None if long else done.finished.text)
+        if left_out is None:
+            assert end.left_out is None
+            return
+        assert end.left_out is not None
+        assert (end.left_out.code, end.left_out.fields["left_out"]) == ("too_large", left_out)
+        assert f"{ev.MAX_PAYLOAD_BYTES} go on record" in end.left_out.detail
 
 
 @pytest.mark.parametrize("after", range(10))

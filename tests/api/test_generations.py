@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from sae_actor.cli.answers import explanation
+from sae_actor.domain import events as ev
+
 from .conftest import Running
 
 pytestmark = pytest.mark.anyio
@@ -114,6 +117,21 @@ async def test_the_text_where_it_is_recorded(
         view = (await service.client.get(f"/api/generations/{made['generation_id']}")).json()
         assert len(view["output_token_ids"]) == view["tokens_generated"] == 4
         assert isinstance(view["text"], str)
+
+
+async def test_what_of_the_text_is_left_out_is_told(
+    serve: Callable[..., AbstractAsyncContextManager[Running]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(record_text=True) as service:
+        service.engine.context_length = 10**5
+        await service.ready()
+        monkeypatch.setattr(ev, "MAX_PAYLOAD_BYTES", 4096)
+        made = await service.client.post("/v1/completions", json={**ASK, "prompt": "long " * 1000})
+        view = (await service.client.get(f"/api/generations/{made.json()['id']}")).json()
+        assert (view["prompt_token_ids"], len(view["output_token_ids"])) == (None, 4)
+        assert (view["left_out"]["code"], view["left_out"]["fields"]["left_out"]) == ("too_large", ["prompt_token_ids"])
+        log = {"ok": True, "events": 1, "head": {"position": 1, "hash": ""}}
+        assert "  left out   the prompt: GenerationFinished takes " in explanation({**view, "log": log})
 
 
 async def test_what_is_refused(service: Running) -> None:

@@ -76,4 +76,7 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     output_token_ids: tuple[int, ...] | None = None
     text: str | None = None
     """Only where `[audit] record_text` is on."""
+    left_out: Problem | None = None
+    """Why some of what `record_text` asks for is not here, which its `fields` name as `left_out`: an event holds so
+    many bytes and no more."""
     error: Problem | None = None
