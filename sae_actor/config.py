@@ -74,6 +74,7 @@ class Server(_Section, frozen=True, kw_only=True):
     tokens_file: Line = ""
     session_hours: Annotated[float, Meta(gt=0, le=8760)] = 12.0
     hosts: tuple[HostName, ...] = ()
+    trusted_proxies: tuple[Line, ...] = ()
     cors_origins: tuple[WebOrigin, ...] = ()
     tls_certificate: Line = ""
     tls_key: Line = ""
@@ -152,7 +153,7 @@ _TYPES: dict[str, Any] = {
     for field in msgspec.structs.fields(struct)
 }
 """`section.key` → its type."""
-_BY_COMMA = {"server.tokens", "server.hosts", "server.cors_origins"}
+_BY_COMMA = {"server.tokens", "server.hosts", "server.trusted_proxies", "server.cors_origins"}
 """Lists whose parts hold colons; in the environment commas stand between them."""
 MAX_TOKENS_FILE = 64 * 1024
 
@@ -308,12 +309,20 @@ def _private_text(path: Path) -> str:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Whoever reaches the port commands the service, so only a token opens it beyond this machine."""
+    """Whoever reaches the port commands the service, so only a token opens it beyond this machine.
+
+    Raises `ConfigurationError`, also for a trusted proxy that is no address.
+    """
     if not grants(settings) and not is_loopback(settings.server.host):
         raise ConfigurationError(
             f"server.host: {settings.server.host} is reachable from other machines, and no token is set: "
             "set SAE_ACTOR_SERVER_TOKEN or SAE_ACTOR_SERVER_TOKENS_FILE, or listen on 127.0.0.1"
         )
+    for proxy in settings.server.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise ConfigurationError(f"server.trusted_proxies: {error}") from None
 
 
 def tls_files(settings: Settings) -> tuple[Path, Path] | None:

@@ -286,6 +286,8 @@ class Service:
             backlog=AT_ONCE,
             timeout_keep_alive=math.ceil(server.request_seconds),
             ws="none",
+            proxy_headers=bool(server.trusted_proxies),
+            forwarded_allow_ips=list(server.trusted_proxies),
             http=protocol(Limits(most, spare, server.request_seconds, server.stalled_seconds)),
             ssl_certfile=tls[0],
             ssl_keyfile=tls[1],

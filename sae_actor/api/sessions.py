@@ -97,10 +97,19 @@ class Attempts:
                 del self._of[network]
 
 
+def plain_address(address: str) -> str:
+    """An IPv4 address as itself, also where a socket of IPv6 says ::ffff:192.0.2.1 for it."""
+    try:
+        mapped = ipaddress.IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)
+
+
 def _network(address: str) -> str:
     """One customer has one IPv4 address, or 2⁶⁴ of IPv6."""
     try:
-        parsed = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(plain_address(address))
     except ValueError:
         return address
     return str(parsed) if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))

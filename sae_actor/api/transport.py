@@ -33,6 +33,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from ..errors import BadRequestError, RequestTimeoutError, SAEError
 from .refusing import too_many, written
+from .sessions import plain_address
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 128
@@ -108,6 +109,8 @@ class Patient(HttpToolsProtocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.flow = _Flow(transport, self._resume_reading)
+        if self.client is not None:
+            self.client = (plain_address(self.client[0]), self.client[1])
         excess = len(self.connections) - self._limits.connections
         if excess > self._limits.spare:
             transport.abort()

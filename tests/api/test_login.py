@@ -211,6 +211,17 @@ def test_one_network_is_one_address() -> None:
     counted.check("2001:db8:0:1::1")
 
 
+def test_addresses_of_ipv4_are_no_network_of_ipv6() -> None:
+    counted = attempts(Clock())
+    for _ in range(2):
+        counted.failed("::ffff:192.0.2.1")
+    for address in ("::ffff:192.0.2.1", "192.0.2.1"):
+        with pytest.raises(TooManyAttemptsError):
+            counted.check(address)
+    counted.check("::ffff:192.0.2.2")
+    counted.check("::1")
+
+
 def test_all_addresses_together_are_bounded() -> None:
     counted = attempts(Clock())
     for address in addresses(100):

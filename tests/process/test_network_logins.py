@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from .harness import Process
-from .test_network import connected, head, resident, started, to_the_end, whole
+from .test_network import TOKEN, connected, head, resident, started, to_the_end, whole
 
 MIB = 1024 * 1024
 LOGIN = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -35,9 +35,10 @@ def status(connection: socket.socket) -> int:
     return int(found[1])
 
 
-def logged_in(service: Process, token: str, *lines: str) -> int:
+def logged_in(service: Process, token: str, *lines: str, source: str = "127.0.0.1") -> int:
     body = json.dumps({"token": token}).encode()
-    with connected(service) as connection:
+    port = int(service.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=15, source_address=(source, 0)) as connection:
         extra = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
         connection.sendall(LOGIN + extra + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         return status(connection)
@@ -89,6 +90,44 @@ def test_who_has_failed_too_often_is_told_before_anything_is_read(service: Proce
     with connected(service) as connection:
         connection.sendall(LOGIN + b"Content-Length: 5000\r\n\r\n")
         assert status(connection) == 429
+
+
+# — whose attempts they are —
+
+
+def guesses(service: Process, count: int, *lines: str, source: str = "127.0.0.1") -> list[int]:
+    return [logged_in(service, f"guess {n}", *(line.format(n) for line in lines), source=source) for n in range(count)]
+
+
+def test_a_header_is_no_address(service: Process) -> None:
+    told = guesses(service, 12, "X-Forwarded-For: 192.0.2.{}", "Forwarded: for=192.0.2.{}", "X-Real-IP: 192.0.2.{}")
+    assert told == [401] * 10 + [429] * 2
+
+
+def test_a_proxy_that_is_trusted_is_believed(tmp_path: Path) -> None:
+    """Each of those that it speaks for has attempts of their own; strange words are nobody's address, and no fault."""
+    with started(tmp_path / "data", SAE_ACTOR_SERVER_TRUSTED_PROXIES="127.0.0.0/30, ::1") as process:
+        assert guesses(process, 11, "X-Forwarded-For: 192.0.2.{}") == [401] * 11
+        assert guesses(process, 11, "X-Forwarded-For: ::ffff:198.51.100.7") == [401] * 10 + [429]
+        assert logged_in(process, TOKEN, "X-Forwarded-For: 198.51.100.7") == 429
+        assert guesses(process, 11, "X-Forwarded-For: 192.0.2.{}", source="127.0.0.9") == [401] * 10 + [429]
+        for strange in ("fe80::1%eth0", "garbage", "\xff\xfe", "1.2.3.4, ,", "[::1]:80", "a" * 5000, ""):
+            assert logged_in(process, "guess", f"X-Forwarded-For: {strange}") == 401
+        with connected(process) as connection:
+            body = b'{"token":"%s"}' % TOKEN.encode()
+            connection.sendall(LOGIN + b"X-Forwarded-Proto: https\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            assert b"__Host-" in connection.recv(4096)
+        whole(process)
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+def test_addresses_of_ipv4_on_a_socket_of_ipv6(tmp_path: Path) -> None:
+    """Who guesses at one of them does not keep the others out, and a proxy there is known by its own address."""
+    environment = {"SAE_ACTOR_SERVER_HOST": "::", "SAE_ACTOR_SERVER_TRUSTED_PROXIES": "127.0.0.9"}
+    with started(tmp_path / "data", **environment) as process:
+        assert guesses(process, 11, source="127.0.0.66") == [401] * 10 + [429]
+        assert logged_in(process, TOKEN, source="127.0.0.77") == 200
+        assert guesses(process, 11, "X-Forwarded-For: 192.0.2.{}", source="127.0.0.9") == [401] * 11
 
 
 HEAVY = {
