@@ -22,6 +22,7 @@ from sae_actor.api.openai import ChatBody, ChatMessage, CompletionBody
 from sae_actor.api.routes import TABLE
 from sae_actor.cli.arguments import parse
 from sae_actor.cli.bar import STAGES
+from sae_actor.cli.exits import MEANINGS
 from sae_actor.config import Settings
 from sae_actor.demo import FEATURE, STRENGTH, curl_lines
 from sae_actor.demo.model import NAME
@@ -288,3 +289,7 @@ def test_the_session(machine: Machine) -> None:
     for command, output in steps():
         printed = machine.run(command)
         assert as_shown(output).fullmatch(same(printed)), f"$ {command}\n{printed}\nnot as shown:\n{output}"
+
+
+def test_every_exit_code_is_named() -> None:
+    assert all(re.search(rf"\b{code} ", section("Command line")) for code in MEANINGS)

@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         prog="sae-actor",
         description="Attach sparse autoencoders to a running language model, steer them, and prove what was active.",
         epilog="Environment: SAE_ACTOR_URL and SAE_ACTOR_TOKEN for the client, SAE_ACTOR_CONFIG and "
-        "SAE_ACTOR_<SECTION>_<KEY> for the service (see config.toml).",
+        "SAE_ACTOR_<SECTION>_<KEY> for the service (see config.toml). "
+        f"Exit codes: {', '.join(f'{code} {what}' for code, what in exits.MEANINGS.items())}.",
     )
     top.add_argument("--version", action="version", version=f"sae-actor {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)

@@ -18,7 +18,7 @@ from . import exits, showing
 
 
 def export(folder: Path, arguments: argparse.Namespace) -> int:
-    """Raises `LogUnusableError` where the destination is there already, and what a log that does not verify is
+    """Raises `BadRequestError` where the destination is there already, and what a log that does not verify is
     refused with."""
     to: Path = arguments.to
     head = asyncio.run(eventlog.export_bundle(folder, to))
@@ -31,8 +31,8 @@ def export(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def import_(folder: Path, arguments: argparse.Namespace) -> int:
-    """Raises `LogUnusableError` where the folder has a log or the bundle is none, `LogDamagedError` where the bundle
-    does not verify; then the folder has no log."""
+    """Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no such bundle, and
+    `LogDamagedError` where it is none or does not verify; then the folder has no log."""
     head = asyncio.run(eventlog.import_bundle(arguments.bundle, folder))
     if arguments.json:
         print(_json({"data_dir": _name(folder), "events": head.position, "head": head}))

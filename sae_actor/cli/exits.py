@@ -15,6 +15,18 @@ CONFIGURATION = 78
 INTERRUPTED = 130
 """Ended by the keyboard, as shells count it: 128 + SIGINT."""
 
+MEANINGS = {
+    OK: "done",
+    USAGE: "wrong usage, or a request that was refused",
+    DATA: "damaged data",
+    UNAVAILABLE: "port in use, or no service, hub or model there",
+    SOFTWARE: "internal fault, no memory or disk, or the GPU lost",
+    TEMPORARY: "the log is held by another process, or the service is busy",
+    NO_PERMISSION: "not allowed: a token is needed or does not do",
+    CONFIGURATION: "configuration",
+    INTERRUPTED: "interrupted from the keyboard",
+}
+
 _BY_CODE = {
     "sae_invalid": DATA,
     "model_load_failed": DATA,

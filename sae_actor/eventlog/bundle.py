@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 from .. import __version__
 from ..domain.events import ERASED
-from ..errors import LogDamagedError, LogUnusableError
+from ..errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ..ports import Head
 from . import verifier
 from .building import NewDatabase
@@ -38,7 +38,8 @@ _BATCH = 500
 async def export_bundle(folder: Path, to: Path) -> Head:
     """Write the log of a data folder to `to`: a folder, or a tar where the name ends in `.tar`. Its head.
 
-    The log is verified first. Raises `LogUnusableError` where `to` is there already, and the errors of `inspect`.
+    The log is verified first. Raises `BadRequestError` where `to` is there already, `LogUnusableError` where it
+    cannot be made, and the errors of `inspect`.
     """
     lock = await FolderLock.acquire(folder, shared=True)
     try:
@@ -50,8 +51,9 @@ async def export_bundle(folder: Path, to: Path) -> Head:
 async def import_bundle(bundle: Path, folder: Path) -> Head:
     """Make a data folder's log from an export, the same to the last hash; its head.
 
-    Raises `LogUnusableError` where the folder has a log, or `bundle` is no export, and `LogDamagedError`
-    (`first_bad`) where the export does not verify; then the folder is as it was, and not made where it was missing.
+    Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no `bundle`, and
+    `LogDamagedError` where it is no export or (`first_bad`) does not verify; then the folder is as it was, and not
+    made where it was missing.
     """
     if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
         await asyncio.to_thread(_check, bundle)
@@ -65,7 +67,7 @@ async def import_bundle(bundle: Path, folder: Path) -> Head:
 
 def _export(folder: Path, to: Path) -> Head:
     if to.exists() or to.is_symlink():
-        raise LogUnusableError(f"{to} is there already: an export overwrites nothing")
+        raise BadRequestError(f"{to} is there already: an export overwrites nothing")
     findings = inspect(folder, thorough=True)
     fresh = to.with_name(f"{to.name}.new")
     _make_anew(fresh, {EVENTS, ABOUT, VERIFIER, to.name})
@@ -174,7 +176,7 @@ def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
             about = _About(said["log_id"], str(said["created"]), head)
             walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
-            raise LogUnusableError(f"{bundle}: {ABOUT} does not say which log it is of") from None
+            raise LogDamagedError(f"{bundle}: {ABOUT} does not say which log it is of") from None
         try:
             yield about, _verified(lines, walk, head)
         except tarfile.TarError as error:
@@ -231,7 +233,10 @@ def _files(bundle: Path) -> Iterator[tuple[Any, IO[bytes]]]:
                 about = json.loads(stack.enter_context(_member(tar, ABOUT)).read())
                 lines = stack.enter_context(_member(tar, EVENTS))
         except (OSError, ValueError, tarfile.TarError, RecursionError) as error:
-            raise LogUnusableError(f"{bundle} is no export of a log: {error}") from None
+            if not bundle.exists():
+                raise NotFoundError(f"there is no {bundle}") from None
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise LogDamagedError(f"{bundle} is no export of a log: {why}") from None
         yield about, lines
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 
 import pytest
 
-from sae_actor.cli import showing
+from sae_actor.cli import exits, showing
 from sae_actor.client import Client, StreamEvent
 from tests.api.conftest import MODEL, REPOSITORY, Running
 from tests.cli.conftest import Ran, in_thread
@@ -231,6 +231,13 @@ def test_help_of_every_command(name: str, command: Command) -> None:
     assert ran.code == 0
     assert f"sae-actor {name}" in ran.out
     assert name in command("--help").out
+
+
+def test_every_exit_code_is_told(command: Command) -> None:
+    codes = {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
+    assert codes == exits.MEANINGS.keys()
+    told = " ".join(command("--help").out.split())
+    assert all(f"{code} {what}" in told for code, what in exits.MEANINGS.items())
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"], ["status", "--url", "http://127.0.0.1:9"]])

@@ -83,7 +83,7 @@ def test_nothing_is_overwritten(log: Path, tmp_path: Path, command: Command) -> 
     there = str(tmp_path / "bundle")
     assert command("log", "export", there, "--data-dir", str(log)).code == 0
     again = command("log", "export", there, "--data-dir", str(log))
-    assert again.code == 78
+    assert again.code == 64
     assert "overwrites nothing" in again.err
     before = shown(log, command)
     onto = command("log", "import", there, "--data-dir", str(log))
@@ -113,8 +113,12 @@ def test_a_changed_export_is_refused(log: Path, tmp_path: Path, command: Command
     assert command("log", "import", str(tmp_path / "bundle"), "--data-dir", str(tmp_path / "back")) == damaged
     assert list((tmp_path / "back").iterdir()) == []
     nothing = command("log", "import", str(tmp_path / "none"), "--data-dir", str(tmp_path / "back"))
-    assert nothing.code == 78
-    assert "no export" in nothing.err
+    assert (nothing.code, nothing.err) == (64, f"sae-actor: there is no {tmp_path / 'none'} (not_found)\n")
+    (tmp_path / "text").write_text("x")
+    for other in (tmp_path / "text", tmp_path):
+        odd = command("log", "import", str(other), "--data-dir", str(tmp_path / "back"))
+        assert odd.code == 65
+        assert f"{other} is no export of a log: " in odd.err
 
 
 def test_without_a_log(tmp_path: Path, command: Command) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.errors import LogDamagedError, LogHeldError, LogUnusableError
+from sae_actor.errors import BadRequestError, LogDamagedError, LogHeldError, LogUnusableError, NotFoundError
 from sae_actor.eventlog import SqliteLog, backup, events_of, export_bundle, import_bundle, verifier, verify_folder
 from sae_actor.eventlog.thread import Connection
 from tests.eventlog.making import a_draft, content, fill, make_killed_log, make_log, shown
@@ -161,7 +161,7 @@ async def test_tails_and_orders_are_judged_by_the_head(tmp_path: Path) -> None:
 
 async def test_nothing_is_overwritten(tmp_path: Path) -> None:
     bundle = await exported(tmp_path)
-    with pytest.raises(LogUnusableError, match="overwrites nothing"):
+    with pytest.raises(BadRequestError, match="overwrites nothing"):
         await export_bundle(tmp_path / "log", bundle)
     before = content(tmp_path / "log")
     with pytest.raises(LogUnusableError, match="overwrites nothing"):
@@ -180,11 +180,13 @@ async def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("x")
     with tarfile.open(tmp_path / "odd.tar", "w") as tar:
         tar.add(tmp_path / "text", arcname="../../log.json")
-    for odd in (tmp_path / "none", tmp_path / "text", tmp_path / "odd.tar", tmp_path):
-        with pytest.raises(LogUnusableError):
+    with pytest.raises(NotFoundError):
+        await import_bundle(tmp_path / "none", tmp_path / "new")
+    for odd in (tmp_path / "text", tmp_path / "odd.tar", tmp_path):
+        with pytest.raises(LogDamagedError, match="no export"):
             await import_bundle(odd, tmp_path / "new")
     (bundle / "log.json").write_text('{"log_id": 7, "created": "x", "head": {"position": 1, "hash": "y"}}')
-    with pytest.raises(LogUnusableError):
+    with pytest.raises(LogDamagedError, match="does not say which log"):
         await import_bundle(bundle, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
