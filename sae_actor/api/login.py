@@ -10,7 +10,7 @@ from ..errors import BadRequestError, UnauthorizedError
 from .bodies import body_of
 from .context import context
 from .routes import Answer, AnyRequest, answer, operation
-from .security import MAX_TOKEN, Caller, cookie_name, session_id_of
+from .security import MAX_TOKEN, Caller, cookie_name, session_ids_of
 from .shapes import Session
 
 MAX_LOGIN = 8 * 1024
@@ -60,8 +60,8 @@ async def post_logout(request: AnyRequest) -> Answer:
 
 
 def _end(request: AnyRequest) -> None:
-    session_id = session_id_of(request.scope)
-    if session_id is not None:
+    """All that the cookies name: who has put one of his own beside ours must not keep ours alive."""
+    for session_id in session_ids_of(request.scope):
         context(request).sessions.end(session_id)
 
 

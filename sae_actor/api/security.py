@@ -11,6 +11,7 @@ It wraps the whole application, so that an address without a route is no way aro
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -98,9 +99,37 @@ def guarded(app: ASGIApp, context: Context) -> ASGIApp:
         reads = scope["method"] in READING
         if not (reads and is_open):
             await (reading if reads else writing).enter()
-        await app(scope, receive, hardened)
+        session_id = _session_id(scope, context)
+        if session_id is None or caller is None:
+            await app(scope, receive, hardened)
+        else:
+            with context.sessions.lasting(session_id) as ended:
+                await _until(ended, app, scope, receive, hardened)
 
     return checked
+
+
+async def _until(ended: asyncio.Event, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """`app` is told that its client has left when the login has ended; a stream that it sends ends then."""
+    is_whole = True
+
+    async def receiving() -> Any:
+        asking, ending = asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())
+        try:
+            await asyncio.wait((asking, ending), return_when=asyncio.FIRST_COMPLETED)
+            return {"type": "http.disconnect"} if ended.is_set() else asking.result()
+        finally:
+            asking.cancel()
+            ending.cancel()
+
+    async def sending(message: Message) -> None:
+        nonlocal is_whole
+        is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    await app(scope, receiving, sending)
+    if not is_whole and ended.is_set():
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 # — the answer —
@@ -209,12 +238,19 @@ def cookie_name(scope: Any) -> str:
     return f"{'__Host-' if scope['scheme'] == 'https' else ''}sae_actor_{server[1]}"
 
 
-def session_id_of(scope: Any) -> str | None:
-    """The one cookie of a login; None where there is none, or where somebody has put another beside it."""
+def session_ids_of(scope: Any) -> list[str]:
+    """The cookies of logins: one, unless somebody has put another beside it."""
     name = cookie_name(scope)
     parts = (part.partition("=") for line in _all(scope["headers"], b"cookie") for part in line.split(";"))
-    found = [value.strip() for key, _, value in parts if key.strip() == name]
-    return found[0] if len(found) == 1 and len(found[0]) <= MAX_TOKEN else None
+    return [value.strip() for key, _, value in parts if key.strip() == name and len(value) <= MAX_TOKEN]
+
+
+def _session_id(scope: Any, context: Context) -> str | None:
+    """By which the caller is to be known; a token goes before it, and of two neither is taken."""
+    if not context.access or _all(scope["headers"], b"authorization"):
+        return None
+    found = session_ids_of(scope)
+    return found[0] if len(found) == 1 else None
 
 
 def _caller(scope: Any, context: Context, is_open: bool) -> Caller | None:
@@ -222,12 +258,14 @@ def _caller(scope: Any, context: Context, is_open: bool) -> Caller | None:
     if not context.access:
         return ANYONE
     writes = scope["method"] not in READING
-    given = _all(scope["headers"], b"authorization")
-    session_id = session_id_of(scope)
-    if not given and session_id is not None and writes and not is_own_origin(scope["headers"]):
+    session_id = _session_id(scope, context)
+    if session_id is not None and writes and not is_own_origin(scope["headers"]):
         raise ForbiddenError("a login is good for the page itself only; send an Authorization header")
     try:
-        grant = _bearer(given, context) if given or session_id is None else _session(session_id, context)
+        if session_id is None:
+            grant = _bearer(_all(scope["headers"], b"authorization"), context)
+        else:
+            grant = _session(session_id, context)
     except UnauthorizedError:
         if is_open:
             return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from .harness import Process
@@ -128,6 +129,45 @@ def test_addresses_of_ipv4_on_a_socket_of_ipv6(tmp_path: Path) -> None:
         assert guesses(process, 11, source="127.0.0.66") == [401] * 10 + [429]
         assert logged_in(process, TOKEN, source="127.0.0.77") == 200
         assert guesses(process, 11, "X-Forwarded-For: 192.0.2.{}", source="127.0.0.9") == [401] * 11
+
+
+# — the end of a login —
+
+
+def by_cookie(service: Process) -> tuple[str, dict[str, str]]:
+    """The cookie of a login, and the headers that a page would send with it."""
+    answer = httpx.post(f"{service.url}/login", json={"token": TOKEN})
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    return cookie, {"cookie": cookie, "origin": service.url}
+
+
+@pytest.mark.parametrize("beside", ["", "; {}=x", "; {}="])
+def test_a_logout_ends_what_the_cookie_opened(service: Process, beside: str) -> None:
+    """Streams too, and whatever cookie of that name somebody has put beside it."""
+    cookie, headers = by_cookie(service)
+    both = {**headers, "cookie": cookie + beside.format(cookie.partition("=")[0])}
+    with httpx.stream("GET", f"{service.url}/api/events", headers=headers, timeout=10) as stream:
+        lines = stream.iter_lines()
+        assert next(line for line in lines if line.startswith("event:")) == "event: ActorStarted"
+        began = time.monotonic()
+        assert httpx.post(f"{service.url}/logout", headers=both).status_code == 200
+        for _ in lines:  # to its end, which is a good one
+            pass
+        assert time.monotonic() - began < 5
+    assert httpx.get(f"{service.url}/api/saes", headers=headers).status_code == 401
+    other = by_cookie(service)[1]
+    assert httpx.get(f"{service.url}/api/saes", headers=other).status_code == 200
+
+
+def test_a_login_that_runs_out_ends_its_streams(tmp_path: Path) -> None:
+    with started(tmp_path / "data", SAE_ACTOR_SERVER_SESSION_HOURS="0.0005") as process:
+        _, headers = by_cookie(process)
+        began = time.monotonic()
+        answer = httpx.get(f"{process.url}/api/events", headers=headers, timeout=10)
+        assert "event: ActorStarted" in answer.text
+        assert 1 < time.monotonic() - began < 5
+        assert httpx.get(f"{process.url}/api/events", headers=headers).status_code == 401
+        whole(process)
 
 
 HEAVY = {
