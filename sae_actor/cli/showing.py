@@ -110,7 +110,10 @@ def saes(answer: Answer) -> str:
         )
         for sae in answer["saes"]
     ]
-    return table(head, rows) if rows else "no SAEs"
+    if not rows:
+        return "no SAEs"
+    wrong = [plain(f"{sae['sae_id']}: {_reason(sae)}") for sae in answer["saes"] if sae["error"]]
+    return "\n".join([table(head, rows), *wrong])
 
 
 def catalog(answer: Sequence[Answer]) -> str:

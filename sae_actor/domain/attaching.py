@@ -57,10 +57,19 @@ def described(record: SaeRecord) -> SaeDescription:
     if record.status == "deleting":
         raise errors.SAEInUseError(f"{record.sae_id} is being deleted", sae_id=record.sae_id)
     if record.sae is None:
-        raise errors.SAEInvalidError(
-            f"the files of {record.sae_id} are not complete; download it again", sae_id=record.sae_id, check="complete"
-        )
+        raise _unusable(record)
     return record.sae
+
+
+def _unusable(record: SaeRecord) -> errors.SAEError:
+    """Why the files of this SAE cannot be used: what was found wrong with them, or with the way here."""
+    sae_id, why = record.sae_id, record.error
+    if why is not None and why.code in ("sae_invalid", "sae_unsupported"):
+        return errors.from_code(why.code, f"{sae_id}: {why.detail}", **{**why.fields, "sae_id": sae_id})
+    reason = "" if why is None else f" ({why.detail})"
+    return errors.SAEInvalidError(
+        f"the files of {sae_id} are not complete{reason}; download it again", sae_id=sae_id, check="complete"
+    )
 
 
 def target(sae: SaeDescription, model: ModelFacts, layer: int | None, hook_point: HookPoint | None) -> Target:

@@ -13,6 +13,7 @@ import pytest
 
 from sae_actor.cli import exits, showing
 from sae_actor.client import Client, StreamEvent
+from sae_actor.errors import SAEInvalidError
 from tests.api.conftest import MODEL, REPOSITORY, Running
 from tests.cli.conftest import Ran, in_thread
 
@@ -148,6 +149,16 @@ def test_what_the_service_refuses(at: Command, client: Client) -> None:
     assert at("steer", one, "32=1").code == 64
     assert at("steer", one, "1=1e7").code == 64
     assert at("delete", one).code == 64
+
+
+def test_an_sae_that_failed_is_listed_with_the_reason(at: Command, client: Client, service: Running) -> None:
+    client.load_model(MODEL)
+    service.hub.fail("download", SAEInvalidError("cfg.json: d_in is -1", check="config"))
+    assert at("download", REPOSITORY, "--path", "layer.1").code == 65
+    (sae,) = client.list()["saes"]
+    assert at("list").out.splitlines()[-1] == f"{sae['sae_id']}: cfg.json: d_in is -1"
+    attach = at("attach", sae["sae_id"])
+    assert (attach.code, attach.err) == (65, f"sae-actor: {sae['sae_id']}: cfg.json: d_in is -1 (sae_invalid)\n")
 
 
 def test_not_ready_is_shown(at: Command, client: Client, service: Running) -> None:

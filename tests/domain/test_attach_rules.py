@@ -8,9 +8,12 @@ import pytest
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach
+from sae_actor.domain.decide import decide
 from sae_actor.domain.effects import AttachEffect
+from sae_actor.domain.events import Problem
 from sae_actor.domain.messages import Start
 from sae_actor.domain.refs import HookPoint
+from sae_actor.errors import SAEError
 from tests.domain.dsl import (
     BROKEN,
     MODEL,
@@ -25,6 +28,7 @@ from tests.domain.dsl import (
     cached,
     completed,
     description,
+    downloading,
     facts,
     given,
     loaded,
@@ -66,6 +70,26 @@ def test_the_report_cannot_move_what_was_asked_for() -> None:
 
 def test_the_sae_must_be_known() -> None:
     given(STARTED, loaded()).when(Attach(sae_id=A)).refused("sae_not_found", sae_id=A)
+
+
+@pytest.mark.parametrize(
+    ("code", "detail", "refusal", "told"),
+    [
+        ("sae_invalid", "b_enc has 3 values", "sae_invalid", f"{A}: b_enc has 3 values"),
+        ("sae_unsupported", "batchtopk is not supported", "sae_unsupported", f"{A}: batchtopk is not supported"),
+        (
+            "sae_download_failed",
+            "the hub is away",
+            "sae_invalid",
+            f"the files of {A} are not complete (the hub is away); download it again",
+        ),
+    ],
+)
+def test_an_sae_that_failed_is_refused_with_its_own_reason(code: str, detail: str, refusal: str, told: str) -> None:
+    failed = ev.DownloadFailed(request_position=4, sae_id=A, error=Problem(code=code, detail=detail))
+    with pytest.raises(SAEError) as refused:
+        decide(Attach(sae_id=A), given(STARTED, loaded(), downloading(), failed).state)
+    assert (refused.value.code, refused.value.detail, refused.value.fields["sae_id"]) == (refusal, told, A)
 
 
 @pytest.mark.parametrize(("steps", "status"), [((), "none"), ((loading(),), "loading")])
