@@ -4,6 +4,7 @@ The map. Arrows of import point down only (a test keeps it so).
 
     cli/, client/, serve, config, demo/    settings, wiring, and the program that speaks to a service
     reproducing/                           texts run again from a log, each with a verdict
+    wanted                                 the model of the settings beside that of the log
     listening                              the socket and the server on it
     api/                                   HTTP: commands, resources, events, text, the page
     actor/              engine/            one mailbox, one writer | model, hooks, text on one device thread

@@ -41,7 +41,6 @@ from .config import (
 from .deferred import DeferredEngine
 from .demo.sae import place_sae
 from .demo.seed import seed
-from .domain.commands import LoadModel
 from .domain.events import LogTruncated
 from .domain.messages import Start
 from .errors import LogError, SAEError
@@ -50,6 +49,7 @@ from .hub import HuggingFaceHub
 from .listening import AT_ONCE, Server, listen, room_for
 from .ports import Engine
 from .tracing import Tracing
+from .wanted import asked_for, check_model, same
 
 logger = logging.getLogger("sae_actor")
 
@@ -164,7 +164,7 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
-        self._check_model()
+        check_model(self.settings, self.actor.state)
         _settle_collector()
         host, port = listener.getsockname()[:2]
         server = Server(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
@@ -205,15 +205,6 @@ class Service:
             )
         )
 
-    def _check_model(self) -> None:
-        """Another model than the log's is refused while an SAE is attached to that one."""
-        wanted, state = self.settings.model.id, self.actor.state
-        if wanted and state.model is not None and state.model.model != wanted and state.attachments:
-            raise ConfigurationError(
-                f"--model {wanted}: the log has {state.model.model} with {state.attachments[0].sae_id} attached; "
-                "detach it first, or start without --model"
-            )
-
     async def _wishes(self, url: str, *, read_only: bool) -> None:
         """What the settings ask for beyond the log: a model, or the demo's first contents."""
         print(f"sae-actor {__version__} on {url}", flush=True)
@@ -230,14 +221,13 @@ class Service:
             self.preparing = None
 
     async def _load_model(self) -> None:
-        wanted, model = self.settings.model, self.actor.state.model
-        if model is not None and model.model == wanted.id and model.status != "error":
+        wanted, model = asked_for(self.settings), self.actor.state.model
+        if wanted is None or (model is not None and same(model, wanted) and model.status != "error"):
             return
-        command = LoadModel(model=wanted.id, revision=wanted.revision, dtype=wanted.dtype, device=wanted.device)
-        accepted = await self.actor.submit(command, principal="configuration")
+        accepted = await self.actor.submit(wanted, principal="configuration")
         outcome = await self.actor.outcome(accepted.command_id, wait=3600)
         if outcome.error is not None:
-            logs.say(f"{wanted.id}: {outcome.error.detail}")
+            logs.say(f"{wanted.model}: {outcome.error.detail}")
 
     def _announce(self, event_type: str, data: dict[str, object]) -> None:
         """Progress from whatever thread has some."""

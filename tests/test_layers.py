@@ -47,6 +47,7 @@ WIRING = {
     "serve",
     "tracing",
     "variables",
+    "wanted",
 }
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}

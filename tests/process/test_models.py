@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from sae_actor.demo import SAE_FOLDER
 from tests.engine.tiny import save_tiny_model
 from tests.fakes.hub_server import HubServer
 
@@ -84,3 +86,41 @@ def test_ready_waits_for_the_model_of_the_settings(data: Path) -> None:
             assert answer.json()["reasons"]
             time.sleep(0.01)
         assert status(process) == "loaded"
+
+
+def asking(**fields: str) -> dict[str, str]:
+    return {"SAE_ACTOR_MODEL_ID": "tiny"} | {f"SAE_ACTOR_MODEL_{name.upper()}": each for name, each in fields.items()}
+
+
+def test_a_model_is_loaded_again_as_the_settings_ask_for_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for fields, loads in (({"dtype": "float32"}, 1), ({"dtype": "bfloat16"}, 2), ({"dtype": "bfloat16"}, 2)):
+        with Process(data, environment=asking(**fields)) as process:
+            process.until_ready()
+            assert process.client.get("/api/model").json()["dtype"] == fields["dtype"]
+            types = [event["type"] for event in process.events()]
+            assert types.count("ModelLoadRequested") == loads
+            process.signal(signal.SIGTERM)
+            assert process.wait() == 0
+
+
+def test_not_while_an_sae_is_attached_to_the_one_of_the_log(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Process(data, environment=asking()) as process:
+        process.until_ready()
+        imported = process.send("i", type="Import", path=str(SAE_FOLDER))
+        sae_id = imported["events"][0]["data"]["sae_id"]
+        assert process.send("a", type="Attach", sae_id=sae_id)["status"] == "completed"
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    for name, value in (("dtype", "bfloat16"), ("revision", "v2"), ("device", "cpu")):
+        words = tmp_path / name
+        with Process(data, environment=asking(**{name: value}), listens=False, stderr=words) as process:
+            assert process.wait() == 78
+        said = words.read_text()
+        assert f"{name} {value}" in said
+        assert f"{name} {'main' if name == 'revision' else 'auto'}" in said
+        assert sae_id in said
+    with Process(data, environment=asking()) as process:
+        process.until_ready()
+        assert process.client.get("/api/saes/attachment").json()["sae_id"] == sae_id
