@@ -6,6 +6,7 @@ transport   the clock on connections, how many there may be, and how many reques
 refusing    what is answered on a connection without the application
 turnstile   how many requests begin at once, and how many do what takes long
 pages       the log by the page
+asking      what the engine is asked for one client
 streaming   answers that are sent as they are made
 ending      what is not answered when the service stops is refused
 routes      one table of operations, for litestar and for the description alike

@@ -14,6 +14,7 @@ from ..domain.messages import OwnIntervention
 from ..domain.refs import Feature, SaeId, intervention_sha256
 from ..errors import BadRequestError
 from ..ports import Watch
+from .asking import tokens_of
 from .bodies import body_of
 from .context import context, device
 from .openai import ChatMessage
@@ -60,7 +61,7 @@ async def post_activations(request: AnyRequest) -> Answer:
     state = state_of(request)
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
     position = model_and_position(state)[1]
-    prompt = await engine.tokenize(asked)
+    prompt = await tokens_of(request, engine, asked)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
     state = state_of(request)

@@ -10,7 +10,7 @@ from litestar import Request
 
 from ..access import Access
 from ..actor import Actor, Texts
-from ..errors import ReadOnlyError
+from ..errors import MailboxFullError, ReadOnlyError
 from ..ports import Engine, EventLog, Hub
 from .ending import Unanswered
 from .observing import Requests
@@ -22,6 +22,10 @@ WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
 WALKS_WAITING = 32
 """Further ones, until it is their turn."""
+PROMPTS_WAITING = 96
+"""Prompts that wait until they are made tokens, one after the other: as many as texts that may run and wait."""
+LOOKS_WAITING = 32
+"""Looks at features that wait for the one before them."""
 
 
 @dataclass(slots=True)
@@ -49,8 +53,18 @@ class Context:
     """Logins that failed of late."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
-    walks: Places = field(default_factory=lambda: Places(WALKS, WALKS_WAITING))
+    walks: Places = field(
+        default_factory=lambda: Places(WALKS, WALKS_WAITING, full="too much of the log is being read")
+    )
     """Held while an answer is made of much of the log."""
+    prompts: Places = field(
+        default_factory=lambda: Places(1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError)
+    )
+    """Held while a prompt becomes tokens."""
+    looks: Places = field(
+        default_factory=lambda: Places(1, LOOKS_WAITING, full="too many features are asked for", error=MailboxFullError)
+    )
+    """Held while weights are read on the device for who looks at a feature."""
     past: Past = field(default_factory=Past)
     """States that were asked for of late."""
     requests: Requests = field(default_factory=Requests)

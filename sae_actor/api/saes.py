@@ -25,6 +25,7 @@ from ..domain.commands import (
 from ..domain.projections import Outcome, attachment_view, sae_view, steering_view
 from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
 from ..errors import BadRequestError, SAEError, SAENotAttachedError
+from .asking import looking
 from .bodies import MAX_WAIT, body_of, decoded, whole_number
 from .commands import EXAMPLES, REFUSALS, accept, accepted_answer, answered, event_of, submit
 from .context import context, device
@@ -109,7 +110,8 @@ async def get_attachment(request: AnyRequest) -> Answer:
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
            "out), and what `features.json` beside the weights says of it",
            returns=Feature,
-           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only"),
+           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
+                   "mailbox_full"),
            tag="saes")  # fmt: skip
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
@@ -117,7 +119,8 @@ async def get_feature(request: AnyRequest) -> Answer:
         raise BadRequestError("a feature is a whole number from 0", param="feature")
     engine = device(request)
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
-    details = await engine.feature(sae.attach_position, int(asked))
+    async with looking(request):
+        details = await engine.feature(sae.attach_position, int(asked))
     return answer(request, {"sae_id": sae_id, **msgspec.to_builtins(details)})
 
 

@@ -10,6 +10,7 @@ from ..actor import Tell
 from ..domain import admitting
 from ..domain.refs import ModelFacts
 from ..errors import ModelNotFoundError
+from .asking import tokens_of
 from .beside import abandon, ends
 from .bodies import body_of
 from .chunks import abandoned_with_client, chunks, streamed
@@ -87,7 +88,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     engine, texts = device(request), context(request).texts
     model, position = admitting.model_to_ask(state_of(request))
     body.check(model)
-    prompts = [await engine.tokenize(prompt) for prompt in body.prompts()]
+    prompts = [await tokens_of(request, engine, prompt) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
     top_k_features = (body.sae and body.sae.top_k_features) or 0
     choices: list[Choice] = []

@@ -8,7 +8,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 
-from ..errors import NotReadyError
+from ..errors import NotReadyError, SAEError
 
 
 class Turnstile:
@@ -45,9 +45,11 @@ class Turnstile:
 
 
 class Places:
-    """`most` at a time, `waiting` more until one is free; whoever comes then is told to come back."""
+    """`most` at a time, `waiting` more until one is free; whoever comes then is told to come back by an `error`."""
 
-    def __init__(self, most: int, waiting: int) -> None:
+    def __init__(self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError) -> None:
+        self._full = full
+        self._error = error
         self._free = asyncio.Semaphore(most)
         self._most_waiting = waiting
         self._waiting = 0
@@ -58,9 +60,9 @@ class Places:
 
     @contextlib.asynccontextmanager
     async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
-        """begun: an answer has begun, and is not refused any more. Raises `NotReadyError`."""
+        """begun: an answer has begun, and is not refused any more. Raises the `error`."""
         if not begun and self._free.locked() and self._waiting >= self._most_waiting:
-            raise NotReadyError("too much of the log is being read", retry_after=1)
+            raise self._error(self._full, retry_after=1)
         self._waiting += 1
         try:
             await self._free.acquire()

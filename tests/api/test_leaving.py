@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from sae_actor.api.context import WALKS
+from sae_actor.api.context import LOOKS_WAITING, PROMPTS_WAITING, WALKS
 from sae_actor.domain.events import Event
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.ports import Verification
+from tests.fakes.engine import FakeEngine
 
 from .conftest import serving
+from .raw import parsed
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +69,52 @@ async def test_a_client_that_hangs_up_ends_the_reading(path: str) -> None:
         await true(lambda: log.reading == 0 and not service.context.walks.locked())
         log.go_on.set()
         assert (await service.client.get(path)).status_code in {200, 404}
+
+
+class HeldEngine(FakeEngine):
+    """Reads no prompt and looks at no feature until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.asked = 0
+
+    async def tokenize(self, prompt: Any) -> Any:
+        self.asked += 1
+        await self.go_on.wait()
+        return await super().tokenize(prompt)
+
+    async def feature(self, attach_position: int, feature: int) -> Any:
+        self.asked += 1
+        await self.go_on.wait()
+        return await super().feature(attach_position, feature)
+
+
+@pytest.mark.parametrize("prompts", [True, False], ids=["prompts", "features"])
+async def test_few_wait_for_the_engine_and_none_who_has_left(prompts: bool) -> None:
+    engine = HeldEngine()
+    async with serving(engine=engine) as service:
+        sae_id = await service.ready()
+        address = service.url.removeprefix("http://").split(":")
+        body = b'{"prompt":"a","max_tokens":1}'
+        head = b"Host: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        asking = b"POST /v1/completions HTTP/1.1\r\n" + head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        if not prompts:
+            asking = f"GET /api/saes/{sae_id}/features/1 HTTP/1.1\r\n".encode() + head + b"\r\n"
+        room = 1 + (PROMPTS_WAITING if prompts else LOOKS_WAITING)
+        streams = []
+        for _ in range(room + 5):
+            streams.append(await asyncio.open_connection(address[0], int(address[1])))
+            streams[-1][1].write(asking)
+        for reader, writer in streams[room:]:
+            answer = parsed(await asyncio.wait_for(reader.read(), 5))
+            assert (answer.status, answer.header("retry-after")) == (429, "1")
+            writer.close()
+        for _, writer in streams[:room]:
+            writer.transport.abort()
+        places = service.context.prompts if prompts else service.context.looks
+        await true(lambda: not places.locked())
+        engine.go_on.set()
+        made = await service.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+        assert made.status_code == 200
+        assert engine.asked == 2, "for the first who asked, and the one who stayed"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sae_actor.engine import prompts
 from sae_actor.engine.model import LoadedModel
 from sae_actor.engine.prompts import tokenized
 from sae_actor.errors import BadRequestError
@@ -53,3 +55,32 @@ def test_a_model_without_a_template_has_no_chats(tmp_path: Path) -> None:
     assert not model.facts.has_chat_template
     with pytest.raises(BadRequestError, match="no chat template"):
         tokenized([{"role": "user", "content": "hi"}], model)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a " * 2_000_000,
+        "x" * 4_000_000,
+        "\U0001f9ff" * 1_000_000,
+        " " * 10_000 + "a " * 2_000_000,
+        [{"role": "user", "content": "hi " * 1300}] * 1000,
+    ],
+    ids=["words", "one word", "signs", "spaces first", "a chat"],
+)
+def test_far_too_long_a_prompt_is_refused_by_its_beginning(
+    model: LoadedModel, prompt: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    began = time.process_time()
+    with pytest.raises(BadRequestError, match="the model's context 128"):
+        tokenized(prompt, model)
+    assert time.process_time() - began < 0.5
+    assert capfd.readouterr().err == "", "the tokenizer has warnings of its own"
+
+
+def test_a_prompt_of_few_long_tokens_is_no_long_prompt(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "CHARACTERS_A_TOKEN", 1)
+    text = "<|end|>" * 100
+    assert tokenized(text, model).token_ids == (256,) * 100
+    with pytest.raises(BadRequestError, match="has 200 tokens"):
+        tokenized(2 * text, model)
