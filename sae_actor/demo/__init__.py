@@ -40,9 +40,7 @@ def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
         "max_tokens": MAX_TOKENS,
     }
     edit = {"feature": FEATURE, "strength": STRENGTH, "method": "add", "exclude": ["sink"]}
-    curl = "curl -sS -H 'Content-Type: application/json'"
-    if token:
-        curl += ' -H "Authorization: Bearer $SAE_ACTOR_TOKEN"'
+    curl = _curl(token=token)
     chat = f"{curl} {url}/v1/chat/completions -d"
     text = f"| python3 -c {shlex.quote(_TEXT)}"
     steering = f"{curl} -w '\\n' -X PUT {url}/api/saes/{sae_id}/steering -d"
@@ -51,6 +49,20 @@ def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
         f"{steering} {_quoted({'features': [edit]})}",
         f"{chat} {_quoted(question)} {text}",
     ]
+
+
+def way_back(url: str, sae_id: str, path: Path, *, known: bool, token: bool = False) -> list[str]:
+    """Lines for a shell that attach the demo's SAE; where its record is gone, its folder is registered again first."""
+    command = f"{_curl(token=token)} -H 'Prefer: wait=60' -w '\\n' {url}/api/commands -d"
+    steps: list[dict[str, object]] = [{"type": "Attach", "sae_id": sae_id}]
+    if not known:
+        steps.insert(0, {"type": "Import", "path": str(path)})
+    return [f"{command} {_quoted(step)}" for step in steps]
+
+
+def _curl(*, token: bool) -> str:
+    curl = "curl -sS -H 'Content-Type: application/json'"
+    return f'{curl} -H "Authorization: Bearer $SAE_ACTOR_TOKEN"' if token else curl
 
 
 def _quoted(body: dict[str, object]) -> str:

@@ -13,7 +13,7 @@ from ..domain.projections import waiting_for
 from ..domain.refs import import_id_of
 from ..errors import IdempotencyKeyReusedError, SAEError, from_code
 from ..ports import EventLog
-from . import TITLES, curl_lines
+from . import TITLES, curl_lines, way_back
 from .model import NAME
 
 PRINCIPAL = "demo"
@@ -42,7 +42,8 @@ async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: P
     await _in_place(actor)
     attached = actor.state.attachment(sae_id)
     if attached is None:
-        print("ready; the demo's SAE is not attached (GET /api/saes lists what there is)", flush=True)
+        print("ready; the demo's SAE is not attached. This attaches it again:\n", flush=True)
+        print("\n".join(way_back(url, sae_id, sae, known=sae_id in actor.state.saes, token=token)), flush=True)
         return
     print(f"ready: {sae_id} on {attached.hook_point} of {NAME}\n", flush=True)
     for title, line in zip(TITLES, curl_lines(url, sae_id, token=token), strict=True):
