@@ -26,8 +26,13 @@ class DeferredEngine:
 
     async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
         if self._engine is None:
-            self._making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
-            self._engine = await asyncio.shield(self._making)
+            self._making = making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
+            try:
+                self._engine = await asyncio.shield(making)
+            finally:
+                if making.done() and self._making is making:
+                    # What failed is tried again by the next load.
+                    self._making = None
         await self._fetch(effect.model, effect.revision, progress)
         return await self._engine.load_model(effect, progress)
 

@@ -9,6 +9,7 @@ from ..domain.events import Sampling
 from ..domain.refs import Intervention, Turn
 from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
 from ..ports import Activations, Engine, Finished, TextRequest, Watch
+from .texts import GRACE_SECONDS
 
 ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
 """The prompt is run once; the token that would follow is dropped."""
@@ -30,19 +31,25 @@ async def read_activations(
     """
     try:
         async with asyncio.timeout(deadline_seconds):
-            return await _read(engine, token_ids, intervention, turns, watch)
+            return await _read(engine, token_ids, intervention, turns, watch, deadline_seconds + GRACE_SECONDS)
     except TimeoutError:
         raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
 
 
 async def _read(
-    engine: Engine, token_ids: tuple[int, ...], intervention: Intervention, turns: tuple[Turn, ...], watch: Watch
+    engine: Engine,
+    token_ids: tuple[int, ...],
+    intervention: Intervention,
+    turns: tuple[Turn, ...],
+    watch: Watch,
+    seconds: float,
 ) -> Activations:
     request = TextRequest(
         generation_id="activations",
         token_ids=token_ids,
         sampling=ONE_TOKEN,
         intervention=intervention,
+        deadline_seconds=seconds,
         watched=(watch,),
         turns=turns,
     )

@@ -14,7 +14,7 @@ from ..domain.commands import Command, Steer
 from ..domain.effects import Residents
 from ..domain.events import Draft, Event, draft
 from ..domain.evolve import evolve
-from ..domain.messages import AdmitGeneration, Report, Start, Stop
+from ..domain.messages import AdmitGeneration, Message, Report, Start, Stop
 from ..domain.pending import pending, residents
 from ..domain.projections import Outcome, outcome
 from ..domain.state import EMPTY
@@ -83,6 +83,8 @@ class Actor:
         self._stopping = False
         """Nothing new is taken in; reports still are."""
         self._stopped = False
+        self._loss: asyncio.Future[Any] | None = None
+        """The report that the device is lost: the first one is the only one."""
 
     # — life —
 
@@ -172,7 +174,9 @@ class Actor:
         return events[0]
 
     def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
-        """Hand in a report; the future ends when it is durable (or was too late)."""
+        """Hand in a report; the future ends when it is durable, with its events (none: it was too late)."""
+        if isinstance(report, ev.GpuLost) and self._loss is not None:
+            return self._loss
         envelope = Envelope(report, principal, self._future(), reserved=True)
         if self.read_only is not None:
             envelope.fail(ReadOnlyError(self.read_only))
@@ -180,6 +184,8 @@ class Actor:
             envelope.fail(NotReadyError("the service has stopped", retry_after=5))
         else:
             self.mailbox.put(envelope)
+            if isinstance(report, ev.GpuLost):
+                self._loss = envelope.reply
         return envelope.reply
 
     async def outcome(self, command_id: str, wait: float = 0.0) -> Outcome:
@@ -304,6 +310,9 @@ class Actor:
     # — small things —
 
     async def _send(self, envelope: Envelope) -> Any:
+        if not envelope.reserved:
+            # Again: units may have been resolved meanwhile.
+            self._open_for_writing(envelope.message)
         try:
             self.mailbox.put(envelope)
         except MailboxFullError:
@@ -312,7 +321,7 @@ class Actor:
         # The sender may be cancelled; the command goes on.
         return await asyncio.shield(envelope.reply)
 
-    def _open_for_writing(self, message: Command | AdmitGeneration) -> None:
+    def _open_for_writing(self, message: Command | Message) -> None:
         if self.read_only is not None or self._stopping:
             self.counts.refused(message)
         if self.read_only is not None:

@@ -23,8 +23,9 @@ class EffectRunner:
     """Keeps what runs equal to what is owed.
 
     `perform` does an effect and gives its report; `failed` is the report of one that did not work out; `undo`
-    cleans up after one that was cancelled because it is owed no more (not: because the service ends); `report`
-    hands a report in and ends when it is on record. Effects on one subject (an SAE, the model) never overlap.
+    cleans up after one that was cancelled because it is owed no more (not: because the service ends), or whose report
+    came too late for that reason; `report` hands a report in and ends when it is on record, with the events that it
+    became (none: it came too late). Effects on one subject (an SAE, the model) never overlap.
     None of the functions raises anything but `SAEError`, and that only `report`.
     """
 
@@ -33,7 +34,7 @@ class EffectRunner:
         perform: Callable[[Effect], Awaitable[Report]],
         failed: Callable[[Effect, SAEError], Report],
         undo: Callable[[Effect], Awaitable[None]],
-        report: Callable[[Report], Awaitable[object]],
+        report: Callable[[Report], Awaitable[Sequence[object]]],
     ) -> None:
         self._perform = perform
         self._failed = failed
@@ -90,7 +91,8 @@ class EffectRunner:
                     await asyncio.wait([before])
                 report = await self._perform(effect)
                 self._done.add(key)
-                await self._hand_in(effect, report)
+                if not await self._hand_in(effect, report):
+                    self._revoked.add(key)
         except asyncio.CancelledError:
             pass  # by reconcile or close, which said so in _revoked and _closed
         finally:
@@ -103,17 +105,17 @@ class EffectRunner:
             if self._last.get(subject) is asyncio.current_task():
                 del self._last[subject]
 
-    async def _hand_in(self, effect: Effect, report: Report) -> None:
+    async def _hand_in(self, effect: Effect, report: Report) -> bool:
         """Put the report on record, or, where that is refused (it is too large), the failure of the effect.
 
-        While the service ends, or cannot write, neither works: the next start takes the effect up again.
+        False where it came too late: nobody wants what was done. While the service ends, or cannot write, neither works: the next start takes the effect up again.
         """
         try:
-            await self._report(report)
-            return
+            return bool(await self._report(report))
         except SAEError as error:
             refused = error
         try:
-            await self._report(self._failed(effect, refused))
+            return bool(await self._report(self._failed(effect, refused)))
         except SAEError as error:
             logger.warning("the end of %s@%d is not on record: %s", *key_of(effect), error.detail)
+            return True

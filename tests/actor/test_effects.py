@@ -251,3 +251,23 @@ async def test_every_effect_has_a_failure() -> None:
     assert made == ev.DeleteFailed(request_position=3, sae_id="a", error=ev.Problem(code="internal", detail="x"))
     down = DownloadEffect(request_position=3, sae_id="a", repository_id="r", revision="main", path=None, force=False)
     assert isinstance(failed(down, why), ev.DownloadFailed)
+
+
+async def test_a_cancel_that_overtakes_the_report_of_a_download_takes_its_files_away() -> None:
+    async with living() as world:
+        gate = world.hub.hold("download")
+        await world.submit(get())
+        await turns()
+        world.log.gate = asyncio.Event()
+        busy = asyncio.create_task(world.submit(LOAD))
+        await turns()
+        cancelling = asyncio.create_task(world.submit(CancelDownload(A)))
+        await turns()
+        gate.set()
+        await until(lambda: len(world.actor.mailbox) == 2)  # the cancel, and behind it the report
+        world.log.gate.set()
+        await asyncio.gather(busy, cancelling)
+        await until(lambda: world.hub.count("discard") == 1)
+        await world.idle()
+        assert A not in world.state.saes
+        assert "DownloadCompleted" not in await world.types()

@@ -208,3 +208,28 @@ async def test_a_log_that_another_has_written_to_is_left_alone() -> None:
         await other.actor.stop()
         await world.actor.stop()
         world.actor.state = other.state
+
+
+async def test_what_waited_for_its_units_when_the_disk_was_full_is_not_written_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with living() as world:
+        await world.attached("a")
+        raw, go = world.engine.raw, asyncio.Event()
+
+        async def slow(position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+            await go.wait()
+            return await raw(position, edits)
+
+        monkeypatch.setattr(world.engine, "raw", slow)
+        waiting = asyncio.create_task(world.submit(Steer(A, (Edit(1, 1.0, unit="unit"),))))
+        await turns()
+        world.log.append_error = DiskFullError("no space")
+        with pytest.raises(DiskFullError):
+            await world.submit(Steer(A, (Edit(2, 1.0),)))
+        world.log.append_error = None  # there is space again, and the service stays what it said it is
+        before = world.state.position
+        go.set()
+        with pytest.raises(ReadOnlyError):
+            await asyncio.wait_for(waiting, 5)
+        assert world.state.position == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -41,6 +41,8 @@ class Stage:
         self.refuse: Callable[[Report], SAEError | None] = lambda _: None
         self.slow_undo: asyncio.Event | None = None
         self.slow_report: asyncio.Event | None = None
+        self.late = False
+        """Reports come to nothing."""
         self.busy: dict[str, int] = {}
         self.runner = EffectRunner(self.perform, failed, self.undo, self.report)
 
@@ -64,7 +66,7 @@ class Stage:
             await self.slow_undo.wait()
         self.journal.append(f"undo {effect.request_position}")
 
-    async def report(self, report: Report) -> None:
+    async def report(self, report: Report) -> Sequence[object]:
         if self.slow_report is not None:
             await self.slow_report.wait()
         error = self.refuse(report)
@@ -72,6 +74,7 @@ class Stage:
             raise error
         what = report.model_id if isinstance(report, ev.ModelUnloaded) else report.type
         self.journal.append(f"report {what}")
+        return () if self.late else (report,)
 
     async def let(self, at: int) -> None:
         self.gates.setdefault(at, asyncio.Event()).set()
@@ -108,6 +111,16 @@ async def test_not_again_while_its_report_waits_and_not_cancelled_then_either() 
     stage.slow_report.set()
     await turns()
     assert stage.journal == ["begin 1", "report 1"], "what was fetched is not thrown away"
+    assert not stage.runner._running
+
+
+async def test_what_was_done_in_vain_is_cleaned_up() -> None:
+    """It was cancelled while its report was on the way: what was fetched belongs to no record."""
+    stage = Stage()
+    stage.late = True
+    stage.runner.reconcile([download(1)])
+    await stage.let(1)
+    assert stage.journal == ["begin 1", "report 1", "undo 1"]
     assert not stage.runner._running
 
 

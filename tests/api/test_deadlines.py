@@ -110,6 +110,10 @@ async def test_the_engine_is_told_too(service: Running) -> None:
     await service.client.post("/v1/completions", json=ASK)
     seconds = Settings().engine.deadline_seconds
     assert service.context.texts.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
+    service.context.texts.deadline_seconds = 3600.0
+    await service.client.post("/v1/completions", json=ASK)
+    assert (await service.client.post("/api/activations", json={"prompt": "hello"})).status_code == 200
+    assert 3600 < asked[1].deadline_seconds == asked[2].deadline_seconds
 
 
 @pytest.mark.parametrize("told", [True, False])
