@@ -91,6 +91,10 @@ class Projections:
     @cached_property
     def _basis(self) -> _Basis:
         gram = self.V @ self.V.T  # [p, p]
+        each = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+        if not bool(torch.isfinite(gram).all()):
+            # Of damaged rows comes what is not finite, which is told of the SAE; `eigh` would raise for all of them.
+            return _Basis(self.V, each, gram, definite=True)
         there = gram.diagonal() > 0.5  # a row of zeros is no direction
         same = (gram.abs() >= 1 - RANK_TOLERANCE) & there
         first = same.int().argmax(dim=1)[there]  # [of those that are there], the first that is equal or opposite
@@ -102,7 +106,6 @@ class Projections:
         if _definite(merged.gram):
             return merged
         # Then it matters how many want something along each.
-        each = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
         return _Basis(self.V, each, gram, definite=False)
 
 

@@ -123,6 +123,18 @@ def test_projections_of_two_saes_at_one_hook_point_act_jointly(sae: SAE, tmp_pat
     assert bench.applied.tally.edited == set(range(PROMPT))
 
 
+@pytest.mark.parametrize("second", [True, False])
+def test_damaged_directions_are_their_saes_fault(sae: SAE, *, second: bool) -> None:
+    """Alone, where two of its own act jointly, and beside a sound SAE that projects too."""
+    broken = SAE(sae.spec, sae.recipe, {**sae.weights, "W_dec": torch.full_like(sae.W_dec, torch.nan)})
+    edits = (Edit(feature=2, strength=0.0, method="project"), Edit(feature=3, strength=0.0, method="project"))
+    bench = Bench(sae, *([active(5, *edits)] if second else []))
+    bench.site.parts.append(part(broken, active(6, *edits)))
+    with pytest.raises(HookFault) as caught:
+        bench.run(activations())
+    assert caught.value.attach_position == 6
+
+
 def test_two_saes_project_jointly_for_one_text_beside_another(sae: SAE) -> None:
     """Both texts are joined at the first SAE; one of them is at the second one too."""
     out = Edit(feature=3, strength=0.0, method="project")
