@@ -46,6 +46,10 @@ class ModelFiles(NamedTuple):
     """Every file that the model is made of, sorted."""
 
 
+DEFAULT_REVISION = "main"
+"""Nothing else can be asked for of a folder."""
+
+
 def find_model(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
     """Bring the files of `model` (hub id, or path of a folder) to this machine.
 
@@ -53,6 +57,8 @@ def find_model(model: str, revision: str, progress: Progress, cancelled: threadi
     """
     folder = local_folder(model)
     if folder is not None:
+        if revision != DEFAULT_REVISION:
+            raise ModelLoadError(f"{model} is a folder, which has no revision {revision}: leave revision out")
         return _files_of(folder, None)
     if not is_hub_id(model):
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)

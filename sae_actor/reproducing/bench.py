@@ -90,7 +90,8 @@ class Bench:
         return LoadModelEffect(
             request_position=self._number(),
             model=wanted.model_id,
-            revision=wanted.commit or wanted.revision,
+            # Without a commit it was a folder, whatever revision was asked for.
+            revision=wanted.commit or "main",
             dtype=wanted.dtype,
             device=device,
         )

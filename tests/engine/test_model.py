@@ -51,6 +51,12 @@ def test_facts(tiny_llama: Path) -> None:
     assert not model.network.training
 
 
+def test_a_folder_has_no_revision(tiny_llama: Path) -> None:
+    """A record of one would say what nobody looked at."""
+    with pytest.raises(ModelLoadError, match="no revision v2"):
+        loaded(tiny_llama, revision="v2")
+
+
 def test_tied_weights_count_once(tmp_path: Path) -> None:
     apart = loaded(save_tiny_model(tmp_path / "a")).facts.memory_bytes
     tied = loaded(save_tiny_model(tmp_path / "b", tie_word_embeddings=True)).facts.memory_bytes
