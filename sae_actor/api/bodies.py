@@ -18,7 +18,7 @@ from ..errors import BadRequestError, PreconditionFailedError, UnsupportedMediaT
 T = TypeVar("T")
 
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?:$|[,;\s])", re.IGNORECASE)
+_WAIT = re.compile(r"(?<![^,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?![^,;\s])", re.IGNORECASE)
 _ETAG = re.compile(r'"(\d{1,18})"')
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`")
@@ -101,8 +101,16 @@ def _param(message: str) -> str | None:
     return (where.group(1)[:80] or None) if where is not None else None
 
 
+def _one(request: Request[Any, Any, Any], name: str) -> str | None:
+    """The value of a header; of two neither is taken."""
+    given = request.headers.getall(name, [])
+    if len(given) > 1:
+        raise BadRequestError(f"{name} stands twice", param=name)
+    return given[0] if given else None
+
+
 def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
-    key = request.headers.get("idempotency-key")
+    key = _one(request, "Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise BadRequestError("Idempotency-Key takes 1 to 128 visible ASCII characters", param="Idempotency-Key")
     return key
@@ -110,7 +118,7 @@ def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
 
 def expected_revision(request: Request[Any, Any, Any]) -> int | None:
     """The position that If-Match names."""
-    raw = request.headers.get("if-match")
+    raw = _one(request, "If-Match")
     if raw is None or raw.strip() == "*":
         return None
     match = _ETAG.fullmatch(raw.strip())
@@ -124,9 +132,11 @@ def expected_revision(request: Request[Any, Any, Any]) -> int | None:
 
 
 def wait_seconds(request: Request[Any, Any, Any]) -> int | None:
-    """Seconds from `Prefer: wait=N`, clamped to 300; garbage is no wish."""
-    match = _WAIT.search(request.headers.get("prefer", ""))
-    return min(int(match.group(1)), MAX_WAIT) if match is not None else None
+    """Seconds from `Prefer: wait=N`, clamped to 300; garbage is no wish, and two wishes are none that can be met."""
+    wishes = _WAIT.findall(", ".join(request.headers.getall("prefer", [])))
+    if len(wishes) > 1:
+        raise BadRequestError("Prefer says twice how long to wait", param="Prefer")
+    return min(int(wishes[0]), MAX_WAIT) if wishes else None
 
 
 def whole_number(request: Request[Any, Any, Any], name: str, *, default: int, low: int, high: int) -> int:

@@ -88,8 +88,8 @@ def outcome_view(outcome: Outcome) -> dict[str, Any]:
 
 async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
     """Accept a command; with `Prefer: wait`, answer with its outcome if that comes in time."""
-    accepted = await submit(request, command)
     seconds = wait_seconds(request)
+    accepted = await submit(request, command)
     if seconds is None:
         return accepted_answer(request, accepted, **more)
     outcome = await context(request).actor.outcome(accepted.command_id, seconds)

@@ -5,8 +5,10 @@
     Authorization          the token of a grant; in its place the cookie of a login, which needs our own Origin to write
     role                   a viewer reads (GET, HEAD, OPTIONS), an operator does the rest
     Content-Type           a body is application/json
+    the query              no token, and nothing twice
 
-It wraps the whole application, so that an address without a route is no way around it.
+It wraps the whole application, so that an address without a route is no way around it. HEAD is answered as GET is,
+without the body.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 MAX_TOKEN = 1024
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 SECRET_PARAMETERS = frozenset({"token", "access_token"})
+MAX_PARAMETERS = 64
 
 HARDENING = (
     (b"x-content-type-options", b"nosniff"),
@@ -88,7 +91,7 @@ def guarded(app: ASGIApp, context: Context) -> ASGIApp:
             if listed is not None and _is_preflight(scope):
                 await _answer_preflight(hardened)
                 return
-            is_open = (scope["method"], scope["path"]) in open_routes
+            is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in open_routes
             caller = _caller(scope, context, is_open)
             _check_body(scope)
             scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
@@ -100,7 +103,9 @@ def guarded(app: ASGIApp, context: Context) -> ASGIApp:
         if not (reads and is_open):
             await (reading if reads else writing).enter()
         session_id = _session_id(scope, context)
-        if session_id is None or caller is None:
+        if scope["method"] == "HEAD":
+            await _head(app, scope, receive, hardened)
+        elif session_id is None or caller is None:
             await app(scope, receive, hardened)
         else:
             with context.sessions.lasting(session_id) as ended:
@@ -109,8 +114,25 @@ def guarded(app: ASGIApp, context: Context) -> ASGIApp:
     return checked
 
 
+async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """`app` is asked for all of it, and its client leaves before the body."""
+    asked: Any = {**scope, "method": "GET"}
+    begun = asyncio.Event()
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if "path_template" in asked:
+                scope["path_template"] = asked["path_template"]
+            await send(message)
+        elif not begun.is_set():
+            begun.set()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    await _until(begun, app, asked, receive, sending)
+
+
 async def _until(ended: asyncio.Event, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """`app` is told that its client has left when the login has ended; a stream that it sends ends then."""
+    """`app` is told that its client has left once `ended` is set; a stream that it sends ends then."""
     is_whole = True
 
     async def receiving() -> Any:
@@ -183,11 +205,18 @@ def _check_host(hosts: list[str], allowed: tuple[str, ...]) -> None:
 
 
 def _check_address(query: bytes) -> None:
-    """Addresses end up in histories and in the logs of others."""
-    if b"token" in query.lower():
-        names = {name.lower() for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)}
-        if names & SECRET_PARAMETERS:
-            raise BadRequestError("a token does not belong into the address; use the Authorization header")
+    """Addresses end up in histories and in the logs of others. Of two values of a parameter neither is taken."""
+    if not query:
+        return
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise BadRequestError(f"an address takes {MAX_PARAMETERS} parameters at most") from None
+    names = [name for name, _ in pairs]
+    if not SECRET_PARAMETERS.isdisjoint(map(str.lower, names)):
+        raise BadRequestError("a token does not belong into the address; use the Authorization header")
+    if len(set(names)) != len(names):
+        raise BadRequestError("a parameter stands twice in the address")
 
 
 def _check_body(scope: Any) -> None:
@@ -278,7 +307,7 @@ def _caller(scope: Any, context: Context, is_open: bool) -> Caller | None:
 def _bearer(given: list[str], context: Context) -> Grant:
     if len(given) != 1 or len(given[0]) > MAX_TOKEN or not given[0].lower().startswith("bearer "):
         raise UnauthorizedError("send one Authorization: Bearer header")
-    grant = context.access.of(given[0][7:].strip().encode("latin-1"))
+    grant = context.access.of(given[0][7:].strip(" \t").encode("latin-1"))
     if grant is None:
         raise UnauthorizedError("the token is not known")
     return grant

@@ -26,6 +26,23 @@ CASES = {
 }
 
 
+async def test_headers_that_stand_twice(service: Running) -> None:
+    """Neither is taken: two proxies could take the other one. Of Prefer there may be several, but one wait."""
+    await service.command("LoadModel", model="tiny")
+    before = await service.events()
+    for twice in (
+        [("Idempotency-Key", "a"), ("Idempotency-Key", "a")], [("Idempotency-Key", "a"), ("Idempotency-Key", "b")],
+        [("If-Match", "*"), ("If-Match", '"1"')], [("Prefer", "wait=1"), ("Prefer", "wait=2")],
+        [("Prefer", "wait=1, wait=1")], [("Prefer", "wait=1"), ("Prefer", "x; wait=1")],
+    ):  # fmt: skip
+        answer = await service.client.post("/api/commands", json={"type": "UnloadModel"}, headers=twice)
+        assert (answer.status_code, answer.json()["param"]) == (400, twice[0][0]), twice
+    assert await service.events() == before
+    several = [("Prefer", "respond-async"), ("Prefer", "wait=10"), ("Prefer", "handling=lenient")]
+    answer = await service.client.post("/api/commands", json={"type": "UnloadModel"}, headers=several)
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=10")
+
+
 async def test_row_30_positions_that_are_not_the_one(service: Running) -> None:
     await service.ready(attach=False)
     before = await service.events()

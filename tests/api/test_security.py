@@ -85,6 +85,11 @@ STRANGERS: dict[str, tuple[Pairs, str, int]] = {
     "a script of another port": ([("Host", "127.0.0.1:PORT"), ("Sec-Fetch-Site", "same-site"),
                                   ("Sec-Fetch-Mode", "no-cors")], "", 403),
     "a token in the address": ([("Host", "127.0.0.1:PORT")], f"?token={OPERATOR}", 400),
+    "a token in the address by escapes": ([("Host", "127.0.0.1:PORT")], "?%74oken=x", 400),
+    "a token in the address by escapes in capitals": ([("Host", "127.0.0.1:PORT")], "?a=b&ACCESS%5fTOK%45N", 400),
+    "a parameter twice": ([("Host", "127.0.0.1:PORT")], "?after=1&after=1", 400),
+    "a parameter twice, once by escapes": ([("Host", "127.0.0.1:PORT")], "?after=1&%61fter=2", 400),
+    "parameters without end": ([("Host", "127.0.0.1:PORT")], "?a&b" + "&c" * 500, 400),
     "a token in the address by another name": ([("Host", "127.0.0.1:PORT")], "?after=1&Access_Token=", 400),
 }  # fmt: skip
 
@@ -116,6 +121,21 @@ async def test_an_address_without_a_route_is_no_way_around(secured: Running) -> 
     assert answer.status == 401
 
 
+async def test_head_is_get_without_its_body(secured: Running) -> None:
+    """On every route, to whoever asks: a stream ends at once; where GET is not allowed, HEAD is not."""
+    for who in ([], [bearer(VIEWER)]):
+        for each, path in ROUTES:
+            headers = [host(secured), *who]
+            shown = await exchange(secured.url, request("GET", path, headers))
+            told = await exchange(secured.url, request("HEAD", path, headers))
+            assert (told.status, told.body) == (shown.status, b""), (who, each.path)
+            for name in ("content-type", "allow", "www-authenticate", *(["content-length"] * (path != "/metrics"))):
+                assert told.header(name) == shown.header(name), (who, each.path)
+            hardened(told)
+    assert secured.actor.broadcast.readers == 0
+    assert 'method="HEAD",route="/health",status="200"' in (await secured.client.get("/metrics")).text
+
+
 async def test_the_page_of_our_own_and_a_link_to_it_are_let_in(service: Running) -> None:
     for headers in (
         {"origin": service.url, "sec-fetch-site": "same-origin"},
@@ -140,6 +160,8 @@ STRANGE_TOKENS: dict[str, Pairs] = {
     "no scheme": [("Authorization", OPERATOR)],
     "two": [bearer(OPERATOR), bearer(OPERATOR)],
     "not ASCII": [bearer("\xff\xfe")],
+    "between spaces that are none in HTTP": [bearer(f"\xa0{OPERATOR}\xa0")],
+    "behind a space that is none in HTTP": [bearer(f"\x85{OPERATOR}")],
     "the digest of it": [bearer(digest_of(OPERATOR.encode()).hex())],
     "a cookie that nobody gave": [("Cookie", "sae_actor_PORT=abc")],
 }
