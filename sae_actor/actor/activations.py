@@ -29,30 +29,23 @@ async def read_activations(
     Waits for its turn among the texts, and raises what the engine refuses those with; `SAENotAttachedError` where an
     SAE went meanwhile, `DeadlineExceededError`.
     """
-    try:
-        async with asyncio.timeout(deadline_seconds):
-            return await _read(engine, token_ids, intervention, turns, watch, deadline_seconds + GRACE_SECONDS)
-    except TimeoutError:
-        raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
-
-
-async def _read(
-    engine: Engine,
-    token_ids: tuple[int, ...],
-    intervention: Intervention,
-    turns: tuple[Turn, ...],
-    watch: Watch,
-    seconds: float,
-) -> Activations:
     request = TextRequest(
         generation_id="activations",
         token_ids=token_ids,
         sampling=ONE_TOKEN,
         intervention=intervention,
-        deadline_seconds=seconds,
+        deadline_seconds=deadline_seconds + GRACE_SECONDS,
         watched=(watch,),
         turns=turns,
     )
+    try:
+        async with asyncio.timeout(deadline_seconds):
+            return await _read(engine, request)
+    except TimeoutError:
+        raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
+
+
+async def _read(engine: Engine, request: TextRequest) -> Activations:
     found: tuple[Activations, ...] = ()
     async with contextlib.aclosing(engine.generate(request)) as items:
         async for item in items:

@@ -108,7 +108,8 @@ class EffectRunner:
     async def _hand_in(self, effect: Effect, report: Report) -> bool:
         """Put the report on record, or, where that is refused (it is too large), the failure of the effect.
 
-        False where it came too late: nobody wants what was done. While the service ends, or cannot write, neither works: the next start takes the effect up again.
+        False where it came too late: nobody wants what was done. While the service ends, or cannot write, neither
+        works: the next start takes the effect up again.
         """
         try:
             return bool(await self._report(report))

@@ -208,7 +208,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
             request_position=mine.request_position,
             attach_position=a.request_position,
             sae_id=a.sae_id,
-            freed_bytes=a.device_bytes,
+            freed_bytes=0,
+            held_bytes=a.device_bytes,
             reason="replaced",
         )
         for a in gone
@@ -298,7 +299,8 @@ def hook_faulted(report: ev.HookFaulted, state: State) -> list[ev.Payload]:
         request_position=report.request_position,
         attach_position=mine.request_position,
         sae_id=mine.sae_id,
-        freed_bytes=mine.device_bytes,
+        freed_bytes=0,
+        held_bytes=mine.device_bytes,
         reason="fault",
     )
     return [report, gone]

@@ -41,7 +41,7 @@ def detached(at: int, attach_at: int, sae_id: str = A, freed: int = 2300) -> ev.
 
 def replaced(at: int, attach_at: int, sae_id: str = A) -> ev.SaeDetached:
     return ev.SaeDetached(
-        request_position=at, attach_position=attach_at, sae_id=sae_id, freed_bytes=2300, reason="replaced"
+        request_position=at, attach_position=attach_at, sae_id=sae_id, freed_bytes=0, held_bytes=2300, reason="replaced"
     )
 
 
@@ -227,7 +227,9 @@ def test_any_detach_says_that_someone_has_seen_what_was_lost() -> None:
 def test_an_sae_that_cannot_be_computed_is_taken_out() -> None:
     report = ev.HookFaulted(sae_id=A, request_position=6, error=BROKEN)
     story = given(*STEERED).when(report)
-    gone = ev.SaeDetached(request_position=6, attach_position=6, sae_id=A, freed_bytes=2300, reason="fault")
+    gone = ev.SaeDetached(
+        request_position=6, attach_position=6, sae_id=A, freed_bytes=0, held_bytes=2300, reason="fault"
+    )
     story.then(report, gone).owes()
     assert (story.attachments(), residents(story.state).saes) == ([], ())
     story.when(report).nothing_happens()

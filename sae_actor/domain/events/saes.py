@@ -113,6 +113,9 @@ class SaeDetached(Payload, frozen=True, kw_only=True):
     """The AttachRequested that had brought it."""
     sae_id: str
     freed_bytes: int
+    """What was free again when this was written."""
+    held_bytes: int = 0
+    """What the device still held of it then: of one that was replaced, or failed, until its last text has ended."""
     reason: Literal["requested", "replaced", "fault"] = "requested"
 
 
