@@ -43,8 +43,10 @@ class Decoder(Protocol):
 
     together: bool
     """Whether a step may have several pieces."""
-    nbytes: int
-    """Of the keys and values of all texts; changes with every step."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the keys and values of all texts; changes with every step."""
 
     def bound(self, nbytes: int) -> None:
         """Take no more than so many bytes where texts can do with them."""
@@ -73,7 +75,10 @@ class Together:
     def __init__(self, network: Any) -> None:
         self._network = network
         self._store = Store()
-        self.nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self._store.nbytes
 
     def bound(self, nbytes: int) -> None:
         self._store.limit = nbytes
@@ -84,7 +89,6 @@ class Together:
     def arrange(self, pieces: Sequence[Piece]) -> Layout:
         for piece in pieces:
             self._store.make_room(piece.kept, piece.kept.length + len(piece.ids), deciding=piece.deciding)
-        self.nbytes = self._store.nbytes
         return Layout(pieces, self._network.device)
 
     def logits(self, arranged: Layout) -> Tensor:
@@ -101,7 +105,6 @@ class Together:
 
     def release(self, kept: Kept) -> None:
         self._store.release(kept)
-        self.nbytes = self._store.nbytes
 
 
 class _Own(Kept):

@@ -64,7 +64,7 @@ class RunningText:
         self._fed = 0
         """Tokens that were run."""
         self._model: LoadedModel | None = model
-        self._apply = apply
+        self._apply: Callable[[TextRequest], Applied | None] | None = apply
         self._deliver = deliver
         self._deadline = time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, model.facts.context_length)
@@ -77,7 +77,7 @@ class RunningText:
         self._scores: Scores = (None, ())
         self._told: dict[Probe, Activations] = {}
         """Both of the newest step; what a prompt in pieces tells is joined until the first token."""
-        self._decoder = TextDecoder(model.decode, request.token_ids)
+        self._decoder: TextDecoder | None = TextDecoder(model.decode, request.token_ids)
         self._stop = StopStrings(request.sampling.stop)
         self._tally = Tally()
         self._batch: tuple[int, int] | None = None
@@ -112,6 +112,8 @@ class RunningText:
 
     def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
+        if self._apply is None:
+            raise InternalError("the text is over")
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
@@ -138,8 +140,8 @@ class RunningText:
 
     def take(self, token: int, logits: Tensor) -> None:
         """The next token is chosen, from `logits` [vocabulary]."""
-        model = self._model
-        if model is None:
+        model, decoder = self._model, self._decoder
+        if model is None or decoder is None:
             raise InternalError("the text is over")
         stops = self._stops()
         self._ids.append(token)
@@ -148,12 +150,12 @@ class RunningText:
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, model.pieces)
         if token in model.end_ids:
-            self._show(token, self._decoder.flush(), "stop")
+            self._show(token, decoder.flush(), "stop")
         elif stops or len(self._ids) >= self._most:
             reason: FinishReason = "feature" if stops else "length"
-            self._show(token, self._decoder.push(token) + self._decoder.flush(), reason)
+            self._show(token, decoder.push(token) + decoder.flush(), reason)
         else:
-            self._show(token, self._decoder.push(token), None)
+            self._show(token, decoder.push(token), None)
         self._told = {}
 
     def _stops(self) -> bool:
@@ -233,8 +235,9 @@ class RunningText:
             self._deliver(error)
 
     def _let_go(self) -> None:
+        """Hold nothing of the model: whoever reads the text may keep it for long."""
         self.over = True
-        self.applied = self._model = None
+        self.applied = self._model = self._apply = self._decoder = None
         self._told = {}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..domain.events import Sampling
+from ..errors import InternalError
 from ..ports import TextRequest
 
 FAR = 8.0
@@ -46,13 +47,13 @@ def choose(logits: Tensor, sampling: Sampling, index: int) -> int:
     """Id of the token `index` (from 0) of an answer. `logits` [vocabulary], any float type; read as float32.
 
     Temperature 0 is greedy. `top_p` keeps the smallest set of most probable tokens whose mass at the request's
-    temperature reaches it, at least one. `ValueError` when the logits hold a NaN or only −inf.
+    temperature reaches it, at least one. `InternalError` when the logits hold a NaN or only −inf.
     """
     logits = logits.float()
     best = int(logits.argmax())  # torch's argmax returns a NaN's place if there is one
     top = logits[best]
     if not bool(torch.isfinite(top)):
-        raise ValueError("the logits are not finite")
+        raise InternalError("the model's logits are not finite")
     if sampling.temperature == 0:
         return best
     # float64 and the shift keep a tiny temperature from overflowing: the best token is at 0, all others below.

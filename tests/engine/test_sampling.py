@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sae_actor.domain.events import Sampling
 from sae_actor.engine import sampling
 from sae_actor.engine.sampling import choose, gumbel
+from sae_actor.errors import InternalError
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.5, -torch.inf])
 
@@ -90,7 +91,7 @@ def test_half_precision_logits_are_read_as_float32() -> None:
 def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
     logits = LOGITS.clone()
     logits[2] = bad
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(InternalError, match="not finite"):
         choose(logits, settings(temperature), 0)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(InternalError, match="not finite"):
         choose(torch.full((3,), -torch.inf), settings(temperature), 0)
