@@ -337,10 +337,16 @@ def tls_files(settings: Settings) -> tuple[Path, Path] | None:
         return None
     certificate = Path(server.tls_certificate).expanduser()
     key = Path(server.tls_key).expanduser() if server.tls_key else certificate
+    for name, path in (("tls_certificate", certificate), ("tls_key", key)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(f"server.{name}: {path}: {error.strerror}") from None
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "")
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"server.tls_certificate: {certificate}, {key}: {error}") from error
+        both = certificate if key == certificate else f"{certificate} with {key}"
+        raise ConfigurationError(f"server.tls_certificate: {both}: {error}") from error
     return certificate, key
 
 

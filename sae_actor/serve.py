@@ -77,6 +77,9 @@ def run(
     logs.set_up(settings.server.log_format, settings.server.log_level)
     for each in strangers():
         logs.say(f"warning: {each}")
+    for root in settings.hub.import_roots:
+        if not Path(root).expanduser().is_dir():
+            logs.say(f"warning: hub.import_roots: there is no folder {root}; nothing can be imported from it")
     try:
         check_exposure(settings)
         tls_files(settings)
@@ -227,7 +230,8 @@ class Service:
         accepted = await self.actor.submit(wanted, principal="configuration")
         outcome = await self.actor.outcome(accepted.command_id, wait=3600)
         if outcome.error is not None:
-            logs.say(f"{wanted.model}: {outcome.error.detail}")
+            detail = outcome.error.detail
+            logs.say(detail if detail.startswith(wanted.model) else f"{wanted.model}: {detail}")
 
     def _announce(self, event_type: str, data: dict[str, object]) -> None:
         """Progress from whatever thread has some."""

@@ -85,7 +85,8 @@ def _tell(scope: Any, path: str, status: int, seconds: float) -> None:
         scope.get("command_id"),
     )
     told = dict(zip(ACCESS, values, strict=True))
-    access.info("%s %s %s in %s ms by %s%s", *values[:5], f", command {values[5]}" if values[5] else "", extra=told)
+    who = f" by {values[4]}" if values[4] else ""  # an open route asks nobody
+    access.info("%s %s %s in %s ms%s%s", *values[:4], who, f", command {values[5]}" if values[5] else "", extra=told)
 
 
 def _one_line(path: str) -> str:

@@ -39,6 +39,15 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool = False
 
 
+_COMBINED = {
+    "echo": "with logprobs it",
+    "top_logprobs": "without logprobs it",
+    "stream_options": "without stream it",
+    "max_completion_tokens": "with another max_tokens it",
+}
+"""What is refused for what stands beside it, not for its value."""
+
+
 class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What completions and chat have in common."""
 
@@ -73,7 +82,7 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Refuse by name what is not honoured. Raises `BadRequestError`, with `param`."""
         for param, given in self.refused().items():
             if given:
-                raise BadRequestError(f"{param}: this value is not supported", param=param)
+                raise BadRequestError(f"{param}: {_COMBINED.get(param, 'this value')} is not supported", param=param)
         if self.model not in (model.model_id, "default"):
             raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {self.model[:200]}", param="model")
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from ..actor import EVERYTHING, Wanted
-from ..domain.commands import Download
+from ..domain.admissible import admissible
+from ..domain.commands import RepositoryId, Revision
 from ..domain.events import PAYLOADS, Event
 from ..domain.projections import degraded_view, model_view, running_view, state_view, waiting_for
 from ..errors import BadRequestError, NotFoundError, NotReadyError
@@ -58,15 +59,14 @@ async def get_capabilities(request: AnyRequest) -> Answer:
            returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed"),
            tag="saes")  # fmt: skip
 async def get_catalog(request: AnyRequest) -> Answer:
-    asked = {"repository_id": request.query_params.get("repository_id", "")}
-    if "revision" in request.query_params:
-        asked["revision"] = request.query_params["revision"]
-    try:
-        named = msgspec.convert({"type": "Download", **asked}, Download)
-    except msgspec.ValidationError as error:
-        raise BadRequestError(str(error)[:300], param="repository_id") from None
+    asked = {"revision": "main", "repository_id": "", **request.query_params}
+    for name, type_ in (("repository_id", RepositoryId), ("revision", Revision)):
+        try:
+            msgspec.convert(asked[name], type_)
+        except msgspec.ValidationError:
+            raise BadRequestError(f"{name} takes {admissible(type_)}", param=name) from None
     async with heard(request):
-        return answer(request, await context(request).hub.catalog(named.repository_id, named.revision))
+        return answer(request, await context(request).hub.catalog(asked["repository_id"], asked["revision"]))
 
 
 @operation("GET", "/api/state", "The state as it was",

@@ -93,7 +93,7 @@ def _add_resources(commands: _Commands) -> None:
     _client(commands, "list", "the SAEs on disk")
     attach = _client(commands, "attach", "attach an SAE to the model")
     _sae(attach)
-    attach.add_argument("--layer", type=int, metavar="N", help="default: the layer it was trained at")
+    attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
     attach.add_argument("--replace", action="store_true", help="in place of what is attached")
     _sae(_client(commands, "detach", "take an SAE off the model and free its memory"))
@@ -187,6 +187,12 @@ def _edit(text: str) -> tuple[int, float]:
     return int(feature), _number(strength)
 
 
+def _layer(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer: they count from 0")
+    return int(text)
+
+
 def _number(text: str) -> float:
     try:
         number = float(text)
@@ -238,9 +244,19 @@ def _destination(text: str) -> Path:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
     grammar = parser()
-    arguments = grammar.parse_args(argv)
-    if arguments.command == "steer" and bool(arguments.edits) == arguments.clear:
-        grammar.error("steer takes FEATURE=STRENGTH…, or --clear")
+    arguments, rest = grammar.parse_known_args(argv)
+    if rest and arguments.command == "steer" and not any(each.startswith("-") for each in rest):
+        # argparse takes positional arguments in one place alone; edits may stand behind options too
+        try:
+            arguments.edits, rest = [*arguments.edits, *map(_edit, rest)], []
+        except argparse.ArgumentTypeError as error:
+            grammar.error(f"steer: {error}")
+    if rest:
+        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.command == "steer" and arguments.clear and arguments.edits:
+        grammar.error("steer: --clear takes all edits away, and no FEATURE=STRENGTH goes with it")
+    if arguments.command == "steer" and not arguments.clear and not arguments.edits:
+        grammar.error("steer: no edit is named: FEATURE=STRENGTH, such as 584=85, or --clear to take all away")
     if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
         grammar.error("log reproduce takes GENERATION_ID…, or --all")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:

@@ -281,7 +281,17 @@ def _transport() -> Iterator[None]:
     except _http.TimeoutException:
         raise TransientError("timeout", "The hub does not answer in time") from None
     except _http.HTTPError as error:
-        raise TransientError("connection", f"The connection to the hub failed ({type(error).__name__})") from None
+        raise TransientError(
+            "connection", f"The connection to {_host_of(error)} failed ({type(error).__name__})"
+        ) from None
+
+
+def _host_of(error: _http.HTTPError) -> str:
+    """The host's name alone: the address may be signed."""
+    try:
+        return str(error.request.url.host)
+    except RuntimeError:  # it happened before there was a request
+        return "the hub"
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:

@@ -167,6 +167,31 @@ async def test_what_is_not_honoured_is_refused_by_name(service: Running, fields:
     assert len(await service.events()) == before
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"prompt": "a", "echo": True, "logprobs": 0}, "echo: with logprobs it is not supported"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options: without stream it is not"),
+        ({"prompt": "a", "n": 2}, "n: this value is not supported"),
+        ({"messages": [], "top_logprobs": 2}, "top_logprobs: without logprobs it is not supported"),
+        (
+            {"messages": [], "max_tokens": 4, "max_completion_tokens": 5},
+            "max_completion_tokens: with another max_tokens it is not supported",
+        ),
+    ],
+)
+async def test_what_is_refused_for_what_stands_beside_it_says_so(
+    service: Running, fields: dict[str, Any], told: str
+) -> None:
+    await service.ready()
+    if "messages" in fields:
+        fields = {**fields, "messages": [{"role": "user", "content": "a"}]}
+    path = "/v1/completions" if "prompt" in fields else "/v1/chat/completions"
+    answer = await service.client.post(path, json={"model": "default", **fields})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(told)
+
+
 async def test_neutral_values_are_accepted(service: Running) -> None:
     await service.ready()
     neutral = {

@@ -53,7 +53,7 @@ def test_a_life(at: Command, client: Client) -> None:
     assert f"{sae_id} at resid_post.2, steer\n  edit      3=2.5\n" in status
     assert "fake" not in status
     assert f"model       {MODEL} (float32 on cpu, 4 layers of 16)" in status
-    assert " (out of force)   [position " in at("steer", sae_id, "3=0", "--method", "set", "--disable").out
+    assert " (out of force)   [position " in at("steer", sae_id, "--method", "set", "3=0", "--disable").out
     assert f"{sae_id} at resid_post.2, steer\n  edit      3=0 (method set, exclude sink) (out of force)\n" in (
         at("status").out
     )
@@ -132,6 +132,12 @@ def test_what_the_service_refuses(at: Command, client: Client) -> None:
     )
     assert at("generate", "Once").code == 64
     assert at("catalog", "none/such").code == 69
+    assert at("catalog", "bad repo") == (
+        64,
+        "",
+        "sae-actor: repository_id takes owner/name of a repository, in letters, digits and . _ - (bad_request)\n",
+    )
+    assert "revision takes a branch, a tag or a commit" in at("catalog", "org/saes", "--revision", "a b").err
     assert at("download", "none/such").code == 69
     client.load_model(MODEL)
     one = client.download(REPOSITORY, "layer.1")["sae_id"]
@@ -231,6 +237,22 @@ def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
     assert ran.code == 64
     assert ran.out == ""
     assert ran.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("steer", "x"), "no edit is named: FEATURE=STRENGTH"),
+        (("steer", "x", "--clear", "5=1"), "--clear takes all edits away, and no FEATURE=STRENGTH goes with it"),
+        (("steer", "x", "--unit", "raw", "5"), "'5' is not FEATURE=STRENGTH"),
+        (("steer", "x", "1=1", "--nonsense"), "unrecognized arguments: --nonsense"),
+        (("attach", "x", "--layer", "-1"), "argument --layer: '-1' is no layer: they count from 0"),
+    ],
+)
+def test_wrong_usage_is_told_in_words(argv: tuple[str, ...], told: str, command: Command) -> None:
+    ran = command(*argv)
+    assert ran.code == 64
+    assert told in ran.err
 
 
 COMMANDS = "demo serve status catalog download list attach detach delete steer generate events log"

@@ -187,6 +187,17 @@ def test_a_variable_that_sets_nothing_is_warned_of(
     assert (served.code, served.err.splitlines()[0]) == (69, f"sae-actor: warning: {warning}")
 
 
+def test_import_roots_that_are_not_there_are_warned_of(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_ACTOR_HUB_IMPORT_ROOTS", f"{folder}:{folder / 'gone'}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        served = command("serve", "--port", str(taken.getsockname()[1]), "--data-dir", str(folder))
+    assert served.err.splitlines()[0] == (
+        f"sae-actor: warning: hub.import_roots: there is no folder {folder / 'gone'}; nothing can be imported from it"
+    )
+
+
 def test_read_only(folder: Path, command: Command) -> None:
     before = command("log", "show", "--data-dir", str(folder))
     with serving(folder, "--read-only") as url:

@@ -303,6 +303,8 @@ async def test_a_hub_that_cannot_be_reached(server: HubServer, make_hub: MakeHub
     error = await refused(make_hub(env={"HF_ENDPOINT": endpoint}))
     assert error.code == FAILED
     assert error.fields["reason"] in ("connection", "timeout")
+    host = endpoint.partition("//")[2].partition(":")[0]
+    assert error.detail.startswith(f"The connection to {host} failed (") or error.fields["reason"] == "timeout"
 
 
 @pytest.mark.anyio

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from .harness import Process, until
 
@@ -70,6 +73,14 @@ def test_text_is_for_people(tmp_path: Path) -> None:
     assert "INFO sae_actor.access: GET /api/saes 200 in " in told
     assert f"by local, command {answer['command_id']}" in told
     assert "canary" not in told
+
+
+def test_who_asks_an_open_route_is_nobody(tmp_path: Path) -> None:
+    environment = {"SAE_ACTOR_SERVER_LOG_LEVEL": "info", "SAE_ACTOR_SERVER_TOKEN": TOKEN}
+    with Process(tmp_path / "data", environment=environment) as process:
+        httpx.get(f"{process.url}/health")
+        alone = re.compile(r"GET /health 200 in [0-9.]+ ms$", re.MULTILINE)
+        until(lambda: alone.search(process.stderr.read_text()) is not None)
 
 
 def test_requests_are_not_told_unless_asked_for(tmp_path: Path) -> None:

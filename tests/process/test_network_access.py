@@ -253,6 +253,10 @@ def test_https_that_cannot_be(tmp_path: Path, certificate: tuple[Path, Path]) ->
         with pytest.raises(ConfigurationError, match=r"server\.tls_"):
             tls_files(load({f"server.{name}": value for name, value in settings.items()}, environment={}))
     assert "server.tls_key" in refuses(tmp_path, tls_key=str(certificate[1]))
+    gone = tmp_path / "gone"
+    for key in ("tls_certificate", "tls_key"):
+        files = {"tls_certificate": str(certificate[0]), "tls_key": str(certificate[1]), key: str(gone)}
+        assert f"server.{key}: {gone}: No such file or directory\n" in refuses(tmp_path, **files)
 
 
 @needs_openssl
