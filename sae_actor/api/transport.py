@@ -218,6 +218,10 @@ class Patient(HttpToolsProtocol, asyncio.BufferedProtocol):
         codings = [value.lower().strip() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or self.parser.get_http_version() == "1.0"):
             raise ValueError("a coding that is not undone here")
+        lengths = [value for name, value in self.headers if name == b"content-length" and value.strip() != b"0"]
+        if (codings or lengths) and self.parser.should_upgrade():
+            # The parser takes the body of such a request for another protocol's, we would for the next request.
+            raise ValueError("a body behind an upgrade")
         super().on_headers_complete()
         self._head_since = self._owed = None
         self._head_bytes = 0

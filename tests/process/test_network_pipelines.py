@@ -137,6 +137,19 @@ def test_framing_without_end(service: Process, start: bytes, more: bytes) -> Non
     assert seconds_of_health(service) < 1
 
 
+def test_a_body_behind_an_upgrade_is_no_request(service: Process) -> None:
+    """Whoever takes it for one lets the body of a request say what the next request is."""
+    hidden = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
+    head = b"POST /api/commands HTTP/1.1\r\n%sContent-Type: application/json\r\n" % OWN
+    for upgrade in (b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b"Connection: upgrade\r\nUpgrade: h2c\r\n"):
+        for framing in (b"Content-Length: %d\r\n\r\n" % len(hidden), b"Transfer-Encoding: chunked\r\n\r\n2f\r\n"):
+            answers = answered(service, head + upgrade + framing + hidden)
+            assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"400"], framing
+    none = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\n%sConnection: close\r\n\r\n" % HOST
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", answered(service, none + last)) == [b"400", b"200"]
+
+
 def test_codings_that_are_not_undone(service: Process) -> None:
     head = b"POST /api/commands HTTP/1.1\r\n%sContent-Type: application/json\r\nConnection: close\r\n" % OWN
     for coding in (b"gzip, chunked", b"identity", b"chunked, chunked", b"x", b"gzip\r\nTransfer-Encoding: chunked",
