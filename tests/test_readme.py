@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import msgspec
 import pytest
 
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
-from sae_actor.api.openai import ChatBody, ChatMessage, CompletionBody
+from sae_actor.api.openai import MAX_PROMPTS, ChatBody, ChatMessage, CompletionBody
 from sae_actor.api.routes import TABLE
 from sae_actor.cli.arguments import parse
 from sae_actor.cli.bar import STAGES
@@ -110,6 +111,18 @@ def test_the_limits_are_the_code_s() -> None:
     assert "(32)" in limits
     assert Settings().engine.max_running == 32
     assert Settings().gpu.max_attachments == 1
+
+
+def test_what_is_refused_of_prompts_is_the_code_s() -> None:
+    limits = section("Limits")
+    assert f"more than {MAX_PROMPTS} prompts" in limits
+    assert "the role `developer`" in limits
+    for wrong in (
+        {"messages": [{"role": "developer", "content": "a"}]},
+        {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0},
+    ):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(wrong, ChatBody)
 
 
 def test_the_near_ties_are_the_code_s() -> None:
