@@ -198,6 +198,13 @@ def test_import_roots_that_are_not_there_are_warned_of(
     )
 
 
+def test_a_model_that_is_not_there_is_named_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "gone"
+    with serving(tmp_path / "data", "--model", str(gone)):
+        pass
+    assert f"sae-actor: {gone} is neither a folder with a model nor " in capfd.readouterr().err
+
+
 def test_read_only(folder: Path, command: Command) -> None:
     before = command("log", "show", "--data-dir", str(folder))
     with serving(folder, "--read-only") as url:
