@@ -16,8 +16,17 @@ def asked_for(settings: Settings) -> LoadModel | None:
 
 
 def same(there: ModelState, wanted: LoadModel) -> bool:
-    """Whether it was asked for in the same way: model, revision, dtype and device."""
-    return _fields(there) == _fields(wanted)
+    """Whether what is there is as it is wanted: model, revision, dtype and device. Of the last three a default is no
+    wish: what a command asked for stays."""
+    plain = LoadModel(model=wanted.model)
+    return (
+        all(
+            wish in (own, default)
+            for own, wish, default in zip(_fields(there), _fields(wanted), _fields(plain), strict=True)
+            if own != wish
+        )
+        and there.model == wanted.model
+    )
 
 
 def check_model(settings: Settings, state: State) -> None:

@@ -106,21 +106,24 @@ def test_a_model_is_loaded_again_as_the_settings_ask_for_it(tmp_path: Path) -> N
 
 def test_not_while_an_sae_is_attached_to_the_one_of_the_log(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with Process(data, environment=asking()) as process:
+    with Process(data, environment=asking(dtype="float32")) as process:
         process.until_ready()
         imported = process.send("i", type="Import", path=str(SAE_FOLDER))
         sae_id = imported["events"][0]["data"]["sae_id"]
         assert process.send("a", type="Attach", sae_id=sae_id)["status"] == "completed"
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
+    there = {"dtype": "float32", "revision": "main", "device": "auto"}
     for name, value in (("dtype", "bfloat16"), ("revision", "v2"), ("device", "cpu")):
         words = tmp_path / name
         with Process(data, environment=asking(**{name: value}), listens=False, stderr=words) as process:
             assert process.wait() == 78
         said = words.read_text()
         assert f"{name} {value}" in said
-        assert f"{name} {'main' if name == 'revision' else 'auto'}" in said
+        assert f"{name} {there[name]}" in said
         assert sae_id in said
+    # What is not said is no wish.
     with Process(data, environment=asking()) as process:
         process.until_ready()
+        assert process.client.get("/api/model").json()["dtype"] == "float32"
         assert process.client.get("/api/saes/attachment").json()["sae_id"] == sae_id

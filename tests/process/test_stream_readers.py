@@ -103,7 +103,8 @@ def test_row_63_a_slow_reader_and_one_that_stops_for_ever(tmp_path: Path) -> Non
         assert taken == list(range(1, 1 + len(taken)))
         slow = follow(process, "?after=0", receive_buffer=4096)
         ended = threading.Event()
-        with ThreadPoolExecutor(1) as aside:
+        with ThreadPoolExecutor(1) as aside, contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(ended.set)
             sipped = aside.submit(sip, slow, ended)
             began = time.monotonic()
             busy = load(process.url, raw, connections=4, count=1000)
