@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from sae_actor.api import Context, create_app
+from sae_actor.api.pages import Past
 from sae_actor.cli import main
 from sae_actor.domain.commands import (
     Attach,
@@ -94,6 +95,8 @@ def over_http(world: World) -> httpx.ASGITransport:
         app: Any = create_app(context)
         _served.append((context, httpx.ASGITransport(app)))
     context, transport = _served[0]
+    if context.log.log_id != world.log.log_id:
+        context.past = Past()
     for name, edge in edges.items():
         setattr(context, name, edge)
     return transport

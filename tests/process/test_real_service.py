@@ -64,6 +64,33 @@ async def test_what_the_client_gets(check: Callable[[Service], Awaitable[None]],
     await check(asked)
 
 
+def test_what_nobody_waits_for_holds_up_no_text(real: Real) -> None:
+    """Prompts as large as a body may be, and looks at features, of clients that have left."""
+
+    def text() -> float:
+        began = time.monotonic()
+        body = {"prompt": "hello there", "max_tokens": 8}
+        assert real.process.client.post("/v1/completions", json=body).status_code == 200
+        return time.monotonic() - began
+
+    def leave(request: bytes, times: int) -> None:
+        port = int(real.process.url.rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            for _ in range(times):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)).sendall(request)
+            time.sleep(0.5)
+
+    said = real.process.stderr.read_text()
+    alone = min(text() for _ in range(2))
+    prompt = json.dumps({"prompt": "a " * (2 * 1024 * 1024 - 100)}).encode()
+    head = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    leave(b"POST /v1/completions HTTP/1.1\r\n" + head + b"Content-Length: %d\r\n\r\n" % len(prompt) + prompt, 8)
+    assert text() < alone + 8
+    leave(f"GET /api/saes/{real.sae_id}/features/5 HTTP/1.1\r\n".encode() + head + b"\r\n", 200)
+    assert text() < 2 * alone + 3
+    assert real.process.stderr.read_text() == said
+
+
 def texts_between_changes(real: Real) -> list[str]:
     """Ids of texts: unsteered, steered, steered otherwise, and of a request's own steering; greedy and sampled."""
     made = []
@@ -109,30 +136,3 @@ def test_the_log_proves_what_was_made(real: Real, tmp_path: Path, command: Calla
     assert (ran.code, view["generation_id"], view["verdict"]) == (65, made[-1], "different")
     assert view["digest_agrees"] is False
     assert view["first_difference"]["gap"] > view["tolerance"]
-
-
-def test_what_nobody_waits_for_holds_up_no_text(real: Real) -> None:
-    """Prompts as large as a body may be, and looks at features, of clients that have left."""
-
-    def text() -> float:
-        began = time.monotonic()
-        body = {"prompt": "hello there", "max_tokens": 8}
-        assert real.process.client.post("/v1/completions", json=body).status_code == 200
-        return time.monotonic() - began
-
-    def leave(request: bytes, times: int) -> None:
-        port = int(real.process.url.rpartition(":")[2])
-        with contextlib.ExitStack() as stack:
-            for _ in range(times):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)).sendall(request)
-            time.sleep(0.5)
-
-    said = real.process.stderr.read_text()
-    alone = min(text() for _ in range(2))
-    prompt = json.dumps({"prompt": "a " * (2 * 1024 * 1024 - 100)}).encode()
-    head = b"Host: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    leave(b"POST /v1/completions HTTP/1.1\r\n" + head + b"Content-Length: %d\r\n\r\n" % len(prompt) + prompt, 8)
-    assert text() < alone + 8
-    leave(f"GET /api/saes/{real.sae_id}/features/5 HTTP/1.1\r\n".encode() + head + b"\r\n", 200)
-    assert text() < 2 * alone + 3
-    assert real.process.stderr.read_text() == said
