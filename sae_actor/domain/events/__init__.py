@@ -1,7 +1,7 @@
 """What happened: one payload struct per event type, and the envelope that the log stores.
 
     payload                       what all payloads share: a schema; a command's digest; a `Problem`
-    service, model, saes, texts   the payloads, by what they tell of
+    life, model, saes, texts      the payloads, by what they tell of
     envelope                      `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
 Events are facts: new fields have defaults, a field that must change is a new schema, so that every log still folds.
@@ -11,6 +11,15 @@ the position of the intent that asked for it, the fencing token.
 """
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft
+from .life import (
+    ActorStarted,
+    ActorStopped,
+    CommandRejected,
+    EffectInterrupted,
+    GpuLost,
+    LogTruncated,
+    PayloadRedacted,
+)
 from .model import ModelLoaded, ModelLoadFailed, ModelLoadRequested, ModelUnloaded
 from .payload import MAX_PAYLOAD_BYTES, Intent, Payload, Problem
 from .saes import (
@@ -29,15 +38,6 @@ from .saes import (
     SaeDeleted,
     SaeDetached,
     SteeringChanged,
-)
-from .service import (
-    ActorStarted,
-    ActorStopped,
-    CommandRejected,
-    EffectInterrupted,
-    GpuLost,
-    LogTruncated,
-    PayloadRedacted,
 )
 from .texts import GenerationFinished, GenerationStarted, Receipt, Sampling
 

@@ -11,19 +11,19 @@ import msgspec
 from msgspec import Struct
 
 from ..upcasting import upcast
-from . import model, saes, service, texts
+from . import life, model, saes, texts
 from .payload import Payload
 
 PAYLOADS: dict[str, type[Payload]] = {
     cls.__name__: cls
     for cls in (
-        service.ActorStarted, service.ActorStopped,
+        life.ActorStarted, life.ActorStopped,
         model.ModelLoadRequested, model.ModelLoaded, model.ModelLoadFailed, model.ModelUnloaded,
         saes.DownloadRequested, saes.DownloadCompleted, saes.DownloadFailed, saes.DownloadCancelled,
         saes.AttachRequested, saes.SaeAttached, saes.AttachFailed, saes.DetachRequested, saes.SaeDetached,
         saes.DeleteRequested, saes.SaeDeleted, saes.DeleteFailed, saes.SteeringChanged, saes.MonitoringChanged,
-        service.EffectInterrupted, saes.HookFaulted, service.GpuLost, service.CommandRejected,
-        texts.GenerationStarted, texts.GenerationFinished, service.PayloadRedacted, service.LogTruncated,
+        life.EffectInterrupted, saes.HookFaulted, life.GpuLost, life.CommandRejected,
+        texts.GenerationStarted, texts.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
     )
 }  # fmt: skip
 """Event type → payload struct; the order is that of the contract."""

@@ -1,4 +1,4 @@
-"""The service itself and its log."""
+"""The life of the service and of its log: starts, stops, refusals, what was lost or erased."""
 
 from __future__ import annotations
 
