@@ -14,7 +14,7 @@ from sae_actor.domain.events import GenerationFinished
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import DiskFullError, InternalError, LogError, ReadOnlyError
 from sae_actor.eventlog import SqliteLog
-from tests.actor.world import LOAD, A, begin, get, living, shelves, turns, until
+from tests.actor.world import LOAD, A, begin, get, living, shelves, turns, until, waits_for_its_units
 
 pytestmark = pytest.mark.anyio
 
@@ -215,15 +215,7 @@ async def test_what_waited_for_its_units_when_the_disk_was_full_is_not_written_l
 ) -> None:
     async with living() as world:
         await world.attached("a")
-        raw, go = world.engine.raw, asyncio.Event()
-
-        async def slow(position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-            await go.wait()
-            return await raw(position, edits)
-
-        monkeypatch.setattr(world.engine, "raw", slow)
-        waiting = asyncio.create_task(world.submit(Steer(A, (Edit(1, 1.0, unit="unit"),))))
-        await turns()
+        waiting, go = await waits_for_its_units(world, monkeypatch)
         world.log.append_error = DiskFullError("no space")
         with pytest.raises(DiskFullError):
             await world.submit(Steer(A, (Edit(2, 1.0),)))

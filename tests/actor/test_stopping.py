@@ -6,11 +6,10 @@ import asyncio
 
 import pytest
 
-from sae_actor.domain.commands import Attach, CancelDownload, Detach, Steer
+from sae_actor.domain.commands import Attach, CancelDownload, Detach
 from sae_actor.domain.events import GenerationFinished
-from sae_actor.domain.refs import Edit
 from sae_actor.errors import LogError, NotReadyError, SAEError
-from tests.actor.world import LOAD, A, begin, get, living, turns, until
+from tests.actor.world import LOAD, A, begin, get, living, turns, until, waits_for_its_units
 
 pytestmark = pytest.mark.anyio
 
@@ -128,15 +127,7 @@ async def test_a_stop_before_the_start_and_a_stop_of_the_dead() -> None:
 async def test_what_waited_for_its_units_is_answered_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     async with living() as world:
         await world.attached("a")
-        raw, go = world.engine.raw, asyncio.Event()
-
-        async def slow(position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-            await go.wait()
-            return await raw(position, edits)
-
-        monkeypatch.setattr(world.engine, "raw", slow)
-        waiting = asyncio.create_task(world.submit(Steer(A, (Edit(1, 1.0, unit="unit"),))))
-        await turns()
+        waiting, go = await waits_for_its_units(world, monkeypatch)
         await world.actor.stop()
         go.set()
         with pytest.raises(NotReadyError):

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
+
 from sae_actor.actor import Accepted, Actor, Broadcast, Performer, Texts
-from sae_actor.domain.commands import Attach, Command, Download, LoadModel
+from sae_actor.domain.commands import Attach, Command, Download, LoadModel, Steer
 from sae_actor.domain.events import Draft, Event
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.projections import Outcome, waiting_for
-from sae_actor.domain.refs import sae_id_of
+from sae_actor.domain.refs import Edit, sae_id_of
 from sae_actor.domain.state import State, encode
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.ports import EventLog, Head, Verification
@@ -219,3 +221,19 @@ async def turns(count: int = 20) -> None:
     """Let everything that is ready run."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def waits_for_its_units(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Task[Accepted], asyncio.Event]:
+    """A Steer whose unit the engine resolves once the event is set; A is attached."""
+    raw, go = world.engine.raw, asyncio.Event()
+
+    async def slow(position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        await go.wait()
+        return await raw(position, edits)
+
+    monkeypatch.setattr(world.engine, "raw", slow)
+    waiting = asyncio.create_task(world.submit(Steer(A, (Edit(1, 1.0, unit="unit"),))))
+    await turns()
+    return waiting, go
