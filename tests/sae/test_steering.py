@@ -197,7 +197,7 @@ def test_each_row_is_solved_for_the_projections_that_hold_there() -> None:
     assert ((x[t] + delta[t]) @ V.T).abs().max() < 1e-9
 
 
-class Factorizations(TorchDispatchMode):
+class Factorizations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the calls that factor or invert matrices, however many each of them takes at once."""
 
     number = 0
@@ -215,7 +215,7 @@ def test_many_conditions_are_solved_at_once() -> None:
     sae, _ = random_sae("standard", d_in=320, d_sae=512, dtype=torch.float32)
     steering = Steering.prepare(sae, [Edit(i, 0.5, "project", when=When(i + 256, 0.0)) for i in range(256)])
     x = torch.randn(512, 320)
-    with Factorizations() as made:
+    with Factorizations() as made:  # type: ignore[no-untyped-call]
         delta, held = steering.difference(x, torch.ones(256, 512, dtype=torch.bool))
     assert 0 < made.number < 16  # a pseudo-inverse for each row took fifty times as long
     assert len(torch.unique(held.T, dim=0)) == 512
