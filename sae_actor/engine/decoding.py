@@ -6,6 +6,7 @@ pass when it is loaded, and takes `InTurn` where they differ.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..errors import InternalError
+from ..errors import InternalError, ModelLoadError
 from .attention import NAME, Layout, Piece, laid_out
 from .keyvalues import Kept, Store, as_index
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 SCALED_BY_LENGTH = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that change with the longest text of a batch."""
 TOLERANCE = {torch.float32: 1e-3}
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What a forward pass may call its cache: the name since transformers 5.24, and the one before."""
 COARSE = 0.06
 """Largest difference of logits that counts as rounding, as a share of the largest logit; the second for half types."""
 
@@ -107,12 +110,36 @@ class Together:
         self._store.release(kept)
 
 
+class OwnForward:
+    """The model's own forward pass over one text, with transformers' own attention and cache."""
+
+    def __init__(self, network: Any) -> None:
+        """Raises `ModelLoadError` for a model whose forward pass takes no cache."""
+        self._network = network
+        taken = inspect.signature(network.forward).parameters
+        names = [name for name in CACHE_ARGUMENTS if name in taken]
+        if not names:
+            raise ModelLoadError(f"the forward pass of {type(network).__name__} takes no cache of keys and values")
+        self._argument = names[0]
+
+    def cache(self) -> Any:
+        """An empty one."""
+        return transformers.DynamicCache(config=self._network.config)
+
+    def logits(self, ids: Sequence[int], cache: Any = None) -> Tensor:
+        """[1, vocabulary] after the last of `ids`, which follow what `cache` holds; they are added to it."""
+        fed = as_index(list(ids), self._network.device)[None]
+        kept = {"use_cache": False} if cache is None else {"use_cache": True, self._argument: cache}
+        logits: Tensor = self._network(input_ids=fed, logits_to_keep=1, **kept).logits
+        return logits[:, -1]
+
+
 class _Own(Kept):
     """What transformers keeps of one text."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, cache: Any) -> None:
         super().__init__(alone=True)
-        self.cache: Any = transformers.DynamicCache(config=config)
+        self.cache = cache
         self.nbytes = 0
 
 
@@ -129,31 +156,26 @@ class _OnePiece(NamedTuple):
 
 
 class InTurn:
-    """One piece a step, with transformers' own attention and cache."""
+    """One piece a step, as the model itself runs it."""
 
     together = False
 
-    def __init__(self, network: Any) -> None:
-        self._network = network
+    def __init__(self, forward: OwnForward) -> None:
+        self._forward = forward
         self.nbytes = 0
 
     def bound(self, nbytes: int) -> None:
         """Texts have what they need and nothing to spare: it is enough that no more are admitted."""
 
     def open(self, *, alone: bool) -> Kept:  # noqa: ARG002 — all are
-        return _Own(self._network.config)
+        return _Own(self._forward.cache())
 
     def arrange(self, pieces: Sequence[Piece]) -> _OnePiece:
         (piece,) = pieces
         return _OnePiece(piece)
 
     def logits(self, arranged: _OnePiece) -> Tensor:
-        kept = _own(arranged.piece.kept)
-        fed = as_index(list(arranged.piece.ids), self._network.device)[None]
-        logits: Tensor = self._network(
-            input_ids=fed, past_key_values=kept.cache, use_cache=True, logits_to_keep=1
-        ).logits
-        return logits[:, -1]
+        return self._forward.logits(arranged.piece.ids, _own(arranged.piece.kept).cache)
 
     def keep(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
@@ -194,24 +216,23 @@ def decoder_for(network: Any, vocabulary: int) -> Fitted:
     """The decoder of a model that is on its device. Runs it for some tokens; raises what that raises."""
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (14, 6))
-    cache = transformers.DynamicCache(config=network.config)
-    fed = as_index(first, network.device)[None]
-    wanted = [network(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]]
+    forward = OwnForward(network)
+    cache = forward.cache()
+    wanted = [forward.logits(first, cache)]
     size = _nbytes(cache) // len(first)
     if set(_rope_types(network.config)) & SCALED_BY_LENGTH:
-        return Fitted(InTurn(network), size)
-    fed = as_index(second, network.device)[None]
-    wanted.append(network(input_ids=fed, use_cache=False, logits_to_keep=1).logits[0, -1])
+        return Fitted(InTurn(forward), size)
+    wanted.append(forward.logits(second))
     own = network.config._attn_implementation
     network.set_attn_implementation(NAME)
     found = _together(Together(network), first, second)
-    reference = torch.stack(wanted).float()
+    reference = torch.cat(wanted).float()
     worst = float((found.float() - reference).abs().max() / reference.abs().max())
     if worst <= TOLERANCE.get(network.dtype, COARSE):
         return Fitted(Together(network), size)
     logger.warning("texts of this model run one after the other: together they differ by %.1e of the logits", worst)
     network.set_attn_implementation(own)
-    return Fitted(InTurn(network), size)
+    return Fitted(InTurn(forward), size)
 
 
 def _together(decoder: Together, first: Sequence[int], second: Sequence[int]) -> Tensor:
