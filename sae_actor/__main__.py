@@ -1,7 +1,16 @@
-"""`python -m sae_actor`."""
+"""`python -m sae_actor`, and the command `sae-actor`."""
 
 import sys
 
-from .cli import main
+from . import libraries
+from .cli import main as run
 
-sys.exit(main())
+
+def main() -> int:
+    """One command in a process of its own, whose standard error is for the user."""
+    libraries.listen()
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

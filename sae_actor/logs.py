@@ -3,8 +3,8 @@
     {"time": "2026-01-31T12:00:00.000000Z", "level": "INFO", "logger": "sae_actor.access", "message": "…",
      "method": "POST", "path": "/api/commands", "status": 202, "ms": 3.1, "principal": "local", "command_id": "…"}
 
-`[server] log_level` is that of the service itself; libraries are heard from warnings on, since what they tell of
-their requests may hold a signed address.
+`[server] log_level` is that of the service itself; of libraries there are errors, and at `debug` their warnings
+(`libraries`). What they say at lower levels is not shown: it may hold a signed address.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from . import libraries
 from .api import ACCESS
 from .config import LogFormat, LogLevel
 
@@ -41,11 +42,8 @@ def set_up(format_: LogFormat, level: LogLevel) -> None:
     handler = logging.StreamHandler(sys.stderr)
     lines = JsonLines() if format_ == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     handler.setFormatter(lines)
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
+    libraries.show(handler)
     logger.setLevel(level.upper())
-    logging.captureWarnings(format_ == "json")
 
 
 def say(message: str) -> None:

@@ -14,9 +14,7 @@ import math
 import os
 import socket
 import sys
-import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import uvicorn
@@ -24,6 +22,7 @@ import uvicorn
 from . import __version__, logs
 from .access import Access
 from .actor import Actor, Broadcast, Performer, Texts
+from .adapters import OWN, Adapters
 from .api import Context, Sessions, Unanswered, create_app
 from .api.transport import Limits, protocol
 from .capabilities import capabilities
@@ -45,9 +44,7 @@ from .domain.events import LogTruncated
 from .domain.messages import Start
 from .errors import LogError, SAEError
 from .eventlog import SqliteLog
-from .hub import HuggingFaceHub
 from .listening import AT_ONCE, Server, listen, room_for
-from .ports import Engine
 from .tracing import Tracing
 from .wanted import asked_for, check_model, same
 
@@ -60,18 +57,13 @@ CLOSE_SECONDS = 1.0
 """For the engine's thread to end; then the process leaves without it."""
 
 
-class SystemClock:
-    """Wall time and monotonic time of this machine."""
-
-    def now(self) -> str:
-        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-
 def run(
-    settings: Settings, *, demo: bool = False, read_only: bool = False, accept_truncation: int | None = None
+    settings: Settings,
+    *,
+    demo: bool = False,
+    read_only: bool = False,
+    accept_truncation: int | None = None,
+    adapters: Adapters = OWN,
 ) -> int:
     """Serve until a signal or a fault ends it; the exit code (sysexits)."""
     logs.set_up(settings.server.log_format, settings.server.log_level)
@@ -92,10 +84,16 @@ def run(
         return _say(f"cannot listen on {where}: {error.strerror}", EX_UNAVAILABLE)
     with listener:
         try:
-            life = _serve(
-                settings, listener, tracing, demo=demo, read_only=read_only, accept_truncation=accept_truncation
+            service = _serve(
+                settings,
+                listener,
+                tracing,
+                adapters,
+                demo=demo,
+                read_only=read_only,
+                accept_truncation=accept_truncation,
             )
-            return asyncio.run(life)
+            return asyncio.run(service)
         except LogError as error:
             return _say(error.detail, error.exit_code)
         except ConfigurationError as error:
@@ -114,15 +112,16 @@ async def _serve(
     settings: Settings,
     listener: socket.socket,
     tracing: Tracing | None,
+    adapters: Adapters,
     *,
     demo: bool,
     read_only: bool,
     accept_truncation: int | None,
 ) -> int:
     folder = data_folder(settings, demo=demo)
-    log = await SqliteLog.open(folder, read_only=read_only, accept_truncation=accept_truncation)
+    log = await adapters.log.open(folder, read_only=read_only, accept_truncation=accept_truncation)
     try:
-        service = Service(settings, folder, log, demo=demo, tracing=tracing)
+        service = Service(settings, folder, log, adapters, demo=demo, tracing=tracing)
         return await service.serve(listener, read_only=read_only)
     finally:
         await log.close()
@@ -132,7 +131,14 @@ class Service:
     """Everything wired together, for one life of the process."""
 
     def __init__(
-        self, settings: Settings, folder: Path, log: SqliteLog, *, demo: bool, tracing: Tracing | None = None
+        self,
+        settings: Settings,
+        folder: Path,
+        log: SqliteLog,
+        adapters: Adapters,
+        *,
+        demo: bool,
+        tracing: Tracing | None = None,
     ) -> None:
         self.tracing = tracing
         self.access = Access(grants(settings))
@@ -147,16 +153,16 @@ class Service:
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
-        self.hub = HuggingFaceHub(
+        self.hub = adapters.hub(
             folder / "hub",
             import_roots=roots,
             quota_bytes=settings.hub.quota_bytes or None,
             download_hosts=settings.hub.download_hosts,
         )
-        self.engine = DeferredEngine(lambda: _torch_engine(settings), self.hub.fetch_model)
+        self.engine = DeferredEngine(lambda: adapters.engine(settings), self.hub.fetch_model)
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
-        self.actor = Actor(log, self.engine, performer, SystemClock(), self.broadcast)
+        self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.texts = Texts(
             self.actor,
             self.engine,
@@ -332,20 +338,3 @@ async def _within(action: Callable[[], Awaitable[None]], seconds: float) -> bool
     except TimeoutError:
         return False
     return True
-
-
-def _torch_engine(settings: Settings) -> Engine:
-    """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
-    from .engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
-
-    engine = settings.engine
-    return TorchEngine(
-        EngineSettings(
-            max_running=engine.max_running,
-            max_waiting=engine.max_waiting,
-            prompt_tokens=engine.prompt_tokens,
-            cache_bytes=engine.cache_bytes,
-            threads=engine.threads or None,
-            drain_seconds=engine.drain_seconds,
-        )
-    )

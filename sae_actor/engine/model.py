@@ -19,6 +19,7 @@ from ..architectures import Architecture
 from ..domain.effects import LoadModelEffect
 from ..domain.refs import ModelFacts
 from ..errors import ModelLoadError, SAEError
+from ..libraries import adopt
 from ..ports import Progress
 from .decoding import Decoder, decoder_for
 from .environment import environment
@@ -134,6 +135,7 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
     """The transformers model. A file that lacks weights is refused: transformers would make them up."""
     transformers_logging.disable_progress_bar()
+    adopt()
     network, info = transformers.AutoModelForCausalLM.from_pretrained(
         files.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )

@@ -28,13 +28,13 @@ def _run(model: Any, cache: Any, given: dict[str, Any]) -> Any:
     return OWN(model, **given, **({} if cache is None else {name: cache}))
 
 
-def _cache(self: Any, input_ids: Any, position_ids: Any = None, use_cache: Any = None, logits_to_keep: Any = 0,
+def _cache(self: Any, input_ids: Any, *, position_ids: Any = None, use_cache: Any = None, logits_to_keep: Any = 0,
            cache: Any = None) -> Any:  # fmt: skip
     given = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": use_cache}
     return _run(self, cache, {**given, "logits_to_keep": logits_to_keep})
 
 
-def _past(self: Any, input_ids: Any, position_ids: Any = None, use_cache: Any = None, logits_to_keep: Any = 0,
+def _past(self: Any, input_ids: Any, *, position_ids: Any = None, use_cache: Any = None, logits_to_keep: Any = 0,
           past_key_values: Any = None) -> Any:  # fmt: skip
     given = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": use_cache}
     return _run(self, past_key_values, {**given, "logits_to_keep": logits_to_keep})

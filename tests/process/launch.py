@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sae_actor import serve
+from sae_actor.adapters import Adapters, SystemClock
 from sae_actor.config import load
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.eventlog import SqliteLog
@@ -43,53 +45,64 @@ def main() -> int:
     parser.add_argument("--import-root", action="append", default=[str(SAE_FOLDER.parent)])
     given = parser.parse_args()
     count_on_signal(Path(given.data))
-    when, number = given.kill[0], int(given.kill[1])
-    _arm(when, number)
-    engine = FakeEngine(
-        hidden_size=576, num_layers=30, load_seconds=given.load_seconds, step_seconds=given.step_seconds
-    )
-    if given.die_loading:
-        engine.load_model = _die  # type: ignore[method-assign, assignment]
+    engine = _Dying if given.die_loading else FakeEngine
+    adapters = Adapters(log=_log(*given.kill))
     if not given.torch:
-        serve._torch_engine = lambda settings: engine
-    if not given.torch and not given.fetch_models:
-        HuggingFaceHub.fetch_model = _nothing  # type: ignore[method-assign, assignment]
-    if given.clock is not None:
-        serve.SystemClock.now = partialmethod(_told, given.clock)  # type: ignore[method-assign, assignment]
+        widths = {"hidden_size": 576, "num_layers": 30}
+        seconds = {"load_seconds": given.load_seconds, "step_seconds": given.step_seconds}
+        adapters = replace(adapters, engine=lambda _: engine(**widths, **seconds))
+    hub: Callable[..., HuggingFaceHub] = HuggingFaceHub if given.torch or given.fetch_models else _HubWithoutModels
     if given.quick:
-        serve.HuggingFaceHub = partial(HuggingFaceHub, patience=QUICK, reserve_bytes=0)  # type: ignore[attr-defined, assignment]
+        hub = partial(hub, patience=QUICK, reserve_bytes=0)
+    adapters = replace(adapters, hub=hub)
+    if given.clock is not None:
+        adapters = replace(adapters, clock=_FastClock(given.clock))
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
-    return serve.run(settings)
+    return serve.run(settings, adapters=adapters)
 
 
-def _told(_: serve.SystemClock, file: Path) -> str:
-    time = datetime.now(UTC) + timedelta(seconds=float(file.read_text()))
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+class _FastClock(SystemClock):
+    """As many seconds ahead as a file says."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def now(self) -> str:
+        time = datetime.now(UTC) + timedelta(seconds=float(self._file.read_text()))
+        return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-async def _nothing(*_: Any) -> None:
-    pass
+class _HubWithoutModels(HuggingFaceHub):
+    """The models of the engine without torch have no files."""
+
+    async def fetch_model(self, *_: Any) -> None:
+        pass
 
 
-async def _die(*_: Any) -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
+class _Dying(FakeEngine):
+    """Dies as it loads a model."""
+
+    async def load_model(self, *_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _arm(when: str, number: int) -> None:
-    append = SqliteLog.append
-    count = 0
+def _log(when: str, number: str) -> type[SqliteLog]:
+    """A log whose process dies right before or after an append."""
 
-    async def counted(self: SqliteLog, drafts: Sequence[Any], *, expected: int) -> Any:
-        nonlocal count
-        count += 1
-        if when == "before" and count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        recorded = await append(self, drafts, expected=expected)
-        if when == "after" and count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return recorded
+    class Killing(SqliteLog):
+        count = 0
 
-    SqliteLog.append = counted  # type: ignore[method-assign]
+        async def append(self, drafts: Sequence[Any], *, expected: int) -> Any:
+            Killing.count += 1
+            due = Killing.count == int(number)
+            if when == "before" and due:
+                os.kill(os.getpid(), signal.SIGKILL)
+            recorded = await super().append(drafts, expected=expected)
+            if when == "after" and due:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return recorded
+
+    return Killing
 
 
 if __name__ == "__main__":
