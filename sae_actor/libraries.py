@@ -11,7 +11,6 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 OWN = "sae_actor"
 _logger = logging.getLogger(f"{OWN}.libraries")
@@ -47,7 +46,7 @@ def show(handler: logging.Handler) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    warnings.showwarning = _warned
+    warnings.showwarning = _warned  # type: ignore[assignment]  # the rest of its arguments is where, not what
     adopt()
 
 
@@ -63,7 +62,7 @@ def adopt() -> None:
                 logger.propagate = True
 
 
-def _warned(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+def _warned(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
     """In place of `warnings.showwarning`."""
     _say(_library_of(filename), f"{category.__name__}: {message}")
 

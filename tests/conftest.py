@@ -1,12 +1,18 @@
 """Fixtures of the whole suite."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it runs in the background without Ctrl-C, and children inherit that: those that a test
+    # interrupts would never end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

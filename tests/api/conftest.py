@@ -14,6 +14,7 @@ import uvicorn
 
 from sae_actor.access import Access, Grant, operator
 from sae_actor.actor import Actor, Broadcast, Performer, Texts
+from sae_actor.adapters import SystemClock
 from sae_actor.api import Context, create_app
 from sae_actor.api.transport import Limits, protocol
 from sae_actor.domain.evolve import fold
@@ -21,7 +22,6 @@ from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.listening import listen
-from sae_actor.serve import SystemClock
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 

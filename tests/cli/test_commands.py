@@ -15,6 +15,7 @@ from sae_actor.cli import exits, showing
 from sae_actor.client import Client, StreamEvent
 from sae_actor.errors import SAEInvalidError
 from tests.api.conftest import MODEL, REPOSITORY, Running
+from tests.children import child
 from tests.cli.conftest import Ran, in_thread
 
 Command = Callable[..., Ran]
@@ -98,7 +99,7 @@ def test_text(at: Command, client: Client) -> None:
 def test_events_are_followed_until_the_reader_leaves(service: Running, client: Client) -> None:
     client.load_model(MODEL)
     follow = [sys.executable, "-m", "sae_actor", "events", "--url", service.url]
-    with subprocess.Popen([*follow, "--json", "--after", "1"], stdout=subprocess.PIPE, text=True) as process:
+    with child([*follow, "--json", "--after", "1"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [json.loads(line) for line in islice(process.stdout, 2)]
         assert [event["type"] for event in lines] == ["ModelLoadRequested", "ModelLoaded"]
@@ -106,7 +107,7 @@ def test_events_are_followed_until_the_reader_leaves(service: Running, client: C
         assert json.loads(process.stdout.readline())["type"] == "DownloadRequested"
         process.send_signal(2)
         assert process.wait(10) == 130
-    with subprocess.Popen([*follow, "--types", "ModelLoaded"], stdout=subprocess.PIPE, text=True) as process:
+    with child([*follow, "--types", "ModelLoaded"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "ModelLoaded" in process.stdout.readline()
         process.stdout.close()  # as `| head -1` does

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from sae_actor.client import Client
+from tests.children import child
 from tests.cli.conftest import Ran
 
 Command = Callable[..., Ran]
@@ -26,7 +27,7 @@ Command = Callable[..., Ran]
 def serving(folder: Path, *argv: str) -> Iterator[str]:
     """A service on a free port; its address. Ended by SIGTERM, which must leave with 0."""
     command = [sys.executable, "-m", "sae_actor", "serve", "--port", "0", "--data-dir", str(folder), *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with child(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]

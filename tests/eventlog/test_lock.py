@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from sae_actor.errors import LogHeldError
 from sae_actor.eventlog import SqliteLog, verify_folder
 from sae_actor.eventlog.lock import NAME
+from tests.children import child
 from tests.eventlog.making import a_draft, make_log, python
 
 pytestmark = pytest.mark.anyio
@@ -67,13 +68,9 @@ def run_script(script: str, folder: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-def script_running(script: str, folder: Path) -> subprocess.Popen[str]:
+def script_running(script: str, folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [sys.executable, "-c", script, str(folder / "events.db")]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def spawned() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "60"], close_fds=False)
+    return child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 async def test_of_two_that_start_together_one_wins_and_the_other_names_it(tmp_path: Path, start: Start) -> None:
@@ -179,11 +176,10 @@ async def test_an_orphan_that_inherited_the_lock_is_waited_for(tmp_path: Path, s
 
 async def test_spawned_children_do_not_inherit_the_lock(tmp_path: Path) -> None:
     log = await SqliteLog.open(tmp_path)
-    with spawned() as child:
+    with child(["sleep", "60"], close_fds=False):
         await log.close()
         again = await SqliteLog.open(tmp_path)
         await again.close()
-        child.kill()
 
 
 async def test_several_read_while_no_one_writes(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from anyio.lowlevel import checkpoint
 from sae_actor.errors import SAEDownloadError
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.process import child_environment
+from tests.children import child
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
 from tests.hub.conftest import TOKEN, MakeHub, Told, download, files_below
@@ -165,9 +166,8 @@ def test_the_child_sees_the_settings_of_the_hub_and_none_of_the_service() -> Non
 @contextmanager
 def service(server: HubServer, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "tests.hub.driver", str(tmp_path), server.url, "org/saes", ""]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with child(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         yield process
-        process.kill()
 
 
 def said(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:

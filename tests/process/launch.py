@@ -48,9 +48,9 @@ def main() -> int:
     engine = _Dying if given.die_loading else FakeEngine
     adapters = Adapters(log=_log(*given.kill))
     if not given.torch:
-        widths = {"hidden_size": 576, "num_layers": 30}
-        seconds = {"load_seconds": given.load_seconds, "step_seconds": given.step_seconds}
-        adapters = replace(adapters, engine=lambda _: engine(**widths, **seconds))
+        make = partial(engine, hidden_size=576, num_layers=30)
+        slow = partial(make, load_seconds=given.load_seconds, step_seconds=given.step_seconds)
+        adapters = replace(adapters, engine=lambda _: slow())
     hub: Callable[..., HuggingFaceHub] = HuggingFaceHub if given.torch or given.fetch_models else _HubWithoutModels
     if given.quick:
         hub = partial(hub, patience=QUICK, reserve_bytes=0)

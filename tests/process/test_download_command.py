@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.children import child
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import config, safetensors
 
@@ -26,15 +27,13 @@ def command(process: Process, *arguments: str) -> tuple[str, str]:
     screen, terminal = pty.openpty()
     environment = {**os.environ, "SAE_ACTOR_URL": process.url, "COLUMNS": "100"}
     with os.fdopen(screen, "rb", buffering=0) as shown:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "sae_actor", *arguments],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=terminal, text=True,
-        )  # fmt: skip
-        os.close(terminal)
-        told = b""
-        while piece := _read(shown.fileno()):
-            told += piece
-        out, _ = running.communicate(timeout=30)
+        called = [sys.executable, "-m", "sae_actor", *arguments]
+        with child(called, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=terminal, text=True) as running:
+            os.close(terminal)
+            told = b""
+            while piece := _read(shown.fileno()):
+                told += piece
+            out, _ = running.communicate(timeout=30)
     assert running.returncode == 0, told
     return out, told.decode()
 

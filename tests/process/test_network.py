@@ -33,6 +33,7 @@ import psutil  # type: ignore[import-untyped]  # has no stubs here
 import pytest
 
 from tests.api.raw import parsed
+from tests.children import child
 from tests.fold_by_hand import Books
 
 from .harness import Process, until
@@ -188,7 +189,7 @@ def test_row_31_a_full_mailbox(tmp_path: Path) -> None:
             assert process.send(key, **command)["status"] == "completed"
         before, known = resident(process), position(process)
         probing = [sys.executable, "-c", PROBE, process.url.rpartition(":")[2], "3"]
-        with subprocess.Popen(probing, stdout=subprocess.PIPE, text=True) as probe:
+        with child(probing, stdout=subprocess.PIPE, text=True) as probe:
             counted = asyncio.run(_flood(process, 10_000))
             told = sorted(json.loads(probe.communicate()[0]))
         assert set(counted) == {202, 429}

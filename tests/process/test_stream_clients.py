@@ -22,6 +22,7 @@ from httpx_sse import connect_sse
 
 from sae_actor.client.sse import frames
 from sae_actor.listening import listen
+from tests.children import child
 
 from .harness import Process, until
 from .test_kill import SAE_ID, SCRIPT
@@ -42,7 +43,7 @@ def test_curl(tmp_path: Path) -> None:
     with Process(tmp_path / "data", environment=QUICK) as process:
         attached(process)
         command = ["curl", "-sN", f"{process.url}/api/events"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+        with child(command, stdout=subprocess.PIPE) as curl:
             assert curl.stdout is not None
             output = curl.stdout
             told = frames(iter(lambda: os.read(output.fileno(), 1 << 16), b""))
@@ -153,7 +154,7 @@ def proxied(folder: Path, url: str) -> Iterator[str]:
         f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {url}; }} }} }}\n"
     )
     command = [NGINX, "-p", str(folder), "-e", str(folder / "nginx.log"), "-c", str(folder / "nginx.conf")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as nginx:
+    with child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as nginx:
         try:
             until(lambda: answers(port), 10)
             yield f"http://127.0.0.1:{port}"

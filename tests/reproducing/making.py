@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sae_actor.actor import Actor, Broadcast, Done, Performer, Tell, Texts
+from sae_actor.adapters import SystemClock
 from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Steer
 from sae_actor.domain.events import Draft, Event, GenerationStarted, Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
@@ -17,7 +18,6 @@ from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
-from sae_actor.serve import SystemClock
 
 View = dict[str, Any]
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=6, seed=1)
