@@ -8,11 +8,18 @@ import pytest
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
+from tests.environments import is_locked
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it runs in the background without Ctrl-C, and children inherit that: those that a test
     # interrupts would never end.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With the versions of the lock nothing new can be said by a library: there every warning is an error."""
+    if is_locked():
+        config.addinivalue_line("filterwarnings", "error")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
