@@ -84,7 +84,9 @@ def pinned() -> dict[str, set[Version]]:
 
 def is_locked() -> bool:
     """Whether torch, and each package of the lock that is installed here, has the version of the README's commands."""
-    installed = {canonicalize_name(each.name): Version(each.version) for each in metadata.distributions() if each.name}
+    installed: dict[str, Version] = {
+        canonicalize_name(each.name): Version(each.version) for each in metadata.distributions() if each.name
+    }
     wanted = {**pinned(), "torch": {Version(TORCH)}}
     return all(name not in installed or Version(installed[name].public) in found for name, found in wanted.items())
 
