@@ -30,6 +30,7 @@ def said(folder: Path, model: Path, *arguments: str, level: str = "warning") -> 
     words = folder / f"{arguments[0]}-{level}.stderr"
     command = [sys.executable, "-m", "sae_actor", *arguments, "--port", "0", "--data-dir", str(folder / arguments[0])]
     with words.open("wb") as stderr, child(command, cwd=ROOT, env=environment, stdout=-1, stderr=stderr) as process:
+        assert process.stdout is not None
         url = process.stdout.readline().decode().split()[-1]
         with httpx.Client(base_url=url, timeout=60, verify=False) as client:
             until(lambda: client.get("/ready").status_code == 200, 100)
