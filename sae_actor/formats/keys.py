@@ -76,7 +76,7 @@ class Account:
         """Note what of `cfg` was left; to be called when all else has been read. `at` goes before each key's name."""
         for key, value in cfg.values.items():
             if key in keys.heeded:
-                if value is not None and key not in cfg.asked:
+                if value not in (None, {}, []) and key not in cfg.asked:
                     self.ignored[at + key] = keys.heeded[key] or UNASKED
             elif key in keys.irrelevant:
                 self.ignored[at + key] = keys.irrelevant[key]

@@ -81,8 +81,7 @@ def read(files: SaeFiles) -> Layout:
     cfg = files.config(CONFIG)
     KEYS.refuse(cfg)
     d_in = _needed(cfg, "d_model")
-    factor = cfg.positive("expansion_factor")
-    d_sae = cfg.count("d_sae") or (round(d_in * factor) if factor else _needed(cfg, "d_sae"))
+    d_sae = width(cfg, d_in) or _needed(cfg, "d_sae")
     sizes = Sizes(d_in, d_sae, d_in)
     scaled = is_scaled(cfg)
     norms = cfg.section("dataset_average_activation_norm") if scaled else Config({}, CONFIG, absent=True)
@@ -134,6 +133,14 @@ def _needed(cfg: Config, key: str) -> int:
     if value is None:
         raise SAEInvalidError(f"{cfg.where} does not say {key}", check=f"config.{key}")
     return value
+
+
+def width(cfg: Config, d_in: int) -> int | None:
+    """d_sae, or what the factor of expansion comes to where there is none."""
+    if found := cfg.count("d_sae"):
+        return found
+    factor = cfg.positive("expansion_factor")
+    return round(d_in * factor) if factor else None
 
 
 def is_scaled(cfg: Config) -> bool:

@@ -18,7 +18,7 @@ from .headers import TensorFile, scalar
 from .hooks import parse_hook, parse_layer
 from .keys import Account
 from .layout import Layout, Recipe
-from .llama_scope import KEYS, NORMS, activation_of, architecture_of, has_bias, is_scaled, scales
+from .llama_scope import KEYS, NORMS, activation_of, architecture_of, has_bias, is_scaled, scales, width
 from .naming import Naming
 
 NAME = "llama_scope_r1"
@@ -51,8 +51,7 @@ def read(files: SaeFiles) -> Layout:
     KEYS.refuse(cfg)
     file = files.tensors(WEIGHTS)
     d_in = cfg.count("d_model")
-    factor = cfg.positive("expansion_factor")
-    d_sae = cfg.count("d_sae") or (round(d_in * factor) if d_in and factor else None)
+    d_sae = d_in and width(cfg, d_in)
     if d_in is None or d_sae is None:
         raise SAEInvalidError(f"{CONFIG} does not say d_model and expansion_factor", check="config.d_model")
     sizes = Sizes(d_in, d_sae, d_in)

@@ -141,7 +141,8 @@ def read(files: SaeFiles) -> Layout:
         decoder_norm=chooses and cfg.boolean("rescale_acts_by_decoder_norm", default=False),
         heads=_heads(cfg, hook_name),
     )
-    tuned = "scaling_factor" in file and cfg.boolean("finetuning_scaling_factor", default=False)
+    means_nothing = cfg.values.get("finetuning_scaling_factor") is True and "scaling_factor" not in file
+    tuned = not means_nothing and cfg.boolean("finetuning_scaling_factor", default=False)
     prepend_bos = _truth(cfg, meta, legacy, "prepend_bos")
     point_out = _hook_point_out(cfg, meta, point, warnings, model) if transcoder else None
     weights = assemble(file, names, sizes, optional=("scaling_factor",))

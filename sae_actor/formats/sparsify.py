@@ -53,14 +53,14 @@ KEYS = Keys(
     },
 )
 RUN = Keys(
-    heeded={"model": ""},
+    heeded={"model": "", "revision": "", "load_in_8bit": ""},
     refused={"normalize_activations": Refused("activations scaled to a norm that the files do not tell of")},
     irrelevant={
         "sae": f"{CONFIG} says it of this SAE",
         **left("the folder is called after the module of this SAE", "hookpoints", "layers", "layer_stride"),
         **left(DATA, "dataset", "dataset_name", "split", "ctx_len", "max_seq_len", "max_examples", "text_column"),
         **left(DATA, "text_key", "shuffle_seed", "data_args", "exclude_tokens", "streaming", "num_training_tokens"),
-        **left(MACHINE, "hf_token", "revision", "load_in_8bit", "data_preprocessing_num_proc", "distribute_modules"),
+        **left(MACHINE, "hf_token", "data_preprocessing_num_proc", "distribute_modules"),
         **left(TRAINING, "batch_size", "grad_acc_steps", "micro_acc_steps", "loss_fn", "optimizer", "lr"),
         **left(TRAINING, "lr_warmup_steps", "lr_scheduler_name", "k_decay_steps", "auxk_alpha", "adam_8bit"),
         **left(TRAINING, "dead_feature_threshold", "init_seeds", "seed", "finetune", "adam_epsilon", "adam_betas"),
@@ -103,6 +103,10 @@ def read(files: SaeFiles) -> Layout:
     account.settle(cfg, KEYS)
     if run is not None:
         RUN.refuse(run)
+        if (revision := run.text("revision")) not in (None, "main"):
+            warnings.append(f"trained on the model's revision {revision[:60]}")
+        if run.boolean("load_in_8bit", default=False):
+            warnings.append("trained on the model in 8 bits (load_in_8bit)")
         account.settle(run, RUN, f"{run.where}: ")
     return layout(
         file,
@@ -128,4 +132,5 @@ def _activation(cfg: Config) -> Activation:
         return "abstopk" if signed else "topk"
     if name == "groupmax" and not signed:
         return "groupmax"
-    raise SAEUnsupportedError(f"activation {name[:60]}")
+    key = "signed" if name == "groupmax" else "activation"
+    raise SAEUnsupportedError(f"{CONFIG}: activation {name[:60]}, signed {signed}", check=f"config.{key}", key=key)
