@@ -39,6 +39,7 @@ _RUN = {
     **left(LOGGING, "wandb_entity", "wandb_log_frequency", "eval_every_n_wandb_logs", "logger", "resume", "verbose"),
     **left(LOGGING, "resume_from_checkpoint", "n_checkpoints", "checkpoint_path", "save_final_checkpoint"),
     **left(LOGGING, "output_path", "hook_eval", "hook_point_eval"),
+    **left("a result of training", "val_fvu", "val_l0", "alive_features", "l0", "explained_variance", "mse"),
     **left(_OTHER_ARCHITECTURE, "residual_threshold", "max_iterations", "stop_on_duplicate_support", "n_heads"),
     **left(_OTHER_ARCHITECTURE, "n_attn_layers", "bottleneck_factor", "sae_diff_type", "kval_topk", "tied_weights"),
     **left(_OTHER_ARCHITECTURE, "activation_normalization_factor"),

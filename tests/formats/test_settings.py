@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml  # type: ignore[import-untyped]  # has no types
 
+from sae_actor.demo import SAE_FOLDER
 from sae_actor.errors import SAEError, SAEInvalidError, SAEUnsupportedError
 from sae_actor.formats import (
     describe,
@@ -427,6 +428,13 @@ def test_keys_left_in_an_ordinary_sae_are_few(tmp_path: Path) -> None:
     assert set(sae.spec.ignored) == {"device", "context_size", "sae_lens_training_version"}
     assert UNASKED not in sae.spec.ignored.values()
     assert sae.spec.warnings == ()
+
+
+def test_the_bundled_sae_says_nothing_odd() -> None:
+    description = describe(SAE_FOLDER)
+    assert description.warnings == ()
+    assert description.prepend_bos is False
+    assert {"dtype", "metadata.context_size", "metadata.val_l0"} <= set(description.ignored)
 
 
 def test_what_nobody_knows_is_a_warning(tmp_path: Path) -> None:
