@@ -20,7 +20,7 @@ ASKED = {"ModelLoadRequested": "LoadModel", "AttachRequested": "Attach", "Detach
 ENDS = {"ModelLoaded", "ModelLoadFailed", "DownloadCompleted", "DownloadFailed", "DownloadCancelled", "SaeAttached",
         "AttachFailed", "SaeDeleted", "DeleteFailed"}  # fmt: skip
 DETAILS = ("format", "architecture", "d_in", "d_sae", "d_out", "dtype", "trained_on", "trained_layer", "hook_name",
-           "hook_point", "hook_point_out")  # fmt: skip
+           "hook_point", "hook_point_out", "prepend_bos")  # fmt: skip
 
 
 def views(lines: Iterable[bytes | str]) -> Iterator[tuple[int, Fields]]:
@@ -276,7 +276,8 @@ class Books:
         shown |= {name: about.get(name) for name in DETAILS}
         shown |= {"sae_id": sae_id, "status": status, "files": sae["files"], "created_at": sae["created"]}
         shown |= {"name": (sae["path"] or sae["repository_id"] or sae_id).rstrip("/").split("/")[-1]}
-        shown |= {"file_size_bytes": sum(file["bytes"] for file in sae["files"]), "warnings": about.get("warnings", [])}
+        shown |= {"file_size_bytes": sum(file["bytes"] for file in sae["files"])}
+        shown |= {"ignored": about.get("ignored", {}), "warnings": about.get("warnings", [])}
         shown |= {"memory_bytes": _estimate(about, mine[0]["dtype"] if mine else "float32")}
         return shown | {
             "weights_sha256": sae["weights"] or None,

@@ -125,6 +125,8 @@ class Sae(TypedDict):
     file_size_bytes: Bytes
     memory_bytes: Bytes | None
     weights_sha256: str | None
+    prepend_bos: Annotated[bool | None, Meta(description="trained on texts that begin with BOS; null: not said")]
+    ignored: Annotated[dict[str, str], Meta(description="settings in its files that play no part, and why")]
     warnings: list[str]
     created_at: Time
     error: Problem | None

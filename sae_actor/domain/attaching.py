@@ -13,6 +13,9 @@ from .refs import HookPoint, ModelFacts, SaeDescription
 from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
 
+NO_BOS = "trained on texts that begin with BOS (prepend_bos), which this model's tokenizer does not add by itself"
+BOS = "trained on texts without BOS (prepend_bos false), which this model's tokenizer adds by itself"
+
 
 class Target(Struct, frozen=True, kw_only=True):
     """Where an SAE reads, where it writes, and what is odd about it."""
@@ -131,6 +134,8 @@ def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[
         warnings.append(f"trained on {sae.hook_point.kind}, attached to {asked.kind}")
     if sae.trained_on is not None and _name(sae.trained_on) != _name(model.model_id):
         warnings.append(f"trained on {sae.trained_on}, the model is {model.model_id}")
+    if sae.prepend_bos is not None and model.adds_bos is not None and sae.prepend_bos != model.adds_bos:
+        warnings.append(NO_BOS if sae.prepend_bos else BOS)
     return warnings
 
 

@@ -140,6 +140,10 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     hook_point: HookPoint | None = None
     hook_point_out: HookPoint | None = None
     """Where a transcoder writes; None for an SAE."""
+    prepend_bos: bool | None = None
+    """Whether the texts that it was trained on begin with BOS; None where the files do not say."""
+    ignored: dict[str, str] = {}
+    """Settings in the files that play no part here → why."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -173,6 +177,8 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     widths: dict[str, int]
     """Hook kind → width of the activation there; kinds that this model lacks are absent."""
     has_chat_template: bool = False
+    adds_bos: bool | None = None
+    """The tokenizer puts BOS before a text by itself; None: not looked at."""
     cache_positions: int | None = None
     """The most positions that one text may take of the room for keys and values; None: not measured."""
     environment: dict[str, Any] = {}

@@ -95,7 +95,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     stage("loading")
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
     # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
-    tokenizer("a")
+    begins_with = tokenizer("a").input_ids[:1]
     network = _network(files, _dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
@@ -118,6 +118,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
             widths={str(kind): width for kind, width in architecture.widths.items()},
             has_chat_template=bool(tokenizer.chat_template),
+            adds_bos=tokenizer.bos_token_id is not None and begins_with == [tokenizer.bos_token_id],
             environment=environment(files.commit, found, network, tokenizer, device),
         ),
         end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),

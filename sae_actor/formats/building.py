@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..domain.refs import HookPoint, SaeDescription
 from ..errors import SAEInvalidError
 from .headers import TensorFile
+from .keys import Account
 from .layout import ITEM_BYTES, Layout, Recipe, Weight, shapes
 
 
@@ -132,10 +133,16 @@ def layout(
     hook_point: HookPoint | None = None,
     hook_point_out: HookPoint | None = None,
     warnings: Collection[str] = (),
+    account: Account | None = None,
+    prepend_bos: bool | None = None,
     unit_decoder: bool = False,
     ones_only: Collection[str] = (),
+    never_negative: Collection[str] = (),
 ) -> Layout:
-    """A `Layout` whose weights all come from `file`."""
+    """A `Layout` whose weights all come from `file`. `account`: what became of its settings; None: it has none."""
+    if account is None:
+        account = Account()
+        account.extras(file)
     description = SaeDescription(
         format=format,
         architecture=architecture,
@@ -149,6 +156,10 @@ def layout(
         hook_name=hook_name,
         hook_point=hook_point,
         hook_point_out=hook_point_out,
-        warnings=tuple(warnings),
+        prepend_bos=prepend_bos,
+        ignored=account.ignored,
+        warnings=(*warnings, *account.warnings),
     )
-    return Layout(description, recipe, weights, (file.name,), unit_decoder, frozenset(ones_only))
+    return Layout(
+        description, recipe, weights, (file.name,), unit_decoder, frozenset(ones_only), frozenset(never_negative)
+    )

@@ -68,31 +68,39 @@ class Config:
         self.where = where
         self.absent = absent
         """It stands for a section that is not there."""
+        self.asked: set[str] = set()
+        """Keys whose values were looked at."""
+        self._sections: dict[str, Config] = {}
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        """The value as it is; None where there is none."""
+        self.asked.add(key)
+        return self.values.get(key)
 
     def invalid(self, key: str, wanted: str) -> SAEInvalidError:
         shown = repr(self.values.get(key))[:80]
         return SAEInvalidError(f"{self.where}: {key} must be {wanted}, not {shown}", check=f"config.{key}")
 
     def section(self, key: str) -> Config:
-        """A nested object; an absent one is empty."""
-        value = self.values.get(key)
-        if value is None:
-            return Config({}, f"{self.where}: {key}", absent=True)
-        if not isinstance(value, dict):
+        """A nested object, the same each time; an absent one is empty."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, dict):
             raise self.invalid(key, "an object")
-        return Config(value, f"{self.where}: {key}")
+        if key not in self._sections:
+            self._sections[key] = Config(value or {}, f"{self.where}: {key}", absent=value is None)
+        return self._sections[key]
 
     def text(self, key: str) -> str | None:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None or isinstance(value, str):
             return value
         raise self.invalid(key, "a string")
 
     def boolean(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -100,7 +108,7 @@ class Config:
         return value
 
     def number(self, key: str) -> float | None:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -115,7 +123,7 @@ class Config:
 
     def count(self, key: str, *, least: int = 1) -> int | None:
         """A whole number in [least, 2^31); 8.0 counts as 8, since some writers pass sizes through a float."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             return None
         if isinstance(value, float) and value.is_integer():

@@ -23,6 +23,7 @@ from .config import Config
 from .files import Origin, SaeFiles
 from .headers import TensorFile, scalar
 from .hooks import parse_hook
+from .keys import DATA, LOGGING, MACHINE, TRAINING, Account, Keys, left
 from .layout import Activation, Layout, Recipe
 from .naming import Naming
 
@@ -87,7 +88,49 @@ _OF_TRAINER = {
     "BatchTopKTrainer": "BatchTopKSAE",
     "MatryoshkaBatchTopKTrainer": "MatryoshkaBatchTopKSAE",
 }
-_SITE = re.compile(r"(?:resid_(?:pre|mid|post)|mlp_out|attn_out)_layer_\d+")
+_LEFT = {
+    "k": "how many features were on in a batch of training, on average",
+    "threshold": "an estimate of training; the k largest are on",
+    "group_sizes": "all groups are on when the SAE is used",
+    "group_fractions": "all groups are on when the SAE is used",
+}
+"""Stored tensors that no activation depends on."""
+TOP = Keys(
+    heeded={"trainer": "", "buffer": ""},
+)
+TRAINER = Keys(
+    heeded={
+        "trainer_class": "dict_class says it",
+        "dict_class": "",
+        "activation_dim": "",
+        "d_in": "",
+        "dict_size": "",
+        "d_sae": "",
+        "k": _LEFT["k"],
+        "layer": "",
+        "lm_name": "",
+        "submodule_name": "",
+    },
+    irrelevant={
+        **left(TRAINING, "lr", "steps", "seed", "warmup_steps", "decay_start", "resample_steps", "l1_penalty"),
+        **left(TRAINING, "sparsity_warmup_steps", "sparsity_penalty", "sparsity_function", "sparsity_queue_length"),
+        **left(TRAINING, "n_sparsity_updates", "anneal_start", "p_start", "p_end", "auxk_alpha"),
+        **left(TRAINING, "top_k_aux", "threshold_beta", "threshold_start_step", "bandwidth", "target_l0"),
+        "norm_factor": "folded into the biases when the SAE was saved",
+        **left(_LEFT["group_sizes"], "group_sizes", "group_fractions", "group_weights"),
+        **left(MACHINE, "device"),
+        **left(LOGGING, "wandb_name"),
+    },
+)
+BUFFER = Keys(
+    heeded={"io": "", "d_submodule": ""},
+    irrelevant={
+        **left(DATA, "ctx_len", "n_ctxs", "refresh_batch_size", "out_batch_size", "remove_bos"),
+        **left(MACHINE, "device"),
+        "layer": "the trainer's section says it",
+    },
+)
+_SITE = re.compile(r"(resid_(?:pre|mid|post)|mlp_out|attn_out)_layer_(\d+)")
 
 
 def recognise(files: SaeFiles) -> bool:
@@ -95,7 +138,8 @@ def recognise(files: SaeFiles) -> bool:
 
 
 def read(files: SaeFiles) -> Layout:
-    trainer = files.config("config.json").section("trainer")
+    cfg = files.config("config.json")
+    trainer, buffer = cfg.section("trainer"), cfg.section("buffer")
     file = files.tensors(files.one(_WEIGHTS))
     d_in = trainer.same_count(("activation_dim", "d_in"))
     d_sae = trainer.same_count(("dict_size", "d_sae"))
@@ -104,8 +148,24 @@ def read(files: SaeFiles) -> Layout:
     kind = _CLASSES[_class_name(trainer, file)]
     sizes = Sizes(d_in, d_sae, d_in)
     k = check_k(_k(trainer, file), d_sae, "config.json") if kind.activation == "topk" else None
-    hook_name, point = _hook(trainer, files.origin_of(file))
+    width = buffer.count("d_submodule")
+    if width not in (None, d_in):
+        raise SAEInvalidError(
+            f"config.json: the buffer's d_submodule is {width}, the SAE's activation_dim {d_in}",
+            check="config.d_submodule",
+        )
+    hook_name, point = _hook(trainer, buffer, files.origin_of(file))
+    warnings = [] if point else [f"the hook {str(hook_name)[:100]} is no known hook point"]
     layer = trainer.count("layer", least=0)
+    if layer is not None and point is not None and layer != point.layer:
+        warnings.append(f"layer is {layer}, the submodule's name says {point.layer}: the name counts")
+        layer = point.layer
+    account = Account()
+    account.settle(cfg, TOP)
+    account.settle(trainer, TRAINER, "trainer.")
+    account.settle(buffer, BUFFER, "buffer.")
+    account.tensors(file, {name: _LEFT[name] for name in kind.ignored if not (name == "k" and k)})
+    account.extras(file)
     return layout(
         file,
         assemble(file, kind.names, sizes, ignored=kind.ignored, broadcast=("threshold",)),
@@ -117,7 +177,8 @@ def read(files: SaeFiles) -> Layout:
         trained_layer=layer,
         hook_name=hook_name,
         hook_point=point,
-        warnings=() if point else (f"the hook {str(hook_name)[:100]} is no known hook point",),
+        warnings=warnings,
+        account=account,
         unit_decoder=kind.unit_decoder,
     )
 
@@ -147,12 +208,29 @@ def _k(trainer: Config, file: TensorFile) -> int | None:
     return int(stored)
 
 
-def _hook(trainer: Config, origin: Origin) -> tuple[str | None, HookPoint | None]:
-    """By submodule_name or, where that is none, by a folder called like `resid_post_layer_3`."""
+def _hook(trainer: Config, buffer: Config, origin: Origin) -> tuple[str | None, HookPoint | None]:
+    """By submodule_name or, where that is none, by a folder called like `resid_post_layer_3`.
+
+    Either names a submodule, and the buffer's `io` which side of it was trained on: `out` where it does not say.
+    """
+    side = buffer.text("io") or "out"
+    if side not in ("in", "out"):
+        raise SAEUnsupportedError(f"the buffer's io {side[:60]}", check="config.io", key="io")
     model = trainer.text("lm_name")
-    name = trainer.text("submodule_name")
-    point = parse_hook(name, model=model)
-    if point is not None:
-        return name, point
     folder = next((part for part in reversed(origin.parts) if _SITE.fullmatch(part)), None)
-    return (folder, parse_hook(folder)) if folder else (name, None)
+    names = [name for name in (trainer.text("submodule_name"), folder) if name]
+    for name in names:
+        shown = name if side == "out" else _input_of(name)
+        point = parse_hook(shown, model=model if name != folder else None)
+        if point is not None:
+            return shown, point
+    return (names[0] if side == "out" else _input_of(names[0]), None) if names else (None, None)
+
+
+def _input_of(name: str) -> str:
+    """The input of a submodule whose output `name` means: `resid_post_layer_3` is what layer 3 gives."""
+    match = _SITE.fullmatch(name)
+    if match is None:
+        return f"{name}.input"
+    module = {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".self_attn"}.get(match[1])
+    return f"the input of {name}" if module is None else f"model.layers.{match[2]}{module}.input"

@@ -16,6 +16,7 @@ from .building import Alias, Names, Sizes, assemble, layout, side
 from .config import Config
 from .files import SaeFiles
 from .hooks import parse_hook, parse_layer
+from .keys import Account, Keys
 from .layout import Layout, Recipe
 from .naming import Naming
 
@@ -33,6 +34,18 @@ _NAMES: Names = {
     "threshold": (Alias("threshold"),),
     "W_skip": (Alias("affine_skip_connection", transposed=True),),
 }
+KEYS = Keys(
+    heeded={
+        "hf_hook_point_in": "",
+        "hf_hook_point_out": "",
+        "width": "a name; the tensors say how many features there are",
+        "model_name": "",
+        "architecture": "",
+        "affine_connection": "",
+        "type": "",
+    },
+    irrelevant={"l0": "how many features were on in training, on average"},
+)
 _FOLDER = re.compile(r"layer_(\d{1,3})_width_.+")
 _SITES = {
     "resid_post": ("model.layers.{}.output", None),
@@ -59,15 +72,19 @@ def read(files: SaeFiles) -> Layout:
     if cfg.text("architecture") not in (None, "jump_relu", "jumprelu"):
         raise SAEUnsupportedError(f"architecture {cfg.text('architecture')}")
     sizes = Sizes(*(side(file, _NAMES, name, axis) for name, axis in (("W_enc", 0), ("W_enc", 1), ("W_dec", 1))))
-    width = cfg.values.get("width")
-    if isinstance(width, int) and width != sizes.d_sae:
+    width = cfg.count("width") if isinstance(cfg.values.get("width"), int | float) else None
+    if width is not None and width != sizes.d_sae:
         raise SAEInvalidError(f"config.json: width is {width}, the tensors have {sizes.d_sae}", check="shape")
     name_in, name_out = cfg.text("hf_hook_point_in"), cfg.text("hf_hook_point_out")
     if name_in is None:
-        name_in, name_out = _from_path(files.origin.parts)
+        name_in, out_of_path = _from_path(files.origin.parts)
+        name_out = name_out or out_of_path
     kind = cfg.text("type") or ("transcoder" if name_out not in (None, name_in) else "sae")
     if kind not in ("sae", "transcoder"):
         raise SAEUnsupportedError(f"type {kind}")
+    if kind == "sae" and name_out not in (None, name_in):
+        why = f"an SAE that reads at {name_in} and writes at {name_out} is a transcoder, and type says that it is none"
+        raise SAEInvalidError(f"config.json: {why}"[:300], check="config.hf_hook_point_out")
     skip = "affine_skip_connection" in file
     if cfg.boolean("affine_connection", default=skip) != skip:
         raise SAEInvalidError(
@@ -78,6 +95,12 @@ def read(files: SaeFiles) -> Layout:
         raise SAEInvalidError("an SAE with an affine_skip_connection", check="foreign_tensor")
     model = _model(cfg, files)
     point = parse_hook(name_in, transcoder_input=transcoder, model=model)
+    out = _out(name_out, point, model) if transcoder else None
+    warnings = () if point else ("the files do not say a known hook point",)
+    if name_out and transcoder and out is None:
+        warnings = (*warnings, f"the hook {name_out[:100]} is no known hook point")
+    account = Account()
+    account.settle(cfg, KEYS)
     return layout(
         file,
         assemble(file, _NAMES, sizes, optional=("W_skip",)),
@@ -89,8 +112,9 @@ def read(files: SaeFiles) -> Layout:
         trained_layer=parse_layer(name_in),
         hook_name=name_in,
         hook_point=point,
-        hook_point_out=_out(name_out, point, model) if transcoder else None,
-        warnings=() if point else ("the files do not say a known hook point",),
+        hook_point_out=out,
+        warnings=warnings,
+        account=account,
     )
 
 
@@ -103,9 +127,9 @@ def _from_path(parts: tuple[str, ...]) -> tuple[str | None, str | None]:
 
 
 def _out(name: str | None, point: HookPoint | None, model: str | None) -> HookPoint | None:
-    return parse_hook(name, model=model) or (
-        HookPoint("mlp_out", point.layer) if point and point.kind == "mlp_in" else None
-    )
+    if name:
+        return parse_hook(name, model=model)
+    return HookPoint("mlp_out", point.layer) if point and point.kind == "mlp_in" else None
 
 
 def _model(cfg: Config, files: SaeFiles) -> str | None:

@@ -11,6 +11,7 @@ from ..errors import SAEInvalidError
 from .building import Alias, Names, Sizes, assemble, layout
 from .files import SaeFiles
 from .hooks import parse_hook, parse_layer
+from .keys import DATA, LOGGING, MACHINE, NO_INITIAL, STORED_TYPE, TRAINING, Account, Keys, Refused, left
 from .layout import Layout, Recipe
 from .naming import Naming
 
@@ -27,6 +28,29 @@ VALUE_BIAS = (
     "differ by it"
 )
 
+KEYS = Keys(
+    heeded={"act_size": "", "dict_size": "", "act_name": "", "model_name": "", "layer": ""},
+    refused={
+        "head": Refused("one attention head is no hook point", (None, "cat")),
+        "concat_heads": Refused("the heads are read one after the other", (None, True)),
+    },
+    irrelevant={
+        "site": "act_name says it",
+        "dict_mult": "dict_size says the width",
+        "name": "a name of the run",
+        **left(STORED_TYPE, "enc_dtype"),
+        **left(MACHINE, "device"),
+        **left(NO_INITIAL, "b_dec_init", "reinit", "seed"),
+        **left(DATA, "num_tokens", "seq_len", "model_batch_size"),
+        **left(TRAINING, "batch_size", "buffer_mult", "buffer_size", "buffer_batches", "lr", "l1_coeff", "beta1"),
+        **left(TRAINING, "beta2", "remove_rare_dir", "resample_scheme", "anthropic_neuron_resample_scale"),
+        **left(TRAINING, "dead_direction_cutoff", "re_init_every", "anthropic_resample_last", "resample_factor"),
+        **left(TRAINING, "num_resamples", "anthropic_resample_batches", "sched_type", "sched_epochs"),
+        **left(TRAINING, "sched_lr_factor", "sched_warmup_epochs", "sched_finish"),
+        **left(LOGGING, "wandb_project_name", "wandb_entity", "save_state_dict_every", "eval_every"),
+    },
+)
+
 
 def recognise(files: SaeFiles) -> bool:
     return any(files.has(_config(name)) for name in files.matching(_FILE))
@@ -37,6 +61,7 @@ def read(files: SaeFiles) -> Layout:
     if len(found) != 1:
         raise SAEInvalidError(f"{len(found)} SAEs are in this folder, name one file", check="ambiguous")
     cfg = files.config(_config(found[0]))
+    KEYS.refuse(cfg)
     d_in, d_sae = cfg.count("act_size"), cfg.count("dict_size")
     if d_in is None or d_sae is None:
         raise SAEInvalidError(f"{cfg.where} does not say act_size and dict_size", check="config.act_size")
@@ -44,6 +69,13 @@ def read(files: SaeFiles) -> Layout:
     sizes = Sizes(d_in, d_sae, d_in)
     hook_name = cfg.text("act_name")
     point = parse_hook(hook_name)
+    warnings = [VALUE_BIAS]
+    layer = cfg.count("layer", least=0)
+    if layer is not None and point is not None and layer != point.layer:
+        warnings.append(f"layer is {layer}, act_name says {point.layer}: the name counts")
+    account = Account()
+    account.settle(cfg, KEYS)
+    account.extras(file)
     return layout(
         file,
         assemble(file, _NAMES, sizes),
@@ -55,7 +87,8 @@ def read(files: SaeFiles) -> Layout:
         trained_layer=parse_layer(hook_name),
         hook_name=hook_name,
         hook_point=point,
-        warnings=(VALUE_BIAS,),
+        warnings=warnings,
+        account=account,
     )
 
 

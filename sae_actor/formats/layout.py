@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..domain.refs import SaeDescription
 
-Activation: TypeAlias = Literal["relu", "tanh-relu", "jumprelu", "gated", "topk", "abstopk", "groupmax"]
+Activation: TypeAlias = Literal["relu", "tanh-relu", "jumprelu", "gated", "topk", "signed-topk", "abstopk", "groupmax"]
 RowNorm: TypeAlias = Literal["none", "layer_norm", "constant_norm"]
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -91,6 +91,8 @@ class Recipe:
     """Pre-activations times ‖W_dec[i]‖, activations over it before the decoder."""
     threshold: float | None = None
     """JumpReLU with one number for all features."""
+    threshold_of_norm: bool = False
+    """JumpReLU: h · ‖W_dec[i]‖ is what has to exceed the threshold; the activation stays h."""
     heads: bool = False
     """Also take and give [..., n_heads, d_head]: hook_z before it is flattened."""
 
@@ -106,6 +108,8 @@ class Layout:
     """The formula holds only for decoder rows of norm 1: the loader looks, and warns."""
     ones_only: frozenset[str] = frozenset()
     """Weights that are left-overs unless they say something: all ones are dropped, other values refused."""
+    never_negative: frozenset[str] = frozenset()
+    """Weights for which the formula holds only at 0 and above; others are refused."""
 
 
 def shapes(d_in: int, d_sae: int, d_out: int) -> dict[str, tuple[int, ...]]:

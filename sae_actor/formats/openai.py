@@ -13,6 +13,7 @@ from .building import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from .files import Origin, SaeFiles
 from .headers import TensorFile
 from .hooks import parse_hook, parse_layer
+from .keys import TRAINING, Account, left
 from .layout import Layout, Recipe
 from .naming import Naming
 
@@ -30,7 +31,12 @@ _NAMES: Names = {
     "b_dec": (Alias("pre_bias"),),
 }
 """A tied decoder holds the encoder's own matrix, [d_sae, d_in], and multiplies by it as it is."""
-_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+_STATISTICS = left(
+    f"{TRAINING}: statistics of the features",
+    "stats_last_nonzero",
+    "latents_activation_frequency",
+    "latents_mean_square",
+)
 _LOCATIONS = {
     "resid_delta_attn": "hook_attn_out",
     "resid_post_attn": "hook_resid_mid",
@@ -51,6 +57,9 @@ def read(files: SaeFiles) -> Layout:
     activation, k = _activation(file, sizes)
     hook_name = _hook_name(files.origin_of(file), file.name)
     point = parse_hook(hook_name)
+    account = Account()
+    account.tensors(file, _STATISTICS)
+    account.extras(file, ("activation", "activation_state_dict"))
     return layout(
         file,
         assemble(file, _NAMES, sizes, ignored=_STATISTICS),
@@ -68,18 +77,22 @@ def read(files: SaeFiles) -> Layout:
         hook_name=hook_name,
         hook_point=point,
         warnings=() if point else ("the place in the model is in the path alone, which is not known here",),
+        account=account,
     )
 
 
 def _activation(file: TensorFile, sizes: Sizes) -> tuple[str, int | None]:
     """Architecture, and k of a TopK."""
     name = file.extras.get("activation")
+    state = file.extras.get("activation_state_dict")
+    state = state if isinstance(state, dict) else {}
+    strange = sorted(str(key) for key in state if name == "ReLU" or key not in ("k", "postact_fn"))
+    if strange:
+        raise SAEUnsupportedError(f"activation {name} with {strange[0][:60]}", check="activation_state_dict")
     if name == "ReLU":
         return "standard", None
     if name != "TopK":
         raise SAEUnsupportedError(f"activation {str(name)[:60]}")
-    state = file.extras.get("activation_state_dict")
-    state = state if isinstance(state, dict) else {}
     if state.get("postact_fn", "ReLU") != "ReLU":
         raise SAEUnsupportedError(f"TopK with {str(state['postact_fn'])[:60]} after it")
     k = state.get("k")

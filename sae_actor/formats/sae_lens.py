@@ -23,8 +23,11 @@ from .config import Config
 from .files import SaeFiles
 from .headers import TensorFile
 from .hooks import parse_hook, parse_layer
+from .keys import Account
 from .layout import Activation, Layout, Recipe, RowNorm
 from .naming import Naming
+from .processed import CENTRED, MAYBE_CENTRED, Processed
+from .sae_lens_keys import ACTIVATION, METADATA, MODEL, TOP
 
 _T = TypeVar("_T")
 
@@ -72,16 +75,6 @@ _GATED: Names = {
     "W_dec": MATH["W_dec"],
     "b_dec": MATH["b_dec"],
 }
-_RMS_MODELS = re.compile(r"gemma|llama|mistral|mixtral|qwen|smollm|olmo|deepseek", re.IGNORECASE)
-"""Models without LayerNorm: their writing weights cannot be centred, whatever the config asked for."""
-_CENTRED_RELEASES = {
-    "GPT2-Small-SAEs-Reformatted",
-    "GPT2-Small-Feature-Splitting-Experiment-Layer-8",
-    "gpt2-small-mlp-out-saes",
-}
-"""Repositories of older GPT-2 sets that were trained on centred writing weights, and whose files do not say so."""
-_WRITTEN = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-
 NO_CONSTANT = (
     "normalize_activations is expected_average_only_in, whose constant is not in the files: activations are used "
     "as they are (set norm_scaling_factor in cfg.json if it is known)"
@@ -89,12 +82,6 @@ NO_CONSTANT = (
 PRE_WEIGHT_NORM = (
     "ln2.hook_normalized lies before the norm's own weight in the library it was trained with; nothing in the files "
     "says whether that weight was folded away"
-)
-CENTRED = "trained on a stream with its mean taken out: the mean is removed before encoding and put back after"
-
-MAYBE_CENTRED = (
-    "trained before its library wrote down whether it took the mean out of the stream; activations are used as they "
-    "are (set model_from_pretrained_kwargs.center_writing_weights in cfg.json if it did)"
 )
 
 
@@ -109,6 +96,7 @@ def read(files: SaeFiles) -> Layout:
     cfg = files.config(name)
     meta = cfg.section("metadata")
     legacy = _is_legacy(cfg, meta)
+    kwargs = [part.section("model_from_pretrained_kwargs") for part in (meta, cfg)]
     architecture = _architecture(cfg, legacy)
     chooses = architecture in ("topk", "abstopk")
     file = files.tensors(WEIGHTS)
@@ -122,7 +110,7 @@ def read(files: SaeFiles) -> Layout:
     if not transcoder and sizes.d_out != sizes.d_in:
         raise SAEInvalidError(f"{architecture} with d_out {sizes.d_out} ≠ d_in {sizes.d_in}", check="config.d_out")
 
-    hook_name = _either(cfg, meta, legacy, "hook_name", "hook_point")
+    hook_name = _either(cfg, meta, legacy, "hook_name", "hook_point", "hf_hook_name")
     layer = _count_of(cfg, meta, "hook_layer", "hook_point_layer")
     if hook_name and layer is not None:
         hook_name = hook_name.replace("{layer}", str(layer))
@@ -133,12 +121,14 @@ def read(files: SaeFiles) -> Layout:
         warnings.append(f"hook_layer is {layer}, the hook's name says {point.layer}: the name counts")
 
     norm, scale = _normalisation(cfg, warnings)
-    kwargs = [part.section("model_from_pretrained_kwargs") for part in (meta, cfg)]
-    centre = _centred(files, kwargs, point, model)
+    processed = Processed(kwargs, point, hook_name, model)
+    processed.refuse_folding()
+    centre = processed.centred(files)
     if centre:
         warnings.append(CENTRED)
     elif centre is None and legacy and norm != "layer_norm":
         warnings.append(MAYBE_CENTRED)
+    warnings += processed.checkpoints()
     recipe = Recipe(
         activation="tanh-relu" if legacy and _activation_name(cfg) == "tanh-relu" else _ACTIVATIONS[architecture],
         k=check_k(_k(cfg, legacy), sizes.d_sae, name) if chooses else None,
@@ -151,7 +141,10 @@ def read(files: SaeFiles) -> Layout:
         decoder_norm=chooses and cfg.boolean("rescale_acts_by_decoder_norm", default=False),
         heads=_heads(cfg, hook_name),
     )
-    tuned = cfg.boolean("finetuning_scaling_factor", default=False)
+    means_nothing = cfg.values.get("finetuning_scaling_factor") is True and "scaling_factor" not in file
+    tuned = not means_nothing and cfg.boolean("finetuning_scaling_factor", default=False)
+    prepend_bos = _truth(cfg, meta, legacy, "prepend_bos")
+    point_out = _hook_point_out(cfg, meta, point, warnings, model) if transcoder else None
     weights = assemble(file, names, sizes, optional=("scaling_factor",))
     return layout(
         file,
@@ -164,8 +157,10 @@ def read(files: SaeFiles) -> Layout:
         trained_layer=point.layer if point else _first(parse_layer(hook_name), layer),
         hook_name=hook_name,
         hook_point=point,
-        hook_point_out=_hook_point_out(cfg, meta, point, warnings) if transcoder else None,
+        hook_point_out=point_out,
         warnings=warnings,
+        account=_account(cfg, meta, kwargs, legacy),
+        prepend_bos=prepend_bos,
         ones_only=() if tuned else ("scaling_factor",),
     )
 
@@ -177,7 +172,10 @@ def _is_legacy(cfg: Config, meta: Config) -> bool:
 
 
 def _activation_name(cfg: Config) -> str:
-    return cfg.text("activation_fn_str") or cfg.text("activation_fn") or "relu"
+    found = [name for key in ("activation_fn_str", "activation_fn") if (name := cfg.text(key))]
+    if len(set(found)) > 1:
+        raise SAEInvalidError(f"activation_fn_str is {found[0][:60]}, activation_fn {found[1][:60]}", check="config")
+    return found[0] if found else "relu"
 
 
 def _architecture(cfg: Config, legacy: bool) -> str:
@@ -231,7 +229,7 @@ def _sizes(cfg: Config, file: TensorFile, names: Names, architecture: str) -> Si
 
 def _normalisation(cfg: Config, warnings: list[str]) -> tuple[RowNorm, float]:
     """Per-row normalisation, and the dataset's constant."""
-    value = cfg.values.get("normalize_activations")
+    value = cfg.get("normalize_activations")
     if value is None or value is False:
         return "none", 1.0
     name = "expected_average_only_in" if value is True else cfg.text("normalize_activations")
@@ -262,30 +260,33 @@ def _hook_point(
     return point
 
 
-def _hook_point_out(cfg: Config, meta: Config, point: HookPoint | None, warnings: list[str]) -> HookPoint | None:
-    name = meta.text("hook_name_out") or cfg.text("hook_name_out") or cfg.text("hook_point_out")
+def _hook_point_out(
+    cfg: Config, meta: Config, point: HookPoint | None, warnings: list[str], model: str | None
+) -> HookPoint | None:
+    if _count_of(cfg, meta, "hook_head_index_out") is not None:
+        warnings.append("writes at one attention head, which is no hook point")
+        return None
+    name = _either(cfg, meta, False, "hook_name_out", "hook_point_out", "hf_hook_name_out")
     if name:
-        return parse_hook(name)
+        out = parse_hook(name, model=model)
+        if out is None:
+            warnings.append(f"the hook {name[:100]} is no known hook point")
+        return out
     if point is not None and point.kind == "mlp_in":
         warnings.append("the files do not name the output: that of the MLP whose input is read")
         return HookPoint("mlp_out", point.layer)
     return None
 
 
-def _centred(files: SaeFiles, kwargs: Sequence[Config], point: HookPoint | None, model: str | None) -> bool | None:
-    """Whether the stream had its mean over the width taken out; None where an old release does not say.
-
-    A library that centres the writing weights of a LayerNorm model takes the mean out of everything that is
-    written to the stream. It did so by default until the config began to say, under `model_from_pretrained_kwargs`.
-    """
-    if point is None or point.kind not in _WRITTEN or _RMS_MODELS.search(model or ""):
-        return False
-    if any("center_writing_weights" in part for part in kwargs):
-        return any(part.boolean("center_writing_weights", default=False) for part in kwargs)
-    names = {(files.origin.repository_id or "").rpartition("/")[2], *files.origin.parts}
-    if not _CENTRED_RELEASES.isdisjoint(names):
-        return True
-    return None if all(part.absent for part in kwargs) else False
+def _account(cfg: Config, meta: Config, kwargs: Sequence[Config], legacy: bool) -> Account:
+    account = Account()
+    account.settle(cfg, TOP)
+    account.settle(meta, METADATA, "metadata.")
+    for part, at in zip(kwargs, ("metadata.", ""), strict=True):
+        account.settle(part, MODEL, f"{at}model_from_pretrained_kwargs.")
+    if legacy:
+        account.settle(cfg.section("activation_fn_kwargs"), ACTIVATION, "activation_fn_kwargs.")
+    return account
 
 
 def _heads(cfg: Config, hook_name: str | None) -> bool:
@@ -299,6 +300,13 @@ def _either(cfg: Config, meta: Config, legacy: bool, *keys: str) -> str | None:
     """A text that v6 keeps under metadata and older files on top."""
     parts = (cfg, meta) if legacy else (meta, cfg)
     return next((text for part in parts for key in keys if (text := part.text(key))), None)
+
+
+def _truth(cfg: Config, meta: Config, legacy: bool, key: str) -> bool | None:
+    for part in (cfg, meta) if legacy else (meta, cfg):
+        if key in part:
+            return part.boolean(key, default=False)
+    return None
 
 
 def _count_of(cfg: Config, meta: Config, *keys: str) -> int | None:

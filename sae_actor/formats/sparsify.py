@@ -15,6 +15,7 @@ from .building import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from .config import Config
 from .files import SaeFiles
 from .hooks import parse_hook, parse_layer
+from .keys import DATA, LOGGING, MACHINE, NO_INITIAL, TRAINING, Account, Keys, Refused, left
 from .layout import Activation, Layout, Recipe
 from .naming import Naming
 
@@ -32,6 +33,44 @@ _NAMES: Names = {
     "b_dec": (Alias("b_dec"),),
 }
 
+KEYS = Keys(
+    heeded={
+        "d_in": "",
+        "num_latents": "",
+        "expansion_factor": "num_latents says the width",
+        "activation": "",
+        "signed": "",
+        "k": "",
+        "skip_connection": "",
+        "transcode": "",
+    },
+    refused={"jumprelu": Refused("thresholds of a library that forked from this one are not read")},
+    irrelevant={
+        "normalize_decoder": "the stored decoder is used as it is; it was kept at norm 1 in training",
+        "multi_topk": "a loss of training, in which 4 k features are on; k are when the SAE is used",
+        **left(NO_INITIAL, "init_enc_as_dec_transpose", "init_b_dec_as_zeros", "jumprelu_init_threshold"),
+        **left(TRAINING, "jumprelu_bandwidth", "jumprelu_target_l0", "jumprelu_per_layer_l0"),
+    },
+)
+RUN = Keys(
+    heeded={"model": "", "revision": "", "load_in_8bit": ""},
+    refused={"normalize_activations": Refused("activations scaled to a norm that the files do not tell of")},
+    irrelevant={
+        "sae": f"{CONFIG} says it of this SAE",
+        **left("the folder is called after the module of this SAE", "hookpoints", "layers", "layer_stride"),
+        **left(DATA, "dataset", "dataset_name", "split", "ctx_len", "max_seq_len", "max_examples", "text_column"),
+        **left(DATA, "text_key", "shuffle_seed", "data_args", "exclude_tokens", "streaming", "num_training_tokens"),
+        **left(MACHINE, "hf_token", "data_preprocessing_num_proc", "distribute_modules"),
+        **left(TRAINING, "batch_size", "grad_acc_steps", "micro_acc_steps", "loss_fn", "optimizer", "lr"),
+        **left(TRAINING, "lr_warmup_steps", "lr_scheduler_name", "k_decay_steps", "auxk_alpha", "adam_8bit"),
+        **left(TRAINING, "dead_feature_threshold", "init_seeds", "seed", "finetune", "adam_epsilon", "adam_betas"),
+        **left(TRAINING, "l1_coefficient", "l1_warmup_steps", "use_l2_loss", "num_norm_estimation_tokens"),
+        **left(LOGGING, "save_every", "save_best", "save_dir", "log_to_wandb", "run_name", "wandb_log_frequency"),
+        **left(LOGGING, "resume", "resume_from", "keep_last_n_checkpoints"),
+    },
+)
+"""Those of the whole run, `config.json` of the folder above."""
+
 
 def recognise(files: SaeFiles) -> bool:
     return files.has(WEIGHTS) and files.has(CONFIG)
@@ -39,6 +78,7 @@ def recognise(files: SaeFiles) -> bool:
 
 def read(files: SaeFiles) -> Layout:
     cfg = files.config(CONFIG)
+    KEYS.refuse(cfg)
     file = files.tensors(WEIGHTS)
     d_in = cfg.count("d_in")
     if d_in is None:
@@ -59,6 +99,15 @@ def read(files: SaeFiles) -> Layout:
     hook_name = files.folder.name
     point = parse_hook(hook_name, transcoder_input=transcodes, model=model)
     warnings = [] if point else [f"the hook {hook_name[:100]} is no known hook point"]
+    account = Account()
+    account.settle(cfg, KEYS)
+    if run is not None:
+        RUN.refuse(run)
+        if (revision := run.text("revision")) not in (None, "main"):
+            warnings.append(f"trained on the model's revision {revision[:60]}")
+        if run.boolean("load_in_8bit", default=False):
+            warnings.append("trained on the model in 8 bits (load_in_8bit)")
+        account.settle(run, RUN, f"{run.where}: ")
     return layout(
         file,
         assemble(file, names, sizes),
@@ -72,6 +121,7 @@ def read(files: SaeFiles) -> Layout:
         hook_point=point,
         hook_point_out=parse_hook(hook_name, model=model) if transcodes else None,
         warnings=warnings,
+        account=account,
     )
 
 
@@ -82,4 +132,5 @@ def _activation(cfg: Config) -> Activation:
         return "abstopk" if signed else "topk"
     if name == "groupmax" and not signed:
         return "groupmax"
-    raise SAEUnsupportedError(f"activation {name[:60]}")
+    key = "signed" if name == "groupmax" else "activation"
+    raise SAEUnsupportedError(f"{CONFIG}: activation {name[:60]}, signed {signed}", check=f"config.{key}", key=key)

@@ -18,7 +18,7 @@ from .spec import SaeSpec
 
 LAYER_NORM_EPS = 1e-5
 
-CHOOSING = ("topk", "abstopk", "groupmax")
+CHOOSING = ("topk", "signed-topk", "abstopk", "groupmax")
 """Activations whose features compete: one cannot be known without the others."""
 
 

@@ -139,9 +139,10 @@ def product(z: Tensor, W: Tensor) -> Tensor:
 def k_largest(kind: str, h: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Which k features of h [n, d_sae] are on, and their activations: indices, values [n, k].
 
-    topk      the k largest h, then max(·, 0): fewer than k may be above 0
-    abstopk   the k largest |h|, with their sign
-    groupmax  feature j of k groups of d_sae / k neighbours: the largest of each, then max(·, 0)
+    topk          the k largest h, then max(·, 0): fewer than k may be above 0
+    signed-topk   the k largest h, as they are: some may be below 0
+    abstopk       the k largest |h|, with their sign
+    groupmax      feature j of k groups of d_sae / k neighbours: the largest of each, then max(·, 0)
     """
     if kind == "abstopk":
         features = h.abs().topk(k, dim=-1, sorted=False).indices
@@ -151,4 +152,4 @@ def k_largest(kind: str, h: Tensor, k: int) -> tuple[Tensor, Tensor]:
         first = torch.arange(k, device=h.device) * (h.shape[-1] // k)  # [k]
         return within + first, values.relu_()
     values, features = h.topk(k, dim=-1, sorted=False)
-    return features, values.relu_()
+    return features, values if kind == "signed-topk" else values.relu_()

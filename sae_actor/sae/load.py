@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BadRequestError, SAEInvalidError
+from ..errors import BadRequestError, SAEInvalidError, SAEUnsupportedError
 from ..formats.files import SaeFiles
 from ..formats.headers import open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
@@ -76,9 +76,14 @@ def load_layout(
             continue
         if name in layout.ones_only:
             raise SAEInvalidError(f"{name} is not 1, and the config does not say that it counts", check=name)
+        if name in layout.never_negative and bool((tensor < 0).any()):
+            why = "a value below 0 lets negative activations through, which is not computed here"
+            raise SAEUnsupportedError(f"{weight.stored.name}: {why}", check=name)
         weights[name] = tensor.to(device)
     if recipe.threshold is not None:
         weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
+    if recipe.threshold_of_norm:
+        weights["threshold"] = weights["threshold"] / _norms_that_count(weights["W_dec"])
     for bias in ("b_dec",) if recipe.activation == "gated" else ("b_dec", "b_enc"):
         if bias not in weights:
             weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
@@ -187,9 +192,21 @@ def _check(target: Tensor, piece: Tensor, stored: Stored) -> None:
     raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
 
 
+def _decoder_norms(W_dec: Tensor) -> Tensor:
+    wide = torch.promote_types(W_dec.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(W_dec, dim=-1, dtype=wide)
+    return norms
+
+
+def _norms_that_count(W_dec: Tensor) -> Tensor:
+    """‖W_dec[i]‖, where it is 1 but for rounding and where it is 0: 1."""
+    norms = _decoder_norms(W_dec)
+    ones = ((norms - 1).abs() <= UNIT_NORM_TOLERANCE) | (norms == 0)
+    return norms.masked_fill_(ones, 1).to(W_dec.dtype)
+
+
 def _decoder_warnings(W_dec: Tensor) -> tuple[str, ...]:
-    norms = torch.linalg.vector_norm(W_dec, dim=-1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
-    off = float((norms - 1).abs().max())
+    off = float((_decoder_norms(W_dec) - 1).abs().max())
     if off <= UNIT_NORM_TOLERANCE:
         return ()
     return (f"decoder rows should have norm 1, one is off by {off:.3f}: which features fire may differ from training",)

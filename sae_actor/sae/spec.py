@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..domain.refs import HookPoint, SaeDescription
 
@@ -26,6 +27,10 @@ class SaeSpec:
     """Type of the weights in memory, and of the arithmetic."""
     stored_dtype: str
     """Type of the weights on disk."""
+    prepend_bos: bool | None = None
+    """Trained on texts that begin with BOS; None where the files do not say."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the files that play no part → why."""
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -43,5 +48,7 @@ class SaeSpec:
             trained_layer=description.trained_layer,
             dtype=dtype,
             stored_dtype=description.dtype,
+            prepend_bos=description.prepend_bos,
+            ignored=description.ignored,
             warnings=description.warnings + warnings,
         )

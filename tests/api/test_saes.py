@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sae_actor.domain.refs import import_id_of, sae_id_of
+from tests.fakes.hub import description
 
 from .conftest import MODEL, REPOSITORY, Running, serving
 
@@ -180,6 +181,32 @@ async def test_compatibility(service: Running) -> None:
     bad = (await service.client.get(f"/api/saes/{sae_id}/compatibility?layer=9")).json()
     assert not bad["compatible"]
     assert bad["errors"][0]["code"] == "layer_out_of_range"
+
+
+async def test_what_an_sae_was_trained_with_and_what_of_its_files_is_left(service: Running) -> None:
+    """The record has it; the BOS that this model's tokenizer does not add is a warning, before attaching and at it."""
+    told = {"context_size": "says which texts it was trained on"}
+    sae = description(d_in=service.engine.hidden_size, prepend_bos=True, ignored=told, warnings=("odd",))
+    service.hub.place("/saes/begun", sae)
+    outcome = await service.command("Import", path="/saes/begun")
+    recorded = outcome["events"][1]["data"]["sae"]
+    assert (recorded["prepend_bos"], recorded["ignored"], recorded["warnings"]) == (True, told, ["odd"])
+    sae_id = import_id_of("/saes/begun")
+    shown = (await service.client.get(f"/api/saes/{sae_id}")).json()
+    assert (shown["prepend_bos"], shown["ignored"], shown["warnings"]) == (True, told, ["odd"])
+    await service.command("LoadModel", model=MODEL)
+    fits = (await service.client.get(f"/api/saes/{sae_id}/compatibility")).json()
+    attached = (await service.client.post(f"/api/saes/{sae_id}/attach", json={})).json()
+    assert fits["compatible"]
+    for warnings in (fits["warnings"], attached["warnings"]):
+        assert any("prepend_bos" in warning and "does not add" in warning for warning in warnings)
+        assert "odd" in warnings
+
+
+async def test_what_the_files_of_an_sae_do_not_say(service: Running) -> None:
+    sae_id = await service.ready()
+    shown = (await service.client.get(f"/api/saes/{sae_id}")).json()
+    assert (shown["prepend_bos"], shown["ignored"], shown["warnings"]) == (None, {}, [])
 
 
 async def test_a_model_in_use_is_not_replaced(service: Running) -> None:

@@ -170,6 +170,27 @@ def test_what_is_odd_is_said(sae: dict[str, Any], command: Attach, words: list[s
 
 
 @pytest.mark.parametrize(
+    ("prepend_bos", "adds_bos", "says"),
+    [
+        (True, False, "does not add"),
+        (False, True, "without BOS"),
+        (True, True, None),
+        (False, False, None),
+        (None, False, None),  # the files do not say
+        (True, None, None),  # a model of an old log, whose tokenizer nobody looked at
+    ],
+)
+def test_a_tokenizer_that_begins_texts_otherwise_than_in_training(
+    prepend_bos: bool | None, adds_bos: bool | None, says: str | None
+) -> None:
+    story = given(STARTED, loaded(adds_bos=adds_bos), cached(prepend_bos=prepend_bos)).when(Attach(sae_id=A))
+    assert isinstance(story.newest[0], ev.AttachRequested)
+    warnings = story.newest[0].warnings
+    assert len(warnings) == (says is not None)
+    assert all("BOS" in warning and str(says) in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
     ("trained_on", "model_id"), [("gpt2-small", "openai-community/gpt2"), ("tiny", "/models/Tiny/"), (None, "x")]
 )
 def test_spellings_of_one_model(trained_on: str | None, model_id: str) -> None:

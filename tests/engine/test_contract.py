@@ -38,6 +38,7 @@ async def test_a_model_is_loaded_once_per_request(empty: Given) -> None:
     assert facts.widths["resid_post"] == 32
     assert facts.memory_bytes > 0
     assert facts.has_chat_template
+    assert facts.adds_bos is False  # what `tokenize` gives begins with the text itself
     assert facts.environment
     assert set(seen) == {"model_progress"}
     assert await empty.engine.load_model(load(empty.model), no_progress) is facts

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
 from sae_actor import __version__
 from sae_actor.engine import TorchEngine
@@ -49,6 +50,27 @@ def test_facts(tiny_llama: Path) -> None:
     assert json.loads(json.dumps(environment)) == environment
     assert not any(p.requires_grad for p in model.network.parameters())
     assert not model.network.training
+
+
+@pytest.mark.parametrize(
+    ("bos", "template", "adds"),
+    [
+        ("<|user|>", "<|user|> $A", True),
+        ("<|user|>", "$A <|user|>", False),
+        ("<|user|>", None, False),
+        (None, None, False),
+    ],
+    ids=["before", "behind", "known, not added", "none"],
+)
+def test_whether_the_tokenizer_adds_bos(bos: str | None, template: str | None, adds: bool, copied: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(copied)
+    if bos is not None:
+        tokenizer.bos_token = bos
+    if template is not None:
+        tokens = [("<|user|>", tokenizer.convert_tokens_to_ids("<|user|>"))]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+    tokenizer.save_pretrained(copied)
+    assert loaded(copied).facts.adds_bos is adds
 
 
 def test_a_folder_has_no_revision(tiny_llama: Path) -> None:

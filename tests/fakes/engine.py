@@ -111,6 +111,7 @@ class FakeEngine:
             memory_bytes=4 * width * VOCABULARY,
             widths={**widths, "mlp_act": 4 * width},
             has_chat_template=self.has_chat_template,
+            adds_bos=False,
             environment={"engine": "fake"},
         )
         self.model_position = effect.request_position

@@ -67,7 +67,7 @@ class PlainSae:
             size = np.abs(h) if recipe.activation == "abstopk" else h
             chosen = list(np.argsort(-size, kind="stable")[: recipe.k])
         for i in chosen:
-            f[i] = h[i] if recipe.activation == "abstopk" else max(h[i], 0.0)
+            f[i] = h[i] if recipe.activation in ("abstopk", "signed-topk") else max(h[i], 0.0)
         return f
 
     def written(self, i: int, x: Row) -> Row:
@@ -128,6 +128,7 @@ RECIPES: dict[str, Recipe] = {
     "jumprelu": Recipe(activation="jumprelu"),
     "topk": Recipe(activation="topk", k=5, subtract_b_dec=True),
     "topk rescaled": Recipe(activation="topk", k=5, decoder_norm=True),
+    "signed-topk": Recipe(activation="signed-topk", k=24),
     "abstopk": Recipe(activation="abstopk", k=5),
     "groupmax": Recipe(activation="groupmax", k=4),
     "layer norm": Recipe(activation="topk", k=6, row_norm="layer_norm", subtract_b_dec=True),
