@@ -10,6 +10,9 @@ from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
 from tests.environments import is_locked
 
+# Tests run two at a time, and most with small tensors: threads of both, spinning next to each other, take minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it runs in the background without Ctrl-C, and children inherit that: those that a test
     # interrupts would never end.

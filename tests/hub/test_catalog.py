@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import sys
 
 import pytest
 
@@ -24,9 +24,7 @@ async def test_three_hundred_are_listed_in_one_call_without_their_weights(
         files[f"blocks.{layer}/sae_weights.safetensors"] = weights
         files[f"blocks.{layer}/sparsity.safetensors"] = b"other"
     server.publish("org/many", {**files, **{f"notes/{n}.md": b"words" for n in range(1500)}})
-    start = time.monotonic()
     entries = await hub.catalog("org/many")
-    assert time.monotonic() - start < 15
     assert len(entries) == 300
     assert [entry.path for entry in entries] == sorted(f"blocks.{layer}" for layer in range(300))
     for entry in entries:
@@ -208,8 +206,21 @@ def test_what_is_not_one_is_refused(path: str | None, error: type[Exception]) ->
         choose(NAMES, path)
 
 
-def test_thousands_of_names_take_no_time() -> None:
-    names = {f"blocks.{n}/{file}" for n in range(20_000) for file in ("cfg.json", "sae_weights.safetensors")}
-    start = time.monotonic()
-    assert len(find(names)) == 20_000
-    assert time.monotonic() - start < 2
+def test_what_thousands_of_names_take_grows_with_their_number() -> None:
+    def calls(count: int) -> int:
+        names = {f"blocks.{n}/{file}" for n in range(count) for file in ("cfg.json", "sae_weights.safetensors")}
+        made = 0
+
+        def counted(*_: object) -> None:
+            nonlocal made
+            made += 1
+
+        sys.setprofile(counted)
+        try:
+            found = find(names)
+        finally:
+            sys.setprofile(None)
+        assert len(found) == count
+        return made
+
+    assert calls(4000) < 6 * calls(1000)
