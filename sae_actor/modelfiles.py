@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
 from .families import FAMILIES
+from .lfs import REMEDY, pointer_at
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
@@ -66,7 +68,15 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in weight_names(folder))
 
 
+def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
+    """`ModelLoadError` for the first of these files that git-lfs has not brought yet."""
+    pointer = next((name for name in names if pointer_at(folder / name)), None)
+    if pointer is not None:
+        raise ModelLoadError(f"{pointer} of the model {REMEDY}", check="lfs_pointer", file=pointer)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    refuse_pointers(path.parent, [path.name])
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
