@@ -25,6 +25,9 @@ _RFC_3339 = re.compile(
 )
 
 
+_SIGNED = re.compile(r"-[0-9.]")
+
+
 class _Parser(argparse.ArgumentParser):
     """Options are written out: an abbreviation would change its meaning with the next option."""
 
@@ -182,9 +185,21 @@ def _sae(each: argparse.ArgumentParser) -> None:
 
 def _edit(text: str) -> tuple[int, float]:
     feature, equals, strength = text.partition("=")
-    if not equals or not feature.isascii() or not feature.isdigit():
+    if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=STRENGTH")
-    return int(feature), _number(strength)
+    if not feature.isascii() or not feature.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: {feature!r} is not a feature; features are numbered 0, 1, 2, …")
+    if not strength:
+        raise argparse.ArgumentTypeError(f"{text!r} gives no strength after '='")
+    try:
+        return int(feature), _number(strength)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: the strength {error}") from None
+
+
+def _is_flag(text: str) -> bool:
+    """Whether it is an option that there is none of; `-1=5` is an edit, of a feature that there is none of."""
+    return text.startswith("-") and not _SIGNED.match(text)
 
 
 def _layer(text: str) -> int:
@@ -245,8 +260,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
     grammar = parser()
     arguments, rest = grammar.parse_known_args(argv)
-    if rest and arguments.command == "steer" and not any(each.startswith("-") for each in rest):
-        # argparse takes positional arguments in one place alone; edits may stand behind options too
+    if rest and arguments.command == "steer" and not any(_is_flag(each) for each in rest):
+        # argparse takes positional arguments in one place alone, and what begins with "-" for an option
         try:
             arguments.edits, rest = [*arguments.edits, *map(_edit, rest)], []
         except argparse.ArgumentTypeError as error:

@@ -144,7 +144,7 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
     """Of the log's sound part alone. Raises `NotFoundError`, and `LogDamagedError` where that part does not hold the
     whole record of the text."""
     verification = await verify_folder(folder)
-    wanted = Explaining(generation_id=arguments.generation_id)
+    wanted = Explaining(generation_id=arguments.generation_id, live=False)
     async with aclosing(events_of(folder)) as events:
         async for event in events:
             if event.position > _sound(verification):

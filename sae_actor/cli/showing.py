@@ -80,7 +80,13 @@ def status(answer: Answer) -> str:
     attachments = answer["attachment"]["attachments"]
     for each in attachments:
         lines += _attachment(each)
-    if not attachments:
+    back = readiness.get("coming_back") or ()
+    for each in back:
+        where = f"{each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}"
+        lines.append(f"attaching   {where}: it is being brought back")
+    others = [sae_id for sae_id in answer["attaching"] if sae_id not in [each["sae_id"] for each in back]]
+    lines += [f"attaching   {sae_id}" for sae_id in others]
+    if not (attachments or back or others):
         lines.append("attached    nothing")
     return plain("\n".join(lines))
 

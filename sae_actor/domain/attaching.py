@@ -173,12 +173,16 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
     in_the_way = same or _in_the_way(holding, point)
     if not command.replace:
         raise errors.SAEAlreadyAttachedError(
-            f"{in_the_way.sae_id} is {in_the_way.status}",
+            f"{in_the_way.sae_id} is {in_the_way.status} already: send replace to move it"
+            if same is not None
+            else f"{in_the_way.sae_id} is {in_the_way.status}, and [gpu] max_attachments is {state.max_attachments}: "
+            "detach it, or send replace",
             sae_id=in_the_way.sae_id,
             max_attachments=state.max_attachments,
         )
     if in_the_way.status != "attached":
-        raise errors.SAEInUseError(f"{in_the_way.sae_id} is {in_the_way.status}", sae_id=in_the_way.sae_id)
+        why = f"{in_the_way.sae_id} cannot be replaced while it is {in_the_way.status}"
+        raise errors.SAEInUseError(why, sae_id=in_the_way.sae_id)
     if any(in_the_way.sae_id in a.replaces for a in holding):
         raise errors.SAEInUseError(f"{in_the_way.sae_id} is being replaced already", sae_id=in_the_way.sae_id)
     return (in_the_way.sae_id,)

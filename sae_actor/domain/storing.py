@@ -64,7 +64,9 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
 def cancel(command: CancelDownload, state: State) -> list[ev.Payload]:
     record = known(state, command.sae_id)
     if record.status != "downloading":
-        raise errors.SAENotDownloadingError(f"{command.sae_id} is {record.status}", sae_id=command.sae_id)
+        raise errors.SAENotDownloadingError(
+            f"there is nothing to cancel: {command.sae_id} is {record.status}", sae_id=command.sae_id
+        )
     return [ev.DownloadCancelled(request_position=record.request_position, sae_id=record.sae_id)]
 
 
@@ -76,20 +78,23 @@ def delete(command: Delete, state: State) -> list[ev.Payload]:
     record = known(state, command.sae_id)
     _not_in_use(state, command.sae_id)
     if record.status in ("downloading", "deleting"):
-        raise errors.SAEInUseError(f"{command.sae_id} is {record.status}", sae_id=command.sae_id)
+        why = f"{command.sae_id} cannot be deleted while it is {record.status}"
+        raise errors.SAEInUseError(why, sae_id=command.sae_id)
     return [ev.DeleteRequested(sae_id=command.sae_id)]
 
 
 def _settled(state: State, sae_id: str) -> None:
     moving = next((a for a in state.attachments if a.sae_id == sae_id and a.status in ("attaching", "detaching")), None)
     if moving is not None:
-        raise errors.SAEInUseError(f"{sae_id} is {moving.status}", sae_id=sae_id)
+        why = f"{sae_id} cannot be fetched again while it is {moving.status}"
+        raise errors.SAEInUseError(why, sae_id=sae_id)
 
 
 def _not_in_use(state: State, sae_id: str) -> None:
     in_use = next((a for a in state.attachments if a.sae_id == sae_id and a.status != "failed"), None)
     if in_use is not None:
-        raise errors.SAEInUseError(f"{sae_id} is {in_use.status}", sae_id=sae_id)
+        why = f"{sae_id} cannot be deleted while it is {in_use.status}: detach it first"
+        raise errors.SAEInUseError(why, sae_id=sae_id)
 
 
 def deleted(report: ev.SaeDeleted | ev.DeleteFailed, state: State) -> list[ev.Payload]:
