@@ -6,6 +6,7 @@ Weights are safetensors files; pickles are not looked at, and nothing that could
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -24,9 +25,14 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
+def local_path(model: str) -> Path:
+    """What `model` names if it is no id: `~` is the user's home."""
+    return Path(os.path.expanduser(model))  # of a user who is unknown it stays as it is, and nothing is there
+
+
 def local_folder(model: str) -> Path | None:
     """The folder that `model` names, if there is a model in it."""
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     return folder if (folder / CONFIG).is_file() else None
 
 
