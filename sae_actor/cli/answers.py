@@ -163,9 +163,10 @@ def _evidence(view: View) -> Iterator[str]:
         )  # fmt: skip
         yield f"             the recorded intervention {what}"
     head = log["head"]
-    if log["ok"]:
+    if log.get("unproven"):
+        yield f"log          unproven: {log['events']} events verify, head {head['position']} {head['hash']}"
+        yield f"             {log['detail']}"
+    elif log["ok"]:
         yield f"log          verified: {log['events']} events, head {head['position']} {head['hash']}"
-        if log.get("detail"):
-            yield f"             warning: {log['detail']}"
     else:
         yield f"log          damaged from position {log['first_bad']} on; all that is told here lies before it"

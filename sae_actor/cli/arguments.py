@@ -147,7 +147,11 @@ def _add_log(commands: _Commands) -> None:
     show.add_argument("--principal", metavar="WHO", help="only those that this principal asked for")
     show.add_argument("--since", type=_time, metavar="TIME", help="only from this time on, RFC 3339")
     show.add_argument("--until", type=_time, metavar="TIME", help="only up to and with this time")
-    _log(inside, "verify", "walk the hash chain; 65 where it is broken")
+    verify = _log(inside, "verify", "walk the hash chain; 65 where it is broken, or where nothing tells where it ends")
+    verify.add_argument(
+        "--head", type=_head, action="append", default=[], metavar="POSITION:HASH",
+        help="a head that you noted elsewhere, and the log must have; may be given several times",
+    )  # fmt: skip
     state = _log(inside, "state", "the state that the events come to")
     state.add_argument("--at", type=_moment, metavar="N|TIME", help="as it was at position N, or at a time (RFC 3339)")
     diff = _log(inside, "diff", "what changed between two positions or times")
@@ -222,6 +226,13 @@ def _position(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"{text!r} is not a position of the log")
     return int(text)
+
+
+def _head(text: str) -> tuple[int, str]:
+    position, _, digest = text.partition(":")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest.lower()) or _position(position) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not POSITION:HASH, such as `log verify` prints them")
+    return _position(position), digest.lower()
 
 
 def _time(text: str) -> str:

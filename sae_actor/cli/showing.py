@@ -195,10 +195,15 @@ def passing(one: StreamEvent) -> str:
 
 def verification(answer: Answer) -> str:
     head = answer["head"]
+    if answer.get("unproven"):
+        return plain(
+            f"unproven: {answer['events']} events that verify, head {head['position']} {head['hash']}\n"
+            f"{answer['detail']}. Put the file back, or give a head that you noted: --head POSITION:HASH"
+        )
     if answer["ok"]:
-        warning = f"\nwarning: {answer['detail']}" if answer.get("detail") else ""
+        warning = ""
         if skewed := answer.get("clock_skew"):
-            warning += f"\nwarning: the clock went back before {', '.join(map(str, skewed))}; positions give the order"
+            warning = f"\nwarning: the clock went back before {', '.join(map(str, skewed))}; positions give the order"
         return f"ok: {answer['events']} events, head {head['position']} {head['hash']}{warning}"
     where = f" at position {answer['first_bad']}" if answer.get("first_bad") is not None else ""
     return plain(f"damaged{where}: {answer.get('detail') or 'the chain does not verify'}")
