@@ -9,6 +9,7 @@ from msgspec import Meta
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
 from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile
+from ..domain.weights import WeightsFile
 from .shapes import Count, Position, Ranges
 
 
@@ -38,6 +39,7 @@ class ExplainedSae(TypedDict):
     format: str | None
     architecture: str | None
     weights_sha256: str
+    weights_files: list[WeightsFile]
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode

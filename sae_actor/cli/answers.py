@@ -85,6 +85,7 @@ def _sae(sae: View) -> Iterator[str]:
     origin = f"{' '.join(source) or 'unknown'}, commit {sae['commit'] or 'none'}"
     yield f"    from     {origin} ({sae['architecture'] or 'unknown architecture'}, computes in {sae['dtype']})"
     yield f"    weights  sha256 {sae['weights_sha256']}"
+    yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in sae["weights_files"])
     yield from (f"    edit     {edit['words']}" for edit in sae["steering"])
     if not sae["steering"]:
         why = "the server's were out of force" if sae["steering_enabled"] is False else "nothing was steered"

@@ -12,6 +12,7 @@ from .events import Problem
 from .refs import HookPoint, ModelFacts, SaeDescription
 from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
+from .weights import names
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -198,7 +199,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
     mine = _attaching(state, report.request_position)
     if mine is None:
         return []
-    if mine.restored and report.weights_sha256 != mine.weights_sha256:
+    known = mine.weights_sha256 if mine.restored else report.weights_sha256
+    if known != report.weights_sha256 and not names(known, report.weights_files):
         # Fetched anew by force while it was attached: a restart brings back what was there, or says that it cannot.
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
         return [failure(mine, changed)]
@@ -225,7 +227,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         hook_point_out=mine.hook_point_out,
         mode=mine.mode,
         dtype=report.dtype,
-        weights_sha256=report.weights_sha256,
+        weights_sha256=known,
+        weights_files=report.weights_files,
         memory_bytes=report.memory_bytes,
         device_bytes=report.device_bytes,
         steering=moved.steering,

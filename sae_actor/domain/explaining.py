@@ -16,6 +16,7 @@ from .events import ERASED, Event
 from .evolve import evolve
 from .refs import ActiveSae, Intervention, intervention_sha256
 from .state import EMPTY, AttachmentState, State
+from .weights import WeightsFiles, of_record
 from .wording import edit_in_words
 
 View = dict[str, Any]
@@ -282,6 +283,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "format": completed and completed.sae.format,
         "architecture": completed and completed.sae.architecture,
         "weights_sha256": sae.weights_sha256,
+        "weights_files": _plain(_weights(completed)),
         "hook_point": _plain(sae.hook_point),
         "hook_point_out": _plain(sae.hook_point_out),
         "mode": sae.mode,
@@ -291,6 +293,12 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "steering_enabled": _enabled(attachment, brought=brought),
         "since": [_plain(each) for each in since if each is not None],
     }
+
+
+def _weights(completed: ev.DownloadCompleted | None) -> WeightsFiles:
+    if completed is None:
+        return ()
+    return completed.weights_files or of_record(completed.files, completed.weights_sha256)
 
 
 def _new(steered: Cited | None, known: Provenance, sae: ActiveSae) -> Iterable[Cited]:

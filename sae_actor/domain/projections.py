@@ -46,6 +46,7 @@ def sae_view(record: SaeRecord, state: State) -> View:
         "file_size_bytes": sum(file.bytes for file in record.files),
         "memory_bytes": sae and sae.memory_bytes(dtype),
         "weights_sha256": record.weights_sha256 or None,
+        "weights_files": _plain(record.weights),
         "warnings": list(sae.warnings) if sae else [],
         "created_at": record.created_at,
         "error": _plain(record.error if lost is None else lost.error),

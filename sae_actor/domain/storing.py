@@ -10,6 +10,7 @@ from .attaching import known
 from .commands import CancelDownload, Delete, Download, Import
 from .refs import import_id_of, sae_id_of
 from .state import SaeRecord, State
+from .weights import names
 
 
 def download(command: Download, state: State) -> list[ev.Payload]:
@@ -55,6 +56,7 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
                 files=record.files,
                 sae=record.sae,
                 weights_sha256=record.weights_sha256,
+                weights_files=record.weights,
                 reused=True,
             ),
         ]
@@ -71,7 +73,13 @@ def cancel(command: CancelDownload, state: State) -> list[ev.Payload]:
 
 
 def downloaded(report: ev.DownloadCompleted | ev.DownloadFailed, state: State) -> list[ev.Payload]:
-    return [report] if _under_way(state.saes.get(report.sae_id), "downloading", report.request_position) else []
+    record = state.saes.get(report.sae_id)
+    if record is None or not _under_way(record, "downloading", report.request_position):
+        return []
+    if isinstance(report, ev.DownloadCompleted) and names(record.weights_sha256, report.weights_files):
+        # The same weights as before keep the digest that the log knows them by, in whichever form that is.
+        return [replace(report, weights_sha256=record.weights_sha256)]
+    return [report]
 
 
 def delete(command: Delete, state: State) -> list[ev.Payload]:
