@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Download
+from sae_actor.domain.effects import AttachEffect
 from sae_actor.domain.messages import Start
 from sae_actor.domain.projections import sae_view
 from sae_actor.domain.refs import SaeFile
@@ -87,12 +88,13 @@ def test_an_old_record_tells_its_files() -> None:
     state = in_an_old_log().state
     view = sae_view(state.saes[A], state)
     assert view["weights_sha256"] == OLD, "what it says it goes on saying"
-    assert view["weights_files"] == [{"path": "a/sae_weights.safetensors", "sha256": FILE}]
+    assert list(view["weights_files"]) == [{"path": "a/sae_weights.safetensors", "sha256": FILE}]
 
 
 def test_an_old_attachment_comes_back_and_keeps_its_digest() -> None:
     story = in_an_old_log().when(START).and_then(restored(2))
     (effect,) = story.pending
+    assert isinstance(effect, AttachEffect)
     assert (effect.weights_sha256, effect.weights_files) == (OLD, HELD)
     story = story.when(attach_done(6, weights_sha256=OLD, weights_files=HELD)).then_types(ev.SaeAttached)
     assert (story.attachment().weights_sha256, story.attachment().weights_files) == (OLD, HELD)
