@@ -23,6 +23,8 @@ async function reported(action) {
     await action();
   } catch (error) {
     if (error.name !== "AbortError") complain(error.message);
+    saesShown = ""; // what was pressed may look as if it had worked
+    soon();
     if (error.status === 401) await stillEntered();
   }
 }
@@ -62,6 +64,7 @@ let attachments = [];
 let revision = "*";
 let model = { status: "none" };
 let monitors = [];
+let saesShown = "";
 
 const hook = (point) => (point ? `${point.kind}.${point.layer}` : "no hook point");
 const bytes = (count) => (count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(1)} GB`);
@@ -75,7 +78,9 @@ async function refresh() {
   revision = etag;
   showModel();
   byId("no-saes").hidden = all.saes.length > 0;
-  fill(byId("saes"), all.saes.map(saeRow));
+  const toShow = JSON.stringify([all.saes, monitors]);
+  if (toShow !== saesShown) fill(byId("saes"), all.saes.map(saeRow)); // else a click that is under way would be lost
+  saesShown = toShow;
   byId("watching").hidden = monitors.length === 0;
   showSteering(new Map(all.saes.map((sae) => [sae.sae_id, sae])));
 }
