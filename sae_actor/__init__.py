@@ -12,6 +12,7 @@ The map. Arrows of import point down only (a test keeps it so).
     eventlog/   hub/    sae/  formats/     the log | SAEs and models on disk | the algebra | one file per format
     architectures, families                where the hook points of each model family are
     ports                                  every edge as a Protocol
+    modelfiles, lfs                        names of a model's files; git-lfs pointers in their place
     access                                 names, roles and digests of tokens
     counting                               numbers that only grow, for GET /metrics
     logs, tracing                          standard error, and spans where they are asked for

@@ -6,13 +6,16 @@ Weights are safetensors files; pickles are not looked at, and nothing that could
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
 from .families import FAMILIES
+from .lfs import REMEDY, pointer_at
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
@@ -22,9 +25,14 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
+def local_path(model: str) -> Path:
+    """What `model` names if it is no id: `~` is the user's home."""
+    return Path(os.path.expanduser(model))  # of a user who is unknown it stays as it is, and nothing is there
+
+
 def local_folder(model: str) -> Path | None:
     """The folder that `model` names, if there is a model in it."""
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     return folder if (folder / CONFIG).is_file() else None
 
 
@@ -66,7 +74,15 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in weight_names(folder))
 
 
+def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
+    """`ModelLoadError` for the first of these files that git-lfs has not brought yet."""
+    pointer = next((name for name in names if pointer_at(folder / name)), None)
+    if pointer is not None:
+        raise ModelLoadError(f"{pointer} of the model {REMEDY}", check="lfs_pointer", file=pointer)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    refuse_pointers(path.parent, [path.name])
     try:
         content = json.loads(path.read_bytes())
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .config import ConfigurationError, Settings
 from .domain.commands import LoadModel
 from .domain.state import ModelState, State
+from .modelfiles import CONFIG, is_hub_id, local_folder, local_path
 
 
 def asked_for(settings: Settings) -> LoadModel | None:
@@ -13,6 +14,25 @@ def asked_for(settings: Settings) -> LoadModel | None:
     if not model.id:
         return None
     return LoadModel(model=model.id, revision=model.revision, dtype=model.dtype, device=model.device)
+
+
+def check_path(settings: Settings) -> None:
+    """`ConfigurationError` where a path is asked for that no model is at; what may be an id is left to the hub."""
+    model = settings.model.id
+    if not model or is_hub_id(model):
+        return
+    path = local_path(model)
+    try:
+        if local_folder(model) is not None:
+            return
+        there, is_folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise ConfigurationError(f"model.id: {model} cannot be read: {error.strerror}") from None
+    if is_folder:
+        why = f"the folder {path.absolute()} holds no model: it has no {CONFIG}"
+    else:
+        why = f"{path.absolute()} is not a folder" if there else f"there is no folder {path.absolute()}"
+    raise ConfigurationError(f"model.id: {why}. Give a folder with a model, or an id of the hub such as org/name")
 
 
 def same(there: ModelState, wanted: LoadModel) -> bool:

@@ -6,6 +6,7 @@ the shapes of the events, not from `evolve`, and shares no line with it; keep it
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -97,7 +98,8 @@ class Books:
             if sae is None:
                 sae = {name: data.get(name) for name in ("repository_id", "revision", "path")}
                 sae |= {"source": data.get("source", "hub"), "created": time, "commit": None, "files": []}
-                sae |= {"about": None, "weights": "", "asked": at, "status": "downloading", "error": None}
+                sae |= {"about": None, "weights": "", "weights_files": [], "error": None}
+                sae |= {"asked": at, "status": "downloading"}
                 self.saes[data["sae_id"]] = sae
             elif data.get("joined") is None and not data.get("reused"):
                 sae |= {"asked": at, "status": "downloading", "error": None}
@@ -111,6 +113,7 @@ class Books:
         if kind == "DownloadCompleted":
             sae |= {"status": "cached", "commit": data.get("commit"), "files": data["files"], "about": data["sae"]}
             sae |= {"weights": data["weights_sha256"], "error": None}
+            sae["weights_files"] = data.get("weights_files") or _weights_files(data["files"], data["weights_sha256"])
         elif kind in ("DownloadFailed", "DeleteFailed"):
             sae |= {"status": settled, "error": data["error"]}
         elif kind == "DownloadCancelled" and settled == "error":
@@ -281,8 +284,19 @@ class Books:
         shown |= {"memory_bytes": _estimate(about, mine[0]["dtype"] if mine else "float32")}
         return shown | {
             "weights_sha256": sae["weights"] or None,
+            "weights_files": sae["weights_files"],
             "error": sae["error"] if lost is None else lost["error"],
         }
+
+
+def _weights_files(files: list[Fields], digest: str) -> list[Fields]:
+    """Of an event that names none: the file whose digest, or whose name and digest, were digested into `digest`."""
+    for file in files:
+        parts = file["path"].split("/")
+        lists = ["/".join(parts[n:]) + "\0" + file["sha256"] + "\n" for n in range(len(parts))]
+        if digest in (file["sha256"], *(hashlib.sha256(text.encode()).hexdigest() for text in lists)):
+            return [{"path": file["path"], "sha256": file["sha256"]}]
+    return []
 
 
 def _where(data: Fields) -> Fields:

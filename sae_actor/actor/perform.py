@@ -106,6 +106,7 @@ class Performer:
                     mode=effect.mode,
                     dtype=attached.dtype,
                     weights_sha256=effect.weights_sha256,
+                    weights_files=effect.weights_files,
                     memory_bytes=attached.memory_bytes,
                     device_bytes=attached.device_bytes,
                 )
@@ -131,6 +132,7 @@ def _completed(at: int, sae_id: str, source: str, found: HubSae) -> ev.DownloadC
         files=found.files,
         sae=found.sae,
         weights_sha256=found.weights_sha256,
+        weights_files=found.weights_files,
     )
 
 

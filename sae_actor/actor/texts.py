@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
+from ..domain.weights import WeightsFiles
 from ..errors import (
     DeadlineExceededError,
     DeviceLostError,
@@ -66,7 +67,15 @@ class Tell:
 class RunningText:
     """One admitted request. Iterate for its tokens and, last, a `Done`; an error is raised in its place."""
 
-    def __init__(self, started: Event, payload: GenerationStarted, prompt: Sequence[str | None]) -> None:
+    def __init__(
+        self,
+        started: Event,
+        payload: GenerationStarted,
+        prompt: Sequence[str | None],
+        weights: Sequence[WeightsFiles] = (),
+    ) -> None:
+        """weights: the files of each SAE of the intervention, as the state had them at the beginning."""
+        self.weights = tuple(weights)
         self.event = started
         self.position = started.position
         self.principal = started.principal
@@ -191,7 +200,8 @@ class Texts:
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
         self.counts.tokens.add("prompt", amount=len(token_ids))
-        text = RunningText(event, payload, tell.prompt or (None,) * len(token_ids))
+        weights = [self._actor.state.weights(sae) for sae in payload.intervention]
+        text = RunningText(event, payload, tell.prompt or (None,) * len(token_ids), weights)
         asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched)
         request = TextRequest(
             generation_id=payload.generation_id,

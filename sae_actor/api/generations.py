@@ -31,6 +31,7 @@ async def get_generations(request: AnyRequest) -> Answer:
         tag=request.query_params.get("tag"),
         after=whole_number(request, "after", default=0, low=0, high=MAX_POSITION),
         limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
+        live=context(request).actor.started,
     )
     await _read(request, wanted)
     return answer(request, {"generations": list(wanted.views.values())})
@@ -40,7 +41,7 @@ async def get_generations(request: AnyRequest) -> Answer:
            returns=Generation, errors=("not_found",), tag="log")  # fmt: skip
 async def get_generation(request: AnyRequest) -> Answer:
     generation_id: str = request.path_params["generation_id"]
-    wanted = Explaining(generation_id=generation_id)
+    wanted = Explaining(generation_id=generation_id, live=context(request).actor.started)
     await _read(request, wanted)
     view: dict[str, Any] | None = next(iter(wanted.views.values()), None)
     if view is None:

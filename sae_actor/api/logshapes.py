@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
 
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
 from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile
+from ..domain.weights import WeightsFile
 from .shapes import Count, Position, Ranges
 
 
@@ -36,6 +39,7 @@ class ExplainedSae(TypedDict):
     format: str | None
     architecture: str | None
     weights_sha256: str
+    weights_files: list[WeightsFile]
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode
@@ -82,7 +86,15 @@ class Generation(TypedDict):
     principal: str
     position: Position
     started: Cited
-    finished: Cited | None
+    finished: Annotated[Cited | None, Meta(description="the event that put its end on record, whatever end that was")]
+    state: Annotated[
+        Literal["running", "finished", "failed", "cancelled", "interrupted"],
+        Meta(
+            description="running: no end is on record yet; finished: it came to an end (`finish_reason` says to which, "
+            "`intervention_removed` among them); failed: `error` says why; cancelled: nobody read it any more; "
+            "interrupted: the service ended before it did"
+        ),
+    ]
     erased: bool
     readable: bool
     model: ExplainedModel | None

@@ -10,7 +10,7 @@ from ..actor import EVERYTHING, Wanted
 from ..domain.admissible import admissible
 from ..domain.commands import RepositoryId, Revision
 from ..domain.events import PAYLOADS, Event
-from ..domain.projections import degraded_view, model_view, running_view, state_view, waiting_for
+from ..domain.projections import coming_back, degraded_view, model_view, running_view, state_view, waiting_for
 from ..errors import BadRequestError, NotFoundError, NotReadyError
 from ..ports import CatalogEntry, Head, Verification
 from .bodies import whole_number
@@ -178,13 +178,15 @@ async def get_health(request: AnyRequest) -> Answer:
     return answer(request, {"status": "ok", "position": state_of(request).position})
 
 
-@operation("GET", "/ready", "Whether everything wanted is in place", returns=Ready, errors=("not_ready",),
-           open=True)  # fmt: skip
+@operation("GET", "/ready", "Whether everything wanted is in place. 503 says what is not in `reasons`, "
+           "and in `coming_back` which SAEs were attached before the last start and are on their way",
+           returns=Ready, errors=("not_ready",), open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
     actor, preparing = context(request).actor, context(request).preparing()
     reasons = waiting_for(actor.state) or ([] if preparing is None else [preparing])
     if reasons and actor.read_only is None:
-        raise NotReadyError("; ".join(reasons), reasons=reasons, retry_after=1)
+        coming = coming_back(actor.state)
+        raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)
     degraded = degraded_view(actor.state)
     status = "read_only" if actor.read_only is not None else "degraded" if degraded else "ready"
     return answer(request, {"status": status, "degraded": degraded, "read_only": actor.read_only})

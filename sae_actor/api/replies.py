@@ -74,8 +74,11 @@ class Choice:
     def extension(self, done: Done) -> dict[str, Any]:
         """`sae` in the answer: what was active, and the receipt of what was written."""
         started = self.text.started
-        shown = ("sae_id", "weights_sha256", "hook_point", "mode", "steering")
-        active = [msgspec.to_builtins(sae) for sae in started.intervention]
+        shown = ("sae_id", "weights_sha256", "weights_files", "hook_point", "mode", "steering")
+        active = [
+            {**msgspec.to_builtins(sae), "weights_files": msgspec.to_builtins(files)}
+            for sae, files in zip(started.intervention, self.text.weights, strict=True)
+        ]
         return {
             "generation_id": started.generation_id,
             "position": self.text.position,

@@ -12,6 +12,7 @@ from msgspec import Meta
 from ..domain.events import Event, Problem
 from ..domain.refs import Edit, HookKind, HookPoint, Mode, SaeFile
 from ..domain.state import OpenCommand, OpenGeneration
+from ..domain.weights import WeightsFile
 from ..ports import FeatureActivation, Head, NearFeature, TokenWeight
 
 Position: TypeAlias = Annotated[int, Meta(ge=0, description="of an event in the log")]
@@ -124,9 +125,12 @@ class Sae(TypedDict):
     files: list[SaeFile]
     file_size_bytes: Bytes
     memory_bytes: Bytes | None
-    weights_sha256: str | None
     prepend_bos: Annotated[bool | None, Meta(description="trained on texts that begin with BOS; null: not said")]
     ignored: Annotated[dict[str, str], Meta(description="settings in its files that play no part, and why")]
+    weights_sha256: Annotated[
+        str | None, Meta(description="of one file its own sha256; in older logs, and of several, that of their list")
+    ]
+    weights_files: list[WeightsFile]
     warnings: list[str]
     created_at: Time
     error: Problem | None

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from ..domain.events import Receipt
 from ..domain.refs import Edit, FinishReason, HookPoint, Mode
+from ..domain.weights import WeightsFile
 from ..ports import FeatureActivation
 from .shapes import Digest, Position
 
@@ -17,6 +18,7 @@ Count = Annotated[int, Meta(ge=0)]
 class AppliedSae(TypedDict):
     sae_id: str
     weights_sha256: str
+    weights_files: list[WeightsFile]
     hook_point: HookPoint
     mode: Mode
     steering: list[Edit]

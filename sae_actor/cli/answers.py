@@ -85,6 +85,7 @@ def _sae(sae: View) -> Iterator[str]:
     origin = f"{' '.join(source) or 'unknown'}, commit {sae['commit'] or 'none'}"
     yield f"    from     {origin} ({sae['architecture'] or 'unknown architecture'}, computes in {sae['dtype']})"
     yield f"    weights  sha256 {sae['weights_sha256']}"
+    yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in sae["weights_files"])
     yield from (f"    edit     {edit['words']}" for edit in sae["steering"])
     if not sae["steering"]:
         why = "the server's were out of force" if sae["steering_enabled"] is False else "nothing was steered"
@@ -163,9 +164,10 @@ def _evidence(view: View) -> Iterator[str]:
         )  # fmt: skip
         yield f"             the recorded intervention {what}"
     head = log["head"]
-    if log["ok"]:
+    if log.get("unproven"):
+        yield f"log          unproven: {log['events']} events verify, head {head['position']} {head['hash']}"
+        yield f"             {log['detail']}"
+    elif log["ok"]:
         yield f"log          verified: {log['events']} events, head {head['position']} {head['hash']}"
-        if log.get("detail"):
-            yield f"             warning: {log['detail']}"
     else:
         yield f"log          damaged from position {log['first_bad']} on; all that is told here lies before it"

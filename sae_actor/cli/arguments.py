@@ -25,6 +25,9 @@ _RFC_3339 = re.compile(
 )
 
 
+_SIGNED = re.compile(r"-[0-9.]")
+
+
 class _Parser(argparse.ArgumentParser):
     """Options are written out: an abbreviation would change its meaning with the next option."""
 
@@ -144,7 +147,11 @@ def _add_log(commands: _Commands) -> None:
     show.add_argument("--principal", metavar="WHO", help="only those that this principal asked for")
     show.add_argument("--since", type=_time, metavar="TIME", help="only from this time on, RFC 3339")
     show.add_argument("--until", type=_time, metavar="TIME", help="only up to and with this time")
-    _log(inside, "verify", "walk the hash chain; 65 where it is broken")
+    verify = _log(inside, "verify", "walk the hash chain; 65 where it is broken, or where nothing tells where it ends")
+    verify.add_argument(
+        "--head", type=_head, action="append", default=[], metavar="POSITION:HASH",
+        help="a head that you noted elsewhere, and the log must have; may be given several times",
+    )  # fmt: skip
     state = _log(inside, "state", "the state that the events come to")
     state.add_argument("--at", type=_moment, metavar="N|TIME", help="as it was at position N, or at a time (RFC 3339)")
     diff = _log(inside, "diff", "what changed between two positions or times")
@@ -182,9 +189,21 @@ def _sae(each: argparse.ArgumentParser) -> None:
 
 def _edit(text: str) -> tuple[int, float]:
     feature, equals, strength = text.partition("=")
-    if not equals or not feature.isascii() or not feature.isdigit():
+    if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=STRENGTH")
-    return int(feature), _number(strength)
+    if not feature.isascii() or not feature.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: {feature!r} is not a feature; features are numbered 0, 1, 2, …")
+    if not strength:
+        raise argparse.ArgumentTypeError(f"{text!r} gives no strength after '='")
+    try:
+        return int(feature), _number(strength)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: the strength {error}") from None
+
+
+def _is_flag(text: str) -> bool:
+    """Whether it is an option that there is none of; `-1=5` is an edit, of a feature that there is none of."""
+    return text.startswith("-") and not _SIGNED.match(text)
 
 
 def _layer(text: str) -> int:
@@ -207,6 +226,13 @@ def _position(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"{text!r} is not a position of the log")
     return int(text)
+
+
+def _head(text: str) -> tuple[int, str]:
+    position, _, digest = text.partition(":")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest.lower()) or _position(position) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not POSITION:HASH, such as `log verify` prints them")
+    return _position(position), digest.lower()
 
 
 def _time(text: str) -> str:
@@ -245,8 +271,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
     grammar = parser()
     arguments, rest = grammar.parse_known_args(argv)
-    if rest and arguments.command == "steer" and not any(each.startswith("-") for each in rest):
-        # argparse takes positional arguments in one place alone; edits may stand behind options too
+    if rest and arguments.command == "steer" and not any(_is_flag(each) for each in rest):
+        # argparse takes positional arguments in one place alone, and what begins with "-" for an option
         try:
             arguments.edits, rest = [*arguments.edits, *map(_edit, rest)], []
         except argparse.ArgumentTypeError as error:

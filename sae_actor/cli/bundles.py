@@ -6,12 +6,14 @@ import argparse
 import asyncio
 import datetime
 import os
+import sys
 from pathlib import Path
 
 import msgspec
 
 from .. import eventlog
 from ..errors import LogUnusableError
+from ..eventlog.checkpoint import NAME as CHECKPOINT_NAME
 from ..eventlog.inspection import missing_log
 from ..ports import Head
 from . import exits, showing
@@ -22,6 +24,12 @@ def export(folder: Path, arguments: argparse.Namespace) -> int:
     refused with."""
     to: Path = arguments.to
     head = asyncio.run(eventlog.export_bundle(folder, to))
+    if not (folder / CHECKPOINT_NAME).exists():
+        print(
+            f"sae-actor: warning: there is no {CHECKPOINT_NAME} in {showing.plain(_name(folder))}: whether events at "
+            "the end are missing from the export cannot be told",
+            file=sys.stderr,
+        )
     if arguments.json:
         print(_json({"to": _name(to.absolute()), "events": head.position, "head": head}))
         return exits.OK

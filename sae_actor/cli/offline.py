@@ -25,7 +25,7 @@ from ..domain.state import EMPTY, State
 from ..errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ..eventlog.inspection import missing_log
 from ..eventlog.offline import events_of, verify_folder
-from ..ports import Verification
+from ..ports import Head, Verification
 from . import accounts, answers, bundles, exits, showing
 
 
@@ -71,7 +71,9 @@ def _folder(arguments: argparse.Namespace, *, makes: bool) -> Path:
 
 
 async def _verify(folder: Path, arguments: argparse.Namespace) -> int:
-    verification = await verify_folder(folder)
+    verification = await verify_folder(folder, [Head(*each) for each in arguments.head])
+    if verification.unproven:  # whoever looks at `ok` alone must not take it for a whole log
+        verification = msgspec.structs.replace(verification, ok=False)
     print(_json(verification) if arguments.json else showing.verification(msgspec.to_builtins(verification)))
     return exits.OK if verification.ok else exits.DATA
 
@@ -84,13 +86,18 @@ async def _show(folder: Path, arguments: argparse.Namespace) -> int:
         print(f"sae-actor: {unknown[0]!r} is no type of event", file=sys.stderr)
         return exits.USAGE
     verification = await verify_folder(folder)
-    if not verification.ok:
-        found = showing.verification(msgspec.to_builtins(verification))
-        print(f"sae-actor: warning: this log is {found}", file=sys.stderr)
+    _warn(verification)
     async for event in events_of(folder, arguments.after, types):
         if _asked_for(event, arguments):
             print(_json(event) if arguments.json else showing.event(_fields(event)))
     return exits.OK
+
+
+def _warn(verification: Verification) -> None:
+    """Say on standard error what keeps the log from being evidence of all that happened."""
+    if not verification.ok or verification.unproven:
+        found = showing.verification(msgspec.to_builtins(verification))
+        print(f"sae-actor: warning: this log is {found}", file=sys.stderr)
 
 
 def _fields(event: Event) -> dict[str, Any]:
@@ -144,7 +151,7 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
     """Of the log's sound part alone. Raises `NotFoundError`, and `LogDamagedError` where that part does not hold the
     whole record of the text."""
     verification = await verify_folder(folder)
-    wanted = Explaining(generation_id=arguments.generation_id)
+    wanted = Explaining(generation_id=arguments.generation_id, live=False)
     async with aclosing(events_of(folder)) as events:
         async for event in events:
             if event.position > _sound(verification):
@@ -170,6 +177,8 @@ async def _states(folder: Path, moments: Sequence[int | str | None]) -> list[Sta
     Raises `LogDamagedError` where the sound part does not reach, `BadRequestError` for a position past the head.
     """
     verification = await verify_folder(folder)
+    if verification.unproven:
+        _warn(verification)
     sound = _sound(verification)
     farthest = max((moment for moment in moments if isinstance(moment, int)), default=0)
     if verification.ok and farthest > sound:

@@ -7,6 +7,7 @@ import sys
 
 from ..config import Settings, check_exposure, demo_model_folder, load
 from ..demo.model import prepare_model
+from ..wanted import check_path
 from .bar import Bar
 
 FLAGS = {"host": "server.host", "port": "server.port", "data_dir": "data.dir", "model": "model.id"}
@@ -17,6 +18,8 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it. Raises `ConfigurationError`."""
     settings = _settings(arguments)
     check_exposure(settings)
+    if not arguments.read_only:
+        check_path(settings)
     return _run(settings, read_only=arguments.read_only, accept_truncation=arguments.accept_truncation)
 
 

@@ -80,7 +80,13 @@ def status(answer: Answer) -> str:
     attachments = answer["attachment"]["attachments"]
     for each in attachments:
         lines += _attachment(each)
-    if not attachments:
+    back = readiness.get("coming_back") or ()
+    for each in back:
+        where = f"{each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}"
+        lines.append(f"attaching   {where}: it is being brought back")
+    others = [sae_id for sae_id in answer["attaching"] if sae_id not in [each["sae_id"] for each in back]]
+    lines += [f"attaching   {sae_id}" for sae_id in others]
+    if not (attachments or back or others):
         lines.append("attached    nothing")
     return plain("\n".join(lines))
 
@@ -189,10 +195,15 @@ def passing(one: StreamEvent) -> str:
 
 def verification(answer: Answer) -> str:
     head = answer["head"]
+    if answer.get("unproven"):
+        return plain(
+            f"unproven: {answer['events']} events that verify, head {head['position']} {head['hash']}\n"
+            f"{answer['detail']}. Put the file back, or give a head that you noted: --head POSITION:HASH"
+        )
     if answer["ok"]:
-        warning = f"\nwarning: {answer['detail']}" if answer.get("detail") else ""
+        warning = ""
         if skewed := answer.get("clock_skew"):
-            warning += f"\nwarning: the clock went back before {', '.join(map(str, skewed))}; positions give the order"
+            warning = f"\nwarning: the clock went back before {', '.join(map(str, skewed))}; positions give the order"
         return f"ok: {answer['events']} events, head {head['position']} {head['hash']}{warning}"
     where = f" at position {answer['first_bad']}" if answer.get("first_bad") is not None else ""
     return plain(f"damaged{where}: {answer.get('detail') or 'the chain does not verify'}")

@@ -69,13 +69,15 @@ class Client:
     # — what is there —
 
     def status(self) -> Answer:
-        """`{"ready", "readiness", "model", "attachment"}`: `readiness` is the body of `/ready`."""
+        """`{"ready", "readiness", "model", "attachment", "attaching"}`: `readiness` is the body of `/ready`, and
+        `attaching` the ids of the SAEs that are on their way to the model."""
         code, readiness = self._wire.request("GET", "/ready", allowed=(503,))
         return {
             "ready": code == 200,
             "readiness": readiness,
             "model": self.model(),
             "attachment": self.attachment(),
+            "attaching": [sae["sae_id"] for sae in self.list()["saes"] if sae["status"] == "attaching"],
         }
 
     def model(self) -> Answer:

@@ -167,7 +167,7 @@ def _intervention(
     if interventions is not None:
         active = tuple(_active(state, own.sae_id, own.mode, own.steering) for own in interventions)
         if len({sae.sae_id for sae in active}) != len(active):
-            raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions")
+            raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions: give all its edits in one")
         points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
         if len(set(points)) != len(points):
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")

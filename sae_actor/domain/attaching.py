@@ -12,6 +12,7 @@ from .events import Problem
 from .refs import HookPoint, ModelFacts, SaeDescription
 from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
+from .weights import names
 
 NO_BOS = "trained on texts that begin with BOS (prepend_bos), which this model's tokenizer does not add by itself"
 BOS = "trained on texts without BOS (prepend_bos false), which this model's tokenizer adds by itself"
@@ -178,12 +179,16 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
     in_the_way = same or _in_the_way(holding, point)
     if not command.replace:
         raise errors.SAEAlreadyAttachedError(
-            f"{in_the_way.sae_id} is {in_the_way.status}",
+            f"{in_the_way.sae_id} is {in_the_way.status} already: send replace to move it"
+            if same is not None
+            else f"{in_the_way.sae_id} is {in_the_way.status}, and [gpu] max_attachments is {state.max_attachments}: "
+            "detach it, or send replace",
             sae_id=in_the_way.sae_id,
             max_attachments=state.max_attachments,
         )
     if in_the_way.status != "attached":
-        raise errors.SAEInUseError(f"{in_the_way.sae_id} is {in_the_way.status}", sae_id=in_the_way.sae_id)
+        why = f"{in_the_way.sae_id} cannot be replaced while it is {in_the_way.status}"
+        raise errors.SAEInUseError(why, sae_id=in_the_way.sae_id)
     if any(in_the_way.sae_id in a.replaces for a in holding):
         raise errors.SAEInUseError(f"{in_the_way.sae_id} is being replaced already", sae_id=in_the_way.sae_id)
     return (in_the_way.sae_id,)
@@ -199,7 +204,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
     mine = _attaching(state, report.request_position)
     if mine is None:
         return []
-    if mine.restored and report.weights_sha256 != mine.weights_sha256:
+    known = mine.weights_sha256 if mine.restored else report.weights_sha256
+    if known != report.weights_sha256 and not names(known, report.weights_files):
         # Fetched anew by force while it was attached: a restart brings back what was there, or says that it cannot.
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
         return [failure(mine, changed)]
@@ -226,7 +232,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         hook_point_out=mine.hook_point_out,
         mode=mine.mode,
         dtype=report.dtype,
-        weights_sha256=report.weights_sha256,
+        weights_sha256=known,
+        weights_files=report.weights_files,
         memory_bytes=report.memory_bytes,
         device_bytes=report.device_bytes,
         steering=moved.steering,

@@ -177,7 +177,7 @@ def _load_model(command: LoadModel, state: State) -> list[ev.Payload]:
         return [requested]
     if requested.reused and model is not None and model.facts is not None:
         return [requested, ev.ModelLoaded(request_position=state.position + 1, model=model.facts, reused=True)]
-    _nothing_attached(state)
+    _nothing_attached(state, "replaced")
     return [requested, *_superseded(state, "another model was asked for")]
 
 
@@ -185,17 +185,19 @@ def _unload_model(state: State) -> list[ev.Payload]:
     model = state.model
     if model is None:
         raise errors.ModelNotLoadedError("no model is loaded", status="none")
-    _nothing_attached(state)
+    _nothing_attached(state, "unloaded")
     return [
         ev.ModelUnloaded(model_id=model.facts.model_id if model.facts is not None else model.model),
         *_superseded(state, "the load was cancelled by UnloadModel"),
     ]
 
 
-def _nothing_attached(state: State) -> None:
+def _nothing_attached(state: State, what: str) -> None:
     in_use = next((a for a in state.attachments if a.status != "failed"), None)
     if in_use is not None:
-        raise errors.SAEInUseError(f"{in_use.sae_id} is {in_use.status} to the model", sae_id=in_use.sae_id)
+        raise errors.SAEInUseError(
+            f"the model cannot be {what} while {in_use.sae_id} is {in_use.status}", sae_id=in_use.sae_id
+        )
 
 
 def _superseded(state: State, why: str) -> list[ev.Payload]:

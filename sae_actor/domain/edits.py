@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from ..errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
 from .refs import Edit, Positions, Span
+from .wording import conflict_in_words
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
 
@@ -32,10 +33,7 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:
             if one.feature == other.feature and _contradict(one, other):
-                raise ConflictingEditsError(
-                    f"feature {one.feature} has both {one.method} and {other.method} at overlapping positions",
-                    feature=one.feature,
-                )
+                raise ConflictingEditsError(conflict_in_words(one, other), feature=one.feature)
     return tuple(replace(edit, sae_id=None, exclude=tuple(dict.fromkeys(edit.exclude))) for edit in edits)
 
 

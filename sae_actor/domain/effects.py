@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 from msgspec import Struct
 
 from .refs import HookPoint, Mode, SaeDescription, SaeFile
+from .weights import WeightsFiles
 
 EffectName: TypeAlias = Literal["load_model", "download", "import", "attach", "detach", "delete"]
 
@@ -47,6 +48,7 @@ class AttachEffect(_Effect, frozen=True, kw_only=True):
     name = "attach"
     sae_id: str
     weights_sha256: str
+    weights_files: WeightsFiles = ()
     location: SaeLocation
     sae: SaeDescription
     hook_point: HookPoint

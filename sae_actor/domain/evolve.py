@@ -183,6 +183,7 @@ def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeR
                 files=payload.files,
                 sae=payload.sae,
                 weights_sha256=payload.weights_sha256,
+                weights_files=payload.weights_files,
                 error=None,
                 attempts=0,
             )

@@ -16,9 +16,13 @@ from .events import ERASED, Event
 from .evolve import evolve
 from .refs import ActiveSae, Intervention, intervention_sha256
 from .state import EMPTY, AttachmentState, State
+from .weights import WeightsFiles, of_record
 from .wording import edit_in_words
 
 View = dict[str, Any]
+
+_STATES = {"error": "failed", "cancelled": "cancelled", "interrupted": "interrupted"}
+"""Finish reason → state of a text that did not come to an end of its own; any other is `finished`."""
 
 
 class Cited(Struct, frozen=True):
@@ -87,13 +91,18 @@ class Explaining:
         tag: str | None = None,
         after: int = 0,
         limit: int | None = None,
+        live: bool = True,
     ) -> None:
-        """Only this text, only those with this tag, only those that began behind `after`, at most so many."""
+        """Only this text, only those with this tag, only those that began behind `after`, at most so many.
+
+        live: the service that makes the texts is there; without it, one that has no end on record will get none.
+        """
         self.views: dict[int, View] = {}
         self._generation_id = generation_id
         self._tag = tag
         self._after = after
         self._limit = limit
+        self._open = "running" if live else "interrupted"
         self._known = Provenance()
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
         """Asked for, without an end yet."""
@@ -117,11 +126,11 @@ class Explaining:
         if event.type == "GenerationStarted" and payload is None:
             self._erased[event.position] = (self._known, event)
             if self._generation_id is None and self._tag is None and self._fits(None, event.position):
-                self.views[event.position] = explain(self._known, event, None)
+                self.views[event.position] = explain(self._known, event, None, open_state=self._open)
         elif isinstance(payload, ev.GenerationStarted):
             if self._tag in (None, payload.tag) and self._fits(payload.generation_id, event.position):
                 self._begun[payload.generation_id] = (self._known, event, payload)
-                self.views[event.position] = explain(self._known, event, payload)
+                self.views[event.position] = explain(self._known, event, payload, open_state=self._open)
         elif isinstance(payload, ev.GenerationFinished):
             self._end(event, payload)
         self._known = follow(self._known, event)
@@ -148,11 +157,14 @@ def explain(
     started: ev.GenerationStarted | None,
     ended: Event | None = None,
     finished: ev.GenerationFinished | None = None,
+    *,
+    open_state: str = "running",
 ) -> View:
     """All that the log says of one text, as plain values ready for JSON.
 
     known: as it was before the text began. started: None where its payload was erased or is of a later version; then
     `intervention` is what was in force for whoever asked for nothing else, and `digest.agrees` whether it was that.
+    open_state: `state` of a text without an end on record.
     """
     state = known.state
     if started is not None:
@@ -172,6 +184,7 @@ def explain(
         "position": began.position,
         "started": _plain(cited(began)),
         "finished": None if ended is None else _plain(cited(ended)),
+        "state": open_state if finished is None else _STATES.get(finished.finish_reason, "finished"),
         "erased": bytes(began.data) == ERASED,
         "readable": started is not None,
         "model": _model(known),
@@ -270,6 +283,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "format": completed and completed.sae.format,
         "architecture": completed and completed.sae.architecture,
         "weights_sha256": sae.weights_sha256,
+        "weights_files": _plain(_weights(completed)),
         "hook_point": _plain(sae.hook_point),
         "hook_point_out": _plain(sae.hook_point_out),
         "mode": sae.mode,
@@ -279,6 +293,12 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "steering_enabled": _enabled(attachment, brought=brought),
         "since": [_plain(each) for each in since if each is not None],
     }
+
+
+def _weights(completed: ev.DownloadCompleted | None) -> WeightsFiles:
+    if completed is None:
+        return ()
+    return completed.weights_files or of_record(completed.files, completed.weights_sha256)
 
 
 def _new(steered: Cited | None, known: Provenance, sae: ActiveSae) -> Iterable[Cited]:

@@ -90,6 +90,7 @@ def _next_attach(state: State) -> Iterator[Effect]:
                 request_position=attachment.request_position,
                 sae_id=attachment.sae_id,
                 weights_sha256=record.weights_sha256,
+                weights_files=record.weights,
                 location=record.location,
                 sae=record.sae,
                 hook_point=attachment.hook_point,

@@ -48,6 +48,7 @@ def sae_view(record: SaeRecord, state: State) -> View:
         "weights_sha256": record.weights_sha256 or None,
         "prepend_bos": sae and sae.prepend_bos,
         "ignored": dict(sae.ignored) if sae else {},
+        "weights_files": _plain(record.weights),
         "warnings": list(sae.warnings) if sae else [],
         "created_at": record.created_at,
         "error": _plain(record.error if lost is None else lost.error),
@@ -177,10 +178,16 @@ def waiting_for(state: State) -> list[str]:
         reasons.append("the log is being replayed")
     if state.model is not None and state.model.status == "loading":
         reasons.append(f"model {state.model.model} is being loaded")
-    reasons += [
-        f"SAE {a.sae_id} is being attached" for a in state.attachments if a.restored and a.status == "attaching"
+    return [*reasons, *(f"SAE {each['sae_id']} is being attached" for each in coming_back(state))]
+
+
+def coming_back(state: State) -> list[View]:
+    """The SAEs that were attached before the last start and are on their way to the model again."""
+    return [
+        {"sae_id": a.sae_id, "hook_point": _plain(a.hook_point), "mode": a.mode}
+        for a in state.attachments
+        if a.restored and a.status == "attaching"
     ]
-    return reasons
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ def attachments_after(
                     mode=payload.mode,
                     dtype=payload.dtype,
                     weights_sha256=payload.weights_sha256,
+                    weights_files=payload.weights_files,
                     memory_bytes=payload.memory_bytes,
                     device_bytes=payload.device_bytes,
                     steering=payload.steering,

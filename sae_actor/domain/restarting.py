@@ -50,7 +50,7 @@ def _retried(attachment: AttachmentState, state: State, model: ModelState | None
         and model.request_position == attachment.model_position
         and record is not None
         and record.status == "cached"
-        and record.weights_sha256 == attachment.weights_sha256
+        and record.has_weights(attachment.weights_sha256)
         and not any(a.sae_id == attachment.sae_id and a is not attachment for a in state.attachments)
     )
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from .effects import SaeLocation
 from .events import Problem
 from .refs import ActiveSae, Edit, HookPoint, Intervention, Mode, ModelFacts, Monitoring, SaeDescription, SaeFile
+from .weights import WeightsFiles, names, of_record
 
 ModelStatus: TypeAlias = Literal["loading", "loaded", "error"]
 RecordStatus: TypeAlias = Literal["downloading", "cached", "deleting", "error"]
@@ -49,8 +50,18 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
     sae: SaeDescription | None = None
     """None until the files are complete."""
     weights_sha256: str = ""
+    weights_files: WeightsFiles = ()
     error: Problem | None = None
     attempts: int = 0
+
+    @property
+    def weights(self) -> WeightsFiles:
+        """The files that hold the weights, also where an older event did not name them."""
+        return self.weights_files or of_record(self.files, self.weights_sha256)
+
+    def has_weights(self, digest: str) -> bool:
+        """Whether its weights are those that `digest` names, in whichever form."""
+        return digest == self.weights_sha256 or names(digest, self.weights)
 
     @property
     def location(self) -> SaeLocation:
@@ -76,6 +87,7 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     dtype: str
     replaces: tuple[str, ...] = ()
     weights_sha256: str = ""
+    weights_files: WeightsFiles = ()
     memory_bytes: int = 0
     device_bytes: int = 0
     attached_at: str | None = None
@@ -146,6 +158,14 @@ class State(Struct, frozen=True, kw_only=True):
     @property
     def attached(self) -> tuple[AttachmentState, ...]:
         return tuple(a for a in self.attachments if a.status == "attached")
+
+    def weights(self, sae: ActiveSae) -> WeightsFiles:
+        """The files that the weights of an attached SAE came from; empty where the log does not tell."""
+        mine = next((a for a in self.attachments if a.request_position == sae.attach_position), None)
+        if mine is not None and mine.weights_files:
+            return mine.weights_files
+        record = self.saes.get(sae.sae_id)
+        return record.weights if record is not None and record.weights_sha256 == sae.weights_sha256 else ()
 
     @property
     def in_force(self) -> Intervention:

@@ -10,6 +10,7 @@ from .attaching import known
 from .commands import CancelDownload, Delete, Download, Import
 from .refs import import_id_of, sae_id_of
 from .state import SaeRecord, State
+from .weights import names
 
 
 def download(command: Download, state: State) -> list[ev.Payload]:
@@ -55,6 +56,7 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
                 files=record.files,
                 sae=record.sae,
                 weights_sha256=record.weights_sha256,
+                weights_files=record.weights,
                 reused=True,
             ),
         ]
@@ -64,32 +66,43 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
 def cancel(command: CancelDownload, state: State) -> list[ev.Payload]:
     record = known(state, command.sae_id)
     if record.status != "downloading":
-        raise errors.SAENotDownloadingError(f"{command.sae_id} is {record.status}", sae_id=command.sae_id)
+        raise errors.SAENotDownloadingError(
+            f"there is nothing to cancel: {command.sae_id} is {record.status}", sae_id=command.sae_id
+        )
     return [ev.DownloadCancelled(request_position=record.request_position, sae_id=record.sae_id)]
 
 
 def downloaded(report: ev.DownloadCompleted | ev.DownloadFailed, state: State) -> list[ev.Payload]:
-    return [report] if _under_way(state.saes.get(report.sae_id), "downloading", report.request_position) else []
+    record = state.saes.get(report.sae_id)
+    if record is None or not _under_way(record, "downloading", report.request_position):
+        return []
+    if isinstance(report, ev.DownloadCompleted) and names(record.weights_sha256, report.weights_files):
+        # The same weights as before keep the digest that the log knows them by, in whichever form that is.
+        return [replace(report, weights_sha256=record.weights_sha256)]
+    return [report]
 
 
 def delete(command: Delete, state: State) -> list[ev.Payload]:
     record = known(state, command.sae_id)
     _not_in_use(state, command.sae_id)
     if record.status in ("downloading", "deleting"):
-        raise errors.SAEInUseError(f"{command.sae_id} is {record.status}", sae_id=command.sae_id)
+        why = f"{command.sae_id} cannot be deleted while it is {record.status}"
+        raise errors.SAEInUseError(why, sae_id=command.sae_id)
     return [ev.DeleteRequested(sae_id=command.sae_id)]
 
 
 def _settled(state: State, sae_id: str) -> None:
     moving = next((a for a in state.attachments if a.sae_id == sae_id and a.status in ("attaching", "detaching")), None)
     if moving is not None:
-        raise errors.SAEInUseError(f"{sae_id} is {moving.status}", sae_id=sae_id)
+        why = f"{sae_id} cannot be fetched again while it is {moving.status}"
+        raise errors.SAEInUseError(why, sae_id=sae_id)
 
 
 def _not_in_use(state: State, sae_id: str) -> None:
     in_use = next((a for a in state.attachments if a.sae_id == sae_id and a.status != "failed"), None)
     if in_use is not None:
-        raise errors.SAEInUseError(f"{sae_id} is {in_use.status}", sae_id=sae_id)
+        why = f"{sae_id} cannot be deleted while it is {in_use.status}: detach it first"
+        raise errors.SAEInUseError(why, sae_id=sae_id)
 
 
 def deleted(report: ev.SaeDeleted | ev.DeleteFailed, state: State) -> list[ev.Payload]:

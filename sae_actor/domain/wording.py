@@ -34,6 +34,20 @@ def edit_in_words(edit: Edit) -> str:
     return words
 
 
+def conflict_in_words(one: Edit, other: Edit) -> str:
+    """Why two edits of a feature cannot both hold, and what to send instead."""
+    here, there = _where(one.positions), _where(other.positions)
+    if one.method == other.method:
+        what = f"feature {one.feature} has two edits with the method {one.method}"
+    else:
+        what = f"feature {one.feature} has an edit with the method {one.method} and one with {other.method}"
+    where = here if here == there else f"{here} and {there}, which can meet"
+    if one.method == other.method and here == there:
+        conditions = "" if one.when is None and other.when is None else "; a condition does not tell them apart"
+        return f"{what} {where}{conditions}: send one, with the strength that you want"
+    return f"{what}, {where}: only one of set, scale and cap can decide an activation"
+
+
 def positions(edit: Edit) -> str:
     """Where the edit holds."""
     where = _where(edit.positions)

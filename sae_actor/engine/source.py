@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not marked as exported
 
 from ..errors import ModelLoadError, ModelNotFoundError, SAEError
-from ..modelfiles import SMALL, is_complete, is_hub_id, local_folder, weight_names
+from ..modelfiles import SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
 from ..ports import Progress
 from .failures import explained
 
@@ -89,7 +89,9 @@ def _files_of(folder: Path, commit: str | None) -> ModelFiles:
     if missing:
         raise ModelLoadError(f"the model's files are not complete: {missing[0]} is missing")
     small = {path.name for pattern in SMALL for path in folder.glob(pattern) if path.is_file()}
-    return ModelFiles(folder, commit, tuple(sorted(small | set(weights))))
+    names = tuple(sorted(small | set(weights)))
+    refuse_pointers(folder, names)
+    return ModelFiles(folder, commit, names)
 
 
 def _cached(model: str, revision: str) -> ModelFiles | None:

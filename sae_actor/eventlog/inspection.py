@@ -10,7 +10,7 @@ import contextlib
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,17 @@ class Findings:
 
 
 def inspect(
-    folder: Path, *, accept_truncation: int | None = None, thorough: bool = False, database: str = NAME
+    folder: Path,
+    *,
+    accept_truncation: int | None = None,
+    thorough: bool = False,
+    database: str = NAME,
+    heads: Sequence[Head] = (),
 ) -> Findings:
     """Walk the whole log; `thorough` compares the index of commands with the table too.
 
-    database: the file's name; one that is not yet called `NAME` has no checkpoint.
+    database: the file's name; one that is not yet called `NAME` has no checkpoint. heads: further ones, witnessed
+    elsewhere, that the log must have.
 
     Raises `LogUnusableError` for what is no log of this program and version, and for a loss that was accepted where
     none is proven; and `LogDamagedError` with `first_bad`,
@@ -79,14 +85,15 @@ def inspect(
             _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         if altered is not None:
             _refuse(walk, None, f"events.db: {altered}; the events themselves verify, up to {walk.position}")
-        heads = read_checkpoint(folder, log_id) if database == NAME else []
-        truncation = _compare(connection, log_id, walk, heads, accept_truncation)
+        kept = read_checkpoint(folder, log_id) if database == NAME else []
+        truncation = _compare(connection, log_id, walk, kept, accept_truncation)
         if accept_truncation is not None and truncation is None:
-            _check_accepted(connection, folder, walk, accept_truncation, witnessed=bool(heads))
+            _check_accepted(connection, folder, walk, accept_truncation, witnessed=bool(kept))
+        _check_witnessed(connection, log_id, walk, heads)
     return Findings(
         log_id=log_id,
         head=walk.head,
-        witnessed=bool(heads),
+        witnessed=bool(kept),
         truncation=truncation,
         unknown=_unknown(walk),
         unfinished_redactions=tuple(at for at in sorted(walk.redacted - walk.erased) if at <= walk.position),
@@ -256,6 +263,17 @@ def _check_accepted(
         f"--accept-truncation {accepted}: the log in {folder} ends at event {walk.position}, and {why}. "
         "Start without --accept-truncation"
     )
+
+
+def _check_witnessed(connection: sqlite3.Connection, log_id: str, walk: Walk, heads: Sequence[Head]) -> None:
+    """Refuse a log that lacks one of `heads`: another event is there, or it ends before."""
+    for head in sorted(heads, key=lambda each: each.position):
+        found = _hash_at(connection, log_id, walk, head.position)
+        if found is None:
+            what = f"missing; the log ends at {walk.position}, and an event {head.position} was witnessed"
+            _refuse(walk, walk.position + 1, what)
+        if found != head.hash:
+            _refuse(walk, head.position, "it is not the one that was witnessed")
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:

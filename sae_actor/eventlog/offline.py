@@ -20,14 +20,15 @@ from .thread import Connection
 _NO_CHECKPOINT = "there is no head.checkpoint: whether events at the end were dropped cannot be told"
 
 
-async def verify_folder(folder: Path) -> Verification:
+async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verification:
     """What `log verify` says; damage is an answer (`ok` False), and `first_bad` None where it is no one event's.
 
-    Raises `LogHeldError` while a service runs, `LogUnusableError` where there is no log of this version.
+    heads: what somebody witnessed, and the log is held to. Raises `LogHeldError` while a service runs,
+    `LogUnusableError` where there is no log of this version.
     """
     lock = await FolderLock.acquire(folder, shared=True)
     try:
-        findings = await asyncio.to_thread(inspect, folder, thorough=True)
+        findings = await asyncio.to_thread(inspect, folder, thorough=True, heads=heads)
     except LogDamagedError as error:
         head = error.fields.get("head") or Head(0, "")
         events = error.fields.get("events", 0)
@@ -36,9 +37,15 @@ async def verify_folder(folder: Path) -> Verification:
         )
     finally:
         lock.release()
-    detail = None if findings.witnessed else _NO_CHECKPOINT
-    head = findings.head
-    return Verification(ok=True, events=head.position, head=head, detail=detail, clock_skew=findings.clock_skew)
+    unproven = not findings.witnessed and not heads
+    return Verification(
+        ok=True,
+        events=findings.head.position,
+        head=findings.head,
+        detail=_NO_CHECKPOINT if unproven else None,
+        clock_skew=findings.clock_skew,
+        unproven=unproven,
+    )
 
 
 async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = None) -> AsyncGenerator[Event, None]:

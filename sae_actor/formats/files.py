@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SAEInvalidError, SAENotFoundError, SAEUnsupportedError
+from ..lfs import REMEDY, pointer_at
 from .config import MAX_CONFIG_BYTES, Config, strict_json
 from .headers import TensorFile, read_npz, read_safetensors
 from .naming import PICKLES
@@ -65,7 +66,8 @@ class SaeFiles:
         return next((name for name in names if self.has(name)), None)
 
     def resolve(self, name: str) -> Path:
-        """The real file behind `name`; `SAEInvalidError` (check `link`) where it is outside."""
+        """The real file behind `name`; `SAEInvalidError` (check `link`) where it is outside, (check `lfs_pointer`)
+        where git-lfs has not brought it yet."""
         real = (self.folder / name).resolve()
         if not real.is_relative_to(self._container):
             raise SAEInvalidError(f"{name} is a link that leaves the folder", check="link", file=name)
@@ -75,6 +77,8 @@ class SaeFiles:
             raise SAEInvalidError(f"{name} is missing", check="files", file=name) from None
         if not stat.S_ISREG(status.st_mode):
             raise SAEInvalidError(f"{name} is not a regular file", check="files", file=name)
+        if pointer_at(real):
+            raise SAEInvalidError(f"{name} {REMEDY}", check="lfs_pointer", file=name)
         return real
 
     def config(self, name: str) -> Config:
@@ -125,6 +129,7 @@ class SaeFiles:
         if name not in self._read:
             if name.endswith(PICKLES):
                 if self._pickles is None:
+                    self.resolve(name)
                     why = f"{name} is a pickle, which is not opened here"
                     raise SAEUnsupportedError(why, check="pickle", file=name)
                 self._read[name] = self._pickles(self.resolve(name), name)

@@ -79,6 +79,7 @@ def read_layout(files: SaeFiles) -> Layout:
     if len(pickles) > 1 and files.file is None:
         raise SAEInvalidError(f"name one file of this folder: {', '.join(pickles[:5])}", check="ambiguous")
     if pickles:
+        files.resolve(pickles[0])
         raise SAEUnsupportedError(f"{pickles[0]} is a pickle of no known format", check="pickle", file=pickles[0])
     tensors = [name for name in names if name.endswith(".safetensors")]
     if files.file is None and len(tensors) > 1:

@@ -15,6 +15,7 @@ In the child alone, which imports the hub's library:
     child        its main: dies with the service, tells no secrets
     fetch        the download from commit to description
     remote       the hub over HTTP: guarded origins, classified refusals
+    endpoint     addresses in the hub's answers, rebased onto HF_ENDPOINT
     transfer     one file: continued by Range, digested while it arrives, renamed when right
     meter        progress and announced waits
     catalog      the SAEs of a repository without their weights

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
 
 from ..domain.refs import SaeFile
+from ..domain.weights import weights_sha256
+
+__all__ = ["CHUNK", "BlobDigest", "KnownDigests", "Stamp", "feed", "sha256_of", "weights_sha256"]
 
 CHUNK = 1 << 20
 
@@ -70,15 +73,6 @@ def feed(digest: BlobDigest, descriptor: int, *, report: Callable[[int], None] |
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_sha256(files: Iterable[tuple[str, str]]) -> str:
-    """Digest of an SAE's weights: sha256 over "<path>\\0<sha256>\\n" of its weight files, ordered by path.
-
-    Paths are relative to the SAE's own folder, so that an import and a download of the same files agree.
-    """
-    text = "".join(f"{path}\0{sha256}\n" for path, sha256 in sorted(files))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class KnownDigests:

@@ -16,6 +16,7 @@ import msgspec
 from huggingface_hub import constants
 
 from ..domain.refs import SaeFile
+from ..domain.weights import WeightsFile, weights_sha256
 from ..errors import DiskFullError, RepositoryNotFoundError, SAEDownloadError, SAEError
 from ..formats import check_values, describe, weight_files
 from ..formats.files import SaeFiles
@@ -23,7 +24,7 @@ from ..formats.naming import PICKLES
 from . import claims as claimed
 from . import conversion
 from .claims import Claim, ClaimedFile, Claims
-from .digests import Stamp, weights_sha256
+from .digests import Stamp
 from .layout import COMMIT, DIGEST, Repository, blobs_bytes, link_blob, write_durably
 from .meter import Meter
 from .protocol import Done, DownloadJob, Placed, Working
@@ -78,9 +79,14 @@ class Fetch:
             raise
         self._complete(claim)
         base = found.path if found.path not in by_path else dirname(found.path)
-        by_name = {relpath(each.file.path, base or "."): each.file.sha256 for each in placed}
-        weights = weights_sha256((name, by_name[name]) for name in names)
-        return Done(commit=commit, files=tuple(placed), sae=sae, weights_sha256=weights)
+        by_name = {relpath(each.file.path, base or "."): each.file for each in placed}
+        return Done(
+            commit=commit,
+            files=tuple(placed),
+            sae=sae,
+            weights_sha256=weights_sha256((name, by_name[name].sha256) for name in names),
+            weights_files=tuple(WeightsFile(by_name[name].path, by_name[name].sha256) for name in names),
+        )
 
     def _convert(self, claim: Claim, placed: Sequence[Placed], pickle: str) -> tuple[Claim, Placed]:
         """The claim with what it has besides, and the safetensors made of `pickle`."""

@@ -116,7 +116,13 @@ class HuggingFaceHub:
         for placed in done.files:
             self._known.remember(Path(placed.at), placed.stamp, placed.file.sha256)
         files = tuple(placed.file for placed in done.files)
-        return HubSae(commit=done.commit, files=files, sae=done.sae, weights_sha256=done.weights_sha256)
+        return HubSae(
+            commit=done.commit,
+            files=files,
+            sae=done.sae,
+            weights_sha256=done.weights_sha256,
+            weights_files=done.weights_files,
+        )
 
     async def resolve_import(self, path: str) -> str:
         return await to_thread.run_sync(imports.resolve, path, self._import_roots)

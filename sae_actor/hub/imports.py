@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..domain.refs import SaeFile
+from ..domain.weights import WeightsFile, WeightsFiles, weights_sha256
 from ..errors import ForbiddenError, NotFoundError, SAEInvalidError, SAEUnsupportedError
 from ..formats import FORMATS, check_values, describe, weight_files
 from ..formats.files import SaeFiles
 from ..ports import HubSae
 from . import conversion
-from .digests import KnownDigests, weights_sha256
+from .digests import KnownDigests
 from .protocol import Done, ImportJob, Placed, Working
 
 
@@ -49,8 +50,8 @@ def register(path: str, known: KnownDigests) -> HubSae:
         raise SAEInvalidError(f"a file cannot be read: {error.strerror}", check="files") from None
     # After the digest, which has brought the file into the page cache: it is read from the disk once.
     check_values(folder)
-    digests = weights_sha256((file.path, file.sha256) for file in files if file.path in set(weights))
-    return HubSae(commit=None, files=tuple(files), sae=sae, weights_sha256=digests)
+    held = tuple(WeightsFile(file.path, file.sha256) for file in files if file.path in set(weights))
+    return HubSae(commit=None, files=tuple(files), sae=sae, weights_sha256=_digest(held), weights_files=held)
 
 
 def convert_and_register(job: ImportJob, send: Callable[[Working], None]) -> Done:
@@ -68,8 +69,12 @@ def convert_and_register(job: ImportJob, send: Callable[[Working], None]) -> Don
     for name in [*_settings(folder, sae.format, pickle), pickle]:
         stamp, sha256 = known.of(folder / name)
         placed.append(Placed(SaeFile(name, stamp.bytes, sha256), stamp, str(folder / name)))
-    weights = weights_sha256([(converted.file.path, converted.file.sha256)])
-    return Done(commit=None, files=(*placed, converted), sae=sae, weights_sha256=weights)
+    held = (WeightsFile(converted.file.path, converted.file.sha256),)
+    return Done(commit=None, files=(*placed, converted), sae=sae, weights_sha256=_digest(held), weights_files=held)
+
+
+def _digest(held: WeightsFiles) -> str:
+    return weights_sha256((file.path, file.sha256) for file in held)
 
 
 def _existing(path: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ..errors import DiskFullError, ModelLoadError, ModelNotFoundError
-from ..modelfiles import CONFIG, is_complete, is_small, weight_names
+from ..modelfiles import CONFIG, is_complete, is_small, refuse_pointers, weight_names
 from .layout import COMMIT, Repository, link_blob, write_durably
 from .meter import Meter
 from .protocol import Fetched, ModelJob, Working
@@ -51,6 +51,7 @@ class ModelFetch:
         if any(name not in by_name for name in names):
             raise ModelLoadError(f"{job.model} has no weights as safetensors; other kinds are not read")
         self._bring(transfer, commit, [by_name[name] for name in names])
+        refuse_pointers(self._repository.snapshot(commit), [*(file.path for file in small), *names])
         if job.revision != commit:
             write_durably(self._repository.ref(job.revision), commit.encode())
         return Fetched(commit=commit)

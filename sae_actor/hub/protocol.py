@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ..domain.refs import SaeDescription, SaeFile
+from ..domain.weights import WeightsFiles
 from ..ports import CatalogEntry
 from .digests import Stamp
 
@@ -113,6 +114,7 @@ class Done(Struct, frozen=True, kw_only=True, tag="done"):
     files: tuple[Placed, ...]
     sae: SaeDescription
     weights_sha256: str
+    weights_files: WeightsFiles
 
 
 class Listed(Struct, frozen=True, kw_only=True, tag="listed"):

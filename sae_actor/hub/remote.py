@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 import msgspec
 from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, set_client_factory
@@ -27,6 +27,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from msgspec import Struct
 
 from ..errors import ForbiddenError, GatedError, RepositoryNotFoundError, SAEDownloadError
+from .endpoint import Endpoint, origin_of
 from .layout import COMMIT, DIGEST, SHA256, check_commit, check_path, check_size
 from .protocol import Patience
 
@@ -38,7 +39,6 @@ T = TypeVar("T")
 MAX_LISTED = 200_000
 MAX_PAGES = 2_000
 MAX_ANSWER_BYTES = 64 << 20
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class TransientError(Exception):
@@ -90,9 +90,9 @@ class RemoteHub:
 
     def __init__(self, patience: Patience, download_hosts: Sequence[str]) -> None:
         self._patience = patience
-        self._endpoint = _origin(constants.ENDPOINT)
+        self._endpoint = Endpoint(constants.ENDPOINT)
         # A mirror keeps its files on another port of its own host as often as on the same.
-        self._hosts = (self._endpoint[1], *(host.lower() for host in download_hosts))
+        self._hosts = (self._endpoint.origin[1], *(host.lower() for host in download_hosts))
         self._models = f"{constants.ENDPOINT}/api/models"
         template = get_session()
 
@@ -100,7 +100,7 @@ class RemoteHub:
             return type(template)(
                 event_hooks={
                     "request": [self._guard, *template.event_hooks["request"]],
-                    "response": [*template.event_hooks["response"], _refuse],
+                    "response": [*template.event_hooks["response"], _refuse, self._rebase],
                 },
                 follow_redirects=True,
                 max_redirects=20,
@@ -175,7 +175,10 @@ class RemoteHub:
                 if len(text) > MAX_ANSWER_BYTES:
                     raise SAEDownloadError("The hub's answer does not end", reason="protocol")
             following = answer.links.get("next", {}).get("url")
-            return bytes(text), urljoin(str(answer.url), following) if following else None
+            try:
+                return bytes(text), self._endpoint.page(str(answer.url), following) if following else None
+            except ValueError:
+                raise SAEDownloadError("The hub's next page has no address", reason="protocol") from None
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -195,21 +198,40 @@ class RemoteHub:
 
     def _guard(self, request: Any) -> None:
         """Refuse a request to where no hub sends its readers, and keep the token from all but the hub's origin."""
-        origin = _origin(str(request.url))
-        if origin == self._endpoint:
+        origin = origin_of(str(request.url))
+        if origin == self._endpoint.origin:
             return
         scheme, host, port = origin
         allowed = any(host == each or host.endswith(f".{each}") or f"{host}:{port}" == each for each in self._hosts)
         # Plain HTTP only where the hub itself is plain: a mirror on a closed network, a test.
-        if not allowed or scheme not in {"https", self._endpoint[0]} or (_is_address(host) and host not in self._hosts):
+        if (
+            not allowed
+            or scheme not in {"https", self._endpoint.origin[0]}
+            or (_is_address(host) and host not in self._hosts)
+        ):
             raise SAEDownloadError("The hub redirects to a place that is not allowed", reason="redirect")
         request.headers.pop("authorization", None)
         request.headers.pop("cookie", None)
 
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+    def _rebase(self, response: Any) -> None:
+        """Hook on every answer: let a redirect to the hub that a mirror copies lead to the mirror."""
+        if not response.has_redirect_location:
+            return
+        asked, location = str(response.request.url), response.headers["Location"]
+        try:
+            target = self._endpoint.redirect(asked, location)
+        except ValueError:  # no address; the library says so
+            return
+        if target == urljoin(asked, location):
+            return
+        if target == asked:
+            named = origin_of(urljoin(asked, location))[1]
+            raise SAEDownloadError(
+                f"{self._endpoint.origin[1]} does not serve this and sends its readers to {named}, which is not the "
+                "endpoint: set HF_ENDPOINT to it if it may be asked",
+                reason="redirect",
+            )
+        response.headers["Location"] = target
 
 
 def _is_address(host: str) -> bool:

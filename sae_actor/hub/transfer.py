@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import DiskFullError, SAEDownloadError
+from ..lfs import MAX_POINTER_BYTES, REMEDY, is_pointer
 from .digests import BlobDigest, Stamp, feed
 from .layout import Repository, fsync_folder
 from .meter import Meter
@@ -182,7 +183,16 @@ class Transfer:
         else:
             raise refuse(f"status {answer.status_code}", "protocol")
         if length is not None and length != str(file.bytes - filling.have):
+            if answer.status_code == 200 and length.isdigit() and int(length) <= MAX_POINTER_BYTES < file.bytes:
+                _refuse_pointer(b"".join(answer.iter_raw()), file)
             raise refuse("another length than the list", "bad_size")
+
+
+def _refuse_pointer(content: bytes, file: RemoteFile) -> None:
+    """What a mirror sends that was made by a clone without its large files."""
+    if is_pointer(content):
+        what = f"What the hub sends for {file.path} {REMEDY}"
+        raise SAEDownloadError(what, reason="lfs_pointer", file=file.path)
 
 
 def _locked(path: Path) -> int | None:

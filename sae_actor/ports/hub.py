@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
 from ..domain.refs import SaeDescription, SaeFile
+from ..domain.weights import WeightsFiles
 from .progress import Progress
 
 
@@ -18,6 +19,8 @@ class HubSae(Struct, frozen=True, kw_only=True):
     files: tuple[SaeFile, ...]
     sae: SaeDescription
     weights_sha256: str
+    weights_files: WeightsFiles = ()
+    """The files that hold the weights, in the order of `files`."""
 
 
 class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):

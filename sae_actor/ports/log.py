@@ -21,6 +21,7 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     """What `log verify` says."""
 
     ok: bool
+    """Every event that is there is the one that was written."""
     events: int
     head: Head
     first_bad: int | None = None
@@ -28,6 +29,8 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     clock_skew: tuple[int, ...] = ()
     """Events whose time is before that of the event before them: the clock went back. No damage, since positions alone
     order a log; the first hundred."""
+    unproven: bool = False
+    """Nothing that was kept outside the log tells where it ends: events may have been lost there."""
 
 
 class EventLog(Protocol):

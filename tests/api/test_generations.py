@@ -11,6 +11,8 @@ import pytest
 
 from sae_actor.cli.answers import explanation
 from sae_actor.domain import events as ev
+from sae_actor.domain.events import Draft
+from sae_actor.eventlog.memory import MemoryLog
 
 from .conftest import Running
 
@@ -103,9 +105,32 @@ async def test_one_that_still_runs(service: Running) -> None:
     while not (found := await listed(service)):
         await asyncio.sleep(0.01)
     assert (found[0]["tag"], found[0]["finished"], found[0]["finish_reason"]) == ("slow", None, None)
+    assert found[0]["state"] == "running"
     made = await asking
     (view,) = await listed(service)
     assert (view["generation_id"], view["finish_reason"]) == (made["generation_id"], "length")
+    assert view["state"] == "finished"
+
+
+async def test_one_that_the_service_did_not_live_to_end(
+    serve: Callable[..., AbstractAsyncContextManager[Running]],
+) -> None:
+    """Its end is on record, so `finished` names an event: `state` says that it never finished."""
+    cut = MemoryLog()
+    async with serve() as service:
+        await service.ready()
+        service.engine.step_seconds = 0.05
+        asking = asyncio.create_task(text(service))
+        while not await listed(service):
+            await asyncio.sleep(0.01)
+        for event in await service.log.read(0, 100):
+            fields = {name: getattr(event, name) for name in Draft.__struct_fields__}
+            await cut.append([Draft(**fields)], expected=event.position - 1)
+        await asking
+    async with serve(log=cut) as service:
+        (view,) = await listed(service)
+        assert (view["state"], view["finish_reason"]) == ("interrupted", "interrupted")
+        assert view["finished"]["type"] == "GenerationFinished"
 
 
 async def test_the_text_where_it_is_recorded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 from sae_actor.cli import exits, showing
 from sae_actor.client import Client, StreamEvent
 from sae_actor.errors import SAEInvalidError
+from sae_actor.eventlog.memory import MemoryLog
 from tests.api.conftest import MODEL, REPOSITORY, Running
 from tests.children import child
 from tests.cli.conftest import Ran, in_thread
+from tests.fakes.engine import FakeEngine
 
 Command = Callable[..., Ran]
 
@@ -65,6 +68,55 @@ def test_a_life(at: Command, client: Client) -> None:
     assert at("steer", sae_id, "--clear").out.startswith("no edits ")
     assert at("detach", sae_id).out.startswith(f"{sae_id} detached, ")
     assert at("delete", sae_id).out.startswith(f"{sae_id} deleted, ")
+
+
+@pytest.mark.parametrize(("given", "strength"), [("3=-5", -5.0), ("3=-.5", -0.5), ("3=-0", 0.0), ("0=-1e1", -10.0)])
+def test_negative_strengths(at: Command, client: Client, given: str, strength: float) -> None:
+    client.load_model(MODEL)
+    client.download(REPOSITORY, "layer.1")
+    client.attach(client.find("org-saes"))
+    assert at("steer", "org-saes", given).code == 0
+    assert at("steer", "org-saes", "--method", "set", given).code == 0
+    assert client.steering(client.find("org-saes"))["features"][0]["strength"] == strength
+
+
+def test_status_while_an_sae_is_brought_back(command: Command) -> None:
+    """Not "nothing": it is on its way, and the service says so."""
+    log = MemoryLog()
+    with in_thread(log=log) as first, Client(first.url) as client:
+        client.load_model(MODEL)
+        client.download(REPOSITORY, "layer.1")
+        client.attach(client.find("org-saes"))
+        sae_id = client.find("org-saes")
+    engine = FakeEngine(attach_gate=asyncio.Event())
+    with in_thread(log=log, engine=engine, hub=first.hub) as second, Client(second.url) as client:
+        while client.status()["model"]["status"] != "loaded":
+            pass
+        shown = command("status", "--url", second.url)
+        line = f"attaching   {sae_id} at resid_post.1, steer: it is being brought back"
+        assert shown.out.splitlines() == [
+            f"not ready: SAE {sae_id} is being attached", f"model       {MODEL} (float32 on cpu, 4 layers of 16)", line,
+        ]  # fmt: skip
+        (coming,) = client.status()["readiness"]["coming_back"]
+        assert coming == {"sae_id": sae_id, "hook_point": {"kind": "resid_post", "layer": 1}, "mode": "steer"}
+        assert engine.attach_gate is not None
+        second.actor.failure.get_loop().call_soon_threadsafe(engine.attach_gate.set)
+        while not client.status()["ready"]:
+            pass
+        assert client.status()["attaching"] == []
+        assert f"attached    {sae_id} at resid_post.1, steer" in command("status", "--url", second.url).out
+
+
+def test_status_while_an_sae_is_attached(command: Command) -> None:
+    engine = FakeEngine(attach_gate=asyncio.Event())
+    with in_thread(engine=engine) as running, Client(running.url) as client:
+        client.load_model(MODEL)
+        client.download(REPOSITORY, "layer.1")
+        sae_id = client.find("org-saes")
+        client.command("Attach", sae_id=sae_id, wait=0)
+        assert command("status", "--url", running.url).out.splitlines()[2:] == [f"attaching   {sae_id}"]
+        assert engine.attach_gate is not None
+        running.actor.failure.get_loop().call_soon_threadsafe(engine.attach_gate.set)
 
 
 def test_json_is_the_raw_answer(at: Command, client: Client) -> None:
@@ -247,6 +299,14 @@ def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
         (("steer", "x", "--clear", "5=1"), "--clear takes all edits away, and no FEATURE=STRENGTH goes with it"),
         (("steer", "x", "--unit", "raw", "5"), "'5' is not FEATURE=STRENGTH"),
         (("steer", "x", "1=1", "--nonsense"), "unrecognized arguments: --nonsense"),
+        (("steer", "x", "-1=5"), "steer: '-1=5': '-1' is not a feature; features are numbered 0, 1, 2, …"),
+        (("steer", "x", "2=1", "-0=5"), "'-0' is not a feature"),
+        (("steer", "x", "--", "-1=5"), "'-1' is not a feature"),
+        (("steer", "x", "-.5=5", "--method", "set"), "'-.5' is not a feature"),
+        (("steer", "x", "1.5=3"), "'1.5' is not a feature"),
+        (("steer", "x", "584="), "'584=' gives no strength after '='"),
+        (("steer", "x", "584=--5"), "'584=--5': the strength '--5' is not a number"),
+        (("steer", "x", "-1=5", "--nonsense"), "unrecognized arguments: -1=5 --nonsense"),
         (("attach", "x", "--layer", "-1"), "argument --layer: '-1' is no layer: they count from 0"),
     ],
 )

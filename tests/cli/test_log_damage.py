@@ -6,6 +6,7 @@ The bytes, tails and orders by the thousand are in tests/eventlog; here are the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_actor.eventlog import SqliteLog, events_of
 from tests.cli.conftest import Ran
 from tests.eventlog.making import REPOSITORY, content, make_killed_log, make_log
 from tests.eventlog.test_tampering import change_byte
@@ -144,3 +146,106 @@ def test_a_process_of_its_own_leaves_with_65(tmp_path: Path, name: str) -> None:
         if name != "events.db-wal":  # a frame that does not verify takes all events of its transaction along
             assert f"{position}: " in answer.stdout
         (folder / name).write_bytes(whole)
+
+
+# — a copy without head.checkpoint —
+
+
+@pytest.fixture
+def copy(tmp_path: Path, log: Path) -> tuple[Path, list[str]]:
+    """Of the database alone, whose tail was in the WAL that was not copied; and the heads of the whole log."""
+    whole = asyncio.run(_hashes(log))
+    cut_rows(log, 20, tmp_path / "copy")
+    return tmp_path / "copy", whole
+
+
+async def _hashes(folder: Path) -> list[str]:
+    return [f"{event.position}:{event.hash}" async for event in events_of(folder)]
+
+
+def cut_rows(log: Path, keep: int, to: Path) -> None:
+    """What a copy holds that was made before the rest reached the database."""
+    to.mkdir()
+    shutil.copy(log / "events.db", to / "events.db")
+    with contextlib.closing(sqlite3.connect(to / "events.db")) as db:
+        triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            db.execute(f"DROP TRIGGER {name}")
+        db.execute("DELETE FROM events WHERE position > ?", (keep,))
+        for _, sql in triggers:
+            db.execute(sql)
+        db.commit()
+        db.execute("PRAGMA journal_mode = DELETE")
+
+
+def test_row_78_a_copy_without_its_checkpoint_is_unproven(copy: tuple[Path, list[str]], command: Command) -> None:
+    folder, _ = copy
+    before = content(folder)
+    said = command("log", "verify", "--data-dir", str(folder))
+    assert said.code == 65
+    assert said.out.startswith("unproven: 20 events that verify, head 20 ")
+    assert "there is no head.checkpoint" in said.out
+    assert "--head POSITION:HASH" in said.out
+    told = command("log", "verify", "--json", "--data-dir", str(folder))
+    answer = json.loads(told.out)
+    assert (told.code, answer["ok"], answer["unproven"], answer["events"]) == (65, False, True, 20)
+    assert "first_bad" not in answer
+    assert content(folder) == before
+
+
+def test_row_78_a_head_that_was_noted_proves_it(copy: tuple[Path, list[str]], command: Command) -> None:
+    folder, heads = copy
+    for noted in ([heads[19]], [heads[6]], [heads[6], heads[19].upper()]):
+        flags = [flag for head in noted for flag in ("--head", head)]
+        proven = command("log", "verify", "--data-dir", str(folder), *flags)
+        assert (proven.code, proven.out) == (0, f"ok: 20 events, head {heads[19].replace(':', ' ')}\n")
+    lost = command("log", "verify", "--json", "--data-dir", str(folder), "--head", heads[29])
+    assert lost.code == 65
+    answer = json.loads(lost.out)
+    assert (answer["ok"], answer["first_bad"], answer["events"]) == (False, 21, 20)
+    assert "an event 30 was witnessed" in answer["detail"]
+    other = command("log", "verify", "--data-dir", str(folder), "--head", f"7:{'0' * 64}")
+    assert other.code == 65
+    assert other.out.startswith("damaged at position 7: event 7: it is not the one that was witnessed")
+
+
+def test_a_log_with_its_checkpoint_is_held_to_a_head_too(
+    log: Path, copy: tuple[Path, list[str]], command: Command
+) -> None:
+    assert command("log", "verify", "--data-dir", str(log)).code == 0
+    assert command("log", "verify", "--data-dir", str(log), "--head", copy[1][29]).code == 0
+    assert command("log", "verify", "--data-dir", str(log), "--head", f"30:{'1' * 64}").code == 65
+
+
+@pytest.mark.parametrize("head", ["7", f"7:{'0' * 63}", f"0:{'0' * 64}", f"x:{'0' * 64}", f"-7:{'0' * 64}"])
+def test_what_is_no_head(log: Path, command: Command, head: str) -> None:
+    refused = command("log", "verify", "--data-dir", str(log), f"--head={head}")
+    assert refused.code == 64
+    assert "is not " in refused.err
+
+
+def test_what_is_read_of_an_unproven_log_says_so(
+    copy: tuple[Path, list[str]], command: Command, tmp_path: Path
+) -> None:
+    folder, _ = copy
+    for name in (("show",), ("state",), ("diff", "3", "9")):
+        shown = command("log", *name, "--data-dir", str(folder))
+        assert shown.code == 0
+        assert shown.err.startswith("sae-actor: warning: this log is unproven: 20 events that verify")
+    exported = command("log", "export", "--data-dir", str(folder), str(tmp_path / "out.tar"))
+    assert exported.code == 0
+    assert "whether events at the end are missing from the export cannot be told" in exported.err
+    # An import is the whole of the export, whose head it has.
+    imported = command("log", "import", "--data-dir", str(tmp_path / "new"), str(tmp_path / "out.tar"))
+    assert (imported.code, command("log", "verify", "--data-dir", str(tmp_path / "new")).code) == (0, 0)
+
+
+def test_a_service_makes_a_missing_checkpoint_again(log: Path, command: Command) -> None:
+    """Row 18: a start warns, and from then on there is one."""
+    (log / "head.checkpoint").unlink()
+    asyncio.run(_live(log))
+    assert command("log", "verify", "--data-dir", str(log)).code == 0
+
+
+async def _live(folder: Path) -> None:
+    await (await SqliteLog.open(folder)).close()

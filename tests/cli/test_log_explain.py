@@ -116,6 +116,14 @@ def test_how_it_ended(reason: str, tmp_path: Path, command: Command) -> None:
     assert "\x1b" not in ran.out
 
 
+def test_without_a_checkpoint_it_says_what_is_not_proven(tmp_path: Path, command: Command) -> None:
+    write(tmp_path / "other", ended(admitted(a_life(), "g"), "g"))
+    (tmp_path / "other" / "head.checkpoint").unlink()
+    ran = command("log", "explain", "g", "--data-dir", str(tmp_path / "other"))
+    assert ran.code == 0
+    assert "log          unproven: 15 events verify, head 15 " in ran.out
+
+
 def test_without_an_end_and_out_of_force(tmp_path: Path, command: Command) -> None:
     off = a_life().and_then(SteeringChanged(sae_id=A, features=(FIRST, SECOND), enabled=False))
     write(tmp_path / "other", admitted(off, "g"))

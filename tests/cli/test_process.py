@@ -19,6 +19,7 @@ import pytest
 from sae_actor.client import Client
 from tests.children import child
 from tests.cli.conftest import Ran
+from tests.fakes.hub_server import HubServer
 
 Command = Callable[..., Ran]
 
@@ -199,11 +200,43 @@ def test_import_roots_that_are_not_there_are_warned_of(
     )
 
 
-def test_a_model_that_is_not_there_is_named_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    gone = tmp_path / "gone"
-    with serving(tmp_path / "data", "--model", str(gone)):
+@pytest.mark.parametrize("name", ["gone", "empty", "model.safetensors", "gone/deeper/still"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_path_without_a_model_is_refused_before_it_listens(
+    name: str, relative: bool, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    model = f"./{name}" if relative else str(tmp_path / name)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # a port in use would be 69: it is not asked for
+        port = str(taken.getsockname()[1])
+        refused = command("serve", "--port", port, "--data-dir", str(tmp_path / "data"), "--model", model)
+    assert (refused.code, refused.out) == (78, "")
+    assert str(tmp_path / name) in refused.err
+    assert {"empty": "holds no model", "model.safetensors": "is not a folder"}.get(name, "no folder") in refused.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_settings_are_held_to_it_too(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv("SAE_ACTOR_MODEL_ID", "~nobody-of-that-name/model")
+    refused = command("serve", "--port", "0", "--data-dir", str(tmp_path / "data"))
+    assert refused.code == 78
+    assert "model.id: there is no folder " in refused.err
+    with serving(folder, "--read-only"):  # loads none
         pass
-    assert f"sae-actor: {gone} is neither a folder with a model nor " in capfd.readouterr().err
+
+
+def test_what_may_be_an_id_is_asked_of_the_hub(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with HubServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        with serving(tmp_path / "data", "--model", "models/nope"):
+            assert server.asked("info")
+    assert capfd.readouterr().err.count("the hub has no models/nope at main") == 1
 
 
 def test_read_only(folder: Path, command: Command) -> None:

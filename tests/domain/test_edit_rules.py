@@ -90,6 +90,33 @@ def conflict(one: Edit, other: Edit) -> bool:
     return False
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (edit(), edit(strength=2.0),
+         "feature 3 has two edits with the method add at every position: send one, with the strength that you want"),
+        (edit(method="set", positions="prompt"), edit(method="cap", positions="last_prompt"),
+         "feature 3 has an edit with the method set and one with cap, at every position of the prompt and at the last "
+         "position of the prompt, which can meet: only one of set, scale and cap can decide an activation"),
+        (edit(method="cap", positions="prompt"), edit(method="cap"),
+         "feature 3 has two edits with the method cap, at every position of the prompt and at every position, which "
+         "can meet: only one of set, scale and cap can decide an activation"),
+        (edit(method="set"), edit(method="scale"),
+         "feature 3 has an edit with the method set and one with scale, at every position: only one of set, scale and "
+         "cap can decide an activation"),
+        (edit(when=When(1, 0.5)), edit(when=When(2, 0.5)),
+         "feature 3 has two edits with the method add at every position; a condition does not tell them apart: send "
+         "one, with the strength that you want"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_told_in_words(one: Edit, other: Edit, told: str) -> None:
+    story = given(*attached_steered()).when(Steer(sae_id=A, features=(one, other)))
+    story.refused("conflicting_edits", feature=3)
+    with pytest.raises(ConflictingEditsError) as refused:
+        checked((one, other), A, D_SAE)
+    assert refused.value.detail == told
+
+
 @pytest.mark.parametrize("first", ["set", "scale", "cap"])
 @pytest.mark.parametrize("second", ["set", "scale", "cap"])
 def test_two_that_fix_the_activation(first: Method, second: Method) -> None:

@@ -14,7 +14,7 @@ from sae_actor.domain import events as ev
 from sae_actor.domain.events import ERASED, Sampling
 from sae_actor.domain.explaining import Explaining, Provenance, follow
 from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention
-from sae_actor.domain.refs import Edit
+from sae_actor.domain.refs import Edit, FinishReason
 from tests.domain.dsl import (
     DIED,
     STARTED,
@@ -77,6 +77,18 @@ def test_the_server_s_steering() -> None:
     ]  # fmt: skip
     assert view["digest"] == {"recomputed": view["intervention_sha256"], "agrees": True, "state_agrees": True}
     assert (view["position"], view["finished"]["position"], view["finish_reason"]) == (9, 10, "stop")
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [("stop", "finished"), ("length", "finished"), ("feature", "finished"), ("intervention_removed", "finished"),
+     ("cancelled", "cancelled"), ("error", "failed"), ("interrupted", "interrupted")],
+)  # fmt: skip
+def test_the_state_of_a_text(reason: FinishReason, state: str) -> None:
+    story = begun(given(*attached_steered()))
+    assert one(story)["state"] == "running"
+    assert told(story, generation_id="g", live=False)[0]["state"] == "interrupted"
+    assert one(finished(story, finish_reason=reason))["state"] == state
 
 
 def test_the_request_s_own_steering() -> None:

@@ -159,3 +159,12 @@ def test_a_cancelled_download_ends(hub: HubServer, tiny_llama: Path, monkeypatch
     with pytest.raises(LoadCancelled):
         load_model(load(HUB_ID), cancel_at_the_weights, cancelled)
     assert hub.sent("store") < (tiny_llama / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_folder_with_a_git_lfs_pointer(tiny_llama: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    (folder / name).write_bytes(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n".encode())
+    with pytest.raises(ModelLoadError, match=f"^{name} of the model is a git-lfs pointer, .*`git lfs pull`") as refused:
+        load_model(load(str(folder)), lambda _, __: None, threading.Event())
+    assert refused.value.fields["check"] == "lfs_pointer"

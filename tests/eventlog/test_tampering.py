@@ -263,12 +263,14 @@ async def test_a_missing_checkpoint_is_made_again_with_a_warning(
     (tmp_path / CHECKPOINT).unlink()
     verification = await verify_folder(tmp_path)
     assert verification.ok
+    assert verification.unproven
     assert "no head.checkpoint" in (verification.detail or "")
     with caplog.at_level(logging.WARNING):
         log = await SqliteLog.open(tmp_path)
     assert "no head.checkpoint" in caplog.text
     await log.close()
     assert (await verify_folder(tmp_path)).detail is None
+    assert not (await verify_folder(tmp_path)).unproven
 
 
 async def test_a_checkpoint_of_another_log_is_refused(tmp_path: Path) -> None:

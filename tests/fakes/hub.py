@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
 from sae_actor.domain.refs import HookPoint, SaeDescription, SaeFile
+from sae_actor.domain.weights import WeightsFile, weights_sha256
 from sae_actor.errors import (
     ForbiddenError,
     NotFoundError,
@@ -139,7 +140,7 @@ class FakeHub:
         self.damaged.difference_update(file.sha256 for file in entry.files)
         self.partials.discard(partial)
         commit = hashlib.sha1(f"{effect.repository_id}@{effect.revision}".encode()).hexdigest()
-        return HubSae(commit=commit, files=entry.files, sae=entry.sae, weights_sha256=_weights(entry))
+        return HubSae(commit=commit, files=entry.files, sae=entry.sae, **_weights(entry))
 
     async def resolve_import(self, path: str) -> str:
         await self._step("resolve_import", path)
@@ -160,7 +161,7 @@ class FakeHub:
         entry = self.places.get(effect.path)
         if entry is None:
             raise NotFoundError("There is no such folder", path=effect.path)
-        return HubSae(commit=None, files=entry.files, sae=entry.sae, weights_sha256=_weights(entry))
+        return HubSae(commit=None, files=entry.files, sae=entry.sae, **_weights(entry))
 
     async def locate(self, location: SaeLocation) -> str:
         await self._step("locate", location)
@@ -250,6 +251,9 @@ def _files(prefix: str, name: str, sae: SaeDescription) -> tuple[SaeFile, ...]:
     return SaeFile(f"{prefix}cfg.json", 500, sha("cfg")), weights
 
 
-def _weights(entry: FakeSae) -> str:
+def _weights(entry: FakeSae) -> dict[str, Any]:
     weights = [file for file in entry.files if not file.path.endswith(".json")]
-    return hashlib.sha256("".join(f"{file.path}\0{file.sha256}\n" for file in weights).encode()).hexdigest()
+    return {
+        "weights_sha256": weights_sha256((file.path, file.sha256) for file in weights),
+        "weights_files": tuple(WeightsFile(file.path, file.sha256) for file in weights),
+    }

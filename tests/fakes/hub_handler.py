@@ -22,6 +22,7 @@ _INFO = re.compile(rf"/api/models/{_REPOSITORY}/revision/(?P<revision>.+)")
 _TREE = re.compile(rf"/api/models/{_REPOSITORY}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
 _PATHS = re.compile(rf"/api/models/{_REPOSITORY}/paths-info/(?P<revision>.+)")
 _FILE = re.compile(rf"/{_REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_CACHED = re.compile(r"/api/resolve-cache/models/(?P<repository>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 class _AnsweredError(Exception):
@@ -67,12 +68,17 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(_AnsweredError):
             if self.server.store:
                 self._serve_store(path)
-            elif found := _INFO.fullmatch(path):
+                return
+            own = self.server.hub.path
+            path = path.removeprefix(own) if path.startswith(f"{own}/") else f"/outside{path}"
+            if found := _INFO.fullmatch(path):
                 self._serve_info(found["repository"], found["revision"])
             elif found := _TREE.fullmatch(path):
                 self._serve_tree(found["repository"], found["revision"], found["folder"] or "", parse_qs(parts.query))
             elif found := _PATHS.fullmatch(path):
                 self._serve_paths(found["repository"], found["revision"], form.get("paths", []))
+            elif found := _CACHED.fullmatch(path):
+                self._serve_cached(found["repository"], found["revision"], found["path"])
             elif found := _FILE.fullmatch(path):
                 self._serve_file(found["repository"], found["revision"], found["path"])
             else:
@@ -98,7 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         start = int(query.get("cursor", ["0"])[0])
         more = {}
         if start + PAGE < len(entries):
-            base = f"{self.server.hub.url}/api/models/{repository_id}/tree/{revision}/{quote(folder)}"
+            named = self.server.hub.copies or self.server.hub.url
+            base = f"{named}/api/models/{repository_id}/tree/{revision}/{quote(folder)}"
             more["Link"] = f'<{base}?recursive=true&cursor={start + PAGE}>; rel="next"'
         self._json(entries[start : start + PAGE], fault, more)
 
@@ -135,8 +142,17 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content)), "ETag": '"0"'}
             headers["Location"] = f"{hub.store_url}/{sha256}/{quote(path)}?Signature={SIGNATURE}"
             self._send(302, headers, b"", fault)
+        elif hub.copies is not None:
+            headers["Location"] = f"{hub.copies}/api/resolve-cache/models/{repository_id}/{commit}/{quote(path)}"
+            self._send(307, headers, b"", fault)
         else:
             self._body(content, headers | {"ETag": f'"{git}"'}, fault)
+
+    def _serve_cached(self, repository_id: str, revision: str, path: str) -> None:
+        fault = self._begin("cache", path)
+        content = self._files(repository_id, revision)[path]
+        etag = self.server.hub.digests(content)[1]
+        self._body(content, {"X-Repo-Commit": revision, "Accept-Ranges": "bytes", "ETag": f'"{etag}"'}, fault)
 
     def _serve_store(self, path: str) -> None:
         fault = self._begin("store", path)

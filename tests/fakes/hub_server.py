@@ -27,7 +27,8 @@ class Fault:
     """What goes wrong with one kind of request; fields that are set are applied together."""
 
     on: str
-    """info, tree, paths, head, get (`resolve`), store (the signed address) or any."""
+    """info, tree, paths, head, get (`resolve`), cache (where a mirror's small files are), store (the signed address)
+    or any."""
     path: str | None = None
     """Only for files whose path contains this."""
     times: int | None = None
@@ -104,11 +105,21 @@ class HubServer:
         self._store = Server(self, store=True)
         self.url = f"http://127.0.0.1:{self._hub.server_port}"
         self.store_url = f"http://127.0.0.1:{self._store.server_port}"
+        self.path = ""
+        """Of a mirror that is not at the root of its host; `url` ends in it."""
+        self.copies: str | None = None
+        """Address of the hub that this one is a mirror of: its `Link` headers name that one, and small files are
+        where that one redirects to. None: it is no mirror, and names itself."""
 
     def __enter__(self) -> HubServer:
         for server in (self._hub, self._store):
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
+
+    def mirror(self, copies: str = "https://huggingface.co", path: str = "") -> None:
+        """From now on it is a mirror of another hub, `path` below its own address."""
+        self.copies, self.path = copies, path
+        self.url += path
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -10,6 +10,7 @@ import pytest
 
 from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
 from sae_actor.domain.refs import SaeFile
+from sae_actor.domain.weights import WeightsFile
 from sae_actor.errors import ForbiddenError, NotFoundError, RepositoryNotFoundError, SAEAmbiguousError, SAEInvalidError
 from sae_actor.ports import Hub
 from tests.fakes.hub import FakeHub, description
@@ -103,7 +104,9 @@ async def test_a_download_is_described_digested_and_found_again(world: World) ->
     assert (found.sae.format, found.sae.d_in, found.sae.d_sae) == ("sae_lens", 8, 32)
     assert found.commit is not None
     assert len(found.commit) == 40
-    assert len(found.weights_sha256) == 64
+    weights = next(file for file in found.files if file.path == "layer.1/sae_weights.safetensors")
+    assert found.weights_sha256 == weights.sha256, "what sha256sum prints for the one file"
+    assert found.weights_files == (WeightsFile("layer.1/sae_weights.safetensors", weights.sha256),)
     assert all(file.bytes > 0 and len(file.sha256) == 64 for file in found.files)
     assert {file.path for file in found.files} >= {"layer.1/cfg.json", "layer.1/sae_weights.safetensors"}
     assert told.messages

@@ -14,6 +14,7 @@ import torch
 
 from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
 from sae_actor.domain.refs import import_id_of
+from sae_actor.domain.weights import WeightsFile
 from sae_actor.errors import DiskFullError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.digests import sha256_of, weights_sha256
@@ -73,6 +74,7 @@ async def test_a_pickle_from_the_hub(
     assert [made.converted_from] == [file.path for file in pickles]
     assert made.path == os.path.splitext(pickles[0].path)[0] + ".safetensors"
     assert found.weights_sha256 == weights_sha256([(os.path.basename(made.path), made.sha256)])
+    assert found.weights_files == (WeightsFile(made.path, made.sha256),)
     where = await hub.locate(located(effect, found))
     assert sha256_of(Path(where)) == made.sha256
     assert Path(where).is_relative_to(folder / "converted")

@@ -57,6 +57,7 @@ async def test_the_files_lie_where_other_tools_look(server: HubServer, hub: Hugg
     assert {ref for repo in scanned.repos for ref in repo.refs} == {"main"}
     weights = next(file for file in found.files if file.path.endswith(".safetensors"))
     assert found.weights_sha256 == weights_sha256([("sae_weights.safetensors", weights.sha256)])
+    assert found.weights_sha256 == hashlib.sha256(files["layer.1/sae_weights.safetensors"]).hexdigest()
 
 
 async def test_progress_counts_to_the_total_at_most_four_times_a_second(server: HubServer, hub: HuggingFaceHub) -> None:

@@ -80,6 +80,9 @@ async def test_a_download_and_an_import_of_the_same_files_agree(
     imported = await hub.import_(effect(str(roots / "one")))
     assert imported.sae == fetched.sae
     assert imported.weights_sha256 == fetched.weights_sha256
+    assert [file.path for file in imported.weights_files] == ["sae_weights.safetensors"]
+    assert [file.path for file in fetched.weights_files] == ["deep/down/sae_weights.safetensors"]
+    assert {file.sha256 for file in imported.weights_files} == {imported.weights_sha256}
     assert [file.sha256 for file in imported.files] == [file.sha256 for file in fetched.files]
     assert {file.path for file in imported.files} == {"cfg.json", "sae_weights.safetensors"}
 

@@ -167,6 +167,11 @@ class Page:
         )
         self.call("Input.insertText", {"text": value})
 
+    def press(self, key: str, code: int) -> None:
+        """A key of the keyboard goes down and up, wherever the focus is."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code})
+
     @property
     def complaints(self) -> list[str]:
         """What went to the console as an error or warning, uncaught exceptions and broken policy among them."""

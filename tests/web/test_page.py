@@ -14,7 +14,7 @@ import pytest
 
 from sae_actor.api import web
 from sae_actor.domain.events import PAYLOADS
-from tests.process.harness import Process
+from tests.process.harness import Process, until
 from tests.process.test_kill import EDIT, SAE_ID, SCRIPT
 from tests.web.browser import BINARY, Browser, Page
 
@@ -113,6 +113,83 @@ def test_a_session(browser: Browser, service: Process) -> None:
         f"/api/saes/{SAE_ID}/attach",
         f"/api/saes/{SAE_ID}/detach", f"/api/saes/{SAE_ID}/steering",
     }  # fmt: skip
+
+
+STRENGTH = "document.querySelector('#edits input[type=number]')"
+UP, DOWN = ("ArrowUp", 38), ("ArrowDown", 40)
+
+
+@needs_browser
+def test_arrow_keys_go_on_changing_a_strength(browser: Browser, service: Process) -> None:
+    """Every step is a change that is sent; the field keeps the focus through it and through the refresh after it."""
+    prepared(service, 4)
+
+    def steered() -> float:
+        strength: float = service.client.get(f"/api/saes/{SAE_ID}/steering").json()["features"][0]["strength"]
+        return strength
+
+    page = opened(browser, service.url)
+    page.until(f"{STRENGTH}?.value === '85'")
+    page.evaluate(f"{STRENGTH}.focus()")
+    for key, strength in ((UP, 86), (UP, 87), (DOWN, 86), (UP, 87), (UP, 88)):
+        page.press(*key)
+        until(lambda strength=strength: steered() == strength)  # type: ignore[misc]
+        page.until(f"document.querySelector('#events').innerText.includes('584={strength} add')")
+        assert page.evaluate(f"document.activeElement === {STRENGTH} && !{STRENGTH}.disabled")
+    for _ in range(20):
+        page.press(*DOWN)
+    until(lambda: steered() == 68)
+    assert page.evaluate(f"document.activeElement === {STRENGTH}")
+    page.fill("#edits input[type=number]", "")
+    page.click("h1")  # what is left empty is put back
+    page.until(f"{STRENGTH}.value === '68'")
+    assert steered() == 68
+    assert page.complaints == []
+
+
+@needs_browser
+def test_a_box_keeps_the_focus(browser: Browser, service: Process) -> None:
+    prepared(service, 4)
+    page = opened(browser, service.url)
+    for box, shown in (
+        ("#edits input[type=checkbox]", "document.querySelector('#edits li').className === 'off'"),
+        ("#saes input[type=checkbox]", "!document.querySelector('#watching').hidden"),
+    ):
+        page.until(f"document.querySelector('{box}') !== null")
+        page.evaluate(f"document.querySelector('{box}').focus()")
+        page.press(" ", 32)
+        page.until(shown)
+        page.until(f"document.activeElement === document.querySelector('{box}')")
+    assert page.complaints == []
+
+
+@needs_browser
+def test_positions_by_role_are_accepted(browser: Browser, service: Process) -> None:
+    prepared(service, 3)
+    page = opened(browser, service.url)
+    page.until("!document.querySelector('#steering').hidden")
+    offered = page.evaluate(
+        "[...document.querySelector('#steer [name=positions]').options].map(e => [e.text, e.value])"
+    )
+    assert offered == [
+        *([name, name] for name in ("all", "prompt", "generated", "response", "last_prompt")),
+        ["system messages", '{"role":"system"}'],
+        ["user messages", '{"role":"user"}'],
+        ["assistant messages", '{"role":"assistant"}'],
+    ]
+    for number, (_, value) in enumerate(offered):
+        page.fill("#steer [name=feature]", str(number))
+        page.fill("#steer [name=strength]", "3")
+        page.evaluate(f"document.querySelector('#steer [name=positions]').value = {json.dumps(value)}")
+        page.click("#steer button")
+        page.until(f"document.querySelectorAll('#edits input[type=number]').length === {number + 1}")
+    steering = service.client.get(f"/api/saes/{SAE_ID}/steering").json()["features"]
+    assert [each["positions"] for each in steering] == [
+        "all", "prompt", "generated", "response", "last_prompt", {"role": "system"}, {"role": "user"},
+        {"role": "assistant"},
+    ]  # fmt: skip
+    assert page.evaluate("document.querySelector('#problem').hidden")
+    assert page.complaints == []
 
 
 @needs_browser

@@ -16,22 +16,40 @@ function complain(message) {
 }
 byId("problem").lastElementChild.addEventListener("click", () => complain());
 
-/** An event handler that disables its button while it runs, and shows what went wrong. */
+/** Do it, and show what went wrong. */
+async function reported(action) {
+  complain();
+  try {
+    await action();
+  } catch (error) {
+    if (error.name !== "AbortError") complain(error.message);
+    saesShown = ""; // what was pressed may look as if it had worked
+    soon();
+    if (error.status === 401) await stillEntered();
+  }
+}
+
+/** An event handler that disables its button while it runs, gives the focus back, and shows what went wrong. */
 function guarded(action) {
   return async (event) => {
     event.preventDefault();
     const pressed = event.submitter ?? event.currentTarget;
+    const focused = document.activeElement === pressed;
     pressed.disabled = true;
-    complain();
-    try {
-      await action(event);
-    } catch (error) {
-      if (error.name !== "AbortError") complain(error.message);
-      if (error.status === 401) await stillEntered();
-    } finally {
-      pressed.disabled = false;
-    }
+    await reported(() => action(event));
+    pressed.disabled = false;
+    if (focused && document.activeElement === document.body) (pressed.isConnected ? pressed : twin(pressed))?.focus();
   };
+}
+
+/** What stands in the place of an element that a refresh has replaced. */
+const twin = (old) => (old.dataset.key ? document.querySelector(`[data-key="${CSS.escape(old.dataset.key)}"]`) : null);
+
+/** Replace the rows of a list; what had the focus in it has it after. */
+function fill(list, rows) {
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  list.replaceChildren(...rows);
+  if (focused) twin(focused)?.focus();
 }
 
 function button(label, action, className = "") {
@@ -46,6 +64,7 @@ let attachments = [];
 let revision = "*";
 let model = { status: "none" };
 let monitors = [];
+let saesShown = "";
 
 const hook = (point) => (point ? `${point.kind}.${point.layer}` : "no hook point");
 const bytes = (count) => (count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(1)} GB`);
@@ -59,7 +78,9 @@ async function refresh() {
   revision = etag;
   showModel();
   byId("no-saes").hidden = all.saes.length > 0;
-  byId("saes").replaceChildren(...all.saes.map(saeRow));
+  const toShow = JSON.stringify([all.saes, monitors]);
+  if (toShow !== saesShown) fill(byId("saes"), all.saes.map(saeRow)); // else a click that is under way would be lost
+  saesShown = toShow;
   byId("watching").hidden = monitors.length === 0;
   showSteering(new Map(all.saes.map((sae) => [sae.sae_id, sae])));
 }
@@ -98,6 +119,7 @@ const FIRING = 12;
 function watchBox(saeId) {
   const label = element("label", "", { className: "check" });
   const box = element("input", "", { type: "checkbox", checked: monitors.some((each) => each.sae_id === saeId) });
+  box.dataset.key = `watch ${saeId}`;
   box.addEventListener("change", guarded(async () => {
     const wanted = { type: "Monitor", sae_id: saeId, enabled: box.checked, top_k: 5 };
     await call("POST", "/api/commands", wanted).finally(refresh);
@@ -129,7 +151,7 @@ function showSteering(saes) {
   if (widest > 0) form.feature.max = widest - 1;
   // A strength that is being typed is left alone; the next refresh brings the list up to date.
   if (!byId("edits").contains(document.activeElement) || document.activeElement.type !== "number") {
-    byId("edits").replaceChildren(...attachments.flatMap(editRows));
+    fill(byId("edits"), attachments.flatMap(editRows));
   }
   byId("under").textContent = `under the intervention${withoutEffect()}`;
 }
@@ -170,12 +192,18 @@ function editRows(attachment) {
     const about = element("div", `feature ${edit.feature}`, { className: "main" });
     about.append(element("p", details.filter(Boolean).join(" · ")));
     const strength = element("input", "", { type: "number", step: "any", value: edit.strength, ariaLabel: `strength of feature ${edit.feature}` });
-    strength.addEventListener("change", guarded(async () => {
-      strength.blur();
-      if (strength.value === "") return refresh();
-      const changed = { ...edit, strength: Number(strength.value) };
-      return steer(saeId, (now) => ({ features: now.map((each) => (sameEdit(each, edit) ? changed : each)) }));
-    }));
+    // Each step of an arrow key is a change: they keep the focus, and those that come while one is sent are sent as one.
+    let sent = true;
+    strength.addEventListener("change", () => {
+      if (!sent || strength.value === "") return;
+      sent = false;
+      reported(() => steer(saeId, (now) => {
+        sent = true;
+        const strengthOf = (each) => (strength.value === "" ? each.strength : Number(strength.value));
+        return { features: now.map((each) => (sameEdit(each, edit) ? { ...each, strength: strengthOf(each) } : each)) };
+      }));
+    });
+    strength.addEventListener("blur", (event) => byId("edits").contains(event.relatedTarget) || soon());
     const remove = () => steer(saeId, (now) => ({ features: now.filter((each) => !sameEdit(each, edit)) }));
     row.append(about, strength, button("Remove", remove, "plain"));
     return row;
@@ -183,6 +211,7 @@ function editRows(attachment) {
   if (edits.length > 0) {
     const force = element("label", "", { className: "check main" });
     const box = element("input", "", { type: "checkbox", checked: attachment.steering_enabled });
+    box.dataset.key = `force ${saeId}`;
     box.addEventListener("change", guarded(() => steer(saeId, () => ({ enabled: box.checked }))));
     force.append(box, " in force");
     const row = element("li");
@@ -192,11 +221,16 @@ function editRows(attachment) {
   return rows;
 }
 
+const ROLES = ["system", "user", "assistant"];
+
+/** Positions as the choice of the form names them: a name, or the object of a role. */
+const positionsOf = (chosen) => (chosen.startsWith("{") ? JSON.parse(chosen) : chosen);
+
 byId("steer").addEventListener("submit", guarded(async (event) => {
   const form = event.target.elements;
   const edit = {
     feature: Number(form.feature.value), strength: Number(form.strength.value), method: form.method.value,
-    positions: form.positions.value, exclude: form.sink.checked ? ["sink"] : [],
+    positions: positionsOf(form.positions.value), exclude: form.sink.checked ? ["sink"] : [],
   };
   await steer(form.sae.value, (now) => ({ features: [...now, edit] }));
   form.feature.value = form.strength.value = "";
@@ -307,8 +341,11 @@ async function begin() {
   await entered();
   const [can, health] = await Promise.all([call("GET", "/api/capabilities"), call("GET", "/health")]);
   byId("steer").elements.method.replaceChildren(...can.methods.map((name) => new Option(name)));
-  const named = can.positions.filter((name) => /^[a-z_]+$/.test(name) && name !== "tokens");
-  byId("steer").elements.positions.replaceChildren(...named.map((name) => new Option(name)));
+  const named = can.positions.filter((name) => /^[a-z_]+$/.test(name) && !["tokens", "role"].includes(name));
+  const roles = can.positions.includes("role") ? ROLES : [];
+  byId("steer").elements.positions.replaceChildren(
+    ...named.map((name) => new Option(name)), ...roles.map((role) => new Option(`${role} messages`, JSON.stringify({ role }))),
+  );
   await refresh();
   follow(Math.max(0, health.position - KEPT), { onEvent, onPassing, onLink, onRefused: stillEntered });
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..refs import Edit, HookPoint, Mode, Monitoring, SaeDescription, SaeFile
+from ..weights import WeightsFiles
 from .payload import Intent, Payload, Problem
 
 # — on disk —
@@ -30,7 +31,9 @@ class DownloadCompleted(Payload, frozen=True, kw_only=True):
     files: tuple[SaeFile, ...]
     sae: SaeDescription
     weights_sha256: str
-    """Digest over the files that hold weights: what an intervention names."""
+    """Digest of the files that hold weights: what an intervention names. Of one file its own sha256; in older events,
+    and of several, that of a list of them (see `domain.weights`)."""
+    weights_files: WeightsFiles = ()
     reused: bool = False
 
 
@@ -84,6 +87,7 @@ class SaeAttached(Payload, frozen=True, kw_only=True):
     dtype: str = "float32"
     """Type in which the SAE computes."""
     weights_sha256: str = ""
+    weights_files: WeightsFiles = ()
     memory_bytes: int = 0
     """Estimate from the shapes, section 4 of the contract."""
     device_bytes: int = 0

@@ -1,0 +1,59 @@
+"""Which files an SAE's weights are read from, and their digest: what an intervention names.
+
+The digest of one file is its own sha256, as `sha256sum` prints it; that of several is over their list. Logs of before
+hold the digest over the list for one file too. What a digest meant it still means: both forms of it are known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from msgspec import Struct
+
+from .refs import SaeFile
+
+
+class WeightsFile(Struct, frozen=True):
+    """A file that holds weights, `path` as in `SaeFile`."""
+
+    path: str
+    sha256: str
+
+
+WeightsFiles = tuple[WeightsFile, ...]
+
+
+def weights_sha256(files: Iterable[tuple[str, str]]) -> str:
+    """Digest of the weight files (path, sha256).
+
+    Paths are relative to the SAE's own folder, so that an import and a download of the same files agree.
+    """
+    listed = sorted(files)
+    return listed[0][1] if len(listed) == 1 else _over_list(listed)
+
+
+def names(digest: str, files: Sequence[WeightsFile]) -> bool:
+    """Whether `digest`, in one of its forms, is that of these files."""
+    return bool(digest) and digest in _forms(files)
+
+
+def of_record(files: Sequence[SaeFile], digest: str) -> WeightsFiles:
+    """The weight files among all of an SAE's, for a record that does not name them; empty where `digest` tells none."""
+    every = [WeightsFile(file.path, file.sha256) for file in files]
+    several = [file for file in every if not file.path.endswith((".json", ".yaml"))]
+    candidates = [*([file] for file in every), several]
+    return next((tuple(each) for each in candidates if names(digest, each)), ())
+
+
+def _forms(files: Sequence[WeightsFile]) -> Iterator[str]:
+    if len(files) == 1:
+        yield files[0].sha256
+    # A list is of paths in the SAE's own folder, which may lie deep in a repository.
+    depth = min((file.path.count("/") for file in files), default=-1)
+    for above in range(depth + 1):
+        yield _over_list(sorted((file.path.split("/", above)[-1], file.sha256) for file in files))
+
+
+def _over_list(files: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256("".join(f"{path}\0{sha256}\n" for path, sha256 in files).encode()).hexdigest()
