@@ -20,6 +20,7 @@ from ..domain.effects import LoadModelEffect
 from ..domain.refs import ModelFacts
 from ..errors import ModelLoadError, SAEError
 from ..ports import Progress
+from .controls import Controls
 from .decoding import Decoder, decoder_for
 from .environment import environment
 from .failures import explained
@@ -27,6 +28,8 @@ from .keyvalues import longest_for
 from .memory import cache_budget
 from .pieces import Pieces
 from .source import LoadCancelled, ModelFiles, digests, find_model
+from .templates import ChatTemplate
+from .turns import tells
 
 
 @dataclass
@@ -49,6 +52,12 @@ class LoadedModel:
     """Tokens that are no text: begin, end, turns."""
     pieces: Pieces
     """Text and bytes of single tokens. For the device thread."""
+    controls: Controls
+    template: ChatTemplate | None
+    around: tuple[tuple[int, ...], tuple[int, ...]]
+    """The special tokens that the tokenizer puts before a text and behind it."""
+    beginning: int | None
+    """The token that begins a text, whether or not the tokenizer puts it there; None: there is none."""
     decoder: Decoder | None = None
     """Once it is on its device."""
     bytes_per_position: int = 0
@@ -98,6 +107,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     network = _network(files, _dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
+    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
     return LoadedModel(
         position=effect.request_position,
         network=network,
@@ -116,14 +126,28 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             context_length=network.config.max_position_embeddings,
             memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
             widths={str(kind): width for kind, width in architecture.widths.items()},
-            has_chat_template=bool(tokenizer.chat_template),
+            has_chat_template=template is not None,
+            tells_messages=template is None or tells(template),
             environment=environment(files.commit, found, network, tokenizer, device),
         ),
         end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
         vocabulary=network.get_input_embeddings().weight.shape[0],
         special_ids=_special_ids(tokenizer),
         pieces=Pieces(tokenizer),
+        controls=Controls(tokenizer),
+        template=template,
+        around=_around(tokenizer),
+        beginning=tokenizer.bos_token_id,
     )
+
+
+def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer adds to a text that is not asked to be alone."""
+    bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
+    at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
+    if at is None:
+        raise ModelLoadError("the tokenizer changes a text when it adds special tokens to it")
+    return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:
