@@ -38,28 +38,52 @@ class Encoded(NamedTuple):
     spans: list[tuple[int, int]]
 
 
+class Control(NamedTuple):
+    """Characters [start, end) of a text that are a control token to the tokenizer."""
+
+    start: int
+    end: int
+    name: str
+
+
 class Controls:
     """The control tokens of a tokenizer: the special ones, and those that its chat template names."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         template = str(tokenizer.chat_template or "")
-        added = tokenizer.added_tokens_decoder
-        special = {str(token) for each, token in added.items() if token.special}
-        named = {str(token) for token in added.values() if str(token) in template and not str(token).isspace()}
-        self._special = special
-        self.ids = {str(token): each for each, token in added.items() if str(token) in special | named}
-        longest_first = sorted(map(re.escape, self.ids), key=len, reverse=True)
+        added = {each.content: (token, each.special) for token, each in tokenizer.added_tokens_decoder.items()}
+        self._added = {name: token for name, (token, _) in added.items()}
+        self._special = {name for name, (_, special) in added.items() if special}
+        named = {name for name in added if name in template and not name.isspace()}
+        self._names = {self._added[name]: name for name in self._special | named}
+        longest_first = sorted(map(re.escape, self._names.values()), key=len, reverse=True)
         self._spelled = re.compile("|".join(longest_first)) if longest_first else None
         self._made: dict[int, tokenizers.Tokenizer] = {}
         """The tokenizer under other names, by which of the sets they are from."""
 
-    def spelled(self, text: str, said: Sequence[Saying]) -> bool:
-        """Whether some of what is said spells, or helps to spell, a control token."""
-        return any(self._within(found, said) for found in self._found(text))
+    def spelled(self, text: str) -> bool:
+        """Whether the text spells a control token, be it one to the tokenizer there or not."""
+        return self._spelled is not None and self._spelled.search(text) is not None
 
-    def encoded(self, text: str, said: Sequence[Saying]) -> Encoded:
-        """The text as tokens, where what is said holds no control token. `said`: in order.
+    def among(self, text: str, read: Encoded) -> list[Control]:
+        """Those that the tokenizer found in a text. What is unknown to it has the id of one, but not its name."""
+        found = []
+        for each, (start, end) in zip(read.ids, read.spans, strict=True):
+            name = self._names.get(each)
+            if name is not None and (at := text.find(name, start, end)) >= 0:
+                found.append(Control(at, at + len(name), name))
+        return found
+
+    def forged(self, found: Control, said: Sequence[Saying]) -> bool:
+        """Whether it is what a message says, some of it at least. `said`: in order."""
+        at = bisect_right(said, found.end - 1, key=lambda each: each.start) - 1
+        if at < 0 or said[at].end <= found.start:
+            return False
+        return found.name in self._special or not said[at].own
+
+    def as_text(self, text: str, read: Encoded, said: Sequence[Saying]) -> Encoded:
+        """A text that was `read`, as tokens among which those that were forged are text.
 
         `BadRequestError` where the tokenizer cannot keep the two apart.
         """
@@ -67,39 +91,29 @@ class Controls:
         parts: list[str] = []
         ends: list[int] = []
         behind = 0
-        for found in self._found(text):
-            if not self._within(found, said):
-                parts += [text[behind : found.start()], names[found.group()]]
-                behind = found.end()
+        for each in self.among(text, read):
+            if not self.forged(each, said):
+                parts += [text[behind : each.start], names[each.name]]
+                behind = each.end
                 ends.append(behind)
         parts.append(text[behind:])
         encoding = backend.encode("".join(parts), add_special_tokens=False)
-        ids = {backend.token_to_id(name): self.ids[token] for token, name in names.items()}
-        if any(self._tokenizer_has(each, ids) for each in encoding.ids):
-            raise BadRequestError("a message spells a token that this tokenizer cannot read as text", param="messages")
         written = list(accumulate(map(len, parts)))[:-1:2]
         spans = [
             (_moved_back(start, written, ends), _moved_back(end, written, ends)) for start, end in encoding.offsets
         ]
+        ids = {backend.token_to_id(names.get(name, name)): token for name, token in self._added.items()}
+        if any(each not in ids and self._names.get(each) == text[slice(*span)].strip()
+               for each, span in zip(encoding.ids, spans, strict=True)):  # fmt: skip
+            # Of a vocabulary that holds it as a word.
+            message = "a message spells a token that this tokenizer cannot read as text"
+            raise BadRequestError(message, param="messages")
         return Encoded([ids.get(each, each) for each in encoding.ids], spans)
-
-    def _tokenizer_has(self, found: int, renamed: dict[int, int]) -> bool:
-        """Whether it is a control token by its own name: of vocabularies that hold them as words."""
-        return found not in renamed and found in self.ids.values()
-
-    def _found(self, text: str) -> list[re.Match[str]]:
-        return [] if self._spelled is None else list(self._spelled.finditer(text))
-
-    def _within(self, found: re.Match[str], said: Sequence[Saying]) -> bool:
-        at = bisect_right(said, found.end() - 1, key=lambda each: each.start) - 1
-        if at < 0 or said[at].end <= found.start():
-            return False
-        return found.group() in self._special or not said[at].own
 
     def _renamed(self, text: str) -> tuple[dict[str, str], tokenizers.Tokenizer]:
         for which, free in enumerate(_PRIVATE):
-            names = dict(zip(self.ids, map(chr, free), strict=False))
-            if len(names) == len(self.ids) and not any(each in text for each in names.values()):
+            names = dict(zip(self._names.values(), map(chr, free), strict=False))
+            if len(names) == len(self._names) and not any(each in text for each in names.values()):
                 if which not in self._made:
                     self._made[which] = self._make(names)
                 return names, self._made[which]

@@ -58,11 +58,8 @@ def tokenized(prompt: Prompt, model: LoadedModel, how: Tokenization = AS_IT_IS) 
 
 
 def _text(text: str, model: LoadedModel, how: Tokenization) -> list[int]:
-    if how.parse_special:
-        ids: list[int] = _encoded(text, model).input_ids
-        return ids
-    _refuse_long(_encoded(text, model).input_ids, model)  # read as text it has as many tokens or more
-    return _as_text(text, model, [Saying(0, len(text))], "parse_special").ids
+    read = _read(text, model)
+    return read.ids if how.parse_special else _as_text(text, read, model, [Saying(0, len(text))], "parse_special").ids
 
 
 def _begun(ids: list[int], model: LoadedModel, how: Tokenization, *, added: bool) -> list[int]:
@@ -97,12 +94,16 @@ def _encoded(text: str, model: LoadedModel, **how: Any) -> Any:
     return model.tokenizer(text, verbose=False, add_special_tokens=False, **how)
 
 
-def _as_text(text: str, model: LoadedModel, sayings: Sequence[Saying], param: str) -> Encoded:
-    """The text where what is said holds no control token; `param` is what asks for that."""
-    if not model.tokenizer.is_fast:
-        message = "the text of a control token cannot be told from the token by this model's tokenizer"
+def _as_text(text: str, read: Encoded, model: LoadedModel, said: Sequence[Saying], param: str) -> Encoded:
+    """A text that was read, where what is said holds no control token; `param` is what asks for that."""
+    if model.tokenizer.is_fast:
+        found = model.controls.among(text, read)
+        forged = any(model.controls.forged(each, said) for each in found)
+        return model.controls.as_text(text, read, said) if forged else read
+    if any(model.controls.spelled(text[start:end]) for start, end, _ in said):
+        message = "this model's tokenizer does not tell the text of a control token from the token"
         raise BadRequestError(f"{param}: {message}", param=param)
-    return model.controls.encoded(text, sayings)
+    return read
 
 
 def _refuse_long(ids: Sequence[int], model: LoadedModel) -> None:
@@ -124,8 +125,10 @@ def _chat(messages: Sequence[Any], model: LoadedModel, how: Tokenization) -> tup
     if model.template is None:
         raise BadRequestError("the model has no chat template", param="messages")
     try:
-        read = _read(_encodable(model.template.text(messages, opened=True)), model)
+        text = _encodable(model.template.text(messages, opened=True))
+        read = _read(text, model)
         rendering = model.template.rendered(messages, opened=True)  # once it is known that it is not too long
+        read = read if rendering.text == text else _read(rendering.text, model)  # a template may tell the time
     except jinja2.TemplateError as error:
         why = error.message or "it does not say why"
         raise BadRequestError(f"the chat template refuses the messages: {why[:200]}", param="messages") from None
@@ -152,12 +155,12 @@ def _spanned(messages: Sequence[Any], rendering: Rendering, read: Encoded, model
     """The tokens of a chat, which was `read` as if it held no control tokens but those of the template."""
     text, pieces = rendering
     if pieces is None:
-        if any(model.controls.spelled(each, [Saying(0, len(each))]) for each in _said(messages)):
+        if any(map(model.controls.spelled, _said(messages))):
             message = "a message spells a control token, and the chat template does not tell the two apart"
             raise BadRequestError(message, param="messages")
         return read
-    sayings = [Saying(start, end, messages[at].get("role") == "assistant") for at, start, end in pieces]
-    return _as_text(text, model, sayings, "messages") if model.controls.spelled(text, sayings) else read
+    said = [Saying(start, end, messages[at].get("role") == "assistant") for at, start, end in pieces]
+    return _as_text(text, read, model, said, "messages")
 
 
 def _said(messages: Sequence[Any]) -> list[str]:
