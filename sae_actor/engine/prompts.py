@@ -40,7 +40,7 @@ def tokenized(prompt: Prompt, model: LoadedModel, how: Tokenization = AS_IT_IS) 
     if isinstance(prompt, str):
         ids = _begun(_text(_encodable(prompt), model, how), model, how, added=how.add_special_tokens is not False)
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
-        ids = list(prompt)
+        ids = [item for item in prompt if isinstance(item, int)]
         wrong = next((each for each in ids if not 0 <= each < model.vocabulary), None)
         if wrong is not None:
             raise BadRequestError(f"token id {wrong} is outside the vocabulary of {model.vocabulary}", param="prompt")

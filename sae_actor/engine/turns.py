@@ -93,7 +93,10 @@ class _Areas:
             if self._role(at) in SYSTEM and self._end(at) is None and (areas := self._around(at)) is not None:
                 return areas
         heads, cuts = self.heads(), self._cuts()
-        own = [self._own(at, heads) for at in range(len(self._groups))]
+        roles = [self._role(at) for at in range(len(self._groups))]
+        seen = {role: self._known(role) | {each for each, n in zip(heads, roles, strict=True) if n == role}
+                for role in set(roles)}  # fmt: skip
+        own = [self._own(at, heads[at], seen[role]) for at, role in enumerate(roles)]
         return [
             Area(self._role(at), group[0].start - len(head), self._gaps[at + 1][0] + cut, group)
             for at, (group, head, cut) in enumerate(zip(self._groups, own, cuts, strict=True))
@@ -156,12 +159,11 @@ class _Areas:
 
     # — where it begins —
 
-    def _own(self, at: int, heads: Sequence[str]) -> str:
-        """What is written before the group for its role: without what comes there but once, such as tools, or a system
-        message of the template's own."""
-        role = self._role(at)
-        head = self._without(heads[at]) if at == 0 and role in SYSTEM and len(self._messages) > 1 else heads[at]
-        others = self._known(role) | {each for n, each in enumerate(heads) if self._role(n) == role}
+    def _own(self, at: int, head: str, others: Iterable[str]) -> str:
+        """What is written before the group for its role, as before `others` of that: without what comes there but once,
+        such as tools, or a system message of the template's own."""
+        if at == 0 and self._role(at) in SYSTEM and len(self._messages) > 1:
+            head = self._without(head)
         known = {each for each in others if each.strip() and each in head and each != head}
         return head[max(map(head.rfind, known), default=0) :]
 

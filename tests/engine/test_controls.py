@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def read(fast: Any, text: str, said: list[Saying]) -> tuple[Encoded, bool]:
     return controls.as_text(text, encoded, said), forged
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Any]] = {
     "bytes": bytes_merged,
     "blank first": lambda: pieces_merged(scheme="first"),
     "blank always": lambda: pieces_merged(scheme="always"),
