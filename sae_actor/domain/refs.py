@@ -232,7 +232,8 @@ class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Turn(Struct, frozen=True, kw_only=True):
-    """One message of a chat among the tokens of the prompt, [first, stop): what the template writes around it too."""
+    """One message of a chat among the tokens of the prompt, [first, stop): what the template writes around it too, and
+    a message that it writes within, whose turn is one of its own."""
 
     role: str
     first: int

@@ -41,8 +41,9 @@ class _Mark(NamedTuple):
 class Marks:
     """The marks of one rendering."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        """texts: what may be written; no character of it is a mark."""
+    def __init__(self, texts: Iterable[str], *, nothing: bool = True) -> None:
+        """texts: what may be written; no character of it is a mark. nothing: what is blank is marked too."""
+        self._nothing = nothing
         used = {each for text in texts for each in _PRIVATE.findall(text)}
         self._free = (each for each in map(chr, chain(*_FREE)) if each not in used)
         self._pairs: dict[tuple[int, str, bool], tuple[str, str]] = {}
@@ -52,6 +53,8 @@ class Marks:
         """The text with marks around what is not blank at its ends, or around the `blanks` too. `ValueError` where no
         mark is left."""
         core = text if blanks else text.strip()
+        if not (core or self._nothing):
+            return text
         lead = "" if blanks else text[: len(text) - len(text.lstrip())]
         trail = text[len(lead) + len(core) :]
         key = (message, text, blanks)

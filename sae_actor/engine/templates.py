@@ -67,8 +67,10 @@ class ChatTemplate:
         """Raises as `text`. The places are those of a rendering with marks, which is the same without them."""
         text = self.text(messages, opened=opened)
         texts = [text, *(each for message in messages for each in said(message).values())]
-        for way in (self._seen_through, self._in_plain):
-            marks = Marks(texts)
+        # Where a message says nothing, a mark may keep blanks of the template from being trimmed: it goes without one.
+        ways = ((self._seen_through, True), (self._in_plain, True), (self._seen_through, False))
+        for way, nothing in ways:
+            marks = Marks(texts, nothing=nothing)
             try:
                 marked = way(messages, marks, opened)
             except FAILURES:

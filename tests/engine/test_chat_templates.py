@@ -180,6 +180,17 @@ def test_whatever_is_said(family: str, content: str) -> None:
     assert ["".join(pieces) for role, _, pieces in found if role == "user"] == [kept, kept]
 
 
+def test_nothing_said_where_the_template_trims_it_with_its_own() -> None:
+    """Its turn cannot be told, and there is nothing in it."""
+    found = read(chats.LLAMA_2, [SYSTEM, *said("", "yo", "and?")])
+    assert found is not None
+    assert [(role, pieces) for role, _, pieces in found] == [
+        ("system", ["Be S"]),
+        ("assistant", ["yo"]),
+        ("user", ["and?"]),
+    ]
+
+
 def test_the_last_of_two_system_messages() -> None:
     found = read(chats.R1, [SYSTEM, *said("hi", "yo"), {"role": "system", "content": "Be T"}, *said("and?")])
     assert found is not None
