@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from .domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from .domain.refs import Edit, ModelFacts
+from .domain.refs import Edit, ModelFacts, Tokenization
 from .errors import ModelNotLoadedError
 from .ports import AttachedSae, Engine, FeatureDetails, Progress, TextItems, TextRequest, Tokenized
 
@@ -52,8 +52,10 @@ class DeferredEngine:
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         return await self._loaded().feature(attach_position, feature)
 
-    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
-        return await self._loaded().tokenize(prompt)
+    async def tokenize(
+        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+    ) -> Tokenized:
+        return await self._loaded().tokenize(prompt, how)
 
     def generate(self, request: TextRequest) -> TextItems:
         return self._loaded().generate(request)

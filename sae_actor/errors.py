@@ -20,6 +20,7 @@ Each class names its `code` and the HTTP `status` it is answered with; the messa
     ├── FeatureOutOfRangeError      feature_out_of_range   422
     ├── ConflictingEditsError       conflicting_edits      422
     ├── LayerOutOfRangeError        layer_out_of_range     422
+    ├── PositionsUnknownError       positions_unknown      422
     ├── ModelNotLoadedError         model_not_loaded       409
     ├── ModelNotFoundError          model_not_found        404
     ├── ModelLoadError              model_load_failed      422
@@ -131,6 +132,12 @@ class ConflictingEditsError(SAEError):
 
 class LayerOutOfRangeError(SAEError):
     code, status, title = "layer_out_of_range", 422, "The model has no such layer"
+
+
+class PositionsUnknownError(SAEError):
+    """An edit is for positions that the model's chat template does not tell."""
+
+    code, status, title = "positions_unknown", 422, "Where the messages are is not known"
 
 
 class ModelNotLoadedError(SAEError):

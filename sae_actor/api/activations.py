@@ -11,7 +11,7 @@ from ..actor import raw_request, read_activations
 from ..domain.admitting import reading
 from ..domain.attaching import model_and_position
 from ..domain.messages import OwnIntervention
-from ..domain.refs import Feature, SaeId, intervention_sha256
+from ..domain.refs import Feature, SaeId, Tokenization, intervention_sha256
 from ..errors import BadRequestError
 from ..ports import Watch
 from .asking import tokens_of
@@ -32,6 +32,21 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     top_k: Annotated[int, Meta(ge=1, le=1024)] = 5
     features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
     sae: OwnIntervention | None = None
+    add_special_tokens: bool | None = None
+    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    writes its own."""
+    prepend_bos: bool | None = None
+    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
+    parse_special: bool = True
+    """False: a prompt that spells a control token does not mean it."""
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization(
+            add_special_tokens=self.add_special_tokens,
+            prepend_bos=self.prepend_bos,
+            parse_special=self.parse_special,
+        )
 
     def asked(self) -> str | list[int] | list[dict[str, str]]:
         """The one prompt."""
@@ -45,6 +60,7 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
+    "positions_unknown",
 )  # fmt: skip
 
 
@@ -61,7 +77,7 @@ async def post_activations(request: AnyRequest) -> Answer:
     state = state_of(request)
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
     position = model_and_position(state)[1]
-    prompt = await tokens_of(request, engine, asked)
+    prompt = await tokens_of(request, engine, asked, body.tokenization)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
     state = state_of(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from ..domain.refs import Tokenization
 from ..ports import Engine, Tokenized
 from .context import context
 from .leaving import heard
@@ -12,12 +13,15 @@ from .routes import AnyRequest
 
 
 async def tokens_of(
-    request: AnyRequest, engine: Engine, prompt: str | Sequence[dict[str, str]] | Sequence[int]
+    request: AnyRequest,
+    engine: Engine,
+    prompt: str | Sequence[dict[str, str]] | Sequence[int],
+    how: Tokenization | None = None,
 ) -> Tokenized:
     """The prompt as the model sees it. Raises what the engine refuses it with, and `MailboxFullError` where too many
     prompts wait already."""
     async with heard(request), context(request).prompts.taken():
-        return await engine.tokenize(prompt)
+        return await engine.tokenize(prompt, how)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from .shapes import CommandOutcome
 REFUSALS = (
     "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
     "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
-    "sae_unsupported", "model_not_loaded",
+    "sae_unsupported", "model_not_loaded", "positions_unknown",
 )  # fmt: skip
 """What the rules may refuse a command with."""
 

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
-from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile
+from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile, Tokenization
 from ..domain.weights import WeightsFile
 from .shapes import Count, Position, Ranges
 
@@ -108,6 +108,7 @@ class Generation(TypedDict):
     stop_when: StopCondition | None
     deterministic: bool | None
     sampling: Sampling | None
+    tokenization: Tokenization | None
     tokens_prompt: Count | None
     tokens_generated: Count | None
     finish_reason: FinishReason | None

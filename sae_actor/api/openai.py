@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from ..domain.events import Sampling
 from ..domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
-from ..domain.refs import Edits, ModelFacts
+from ..domain.refs import Edits, ModelFacts, Tokenization
 from ..errors import BadRequestError, ModelNotFoundError
 from ..ports import Tokenized
 
@@ -66,6 +67,11 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
+    add_special_tokens: bool | None = None
+    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    writes its own."""
+    prepend_bos: bool | None = None
+    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
     sae: SaeExtension | None = None
 
     def refused(self) -> dict[str, bool]:
@@ -101,6 +107,11 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         raise NotImplementedError
 
     @property
+    def tokenization(self) -> Tokenization:
+        """How the prompts become tokens."""
+        return Tokenization(add_special_tokens=self.add_special_tokens, prepend_bos=self.prepend_bos)
+
+    @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -119,6 +130,12 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     best_of: int | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     suffix: str | None = None
+    parse_special: bool | None = None
+    """False: a prompt that spells a control token does not mean it."""
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return replace(super().tokenization, parse_special=self.parse_special is not False)
 
     def refused(self) -> dict[str, bool]:
         return {
@@ -251,6 +268,7 @@ def admission(
         stop_when=own.stop_when,
         tag=own.tag,
         model_position=model_position,
+        tokenization=None if body.tokenization == Tokenization() else body.tokenization,
     )
 
 

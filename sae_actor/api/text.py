@@ -23,7 +23,7 @@ from .textshapes import ChatCompletion, ChatCompletionChunk, Completion, Complet
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
     "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
-    "sae_unsupported", "disk_full", "deadline_exceeded",
+    "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
 )  # fmt: skip
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
 EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "temperature": 0.0, "max_tokens": 12}
@@ -88,7 +88,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     engine, texts = device(request), context(request).texts
     model, position = admitting.model_to_ask(state_of(request))
     body.check(model)
-    prompts = [await tokens_of(request, engine, prompt) for prompt in body.prompts()]
+    prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
     top_k_features = (body.sae and body.sae.top_k_features) or 0
     choices: list[Choice] = []

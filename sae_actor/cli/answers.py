@@ -28,6 +28,7 @@ def explanation(view: View) -> str:
         *_model(view["model"]),
         *_intervention(view),
         *_sampling(view),
+        *_tokenization(view),
         *_end(view),
         *_evidence(view),
     ]
@@ -99,6 +100,13 @@ def _since(events: Sequence[View], indent: str = "  ") -> Iterator[str]:
         width = 13 - len(indent)
         where = f"{event['position']:>6}  {event['time']}  {event['type']:<20}  {event['principal']}"
         yield f"{indent}{label:<{width}}{where}"
+
+
+def _tokenization(view: View) -> Iterator[str]:
+    asked = view["tokenization"]
+    if asked:
+        told = ", ".join(f"{name} {str(value).lower()}" for name, value in asked.items())
+        yield f"prompt       {told}"
 
 
 def _sampling(view: View) -> Iterator[str]:

@@ -40,6 +40,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             deterministic=request.deterministic,
             watched=_watched(state) if request.watch else (),
             turns=_turns(intervention, request.turns),
+            tokenization=request.tokenization,
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
         )
     ]
@@ -64,7 +65,7 @@ def _turns(intervention: Intervention, turns: tuple[Turn, ...] | None) -> tuple[
     if not edits:
         return ()
     if turns is None:
-        raise errors.BadRequestError(
+        raise errors.PositionsUnknownError(
             "the chat template does not tell where each message is: positions by role and exclude 'template' are "
             "not possible with this chat",
             param="messages",

@@ -9,7 +9,7 @@ from . import events as ev
 from .commands import Attach, Detach, Monitor, Steer
 from .edits import checked, in_range
 from .events import Problem
-from .refs import HookPoint, ModelFacts, SaeDescription
+from .refs import Edit, HookPoint, ModelFacts, SaeDescription
 from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
 from .weights import names
@@ -323,7 +323,21 @@ def steer(command: Steer, state: State) -> list[ev.Payload]:
     if state.attachment(command.sae_id) is None or record.sae is None:
         raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
     features = checked(command.features, command.sae_id, record.sae.d_sae)
+    _can_be_told(features, state)
     return [ev.SteeringChanged(sae_id=command.sae_id, features=features, enabled=command.enabled)]
+
+
+def _can_be_told(edits: tuple[Edit, ...], state: State) -> None:
+    """Refuse at once what would turn away every chat: what lasts is set for chats that nobody has seen yet."""
+    facts = None if state.model is None else state.model.facts
+    if facts is None or not facts.has_chat_template or facts.tells_messages:
+        return
+    if any(edit.asks_for_turns for edit in edits):
+        raise errors.PositionsUnknownError(
+            "the model's chat template, or its tokenizer, does not tell where each message is: positions by role and "
+            "exclude 'template' are not possible",
+            param="positions",
+        )
 
 
 def monitor(command: Monitor, state: State) -> list[ev.Payload]:

@@ -12,11 +12,12 @@
     joint         one hook point, all texts that write there, in one computation; sinks;
                   `joins`: their edits as one set; `entries`: a text there, its rows
     probes        SAEs that are read on the way, before any edit
-    positions     which positions an edit covers; `turns`: where a chat's messages are
+    positions     which positions an edit covers; `turns`: where a chat's messages are, told by `marks` in what
+                  `templates` write
     sampling      logits → token, noise keyed by (seed, index)
     scoring       logits → log probabilities; `pieces`: text and bytes of single tokens
     text          tokens → text without half characters, stop strings
-    prompts       text, chats, ids → token ids
+    prompts       text, chats, ids → token ids; `controls`: what merely spells a control token stays text
     model         load, check, move, try, free a model; `source` finds its files, `environment` describes it
     memory        what there is for keys, values and SAEs
     residents     load, check, place, measure, free an SAE

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from ..domain.refs import Edit, ModelFacts
+from ..domain.refs import Edit, ModelFacts, Tokenization
 from ..errors import (
     BadRequestError,
     ConflictingEditsError,
@@ -222,9 +222,12 @@ class TorchEngine:
 
     # — text —
 
-    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+    async def tokenize(
+        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+    ) -> Tokenized:
         """See the port."""
-        return await self._tokenizer.run(partial(tokenized, prompt, self._loaded()), "reading the prompt")
+        read = partial(tokenized, prompt, self._loaded(), how or Tokenization())
+        return await self._tokenizer.run(read, "reading the prompt")
 
     def generate(self, request: TextRequest) -> TextStream:
         """See the port. The text has its place in the queue when this returns.

@@ -21,6 +21,7 @@ from ..domain.refs import ModelFacts
 from ..errors import ModelLoadError, SAEError
 from ..libraries import adopt
 from ..ports import Progress
+from .controls import Controls
 from .decoding import Decoder, decoder_for
 from .environment import environment
 from .failures import explained
@@ -28,6 +29,8 @@ from .keyvalues import longest_for
 from .memory import cache_budget
 from .pieces import Pieces
 from .source import LoadCancelled, ModelFiles, digests, find_model
+from .templates import ChatTemplate
+from .turns import tells
 
 
 @dataclass
@@ -50,6 +53,12 @@ class LoadedModel:
     """Tokens that are no text: begin, end, turns."""
     pieces: Pieces
     """Text and bytes of single tokens. For the device thread."""
+    controls: Controls
+    template: ChatTemplate | None
+    around: tuple[tuple[int, ...], tuple[int, ...]]
+    """The special tokens that the tokenizer puts before a text and behind it."""
+    beginning: int | None
+    """The token that begins a text, whether or not the tokenizer puts it there; None: there is none."""
     decoder: Decoder | None = None
     """Once it is on its device."""
     bytes_per_position: int = 0
@@ -95,10 +104,12 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     stage("loading")
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
     # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
-    begins_with = tokenizer("a").input_ids[:1]
+    tokenizer("a")
+    around = _around(tokenizer)
     network = _network(files, _dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
+    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
     return LoadedModel(
         position=effect.request_position,
         network=network,
@@ -117,15 +128,29 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             context_length=network.config.max_position_embeddings,
             memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
             widths={str(kind): width for kind, width in architecture.widths.items()},
-            has_chat_template=bool(tokenizer.chat_template),
-            adds_bos=tokenizer.bos_token_id is not None and begins_with == [tokenizer.bos_token_id],
+            has_chat_template=template is not None,
+            adds_bos=tokenizer.bos_token_id in around[0],
+            tells_messages=template is None or tells(template),
             environment=environment(files.commit, found, network, tokenizer, device),
         ),
         end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
         vocabulary=network.get_input_embeddings().weight.shape[0],
         special_ids=_special_ids(tokenizer),
         pieces=Pieces(tokenizer),
+        controls=Controls(tokenizer),
+        template=template,
+        around=around,
+        beginning=tokenizer.bos_token_id,
     )
+
+
+def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer adds to a text that is not asked to be alone."""
+    bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
+    at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
+    if at is None:
+        raise ModelLoadError("the tokenizer changes a text when it adds special tokens to it")
+    return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..domain.refs import Edit, Positions, Turn
+from ..domain.refs import Edit, Positions, Turn, positions_of
 from ..errors import BadRequestError
 
 END = 2**62
@@ -45,7 +45,7 @@ class Marks:
     def __init__(self, ids: Sequence[int], special: frozenset[int], turns: Sequence[Turn]) -> None:
         self._special_ids = special
         self._special = [each in special for each in ids]
-        said = {at for turn in turns for at in range(*turn.content)}
+        said = {at for turn in turns for part in turn.said for at in range(*part)}
         # A prompt that is no chat has no template, and what is generated is written by the model.
         self._template = [at not in said for at in range(len(ids))] if turns else []
 
@@ -66,8 +66,9 @@ class Marks:
 def ranges_of(positions: Positions, prompt: int, turns: Sequence[Turn] = ()) -> Ranges:
     """The positions that are meant in a request with `prompt` prompt tokens (at least 1).
 
-    Those of a role are the tokens of its messages, the template's around them too; the answer that is opened at the
-    end is no message. `BadRequestError` for a role where the prompt has no turns.
+    Those of a role are the tokens of its messages, the template's around them too, but for another role's message that
+    the template writes within; the answer that is opened at the end is no message. `BadRequestError` for a role where
+    the prompt has no turns.
     """
     match positions:
         case "all":
@@ -83,7 +84,7 @@ def ranges_of(positions: Positions, prompt: int, turns: Sequence[Turn] = ()) -> 
     if positions.role is not None:
         if not turns:
             raise BadRequestError("positions by role need a chat", param="positions")
-        return merged(at for turn in turns if turn.role == positions.role for at in range(turn.first, turn.stop))
+        return merged(positions_of(positions.role, turns))
     if positions.tokens is not None:
         return merged(positions.tokens)
     return ((positions.from_ or 0, END if positions.to is None else positions.to),)

@@ -7,11 +7,15 @@ from functools import partial
 from typing import Any
 
 import jinja2
+from msgspec.structs import replace
 
-from ..domain.refs import Turn
+from ..domain.refs import Tokenization, Turn
 from ..errors import BadRequestError
 from ..ports import Tokenized
+from .controls import Encoded, Saying
+from .marks import said
 from .model import LoadedModel
+from .templates import FAILURES, Rendering
 from .text import TextDecoder
 from .turns import turns_of
 
@@ -19,26 +23,31 @@ CHARACTERS_A_TOKEN = 16
 """More than tokens have on average: the beginning that is tried first holds so many for each of the context."""
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
+Turns = tuple[Turn, ...] | None
+AS_IT_IS = Tokenization()
 
 
-def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
+def tokenized(prompt: Prompt, model: LoadedModel, how: Tokenization = AS_IT_IS) -> Tokenized:
     """The prompt as the model sees it. Blocks: templates and long texts take time.
 
-    Text gets the special tokens that the tokenizer adds; a chat gets what the template writes and nothing more, the
-    answer opened. A text far longer than the context is refused by its beginning alone. `BadRequestError` for an
-    empty prompt, one longer than the context, an id outside the vocabulary, a chat that the template refuses or a model
-    without one.
+    Text gets the special tokens that the tokenizer adds, a chat what the template writes, the answer opened, unless
+    `how` says otherwise; neither a second token that begins a text. Control tokens in a text are such unless
+    `parse_special` is false; what messages say is text. A text far longer than the context is refused by its beginning
+    alone. `BadRequestError` for an empty prompt that nothing begins, one longer than the context, an id outside the
+    vocabulary, a chat that the template refuses or a model without one.
     """
-    turns: tuple[Turn, ...] | None = ()
+    turns: Turns = ()
     if isinstance(prompt, str):
-        ids = _encoded(_encodable(prompt), model).input_ids if prompt else []
+        ids = _begun(_text(_encodable(prompt), model, how), model, how, added=how.add_special_tokens is not False)
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
-        ids = list(prompt)
+        ids = [item for item in prompt if isinstance(item, int)]
         wrong = next((each for each in ids if not 0 <= each < model.vocabulary), None)
         if wrong is not None:
             raise BadRequestError(f"token id {wrong} is outside the vocabulary of {model.vocabulary}", param="prompt")
+        if how.prepend_bos is not None:
+            raise BadRequestError("prepend_bos: token ids are taken as they are", param="prepend_bos")
     elif all(isinstance(item, Mapping) for item in prompt):
-        ids, turns = _chat(prompt, model)
+        ids, turns = _chat(prompt, model, how)
     else:
         raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
     if not ids:
@@ -48,8 +57,28 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
     return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model), special=special, turns=turns)
 
 
+def _text(text: str, model: LoadedModel, how: Tokenization) -> list[int]:
+    read = _read(text, model)
+    return read.ids if how.parse_special else _as_text(text, read, model, [Saying(0, len(text))], "parse_special").ids
+
+
+def _begun(ids: list[int], model: LoadedModel, how: Tokenization, *, added: bool) -> list[int]:
+    """With the special tokens that go around it; `added`: those of the tokenizer."""
+    before, behind = model.around if added else ((), ())
+    beginning = model.beginning
+    if how.prepend_bos is True and beginning is None:
+        raise BadRequestError("prepend_bos: the tokenizer has no token that begins a text", param="prepend_bos")
+    if how.prepend_bos is not None or (ids and ids[0] == beginning):
+        before = tuple(each for each in before if each != beginning)
+    if how.prepend_bos and beginning is not None and ids[:1] != [beginning]:
+        before = (beginning, *before)
+    if not ids and not before:
+        return []
+    return [*before, *ids, *behind]
+
+
 def _encoded(text: str, model: LoadedModel, **how: Any) -> Any:
-    """What the tokenizer makes of the text, token ids and, where asked for, offsets.
+    """What the tokenizer makes of the text alone, token ids and, where asked for, offsets.
 
     A long text takes seconds and hundreds of megabytes. So a beginning of it is tried first, and twice as much of it as
     long as that would fit: one that comes to more than twice the context on its own is refused, for no end of a text
@@ -57,12 +86,24 @@ def _encoded(text: str, model: LoadedModel, **how: Any) -> Any:
     """
     context, tried = model.facts.context_length, CHARACTERS_A_TOKEN * model.facts.context_length
     while tried < len(text):
-        found = len(model.tokenizer(text[:tried], verbose=False, **how).input_ids)
+        found = len(model.tokenizer(text[:tried], verbose=False, add_special_tokens=False, **how).input_ids)
         if found > 2 * context:
             message = f"the first {tried} characters of the prompt have {found} tokens, the model's context {context}"
             raise BadRequestError(message, param="prompt")
         tried *= 2
-    return model.tokenizer(text, verbose=False, **how)
+    return model.tokenizer(text, verbose=False, add_special_tokens=False, **how)
+
+
+def _as_text(text: str, read: Encoded, model: LoadedModel, said: Sequence[Saying], param: str) -> Encoded:
+    """A text that was read, where what is said holds no control token; `param` is what asks for that."""
+    if model.tokenizer.is_fast:
+        found = model.controls.among(text, read)
+        forged = any(model.controls.forged(each, said) for each in found)
+        return model.controls.as_text(text, read, said) if forged else read
+    if any(model.controls.spelled(text[start:end]) for start, end, _ in said):
+        message = "this model's tokenizer does not tell the text of a control token from the token"
+        raise BadRequestError(f"{param}: {message}", param=param)
+    return read
 
 
 def _refuse_long(ids: Sequence[int], model: LoadedModel) -> None:
@@ -79,25 +120,72 @@ def _pieces(ids: Sequence[int], model: LoadedModel) -> tuple[str, ...]:
     return tuple(pieces)
 
 
-def _chat(messages: Sequence[Any], model: LoadedModel) -> tuple[list[int], tuple[Turn, ...] | None]:
+def _chat(messages: Sequence[Any], model: LoadedModel, how: Tokenization) -> tuple[list[int], Turns]:
     """Token ids, and where the messages are among them."""
-    if not model.facts.has_chat_template:
+    if model.template is None:
         raise BadRequestError("the model has no chat template", param="messages")
-
-    def render(some: Sequence[Any], *, opened: bool = False) -> str:
-        text: str = model.tokenizer.apply_chat_template(list(some), tokenize=False, add_generation_prompt=opened)
-        return text
-
     try:
-        text = _encodable(render(messages, opened=True))
+        text = _encodable(model.template.text(messages, opened=True))
+        read = _read(text, model)
+        rendering = model.template.rendered(messages, opened=True)  # once it is known that it is not too long
+        read = read if rendering.text == text else _read(rendering.text, model)  # a template may tell the time
     except jinja2.TemplateError as error:
-        said = error.message or "it does not say why"
-        raise BadRequestError(f"the chat template refuses the messages: {said[:200]}", param="messages") from None
-    if not model.tokenizer.is_fast:  # it cannot tell which characters a token holds
-        return _encoded(text, model, add_special_tokens=False).input_ids, None
-    encoded = _encoded(text, model, add_special_tokens=False, return_offsets_mapping=True)
-    _refuse_long(encoded.input_ids, model)  # before the messages are looked for, one by one
-    return encoded.input_ids, turns_of(messages, text, encoded.offset_mapping, render)
+        why = error.message or "it does not say why"
+        raise BadRequestError(f"the chat template refuses the messages: {why[:200]}", param="messages") from None
+    except FAILURES as error:
+        raise BadRequestError(f"the chat template fails on the messages: {error!s:.200}", param="messages") from None
+    ids, spans = _spanned(messages, rendering, read, model)
+    turns = None if not spans else turns_of(messages, rendering, spans, model.template)
+    whole = _begun(ids, model, how, added=how.add_special_tokens is True)
+    if how.prepend_bos is False and whole[:1] == [model.beginning]:
+        whole = whole[1:]
+    return whole, _moved(turns, ids, whole)
+
+
+def _read(text: str, model: LoadedModel) -> Encoded:
+    """Without the places of tokens where the tokenizer does not tell them. `BadRequestError` for a long text."""
+    if not model.tokenizer.is_fast:
+        return Encoded(_encoded(text, model).input_ids, [])
+    encoded = _encoded(text, model, return_offsets_mapping=True)
+    _refuse_long(encoded.input_ids, model)
+    return Encoded(encoded.input_ids, encoded.offset_mapping)
+
+
+def _spanned(messages: Sequence[Any], rendering: Rendering, read: Encoded, model: LoadedModel) -> Encoded:
+    """The tokens of a chat, which was `read` as if it held no control tokens but those of the template."""
+    text, pieces = rendering
+    if pieces is None:
+        if any(map(model.controls.spelled, _said(messages))):
+            message = "a message spells a control token, and the chat template does not tell the two apart"
+            raise BadRequestError(message, param="messages")
+        return read
+    said = [Saying(start, end, messages[at].get("role") == "assistant") for at, start, end in pieces]
+    return _as_text(text, read, model, said, "messages")
+
+
+def _said(messages: Sequence[Any]) -> list[str]:
+    return [text for message in messages for text in said(message).values()]
+
+
+def _moved(turns: Turns, ids: Sequence[int], whole: Sequence[int]) -> Turns:
+    """The turns where tokens came before the chat's, or the first of them went."""
+    by = next((n for n in range(len(whole)) if whole[n : n + len(ids)] == ids), -1)
+    if turns is None or by == 0:
+        return turns
+
+    def span(some: tuple[int, int]) -> tuple[int, int]:
+        return max(0, some[0] + by), max(0, some[1] + by)
+
+    return tuple(
+        replace(
+            turn,
+            first=max(0, turn.first + by),
+            stop=max(0, turn.stop + by),
+            content=span(turn.content),
+            parts=tuple(map(span, turn.parts)),
+        )
+        for turn in turns
+    )
 
 
 def _encodable(text: str) -> str:

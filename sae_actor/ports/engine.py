@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from ..domain.refs import Edit, ModelFacts
+from ..domain.refs import Edit, ModelFacts, Tokenization
 from .progress import Progress
 from .text import TextItems, TextRequest, Tokenized
 
@@ -93,10 +93,15 @@ class Engine(Protocol):
         `FeatureOutOfRangeError`, `SAENotAttachedError`, `SAEInvalidError` as in `raw`.
         """
 
-    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
+    async def tokenize(
+        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+    ) -> Tokenized:
         """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
 
-        `BadRequestError` for an empty prompt, an id outside the vocabulary, a chat without a template.
+        What messages say is text, also where it spells a control token; `how` tells of a text whether it is. A prompt
+        that begins with the token that begins a text gets no second one. `BadRequestError` for an empty prompt that
+        nothing is put before, an id outside the vocabulary, a chat without a template, a beginning that is asked for
+        where there is none, or of ids.
         """
 
     def generate(self, request: TextRequest) -> TextItems:

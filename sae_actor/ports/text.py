@@ -20,7 +20,8 @@ class Tokenized(Struct, frozen=True, kw_only=True):
     special: tuple[bool, ...] = ()
     """Which tokens are special ones of the tokenizer, such as marks of beginning, end and turns."""
     turns: tuple[Turn, ...] | None = ()
-    """The messages of a chat, in order; none of a text that is no chat. None: the template does not tell."""
+    """The messages of a chat, as they follow in its tokens; one that the template leaves out has none, and neither has
+    a text that is no chat. None: the template does not tell."""
 
 
 class FeatureActivation(Struct, frozen=True):

@@ -87,7 +87,7 @@ async def _run(
         raise NotComparable("its prompt was not recorded ([audit] record_text); give it with --prompt-file")
     most = started.sampling.max_tokens if finished.finish_reason in _WHOLE else _count(finished)
     facts = await bench.model(text.known)
-    prompt, prompt_from = await _prompt(finished, bench, prompts)
+    prompt, prompt_from = await _prompt(started, finished, bench, prompts)
     places = await bench.place(started.intervention + _stopping(started), text.known)
     stop = started.stop_when
     if stop is not None:
@@ -206,7 +206,9 @@ def _placed(intervention: Intervention, places: Mapping[int, int]) -> Interventi
     return tuple(replace(sae, attach_position=places[sae.attach_position]) for sae in intervention)
 
 
-async def _prompt(finished: GenerationFinished, bench: Bench, prompts: Sequence[str]) -> tuple[tuple[int, ...], str]:
+async def _prompt(
+    started: GenerationStarted, finished: GenerationFinished, bench: Bench, prompts: Sequence[str]
+) -> tuple[tuple[int, ...], str]:
     recorded = finished.prompt_token_ids
     if recorded is not None:
         if _digest(finished, recorded) != finished.prompt_sha256:
@@ -214,7 +216,7 @@ async def _prompt(finished: GenerationFinished, bench: Bench, prompts: Sequence[
         return recorded, "log"
     for each in (candidate for prompt in prompts for candidate in _readings(prompt)):
         try:
-            ids = (await bench.engine.tokenize(each)).token_ids
+            ids = (await bench.engine.tokenize(each, started.tokenization)).token_ids
         except BadRequestError:
             continue
         if _digest(finished, ids) == finished.prompt_sha256:

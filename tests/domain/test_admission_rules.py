@@ -10,7 +10,17 @@ from msgspec.structs import replace
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, Detach, Steer
 from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop, Start
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Intervention, Span, StopWhen, Turn, intervention_sha256
+from sae_actor.domain.refs import (
+    ActiveSae,
+    Edit,
+    HookPoint,
+    Intervention,
+    Span,
+    StopWhen,
+    Tokenization,
+    Turn,
+    intervention_sha256,
+)
 from tests.domain.dsl import (
     BROKEN,
     DIED,
@@ -163,11 +173,38 @@ def test_turns_go_on_record_where_an_edit_asks_for_them(
 
 
 @pytest.mark.parametrize(
-    ("edits", "turns", "param"),
-    [((BY_ROLE,), (), "positions"), ((BY_ROLE,), None, "messages"), ((BARE,), None, "messages")],
+    ("edits", "turns", "code", "param"),
+    [
+        ((BY_ROLE,), (), "bad_request", "positions"),
+        ((BY_ROLE,), None, "positions_unknown", "messages"),
+        ((BARE,), None, "positions_unknown", "messages"),
+    ],
 )
-def test_turns_that_cannot_be_told(edits: tuple[Edit, ...], turns: tuple[Turn, ...] | None, param: str) -> None:
-    given(*attached_steered()).when(ask(steering=edits, turns=turns)).refused("bad_request", param=param)
+def test_turns_that_cannot_be_told(
+    edits: tuple[Edit, ...], turns: tuple[Turn, ...] | None, code: str, param: str
+) -> None:
+    given(*attached_steered()).when(ask(steering=edits, turns=turns)).refused(code, param=param)
+
+
+@pytest.mark.parametrize("edits", [(BY_ROLE,), (BARE,)])
+def test_steering_that_no_chat_could_run_under_is_refused_at_once(edits: tuple[Edit, ...]) -> None:
+    def model(**changes: Any) -> Story:
+        return given(STARTED, loaded(**changes), cached(), attached())
+
+    untold = model(has_chat_template=True, tells_messages=False)
+    untold.when(Steer(A, edits)).refused("positions_unknown", param="positions")
+    untold.when(Steer(A, (edit(),)))
+    for told in (model(has_chat_template=True), model(has_chat_template=False, tells_messages=False)):
+        (changed,) = told.when(Steer(A, edits)).newest
+        assert isinstance(changed, ev.SteeringChanged)
+        assert changed.features == edits
+
+
+def test_how_the_prompt_was_read_goes_on_record() -> None:
+    how = Tokenization(prepend_bos=False, parse_special=False)
+    (started,) = given(*attached_steered()).when(ask(tokenization=how)).newest
+    assert isinstance(started, ev.GenerationStarted)
+    assert started.tokenization == how
 
 
 def test_watching_what_is_attached() -> None:

@@ -24,6 +24,8 @@ class Given:
     engine: Engine
     model: str
     sae: str
+    control: str = "<|end|>"
+    """How its token 256, which ends and begins texts, is written."""
 
     async def ids(self, text: str = "hello world") -> tuple[int, ...]:
         return (await self.engine.tokenize(text)).token_ids
@@ -75,7 +77,8 @@ async def empty(request: pytest.FixtureRequest, tiny_llama: Path, tiny_sae: Path
         )
     else:
         engine = TorchEngine(EngineSettings(max_running=2, max_waiting=2, threads=1, drain_seconds=0.05))
-    yield Given(engine, str(tiny_llama), str(tiny_sae))
+    control = "<end>" if request.param == "fake" else "<|end|>"
+    yield Given(engine, str(tiny_llama), str(tiny_sae), control)
     await engine.close()
 
 

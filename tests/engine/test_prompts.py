@@ -22,9 +22,9 @@ def model(tiny_llama: Path) -> LoadedModel:
 
 
 def test_a_chat_is_what_the_template_writes(model: LoadedModel) -> None:
-    chat = tokenized([{"role": "user", "content": "hi <|end|>"}], model)
-    assert "".join(chat.tokens) == "<|user|>hi <|end|>\n<|assistant|>"
-    assert list(chat.token_ids) == model.tokenizer("<|user|>hi <|end|>\n<|assistant|>").input_ids
+    chat = tokenized([{"role": "user", "content": "hi"}], model)
+    assert "".join(chat.tokens) == "<|user|>hi\n<|assistant|>"
+    assert list(chat.token_ids) == model.tokenizer("<|user|>hi\n<|assistant|>").input_ids
     assert chat.tokens[0] == "<|user|>"
 
 

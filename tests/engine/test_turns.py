@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sae_actor.domain.refs import Edit, Span, Turn
 from sae_actor.engine import EngineSettings, TorchEngine
-from sae_actor.engine.turns import MOST_MESSAGES, turns_of
+from sae_actor.engine.templates import ChatTemplate
+from sae_actor.engine.turns import tells, turns_of
 from sae_actor.sae import load_sae
 from tests.engine.asking import active, attach, finished, load, no_progress, request
 from tests.engine.tiny import tiny_model, tiny_tokenizer
@@ -31,27 +32,35 @@ LAST_APART = (
 SWALLOWED = (
     "{% for m in messages %}{% if m['role'] != 'system' %}<{{ m['role'] }}>{{ m['content'] }}{% endif %}{% endfor %}"
 )
+SPELLED = "{% for m in messages %}{% for each in m['content'].encode() %}{{ each }},{% endfor %}{% endfor %}"
+MEASURED = "{% for m in messages %}{{ ('' ~ m['content']) | length }}:{{ m['content'] }}\n{% endfor %}"
+
+
+def read(
+    template: str, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+) -> list[tuple[str, str, list[str]]] | None:
+    """The turns: role, text, and the pieces of what is said."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|end|>"], special_tokens=True)
+    chats = ChatTemplate(tokenizer, tools)
+    rendering = chats.rendered(messages, opened=True)
+    encoded = tokenizer(rendering.text, add_special_tokens=False, return_offsets_mapping=True)
+    turns = turns_of(messages, rendering, encoded.offset_mapping, chats)
+    if turns is None:
+        return None
+    ids, decode = encoded.input_ids, tokenizer.decode
+    return [
+        (turn.role, decode(ids[turn.first : turn.stop]), [decode(ids[first:stop]) for first, stop in turn.said])
+        for turn in turns
+    ]
 
 
 def told(template: str, messages: list[dict[str, str]]) -> tuple[list[str], list[str]] | None:
     """The turns' texts, and what is said in each."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = template
-
-    def render(some: Sequence[dict[str, str]], opened: bool = False) -> str:
-        text: str = tokenizer.apply_chat_template(list(some), tokenize=False, add_generation_prompt=opened)
-        return text
-
-    text = render(messages, True)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    turns = turns_of(messages, text, encoded.offset_mapping, render)
-    if turns is None:
-        return None
-    decode = tokenizer.decode
-    return (
-        [decode(encoded.input_ids[turn.first : turn.stop]) for turn in turns],
-        [decode(encoded.input_ids[slice(*turn.content)]) for turn in turns],
-    )
+    turns = read(template, messages)
+    return None if turns is None else ([text for _, text, _ in turns], ["".join(each) for _, _, each in turns])
 
 
 def said(*contents: str) -> list[dict[str, str]]:
@@ -71,13 +80,36 @@ def test_blanks_around_a_content_may_go() -> None:
     )
 
 
-@pytest.mark.parametrize("template", [LAST_APART, SWALLOWED])
+def test_what_is_said_may_be_changed() -> None:
+    assert told(LAST_APART, said("a", "b")) == (["<user>A", "<assistant>b"], ["A", "b"])
+
+
+def test_a_message_that_is_left_out_has_no_turn() -> None:
+    chat = [{"role": "system", "content": "s"}, *said("a", "b")]
+    assert told(SWALLOWED, chat) == (["<user>a", "<assistant>b"], ["a", "b"])
+
+
+@pytest.mark.parametrize("template", [SPELLED, MEASURED])
 def test_templates_that_do_not_tell(template: str) -> None:
-    assert told(template, [{"role": "system", "content": "s"}, *said("a", "b")]) is None
+    assert told(template, said("a", "b")) is None
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    assert not tells(ChatTemplate(tokenizer))
 
 
-def test_very_long_chats_are_not_told() -> None:
-    assert told(OWN_SYSTEM, said(*["a"] * (MOST_MESSAGES + 1))) is None
+def test_a_long_chat_is_one_rendering_and_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    text = ChatTemplate.text
+
+    def counting(self: ChatTemplate, messages: Sequence[Any], **more: Any) -> str:
+        counted.append(len(messages))
+        return text(self, messages, **more)
+
+    monkeypatch.setattr(ChatTemplate, "text", counting)
+    turns = told(OWN_SYSTEM, said(*["a"] * 301))
+    assert turns is not None
+    assert [len(each) for each in turns] == [301, 301]
+    assert len([each for each in counted if each > 3]) <= 2
 
 
 @pytest.mark.anyio

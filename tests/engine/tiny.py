@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 260
@@ -77,14 +77,20 @@ def tiny_model(model_type: str, *, seed: int = 0, **config: Any) -> torch.nn.Mod
     return model
 
 
-def tiny_tokenizer(*, chat: bool = True) -> Any:
-    """One token per byte, ids 0 to 255 in no particular order, four special tokens behind."""
+def tiny_tokenizer(*, chat: bool = True, adds_bos: bool = False) -> Any:
+    """One token per byte, ids 0 to 255 in no particular order, four special tokens behind. The one that ends a text
+    begins one too, as GPT-2's does, if it is asked for or `adds_bos`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={each: i for i, each in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     specials = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[0])
+    tokenizer.add_special_tokens(specials)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{specials[0]} $A", special_tokens=[(specials[0], END)]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=specials[0], bos_token=specials[0])
     fast.add_special_tokens({"additional_special_tokens": specials[1:]})
     if chat:
         fast.chat_template = CHAT_TEMPLATE
@@ -92,12 +98,22 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
 
 
 def save_tiny_model(
-    folder: Path, model_type: str = "llama", *, seed: int = 0, chat: bool = True, **config: Any
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    seed: int = 0,
+    chat: bool = True,
+    adds_bos: bool = False,
+    template: str | None = None,
+    **config: Any,
 ) -> Path:
     """Write model and tokenizer; the folder."""
     model: Any = tiny_model(model_type, seed=seed, **config)
     model.save_pretrained(folder)
-    tiny_tokenizer(chat=chat).save_pretrained(folder)
+    tokenizer = tiny_tokenizer(chat=chat, adds_bos=adds_bos)
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
     return folder
 
 

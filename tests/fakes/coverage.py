@@ -23,7 +23,7 @@ def covered(
     """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0).
 
     `met` tells whether a condition holds at a position; `special` are positions of special tokens."""
-    said = {at for turn in turns for at in range(*turn.content)}
+    said = {at for turn in turns for part in (turn.parts or (turn.content,)) for at in range(*part)}
     written = set(range(prompt)) - said if turns else set()
     edited: set[int] = set()
     excluded: set[int] = set()

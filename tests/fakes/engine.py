@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.refs import Edit, ModelFacts, Turn
+from sae_actor.domain.refs import Edit, ModelFacts, Tokenization, Turn
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -48,6 +48,9 @@ class FakeEngine:
     context_length: int = 256
     cache_positions: int | None = None
     has_chat_template: bool = True
+    tells_messages: bool = True
+    adds_bos: bool = False
+    """The token that ends a text begins every one; else those alone for which it is asked."""
     max_running: int = 4
     max_waiting: int = 64
     drain_seconds: float = 3.0
@@ -112,6 +115,7 @@ class FakeEngine:
             widths={**widths, "mlp_act": 4 * width},
             has_chat_template=self.has_chat_template,
             adds_bos=False,
+            tells_messages=self.tells_messages,
             environment={"engine": "fake"},
         )
         self.model_position = effect.request_position
@@ -184,21 +188,27 @@ class FakeEngine:
             max_activation=self.maxima.get(feature),
         )
 
-    async def tokenize(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> Tokenized:
-        model = self._loaded()
+    async def tokenize(
+        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+    ) -> Tokenized:
+        model, how = self._loaded(), how or Tokenization()
         ids: tuple[int, ...]
         told: list[Turn] = []
         if isinstance(prompt, str):
-            ids = tuple(prompt.encode("utf-8", "surrogatepass"))
+            texts = prompt.split("<end>") if how.parse_special else [prompt]
+            ids = tuple(_bytes(texts[0])) + tuple(each for text in texts[1:] for each in (END, *_bytes(text)))
+            ids = self._begun(ids, how, added=how.add_special_tokens is not False)
         elif all(isinstance(item, int) for item in prompt):
+            if how.prepend_bos is not None:
+                raise BadRequestError("token ids are taken as they are", param="prepend_bos")
             ids = tuple(item for item in prompt if isinstance(item, int))
         else:
             if not model.has_chat_template:
                 raise BadRequestError("the model has no chat template")
             turns = [item for item in prompt if isinstance(item, dict)]
-            ids = ()
+            ids = self._begun((), how, added=how.add_special_tokens is True)
             for turn in turns:
-                head, content = f"<{turn['role']}>".encode(), turn["content"].encode("utf-8", "surrogatepass")
+                head, content = f"<{turn['role']}>".encode(), _bytes(turn["content"])
                 said = (len(ids) + len(head), len(ids) + len(head) + len(content))
                 told.append(Turn(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
                 ids += (*head, *content, 10)
@@ -213,8 +223,15 @@ class FakeEngine:
         pieces = [decoder.decode(bytes([each])) if each != END else "<end>" for each in ids]
         pieces[-1] += decoder.decode(b"", final=True)
         return Tokenized(
-            token_ids=ids, tokens=tuple(pieces), special=tuple(each == END for each in ids), turns=tuple(told)
+            token_ids=ids,
+            tokens=tuple(pieces),
+            special=tuple(each == END for each in ids),
+            turns=tuple(told) if self.tells_messages or not told else None,
         )
+
+    def _begun(self, ids: tuple[int, ...], how: Tokenization, *, added: bool) -> tuple[int, ...]:
+        wanted = (added and self.adds_bos) if how.prepend_bos is None else how.prepend_bos
+        return (END, *ids) if wanted and ids[:1] != (END,) else ids
 
     def generate(self, request: TextRequest) -> RunningText:
         model = self._loaded()
@@ -274,6 +291,10 @@ class FakeEngine:
                         stream.finish("error", "internal", faulted=position)
                         return
                 stream.step(self.ends_after)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 async def _pause(seconds: float, gate: asyncio.Event | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain.messages import RequestedStop
-from sae_actor.domain.refs import Span
+from sae_actor.domain.refs import Span, Tokenization
 from tests.cli.conftest import Ran, bare_environment, command
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.reproducing.making import SAMPLED, View, edit, recording
@@ -58,6 +58,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
             await say("own steering", "hello", replace(SAMPLED, top_p=1.0, temperature=1.3), steering=own)
             role = (edit(4, 25.0, positions=Span(role="user"), exclude=("template",)),)
             await say("chat by role", CHAT, steering=role)
+            await say("read as text", "<|end|>hello", how=Tokenization(prepend_bos=True, parse_special=False))
             await say("stopped by a feature", "hello", stop_when=RequestedStop(feature=0, above=-1.0))
             await say("stop text", "hello", replace(SAMPLED, stop=("e", "a", "t", "\n", " ")))
             await say("deterministic", "hello", SAMPLED, deterministic=True)

@@ -14,7 +14,7 @@ from sae_actor.adapters import SystemClock
 from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Steer
 from sae_actor.domain.events import Draft, Event, GenerationStarted, Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
-from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
+from sae_actor.domain.refs import Edit, Exclusion, Tokenization, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
@@ -54,9 +54,11 @@ class Recorder:
     async def detach(self, sae_id: str) -> None:
         await self.do(Detach(sae_id=sae_id))
 
-    async def say(self, prompt: Any = "hello", sampling: Sampling = GREEDY, **asked: Any) -> tuple[str, Done]:
+    async def say(
+        self, prompt: Any = "hello", sampling: Sampling = GREEDY, how: Tokenization | None = None, **asked: Any
+    ) -> tuple[str, Done]:
         """Make a text; its id and its end."""
-        read = await self.engine.tokenize(prompt)
+        read = await self.engine.tokenize(prompt, how)
 
         def ask(generation_id: str) -> AdmitGeneration:
             return AdmitGeneration(
@@ -64,6 +66,7 @@ class Recorder:
                 kind="completion",
                 tokens_prompt=len(read.token_ids),
                 turns=read.turns,
+                tokenization=how,
                 sampling=sampling,
                 **asked,
             )

@@ -184,6 +184,15 @@ def test_a_prompt_file_of_ids_and_of_messages(log: Log, tmp_path: Path, reproduc
         assert (code, view["verdict"]) == (0, "identical")
 
 
+def test_a_prompt_file_is_read_as_the_request_said(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:
+    ids = _ids(log, "read as text")
+    assert (ids[0], len(ids), list(ids).count(256)) == (256, 1 + len("<|end|>hello"), 1)
+    folder = anyio.run(make, log, tmp_path / "bare", "read as text", _no_prompt)
+    (tmp_path / "prompt").write_text("<|end|>hello")
+    code, (view,) = reproduce(folder, log.texts["read as text"], "--prompt-file", str(tmp_path / "prompt"))
+    assert (code, view["verdict"], view["prompt_from"]) == (0, "identical", "file")
+
+
 def _ids(log: Log, name: str) -> Sequence[int]:
     found: list[Sequence[int]] = []
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ..refs import ActiveSae, FinishReason, StopWhen, Turn
+from ..refs import ActiveSae, FinishReason, StopWhen, Tokenization, Turn
 from .payload import Payload, Problem
 
 
@@ -49,6 +49,8 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     stop_when: StopWhen | None = None
     turns: tuple[Turn, ...] = ()
     """Of the chat, where an edit asks for them."""
+    tokenization: Tokenization | None = None
+    """What the request said of how its prompt becomes tokens; None: nothing."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:

@@ -1,0 +1,153 @@
+"""Chats as a model's template writes them, and where in that each message is."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .marks import Marked, Marks, Message, Piece, said
+
+FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a template raises: what it says itself, and what comes of messages that it did not expect."""
+
+
+class Rendering(NamedTuple):
+    """A chat as text, and the pieces of it that the messages say, in the order of the text."""
+
+    text: str
+    pieces: tuple[Piece, ...] | None
+    """None where the template does not tell."""
+
+
+class ChatTemplate:
+    """The template of a tokenizer, with the tools that it may write."""
+
+    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._tools = list(tools or ()) or None
+        self.bare = ChatTemplate(tokenizer) if self._tools else None
+        """The same without tools; None where there are none."""
+        self.heads: dict[str, frozenset[str]] = {}
+        """Kept by `turns`: what is written before the messages of a role."""
+
+    @property
+    def has_places(self) -> bool:
+        """Whether the tokenizer tells which characters a token holds."""
+        return bool(self._tokenizer.is_fast)
+
+    @property
+    def beginning(self) -> str:
+        """The token that begins a text, as it is written; empty where there is none."""
+        return self._tokenizer.bos_token or ""
+
+    def borders(self, text: str) -> list[int]:
+        """Where tokens of the text begin; nowhere, with a tokenizer that does not tell."""
+        if not self.has_places:
+            return []
+        spans = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+        return [start for start, _ in spans]
+
+    def text(self, messages: Sequence[Message], *, opened: bool = False) -> str:
+        """The messages as the template writes them; `opened`: with the beginning of an answer. Raises `FAILURES`."""
+        written: str = self._tokenizer.apply_chat_template(
+            [dict(each) for each in messages], tools=self._tools, tokenize=False, add_generation_prompt=opened
+        )
+        return written
+
+    def rendered(self, messages: Sequence[Message], *, opened: bool = False) -> Rendering:
+        """Raises as `text`. The places are those of a rendering with marks, which is the same without them."""
+        text = self.text(messages, opened=opened)
+        texts = [text, *(each for message in messages for each in said(message).values())]
+        # Where a message says nothing, a mark may keep blanks of the template from being trimmed: it goes without one.
+        ways = ((self._seen_through, True), (self._in_plain, True), (self._seen_through, False))
+        for way, nothing in ways:
+            marks = Marks(texts, nothing=nothing)
+            try:
+                marked = way(messages, marks, opened)
+            except FAILURES:
+                continue  # it is the marks that it fails on
+            bare, pieces = marks.found(marked, blanks=True)
+            if bare != text:
+                continue
+            within = marks.found(marked, blanks=False)[1]
+            if pieces != within and (dropped := self._without_blanks(messages, text, opened)):
+                pieces = [
+                    inner if inner.message in dropped else outer for inner, outer in zip(within, pieces, strict=True)
+                ]
+            return Rendering(text, tuple(pieces))
+        return Rendering(text, None)
+
+    def _seen_through(self, messages: Sequence[Message], marks: Marks, opened: bool) -> str:
+        """Marks that the template does not see. The library hands on plain strings alone, so this is its environment
+        made once more; what differs in it is found out, for the rendering is compared."""
+        template = _compiled(self._tokenizer.get_chat_template(tools=self._tools))
+        marked = [
+            {**each, **{key: Marked(text, at, marks) for key, text in said(each).items()}}
+            for at, each in enumerate(messages)
+        ]
+        given = {**self._tokenizer.special_tokens_map, "documents": None, "tools": self._tools}
+        return template.render(**given, messages=marked, add_generation_prompt=opened)
+
+    def _in_plain(self, messages: Sequence[Message], marks: Marks, opened: bool) -> str:
+        """Marks that are characters of the text, by the library's own way."""
+        marked = [
+            {**each, **{key: marks.wrapped(text, at) for key, text in said(each).items()}}
+            for at, each in enumerate(messages)
+        ]
+        return self.text(marked, opened=opened)
+
+    def _without_blanks(self, messages: Sequence[Message], text: str, opened: bool) -> frozenset[int]:
+        """The messages whose blanks at the ends make no difference: those that stand there are the template's own."""
+        stripped = [{**each, **{key: found.strip() for key, found in said(each).items()}} for each in messages]
+        changed = frozenset(at for at, each in enumerate(messages) if each != stripped[at])
+        try:
+            return changed if changed and self.text(stripped, opened=opened) == text else frozenset()
+        except FAILURES:
+            return frozenset()
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    """As transformers documents what a chat template may use."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: datetime.now().strftime(form))
+    return environment.from_string(template)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: what is within it is written."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja's own form
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, **more: Any) -> str:
+    return json.dumps(_quotable(value), ensure_ascii=ensure_ascii, indent=indent, separators=separators, **more)
+
+
+def _quotable(value: Any) -> Any:
+    """With the marks around the blanks: in JSON those are written as characters of other kinds."""
+    if isinstance(value, Marked):
+        return value.marks.wrapped(value.seen, value.message, blanks=True)
+    if isinstance(value, Mapping):
+        return {key: _quotable(each) for key, each in value.items()}
+    return [_quotable(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
