@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ..domain.refs import HookPoint, SaeDescription
+from ..domain.rereading import HOOKS_READ
 from ..errors import SAEInvalidError
 from .headers import TensorFile
 from .layout import ITEM_BYTES, Layout, Recipe, Weight, shapes
@@ -131,6 +132,7 @@ def layout(
     hook_name: str | None = None,
     hook_point: HookPoint | None = None,
     hook_point_out: HookPoint | None = None,
+    norms_folded: bool = False,
     warnings: Collection[str] = (),
     unit_decoder: bool = False,
     ones_only: Collection[str] = (),
@@ -149,6 +151,8 @@ def layout(
         hook_name=hook_name,
         hook_point=hook_point,
         hook_point_out=hook_point_out,
+        norms_folded=norms_folded,
+        hooks_read=HOOKS_READ,
         warnings=tuple(warnings),
     )
     return Layout(description, recipe, weights, (file.name,), unit_decoder, frozenset(ones_only))

@@ -103,9 +103,9 @@ def _from_path(parts: tuple[str, ...]) -> tuple[str | None, str | None]:
 
 
 def _out(name: str | None, point: HookPoint | None, model: str | None) -> HookPoint | None:
-    return parse_hook(name, model=model) or (
-        HookPoint("mlp_out", point.layer) if point and point.kind == "mlp_in" else None
-    )
+    if name is not None:
+        return parse_hook(name, model=model)
+    return HookPoint("mlp_out", point.layer) if point and point.kind == "mlp_in" else None
 
 
 def _model(cfg: Config, files: SaeFiles) -> str | None:

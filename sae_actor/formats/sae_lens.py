@@ -22,7 +22,7 @@ from .building import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from .config import Config
 from .files import SaeFiles
 from .headers import TensorFile
-from .hooks import parse_hook, parse_layer
+from .hooks import agree, parse_hook, parse_layer
 from .layout import Activation, Layout, Recipe, RowNorm
 from .naming import Naming
 
@@ -74,6 +74,8 @@ _GATED: Names = {
 }
 _RMS_MODELS = re.compile(r"gemma|llama|mistral|mixtral|qwen|smollm|olmo|deepseek", re.IGNORECASE)
 """Models without LayerNorm: their writing weights cannot be centred, whatever the config asked for."""
+_WITHOUT_VALUE_BIAS = re.compile(r"gemma|llama|mistral|mixtral|smollm|olmo|qwen-?3", re.IGNORECASE)
+"""Models whose heads have no bias that could have been moved behind them."""
 _CENTRED_RELEASES = {
     "GPT2-Small-SAEs-Reformatted",
     "GPT2-Small-Feature-Splitting-Experiment-Layer-8",
@@ -85,10 +87,6 @@ _WRITTEN = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 NO_CONSTANT = (
     "normalize_activations is expected_average_only_in, whose constant is not in the files: activations are used "
     "as they are (set norm_scaling_factor in cfg.json if it is known)"
-)
-PRE_WEIGHT_NORM = (
-    "ln2.hook_normalized lies before the norm's own weight in the library it was trained with; nothing in the files "
-    "says whether that weight was folded away"
 )
 CENTRED = "trained on a stream with its mean taken out: the mean is removed before encoding and put back after"
 
@@ -128,12 +126,15 @@ def read(files: SaeFiles) -> Layout:
         hook_name = hook_name.replace("{layer}", str(layer))
     model = _either(cfg, meta, legacy, "model_name")
     warnings: list[str] = []
-    point = _hook_point(cfg, meta, hook_name, transcoder=transcoder, model=model, warnings=warnings)
+    kwargs = [part.section("model_from_pretrained_kwargs") for part in (meta, cfg)]
+    folded = any(part.boolean("fold_ln", default=False) for part in kwargs)
+    point = _hook_point(
+        cfg, meta, hook_name, transcoder=transcoder, model=model, folded=folded, kwargs=kwargs, warnings=warnings
+    )
     if point is not None and layer is not None and layer != point.layer:
         warnings.append(f"hook_layer is {layer}, the hook's name says {point.layer}: the name counts")
 
     norm, scale = _normalisation(cfg, warnings)
-    kwargs = [part.section("model_from_pretrained_kwargs") for part in (meta, cfg)]
     centre = _centred(files, kwargs, point, model)
     if centre:
         warnings.append(CENTRED)
@@ -164,7 +165,10 @@ def read(files: SaeFiles) -> Layout:
         trained_layer=point.layer if point else _first(parse_layer(hook_name), layer),
         hook_name=hook_name,
         hook_point=point,
-        hook_point_out=_hook_point_out(cfg, meta, point, warnings) if transcoder else None,
+        hook_point_out=_hook_point_out(cfg, meta, hook_name, point=point, model=model, warnings=warnings)
+        if transcoder
+        else None,
+        norms_folded=folded,
         warnings=warnings,
         ones_only=() if tuned else ("scaling_factor",),
     )
@@ -247,26 +251,43 @@ def _normalisation(cfg: Config, warnings: list[str]) -> tuple[RowNorm, float]:
 
 
 def _hook_point(
-    cfg: Config, meta: Config, name: str | None, *, transcoder: bool, model: str | None, warnings: list[str]
+    cfg: Config,
+    meta: Config,
+    name: str | None,
+    *,
+    transcoder: bool,
+    model: str | None,
+    folded: bool,
+    kwargs: Sequence[Config],
+    warnings: list[str],
 ) -> HookPoint | None:
     if any(part.count("hook_head_index", least=0) is not None for part in (cfg, meta)) or (
         cfg.count("hook_point_head_index", least=0) is not None
     ):
         warnings.append("trained on one attention head, which is no hook point")
         return None
-    point = parse_hook(name, transcoder_input=transcoder, model=model)
+    point = parse_hook(name, transcoder_input=transcoder, model=model, norms_folded=folded)
     if name and point is None:
         warnings.append(f"the hook {name[:100]} is no known hook point")
-    if name and name.endswith("ln2.hook_normalized"):
-        warnings.append(PRE_WEIGHT_NORM)
+    module = meta.text("hf_hook_name")
+    there = parse_hook(module, transcoder_input=transcoder, model=model)
+    if point is not None and there is not None and not agree(point, there, model):
+        warnings.append(f"{str(name)[:100]} is {point}, hf_hook_name {str(module)[:100]} is {there}: neither counts")
+        return None
+    moved = any(part.boolean("fold_value_biases", default=False) for part in kwargs)
+    if moved and point is not None and point.kind == "attn_z" and not _WITHOUT_VALUE_BIAS.search(model or ""):
+        warnings.append("fold_value_biases: hook_z lacks the value bias then, and so is no hook point here")
+        return None
     return point
 
 
-def _hook_point_out(cfg: Config, meta: Config, point: HookPoint | None, warnings: list[str]) -> HookPoint | None:
+def _hook_point_out(
+    cfg: Config, meta: Config, name_in: str | None, *, point: HookPoint | None, model: str | None, warnings: list[str]
+) -> HookPoint | None:
     name = meta.text("hook_name_out") or cfg.text("hook_name_out") or cfg.text("hook_point_out")
     if name:
-        return parse_hook(name)
-    if point is not None and point.kind == "mlp_in":
+        return parse_hook(name, model=model)
+    if point is not None and (point.kind == "mlp_in" or (name_in or "").endswith(".hook_mlp_in")):
         warnings.append("the files do not name the output: that of the MLP whose input is read")
         return HookPoint("mlp_out", point.layer)
     return None
@@ -278,7 +299,8 @@ def _centred(files: SaeFiles, kwargs: Sequence[Config], point: HookPoint | None,
     A library that centres the writing weights of a LayerNorm model takes the mean out of everything that is
     written to the stream. It did so by default until the config began to say, under `model_from_pretrained_kwargs`.
     """
-    if point is None or point.kind not in _WRITTEN or _RMS_MODELS.search(model or ""):
+    on_stream = point is not None and (point.kind in _WRITTEN or (point.kind, point.before) == ("mlp_in", "norm"))
+    if not on_stream or _RMS_MODELS.search(model or ""):
         return False
     if any("center_writing_weights" in part for part in kwargs):
         return any(part.boolean("center_writing_weights", default=False) for part in kwargs)
