@@ -183,7 +183,7 @@ class Architecture:
         """Made once: whether it is 0 somewhere waits for the device."""
         if hook_point in self._gains:
             return self._gains[hook_point]
-        weight = norm.get_parameter("weight")
+        weight = norm.get_parameter("weight").detach()
         wide = torch.promote_types(weight.dtype, torch.float32)
         gain = weight.to(wide) + self._gain_offset
         if not bool((gain != 0).all()):
@@ -192,7 +192,7 @@ class Architecture:
                 hook_point=str(hook_point),
             )
         bias = getattr(norm, "bias", None)
-        made = self._gains[hook_point] = Gain(gain, None if bias is None else bias.to(wide))
+        made = self._gains[hook_point] = Gain(gain, None if bias is None else bias.detach().to(wide))
         return made
 
 

@@ -23,6 +23,7 @@ from .config import Config
 from .files import SaeFiles
 from .headers import TensorFile
 from .hooks import agree, parse_hook, parse_layer
+from .kissane import VALUE_BIAS
 from .layout import Activation, Layout, Recipe, RowNorm
 from .naming import Naming
 
@@ -140,6 +141,8 @@ def read(files: SaeFiles) -> Layout:
         warnings.append(CENTRED)
     elif centre is None and legacy and norm != "layer_norm":
         warnings.append(MAYBE_CENTRED)
+    if legacy and point is not None and point.kind == "attn_z" and not _unprocessed(cfg, model):
+        warnings.append(VALUE_BIAS)
     recipe = Recipe(
         activation="tanh-relu" if legacy and _activation_name(cfg) == "tanh-relu" else _ACTIVATIONS[architecture],
         k=check_k(_k(cfg, legacy), sizes.d_sae, name) if chooses else None,
@@ -279,6 +282,13 @@ def _hook_point(
         warnings.append("fold_value_biases: hook_z lacks the value bias then, and so is no hook point here")
         return None
     return point
+
+
+def _unprocessed(cfg: Config, model: str | None) -> bool:
+    """Whether heads surely gave their value bias: there is none, or the library left it where it was, as since 3.22."""
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", cfg.text("sae_lens_training_version") or "")
+    recent = version is not None and (int(version[1]), int(version[2])) >= (3, 22)
+    return recent or bool(_WITHOUT_VALUE_BIAS.search(model or ""))
 
 
 def _hook_point_out(

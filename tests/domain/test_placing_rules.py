@@ -55,7 +55,11 @@ def test_what_a_module_returns_is_what_it_adds_where_no_norm_follows(kind: Any) 
     point = HookPoint(kind, 1, "norm")
     assert place(attached(LLAMA, hook_point=point)) == (HookPoint(kind, 1), None)
     assert place(attached(GEMMA, hook_point=point)) == (point, None)
-    transcoder = {"hook_point": HookPoint("mlp_in", 1), "hook_point_out": point, "architecture": "transcoder"}
+    transcoder: dict[str, Any] = {
+        "hook_point": HookPoint("mlp_in", 1),
+        "hook_point_out": point,
+        "architecture": "transcoder",
+    }
     assert place(attached(LLAMA, **transcoder)) == (HookPoint("mlp_in", 1), HookPoint(kind, 1))
     assert place(attached(GEMMA, **transcoder)) == (HookPoint("mlp_in", 1), point)
 
@@ -78,7 +82,7 @@ def test_a_layer_keeps_the_side() -> None:
 
 
 def test_a_named_hook_that_is_no_hook_point_is_refused_by_its_name() -> None:
-    named = {"hook_name": "blocks.1.ln1.hook_normalized", "hook_point": None}
+    named: dict[str, Any] = {"hook_name": "blocks.1.ln1.hook_normalized", "hook_point": None}
     attached(LLAMA, **named).refused("sae_unsupported", hook_name="blocks.1.ln1.hook_normalized")
     told = Attach(sae_id=A, hook_point=HookPoint("resid_pre", 1))
     assert place(attached(LLAMA, told, **named)) == (HookPoint("resid_pre", 1), None)

@@ -69,7 +69,7 @@ _OF_LLAMA: dict[str, Place] = {
     **_OF_ALL,
     "attn_z": Place("self_attn.o_proj", "input"),
     "mlp_in": Place("mlp.gate_proj", "input"),
-    "mlp_in before gain": Place("mlp.gate_proj", "input", norm="post_attention_layernorm"),
+    "mlp_in before gain": Place("mlp", "input", norm="post_attention_layernorm"),
     "mlp_in before norm": Place("post_attention_layernorm", "input"),
     "mlp_out": Place("mlp", "output"),
 }

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,10 @@ NO_HOOK_POINT = {
 }
 UNREAD = {name for names in NO_HOOK_POINT.values() for name in names.split()}
 ON_STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+def said(key: str) -> Callable[[str], str]:
+    return lambda text: f"{key}: {text}"
 
 
 def folder_of(root: Path, name: str, model_type: str, width: int, *, folded: bool) -> Path:
@@ -135,7 +139,7 @@ async def test_a_name_is_read_right_or_refused(model: Shaped) -> None:
             # The value bias had been moved behind the heads, which `fold_value_biases` would have said.
             assert not torch.allclose(got, wanted, atol=1e-3), key
             continue
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=2e-4, msg=said(key))
     layer_normed = model.model_type in LAYER_NORMED
     for key, outcome in outcomes.items():
         _, variant, name = key.split("/")
@@ -169,11 +173,11 @@ def test_the_library_still_says_so(tmp_path: Path) -> None:
     assert interpreter is not None
     target_file = tmp_path / "now.safetensors"
     subprocess.run([interpreter, str(HERE / "from_transformer_lens.py"), str(target_file)], check=True)
-    ask = "from importlib.metadata import version; print(version('transformer-lens'))"
-    said = subprocess.run([interpreter, "-c", ask], check=True, capture_output=True, text=True).stdout
-    release = int(said.split(".")[0])
+    ask = "from importlib import metadata; print(metadata.version('transformer-lens'))"
+    version = subprocess.run([interpreter, "-c", ask], check=True, capture_output=True, text=True).stdout
+    release = int(version.split(".")[0])
     golden = {2: GOLDEN[2], 3: {**GOLDEN[2], **GOLDEN[4], **GOLDEN[3]}, 4: GOLDEN[4]}[release]
     now = load_file(target_file)
     assert set(now) == set(golden)
     for key, value in now.items():
-        torch.testing.assert_close(value, golden[key], rtol=1e-3, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(value, golden[key], rtol=1e-3, atol=2e-4, msg=said(key))
