@@ -63,22 +63,20 @@ _MODULE = re.compile(
 """Path of a block, or of a module in it, as transformers names them."""
 
 _ATTENTION = r"(?:self_attn|attention|attn)"
-_SUBMODULES: tuple[tuple[re.Pattern[str], _Side], ...] = tuple(
-    (re.compile(rf"\A{pattern}\Z"), side)
-    for pattern, side in (
-        (r"(?:output)?", ("resid_post", None)),
-        (r"input", ("resid_pre", None)),
-        (rf"{_ATTENTION}(?:\.(?:o_proj|out_proj|dense|c_proj))?(?:\.output)?", ("attn_out", "norm")),
-        (rf"{_ATTENTION}\.(?:o_proj|out_proj|dense|c_proj)\.input", ("attn_z", None)),
-        (r"(?:mlp|mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)(?:\.output)?", ("mlp_out", "norm")),
-        (r"(?:mlp|fc1)\.input", ("mlp_in", None)),
-        (r"(?:mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)\.input", ("mlp_act", None)),
-        (r"(?:pre_feedforward_layernorm|ln_2|final_layer_norm)(?:\.output)?", ("mlp_in", None)),
-        (r"(?:pre_feedforward_layernorm|ln_2|final_layer_norm)\.input", ("mlp_in", "norm")),
-        (r"post_feedforward_layernorm(?:\.output)?", ("mlp_out", None)),
-        (r"post_feedforward_layernorm\.input", ("mlp_out", "norm")),
-    )
+_MODULES: tuple[tuple[str, _Side], ...] = (
+    (r"(?:output)?", ("resid_post", None)),
+    (r"input", ("resid_pre", None)),
+    (rf"{_ATTENTION}(?:\.(?:o_proj|out_proj|dense|c_proj))?(?:\.output)?", ("attn_out", "norm")),
+    (rf"{_ATTENTION}\.(?:o_proj|out_proj|dense|c_proj)\.input", ("attn_z", None)),
+    (r"(?:mlp|mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)(?:\.output)?", ("mlp_out", "norm")),
+    (r"(?:mlp|fc1)\.input", ("mlp_in", None)),
+    (r"(?:mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)\.input", ("mlp_act", None)),
+    (r"(?:pre_feedforward_layernorm|ln_2|final_layer_norm)(?:\.output)?", ("mlp_in", None)),
+    (r"(?:pre_feedforward_layernorm|ln_2|final_layer_norm)\.input", ("mlp_in", "norm")),
+    (r"post_feedforward_layernorm(?:\.output)?", ("mlp_out", None)),
+    (r"post_feedforward_layernorm\.input", ("mlp_out", "norm")),
 )
+_SUBMODULES = tuple((re.compile(rf"\A{pattern}\Z"), side) for pattern, side in _MODULES)
 _AFTER_ATTENTION = re.compile(r"\Apost_attention_layernorm(?:\.(input|output))?\Z")
 """The norm before the MLP or, where two norms more follow attention and MLP, the one after attention."""
 _SITES: dict[str, _Side] = {
