@@ -16,15 +16,19 @@ attention and MLP run in parallel) is refused too.
     mlp_act     what the MLP's last matrix reads (gate included)         intermediate_size
     mlp_out     what the MLP adds to the residual stream (bias and       hidden_size
                 post-norm included)
+
+A norm gives `mlp_in`, and `attn_out` and `mlp_out` in families that have one after attention and MLP. On its near
+side there are two more places: before its gain (the activation without bias, divided by the gain: computed), and
+before the norm itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from .domain.refs import HookKind
+from .domain.refs import Before, HookKind
 
 Where = Literal["input", "output"]
 
@@ -72,10 +76,23 @@ class Family:
     blocks: str
     """Path of the list of blocks."""
     places: Mapping[HookKind, Place]
+    norms: Mapping[HookKind, str]
+    """The norm that a kind comes out of, as a path below the block."""
+    layer_norm: bool = False
+    """The norms take the mean away and add a bias; else they are RMS norms."""
+    gain_offset: float = 0.0
+    """A norm multiplies by its weight plus this."""
+    shared_norm: bool = False
+    """The norm before the MLP is that before attention: what it gets cannot be changed for the MLP alone."""
     parallel_when: str | None = None
     """Config flag under which attention and MLP read the same residual stream: there is no `resid_mid` then."""
     needs: Mapping[str, bool] = field(default_factory=dict)
     """Config values without which the places are other ones."""
+
+    @property
+    def before(self) -> dict[HookKind, tuple[Before, ...]]:
+        """Kind → on which sides of its norm there is a place too."""
+        return dict.fromkeys(self.norms, ("gain",) if self.shared_norm else ("gain", "norm"))
 
 
 _LLAMA = Family(
@@ -88,6 +105,7 @@ _LLAMA = Family(
         mlp_out="mlp",
         resid_mid="post_attention_layernorm",
     ),
+    {"mlp_in": "post_attention_layernorm"},
 )
 _GEMMA2 = Family(
     "model.layers",
@@ -99,6 +117,12 @@ _GEMMA2 = Family(
         mlp_out="post_feedforward_layernorm",
         resid_mid="pre_feedforward_layernorm",
     ),
+    {
+        "attn_out": "post_attention_layernorm",
+        "mlp_in": "pre_feedforward_layernorm",
+        "mlp_out": "post_feedforward_layernorm",
+    },
+    gain_offset=1.0,
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -106,7 +130,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gemma": _LLAMA,
+    "gemma": replace(_LLAMA, gain_offset=1.0),
     "phi3": _LLAMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
@@ -120,6 +144,8 @@ FAMILIES: Mapping[str, Family] = {
             mlp_out="mlp",
             resid_mid="ln_2",
         ),
+        {"mlp_in": "ln_2"},
+        layer_norm=True,
         needs={"add_cross_attention": False},
     ),
     "gpt_neox": Family(
@@ -132,6 +158,8 @@ FAMILIES: Mapping[str, Family] = {
             mlp_out="mlp",
             resid_mid="post_attention_layernorm",
         ),
+        {"mlp_in": "post_attention_layernorm"},
+        layer_norm=True,
         parallel_when="use_parallel_residual",
     ),
     "opt": Family(
@@ -144,6 +172,8 @@ FAMILIES: Mapping[str, Family] = {
             mlp_out="fc2",
             resid_mid="final_layer_norm",
         ),
+        {"mlp_in": "final_layer_norm"},
+        layer_norm=True,
         needs={"do_layer_norm_before": True},
     ),
     "gpt_oss": Family(
@@ -157,6 +187,7 @@ FAMILIES: Mapping[str, Family] = {
             mlp_out="mlp",
             resid_mid="post_attention_layernorm",
         ),
+        {"mlp_in": "post_attention_layernorm"},
     ),
     "phi": Family(
         "model.layers",
@@ -168,6 +199,9 @@ FAMILIES: Mapping[str, Family] = {
             mlp_out="mlp",
             resid_mid=None,
         ),
+        {"mlp_in": "input_layernorm"},
+        layer_norm=True,
+        shared_norm=True,
     ),
 }
 """Model type (as in the model's `config.json`) → family."""

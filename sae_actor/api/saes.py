@@ -22,6 +22,7 @@ from ..domain.commands import (
     Revision,
     Steer,
 )
+from ..domain.placing import target
 from ..domain.projections import Outcome, attachment_view, sae_view, steering_view
 from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
 from ..errors import BadRequestError, SAEError, SAENotAttachedError
@@ -236,7 +237,7 @@ async def compatibility(request: AnyRequest) -> Answer:
         "errors": [],
     }
     try:
-        place = attaching.target(sae, model, asked, None)
+        place = target(sae, model, asked, None)
     except SAEError as error:
         view["compatible"] = False
         view["errors"] = [{"code": error.code, "detail": error.detail}]

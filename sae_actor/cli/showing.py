@@ -44,7 +44,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def hook(point: Answer | None) -> str:
-    return f"{point['kind']}.{point['layer']}" if point else "-"
+    if not point:
+        return "-"
+    side = {"gain": " before the gain of its norm", "norm": " before its norm"}.get(point.get("before") or "", "")
+    return f"{point['kind']}.{point['layer']}{side}"
 
 
 def edit(one: Answer) -> str:

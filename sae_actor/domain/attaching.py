@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from .. import errors
 from . import events as ev
 from .commands import Attach, Detach, Monitor, Steer
 from .edits import checked, in_range
 from .events import Problem
+from .placing import agree, target
 from .refs import Edit, HookPoint, ModelFacts, SaeDescription
+from .rereading import reread
 from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
 from .weights import names
-
-NO_BOS = "trained on texts that begin with BOS (prepend_bos), which this model's tokenizer does not add by itself"
-BOS = "trained on texts without BOS (prepend_bos false), which this model's tokenizer adds by itself"
-
-
-class Target(Struct, frozen=True, kw_only=True):
-    """Where an SAE reads, where it writes, and what is odd about it."""
-
-    hook_point: HookPoint
-    hook_point_out: HookPoint | None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def written_at(self) -> HookPoint:
-        return self.hook_point_out or self.hook_point
 
 
 def known(state: State, sae_id: str) -> SaeRecord:
@@ -62,7 +47,7 @@ def described(record: SaeRecord) -> SaeDescription:
         raise errors.SAEInUseError(f"{record.sae_id} is being deleted", sae_id=record.sae_id)
     if record.sae is None:
         raise _unusable(record)
-    return record.sae
+    return reread(record.sae)
 
 
 def _unusable(record: SaeRecord) -> errors.SAEError:
@@ -76,78 +61,8 @@ def _unusable(record: SaeRecord) -> errors.SAEError:
     )
 
 
-def target(sae: SaeDescription, model: ModelFacts, layer: int | None, hook_point: HookPoint | None) -> Target:
-    """Where the SAE goes on this model; raises if it cannot."""
-    asked = _hook_point(sae, layer, hook_point)
-    shift = asked.layer - sae.hook_point.layer if sae.hook_point is not None else 0
-    out = sae.hook_point_out
-    _fits(asked, "d_in", sae.d_in, model)
-    if out is not None:
-        if out.layer + shift < 0:
-            raise errors.LayerOutOfRangeError(f"at {asked} it would write to layer {out.layer + shift}")
-        out = HookPoint(kind=out.kind, layer=out.layer + shift)
-        _fits(out, "d_out", sae.d_out, model)
-    elif sae.d_out != sae.d_in:
-        raise errors.SAEIncompatibleError("a transcoder needs a second hook point, and its files name none")
-    return Target(hook_point=asked, hook_point_out=out, warnings=tuple(_warnings(sae, model, asked)))
-
-
-def _hook_point(sae: SaeDescription, layer: int | None, hook_point: HookPoint | None) -> HookPoint:
-    _agree(layer, hook_point)
-    if hook_point is not None:
-        return hook_point
-    if sae.hook_point is None:
-        raise errors.BadRequestError(
-            "the SAE's files do not say where it was trained: give hook_point", param="hook_point"
-        )
-    return sae.hook_point if layer is None else HookPoint(kind=sae.hook_point.kind, layer=layer)
-
-
-def _agree(layer: int | None, hook_point: HookPoint | None) -> None:
-    if layer is not None and hook_point is not None and layer != hook_point.layer:
-        raise errors.BadRequestError(
-            f"layer {layer} and hook_point.layer {hook_point.layer} disagree", param="hook_point"
-        )
-
-
-def _fits(point: HookPoint, name: str, width: int, model: ModelFacts) -> None:
-    if point.layer >= model.num_layers:
-        raise errors.LayerOutOfRangeError(
-            f"layer {point.layer} is not below the model's {model.num_layers}",
-            layer=point.layer,
-            num_layers=model.num_layers,
-        )
-    model_d = model.widths.get(point.kind)
-    if model_d is None:
-        raise errors.SAEIncompatibleError(f"{model.model_type} has no hook point of kind {point.kind}", kind=point.kind)
-    if model_d != width:
-        raise errors.SAEIncompatibleError(
-            f"the SAE's {name} is {width}, the model is {model_d} wide at {point}",
-            **{f"sae_{name}": width, "model_d": model_d, "layer": point.layer},
-        )
-
-
-def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[str]:
-    warnings = list(sae.warnings)
-    if sae.trained_layer is not None and asked.layer != sae.trained_layer:
-        warnings.append(f"trained on layer {sae.trained_layer}, attached to layer {asked.layer}")
-    if sae.hook_point is not None and asked.kind != sae.hook_point.kind:
-        warnings.append(f"trained on {sae.hook_point.kind}, attached to {asked.kind}")
-    if sae.trained_on is not None and _name(sae.trained_on) != _name(model.model_id):
-        warnings.append(f"trained on {sae.trained_on}, the model is {model.model_id}")
-    if sae.prepend_bos is not None and model.adds_bos is not None and sae.prepend_bos != model.adds_bos:
-        warnings.append(NO_BOS if sae.prepend_bos else BOS)
-    return warnings
-
-
-def _name(model: str) -> str:
-    """The part of a model's name that spellings agree on: without organisation or folder, and gpt2-small is gpt2."""
-    name = model.rstrip("/").rpartition("/")[2].lower()
-    return "gpt2" if name == "gpt2-small" else name
-
-
 def attach(command: Attach, state: State) -> list[ev.Payload]:
-    _agree(command.layer, command.hook_point)
+    agree(command.layer, command.hook_point)
     record = known(state, command.sae_id)
     sae = described(record)
     place = target(sae, loaded_model(state), command.layer, command.hook_point)

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from .events import Event, Payload, Problem
 from .evolve import closes
+from .rereading import reread
 from .state import AttachmentState, SaeRecord, State
 
 View = dict[str, Any]
@@ -17,7 +18,7 @@ View = dict[str, Any]
 
 def sae_view(record: SaeRecord, state: State) -> View:
     """One SAE, section 4 of the contract."""
-    sae = record.sae
+    sae = record.sae and reread(record.sae)
     mine = [a for a in state.attachments if a.sae_id == record.sae_id]
     attachment = next((a for a in mine if a.status != "failed"), None)
     lost = next((a for a in mine if a.status == "failed"), None) if attachment is None else None

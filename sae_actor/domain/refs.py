@@ -25,6 +25,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 HookKind: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_act", "mlp_out"
 ]
+Before: TypeAlias = Literal["norm", "gain"]
 Mode: TypeAlias = Literal["steer", "reconstruct"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Method: TypeAlias = Literal["add", "set", "scale", "cap", "project", "set_projection"]
@@ -39,14 +40,27 @@ FinishReason: TypeAlias = Literal[
 MAX_EDITS = 256
 
 
-class HookPoint(Struct, frozen=True, forbid_unknown_fields=True):
+NORMED: frozenset[HookKind] = frozenset({"mlp_in", "attn_out", "mlp_out"})
+"""Kinds that come out of a norm: the MLP's input everywhere, what is added to the stream where a norm follows."""
+
+
+class HookPoint(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where in the model an SAE reads and writes."""
 
     kind: HookKind
     layer: Layer
+    before: Before | None = None
+    """Of `mlp_in`, `attn_out` and `mlp_out`, which come out of a norm. `gain`: what the norm gives before it multiplies
+    by its weight and adds its bias. `norm`: what the norm gets; before that of `mlp_in` an edit reaches the MLP alone,
+    before those after attention and MLP is what these two return. Null: the activation of `kind` itself."""
+
+    def __post_init__(self) -> None:
+        if self.before is not None and self.kind not in NORMED:
+            raise ValueError(f"before: {self.kind} does not come out of a norm")
 
     def __str__(self) -> str:
-        return f"{self.kind}.{self.layer}"
+        side = {None: "", "gain": " before the gain of its norm", "norm": " before its norm"}[self.before]
+        return f"{self.kind}.{self.layer}{side}"
 
 
 class Span(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -145,6 +159,11 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     """Whether the texts that it was trained on begin with BOS; None where the files do not say."""
     ignored: dict[str, str] = {}
     """Settings in the files that play no part here → why."""
+    norms_folded: bool = False
+    """The library it was trained with had moved the norms' gains and biases into the next matrices: what a LayerNorm
+    gives is then surely what it gives before its gain."""
+    hooks_read: int = 0
+    """Which reading of hook names made `hook_point` of `hook_name`; see `rereading`."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -177,6 +196,10 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """Bytes of the parameters and buffers, as measured."""
     widths: dict[str, int]
     """Hook kind → width of the activation there; kinds that this model lacks are absent."""
+    before: dict[str, tuple[Before, ...]] = {}
+    """Hook kind that comes out of a norm → on which sides of that norm there is a hook point too."""
+    layer_norm: bool = False
+    """Its norms take the mean away and add a bias; else they are RMS norms."""
     has_chat_template: bool = False
     adds_bos: bool | None = None
     """The tokenizer puts BOS before a text by itself; None: not looked at."""

@@ -150,6 +150,8 @@ class TorchEngine:
         resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
+        for point in (resident.hook_point, resident.hook_point_out or resident.hook_point):
+            model.architecture.hook(point)  # refuses what cannot be computed
         place(resident, model.device)
         self._residents[resident.position] = resident
         return resident

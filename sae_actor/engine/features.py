@@ -14,7 +14,7 @@ from .statistics import Statistics
 SHOWN = 10
 """Nearest features, tokens promoted, tokens suppressed."""
 INTO_RESIDUAL = frozenset({"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"})
-"""Hook kinds whose activation is, or is added to, what the unembedding reads at the end."""
+"""Hook kinds whose activation is, or is added to, what the unembedding reads at the end; not that before a norm."""
 
 
 def feature_details(
@@ -57,8 +57,10 @@ def _tokens(
 ) -> tuple[tuple[TokenWeight, ...], tuple[TokenWeight, ...]]:
     """W_U @ d, largest and smallest. The final norm is left out: its scale differs from token to token."""
     unembedding = None if model is None else model.network.get_output_embeddings()
-    if model is None or unembedding is None or written_at.kind not in INTO_RESIDUAL:
+    if model is None or unembedding is None or written_at.kind not in INTO_RESIDUAL or written_at.before == "norm":
         return (), ()
+    gain = model.architecture.hook(written_at).gain
+    row = row if gain is None else row * gain.gain
     W: Tensor = unembedding.weight  # [vocabulary, hidden]
     if W.shape[1] != len(row):
         return (), ()

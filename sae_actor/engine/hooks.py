@@ -281,13 +281,18 @@ def beside(places: Sequence[Place], rows: int, joins: Joins) -> Iterator[None]:
     written = [Joint(hook, entries, rows, joins) for hook, entries in joints.items()]
     try:
         with ExitStack() as handles:
-            # Probes and readers first: at a hook point that is also written to, they see what arrives.
-            for hook, looking in probes.items():
-                handles.callback(hook.install(looking.see(hook)).remove)
-            for hook, parts in readers.items():
-                handles.callback(hook.install(_Read(parts, hook)).remove)
-            for joint in written:
-                handles.callback(joint.hook.install(joint.edit).remove)
+            # Two hook points may be at one side of a module: the one that the model comes to first is installed first.
+            for first in (True, False):
+                # Probes and readers first: at a hook point that is also written to, they see what arrives.
+                for hook, looking in probes.items():
+                    if hook.comes_first is first:
+                        handles.callback(hook.install(looking.see(hook)).remove)
+                for hook, parts in readers.items():
+                    if hook.comes_first is first:
+                        handles.callback(hook.install(_Read(parts, hook)).remove)
+                for joint in written:
+                    if joint.hook.comes_first is first:
+                        handles.callback(joint.hook.install(joint.edit).remove)
             yield
         for joint in written:
             joint.settle()
@@ -304,9 +309,9 @@ class _Read:
 
     def __init__(self, parts: Sequence[tuple[Part, slice]], hook: Hook) -> None:
         self._parts = parts
-        self._in_place = hook.in_place
+        self._hook = hook
 
     def __call__(self, x: Tensor) -> None:
-        seen = (x.clone() if self._in_place else x).reshape(-1, x.shape[-1])
+        seen = self._hook.seen(x.clone() if self._hook.in_place else x).reshape(-1, x.shape[-1])
         for part, rows in self._parts:
             part.read = seen[rows]

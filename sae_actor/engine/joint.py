@@ -119,7 +119,8 @@ class Joint:
         if not chosen:
             return None
         index = None if n == len(rows) and _in_order(chosen) else _index(chosen, rows.device)
-        x = rows if index is None else rows[index]  # [n, width]
+        hooked = rows if index is None else rows[index]  # [n, width]
+        x = self.hook.seen(hooked)
         arrived = x.clone() if self.hook.in_place and index is None else x
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)  # [n]
         for entry, at in chosen:
@@ -149,8 +150,12 @@ class Joint:
                 moved = moved + each.to(wide)
             touched = torch.stack([change.touched for change in steering]).any(dim=0)
             new = torch.where(touched[:, None], moved.to(x.dtype), new)
-        self._reports.append(Report(chosen, _told(x, new, norms, changes), arrived))
-        return new if index is None else rows.index_copy(0, index, new)
+        put = new
+        if self.hook.gain is not None:
+            touched = torch.stack([change.touched for change in changes]).any(dim=0)
+            put = self.hook.gain.on(hooked, x, new, touched)
+        self._reports.append(Report(chosen, _told(x, new, put, norms, changes), arrived))
+        return put if index is None else rows.index_copy(0, index, put)
 
     def _change(self, group: list[Writing], x: Tensor, sinks: Tensor) -> _Change:
         """What the SAE of a group makes of its texts' rows of x [n, width], of which the sinks [n] are marked."""
@@ -270,13 +275,13 @@ def _jointly(chosen: Sequence[tuple[Entry, int]], x: Tensor, changes: Sequence[_
     return differences
 
 
-def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:
-    """`Report.values`"""
+def _told(x: Tensor, new: Tensor, put: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:
+    """`Report.values`; `put` is what takes the place of what is hooked."""
     edited = torch.stack([change.touched for change in changes]).any(dim=0)
     passed = torch.stack([change.passed for change in changes]).any(dim=0)
     moved = torch.linalg.vector_norm(new.float() - x.float(), dim=-1)
     ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
-    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), torch.isfinite(new).all(dim=-1))
+    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), torch.isfinite(put).all(dim=-1))
     return torch.stack([row.float() for row in rows])
 
 

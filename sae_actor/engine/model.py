@@ -128,6 +128,8 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             context_length=network.config.max_position_embeddings,
             memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
             widths={str(kind): width for kind, width in architecture.widths.items()},
+            before={str(kind): sides for kind, sides in architecture.before.items()},
+            layer_norm=architecture.layer_norm,
             has_chat_template=template is not None,
             adds_bos=tokenizer.bos_token_id in around[0],
             tells_messages=template is None or tells(template),

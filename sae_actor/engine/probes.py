@@ -115,8 +115,9 @@ class ProbeJoint:
             else:
                 of_sae.setdefault(id(probe.sae), []).append(probe)
         if x is not None:
+            rows = self.probes[0].hook.seen(x.reshape(self._count, -1))  # all are at one hook point
             for probes in of_sae.values():
-                _attempt(x.reshape(self._count, -1), probes)
+                _attempt(rows, probes)
 
 
 def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import torch
+from msgspec.structs import replace
 
 from ..domain.effects import AttachEffect
+from ..domain.placing import target
 from ..domain.refs import Edit, HookPoint, ModelFacts
 from ..errors import LayerOutOfRangeError, SAEError, SAEIncompatibleError
 from ..sae import SAE, load_sae
@@ -30,18 +32,14 @@ class Resident:
     sae: SAE
     hook_point: HookPoint
     hook_point_out: HookPoint | None
+    where_trained: bool = False
+    """It is at the hook point that its files name."""
     device_bytes: int = 0
     _prepared: OrderedDict[tuple[Edit, ...], Steering] = field(default_factory=OrderedDict)
 
     @property
     def dtype(self) -> str:
         return str(self.sae.dtype).removeprefix("torch.")
-
-    @property
-    def where_trained(self) -> bool:
-        """It is at the hook point that its files name."""
-        spec = self.sae.spec
-        return (self.hook_point, self.hook_point_out) == (spec.hook_point, spec.hook_point_out)
 
     def steering(self, edits: tuple[Edit, ...], written_in: torch.dtype | None = None) -> Steering:
         """The edits, ready to be applied to activations of a type. Raises what `Steering.prepare` raises."""
@@ -71,7 +69,18 @@ def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resid
     )
     check_fit(effect.hook_point, sae.spec.d_in, model)
     check_fit(effect.hook_point_out or effect.hook_point, sae.spec.d_out, model)
-    return Resident(effect.request_position, sae, effect.hook_point, effect.hook_point_out)
+    where_trained = _is_where_trained(effect, sae, model)
+    return Resident(effect.request_position, sae, effect.hook_point, effect.hook_point_out, where_trained)
+
+
+def _is_where_trained(effect: AttachEffect, sae: SAE, model: ModelFacts) -> bool:
+    spec = sae.spec
+    said = replace(effect.sae, hook_name=spec.hook_name, hook_point=spec.hook_point, hook_point_out=spec.hook_point_out)
+    try:
+        trained = target(said, model, None, None)
+    except SAEError:
+        return False
+    return (trained.hook_point, trained.hook_point_out) == (effect.hook_point, effect.hook_point_out)
 
 
 def is_mapped(effect: AttachEffect, model: ModelFacts) -> bool:

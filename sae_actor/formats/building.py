@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ..domain.refs import HookPoint, SaeDescription
+from ..domain.rereading import HOOKS_READ
 from ..errors import SAEInvalidError
 from .headers import TensorFile
 from .keys import Account
@@ -132,6 +133,7 @@ def layout(
     hook_name: str | None = None,
     hook_point: HookPoint | None = None,
     hook_point_out: HookPoint | None = None,
+    norms_folded: bool = False,
     warnings: Collection[str] = (),
     account: Account | None = None,
     prepend_bos: bool | None = None,
@@ -156,6 +158,8 @@ def layout(
         hook_name=hook_name,
         hook_point=hook_point,
         hook_point_out=hook_point_out,
+        norms_folded=norms_folded,
+        hooks_read=HOOKS_READ,
         prepend_bos=prepend_bos,
         ignored=account.ignored,
         warnings=(*warnings, *account.warnings),

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import re
 
-from ..domain.refs import HookKind, HookPoint
+from ..domain.refs import HookPoint
 from .building import Alias, Names, Sizes, assemble, layout, side
 from .files import Origin, SaeFiles
+from .hooks import parse_hook
 from .layout import Layout, Recipe
 from .naming import Naming
 
@@ -33,18 +34,15 @@ _NAMES: Names = {
     "scaling_factor": (Alias("scaling_factor"),),
 }
 _REPOSITORY = re.compile(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)")
-_SITES: dict[str, tuple[str, HookKind]] = {
-    "res": ("hook_resid_post", "resid_post"),
-    "mlp": ("hook_mlp_out", "mlp_out"),
-    "att": ("attn.hook_z", "attn_z"),
-    "transcoders": ("ln2.hook_normalized", "mlp_in"),
+_SITES = {
+    "res": "hook_resid_post",
+    "mlp": "hook_mlp_out",
+    "att": "attn.hook_z",
+    "transcoders": "ln2.hook_normalized",
 }
 _LAYER = re.compile(r"layer_(\d{1,3})")
 
 NO_PLACE = "the place in the model is in the repository's name alone, which is not known here"
-TRANSCODER_NORM = (
-    "reads the normalised stream before the norm's own weight, if it follows the library it was trained with"
-)
 
 
 def recognise(files: SaeFiles) -> bool:
@@ -64,12 +62,10 @@ def read(files: SaeFiles) -> Layout:
     if embedding:
         layer, hook_name, point = 0, "hook_embed", HookPoint("resid_pre", 0)
     elif site is not None and layer is not None:
-        name, kind = _SITES[site]
-        hook_name, point = f"blocks.{layer}.{name}", HookPoint(kind, layer)
+        hook_name = f"blocks.{layer}.{_SITES[site]}"
+        point = parse_hook(hook_name)
     else:
         warnings.append(NO_PLACE)
-    if transcoder:
-        warnings.append(TRANSCODER_NORM)
     scale = math.sqrt(d_in) if embedding else 1.0
     return layout(
         file,

@@ -41,7 +41,6 @@ class Processed:
 
     kwargs: Sequence[Config]
     point: HookPoint | None
-    hook_name: str | None
     model: str | None
 
     def centred(self, files: SaeFiles) -> bool | None:
@@ -50,7 +49,9 @@ class Processed:
         A library that centres the writing weights of a LayerNorm model takes the mean out of everything that is
         written to the stream. It did so by default until the config began to say, under `model_from_pretrained_kwargs`.
         """
-        if self.point is None or self.point.kind not in _WRITTEN or _RMS_MODELS.search(self.model or ""):
+        point = self.point
+        on_stream = point is not None and (point.kind in _WRITTEN or (point.kind, point.before) == ("mlp_in", "norm"))
+        if not on_stream or _RMS_MODELS.search(self.model or ""):
             return False
         if any("center_writing_weights" in part for part in self.kwargs):
             return self._says("center_writing_weights")
@@ -64,15 +65,20 @@ class Processed:
 
     def refuse_folding(self) -> None:
         """`SAEUnsupportedError` where a weight was folded out of what the SAE reads."""
-        folded = []
-        kind = None if self.point is None else self.point.kind
-        if kind == "mlp_in" and "hook_normalized" not in (self.hook_name or ""):
-            folded.append(("fold_ln", "it read what a norm gives without the norm's own weight"))
-        if kind == "attn_z" and not _NO_VALUE_BIAS.search(self.model or ""):
-            folded.append(("fold_value_biases", "it read what the heads give without the value bias"))
-        for key, why in folded:
-            if self._says(key):
-                raise SAEUnsupportedError(f"{key} true: {why}", check=f"config.{key}", key=key)
+        if self.point is None or self.point.kind != "attn_z" or _NO_VALUE_BIAS.search(self.model or ""):
+            return
+        if self._says("fold_value_biases"):
+            raise SAEUnsupportedError(
+                "fold_value_biases true: it read what the heads give without the value bias",
+                **{"check": "config.fold_value_biases", "key": "fold_value_biases"},
+            )
+
+    def may_lack_value_bias(self, training_version: str) -> bool:
+        """Whether heads may have given their values without the bias: the library moved it behind them up to 3.21."""
+        if self.point is None or self.point.kind != "attn_z" or _NO_VALUE_BIAS.search(self.model or ""):
+            return False
+        version = re.match(r"(\d{1,4})\.(\d{1,4})", training_version)
+        return version is None or (int(version[1]), int(version[2])) < (3, 22)
 
     def checkpoints(self) -> list[str]:
         """Warnings that it was another state of the model than its name alone says."""

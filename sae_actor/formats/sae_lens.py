@@ -22,8 +22,9 @@ from .building import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from .config import Config
 from .files import SaeFiles
 from .headers import TensorFile
-from .hooks import parse_hook, parse_layer
+from .hooks import agree, parse_hook, parse_layer
 from .keys import Account
+from .kissane import VALUE_BIAS
 from .layout import Activation, Layout, Recipe, RowNorm
 from .naming import Naming
 from .processed import CENTRED, MAYBE_CENTRED, Processed
@@ -79,10 +80,6 @@ NO_CONSTANT = (
     "normalize_activations is expected_average_only_in, whose constant is not in the files: activations are used "
     "as they are (set norm_scaling_factor in cfg.json if it is known)"
 )
-PRE_WEIGHT_NORM = (
-    "ln2.hook_normalized lies before the norm's own weight in the library it was trained with; nothing in the files "
-    "says whether that weight was folded away"
-)
 
 
 def recognise(files: SaeFiles) -> bool:
@@ -116,12 +113,16 @@ def read(files: SaeFiles) -> Layout:
         hook_name = hook_name.replace("{layer}", str(layer))
     model = _either(cfg, meta, legacy, "model_name")
     warnings: list[str] = []
-    point = _hook_point(cfg, meta, hook_name, transcoder=transcoder, model=model, warnings=warnings)
+    plain = parse_hook(hook_name, transcoder_input=transcoder, model=model)
+    # Asked for where it reads a norm; each of the two is looked at.
+    reads_norm = plain is not None and plain.kind == "mlp_in"
+    folded = reads_norm and True in [part.boolean("fold_ln", default=False) for part in kwargs]
+    point = _hook_point(cfg, meta, hook_name, transcoder=transcoder, model=model, folded=folded, warnings=warnings)
     if point is not None and layer is not None and layer != point.layer:
         warnings.append(f"hook_layer is {layer}, the hook's name says {point.layer}: the name counts")
 
     norm, scale = _normalisation(cfg, warnings)
-    processed = Processed(kwargs, point, hook_name, model)
+    processed = Processed(kwargs, point, model)
     processed.refuse_folding()
     centre = processed.centred(files)
     if centre:
@@ -129,6 +130,8 @@ def read(files: SaeFiles) -> Layout:
     elif centre is None and legacy and norm != "layer_norm":
         warnings.append(MAYBE_CENTRED)
     warnings += processed.checkpoints()
+    if legacy and processed.may_lack_value_bias(str(cfg.values.get("sae_lens_training_version"))):
+        warnings.append(VALUE_BIAS)
     recipe = Recipe(
         activation="tanh-relu" if legacy and _activation_name(cfg) == "tanh-relu" else _ACTIVATIONS[architecture],
         k=check_k(_k(cfg, legacy), sizes.d_sae, name) if chooses else None,
@@ -144,7 +147,9 @@ def read(files: SaeFiles) -> Layout:
     means_nothing = cfg.values.get("finetuning_scaling_factor") is True and "scaling_factor" not in file
     tuned = not means_nothing and cfg.boolean("finetuning_scaling_factor", default=False)
     prepend_bos = _truth(cfg, meta, legacy, "prepend_bos")
-    point_out = _hook_point_out(cfg, meta, point, warnings, model) if transcoder else None
+    point_out = (
+        _hook_point_out(cfg, meta, hook_name, point=point, model=model, warnings=warnings) if transcoder else None
+    )
     weights = assemble(file, names, sizes, optional=("scaling_factor",))
     return layout(
         file,
@@ -158,6 +163,7 @@ def read(files: SaeFiles) -> Layout:
         hook_name=hook_name,
         hook_point=point,
         hook_point_out=point_out,
+        norms_folded=folded,
         warnings=warnings,
         account=_account(cfg, meta, kwargs, legacy),
         prepend_bos=prepend_bos,
@@ -245,23 +251,33 @@ def _normalisation(cfg: Config, warnings: list[str]) -> tuple[RowNorm, float]:
 
 
 def _hook_point(
-    cfg: Config, meta: Config, name: str | None, *, transcoder: bool, model: str | None, warnings: list[str]
+    cfg: Config,
+    meta: Config,
+    name: str | None,
+    *,
+    transcoder: bool,
+    model: str | None,
+    folded: bool,
+    warnings: list[str],
 ) -> HookPoint | None:
     if any(part.count("hook_head_index", least=0) is not None for part in (cfg, meta)) or (
         cfg.count("hook_point_head_index", least=0) is not None
     ):
         warnings.append("trained on one attention head, which is no hook point")
         return None
-    point = parse_hook(name, transcoder_input=transcoder, model=model)
+    point = parse_hook(name, transcoder_input=transcoder, model=model, norms_folded=folded)
     if name and point is None:
         warnings.append(f"the hook {name[:100]} is no known hook point")
-    if name and name.endswith("ln2.hook_normalized"):
-        warnings.append(PRE_WEIGHT_NORM)
+    module = meta.text("hf_hook_name")
+    there = parse_hook(module, transcoder_input=transcoder, model=model)
+    if point is not None and there is not None and not agree(point, there, model):
+        warnings.append(f"{str(name)[:100]} is {point}, hf_hook_name {str(module)[:100]} is {there}: neither counts")
+        return None
     return point
 
 
 def _hook_point_out(
-    cfg: Config, meta: Config, point: HookPoint | None, warnings: list[str], model: str | None
+    cfg: Config, meta: Config, name_in: str | None, *, point: HookPoint | None, model: str | None, warnings: list[str]
 ) -> HookPoint | None:
     if _count_of(cfg, meta, "hook_head_index_out") is not None:
         warnings.append("writes at one attention head, which is no hook point")
@@ -272,7 +288,7 @@ def _hook_point_out(
         if out is None:
             warnings.append(f"the hook {name[:100]} is no known hook point")
         return out
-    if point is not None and point.kind == "mlp_in":
+    if point is not None and (point.kind == "mlp_in" or (name_in or "").endswith(".hook_mlp_in")):
         warnings.append("the files do not name the output: that of the MLP whose input is read")
         return HookPoint("mlp_out", point.layer)
     return None

@@ -165,6 +165,23 @@ async def test_what_does_not_fit(service: Running, path: str, body: dict[str, ob
     assert service.engine.residents == {}
 
 
+async def test_the_near_side_of_a_norm(service: Running) -> None:
+    """Over HTTP a hook point has one field more where it is not the activation itself, and none where it is."""
+    await service.command("LoadModel", model=MODEL)
+    sae_id = await service.download("layer.1")
+    point = {"kind": "mlp_in", "layer": 2, "before": "gain"}
+    answer = await service.client.post(f"/api/saes/{sae_id}/attach", json={"hook_point": point})
+    assert (answer.status_code, answer.json()["hook_point"]) == (200, point)
+    assert (await service.client.get("/api/saes/attachment")).json()["hook_point"] == point
+    moved = {"layer": 1, "replace": True}
+    answer = await service.client.post(f"/api/saes/{sae_id}/attach", json=moved)
+    assert answer.json()["hook_point"] == {"kind": "resid_post", "layer": 1}
+    for kind, before, status in (("mlp_out", "gain", 422), ("resid_post", "gain", 400), ("mlp_in", "weight", 400)):
+        point = {"kind": kind, "layer": 2, "before": before}
+        answer = await service.client.post(f"/api/saes/{sae_id}/attach", json={"hook_point": point, "replace": True})
+        assert answer.status_code == status, answer.text
+
+
 async def test_attach_without_a_model(service: Running) -> None:
     sae_id = await service.download("layer.1")
     answer = await service.client.post(f"/api/saes/{sae_id}/attach", json={})

@@ -125,7 +125,7 @@ def test_layer_and_hook_point_must_agree() -> None:
 
 
 def test_an_sae_that_names_no_hook_point_must_be_told_one() -> None:
-    story = given(STARTED, loaded(), cached(hook_point=None, trained_layer=None))
+    story = given(STARTED, loaded(), cached(hook_name=None, hook_point=None, trained_layer=None))
     story.when(Attach(sae_id=A)).refused("bad_request", param="hook_point")
     story.when(Attach(sae_id=A, layer=1)).refused("bad_request", param="hook_point")
     story.when(Attach(sae_id=A, hook_point=HookPoint("mlp_out", 0))).then_types(ev.AttachRequested)

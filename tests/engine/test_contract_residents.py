@@ -26,6 +26,13 @@ async def test_an_sae_that_does_not_fit(given: Given) -> None:
     assert await given.engine.detach(detach(5), 0.0) == 0
 
 
+async def test_the_side_of_a_norm_that_the_model_lacks(given: Given) -> None:
+    with pytest.raises(SAEIncompatibleError):
+        await given.engine.attach(attach(5, point=HookPoint("mlp_out", 1, "gain")), given.sae)
+    assert await given.engine.detach(detach(5), 0.0) == 0
+    await given.engine.attach(attach(6, point=HookPoint("mlp_in", 1, "gain")), given.sae)
+
+
 async def test_attaching_twice_is_attaching_once(given: Given) -> None:
     first = await given.engine.attach(attach(5), given.sae)
     assert await given.engine.attach(attach(5), given.sae) == first

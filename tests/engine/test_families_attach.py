@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from sae_actor.domain.effects import ImportEffect, SaeLocation
-from sae_actor.domain.refs import ActiveSae, Edit, HookKind, HookPoint, import_id_of
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, import_id_of
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.formats import FORMATS
 from sae_actor.ports import HubSae, Watch
@@ -57,22 +58,35 @@ class Place:
     path: str
     side: Literal["input", "output"]
     in_place: bool = False
+    norm: str | None = None
+    """Before the gain of this norm."""
+    offset: float = 0.0
+    """Added to the norm's weight."""
 
 
-_OF_ALL: dict[HookKind, Place] = {"resid_pre": Place("", "input"), "resid_post": Place("", "output")}
-_OF_LLAMA: dict[HookKind, Place] = {
+_OF_ALL: dict[str, Place] = {"resid_pre": Place("", "input"), "resid_post": Place("", "output")}
+_OF_LLAMA: dict[str, Place] = {
     **_OF_ALL,
     "attn_z": Place("self_attn.o_proj", "input"),
     "mlp_in": Place("mlp.gate_proj", "input"),
+    "mlp_in before gain": Place("mlp", "input", norm="post_attention_layernorm"),
+    "mlp_in before norm": Place("post_attention_layernorm", "input"),
     "mlp_out": Place("mlp", "output"),
 }
-_OF_GEMMA: dict[HookKind, Place] = {**_OF_LLAMA, "mlp_out": Place("post_feedforward_layernorm", "output")}
-PLACES: dict[str, dict[HookKind, Place]] = {
+_OF_GEMMA: dict[str, Place] = {
+    **_OF_LLAMA,
+    "mlp_in before gain": Place("mlp", "input", norm="pre_feedforward_layernorm", offset=1.0),
+    "mlp_out": Place("post_feedforward_layernorm", "output"),
+    "mlp_out before norm": Place("mlp.down_proj", "output"),
+    "attn_out before norm": Place("self_attn.o_proj", "output"),
+}
+PLACES: dict[str, dict[str, Place]] = {
     **dict.fromkeys(("llama", "qwen3", "mistral"), _OF_LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), _OF_GEMMA),
     "gpt_neox": _OF_ALL,
     "gpt2": {
         **_OF_ALL,
+        "mlp_in before gain": Place("mlp", "input", norm="ln_2"),
         "resid_mid": Place("ln_2", "input", in_place=True),
         "attn_z": Place("attn.c_proj", "input"),
         "mlp_act": Place("mlp.c_proj", "input"),
@@ -88,11 +102,11 @@ class Plain:
         self.network = network
         self.blocks = network.get_submodule(BLOCKS.get(model_type, "model.layers"))
 
-    def run(self, *seen: HookKind, write: tuple[HookKind, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(self, *seen: str, write: tuple[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Activations of block `LAYER`, the stream that the next block receives, and hidden states; maybe with one
         of them replaced."""
         found: dict[str, Tensor] = {}
-        handles = [self._hook(kind, found) for kind in seen]
+        handles = [self._hook(name, found) for name in seen]
         if write is not None:
             handles.append(self._hook(write[0], {}, write[1]))
         with torch.inference_mode(), after_block(self.blocks, found):
@@ -101,12 +115,16 @@ class Plain:
             handle.remove()
         return found | {f"before.{n}": state[0] for n, state in enumerate(states)}
 
-    def _hook(self, kind: HookKind, found: dict[str, Tensor], new: Tensor | None = None) -> Any:
-        place = self.places[kind]
+    def _hook(self, name: str, found: dict[str, Tensor], new: Tensor | None = None) -> Any:
+        place = self.places[name]
         module = self.blocks[LAYER].get_submodule(place.path)
+        if place.norm is not None:
+            norm: Any = self.blocks[LAYER].get_submodule(place.norm)
+            gain, bias = norm.weight + place.offset, getattr(norm, "bias", torch.zeros(()))
+            new = None if new is None else new * gain + bias
 
         def on_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            found[kind] = args[0][0].clone()
+            found[name] = args[0][0].clone() if place.norm is None else (args[0][0] - bias) / gain
             if new is None:
                 return None
             if place.in_place:
@@ -116,7 +134,7 @@ class Plain:
 
         def on_output(_: nn.Module, __: Any, output: Any) -> Any:
             first = output if isinstance(output, Tensor) else output[0]
-            found[kind] = first[0].clone()
+            found[name] = first[0].clone()
             if new is None:
                 return None
             return new[None] if isinstance(output, Tensor) else (new[None], *output[1:])
@@ -143,28 +161,35 @@ def after_block(blocks: Any, found: dict[str, Tensor]) -> Iterator[None]:
 # — SAEs —
 
 Make = Callable[[Path], Written]
+PLACE = HookPoint("resid_pre", 6)
 
 
-def _lens(config: dict[str, Any], path: str = "sae") -> Make:
+def _lens(config: dict[str, Any], point: HookPoint = PLACE) -> Make:
     """SAELens, of which the family's formulas are in its own tests: here the plain ones of `reference`."""
 
     def lens(root: Path) -> Written:
         w = weights(40)
         kept = ["W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if "jumprelu" in config["architecture"] else [])]
-        put(root / path, "sae_weights.safetensors", {name: w[name] for name in kept})
+        put(root / "sae", "sae_weights.safetensors", {name: w[name] for name in kept})
         settings = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "model_name": "gpt2-small", **config}
-        put(root / path, "cfg.json", config=settings)
-        sae = PlainSae(load_sae(root / path).recipe, {name: w[name] for name in kept})
+        put(root / "sae", "cfg.json", config=settings)
+        sae = PlainSae(load_sae(root / "sae").recipe, {name: w[name] for name in kept})
         return Written(
-            root / path,
+            root / "sae",
             "sae_lens",
             config["architecture"],
             lambda x: np.stack([sae.encode(row) for row in x]),
             lambda x: np.stack([sae.decode(sae.encode(row), row) for row in x]),
-            HookPoint("resid_pre", 6),
+            point,
         )
 
     return lens
+
+
+def _at(name: str, model: str, point: HookPoint, **config: Any) -> Make:
+    """A plain SAE that was trained at the hook of that name in block 6."""
+    place = {"hook_name": name, "hook_layer": 6, "apply_b_dec_to_input": True, "model_name": model}
+    return _lens({"architecture": "standard", **place, "model_from_pretrained_kwargs": config}, point)
 
 
 FLAT = {"hook_name": "blocks.6.hook_resid_pre", "hook_layer": 6, "apply_b_dec_to_input": True}
@@ -190,6 +215,30 @@ CASES: dict[str, tuple[str, Make]] = {
     "sae_lens standard": ("gpt2", _lens({"architecture": "standard", **FLAT, "model_from_pretrained_kwargs": {}})),
     "sae_lens centred": ("gpt2", sae_lens_centred),
     "sae_lens topk layer norm": ("gpt2", _lens({"architecture": "standard", **FLAT, **TOPK})),
+    "sae_lens before the gain of an RMS norm": (
+        "llama",
+        _at("blocks.6.ln2.hook_normalized", "Llama-3.2-1B", HookPoint("mlp_in", 6, "gain")),
+    ),
+    "sae_lens before the gain of an RMS norm of Gemma": (
+        "gemma3_text",
+        _at("blocks.6.ln2.hook_normalized", "gemma-3-1b-pt", HookPoint("mlp_in", 6, "gain")),
+    ),
+    "sae_lens before the gain and bias of a LayerNorm": (
+        "gpt2",
+        _at("blocks.6.ln2.hook_normalized", "gpt2", HookPoint("mlp_in", 6, "gain"), fold_ln=True),
+    ),
+    "sae_lens on the way to the MLP": (
+        "llama",
+        _at("blocks.6.hook_mlp_in", "Llama-3.2-1B", HookPoint("mlp_in", 6, "norm")),
+    ),
+    "sae_lens before the norm after the MLP": (
+        "gemma2",
+        _at("blocks.6.mlp.hook_out", "gemma-2-2b", HookPoint("mlp_out", 6, "norm")),
+    ),
+    "sae_lens before the norm after attention": (
+        "gemma3_text",
+        _at("blocks.6.attn.hook_out", "gemma-3-1b-pt", HookPoint("attn_out", 6, "norm")),
+    ),
     "sae_lens jumprelu": ("mistral", _lens({"architecture": "jumprelu", **FLAT, "model_name": "mistral-7b"})),
     "gemma_scope": ("gemma2", families.gemma_scope),
     "gemma_scope embedding": ("gemma2", families.gemma_scope_embedding),
@@ -219,6 +268,10 @@ def test_no_format_is_left_out() -> None:
 # — together —
 
 
+def named(point: HookPoint) -> str:
+    return point.kind if point.before is None else f"{point.kind} before {point.before}"
+
+
 @pytest.fixture(scope="module")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
@@ -239,15 +292,15 @@ class Attached:
     seen: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.seen = self.plain.run(self.read_at.kind, self.write_at.kind)
+        self.seen = self.plain.run(named(self.read_at), named(self.write_at))
 
     @property
     def x_read(self) -> Tensor:
-        return self.seen[self.read_at.kind]
+        return self.seen[named(self.read_at)]
 
     @property
     def x(self) -> Tensor:
-        return self.seen[self.write_at.kind]
+        return self.seen[named(self.write_at)]
 
     def described(self, *edits: Edit, mode: Literal["steer", "reconstruct"] = "steer") -> ActiveSae:
         out = None if self.write_at == self.read_at else self.write_at
@@ -298,8 +351,8 @@ async def attached(
         found, location, where = await brought(case, tmp_path, server)
     assert (found.sae.format, found.sae.hook_point) == (case.format, case.hook_point)
     assert case.hook_point is not None
-    read_at = HookPoint(case.hook_point.kind, LAYER)
-    out = None if case.hook_point_out is None else HookPoint(case.hook_point_out.kind, LAYER)
+    read_at = structs.replace(case.hook_point, layer=LAYER)
+    out = None if case.hook_point_out is None else structs.replace(case.hook_point_out, layer=LAYER)
     network = AutoModelForCausalLM.from_pretrained(model_folders[model_type]).eval()
     engine = TorchEngine(EngineSettings(threads=1))
     await engine.load_model(load(str(model_folders[model_type])), no_progress)
@@ -362,7 +415,7 @@ async def _it_writes_the_difference(attached: Attached) -> None:
     rows = zip(attached.x.double().numpy(), attached.x_read.double().numpy(), strict=True)
     delta = torch.tensor(np.stack([formula.difference(x, edits, x_read) for x, x_read in rows])).float()
     new = attached.x + delta
-    wanted = attached.plain.run(write=(attached.write_at.kind, new))["after"]
+    wanted = attached.plain.run(write=(named(attached.write_at), new))["after"]
     assert not torch.allclose(wanted, attached.seen["after"], atol=1e-2)
     close(await attached.stream_after(attached.described(*edits)), wanted)
 
@@ -373,6 +426,6 @@ async def _it_puts_its_reconstruction_in_place(attached: Attached) -> None:
     sinks = norms > 5 * norms.median()
     sinks[0] = True
     new = torch.where(sinks[:, None], x, made)
-    wanted = attached.plain.run(write=(attached.write_at.kind, new))["after"]
+    wanted = attached.plain.run(write=(named(attached.write_at), new))["after"]
     assert not torch.allclose(wanted, attached.seen["after"], atol=1e-2)
     close(await attached.stream_after(attached.described(mode="reconstruct")), wanted)

@@ -113,6 +113,7 @@ class FakeEngine:
             cache_positions=self.cache_positions,
             memory_bytes=4 * width * VOCABULARY,
             widths={**widths, "mlp_act": 4 * width},
+            before={"mlp_in": ("gain", "norm")},
             has_chat_template=self.has_chat_template,
             adds_bos=False,
             tells_messages=self.tells_messages,
@@ -138,6 +139,9 @@ class FakeEngine:
                 sae_d_in=effect.sae.d_in,
                 model_d=width,
             )
+        for point in (effect.hook_point, effect.hook_point_out or effect.hook_point):
+            if point.before is not None and point.before not in model.before.get(point.kind, ()):
+                raise SAEIncompatibleError(f"the model has no hook point {point}", hook_point=str(point))
         size = effect.sae.memory_bytes(effect.dtype)
         attached = AttachedSae(memory_bytes=size, device_bytes=size, dtype=effect.dtype)
         self.residents[effect.request_position] = (effect, attached)

@@ -66,7 +66,8 @@ let model = { status: "none" };
 let monitors = [];
 let saesShown = "";
 
-const hook = (point) => (point ? `${point.kind}.${point.layer}` : "no hook point");
+const sides = { gain: " before the gain of its norm", norm: " before its norm" };
+const hook = (point) => (point ? `${point.kind}.${point.layer}${sides[point.before] ?? ""}` : "no hook point");
 const bytes = (count) => (count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(1)} GB`);
 const pathOf = (saeId, action) => `/api/saes/${encodeURIComponent(saeId)}/${action}`;
 
