@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
-from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile
+from ..domain.refs import FinishReason, HookPoint, Mode, Reasoning, SaeFile
 from .shapes import Count, Position, Ranges
 
 
@@ -96,6 +96,7 @@ class Generation(TypedDict):
     stop_when: StopCondition | None
     deterministic: bool | None
     sampling: Sampling | None
+    reasoning: Reasoning | None
     tokens_prompt: Count | None
     tokens_generated: Count | None
     finish_reason: FinishReason | None

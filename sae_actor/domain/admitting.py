@@ -40,6 +40,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             deterministic=request.deterministic,
             watched=_watched(state) if request.watch else (),
             turns=_turns(intervention, request.turns),
+            reasoning=request.reasoning,
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
         )
     ]

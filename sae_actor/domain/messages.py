@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .commands import AnyCommand
-from .refs import Edits, Feature, Mode, SaeId, Strength, Turn
+from .refs import Edits, Feature, Mode, Reasoning, SaeId, Strength, Turn
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -73,6 +73,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     stop_when: RequestedStop | None = None
     turns: tuple[Turn, ...] | None = ()
     """As `Tokenized` has them."""
+    reasoning: Reasoning | None = None
+    """As `Tokenized` has it."""
     model_position: int | None = None
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..architectures import Architecture
 from ..domain.effects import LoadModelEffect
-from ..domain.refs import ModelFacts
+from ..domain.refs import ModelFacts, Reasoning
 from ..errors import ModelLoadError, SAEError
 from ..ports import Progress
 from .decoding import Decoder, decoder_for
@@ -26,6 +26,7 @@ from .failures import explained
 from .keyvalues import longest_for
 from .memory import cache_budget
 from .pieces import Pieces
+from .reasoning import mark_ids, reasoning_of
 from .source import LoadCancelled, ModelFiles, digests, find_model
 
 
@@ -49,6 +50,10 @@ class LoadedModel:
     """Tokens that are no text: begin, end, turns."""
     pieces: Pieces
     """Text and bytes of single tokens. For the device thread."""
+    reasoning: Reasoning | None = None
+    """How its chats tell thoughts apart."""
+    mark_ids: frozenset[int] = frozenset()
+    """Tokens that are marks of that."""
     decoder: Decoder | None = None
     """Once it is on its device."""
     bytes_per_position: int = 0
@@ -60,6 +65,10 @@ class LoadedModel:
         """Text of token ids; special tokens are left out, or shown as they are written."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
         return text
+
+    def written(self, token: int) -> str:
+        """The token alone, special ones as they are written. For the device thread."""
+        return self.pieces(token)[0]
 
 
 def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
@@ -98,6 +107,9 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     network = _network(files, _dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
+    end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    reasoning = reasoning_of(tokenizer, architecture.model_type)
     return LoadedModel(
         position=effect.request_position,
         network=network,
@@ -118,11 +130,15 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             widths={str(kind): width for kind, width in architecture.widths.items()},
             has_chat_template=bool(tokenizer.chat_template),
             environment=environment(files.commit, found, network, tokenizer, device),
+            vocabulary=vocabulary,
+            end_ids=tuple(sorted(end_ids)),
         ),
-        end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
-        vocabulary=network.get_input_embeddings().weight.shape[0],
+        end_ids=end_ids,
+        vocabulary=vocabulary,
         special_ids=_special_ids(tokenizer),
         pieces=Pieces(tokenizer),
+        reasoning=reasoning,
+        mark_ids=mark_ids(reasoning, tokenizer),
     )
 
 

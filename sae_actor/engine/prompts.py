@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from ..domain.refs import Turn
+from ..domain.refs import Reasoning, Turn
 from ..errors import BadRequestError
 from ..ports import Tokenized
 from .model import LoadedModel
@@ -30,6 +30,7 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
     without one.
     """
     turns: tuple[Turn, ...] | None = ()
+    reasoning: Reasoning | None = None
     if isinstance(prompt, str):
         ids = _encoded(_encodable(prompt), model).input_ids if prompt else []
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
@@ -39,13 +40,15 @@ def tokenized(prompt: Prompt, model: LoadedModel) -> Tokenized:
             raise BadRequestError(f"token id {wrong} is outside the vocabulary of {model.vocabulary}", param="prompt")
     elif all(isinstance(item, Mapping) for item in prompt):
         ids, turns = _chat(prompt, model)
+        reasoning = model.reasoning
     else:
         raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
     if not ids:
         raise BadRequestError("the prompt is empty", param="prompt")
     _refuse_long(ids, model)
     special = tuple(token in model.special_ids for token in ids)
-    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model), special=special, turns=turns)
+    pieces = _pieces(ids, model)
+    return Tokenized(token_ids=tuple(ids), tokens=pieces, special=special, turns=turns, reasoning=reasoning)
 
 
 def _encoded(text: str, model: LoadedModel, **how: Any) -> Any:

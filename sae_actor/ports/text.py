@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..domain.events import Receipt, Sampling
-from ..domain.refs import ActiveSae, FinishReason, Intervention, StopWhen, Turn
+from ..domain.refs import ActiveSae, FinishReason, Intervention, Reasoning, StopWhen, Turn
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -21,6 +21,8 @@ class Tokenized(Struct, frozen=True, kw_only=True):
     """Which tokens are special ones of the tokenizer, such as marks of beginning, end and turns."""
     turns: tuple[Turn, ...] | None = ()
     """The messages of a chat, in order; none of a text that is no chat. None: the template does not tell."""
+    reasoning: Reasoning | None = None
+    """Of a chat whose template knows thoughts: how its answer tells them apart."""
 
 
 class FeatureActivation(Struct, frozen=True):
@@ -69,6 +71,8 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     read at a limited rate: that one is told of no more, nothing waits for the text to free it."""
     turns: tuple[Turn, ...] = ()
     """Of a chat, where an edit asks for roles or for what the template wrote; none otherwise."""
+    reasoning: Reasoning | None = None
+    """Tell what is thought from what is said, in this way; None: all is text."""
     stop_when: StopWhen | None = None
     """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
     forced: tuple[int, ...] | None = None
@@ -106,6 +110,10 @@ class Token(Struct, frozen=True, kw_only=True):
     text: str
     offset: int = 0
     """Characters of the answer that were complete before it."""
+    reasoning: str = ""
+    content: str = ""
+    """Where `TextRequest.reasoning` tells them apart: what of the answer is thought, and what is said, that became
+    readable with the token. Without the marks between them, which are in `text` too."""
     scored: ScoredToken | None = None
     """Where `TextRequest.logprobs` asks for it."""
     top: tuple[ScoredToken, ...] = ()
@@ -125,6 +133,8 @@ class Finished(Struct, frozen=True, kw_only=True):
     """All generated ids, the end token counted."""
     text: str
     """The whole text, cut before a stop string."""
+    reasoning_tokens: int = 0
+    """Those of what is thought, marks included."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     error_code: str | None = None
