@@ -10,7 +10,7 @@ import msgspec
 
 from ..actor import Done, RunningText
 from ..domain.refs import ModelFacts
-from ..ports import ScoredToken, Token, Tokenized
+from ..ports import Rest, ScoredToken, Token, Tokenized
 from .openai import fingerprint
 
 Kind = Literal["completion", "chat"]
@@ -42,7 +42,8 @@ class Choice:
             return self._choice({"text": self.echo + done.finished.text}, logprobs, reason)
         content, reasoning = done.finished.text, ""
         if self.apart:
-            content, reasoning = ("".join(getattr(token, name) for token in made) for name in ("content", "reasoning"))
+            told = (*made, done.finished.rest)
+            content, reasoning = ("".join(getattr(each, name) for each in told) for name in ("content", "reasoning"))
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if self.apart and self.thoughts:
             message["reasoning_content"] = reasoning or None
@@ -60,9 +61,9 @@ class Choice:
 
     def last(self, done: Done, *, first: bool = False) -> dict[str, Any]:
         """The choice in its last chunk."""
-        return self._chunk("", "", None, done.finished.reason, first=first)
+        return self._chunk(*self._told(done.finished.rest), None, done.finished.reason, first=first)
 
-    def _told(self, token: Token) -> tuple[str, str]:
+    def _told(self, token: Token | Rest) -> tuple[str, str]:
         """What it brings of what is said, and of what is thought."""
         if not self.apart:
             return token.text, ""

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from ..domain.events import Sampling
 from ..domain.refs import Reasoning
+from ..ports import Rest
 from .reasoning import LOOKED_AT, Parser, parser_for
 from .runs import Kind, Run, told
 from .stops import StopStrings
@@ -58,6 +59,7 @@ class Answer:
         self._stops = StopStrings(
             sampling.stop, hidden=sampling.stop_in_hidden, included=sampling.include_stop_str_in_output
         )
+        self._over = False
         self._made = 0
         self._complete = 0
         self._undecided = 0
@@ -79,10 +81,21 @@ class Answer:
         shown, stopped = self._stops.push(runs, counts=self._made > self._min_tokens)
         if (ends or last) and not stopped:
             shown += self._stops.flush()
+        self._over = stopped or ends or last
+        return Part(*self._read(shown), offset, stopped)
+
+    def rest(self) -> Rest:
+        """What is still held back, of a text that is ended from outside."""
+        if self._over or not self._made:
+            return Rest()
+        self._over = True
+        parser = self._parser_of_prompt()
+        shown, stopped = self._stops.push([*parser.text(self._decoder.flush()), *parser.flush()])
+        return Rest(*self._read(shown if stopped else [*shown, *self._stops.flush()]))
+
+    def _read(self, shown: list[Run]) -> tuple[str, str, str]:
         text = "".join(run.whole for run in shown)
-        if self._reasoning is None:
-            return Part(text, "", "", offset, stopped)
-        return Part(text, told(shown, Kind.THOUGHT), told(shown, Kind.SAID), offset, stopped)
+        return (text, "", "") if self._reasoning is None else (text, told(shown, Kind.THOUGHT), told(shown, Kind.SAID))
 
     def _runs(self, token: int, parser: Parser, *, ends: bool) -> list[Run]:
         if ends and not self._included:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..domain.events import Receipt
 from ..domain.refs import FinishReason
 from ..errors import BadRequestError, InternalError, NotReadyError, SAEError
-from ..ports import Activations, Finished, ScoredToken, TextRequest, Token
+from ..ports import Activations, Finished, Rest, ScoredToken, TextRequest, Token
 from .answers import Answer
 from .failures import explained
 from .hooks import Applied, HookFault, Tally
@@ -221,7 +221,7 @@ class RunningText:
         """End the text, once: deliver `Finished`, let go of the intervention."""
         if self.over:
             return
-        tally = self._tally
+        tally, rest = self._tally, Rest() if self._answer is None else self._answer.rest()
         finished = Finished(
             reason=reason,
             receipt=Receipt(
@@ -232,7 +232,8 @@ class RunningText:
                 mean_relative_norm=tally.mean_relative_norm,
             ),
             token_ids=tuple(self._ids),
-            text=self._text,
+            text=self._text + rest.text,
+            rest=rest,
             reasoning_tokens=self._thoughts,
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),

@@ -124,6 +124,15 @@ class Token(Struct, frozen=True, kw_only=True):
     are read at a limited rate are left out where they were not."""
 
 
+class Rest(Struct, frozen=True):
+    """Text of an answer that no token brought: held back, when it was ended from outside, for what did not come."""
+
+    text: str = ""
+    reasoning: str = ""
+    content: str = ""
+    """As `Token` has them."""
+
+
 class Finished(Struct, frozen=True, kw_only=True):
     """The end of a request; always the last item of the engine's stream."""
 
@@ -133,6 +142,8 @@ class Finished(Struct, frozen=True, kw_only=True):
     """All generated ids, the end token counted."""
     text: str
     """The whole text, cut before a stop string."""
+    rest: Rest = Rest()
+    """Of that text what stands behind the last token's."""
     reasoning_tokens: int = 0
     """Those of what is thought, marks included."""
     edited: tuple[tuple[int, int], ...] = ()

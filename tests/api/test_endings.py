@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -231,3 +232,50 @@ async def test_a_chat_that_ends_in_its_thoughts(service: Running) -> None:
     assert choice["usage"]["completion_tokens_details"]["reasoning_tokens"] == count
     says(service, "Hello", Reasoning(format="channels"))
     assert (await both(service, PATHS[1]))["message"]["reasoning_content"] is None
+
+
+class After(asyncio.Event):
+    """A gate that lets so many tokens pass; set once it is shut."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self._left = tokens
+
+    async def wait(self) -> Literal[True]:
+        self._left -= 1
+        if self._left < 0:
+            self.set()
+            await asyncio.Event().wait()
+        return True
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "said", "stop", "told"),
+    [
+        (PATHS[0], "Hello, not ye", "not yet", ("Hello, not ye", "")),
+        (PATHS[1], "<think>Hm.</thi", "never", ("", "Hm.</thi")),
+        (PATHS[1], "<think>Hm.</think>Hello, not ye", "not yet", ("Hello, not ye", "Hm.")),
+    ],
+)
+async def test_what_is_held_back_is_told_when_the_text_is_ended_from_outside(
+    service: Running, path: str, said: str, stop: str, told: tuple[str, str], *, stream: bool
+) -> None:
+    """It might have become a stop string, or a mark: it did not."""
+    says(service, said + "x" * 100, Reasoning(format="block", begin="<think>", end="</think>"))
+    gate = service.engine.text_gate = After(len(said))
+    body = asked(path, stop=stop, sae={"steering": [{"feature": 1, "strength": 3}]})
+    if stream:
+        sent: asyncio.Task[Any] = asyncio.create_task(chunks(service, path, body))
+    else:
+        sent = asyncio.create_task(service.client.post(path, json=body))
+    while not gate.is_set():
+        await asyncio.sleep(0.01)
+    await service.command("Detach", sae_id=service.sae_ids[0])
+    choices = [each["choices"][0] for each in await sent] if stream else [(await sent).json()["choices"][0]]
+    parts = [each.get("delta") or each.get("message") or {"content": each.get("text")} for each in choices]
+    found = tuple("".join(each.get(name) or "" for each in parts) for name in ("content", "reasoning_content"))
+    assert found == told
+    assert choices[-1]["finish_reason"] == "intervention_removed"
+    record = next(each["data"] for each in await service.events() if each["type"] == "GenerationFinished")
+    assert record["text"] == said

@@ -80,3 +80,19 @@ async def test_thoughts_are_told_apart_where_that_is_asked_for(given: Given) -> 
     assert 0 < end.reasoning_tokens < 30
     plain, _ = await read(given.engine.generate(request(ids, tokens=5)))
     assert {(token.reasoning, token.content) for token in plain} == {("", "")}
+
+
+async def test_what_is_held_back_comes_when_the_text_is_ended_from_outside(given: Given) -> None:
+    ids = await given.ids()
+    whole = await finished(given.engine, request(ids, tokens=30, temperature=1.0))
+    never = whole.text[2:] + "never"
+    stream = given.engine.generate(request(ids, tokens=100, temperature=1.0, stop=(never[:256],)))
+    for _ in range(12):
+        await anext(stream)
+    stream.stop()
+    _, end = await read(stream)
+    assert end.reason == "cancelled"
+    assert end.rest.text
+    assert end.text.endswith(end.rest.text)
+    assert end.text[:8] == whole.text[:8]
+    assert whole.rest.text == ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
-from sae_actor.ports import Activations, FeatureActivation, Finished, ScoredToken, TextRequest, Token, Watch
+from sae_actor.ports import Activations, FeatureActivation, Finished, Rest, ScoredToken, TextRequest, Token, Watch
 from tests.fakes.coverage import covered, ranges
 
 if TYPE_CHECKING:
@@ -147,6 +147,10 @@ class RunningText(AsyncIterator[Token | Finished]):
             special=special,
             turns=self.request.turns,
         )
+        rest = Rest(self._text[self._shown :])
+        if self._answer is not None:
+            rest = self._answer.rest()
+            self._text += rest.text
         self._items.put_nowait(
             Finished(
                 reason=reason,
@@ -158,7 +162,8 @@ class RunningText(AsyncIterator[Token | Finished]):
                     mean_relative_norm=0.25 if edited else 0.0,
                 ),
                 token_ids=tuple(self.ids),
-                text=self._text[: self._shown],
+                text=self._text,
+                rest=rest,
                 reasoning_tokens=0 if self._answer is None else self._answer.reasoning_tokens,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
