@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+import sae_actor.engine.answers  # noqa: F401 - the fake engine imports it, and torch, where a client would wait
 from sae_actor.cli.answers import explanation
 from sae_actor.domain.refs import Reasoning
 from tests.fakes.engine import FakeEngine
@@ -269,7 +270,7 @@ async def test_what_is_held_back_is_told_when_the_text_is_ended_from_outside(
         sent: asyncio.Task[Any] = asyncio.create_task(chunks(service, path, body))
     else:
         sent = asyncio.create_task(service.client.post(path, json=body))
-    while not gate.is_set():
+    while not (gate.is_set() or sent.done()):
         await asyncio.sleep(0.01)
     await service.command("Detach", sae_id=service.sae_ids[0])
     choices = [each["choices"][0] for each in await sent] if stream else [(await sent).json()["choices"][0]]
