@@ -213,6 +213,7 @@ class Texts:
             watched=(*asked_for, *watches(self._actor.state)),
             stop_when=payload.stop_when,
             turns=payload.turns,
+            reasoning=payload.reasoning,
             deterministic=payload.deterministic,
         )
         stream: TextItems | SAEError

@@ -34,7 +34,7 @@ async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[dict[str
     try:
         for choice in reply.choices:
             if choice.echo:
-                yield shown(choice.part(choice.echo))
+                yield shown(choice.part(text=choice.echo))
         async for index, item in merged([choice.text for choice in reply.choices]):
             choice, first = reply.choices[index], index in unheard
             unheard.discard(index)
@@ -43,8 +43,8 @@ async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[dict[str
                 held = shown(reply.last(choice, item, first=first))
                 if include_usage or len(done) < len(reply.choices):
                     yield held
-            elif item.text or first or choice.scores:
-                yield shown(choice.part(item.text, (item,), first=first))
+            elif choice.tells(item) or first:
+                yield shown(choice.part((item,), first=first))
     finally:
         abandon([choice.text for choice in reply.choices])
     ended = [done[choice.index] for choice in reply.choices]

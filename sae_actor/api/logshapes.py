@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
-from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile, Tokenization
+from ..domain.refs import FinishReason, HookPoint, Mode, Reasoning, SaeFile, Tokenization
 from ..domain.weights import WeightsFile
 from .shapes import Count, Position, Ranges
 
@@ -109,6 +109,7 @@ class Generation(TypedDict):
     deterministic: bool | None
     sampling: Sampling | None
     tokenization: Tokenization | None
+    reasoning: Reasoning | None
     tokens_prompt: Count | None
     tokens_generated: Count | None
     finish_reason: FinishReason | None

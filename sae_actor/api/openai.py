@@ -21,6 +21,8 @@ Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 64
 """In one request."""
+MAX_STOP_TOKENS = 1024
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +59,11 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=8)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    skip_special_tokens: bool | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     n: int | None = None
     stream: bool | None = None
@@ -101,6 +108,11 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def echoes(self) -> bool:
         """The answer begins with the prompt."""
         return False
+
+    @property
+    def thoughts(self) -> bool:
+        """What is thought is told beside what is said."""
+        return True
 
     def prompts(self) -> list[Prompt]:
         """What is to be continued, each for itself."""
@@ -192,6 +204,7 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     tools: list[Any] | None = None
     tool_choice: Any = None
     response_format: dict[str, Any] | None = None
+    include_reasoning: bool | None = None
 
     def refused(self) -> dict[str, bool]:
         both = self.max_tokens is not None and self.max_completion_tokens is not None
@@ -207,6 +220,10 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def scores(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def thoughts(self) -> bool:
+        return self.include_reasoning is not False
 
     def prompts(self) -> list[Prompt]:
         return [[message.plain() for message in self.messages]]
@@ -233,13 +250,37 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
             cache_positions=model.cache_positions,
         )
     default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
+    most, fewest = asked or default, body.min_tokens or 0
+    if fewest > most:
+        raise BadRequestError(f"min_tokens: {fewest} are more than the {most} there may be", param="min_tokens")
     return Sampling(
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
-        max_tokens=asked or default,
+        max_tokens=most,
         seed=secrets.randbits(31) if body.seed is None else body.seed,
         stop=body.stops,
+        stop_in_hidden=bool(body.stops),
+        stop_token_ids=_stop_tokens(body, model, fewest),
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        ignore_eos=bool(body.ignore_eos),
+        min_tokens=fewest,
+        skip_special_tokens=body.skip_special_tokens is not False,
     )
+
+
+def _stop_tokens(body: TextBody, model: ModelFacts, min_tokens: int) -> tuple[int, ...]:
+    """Each once, in the order given. `BadRequestError` for one that there is not, or where all tokens would end."""
+    tokens = tuple(dict.fromkeys(body.stop_token_ids or ()))
+    if model.vocabulary is None:  # the engine knows
+        return tokens
+    wrong = next((each for each in tokens if each >= model.vocabulary), None)
+    if wrong is not None:
+        raise BadRequestError(
+            f"stop_token_ids: {wrong} is outside the vocabulary of {model.vocabulary}", param="stop_token_ids"
+        )
+    if min_tokens and len({*tokens, *model.end_ids}) >= model.vocabulary:
+        raise BadRequestError("min_tokens: every token ends the text, none is left to choose", param="min_tokens")
+    return tokens
 
 
 def admission(
@@ -258,6 +299,7 @@ def admission(
         kind=kind,
         tokens_prompt=len(prompt.token_ids),
         turns=prompt.turns,
+        reasoning=prompt.reasoning,
         sampling=settings,
         baseline=own.baseline,
         steering=own.steering,

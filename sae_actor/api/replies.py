@@ -10,7 +10,7 @@ import msgspec
 
 from ..actor import Done, RunningText
 from ..domain.refs import ModelFacts
-from ..ports import ScoredToken, Token, Tokenized
+from ..ports import Rest, ScoredToken, Token, Tokenized
 from .openai import fingerprint
 
 Kind = Literal["completion", "chat"]
@@ -27,30 +27,61 @@ class Choice:
     echo: str = ""
     scores: bool = False
     """Log probabilities were asked for."""
+    thoughts: bool = True
+    """What is thought is told, where the model's chats tell it apart."""
+
+    @property
+    def apart(self) -> bool:
+        return self.text.started.reasoning is not None
 
     def whole(self, done: Done) -> dict[str, Any]:
         """The choice at its end."""
-        return self._choice(
-            self.echo + done.finished.text, self.logprobs(self.text.made), done.finished.reason, chunk=False
-        )
+        made, reason = self.text.made, done.finished.reason
+        logprobs = self.logprobs(made)
+        if self.kind == "completion":
+            return self._choice({"text": self.echo + done.finished.text}, logprobs, reason)
+        content, reasoning = done.finished.text, ""
+        if self.apart:
+            told = (*made, done.finished.rest)
+            content, reasoning = ("".join(getattr(each, name) for each in told) for name in ("content", "reasoning"))
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if self.apart and self.thoughts:
+            message["reasoning_content"] = reasoning or None
+        return self._choice({"message": message}, logprobs, reason)
 
-    def part(self, content: str, tokens: Sequence[Token] = (), *, first: bool = False) -> dict[str, Any]:
-        """The choice in a chunk that brings `content` and these tokens."""
-        return self._choice(content, self.logprobs(tokens) if tokens else None, None, chunk=True, first=first)
+    def tells(self, token: Token) -> bool:
+        """Whether there is anything in the token for a stream."""
+        return self.scores or any(self._told(token))
+
+    def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> dict[str, Any]:
+        """The choice in a chunk that brings `text` and these tokens."""
+        told = [self._told(token) for token in tokens]
+        content, reasoning = text + "".join(said for said, _ in told), "".join(thought for _, thought in told)
+        return self._chunk(content, reasoning, self.logprobs(tokens) if tokens else None, None, first=first)
 
     def last(self, done: Done, *, first: bool = False) -> dict[str, Any]:
         """The choice in its last chunk."""
-        return self._choice("", None, done.finished.reason, chunk=True, first=first)
+        return self._chunk(*self._told(done.finished.rest), None, done.finished.reason, first=first)
 
-    def _choice(
-        self, content: str, logprobs: Any, finish_reason: str | None, *, chunk: bool, first: bool = False
+    def _told(self, token: Token | Rest) -> tuple[str, str]:
+        """What it brings of what is said, and of what is thought."""
+        if not self.apart:
+            return token.text, ""
+        return token.content, token.reasoning if self.thoughts else ""
+
+    def _chunk(
+        self, content: str, reasoning: str, logprobs: Any, finish_reason: str | None, *, first: bool
     ) -> dict[str, Any]:
         if self.kind == "completion":
-            said: dict[str, Any] = {"text": content}
-        elif chunk:
-            said = {"delta": {**({"role": "assistant"} if first else {}), **({"content": content} if content else {})}}
-        else:
-            said = {"message": {"role": "assistant", "content": content}}
+            return self._choice({"text": content}, logprobs, finish_reason)
+        delta = {"role": "assistant"} if first else {}
+        if reasoning:
+            delta["reasoning_content"] = reasoning
+        if content:
+            delta["content"] = content
+        return self._choice({"delta": delta}, logprobs, finish_reason)
+
+    def _choice(self, said: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
         return {"index": self.index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
@@ -151,7 +182,11 @@ class Reply:
     def _own(self, choice: Choice, done: Done) -> dict[str, Any]:
         return {"sae": choice.extension(done)} if len(self.choices) > 1 else {}
 
-    def usage(self, ends: Sequence[Done]) -> dict[str, int]:
+    def usage(self, ends: Sequence[Done]) -> dict[str, Any]:
         read = sum(len(choice.prompt.token_ids) for choice in self.choices)
         made = sum(len(done.finished.token_ids) for done in ends)
-        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        told: dict[str, Any] = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        if any(choice.apart for choice in self.choices):
+            thought = sum(done.finished.reasoning_tokens for done in ends)
+            told["completion_tokens_details"] = {"reasoning_tokens": thought}
+        return told

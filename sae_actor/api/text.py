@@ -66,7 +66,11 @@ async def completions(request: AnyRequest) -> Answer:
     return await _respond(request, body, "completion")
 
 
-@operation("POST", "/v1/chat/completions", "Answer a chat",
+@operation("POST", "/v1/chat/completions",
+           "Answer a chat. Where the model's template knows thoughts (the channels of gpt-oss, `<think>` blocks), they "
+           "are `reasoning_content` of the message and of the deltas, and `content` is what is said; "
+           "`include_reasoning: false` leaves them out. `logprobs`, `sae.features` and `usage` are of all tokens, and "
+           "`stop` is looked for in both",
            body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=ERRORS,
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
@@ -98,7 +102,8 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
             tell = Tell(logprobs=body.scores, top_k_features=top_k_features, prompt=prompt.tokens)
             text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""
-            choices.append(Choice(kind, len(choices), text, prompt, echo, body.scores is not None))
+            scores, thoughts = body.scores is not None, body.thoughts
+            choices.append(Choice(kind, len(choices), text, prompt, echo, scores=scores, thoughts=thoughts))
     except BaseException:
         abandon([choice.text for choice in choices])
         raise

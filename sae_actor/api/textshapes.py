@@ -37,10 +37,15 @@ class AppliedIntervention(TypedDict):
     features_by_sae: NotRequired[dict[str, list[list[FeatureActivation]]]]
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: Count
+
+
 class Usage(TypedDict):
     prompt_tokens: Count
     completion_tokens: Count
     total_tokens: Count
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 class CompletionLogprobs(TypedDict):
@@ -85,11 +90,13 @@ class CompletionPart(_Choice):
 class ChatAnswer(TypedDict):
     role: Literal["assistant"]
     content: str
+    reasoning_content: NotRequired[str | None]
 
 
 class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 class ChatChoice(_Choice):

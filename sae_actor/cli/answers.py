@@ -118,6 +118,9 @@ def _sampling(view: View) -> Iterator[str]:
     )  # fmt: skip
     stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling["stop"] else ""
     yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
+    yield from (f"             {line}" for line in _ends(sampling))
+    if view["reasoning"]:
+        yield f"             thoughts told apart: {_reasoning(view['reasoning'])}"
     if view["stop_when"]:
         stop_when = view["stop_when"]
         feature = f"feature {stop_when['feature']} of {stop_when['sae_id']}"
@@ -126,6 +129,26 @@ def _sampling(view: View) -> Iterator[str]:
         yield "             deterministic: alone on the device"
     if view["watched"]:
         yield f"             activations were told of {', '.join(view['watched'])}"
+
+
+def _ends(sampling: View) -> Iterator[str]:
+    """What of the ways to end differs from the usual."""
+    if sampling["stop_token_ids"]:
+        yield f"stop at token {', '.join(map(str, sampling['stop_token_ids']))}"
+    if sampling["stop"] and not sampling["stop_in_hidden"]:
+        yield "stop looked for in the text alone, not in special tokens left out of it"
+    if sampling["include_stop_str_in_output"]:
+        yield "what it stops at is shown"
+    if sampling["ignore_eos"]:
+        yield "the model's own end tokens did not end it"
+    if sampling["min_tokens"]:
+        yield f"no end before {sampling['min_tokens']} tokens"
+    if not sampling["skip_special_tokens"]:
+        yield "special tokens are part of the text"
+
+
+def _reasoning(reasoning: View) -> str:
+    return "by channels" if reasoning["format"] == "channels" else f"by {reasoning['begin']} and {reasoning['end']}"
 
 
 _LEFT_OUT = {"prompt_token_ids": "the prompt", "output_token_ids": "the answer's tokens", "text": "its text"}

@@ -101,8 +101,16 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print(arguments, client.generate(prompt, sae=sae, **options), str)
         return
+    thinking = False
     for chunk in client.generate(prompt, stream=True, sae=sae, **options):
-        print(showing.piece(chunk), end="", flush=True)
+        # The answer alone is what a pipe gets.
+        if thought := showing.thought(chunk):
+            print(thought, end="", file=sys.stderr, flush=True)
+            thinking = True
+        if (said := showing.piece(chunk)) and thinking:
+            print("\n", file=sys.stderr, flush=True)
+            thinking = False
+        print(said, end="", flush=True)
     print(flush=True)
 
 

@@ -184,6 +184,11 @@ def piece(chunk: Answer) -> str:
     return "".join(plain(c.get("text") or (c.get("delta") or {}).get("content") or "") for c in chunk["choices"])
 
 
+def thought(chunk: Answer) -> str:
+    """What is thought in one chunk of a chat."""
+    return "".join(plain((c.get("delta") or {}).get("reasoning_content") or "") for c in chunk["choices"])
+
+
 def event(one: Answer) -> str:
     """One line; the data cut where it gets long."""
     data = json.dumps(one["data"], ensure_ascii=False, separators=(",", ":"))

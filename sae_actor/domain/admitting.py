@@ -41,6 +41,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             watched=_watched(state) if request.watch else (),
             turns=_turns(intervention, request.turns),
             tokenization=request.tokenization,
+            reasoning=request.reasoning,
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
         )
     ]

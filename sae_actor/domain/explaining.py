@@ -203,6 +203,7 @@ def explain(
         "deterministic": started and started.deterministic,
         "sampling": None if started is None else _plain(started.sampling),
         "tokenization": None if started is None else _plain(started.tokenization),
+        "reasoning": _plain(started and started.reasoning),
         "tokens_prompt": started.tokens_prompt if started is not None else receipt and receipt.tokens_prompt,
         "tokens_generated": receipt and receipt.tokens_generated,
         "finish_reason": finished and finished.finish_reason,

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .commands import AnyCommand
-from .refs import Edits, Feature, Mode, SaeId, Strength, Tokenization, Turn
+from .refs import Edits, Feature, Mode, Reasoning, SaeId, Strength, Tokenization, Turn
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -75,6 +75,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """As `Tokenized` has them."""
     tokenization: Tokenization | None = None
     """How the prompt was read, where the request says something of it."""
+    reasoning: Reasoning | None = None
+    """As `Tokenized` has it."""
     model_position: int | None = None
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 

@@ -209,6 +209,10 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """The most positions that one text may take of the room for keys and values; None: not measured."""
     environment: dict[str, Any] = {}
     """Versions, device, digests: what `system_fingerprint` is the digest of."""
+    vocabulary: int | None = None
+    """Every token id below can be fed; None: not told."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end a text, in order."""
 
     @property
     def can_be_deterministic(self) -> bool:
@@ -290,6 +294,16 @@ def positions_of(role: str, turns: Sequence[Turn]) -> set[int]:
             inner = (range(each.first, each.stop) for each in turns if each.role != role and each.within(turn))
             found |= set(range(turn.first, turn.stop)).difference(*inner)
     return found
+
+
+class Reasoning(Struct, frozen=True, kw_only=True):
+    """How the answers of a model's chats tell what is thought from what is said."""
+
+    format: Literal["channels", "block"]
+    """`channels`: messages that each name theirs, as gpt-oss has them; `block`: thoughts first, between two marks."""
+    begin: str = ""
+    end: str = ""
+    """The marks of a block."""
 
 
 class StopWhen(Struct, frozen=True, kw_only=True):

@@ -16,7 +16,8 @@
                   `templates` write
     sampling      logits → token, noise keyed by (seed, index)
     scoring       logits → log probabilities; `pieces`: text and bytes of single tokens
-    text          tokens → text without half characters, stop strings
+    text          tokens → text without half characters
+    answers       a token → what its reader is shown: `reasoning`: thoughts apart; `stops`: stop strings; `runs`
     prompts       text, chats, ids → token ids; `controls`: what merely spells a control token stays text
     model         load, check, move, try, free a model; `source` finds its files, `environment` describes it
     memory        what there is for keys, values and SAEs

@@ -25,7 +25,7 @@ from .failures import explained
 from .generation import InterventionGone, RunningText
 from .hooks import HookFault, Place, beside
 from .joins import Joins
-from .sampling import choose_all
+from .sampling import Asked, choose_all
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _settle(turns: Sequence[_Turn], logits: Tensor) -> None:
         if _attempt(text, partial(text.ran, len(piece.ids), len(turns))):
             choosing.append((at, text))
     try:
-        tokens = choose_all(logits, [(at, text.request, text.made) for at, text in choosing])
+        tokens = choose_all(logits, [_asked(at, text) for at, text in choosing])
     except Exception as error:  # the first to wait for the device: it may be full, or lost
         _ended(error)
         tokens = [_attempt(text, partial(_choose_one, logits[at], text)) for at, text in choosing]
@@ -238,9 +238,13 @@ def _settle(turns: Sequence[_Turn], logits: Tensor) -> None:
             _attempt(text, partial(_take, text, token, logits[at]))
 
 
+def _asked(row: int, text: RunningText) -> Asked:
+    return Asked(row, text.request, text.made, text.banned)
+
+
 def _choose_one(logits: Tensor, text: RunningText) -> int | None:
     """`choose_all` for one text; `logits` [vocabulary]."""
-    return choose_all(logits[None], [(0, text.request, text.made)])[0]
+    return choose_all(logits[None], [_asked(0, text)])[0]
 
 
 def _take(text: RunningText, token: int | None, logits: Tensor) -> None:

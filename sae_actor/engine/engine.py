@@ -32,7 +32,7 @@ from ..sae.units import resolve_units
 from .batch import Limits
 from .device import DeviceThread
 from .features import feature_details
-from .generation import InterventionGone, RunningText, positions_at_most
+from .generation import InterventionGone, RunningText, check_ends, positions_at_most
 from .hooks import Applied, Part
 from .memory import check_room
 from .model import LoadedModel, fit, load_model, move, release
@@ -345,6 +345,7 @@ def _check(request: TextRequest, model: LoadedModel) -> None:
         )  # fmt: skip
     if request.deterministic and not model.facts.can_be_deterministic:
         raise SAEUnsupportedError("the model's kernels are not deterministic", param="sae.deterministic")
+    check_ends(request, model)
     if not all(sampling.stop):
         raise BadRequestError("a stop string is empty", param="stop")
     for sae in request.intervention:

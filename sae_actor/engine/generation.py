@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..domain.events import Receipt
 from ..domain.refs import FinishReason
-from ..errors import InternalError, NotReadyError, SAEError
-from ..ports import Activations, Finished, ScoredToken, TextRequest, Token
+from ..errors import BadRequestError, InternalError, NotReadyError, SAEError
+from ..ports import Activations, Finished, Rest, ScoredToken, TextRequest, Token
+from .answers import Answer
 from .failures import explained
 from .hooks import Applied, HookFault, Tally
 from .keyvalues import Kept, capacity_for
 from .positions import merged
 from .probes import Probe
 from .scoring import scored
-from .text import StopStrings, TextDecoder
 
 if TYPE_CHECKING:
     from .model import LoadedModel
@@ -72,13 +72,15 @@ class RunningText:
         """Of keys and values, once it is as long as it may become."""
         self._ids: list[int] = []
         self._text = ""
-        self._complete = 0
-        """Characters that are readable so far, with those that a stop string holds back."""
         self._scores: Scores = (None, ())
         self._told: dict[Probe, Activations] = {}
         """Both of the newest step; what a prompt in pieces tells is joined until the first token."""
-        self._decoder: TextDecoder | None = TextDecoder(model.decode, request.token_ids)
-        self._stop = StopStrings(request.sampling.stop)
+        self._answer: Answer | None = Answer(model, request.token_ids, request.sampling, request.reasoning)
+        self._thoughts = 0
+        own = () if request.sampling.ignore_eos else model.end_ids
+        self._ends = frozenset((*own, *request.sampling.stop_token_ids))
+        """Tokens that end it."""
+        self._held_off = tuple(ending_ids(request, model))
         self._tally = Tally()
         self._batch: tuple[int, int] | None = None
 
@@ -95,6 +97,12 @@ class RunningText:
     def made(self) -> int:
         """Tokens of the answer so far."""
         return len(self._ids)
+
+    @property
+    def banned(self) -> Sequence[int]:
+        """Tokens that may not be the next one."""
+        early = len(self._ids) < self.request.sampling.min_tokens and self.request.forced is None
+        return self._held_off if early else ()
 
     @property
     def at(self) -> int:
@@ -140,8 +148,8 @@ class RunningText:
 
     def take(self, token: int, logits: Tensor) -> None:
         """The next token is chosen, from `logits` [vocabulary]."""
-        model, decoder = self._model, self._decoder
-        if model is None or decoder is None:
+        model, answer = self._model, self._answer
+        if model is None or answer is None:
             raise InternalError("the text is over")
         stops = self._stops()
         self._ids.append(token)
@@ -149,13 +157,12 @@ class RunningText:
             self.applied.add(token)
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, model.pieces)
-        if token in model.end_ids:
-            self._show(token, decoder.flush(), "stop")
+        reason: FinishReason | None = None
+        if ends := token in self._ends and len(self._ids) > self.request.sampling.min_tokens:
+            reason = "stop"
         elif stops or len(self._ids) >= self._most:
-            reason: FinishReason = "feature" if stops else "length"
-            self._show(token, decoder.push(token) + decoder.flush(), reason)
-        else:
-            self._show(token, decoder.push(token), None)
+            reason = "feature" if stops else "length"
+        self._show(token, answer, reason, ends=ends)
         self._told = {}
 
     def _stops(self) -> bool:
@@ -169,18 +176,26 @@ class RunningText:
         # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
         return bool(self._ids) and read.rows[-1][0].activation > stop.above
 
-    def _show(self, token: int, piece: str, reason: FinishReason | None) -> None:
-        """Deliver a token with the text that may be shown; what was held back comes with the last one."""
-        text, stopped = self._stop.push(piece)
-        if reason is not None and not stopped:
-            text += self._stop.flush()
-        self._text += text
+    def _show(self, token: int, answer: Answer, reason: FinishReason | None, *, ends: bool) -> None:
+        """Deliver a token with the text that may be shown. ends: it is one that ends the text."""
+        part = answer.push(token, ends=ends, last=reason is not None)
+        self._text += part.text
+        self._thoughts = answer.reasoning_tokens
         own, top = self._scores
-        told = tuple(self._told.values())
-        self._deliver(Token(id=token, text=text, offset=self._complete, scored=own, top=top, activations=told))
-        self._complete += len(piece)
-        if stopped or reason is not None:
-            self.finish("stop" if stopped or reason is None else reason)
+        self._deliver(
+            Token(
+                id=token,
+                text=part.text,
+                offset=part.offset,
+                reasoning=part.reasoning,
+                content=part.content,
+                scored=own,
+                top=top,
+                activations=tuple(self._told.values()),
+            )
+        )
+        if part.stopped or reason is not None:
+            self.finish("stop" if part.stopped or reason is None else reason)
 
     # — the end —
 
@@ -206,7 +221,7 @@ class RunningText:
         """End the text, once: deliver `Finished`, let go of the intervention."""
         if self.over:
             return
-        tally = self._tally
+        tally, rest = self._tally, Rest() if self._answer is None else self._answer.rest()
         finished = Finished(
             reason=reason,
             receipt=Receipt(
@@ -217,7 +232,9 @@ class RunningText:
                 mean_relative_norm=tally.mean_relative_norm,
             ),
             token_ids=tuple(self._ids),
-            text=self._text,
+            text=self._text + rest.text,
+            rest=rest,
+            reasoning_tokens=self._thoughts,
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),
             error_code=None if error is None else error.code,
@@ -237,8 +254,21 @@ class RunningText:
     def _let_go(self) -> None:
         """Hold nothing of the model: whoever reads the text may keep it for long."""
         self.over = True
-        self.applied = self._model = self._apply = self._decoder = None
+        self.applied = self._model = self._apply = self._answer = None
         self._told = {}
+
+
+def ending_ids(request: TextRequest, model: LoadedModel) -> frozenset[int]:
+    """Tokens that `min_tokens` holds off: all that end a text, the model's own even where they are ignored."""
+    return model.end_ids.union(request.sampling.stop_token_ids)
+
+
+def check_ends(request: TextRequest, model: LoadedModel) -> None:
+    """`BadRequestError` for stop tokens that there are not, or that leave `min_tokens` none to choose."""
+    if not all(0 <= each < model.vocabulary for each in request.sampling.stop_token_ids):
+        raise BadRequestError(f"a stop token is outside the vocabulary of {model.vocabulary}", param="stop_token_ids")
+    if request.sampling.min_tokens and len(ending_ids(request, model)) >= model.vocabulary:
+        raise BadRequestError("every token ends the text: min_tokens leaves none to choose", param="min_tokens")
 
 
 def tokens_at_most(request: TextRequest, context_length: int) -> int:

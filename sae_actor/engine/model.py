@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..architectures import Architecture
 from ..domain.effects import LoadModelEffect
-from ..domain.refs import ModelFacts
+from ..domain.refs import ModelFacts, Reasoning
 from ..errors import ModelLoadError, SAEError
 from ..libraries import adopt
 from ..ports import Progress
@@ -28,6 +28,7 @@ from .failures import explained
 from .keyvalues import longest_for
 from .memory import cache_budget
 from .pieces import Pieces
+from .reasoning import mark_ids, reasoning_of
 from .source import LoadCancelled, ModelFiles, digests, find_model
 from .templates import ChatTemplate
 from .turns import tells
@@ -59,6 +60,10 @@ class LoadedModel:
     """The special tokens that the tokenizer puts before a text and behind it."""
     beginning: int | None
     """The token that begins a text, whether or not the tokenizer puts it there; None: there is none."""
+    reasoning: Reasoning | None = None
+    """How its chats tell thoughts apart."""
+    mark_ids: frozenset[int] = frozenset()
+    """Tokens that are marks of that."""
     decoder: Decoder | None = None
     """Once it is on its device."""
     bytes_per_position: int = 0
@@ -70,6 +75,10 @@ class LoadedModel:
         """Text of token ids; special tokens are left out, or shown as they are written."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
         return text
+
+    def written(self, token: int) -> str:
+        """The token alone, special ones as they are written. For the device thread."""
+        return self.pieces(token)[0]
 
 
 def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
@@ -110,6 +119,9 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+    end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    reasoning = reasoning_of(tokenizer, architecture.model_type)
     return LoadedModel(
         position=effect.request_position,
         network=network,
@@ -134,15 +146,19 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             adds_bos=tokenizer.bos_token_id in around[0],
             tells_messages=template is None or tells(template),
             environment=environment(files.commit, found, network, tokenizer, device),
+            vocabulary=vocabulary,
+            end_ids=tuple(sorted(end_ids)),
         ),
-        end_ids=frozenset([ends] if isinstance(ends, int) else ends or ()),
-        vocabulary=network.get_input_embeddings().weight.shape[0],
+        end_ids=end_ids,
+        vocabulary=vocabulary,
         special_ids=_special_ids(tokenizer),
         pieces=Pieces(tokenizer),
         controls=Controls(tokenizer),
         template=template,
         around=around,
         beginning=tokenizer.bos_token_id,
+        reasoning=reasoning,
+        mark_ids=mark_ids(reasoning, tokenizer),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from msgspec.structs import replace
 
-from ..domain.refs import Tokenization, Turn
+from ..domain.refs import Reasoning, Tokenization, Turn
 from ..errors import BadRequestError
 from ..ports import Tokenized
 from .controls import Encoded, Saying
@@ -37,6 +37,7 @@ def tokenized(prompt: Prompt, model: LoadedModel, how: Tokenization = AS_IT_IS) 
     vocabulary, a chat that the template refuses or a model without one.
     """
     turns: Turns = ()
+    reasoning: Reasoning | None = None
     if isinstance(prompt, str):
         ids = _begun(_text(_encodable(prompt), model, how), model, how, added=how.add_special_tokens is not False)
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
@@ -48,13 +49,15 @@ def tokenized(prompt: Prompt, model: LoadedModel, how: Tokenization = AS_IT_IS) 
             raise BadRequestError("prepend_bos: token ids are taken as they are", param="prepend_bos")
     elif all(isinstance(item, Mapping) for item in prompt):
         ids, turns = _chat(prompt, model, how)
+        reasoning = model.reasoning
     else:
         raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
     if not ids:
         raise BadRequestError("the prompt is empty", param="prompt")
     _refuse_long(ids, model)
     special = tuple(token in model.special_ids for token in ids)
-    return Tokenized(token_ids=tuple(ids), tokens=_pieces(ids, model), special=special, turns=turns)
+    pieces = _pieces(ids, model)
+    return Tokenized(token_ids=tuple(ids), tokens=pieces, special=special, turns=turns, reasoning=reasoning)
 
 
 def _text(text: str, model: LoadedModel, how: Tokenization) -> list[int]:

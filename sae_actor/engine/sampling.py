@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,23 +25,42 @@ FEW = 1024
 """Tokens among which a nucleus is looked for first."""
 
 
-def choose_all(logits: Tensor, asked: Sequence[tuple[int, TextRequest, int]]) -> list[int | None]:
-    """`choose` for several texts: of each (row of `logits` [rows, vocabulary], request, index of the token). A forced
-    text takes the token it is given. None where the row's logits are not finite."""
+class Asked(NamedTuple):
+    """A text whose next token is chosen."""
+
+    row: int
+    """Of the logits."""
+    request: TextRequest
+    at: int
+    """Index of the token in the answer, from 0."""
+    banned: Sequence[int] = ()
+    """Tokens that may not be chosen."""
+
+
+def choose_all(logits: Tensor, asked: Sequence[Asked]) -> list[int | None]:
+    """`choose` for several texts, from `logits` [rows, vocabulary]. A forced text takes the token it is given. None
+    where the row's logits are not finite."""
     best = logits.argmax(dim=-1)  # [rows]; torch's argmax returns a NaN's place if there is one
     finite = torch.isfinite(logits.gather(1, best[:, None])[:, 0])
     greedy, good = best.tolist(), finite.tolist()
     tokens: list[int | None] = []
-    for row, request, index in asked:
+    for row, request, index, banned in asked:
         if not good[row]:
             tokens.append(None)
         elif request.forced is not None:
             tokens.append(request.forced[index])
+        elif banned:
+            tokens.append(choose(_without(logits[row], banned), request.sampling, index))
         elif request.sampling.temperature == 0:
             tokens.append(greedy[row])
         else:
             tokens.append(choose(logits[row], request.sampling, index))
     return tokens
+
+
+def _without(logits: Tensor, banned: Sequence[int]) -> Tensor:
+    """`logits` [vocabulary] with no chance for these tokens."""
+    return logits.index_fill(0, torch.tensor(banned, device=logits.device), -torch.inf)
 
 
 def choose(logits: Tensor, sampling: Sampling, index: int) -> int:

@@ -1,4 +1,4 @@
-"""Token ids to text as it becomes readable: no half characters, no half stop strings."""
+"""Token ids to text as it becomes readable: no half characters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 """What decoders put for bytes that are no character, such as the first bytes of one that is not complete."""
+
+MOST_HALF = 3
+"""Replacements at the end of a text that one character may still take back: it has at most four bytes."""
 
 Decode = Callable[[list[int]], str]
 
@@ -25,11 +28,11 @@ class TextDecoder:
         self._shown = decode(self._ids)
 
     def push(self, token: int) -> str:
-        """The text that became readable with this token; empty while a character is not complete."""
+        """The text that became readable with this token, up to a character that is not complete."""
         self._ids.append(token)
         text = self._decode(self._ids)
         if text.endswith(REPLACEMENT):
-            return ""
+            return self._settled(text)
         piece = self._behind_shown(text)
         if piece:
             self._ids = self._ids[self._boundary :]
@@ -44,33 +47,19 @@ class TextDecoder:
         self._shown = text
         return piece
 
+    def _settled(self, text: str) -> str:
+        """What of `text` is new and stays, whatever comes behind its last replacements."""
+        settled = text[: len(text) - min(MOST_HALF, len(text) - len(text.rstrip(REPLACEMENT)))]
+        # A decoder may show characters that were complete as broken beside a half one, until that is complete.
+        if len(settled) <= len(self._shown) or not settled.startswith(self._shown):
+            return ""
+        piece = settled[len(self._shown) :]
+        self._shown = settled
+        return piece
+
     def _behind_shown(self, text: str) -> str:
         # A prompt that ends within a character shows U+FFFD there until the answer completes it.
         if text.startswith(self._shown):
             return text[len(self._shown) :]
         same = (i for i, (a, b) in enumerate(zip(self._shown, text, strict=False)) if a != b)
         return text[next(same, len(text)) :]
-
-
-class StopStrings:
-    """Cuts a text before the first stop string, and holds back what could become one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = stop
-        self._held = ""
-
-    def push(self, piece: str) -> tuple[str, bool]:
-        """What may be shown of the text so far, and whether a stop string was met (all behind it is dropped)."""
-        text = self._held + piece
-        found = [at for at in (text.find(each) for each in self._stop) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
-        held = max((n for each in self._stop for n in range(len(each)) if text.endswith(each[:n])), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held], False
-
-    def flush(self) -> str:
-        """What was held back and did not become a stop string."""
-        held, self._held = self._held, ""
-        return held

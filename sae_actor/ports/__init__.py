@@ -14,7 +14,18 @@ from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeigh
 from .hub import CatalogEntry, Hub, HubSae
 from .log import EventLog, Head, Verification
 from .progress import Progress
-from .text import Activations, FeatureActivation, Finished, ScoredToken, TextItems, TextRequest, Token, Tokenized, Watch
+from .text import (
+    Activations,
+    FeatureActivation,
+    Finished,
+    Rest,
+    ScoredToken,
+    TextItems,
+    TextRequest,
+    Token,
+    Tokenized,
+    Watch,
+)
 
 __all__ = [
     "Activations",
@@ -31,6 +42,7 @@ __all__ = [
     "HubSae",
     "NearFeature",
     "Progress",
+    "Rest",
     "ScoredToken",
     "TextItems",
     "TextRequest",

@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..domain.events import Receipt, Sampling
-from ..domain.refs import ActiveSae, FinishReason, Intervention, StopWhen, Turn
+from ..domain.refs import ActiveSae, FinishReason, Intervention, Reasoning, StopWhen, Turn
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -22,6 +22,8 @@ class Tokenized(Struct, frozen=True, kw_only=True):
     turns: tuple[Turn, ...] | None = ()
     """The messages of a chat, as they follow in its tokens; one that the template leaves out has none, and neither has
     a text that is no chat. None: the template does not tell."""
+    reasoning: Reasoning | None = None
+    """Of a chat whose template knows thoughts: how its answer tells them apart."""
 
 
 class FeatureActivation(Struct, frozen=True):
@@ -70,6 +72,8 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     read at a limited rate: that one is told of no more, nothing waits for the text to free it."""
     turns: tuple[Turn, ...] = ()
     """Of a chat, where an edit asks for roles or for what the template wrote; none otherwise."""
+    reasoning: Reasoning | None = None
+    """Tell what is thought from what is said, in this way; None: all is text."""
     stop_when: StopWhen | None = None
     """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
     forced: tuple[int, ...] | None = None
@@ -107,6 +111,10 @@ class Token(Struct, frozen=True, kw_only=True):
     text: str
     offset: int = 0
     """Characters of the answer that were complete before it."""
+    reasoning: str = ""
+    content: str = ""
+    """Where `TextRequest.reasoning` tells them apart: what of the answer is thought, and what is said, that became
+    readable with the token. Without the marks between them, which are in `text` too."""
     scored: ScoredToken | None = None
     """Where `TextRequest.logprobs` asks for it."""
     top: tuple[ScoredToken, ...] = ()
@@ -115,6 +123,15 @@ class Token(Struct, frozen=True, kw_only=True):
     """For each of `TextRequest.watched`, of the positions that were run to make this token: the whole prompt for the
     first one, then the token before. So the last token of a text is never read. In the order of `watched`; those that
     are read at a limited rate are left out where they were not."""
+
+
+class Rest(Struct, frozen=True):
+    """Text of an answer that no token brought: held back, when it was ended from outside, for what did not come."""
+
+    text: str = ""
+    reasoning: str = ""
+    content: str = ""
+    """As `Token` has them."""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
@@ -126,6 +143,10 @@ class Finished(Struct, frozen=True, kw_only=True):
     """All generated ids, the end token counted."""
     text: str
     """The whole text, cut before a stop string."""
+    rest: Rest = Rest()
+    """Of that text what stands behind the last token's."""
+    reasoning_tokens: int = 0
+    """Those of what is thought, marks included."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     error_code: str | None = None

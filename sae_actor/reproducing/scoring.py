@@ -7,7 +7,7 @@ the log, however the one before it was judged. Where the same tokens come out by
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
@@ -46,11 +46,14 @@ async def forced(bench: Bench, request: TextRequest, tokens: Sequence[int]) -> l
     return found
 
 
-async def choices(bench: Bench, request: TextRequest, tokens: Sequence[int]) -> tuple[list[float], list[Choice]]:
-    """Log probability of each token, and where another one would be chosen here."""
+async def choices(
+    bench: Bench, request: TextRequest, tokens: Sequence[int], end_ids: Collection[int] = ()
+) -> tuple[list[float], list[Choice]]:
+    """Log probability of each token, and where another one would be chosen here. end_ids: the model's own."""
     sampling = request.sampling
     greedy = sampling.temperature == 0
-    size = 1 if greedy else await _vocabulary(bench.engine)
+    held_off = {*end_ids, *sampling.stop_token_ids} if sampling.min_tokens else set()
+    size = 1 + len(held_off) if greedy else await _vocabulary(bench.engine)
     found: list[float] = []
     others: list[Choice] = []
 
@@ -58,7 +61,13 @@ async def choices(bench: Bench, request: TextRequest, tokens: Sequence[int]) -> 
         index, own = len(found), _own(token)
         found.append(own.logprob)
         noise = None if greedy else _noise(sampling.seed, index, size)
-        here, gap = chosen(token.top, own, sampling, noise)
+        top = token.top
+        if index < sampling.min_tokens:
+            top = tuple(each for each in top if each.id not in held_off)
+            if own.id in held_off:  # never chosen so early, however probable
+                others.append(Choice(index, own.id, top[0].id, math.inf))
+                return
+        here, gap = chosen(top, own, sampling, noise)
         if here != own.id:
             others.append(Choice(index, own.id, here, gap))
 
@@ -110,8 +119,10 @@ def _nucleus(scaled: Sequence[float], top_p: float) -> tuple[int, list[float]]:
 
 async def _along(bench: Bench, request: TextRequest, tokens: Sequence[int], most: int, take: _Take) -> None:
     """Run along `tokens`, with the `most` most probable ones beside each. Raises `NotComparable`."""
-    settings = replace(request.sampling, max_tokens=len(tokens), stop=())
-    along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None)
+    sampling = request.sampling
+    # Where the log went on behind an end token, so does this.
+    settings = replace(sampling, max_tokens=len(tokens), stop=(), stop_token_ids=(), min_tokens=0)
+    along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None, reasoning=None)
     end = await bench.run(along, take)
     if end.token_ids != tuple(tokens):
         raise NotComparable("its tokens could not be scored to the last one")

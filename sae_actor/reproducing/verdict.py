@@ -98,6 +98,7 @@ async def _run(
         sampling=replace(started.sampling, max_tokens=most),
         intervention=_placed(started.intervention, places),
         turns=started.turns,
+        reasoning=started.reasoning,
         stop_when=stop,
         deterministic=started.deterministic,
     )
@@ -132,7 +133,7 @@ async def _judged(
         return told
     if not same and _digest(finished, logged) != finished.output_sha256:
         raise NotComparable("the recorded tokens are not those of the recorded digest")
-    found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged)
+    found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts.end_ids)
     told["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
         return {**told, "verdict": "identical"}

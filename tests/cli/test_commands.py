@@ -14,6 +14,7 @@ import pytest
 
 from sae_actor.cli import exits, showing
 from sae_actor.client import Client, StreamEvent
+from sae_actor.domain.refs import Reasoning
 from sae_actor.errors import SAEInvalidError
 from sae_actor.eventlog.memory import MemoryLog
 from tests.api.conftest import MODEL, REPOSITORY, Running
@@ -146,6 +147,14 @@ def test_text(at: Command, client: Client) -> None:
     assert chat == answer + "\n"
     sampled = at("generate", "Once", "--max-tokens", "6", "--seed", "7", "--top-p", "0.9", "--stop", "\n\n")
     assert sampled.code == 0
+
+
+def test_thoughts_are_not_in_the_output_of_a_pipe(service: Running, at: Command, client: Client) -> None:
+    service.engine.reasoning = Reasoning(format="block", begin="<think>", end="</think>")
+    service.engine.script = list(b"<think>\nHm.\n</think>\n\nHello.")
+    client.load_model(MODEL)
+    assert at("generate", "Once", "--chat", "--max-tokens", "100") == (0, "Hello.\n", "Hm.\n\n")
+    assert at("generate", "Once", "--max-tokens", "100") == (0, "<think>\nHm.\n</think>\n\nHello.\n", "")
 
 
 def test_events_are_followed_until_the_reader_leaves(service: Running, client: Client) -> None:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription, StopWhen, Turn
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, Reasoning, SaeDescription, StopWhen, Turn
 from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
@@ -75,11 +75,15 @@ def request(
     watched: tuple[Watch, ...] = (),
     stop_when: StopWhen | None = None,
     turns: tuple[Turn, ...] = (),
+    reasoning: Reasoning | None = None,
+    **ends: Any,
 ) -> TextRequest:
+    """`ends`: fields of `Sampling` that say how the text ends."""
+    fields = {"stop": stop, "stop_in_hidden": bool(stop), **ends}
     return TextRequest(
         generation_id="gen",
         token_ids=ids,
-        sampling=Sampling(temperature=temperature, top_p=top_p, max_tokens=tokens, seed=seed, stop=stop),
+        sampling=Sampling(temperature=temperature, top_p=top_p, max_tokens=tokens, seed=seed, **fields),
         intervention=saes,
         deadline_seconds=deadline,
         logprobs=logprobs,
@@ -87,6 +91,7 @@ def request(
         watched=watched,
         stop_when=stop_when,
         turns=turns,
+        reasoning=reasoning,
     )
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sae_actor.domain.events import Sampling
 from sae_actor.engine import sampling
-from sae_actor.engine.sampling import choose, gumbel
+from sae_actor.engine.sampling import Asked, choose, choose_all, gumbel
 from sae_actor.errors import InternalError
+from sae_actor.ports import TextRequest
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 3.5, -torch.inf])
 
@@ -95,3 +96,18 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         choose(logits, settings(temperature), 0)
     with pytest.raises(InternalError, match="not finite"):
         choose(torch.full((3,), -torch.inf), settings(temperature), 0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_are_not_chosen(temperature: float) -> None:
+    """The others as if the banned ones were not there, and rows without any as before."""
+    rows = LOGITS.repeat(2, 1)
+    request = TextRequest(
+        generation_id="g", token_ids=(0,), sampling=settings(temperature, seed=3), intervention=(), deadline_seconds=1.0
+    )
+    without = LOGITS.clone()
+    without[[4, 1]] = -torch.inf
+    for index in range(200):
+        found = choose_all(rows, [Asked(0, request, index, (4, 1)), Asked(1, request, index)])
+        assert found == [choose(each, request.sampling, index) for each in (without, LOGITS)]
+    assert torch.equal(rows, LOGITS.repeat(2, 1))

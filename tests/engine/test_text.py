@@ -1,4 +1,4 @@
-"""Text as it becomes readable: pieces add up to the whole, characters and stop strings stay whole."""
+"""Text as it becomes readable: pieces add up to the whole, characters stay whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from sae_actor.engine.text import StopStrings, TextDecoder
+from sae_actor.engine.text import TextDecoder
 from tests.engine.tiny import tiny_tokenizer
 
 BYTES = tiny_tokenizer()
@@ -60,43 +60,36 @@ def test_a_decoder_that_drops_the_first_space_keeps_the_answers() -> None:
     assert [decoder.push(token) for token in (1, 2, 3, 1)] == [" world", "!", " so", " world"]
 
 
-@given(
-    st.lists(st.text(alphabet="ab", max_size=4), max_size=12),
-    st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3),
-)
-def test_stop_strings_cut_like_a_search_in_the_whole_text(pieces: list[str], stop: list[str]) -> None:
-    stops = StopStrings(stop)
-    shown, stopped = "", False
-    for at, piece in enumerate(pieces):
-        text, stopped = stops.push(piece)
-        shown += text
-        assert not any(each in shown for each in stop)
-        if stopped:
-            break
-        held = "".join(pieces[: at + 1])[len(shown) :]
-        assert not held or any(each.startswith(held) for each in stop)
-    if not stopped:
-        shown += stops.flush()
-    whole = "".join(pieces)
-    found = [at for at in (whole.find(each) for each in stop) if at >= 0]
-    assert stopped == bool(found)
-    if found:
-        # Of two that begin at different places, the one that is complete first ends the text.
-        assert whole.startswith(shown)
-        assert any(whole.startswith(each, len(shown)) for each in stop)
-    else:
-        assert shown == whole
+def test_what_is_complete_is_not_held_for_a_half_character_behind_it() -> None:
+    """Byte-level vocabularies have tokens such as ` \xe2\x80`: the blank is text at once."""
+    decoder = TextDecoder(_bytes, [])
+    assert [decoder.push(each) for each in (0x41, 0x42_E282, 0xAC, 0x43)] == ["A", "B", "€", "C"]
 
 
-def test_what_may_become_a_stop_string_is_held_back() -> None:
-    stops = StopStrings(("END",))
-    assert stops.push("the E") == ("the ", False)
-    assert stops.push("N") == ("", False)
-    assert stops.push("E") == ("EN", False)
-    assert stops.push("ND of it") == ("", True)
-    stops = StopStrings(("END",))
-    assert stops.push("E") == ("", False)
-    assert stops.flush() == "E"
+def test_bytes_that_never_become_a_character_come_out_on_the_way() -> None:
+    decoder = TextDecoder(_bytes, [])
+    pieces = [decoder.push(0xFF) for _ in range(6)]
+    assert pieces == ["", "", "", *["\ufffd"] * 3]
+    assert decoder.flush() == "\ufffd" * 3
+
+
+def test_a_run_of_bytes_that_is_shown_as_broken_until_it_is_whole() -> None:
+    """SentencePiece's byte fallback: all of a run or nothing."""
+
+    def fallback(ids: list[int]) -> str:
+        try:
+            return bytes(ids).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(ids)
+
+    decoder = TextDecoder(fallback, [])
+    said = "€é€".encode()
+    assert [decoder.push(each) for each in said] == ["", "", "€", "", "é", "", "", "€"]
+
+
+def _bytes(ids: list[int]) -> str:
+    """Each id the bytes of its number."""
+    return b"".join(each.to_bytes((each.bit_length() + 7) // 8) for each in ids).decode(errors="replace")
 
 
 def _id_of_byte(byte: int) -> int:

@@ -63,11 +63,10 @@ def tiny_model(model_type: str, *, seed: int = 0, **config: Any) -> torch.nn.Mod
     """A random model of that family, livelier than freshly initialised ones: norms and biases are random too."""
     settings = AutoConfig.for_model(
         model_type,
-        vocab_size=VOCABULARY,
         bos_token_id=None,
         eos_token_id=END,
         pad_token_id=None,
-        **{**CONFIGS[model_type], **config},
+        **{"vocab_size": VOCABULARY, **CONFIGS[model_type], **config},
     )
     torch.manual_seed(seed)
     model: torch.nn.Module = AutoModelForCausalLM.from_config(settings).eval()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.refs import Edit, ModelFacts, Tokenization, Turn
+from sae_actor.domain.refs import Edit, ModelFacts, Reasoning, Tokenization, Turn
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -35,6 +35,7 @@ from sae_actor.ports import (
     TokenWeight,
 )
 from tests.fakes.text import END, RunningText
+from tests.fakes.voice import Voice
 
 VOCABULARY = END + 1
 
@@ -75,6 +76,12 @@ class FakeEngine:
     """What is recorded of its SAEs."""
     ends_after: int | None = None
     """The model ends its text with the end token after so many tokens."""
+    script: Sequence[int] | None = None
+    """What the model says, token by token, and then the end token; None: letters."""
+    specials: Sequence[str] = ()
+    """Special tokens behind the end token, as they are written."""
+    reasoning: Reasoning | None = None
+    """How its chats tell thoughts apart."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     model: ModelFacts | None = None
@@ -84,6 +91,18 @@ class FakeEngine:
     _streams: set[RunningText] = field(default_factory=set)
     _turn: asyncio.Semaphore | None = None
     _drains: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def vocabulary(self) -> int:
+        return VOCABULARY + len(self.specials)
+
+    @property
+    def voice(self) -> Voice:
+        return Voice(self.specials)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a text in which special ones are written out."""
+        return self.voice.ids(text)
 
     async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
         self.calls.append(("load_model", effect.request_position))
@@ -118,6 +137,8 @@ class FakeEngine:
             adds_bos=False,
             tells_messages=self.tells_messages,
             environment={"engine": "fake"},
+            vocabulary=self.vocabulary,
+            end_ids=(END,),
         )
         self.model_position = effect.request_position
         return self.model
@@ -198,6 +219,7 @@ class FakeEngine:
         model, how = self._loaded(), how or Tokenization()
         ids: tuple[int, ...]
         told: list[Turn] = []
+        chat = False
         if isinstance(prompt, str):
             texts = prompt.split("<end>") if how.parse_special else [prompt]
             ids = tuple(_bytes(texts[0])) + tuple(each for text in texts[1:] for each in (END, *_bytes(text)))
@@ -209,6 +231,7 @@ class FakeEngine:
         else:
             if not model.has_chat_template:
                 raise BadRequestError("the model has no chat template")
+            chat = True
             turns = [item for item in prompt if isinstance(item, dict)]
             ids = self._begun((), how, added=how.add_special_tokens is True)
             for turn in turns:
@@ -219,18 +242,19 @@ class FakeEngine:
             ids += tuple(b"<assistant>")
         if not ids:
             raise BadRequestError("the prompt is empty", param="prompt")
-        if any(not 0 <= each < VOCABULARY for each in ids):
+        if any(not 0 <= each < self.vocabulary for each in ids):
             raise BadRequestError("a token id is outside the vocabulary")
         if len(ids) > model.context_length:
             raise BadRequestError("the prompt is longer than the model's context")
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pieces = [decoder.decode(bytes([each])) if each != END else "<end>" for each in ids]
+        pieces = [decoder.decode(bytes([each])) if each < END else self.voice.written(each) for each in ids]
         pieces[-1] += decoder.decode(b"", final=True)
         return Tokenized(
             token_ids=ids,
             tokens=tuple(pieces),
-            special=tuple(each == END for each in ids),
+            special=tuple(each >= END for each in ids),
             turns=tuple(told) if self.tells_messages or not told else None,
+            reasoning=self.reasoning if chat else None,
         )
 
     def _begun(self, ids: tuple[int, ...], how: Tokenization, *, added: bool) -> tuple[int, ...]:
@@ -245,6 +269,8 @@ class FakeEngine:
             raise SAEUnsupportedError("the model's kernels are not deterministic")
         if not request.turns and any(edit.asks_for_roles for sae in request.intervention for edit in sae.steering):
             raise BadRequestError("positions by role need a chat", param="positions")
+        if any(not 0 <= each < self.vocabulary for each in request.sampling.stop_token_ids):
+            raise BadRequestError("a stop token is outside the vocabulary", param="stop_token_ids")
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = RunningText(self, request, model.context_length)
         self._streams.add(stream)

@@ -1,6 +1,7 @@
 """A text of the fake engine: a function of prompt, intervention and seed.
 
-Bytes are its tokens (ids 0 to 255), `END` is 256.
+Bytes are its tokens (ids 0 to 255), `END` is 256, special ones that a test gives it follow. What is shown of a text
+with special tokens or thoughts is told by the service's own `Answer`, which needs torch to be imported: only then.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import contextlib
 import hashlib
 import math
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
-from sae_actor.ports import Activations, FeatureActivation, Finished, ScoredToken, TextRequest, Token, Watch
+from sae_actor.ports import Activations, FeatureActivation, Finished, Rest, ScoredToken, TextRequest, Token, Watch
 from tests.fakes.coverage import covered, ranges
 
 if TYPE_CHECKING:
@@ -45,19 +46,54 @@ class RunningText(AsyncIterator[Token | Finished]):
         self._passing: dict[int, float] = {}
         """Of the watches at a limited rate, by place in `watched`: when it was told last."""
         self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
+        sampling = request.sampling
+        self._ends = {*(() if sampling.ignore_eos else (END,)), *sampling.stop_token_ids}
+        self._held_off = {END, *sampling.stop_token_ids}
+        self._answer = self._told_apart()
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
+
+    def _told_apart(self) -> Any:
+        """The service's own `Answer`, where the text is more than letters and stop strings."""
+        sampling = self.request.sampling
+        more = sampling.ignore_eos or not sampling.skip_special_tokens or sampling.include_stop_str_in_output
+        early = sampling.min_tokens and sampling.stop
+        if not (more or early or self._engine.specials or self._engine.script or self.request.reasoning):
+            return None
+        from sae_actor.engine.answers import Answer
+
+        return Answer(self._engine.voice, self.request.token_ids, sampling, self.request.reasoning)
+
+    def _next(self, index: int, ends_after: int | None) -> int:
+        early = index < self.request.sampling.min_tokens
+        script = self._engine.script
+        token = _LETTERS[self._digest(index) % len(_LETTERS)]
+        if script is not None:
+            token = script[index] if index < len(script) else END
+        elif ends_after is not None and index == max(ends_after, self.request.sampling.min_tokens):
+            token = END
+        if early and token in self._held_off:
+            token = next(each for each in (self._digest(index) % 256 + n for n in range(257)) if self._allowed(each))
+        return token
+
+    def _allowed(self, token: int) -> bool:
+        return token < 256 and token not in self._held_off
+
+    def _digest(self, index: int) -> int:
+        return hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()[0]
 
     def step(self, ends_after: int | None) -> None:
         """Make one token."""
-        index = len(self.ids)
-        if ends_after is not None and index >= ends_after:
-            self.ids.append(END)
-            self._show(END, len(self._text))
+        token = self._next(len(self.ids), ends_after)
+        self.ids.append(token)
+        ends = token in self._ends and len(self.ids) > self.request.sampling.min_tokens
+        if self._answer is not None:
+            self._tell(token, ends=ends)
+            return
+        if ends:
+            self._show(token, len(self._text))
             self.finish("stop")
             return
-        digest = hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()
-        self.ids.append(_LETTERS[digest[0] % len(_LETTERS)])
-        self._text += chr(self.ids[-1])
+        self._text += chr(token)
         stop = self.request.sampling.stop
         found = [at for at in (self._text.find(each) for each in stop) if at >= 0]
         if found:
@@ -74,12 +110,35 @@ class RunningText(AsyncIterator[Token | Finished]):
             held = max((n for each in stop for n in range(len(each)) if self._text.endswith(each[:n])), default=0)
             self._show(self.ids[-1], len(self._text) - held)
 
+    def _tell(self, token: int, *, ends: bool) -> None:
+        reason: FinishReason | None = "stop" if ends else None
+        if reason is None and (self._stops() or len(self.ids) >= self._most):
+            reason = "feature" if self._stops() else "length"
+        part = self._answer.push(token, ends=ends, last=reason is not None)
+        self._text += part.text
+        self._shown = len(self._text)
+        own, top = self._scores(token)
+        self._items.put_nowait(
+            Token(
+                id=token,
+                text=part.text,
+                offset=part.offset,
+                reasoning=part.reasoning,
+                content=part.content,
+                scored=own,
+                top=top,
+                activations=self._activations(),
+            )
+        )
+        if part.stopped or reason is not None:
+            self.finish("stop" if part.stopped or reason is None else reason)
+
     def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
         """End the text, once."""
         if self.done.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
-        special = {at for at, each in enumerate((*self.request.token_ids, *self.ids)) if each == END}
+        special = {at for at, each in enumerate((*self.request.token_ids, *self.ids)) if each >= END}
         edited, excluded = covered(
             self.request.intervention,
             len(self.request.token_ids),
@@ -88,6 +147,10 @@ class RunningText(AsyncIterator[Token | Finished]):
             special=special,
             turns=self.request.turns,
         )
+        rest = Rest(self._text[self._shown :])
+        if self._answer is not None:
+            rest = self._answer.rest()
+            self._text += rest.text
         self._items.put_nowait(
             Finished(
                 reason=reason,
@@ -99,7 +162,9 @@ class RunningText(AsyncIterator[Token | Finished]):
                     mean_relative_norm=0.25 if edited else 0.0,
                 ),
                 token_ids=tuple(self.ids),
-                text=self._text[: self._shown],
+                text=self._text,
+                rest=rest,
+                reasoning_tokens=0 if self._answer is None else self._answer.reasoning_tokens,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
                 error_code=code,
@@ -165,7 +230,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         if most is None:
             return None, ()
         ids = [token, *(each for each in range(32, 127) if each != token)]
-        texts = ["<end>" if each == END else chr(each) for each in ids]
+        texts = [self._engine.voice.written(each) for each in ids]
         scored = [
             ScoredToken(id=each, text=text, bytes=text.encode(), logprob=-math.log(2) * (rank + 1))
             for rank, (each, text) in enumerate(zip(ids, texts, strict=True))

@@ -246,9 +246,12 @@ async function text(asked, sae, output, signal) {
   const path = asked.kind === "chat" ? "/v1/chat/completions" : "/v1/completions";
   const prompt = asked.kind === "chat" ? { messages: [{ role: "user", content: asked.prompt }] } : { prompt: asked.prompt };
   const body = { ...prompt, max_tokens: asked.max_tokens, temperature: asked.temperature, seed: asked.seed, stream: true, sae };
+  let thinking = false;
   for await (const chunk of chunks(path, body, signal)) {
     const choice = chunk.choices[0];
-    output.textContent += choice?.delta?.content ?? choice?.text ?? "";
+    const thought = choice?.delta?.reasoning_content ?? "", said = choice?.delta?.content ?? choice?.text ?? "";
+    output.textContent += thought + (said && (thinking || thought) ? "\n\n" : "") + said;
+    thinking = (thinking || thought !== "") && said === "";
     if (chunk.sae) {
       const { receipt: count, position } = chunk.sae;
       receipt.textContent = `${count.tokens_generated} tokens (${choice.finish_reason}) · ${count.tokens_edited} positions edited · log position ${position}`;

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ..refs import ActiveSae, FinishReason, StopWhen, Tokenization, Turn
+from ..refs import ActiveSae, FinishReason, Reasoning, StopWhen, Tokenization, Turn
 from .payload import Payload, Problem
 
 
@@ -18,6 +18,20 @@ class Sampling(Struct, frozen=True, kw_only=True):
     max_tokens: int
     seed: int
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, beside the model's own."""
+    stop_in_hidden: bool = False
+    """Stop strings are looked for in special tokens too that are left out of the text; False: in the text alone, as in
+    logs of before."""
+    include_stop_str_in_output: bool = False
+    """What ends the text is shown: a stop string, or a token in so far as its like is."""
+    ignore_eos: bool = False
+    """The model's own end tokens do not end the text."""
+    min_tokens: int = 0
+    """So many tokens come before a token or a stop string may end the text; until then tokens that would end it are
+    not chosen, those of `ignore_eos` neither."""
+    skip_special_tokens: bool = True
+    """Special tokens are left out of the text."""
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -51,6 +65,8 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     """Of the chat, where an edit asks for them."""
     tokenization: Tokenization | None = None
     """What the request said of how its prompt becomes tokens; None: nothing."""
+    reasoning: Reasoning | None = None
+    """How thoughts are told from what is said; None: all is said."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
