@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
+from ..domain.refs import Exclusion
 from ..errors import (
     DeadlineExceededError,
     DeviceLostError,
@@ -59,6 +60,8 @@ class Tell:
     """As in `TextRequest`."""
     top_k_features: int = 0
     """So many activations of each SAE that the request watches."""
+    exclude: tuple[Exclusion, ...] = ("sink",)
+    """Positions of which none of them are told."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for what is monitored."""
 
@@ -192,7 +195,7 @@ class Texts:
         assert isinstance(payload, GenerationStarted)
         self.counts.tokens.add("prompt", amount=len(token_ids))
         text = RunningText(event, payload, tell.prompt or (None,) * len(token_ids))
-        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched)
+        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
         request = TextRequest(
             generation_id=payload.generation_id,
             token_ids=token_ids,
@@ -203,6 +206,7 @@ class Texts:
             watched=(*asked_for, *watches(self._actor.state)),
             stop_when=payload.stop_when,
             turns=payload.turns,
+            sink_window=payload.sink_window,
             deterministic=payload.deterministic,
         )
         stream: TextItems | SAEError

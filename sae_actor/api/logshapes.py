@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
-from ..domain.refs import FinishReason, HookPoint, Mode, SaeFile
+from ..domain.refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
 from .shapes import Count, Position, Ranges
 
 
@@ -39,6 +39,7 @@ class ExplainedSae(TypedDict):
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode
+    exclude: list[Exclusion] | None
     dtype: str | None
     steering: list[ExplainedEdit]
     steering_from: Literal["request", "server"]
@@ -71,6 +72,7 @@ class StopCondition(TypedDict):
     sae_id: str
     feature: int
     above: float
+    exclude: list[Exclusion]
 
 
 class Generation(TypedDict):
@@ -95,6 +97,7 @@ class Generation(TypedDict):
     watched: list[str]
     stop_when: StopCondition | None
     deterministic: bool | None
+    sink_window: int | None
     sampling: Sampling | None
     tokens_prompt: Count | None
     tokens_generated: Count | None

@@ -10,7 +10,8 @@ import msgspec
 
 from ..actor import Done, RunningText
 from ..domain.refs import ModelFacts
-from ..ports import ScoredToken, Token, Tokenized
+from ..domain.wording import ranges_in_words
+from ..ports import Finished, ScoredToken, Token, Tokenized
 from .openai import fingerprint
 
 Kind = Literal["completion", "chat"]
@@ -74,7 +75,7 @@ class Choice:
     def extension(self, done: Done) -> dict[str, Any]:
         """`sae` in the answer: what was active, and the receipt of what was written."""
         started = self.text.started
-        shown = ("sae_id", "weights_sha256", "hook_point", "mode", "steering")
+        shown = ("sae_id", "weights_sha256", "hook_point", "mode", "exclude", "steering")
         active = [msgspec.to_builtins(sae) for sae in started.intervention]
         return {
             "generation_id": started.generation_id,
@@ -82,6 +83,7 @@ class Choice:
             "interventions": [{name: sae[name] for name in shown} for sae in active],
             "intervention_sha256": started.intervention_sha256,
             "receipt": msgspec.to_builtins(done.finished.receipt),
+            "warnings": warnings(done.finished),
             "seed": started.sampling.seed,
             **self._features(),
         }
@@ -94,6 +96,14 @@ class Choice:
         if len(rows) == 1:
             return {"features": msgspec.to_builtins(rows[watched[0].sae_id])}
         return {"features_by_sae": msgspec.to_builtins(rows)} if rows else {}
+
+
+def warnings(finished: Finished) -> list[str]:
+    """What is odd about how a text was made."""
+    if not finished.edited_sinks:
+        return []
+    where = ranges_in_words(finished.edited_sinks)
+    return [f'attention sinks were edited, at positions {where}: "exclude": [] leaves none of them out']
 
 
 def _chat(scored: ScoredToken) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from ..domain.events import Receipt
-from ..domain.refs import Edit, FinishReason, HookPoint, Mode
+from ..domain.refs import Edit, Exclusion, FinishReason, HookPoint, Mode
 from ..ports import FeatureActivation
 from .shapes import Digest, Position
 
@@ -19,6 +19,7 @@ class AppliedSae(TypedDict):
     weights_sha256: str
     hook_point: HookPoint
     mode: Mode
+    exclude: list[Exclusion] | None
     steering: list[Edit]
 
 
@@ -30,6 +31,7 @@ class AppliedIntervention(TypedDict):
     interventions: list[AppliedSae]
     intervention_sha256: Digest
     receipt: Receipt
+    warnings: list[str]
     seed: int
     features: NotRequired[list[list[FeatureActivation]]]
     features_by_sae: NotRequired[dict[str, list[list[FeatureActivation]]]]
@@ -151,6 +153,18 @@ class ComparisonChunk(TypedDict, total=False):
 
     steered: CompletionChunk
     baseline: CompletionChunk
+
+
+class ChatComparison(TypedDict):
+    steered: ChatCompletion
+    baseline: ChatCompletion
+
+
+class ChatComparisonChunk(TypedDict, total=False):
+    """One event of a streamed comparison of chats: a chunk of one of the two."""
+
+    steered: ChatCompletionChunk
+    baseline: ChatCompletionChunk
 
 
 class ListedModel(TypedDict):

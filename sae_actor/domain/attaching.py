@@ -7,7 +7,7 @@ from msgspec import Struct
 from .. import errors
 from . import events as ev
 from .commands import Attach, Detach, Monitor, Steer
-from .edits import checked, in_range
+from .edits import checked, in_range, named_once, passed
 from .events import Problem
 from .refs import HookPoint, ModelFacts, SaeDescription
 from .residing import leaves
@@ -160,6 +160,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
             dtype=command.dtype,
             replaces=replaces,
             warnings=place.warnings,
+            exclude=passed(command.exclude),
         )
     ]
 
@@ -228,6 +229,7 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         enabled=moved.enabled,
         monitoring=moved.monitoring,
         restored=mine.restored,
+        exclude=mine.exclude,
     )
     return [*detached, come]
 
@@ -322,6 +324,10 @@ def monitor(command: Monitor, state: State) -> list[ev.Payload]:
     features = None if command.features is None else tuple(dict.fromkeys(command.features))
     in_range(features or (), command.sae_id, record.sae.d_sae)
     changed = ev.MonitoringChanged(
-        sae_id=command.sae_id, enabled=command.enabled, features=features, top_k=command.top_k
+        sae_id=command.sae_id,
+        enabled=command.enabled,
+        features=features,
+        top_k=command.top_k,
+        exclude=named_once(command.exclude),
     )
     return [changed]

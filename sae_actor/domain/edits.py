@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from ..errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
-from .refs import Edit, Positions, Span
+from .refs import Edit, Exclusion, Positions, Span
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
 
@@ -36,7 +36,16 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
                     f"feature {one.feature} has both {one.method} and {other.method} at overlapping positions",
                     feature=one.feature,
                 )
-    return tuple(replace(edit, sae_id=None, exclude=tuple(dict.fromkeys(edit.exclude))) for edit in edits)
+    return tuple(replace(edit, sae_id=None, exclude=named_once(edit.exclude)) for edit in edits)
+
+
+def named_once(exclude: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
+    return tuple(dict.fromkeys(exclude))
+
+
+def passed(exclude: Sequence[Exclusion] | None) -> tuple[Exclusion, ...] | None:
+    """What `reconstruct` was told to pass through, as it is kept."""
+    return None if exclude is None else named_once(exclude)
 
 
 def in_range(features: Iterable[int], sae_id: str, d_sae: int) -> None:

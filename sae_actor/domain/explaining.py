@@ -188,6 +188,7 @@ def explain(
         "watched": [] if started is None else [sae.sae_id for sae in started.watched],
         "stop_when": _stop_when(started),
         "deterministic": started and started.deterministic,
+        "sink_window": started and started.sink_window,
         "sampling": None if started is None else _plain(started.sampling),
         "tokens_prompt": started.tokens_prompt if started is not None else receipt and receipt.tokens_prompt,
         "tokens_generated": receipt and receipt.tokens_generated,
@@ -273,6 +274,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "hook_point": _plain(sae.hook_point),
         "hook_point_out": _plain(sae.hook_point_out),
         "mode": sae.mode,
+        "exclude": _plain(sae.exclude),
         "dtype": attachment and attachment.dtype,
         "steering": [{**_plain(edit), "words": edit_in_words(edit)} for edit in sae.steering],
         "steering_from": "request" if brought else "server",
@@ -295,7 +297,10 @@ def _enabled(attachment: AttachmentState | None, *, brought: bool) -> bool | Non
 
 def _stop_when(started: ev.GenerationStarted | None) -> View | None:
     stop = None if started is None else started.stop_when
-    return None if stop is None else {"sae_id": stop.sae.sae_id, "feature": stop.feature, "above": stop.above}
+    if stop is None:
+        return None
+    said = {"sae_id": stop.sae.sae_id, "feature": stop.feature, "above": stop.above}
+    return {**said, "exclude": _plain(stop.exclude)}
 
 
 def _with(since: tuple[Cited, ...], event: Event) -> tuple[Cited, ...]:

@@ -29,6 +29,9 @@ Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Method: TypeAlias = Literal["add", "set", "scale", "cap", "project", "set_projection"]
 Unit: TypeAlias = Literal["raw", "unit", "max", "norm"]
 Exclusion: TypeAlias = Literal["sink", "special", "template"]
+Exclusions: TypeAlias = Annotated[tuple[Exclusion, ...], Meta(max_length=3)]
+ReadingExclusions: TypeAlias = Annotated[tuple[Literal["sink", "special"], ...], Meta(max_length=2)]
+"""What is left out where a text is read while it is made: no template wrote what the model makes."""
 NamedPositions: TypeAlias = Literal["all", "prompt", "generated", "response", "last_prompt"]
 
 FinishReason: TypeAlias = Literal[
@@ -36,6 +39,8 @@ FinishReason: TypeAlias = Literal[
 ]
 
 MAX_EDITS = 256
+SINK_WINDOW = 512
+"""A sink's norm is compared with the median of so many of the prompt's first positions."""
 
 
 class HookPoint(Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +82,12 @@ class When(Struct, frozen=True, forbid_unknown_fields=True):
     above: Strength
 
 
+def check_passed(exclude: tuple[Exclusion, ...] | None, mode: Mode) -> None:
+    """`ValueError` where an SAE is told what `reconstruct` passes through, and does not reconstruct."""
+    if exclude is not None and mode != "reconstruct":
+        raise ValueError("exclude of an SAE is for mode reconstruct: in mode steer each edit has its own")
+
+
 class Edit(Struct, frozen=True, forbid_unknown_fields=True):
     """One feature edit; section 5 of the contract says what each method writes."""
 
@@ -84,7 +95,8 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True):
     strength: Strength
     method: Method = "add"
     positions: Positions = "all"
-    exclude: Annotated[tuple[Exclusion, ...], Meta(max_length=3)] = ()
+    exclude: Exclusions = ("sink",)
+    """Stored edits name theirs, so the default is that of requests and commands alone."""
     unit: Unit = "raw"
     sae_id: SaeId | None = None
     when: When | None = None
@@ -195,6 +207,8 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     hook_point_out: HookPoint | None = None
     mode: Mode = "steer"
     steering: tuple[Edit, ...] = ()
+    exclude: tuple[Exclusion, ...] | None = None
+    """What `reconstruct` passes through; None: all that an edit leaves out, sinks where none leaves anything."""
     attach_position: int = 0
     """Position of the AttachRequested that brought it: which residents of the engine are meant."""
 
@@ -207,6 +221,18 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     def changes_text(self) -> bool:
         return self.mode == "reconstruct" or bool(self.steering)
 
+    @property
+    def passes(self) -> frozenset[Exclusion]:
+        """What `reconstruct` passes through."""
+        if self.exclude is not None:
+            return frozenset(self.exclude)
+        return frozenset(each for edit in self.steering for each in edit.exclude) or frozenset({"sink"})
+
+    @property
+    def asks_for_turns(self) -> bool:
+        """It holds at other positions where the prompt is a chat."""
+        return "template" in (self.exclude or ()) or any(edit.asks_for_turns for edit in self.steering)
+
 
 class Monitoring(Struct, frozen=True, kw_only=True):
     """What is streamed of an attached SAE while texts are made; it is in no intervention and changes no text."""
@@ -215,6 +241,8 @@ class Monitoring(Struct, frozen=True, kw_only=True):
     """Only of these; None: of all."""
     top_k: int = 10
     """So many of the largest activations, those that are not 0."""
+    exclude: tuple[Exclusion, ...] = ()
+    """Positions of which none are told; a log of before this was asked for leaves out nothing."""
 
 
 class Turn(Struct, frozen=True, kw_only=True):
@@ -234,6 +262,8 @@ class StopWhen(Struct, frozen=True, kw_only=True):
     sae: ActiveSae
     feature: int
     above: float
+    exclude: tuple[Exclusion, ...] = ()
+    """Positions at which it never holds; a log of before this was asked for leaves out nothing."""
 
 
 Intervention: TypeAlias = tuple[ActiveSae, ...]

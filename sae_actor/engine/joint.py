@@ -19,12 +19,10 @@ from ..errors import InternalError, OutOfMemoryError, SAEError
 from .entries import Entry, Writing
 from .failures import explained
 from .joins import Joins
+from .sinks import limit_of, norms_of
 
 if TYPE_CHECKING:
     from .hooks import Part
-
-SINK_FACTOR = 5.0
-"""A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Report:
     entries: list[tuple[Entry, int]]
     """With the first of their rows here."""
     values: Tensor
-    """[5, n] float32: edited, passed by as excluded, |difference| / |x|; x and the result are finite."""
+    """[6, n] float32: edited, passed by as excluded, a sink, |difference| / |x|; x and the result are finite."""
     x: Tensor
     """[n, width]: what arrived, should anyone ask who is at fault."""
 
@@ -121,12 +119,10 @@ class Joint:
         index = None if n == len(rows) and _in_order(chosen) else _index(chosen, rows.device)
         x = rows if index is None else rows[index]  # [n, width]
         arrived = x.clone() if self.hook.in_place and index is None else x
-        norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)  # [n]
+        norms = norms_of(x)  # [n]
         for entry, at in chosen:
             if entry.first == 0 and entry.site.knows_sinks:
-                if entry.stop < entry.prompt:
-                    raise InternalError("the prompt's median norm needs the whole prompt")
-                entry.site.limit = SINK_FACTOR * norms[at : at + entry.prompt].median()
+                entry.site.limit = limit_of(norms[at : at + entry.size], entry.prompt, entry.site.window)
         if not writing:
             return None
         sinks = _sinks(chosen, norms)
@@ -149,7 +145,7 @@ class Joint:
                 moved = moved + each.to(wide)
             touched = torch.stack([change.touched for change in steering]).any(dim=0)
             new = torch.where(touched[:, None], moved.to(x.dtype), new)
-        self._reports.append(Report(chosen, _told(x, new, norms, changes), arrived))
+        self._reports.append(Report(chosen, _told(x, new, norms, changes, sinks), arrived))
         return new if index is None else rows.index_copy(0, index, new)
 
     def _change(self, group: list[Writing], x: Tensor, sinks: Tensor) -> _Change:
@@ -192,11 +188,12 @@ class Joint:
         """After the step: tell each text's site what was done to its rows."""
         for report in self._reports:
             values = report.values.tolist()
-            edited, passed, ratios, x_finite, new_finite = values
+            edited, passed, sinks, ratios, x_finite, new_finite = values
             for entry, at in report.entries:
                 rows = slice(at, at + entry.size)
                 reading = entry.site.reading
                 reading.edited, reading.passed, reading.ratios = edited[rows], passed[rows], ratios[rows]
+                reading.sinks = sinks[rows]
                 reading.x_finite, reading.new_finite = all(x_finite[rows]), all(new_finite[rows])
                 if reading.x_finite and not reading.new_finite:
                     written = [row for row, touched in enumerate(reading.edited) if touched]
@@ -270,13 +267,13 @@ def _jointly(chosen: Sequence[tuple[Entry, int]], x: Tensor, changes: Sequence[_
     return differences
 
 
-def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:
+def _told(x: Tensor, new: Tensor, norms: Tensor, changes: Sequence[_Change], sinks: Tensor) -> Tensor:
     """`Report.values`"""
     edited = torch.stack([change.touched for change in changes]).any(dim=0)
     passed = torch.stack([change.passed for change in changes]).any(dim=0)
     moved = torch.linalg.vector_norm(new.float() - x.float(), dim=-1)
     ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
-    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), torch.isfinite(new).all(dim=-1))
+    rows = (edited, passed & ~edited, sinks, ratio, torch.isfinite(norms), torch.isfinite(new).all(dim=-1))
     return torch.stack([row.float() for row in rows])
 
 

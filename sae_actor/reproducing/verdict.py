@@ -99,6 +99,7 @@ async def _run(
         intervention=_placed(started.intervention, places),
         turns=started.turns,
         stop_when=stop,
+        sink_window=started.sink_window,
         deterministic=started.deterministic,
     )
     again, found = await scored(bench, request)

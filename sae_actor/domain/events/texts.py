@@ -49,6 +49,9 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     stop_when: StopWhen | None = None
     turns: tuple[Turn, ...] = ()
     """Of the chat, where an edit asks for them."""
+    sink_window: int | None = None
+    """A sink's norm is compared with the median of so many of the prompt's first positions; None: of the whole prompt,
+    as in logs of before there was a window."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
