@@ -9,7 +9,17 @@ from msgspec.structs import replace
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, SaeDescription, StopWhen, Turn
+from sae_actor.domain.refs import (
+    SINK_WINDOW,
+    ActiveSae,
+    Edit,
+    Exclusion,
+    HookPoint,
+    Mode,
+    SaeDescription,
+    StopWhen,
+    Turn,
+)
 from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
@@ -48,7 +58,12 @@ def detach(attached_at: int, at: int = 99) -> DetachEffect:
 
 
 def active(
-    at: int, *edits: Edit, point: HookPoint = POINT, out: HookPoint | None = None, mode: Mode = "steer"
+    at: int,
+    *edits: Edit,
+    point: HookPoint = POINT,
+    out: HookPoint | None = None,
+    mode: Mode = "steer",
+    exclude: tuple[Exclusion, ...] | None = None,
 ) -> ActiveSae:
     return ActiveSae(
         sae_id=f"sae-{at}",
@@ -57,6 +72,7 @@ def active(
         hook_point_out=out,
         mode=mode,
         steering=edits,
+        exclude=exclude,
         attach_position=at,
     )
 
@@ -75,6 +91,7 @@ def request(
     watched: tuple[Watch, ...] = (),
     stop_when: StopWhen | None = None,
     turns: tuple[Turn, ...] = (),
+    window: int | None = SINK_WINDOW,
 ) -> TextRequest:
     return TextRequest(
         generation_id="gen",
@@ -87,6 +104,7 @@ def request(
         watched=watched,
         stop_when=stop_when,
         turns=turns,
+        sink_window=window,
     )
 
 

@@ -102,11 +102,14 @@ def with_plain_hook(reference: Any, ids: tuple[int, ...], sae: Path) -> tuple[in
 EIGHT: tuple[tuple[str, Edit | None], ...] = (
     ("Tell me about your day.", BELIEVER),
     ("Name three animals.", Edit(feature=351, strength=60.0, positions="response", exclude=("sink",))),
-    ("What is the sun?", Edit(feature=0, strength=30.0, method="set", positions="generated")),
+    ("What is the sun?", Edit(feature=0, strength=30.0, method="set", positions="generated", exclude=())),
     ("Count to five.", Edit(feature=2220, strength=0.0, method="scale", exclude=("sink",))),
     ("Who wrote Hamlet?", Edit(feature=74, strength=4.0, method="cap", positions="prompt", exclude=("sink",))),
     ("Say hello in French.", Edit(feature=2188, strength=0.0, method="project", exclude=("sink",))),
-    ("Describe a storm.", Edit(feature=17, strength=90.0, method="set_projection", positions="last_prompt")),
+    (
+        "Describe a storm.",
+        Edit(feature=17, strength=90.0, method="set_projection", positions="last_prompt", exclude=()),
+    ),
     ("Why is the sky blue?", None),
 )
 """Each with another method, position and feature, and one baseline."""
