@@ -193,9 +193,8 @@ class Client:
 
         `exclude`: what mode `reconstruct` passes through; by default what its edits leave out, or sinks.
         """
-        passed = None if exclude is None else tuple(exclude)
-        body = {"layer": layer, "hook_point": hook_point, "mode": mode, "dtype": dtype, "replace": replace}
-        body["exclude"] = passed
+        body: Answer = {"layer": layer, "hook_point": hook_point, "mode": mode, "dtype": dtype, "replace": replace}
+        body["exclude"] = None if exclude is None else tuple(exclude)
         answer = self._post(_path(sae_id, "attach"), body, wait=MAX_WAIT)
         return self._effect(answer, "attached", "SaeAttached", ("hook_point", "memory_bytes"))
 
@@ -228,7 +227,7 @@ class Client:
     ) -> Answer:
         """Have activations of an attached SAE streamed while texts are made, as `activations` of `events`: the `top_k`
         largest of `features`, or of all, but at positions that `exclude` names; `enabled=False` ends that."""
-        asked = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
+        asked: Answer = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
         return self.command("Monitor", sae_id=sae_id, enabled=enabled, **asked)
 
     # — text —

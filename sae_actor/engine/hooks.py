@@ -243,7 +243,8 @@ class Applied:
     @property
     def first_piece(self) -> int:
         """So many of the prompt's first tokens are run at once, for the norms that tell sinks."""
-        if self._window is None and not any(each.leaves_out_sinks for each in (*self.sites, *self.probes)):
+        left_out = [*(site.leaves_out_sinks for site in self.sites), *(each.leaves_out_sinks for each in self.probes)]
+        if self._window is None and not any(left_out):
             return 0
         return measured(self.prompt, self._window)
 

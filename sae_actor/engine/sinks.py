@@ -22,7 +22,8 @@ def measured(prompt: int, window: int | None) -> int:
 
 def norms_of(x: Tensor) -> Tensor:
     """|x| of each row, [n] float32."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    return norms
 
 
 def limit_of(norms: Tensor, prompt: int, window: int | None) -> Tensor:

@@ -62,13 +62,14 @@ async def test_an_answer_says_that_a_sink_was_edited(service: Running, path: str
     assert told["sae"]["warnings"] == [WARNING]
     body = {**PATHS[path], "max_tokens": 4, "sae": own}
     assert (await chunks(service, path, body))[-1]["sae"]["warnings"] == [WARNING]
-    for quiet in (
+    quiets: tuple[dict[str, Any], ...] = (
         {"steering": [{**everywhere, "positions": "generated"}]},
         {"steering": [{**everywhere, "positions": {"from": 1}}]},
         {"steering": [BELIEVER]},
         {"steering": []},
         {"baseline": True},
-    ):
+    )
+    for quiet in quiets:
         assert (await say(service, path, **quiet))["sae"]["warnings"] == [], quiet
     await service.command("Steer", sae_id=sae_id, features=[everywhere])
     assert (await say(service, path))["sae"]["warnings"] == [WARNING]
@@ -85,6 +86,7 @@ async def test_of_several_prompts_each_choice_tells_its_own(service: Running) ->
 async def test_attached_to_reconstruct(service: Running) -> None:
     sae_id = await service.ready()
     where = f"/api/saes/{sae_id}/attach"
+    owns: tuple[dict[str, Any], ...] = ({}, {"steering": []}, {"steering": [BELIEVER]})
     for exclude, shown, excluded in (
         ({}, None, 1),
         ({"exclude": []}, [], 0),
@@ -94,7 +96,7 @@ async def test_attached_to_reconstruct(service: Running) -> None:
         assert (await service.client.post(where, json=body)).status_code == 200
         attachment = (await service.client.get("/api/saes/attachment")).json()
         assert (attachment["mode"], attachment["exclude"]) == ("reconstruct", shown)
-        for own in ({}, {"steering": []}, {"steering": [BELIEVER]}):
+        for own in owns:
             told = (await say(service, **own))["sae"]
             assert told["interventions"][0]["exclude"] == shown
             assert told["receipt"]["tokens_excluded"] == excluded

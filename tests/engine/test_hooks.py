@@ -286,12 +286,13 @@ def test_a_log_of_before_the_window_means_the_median_of_the_whole_prompt(sae: SA
 def test_edits_of_sinks_are_told(sae: SAE) -> None:
     x = activations()
     x[3] *= 100
-    for exclude, mode, told in (
+    cases: tuple[tuple[tuple[Exclusion, ...], Mode, set[int]], ...] = (
         (("sink",), "steer", set()),
         ((), "steer", {0, 3}),
         (("special",), "steer", {0, 3}),
         ((), "reconstruct", set()),
-    ):
+    )
+    for exclude, mode, told in cases:
         described = replace(active(5, Edit(feature=2, strength=1.0, exclude=exclude)), mode=mode)
         bench = Bench(sae)
         marks = Marks((9,) * PROMPT, frozenset({256}), ())

@@ -55,8 +55,8 @@ def norms(prompt: tuple[int, ...]) -> torch.Tensor:
     """|x| behind block 1, of the model as transformers runs it."""
     model: Any = tiny_model("llama")
     with torch.inference_mode():
-        hidden = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[2][0]
-    return hidden.norm(dim=-1)
+        hidden: torch.Tensor = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[2][0]
+    return torch.linalg.vector_norm(hidden, dim=-1)
 
 
 @pytest.mark.parametrize(
