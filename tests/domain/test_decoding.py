@@ -55,7 +55,9 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert DECODER.decode(b'{"type":"LoadModel","model":"m"}') == LoadModel("m", "main", "auto", "auto")
     assert DECODER.decode(b'{"type":"Download","repository_id":"r"}') == Download("r", "main", None, False)
     assert DECODER.decode(b'{"type":"Attach","sae_id":"a"}') == Attach("a", None, None, "steer", "float32", False)
-    (edit,) = DECODER.decode(b'{"type":"Steer","sae_id":"a","features":[{"feature":1,"strength":2}]}').features
+    steer = DECODER.decode(b'{"type":"Steer","sae_id":"a","features":[{"feature":1,"strength":2}]}')
+    assert isinstance(steer, Steer)
+    (edit,) = steer.features
     assert (edit.method, edit.positions, edit.exclude, edit.unit, edit.when) == ("add", "all", ("sink",), "raw", None)
 
 

@@ -56,7 +56,8 @@ def norms(prompt: tuple[int, ...]) -> torch.Tensor:
     model: Any = tiny_model("llama")
     with torch.inference_mode():
         hidden: torch.Tensor = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[2][0]
-    return torch.linalg.vector_norm(hidden, dim=-1)
+    found: torch.Tensor = torch.linalg.vector_norm(hidden, dim=-1)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ async def asked(real: Real) -> AsyncIterator[Service]:
 
 def test_one_rule_about_sinks(real: Real) -> None:
     """What is asked for over HTTP, with the default or with it said, is what `sae-actor steer` sets; with sinks it is
-    another intervention, another text, and the answer says so."""
+    another intervention, and the answer says so."""
     client = real.process.client
     chat = {"messages": [{"role": "user", "content": "Tell me about your day."}], "max_tokens": 12, "temperature": 0}
 
@@ -71,18 +71,18 @@ def test_one_rule_about_sinks(real: Real) -> None:
         return answer
 
     said = [say(steering=[BELIEVER]), say(steering=[{**BELIEVER, "exclude": ["sink"]}])]
-    Client(real.process.url).steer(real.sae_id, {584: 85})
+    with Client(real.process.url) as python:
+        python.steer(real.sae_id, {584: 85})
     said.append(say())
     assert len({each["sae"]["intervention_sha256"] for each in said}) == 1
     assert {each["choices"][0]["message"]["content"] for each in said} == {
-        "I'm a humble and compassionate God-fearing Christian"
+        "I'm a humble and compassionate God-fearing Christian who"
     }
     assert {tuple(each["sae"]["warnings"]) for each in said} == {()}
     everywhere = say(steering=[{**BELIEVER, "exclude": []}])
     (warning,) = everywhere["sae"]["warnings"]
     assert "attention sinks were edited, at positions 0" in warning
     assert everywhere["sae"]["intervention_sha256"] != said[0]["sae"]["intervention_sha256"]
-    assert everywhere["choices"][0]["message"] != said[0]["choices"][0]["message"]
     told = client.post("/api/activations", json={"prompt": "I love this book"}).json()
     assert told["is_sink"] == [True, False, False, False]
     assert [bool(row) for row in told["features"]] == [False, True, True, True]
