@@ -75,12 +75,12 @@ class Choice:
     def extension(self, done: Done) -> dict[str, Any]:
         """`sae` in the answer: what was active, and the receipt of what was written."""
         started = self.text.started
-        shown = ("sae_id", "weights_sha256", "hook_point", "mode", "exclude", "steering")
+        shown = ("sae_id", "weights_sha256", "hook_point", "mode", "steering")
         active = [msgspec.to_builtins(sae) for sae in started.intervention]
         return {
             "generation_id": started.generation_id,
             "position": self.text.position,
-            "interventions": [{name: sae[name] for name in shown} for sae in active],
+            "interventions": [{name: sae[name] for name in shown} | _passed(sae) for sae in active],
             "intervention_sha256": started.intervention_sha256,
             "receipt": msgspec.to_builtins(done.finished.receipt),
             "warnings": warnings(done.finished),
@@ -96,6 +96,11 @@ class Choice:
         if len(rows) == 1:
             return {"features": msgspec.to_builtins(rows[watched[0].sae_id])}
         return {"features_by_sae": msgspec.to_builtins(rows)} if rows else {}
+
+
+def _passed(sae: dict[str, Any]) -> dict[str, Any]:
+    """What it was told to pass through, where it was told anything."""
+    return {} if sae["exclude"] is None else {"exclude": sae["exclude"]}
 
 
 def warnings(finished: Finished) -> list[str]:

@@ -19,7 +19,7 @@ class AppliedSae(TypedDict):
     weights_sha256: str
     hook_point: HookPoint
     mode: Mode
-    exclude: list[Exclusion] | None
+    exclude: NotRequired[list[Exclusion]]
     steering: list[Edit]
 
 
