@@ -165,6 +165,7 @@ class Books:
                         place |= {"steering": data["features"], "enabled": data.get("enabled", True), "position": at}
             case "MonitoringChanged":
                 wanted = {"features": data.get("features"), "top_k": data.get("top_k", 10)}
+                wanted["exclude"] = data.get("exclude", [])
                 for place in self.places:
                     if (place["sae_id"], place["status"]) == (data["sae_id"], "attached"):
                         place |= {"monitor": wanted if data["enabled"] else None, "monitored": at}
@@ -245,7 +246,7 @@ class Books:
                     "saes": {sae_id: self._sae_shown(sae_id, sae) for sae_id, sae in sorted(self.saes.items())},
                     "attachments": [_place_shown(place) for place in attached],
                     "monitors": [
-                        {"sae_id": place["sae_id"], **place["monitor"], "position": place["monitored"]}
+                        {"sae_id": place["sae_id"], "exclude": [], **place["monitor"], "position": place["monitored"]}
                         for place in attached
                         if place["monitor"] is not None
                     ],
@@ -304,13 +305,14 @@ def _where(data: Fields) -> Fields:
         "hook_point": data["hook_point"],
         "hook_point_out": data.get("hook_point_out"),
         "mode": data.get("mode", "steer"),
+        "exclude": data.get("exclude"),
         "dtype": data.get("dtype", "float32"),
     }
 
 
 def _place_shown(place: Fields) -> Fields:
-    same = ("sae_id", "hook_point", "hook_point_out", "mode", "dtype", "memory_bytes", "device_bytes", "steering",
-            "position")  # fmt: skip
+    same = ("sae_id", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "memory_bytes", "device_bytes",
+            "steering", "position")  # fmt: skip
     return {name: place[name] for name in same} | {
         "is_attached": True,
         "layer": place["hook_point"]["layer"],

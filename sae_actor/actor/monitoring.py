@@ -29,7 +29,13 @@ def watches(state: State) -> tuple[Watch, ...]:
 def _watch(attachment: AttachmentState) -> Watch:
     assert attachment.monitoring is not None
     wanted = attachment.monitoring
-    return Watch(sae=attachment.active(), top_k=wanted.top_k, features=wanted.features, every_seconds=EVERY_SECONDS)
+    return Watch(
+        sae=attachment.active(),
+        top_k=wanted.top_k,
+        features=wanted.features,
+        exclude=wanted.exclude,
+        every_seconds=EVERY_SECONDS,
+    )
 
 
 class Monitors:

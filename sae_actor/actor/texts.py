@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
+from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import (
     DeadlineExceededError,
@@ -60,6 +61,8 @@ class Tell:
     """As in `TextRequest`."""
     top_k_features: int = 0
     """So many activations of each SAE that the request watches."""
+    exclude: tuple[Exclusion, ...] = ("sink",)
+    """Positions of which none of them are told."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for what is monitored."""
 
@@ -202,7 +205,7 @@ class Texts:
         self.counts.tokens.add("prompt", amount=len(token_ids))
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
         text = RunningText(event, payload, tell.prompt or (None,) * len(token_ids), weights)
-        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features) for sae in payload.watched)
+        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
         request = TextRequest(
             generation_id=payload.generation_id,
             token_ids=token_ids,
@@ -214,6 +217,7 @@ class Texts:
             stop_when=payload.stop_when,
             turns=payload.turns,
             reasoning=payload.reasoning,
+            sink_window=payload.sink_window,
             deterministic=payload.deterministic,
         )
         stream: TextItems | SAEError

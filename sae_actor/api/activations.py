@@ -11,7 +11,7 @@ from ..actor import raw_request, read_activations
 from ..domain.admitting import reading
 from ..domain.attaching import model_and_position
 from ..domain.messages import OwnIntervention
-from ..domain.refs import Feature, SaeId, Tokenization, intervention_sha256
+from ..domain.refs import Exclusions, Feature, SaeId, Tokenization, intervention_sha256
 from ..errors import BadRequestError
 from ..ports import Watch
 from .asking import tokens_of
@@ -31,6 +31,8 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sae_id: SaeId | None = None
     top_k: Annotated[int, Meta(ge=1, le=1024)] = 5
     features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
+    exclude: Exclusions = ("sink",)
+    """Tokens of which none of the `top_k` are told."""
     sae: OwnIntervention | None = None
     add_special_tokens: bool | None = None
     """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
@@ -66,8 +68,10 @@ ERRORS = (
 
 @operation("POST", "/api/activations",
            "Activations of an SAE at each token of a prompt, before the SAE's own edits: the `top_k` largest that are "
-           "not 0, or those of `features`, in their order, whatever they are. The prompt is run under no intervention "
-           "unless `sae` asks for one; nothing of it goes on record",
+           "not 0, but of tokens that `exclude` names, whose lists are empty; or those of `features`, in their order, "
+           "whatever they are, of every token. `is_sink` tells attention sinks: the first token, and tokens whose norm "
+           "at the hook point is above 5 times the median of the prompt's first 512. The prompt is run under no "
+           "intervention unless `sae` asks for one; nothing of it goes on record",
            body=ActivationsBody, returns=ReadActivations, errors=ERRORS,
            examples={"largest": {"prompt": "I love this book", "top_k": 3}}, tag="text")  # fmt: skip
 async def post_activations(request: AnyRequest) -> Answer:
@@ -82,15 +86,17 @@ async def post_activations(request: AnyRequest) -> Answer:
     # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
     state = state_of(request)
     intervention, turns, sae = reading(
-        state, body.sae_id, body.features or (), own, prompt.turns, model_position=position
+        state, body.sae_id, body.features or (), own, prompt.turns, exclude=body.exclude, model_position=position
     )
-    watch = Watch(sae=sae, top_k=None if body.features is not None else body.top_k, features=body.features)
+    top_k = None if body.features is not None else body.top_k
+    watch = Watch(sae=sae, top_k=top_k, features=body.features, exclude=body.exclude)
     seconds = context(request).texts.deadline_seconds
     found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)
     told: dict[str, Any] = {
         "tokens": prompt.tokens,
         "token_ids": prompt.token_ids,
         "is_special": prompt.special,
+        "is_sink": found.sinks,
         "features": found.rows,
         "sae_id": sae.sae_id,
         "intervention_sha256": intervention_sha256(intervention),

@@ -6,38 +6,42 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from ..errors import BadRequestError
 from .beside import abandon, ends, merged
 from .bodies import body_of
 from .chunks import abandoned_with_client, chunks, streamed
-from .openai import CompletionBody, SaeExtension
-from .replies import Reply
+from .openai import ChatBody, CompletionBody, SaeExtension, TextBody
+from .replies import Kind, Reply
 from .routes import Answer, AnyRequest, answer, operation
 from .text import ANSWERS, ERRORS, EXAMPLE, opened
-from .textshapes import Comparison, ComparisonChunk
+from .textshapes import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
 
 BRANCHES = ("steered", "baseline")
 
 
 @operation("POST", "/api/compare",
-           "A completion request with its intervention and with none, same prompt, settings and seed, side by side: "
-           "`{\"steered\": completion, \"baseline\": completion}`. Streamed, each event holds a chunk of one of "
-           "the two, under its name",
-           body=CompletionBody, answers=ANSWERS, returns=Comparison, items=ComparisonChunk, errors=ERRORS,
+           "A completion, or a chat where there are `messages`, with its intervention and with none, same prompt, "
+           "settings and seed, side by side: `{\"steered\": answer, \"baseline\": answer}`. Streamed, each event holds "
+           "a chunk of one of the two, under its name",
+           body=CompletionBody, or_body=ChatBody, answers=ANSWERS, returns=(Comparison, ChatComparison),
+           items=(ComparisonChunk, ChatComparisonChunk), errors=ERRORS,
            examples={"one edit": {**EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
            tag="text")  # fmt: skip
 async def post_compare(request: AnyRequest) -> Answer:
-    body: CompletionBody = await body_of(request, CompletionBody)
+    kind: Kind = "chat" if _has_messages(await request.body()) else "completion"
+    body: TextBody = await body_of(request, ChatBody if kind == "chat" else CompletionBody)
     own = body.sae or SaeExtension()
     if own.baseline:
         raise BadRequestError("sae.baseline: the baseline is what is compared with", param="sae.baseline")
     body = replace(body, seed=secrets.randbits(31) if body.seed is None else body.seed)
     bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None))
-    steered = await opened(request, body, "completion")
+    steered = await opened(request, body, kind)
     try:
-        baseline = await opened(request, bare, "completion")
+        baseline = await opened(request, bare, kind)
     except BaseException:
         abandon(steered.texts)
         raise
@@ -49,6 +53,19 @@ async def post_compare(request: AnyRequest) -> Answer:
         done = await ends(texts)
     half = len(steered.texts)
     return answer(request, {"steered": steered.whole(done[:half]), "baseline": baseline.whole(done[half:])})
+
+
+class _Asked(Struct):
+    """What tells a chat from a completion."""
+
+    messages: Raw | UnsetType = UNSET
+
+
+def _has_messages(raw: bytes) -> bool:
+    try:
+        return msgspec.json.decode(raw, type=_Asked).messages is not UNSET
+    except (MsgspecError, ValueError, RecursionError):
+        return False  # whoever decodes the whole of it says why it is none
 
 
 async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:

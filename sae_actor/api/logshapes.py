@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from ..domain.events import Problem, Receipt, Sampling
 from ..domain.explaining import Cited
-from ..domain.refs import FinishReason, HookPoint, Mode, Reasoning, SaeFile, Tokenization
+from ..domain.refs import Exclusion, FinishReason, HookPoint, Mode, Reasoning, SaeFile, Tokenization
 from ..domain.weights import WeightsFile
 from .shapes import Count, Position, Ranges
 
@@ -43,6 +43,7 @@ class ExplainedSae(TypedDict):
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode
+    exclude: list[Exclusion] | None
     dtype: str | None
     steering: list[ExplainedEdit]
     steering_from: Literal["request", "server"]
@@ -75,6 +76,7 @@ class StopCondition(TypedDict):
     sae_id: str
     feature: int
     above: float
+    exclude: list[Exclusion]
 
 
 class Generation(TypedDict):
@@ -107,6 +109,7 @@ class Generation(TypedDict):
     watched: list[str]
     stop_when: StopCondition | None
     deterministic: bool | None
+    sink_window: int | None
     sampling: Sampling | None
     tokenization: Tokenization | None
     reasoning: Reasoning | None

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ..domain.events import Sampling
 from ..domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
-from ..domain.refs import Edits, ModelFacts, Tokenization
+from ..domain.refs import Edits, ModelFacts, ReadingExclusions, Tokenization
 from ..errors import BadRequestError, ModelNotFoundError
 from ..ports import Tokenized
 
@@ -32,6 +32,7 @@ class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     steering: Edits | None = None
     baseline: bool = False
     top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    top_k_exclude: ReadingExclusions = ("sink",)
     stop_when: RequestedStop | None = None
     deterministic: bool = False
     tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None

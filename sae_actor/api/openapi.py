@@ -114,7 +114,7 @@ def encoded(*, secured: bool, cookie: str) -> bytes:
 
 
 def _shapes(each: Operation) -> Iterable[Any]:
-    return (shape for shape in (each.body, each.returns, each.items) if shape is not None)
+    return (shape for shape in (each.body, each.or_body, each.returns, each.items) if shape is not None)
 
 
 def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
@@ -127,7 +127,7 @@ def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
         "security": _security(each, secured=secured),
     }
     if each.body is not None:
-        content: Json = {"schema": schemas.of(each.body)}
+        content: Json = {"schema": schemas.of(each.body if each.or_body is None else (each.body, each.or_body))}
         if each.examples:
             content["examples"] = {name: {"value": value} for name, value in each.examples.items()}
         made["requestBody"] = {"required": not each.bodiless, "content": {"application/json": content}}

@@ -10,7 +10,8 @@ import msgspec
 
 from ..actor import Done, RunningText
 from ..domain.refs import ModelFacts
-from ..ports import Rest, ScoredToken, Token, Tokenized
+from ..domain.wording import ranges_in_words
+from ..ports import Finished, Rest, ScoredToken, Token, Tokenized
 from .openai import fingerprint
 
 Kind = Literal["completion", "chat"]
@@ -113,9 +114,10 @@ class Choice:
         return {
             "generation_id": started.generation_id,
             "position": self.text.position,
-            "interventions": [{name: sae[name] for name in shown} for sae in active],
+            "interventions": [{name: sae[name] for name in shown} | _passed(sae) for sae in active],
             "intervention_sha256": started.intervention_sha256,
             "receipt": msgspec.to_builtins(done.finished.receipt),
+            "warnings": warnings(done.finished),
             "seed": started.sampling.seed,
             **self._features(),
         }
@@ -128,6 +130,19 @@ class Choice:
         if len(rows) == 1:
             return {"features": msgspec.to_builtins(rows[watched[0].sae_id])}
         return {"features_by_sae": msgspec.to_builtins(rows)} if rows else {}
+
+
+def _passed(sae: dict[str, Any]) -> dict[str, Any]:
+    """What it was told to pass through, where it was told anything."""
+    return {} if sae["exclude"] is None else {"exclude": sae["exclude"]}
+
+
+def warnings(finished: Finished) -> list[str]:
+    """What is odd about how a text was made."""
+    if not finished.edited_sinks:
+        return []
+    where = ranges_in_words(finished.edited_sinks)
+    return [f'attention sinks were edited, at positions {where}: "exclude": [] leaves none of them out']
 
 
 def _chat(scored: ScoredToken) -> dict[str, Any]:

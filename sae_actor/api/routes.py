@@ -39,10 +39,12 @@ class Operation:
     handler: Handler
     body: Any = None
     """Type of the JSON body."""
+    or_body: Any = None
+    """Another type that it may be."""
     answers: tuple[tuple[int, str], ...] = ((200, "application/json"),)
     """Status and media type of each good answer."""
     returns: Any = None
-    """Shape of the JSON answer with status 200; one with 202 is always `Accepted`."""
+    """Shape of the JSON answer with status 200 (of a tuple: any of them); one with 202 is always `Accepted`."""
     items: Any = None
     """Shape of each JSON document of an answer that is a stream of them."""
     bodiless: bool = False

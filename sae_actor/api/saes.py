@@ -24,7 +24,7 @@ from ..domain.commands import (
 )
 from ..domain.placing import target
 from ..domain.projections import Outcome, attachment_view, sae_view, steering_view
-from ..domain.refs import Dtype, Edits, HookPoint, Layer, Mode, sae_id_of
+from ..domain.refs import Dtype, Edits, Exclusions, HookPoint, Layer, Mode, sae_id_of
 from ..errors import BadRequestError, SAEError, SAENotAttachedError
 from .asking import looking
 from .bodies import MAX_WAIT, body_of, decoded, whole_number
@@ -60,6 +60,7 @@ class AttachBody(Struct, frozen=True, forbid_unknown_fields=True):
     mode: Mode = "steer"
     dtype: Dtype = "float32"
     replace: bool = False
+    exclude: Exclusions | None = None
 
 
 class DownloadBody(Struct, frozen=True, forbid_unknown_fields=True):

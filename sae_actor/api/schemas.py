@@ -51,7 +51,18 @@ _NEUTRAL: Json = {
 }
 """Parameters of `/v1` that are taken where they ask for nothing."""
 
+_PASSED: Json = {
+    "anyOf": [
+        {"properties": {"exclude": {"type": "null"}}},
+        {"properties": {"mode": {"const": "reconstruct"}}, "required": ["mode"]},
+    ]
+}
+"""Only what reconstructs can be told what to pass through."""
+
 RULES: dict[str, Json] = {
+    "Attach": _PASSED,
+    "AttachBody": _PASSED,
+    "RequestedIntervention": _PASSED,
     "ActivationsBody": {
         "anyOf": [
             _only("prompt", "string", "messages", "token_ids"),
@@ -101,7 +112,8 @@ class Schemas:
     """The schemas of some types: `of` each, and the `components` that they refer to."""
 
     def __init__(self, types: Iterable[Any]) -> None:
-        listed = [*types, *PAYLOADS.values()]
+        parts = (each if isinstance(each, tuple) else (each,) for each in types)
+        listed = [*(part for each in parts for part in each), *PAYLOADS.values()]
         made, components = msgspec.json.schema_components(listed, ref_template=_AT + "{name}")
         self._of = {id(each): _in_dialect(schema) for each, schema in zip(listed, made, strict=True)}
         self.components: Json = {name: _in_dialect(schema) for name, schema in sorted(components.items())}
@@ -113,7 +125,9 @@ class Schemas:
         self.components["ProblemDetails"]["properties"]["code"] = {"enum": sorted(BY_CODE)}
 
     def of(self, type_: Any) -> Json:
-        """The schema of one of the types, usually a reference."""
+        """The schema of one of the types, usually a reference; of a tuple: of any of them."""
+        if isinstance(type_, tuple):
+            return {"anyOf": [self.of(each) for each in type_]}
         found: Json = self._of[id(type_)]
         return found
 

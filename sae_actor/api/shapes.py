@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NotRequired, TypeAlias, TypedDict
 from msgspec import Meta
 
 from ..domain.events import Event, Problem
-from ..domain.refs import Edit, HookKind, HookPoint, Mode, SaeFile
+from ..domain.refs import Edit, Exclusion, HookKind, HookPoint, Mode, SaeFile
 from ..domain.state import OpenCommand, OpenGeneration
 from ..domain.weights import WeightsFile
 from ..ports import FeatureActivation, Head, NearFeature, TokenWeight
@@ -143,6 +143,7 @@ class AttachmentFields(TypedDict):
     hook_point: HookPoint | None
     hook_point_out: HookPoint | None
     mode: Mode | None
+    exclude: list[Exclusion] | None
     dtype: str | None
     attached_at: Time | None
     memory_bytes: Bytes | None
@@ -238,6 +239,7 @@ class Monitored(TypedDict):
     sae_id: str
     features: list[int] | None
     top_k: int
+    exclude: list[Exclusion]
     position: Position | None
 
 
@@ -327,6 +329,7 @@ class ReadActivations(TypedDict):
     tokens: list[str]
     token_ids: list[int]
     is_special: list[bool]
+    is_sink: list[bool]
     features: list[list[FeatureActivation]]
     sae_id: str
     intervention_sha256: Digest

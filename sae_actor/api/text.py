@@ -15,7 +15,7 @@ from .beside import abandon, ends
 from .bodies import body_of
 from .chunks import abandoned_with_client, chunks, streamed
 from .context import context, device, principal
-from .openai import ChatBody, CompletionBody, TextBody, admission, sampling
+from .openai import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
 from .replies import Choice, Kind, Reply
 from .routes import Answer, AnyRequest, answer, operation, state_of
 from .textshapes import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
@@ -56,7 +56,8 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
            "Complete a prompt, or several: each is a generation of its own. `sae` of the answer is the first one's; "
            "where there are several, each choice has its own `sae` too (streamed: in the choice's last chunk). "
            "`sae.features` are the activations at each position that was run, the prompt's and all generated tokens' "
-           "but the last one's (`features_by_sae` where several SAEs are attached). `sae.stop_when` is asked at each "
+           "but the last one's (`features_by_sae` where several SAEs are attached), empty at those that "
+           "`sae.top_k_exclude` names, attention sinks unless it says otherwise. `sae.stop_when` is asked at each "
            "generated token when the next one is made, which is then the last; `finish_reason` is `feature`",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
@@ -94,12 +95,17 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     body.check(model)
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
-    top_k_features = (body.sae and body.sae.top_k_features) or 0
+    own_sae = body.sae or SaeExtension()
     choices: list[Choice] = []
     try:
         for prompt, own in zip(prompts, settings, strict=True):
             ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
-            tell = Tell(logprobs=body.scores, top_k_features=top_k_features, prompt=prompt.tokens)
+            tell = Tell(
+                logprobs=body.scores,
+                top_k_features=own_sae.top_k_features or 0,
+                exclude=own_sae.top_k_exclude,
+                prompt=prompt.tokens,
+            )
             text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""
             scores, thoughts = body.scores is not None, body.thoughts

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from msgspec import Meta
 
 from ..domain.events import Receipt
-from ..domain.refs import Edit, FinishReason, HookPoint, Mode
+from ..domain.refs import Edit, Exclusion, FinishReason, HookPoint, Mode
 from ..domain.weights import WeightsFile
 from ..ports import FeatureActivation
 from .shapes import Digest, Position
@@ -21,6 +21,7 @@ class AppliedSae(TypedDict):
     weights_files: list[WeightsFile]
     hook_point: HookPoint
     mode: Mode
+    exclude: NotRequired[list[Exclusion]]
     steering: list[Edit]
 
 
@@ -32,6 +33,7 @@ class AppliedIntervention(TypedDict):
     interventions: list[AppliedSae]
     intervention_sha256: Digest
     receipt: Receipt
+    warnings: list[str]
     seed: int
     features: NotRequired[list[list[FeatureActivation]]]
     features_by_sae: NotRequired[dict[str, list[list[FeatureActivation]]]]
@@ -160,6 +162,18 @@ class ComparisonChunk(TypedDict, total=False):
 
     steered: CompletionChunk
     baseline: CompletionChunk
+
+
+class ChatComparison(TypedDict):
+    steered: ChatCompletion
+    baseline: ChatCompletion
+
+
+class ChatComparisonChunk(TypedDict, total=False):
+    """One event of a streamed comparison of chats: a chunk of one of the two."""
+
+    steered: ChatCompletionChunk
+    baseline: ChatCompletionChunk
 
 
 class ListedModel(TypedDict):

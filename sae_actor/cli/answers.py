@@ -82,6 +82,8 @@ def _intervention(view: View) -> Iterator[str]:
 def _sae(sae: View) -> Iterator[str]:
     out = f", writes at {hook(sae['hook_point_out'])}" if sae["hook_point_out"] else ""
     yield f"  sae        {sae['sae_id']} at {hook(sae['hook_point'])}{out}, mode {sae['mode']}"
+    if sae["exclude"] is not None:
+        yield f"    passes   {' and '.join(sae['exclude']) or 'nothing'} through"
     source = [str(sae[name]) for name in ("repository_id", "path") if sae[name]]
     origin = f"{' '.join(source) or 'unknown'}, commit {sae['commit'] or 'none'}"
     yield f"    from     {origin} ({sae['architecture'] or 'unknown architecture'}, computes in {sae['dtype']})"

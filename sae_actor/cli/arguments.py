@@ -99,6 +99,13 @@ def _add_resources(commands: _Commands) -> None:
     attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
     attach.add_argument("--replace", action="store_true", help="in place of what is attached")
+    attach.add_argument(
+        "--exclude",
+        action="append",
+        choices=(*get_args(Exclusion), "none"),
+        help="positions that reconstruct passes through, may be given several times (default: what the edits leave "
+        "out, or sink)",
+    )
     _sae(_client(commands, "detach", "take an SAE off the model and free its memory"))
     _sae(_client(commands, "delete", "delete an SAE's files; of an import, forget the record"))
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..client import DEFAULT_URL, Client
@@ -63,7 +63,8 @@ def list_saes(client: Client, arguments: argparse.Namespace) -> None:
 
 def attach(client: Client, arguments: argparse.Namespace) -> None:
     sae_id = client.find(arguments.sae)
-    answer = client.attach(sae_id, arguments.layer, mode=arguments.mode, replace=arguments.replace)
+    exclude = None if arguments.exclude is None else _excluded(arguments.exclude)
+    answer = client.attach(sae_id, arguments.layer, mode=arguments.mode, replace=arguments.replace, exclude=exclude)
     _print(arguments, answer, showing.attached)
 
 
@@ -76,16 +77,19 @@ def delete(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def steer(client: Client, arguments: argparse.Namespace) -> None:
-    exclude = arguments.exclude or ["sink"]
     settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
     edits = [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
     answer = client.steer(
         client.find(arguments.sae),
         edits,
         enabled=not arguments.disable,
-        exclude=[each for each in exclude if each != "none"],
+        exclude=_excluded(arguments.exclude or ["sink"]),
     )
     _print(arguments, answer, showing.steering)
+
+
+def _excluded(given: Sequence[str]) -> list[str]:
+    return [each for each in given if each != "none"]
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
@@ -102,6 +106,7 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
         _print(arguments, client.generate(prompt, sae=sae, **options), str)
         return
     thinking = False
+    warnings: list[str] = []
     for chunk in client.generate(prompt, stream=True, sae=sae, **options):
         # The answer alone is what a pipe gets.
         if thought := showing.thought(chunk):
@@ -111,7 +116,10 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
             print("\n", file=sys.stderr, flush=True)
             thinking = False
         print(said, end="", flush=True)
+        warnings += (chunk.get("sae") or {}).get("warnings") or ()
     print(flush=True)
+    for each in warnings:
+        print(showing.plain(f"sae-actor: warning: {each}"), file=sys.stderr, flush=True)
 
 
 def events(client: Client, arguments: argparse.Namespace) -> None:

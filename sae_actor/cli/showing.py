@@ -51,7 +51,7 @@ def hook(point: Answer | None) -> str:
 
 
 def edit(one: Answer) -> str:
-    """`584=85`, and whatever is not the default."""
+    """`584=85`, and whatever is not an `add` at every position."""
     defaults: Answer = {"method": "add", "positions": "all", "exclude": [], "unit": "raw", "sae_id": None, "when": None}
     more = [f"{key} {_short(one[key])}" for key, usual in defaults.items() if one.get(key, usual) != usual]
     return f"{one['feature']}={one['strength']:g}" + (f" ({', '.join(more)})" if more else "")
@@ -98,7 +98,9 @@ def _attachment(each: Answer) -> list[str]:
     """The line of an attachment and those of its edits, as of `/api/saes/attachment` and `/api/state`."""
     force = "" if each["steering_enabled"] else _OUT_OF_FORCE
     edits = [f"  edit      {edit(one)}{force}" for one in each["steering"] or ()]
-    return [f"attached    {each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}", *edits]
+    passed = each.get("exclude")
+    mode = each["mode"] if passed is None else f"{each['mode']} (exclude {_short(passed)})"
+    return [f"attached    {each['sae_id']} at {hook(each['hook_point'])}, {mode}", *edits]
 
 
 def _reason(each: Answer) -> str:

@@ -8,7 +8,7 @@
 
 A refusal is raised as its class of `sae_actor.errors`, with the problem's fields; a service that does not answer as
 `UnreachableError`. Nothing is retried: pass `key` to `command` and send it again where the answer got lost.
-Edits that do not say otherwise leave the attention sink out (`exclude: ["sink"]`).
+Edits and readings that do not say otherwise leave attention sinks out (`exclude: ["sink"]`), as everywhere.
 """
 
 from .calls import DEFAULT_URL, Client, StreamEvent

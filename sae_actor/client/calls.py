@@ -189,9 +189,14 @@ class Client:
         mode: str = "steer",
         dtype: str = "float32",
         replace: bool = False,
+        exclude: Sequence[str] | None = None,
     ) -> Answer:
-        """Bring the SAE to a hook point, by default the one it was trained at."""
-        body = {"layer": layer, "hook_point": hook_point, "mode": mode, "dtype": dtype, "replace": replace}
+        """Bring the SAE to a hook point, by default the one it was trained at.
+
+        `exclude`: what mode `reconstruct` passes through; by default what its edits leave out, or sinks.
+        """
+        body: Answer = {"layer": layer, "hook_point": hook_point, "mode": mode, "dtype": dtype, "replace": replace}
+        body["exclude"] = None if exclude is None else tuple(exclude)
         answer = self._post(_path(sae_id, "attach"), body, wait=MAX_WAIT)
         return self._effect(answer, "attached", "SaeAttached", ("hook_point", "memory_bytes"))
 
@@ -214,11 +219,18 @@ class Client:
         return cast(Answer, self._wire.request("PUT", _path(sae_id, "steering"), body=body)[1])
 
     def monitor(
-        self, sae_id: str, *, enabled: bool = True, features: Sequence[int] | None = None, top_k: int = 10
+        self,
+        sae_id: str,
+        *,
+        enabled: bool = True,
+        features: Sequence[int] | None = None,
+        top_k: int = 10,
+        exclude: Sequence[str] = ("sink",),
     ) -> Answer:
         """Have activations of an attached SAE streamed while texts are made, as `activations` of `events`: the `top_k`
-        largest of `features`, or of all; `enabled=False` ends that."""
-        return self.command("Monitor", sae_id=sae_id, enabled=enabled, features=features, top_k=top_k)
+        largest of `features`, or of all, but at positions that `exclude` names; `enabled=False` ends that."""
+        asked: Answer = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
+        return self.command("Monitor", sae_id=sae_id, enabled=enabled, **asked)
 
     # — text —
 
@@ -241,7 +253,7 @@ class Client:
         """
         body: Answer = {"model": "default", **options, "stream": stream}
         if sae is not None:
-            body["sae"] = _with_sink_excluded(sae)
+            body["sae"] = sae
         if isinstance(prompt, str):
             path, body["prompt"] = "/v1/completions", prompt
         else:
@@ -320,13 +332,3 @@ def _edits(features: Features, exclude: Sequence[str]) -> tuple[Answer, ...]:
     if isinstance(features, Mapping):
         features = [{"feature": feature, "strength": strength} for feature, strength in features.items()]
     return tuple({"exclude": tuple(exclude), **edit} for edit in features)
-
-
-def _with_sink_excluded(sae: Answer) -> Answer:
-    """The extension object of a request, with the client's default in every edit that names no exclusion."""
-    shown = dict(sae)
-    if "steering" in shown:
-        shown["steering"] = _edits(shown["steering"], ("sink",))
-    if "interventions" in shown:
-        shown["interventions"] = tuple(_with_sink_excluded(each) for each in shown["interventions"])
-    return shown

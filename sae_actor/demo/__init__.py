@@ -39,7 +39,7 @@ def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
         "temperature": 0,
         "max_tokens": MAX_TOKENS,
     }
-    edit = {"feature": FEATURE, "strength": STRENGTH, "method": "add", "exclude": ["sink"]}
+    edit = {"feature": FEATURE, "strength": STRENGTH, "method": "add"}
     curl = _curl(token=token)
     chat = f"{curl} {url}/v1/chat/completions -d"
     text = f"| python3 -c {shlex.quote(_TEXT)}"

@@ -7,9 +7,20 @@ from collections.abc import Sequence
 from .. import errors
 from . import events as ev
 from .attaching import model_and_position
-from .edits import checked, in_range
+from .edits import checked, in_range, named_once, passed
 from .messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
-from .refs import ActiveSae, Edit, Intervention, Mode, ModelFacts, StopWhen, Turn, intervention_sha256
+from .refs import (
+    SINK_WINDOW,
+    ActiveSae,
+    Edit,
+    Exclusion,
+    Intervention,
+    Mode,
+    ModelFacts,
+    StopWhen,
+    Turn,
+    intervention_sha256,
+)
 from .state import State
 
 
@@ -43,6 +54,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             tokenization=request.tokenization,
             reasoning=request.reasoning,
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
+            sink_window=SINK_WINDOW,
         )
     ]
 
@@ -60,10 +72,11 @@ def _in_the_text(request: AdmitGeneration) -> None:
             )
 
 
-def _turns(intervention: Intervention, turns: tuple[Turn, ...] | None) -> tuple[Turn, ...]:
-    """The turns that the intervention's edits are told by; none where none asks."""
-    edits = [edit for sae in intervention for edit in sae.steering if edit.asks_for_turns]
-    if not edits:
+def _turns(
+    intervention: Intervention, turns: tuple[Turn, ...] | None, exclude: Sequence[Exclusion] = ()
+) -> tuple[Turn, ...]:
+    """The turns that the intervention, and a reading that leaves out `exclude`, are told by; none where none asks."""
+    if "template" not in exclude and not any(sae.asks_for_turns for sae in intervention):
         return ()
     if turns is None:
         raise errors.PositionsUnknownError(
@@ -71,7 +84,7 @@ def _turns(intervention: Intervention, turns: tuple[Turn, ...] | None) -> tuple[
             "not possible with this chat",
             param="messages",
         )
-    if not turns and any(edit.asks_for_roles for edit in edits):
+    if not turns and any(edit.asks_for_roles for sae in intervention for edit in sae.steering):
         raise errors.BadRequestError("positions by role need a chat: this prompt has no roles", param="positions")
     return turns
 
@@ -89,10 +102,11 @@ def reading(
     own: OwnIntervention | None,
     turns: tuple[Turn, ...] | None = (),
     *,
+    exclude: Sequence[Exclusion] = (),
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[Turn, ...], ActiveSae]:
     """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), the turns that
-    this asks for, and the SAE. `model_position` as in `AdmitGeneration`.
+    this asks for, and the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
 
     Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
     """
@@ -101,12 +115,12 @@ def reading(
     one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _turns(intervention, turns), attached_sae(state, sae_id, features)
+    return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
 
 
 def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
     sae = attached_sae(state, asked.sae_id, (asked.feature,))
-    return StopWhen(sae=sae, feature=asked.feature, above=asked.above)
+    return StopWhen(sae=sae, feature=asked.feature, above=asked.above, exclude=named_once(asked.exclude))
 
 
 def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
@@ -167,7 +181,7 @@ def _intervention(
     if steering != ():
         _whole(state)
     if interventions is not None:
-        active = tuple(_active(state, own.sae_id, own.mode, own.steering) for own in interventions)
+        active = tuple(_active(state, own.sae_id, own.mode, own.steering, own.exclude) for own in interventions)
         if len({sae.sae_id for sae in active}) != len(active):
             raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions: give all its edits in one")
         points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
@@ -178,7 +192,7 @@ def _intervention(
     if steering:
         return _only_one(state, steering)
     if steering == ():
-        return tuple(a.active(a.mode) for a in state.attached)
+        return tuple(a.steered() for a in state.attached)
     return state.in_force
 
 
@@ -206,20 +220,26 @@ def meant(state: State, steering: tuple[Edit, ...]) -> str:
 
 def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
     sae_id = meant(state, steering)
-    attachment = state.attachment(sae_id)
-    mode: Mode = "steer" if attachment is None else attachment.mode
-    own = _active(state, sae_id, mode, steering)
-    return tuple(own if a.sae_id == sae_id else a.active(a.mode) for a in state.attached)
+    there = state.attachment(sae_id)
+    mode: Mode = "steer" if there is None else there.mode
+    own = _active(state, sae_id, mode, steering, None if there is None else there.exclude)
+    return tuple(own if a.sae_id == sae_id else a.steered() for a in state.attached)
 
 
-def _active(state: State, sae_id: str, mode: Mode, steering: tuple[Edit, ...]) -> ActiveSae:
+def _active(
+    state: State,
+    sae_id: str,
+    mode: Mode,
+    steering: tuple[Edit, ...],
+    exclude: tuple[Exclusion, ...] | None = None,
+) -> ActiveSae:
     if sae_id not in state.saes:
         raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
     attachment = state.attachment(sae_id)
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return attachment.active(mode, checked(steering, sae_id, sae.d_sae))
+    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), passed(exclude))
 
 
 def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:

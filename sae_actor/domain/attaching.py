@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import errors
 from . import events as ev
 from .commands import Attach, Detach, Monitor, Steer
-from .edits import checked, in_range
+from .edits import checked, in_range, named_once, passed
 from .events import Problem
 from .placing import agree, target
 from .refs import Edit, HookPoint, ModelFacts, SaeDescription
@@ -81,6 +81,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
             dtype=command.dtype,
             replaces=replaces,
             warnings=place.warnings,
+            exclude=passed(command.exclude),
         )
     ]
 
@@ -155,6 +156,7 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         enabled=moved.enabled,
         monitoring=moved.monitoring,
         restored=mine.restored,
+        exclude=mine.exclude,
     )
     return [*detached, come]
 
@@ -263,6 +265,10 @@ def monitor(command: Monitor, state: State) -> list[ev.Payload]:
     features = None if command.features is None else tuple(dict.fromkeys(command.features))
     in_range(features or (), command.sae_id, record.sae.d_sae)
     changed = ev.MonitoringChanged(
-        sae_id=command.sae_id, enabled=command.enabled, features=features, top_k=command.top_k
+        sae_id=command.sae_id,
+        enabled=command.enabled,
+        features=features,
+        top_k=command.top_k,
+        exclude=named_once(command.exclude),
     )
     return [changed]

@@ -6,12 +6,12 @@ A new command is a struct here, its events in `events`, one arm in `decide` and 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
-from .refs import Dtype, Edits, Feature, HookPoint, Layer, Mode, SaeId
+from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
 
 RepositoryId: TypeAlias = Annotated[
     str,
@@ -34,13 +34,19 @@ ModelDtype: TypeAlias = Annotated[
 class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=True):
     """The base of all commands; `type` in JSON is the class name."""
 
+    later: ClassVar[dict[str, Any]] = {}
+    """Fields that this command did not always have, each with what is meant without it."""
+
     @property
     def name(self) -> str:
         return type(self).__name__
 
     def digest(self) -> str:
-        """What tells two commands apart under one idempotency key: canonical JSON, defaults filled in."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        """What tells two commands apart under one idempotency key: canonical JSON, defaults filled in, but for fields
+        that came later: a command that says nothing new is the one that an earlier version accepted."""
+        unsaid = {name for name, usual in self.later.items() if getattr(self, name) == usual}
+        said = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
+        return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
 
 def _has_whole_parts(path: str) -> bool:
@@ -105,6 +111,13 @@ class Attach(Command, frozen=True):
     mode: Mode = "steer"
     dtype: Dtype = "float32"
     replace: bool = False
+    exclude: Exclusions | None = None
+    """What mode `reconstruct` passes through; null: all that an edit leaves out, sinks where none leaves anything."""
+
+    later: ClassVar[dict[str, Any]] = {"exclude": None}
+
+    def __post_init__(self) -> None:
+        check_passed(self.exclude, self.mode)
 
 
 class Detach(Command, frozen=True):
@@ -128,12 +141,16 @@ class Steer(Command, frozen=True):
 
 
 class Monitor(Command, frozen=True):
-    """What is streamed of an attached SAE while text is generated: `top_k` activations, of `features` or of all."""
+    """What is streamed of an attached SAE while text is generated: `top_k` activations, of `features` or of all, but
+    for positions that `exclude` leaves out."""
 
     sae_id: SaeId
     enabled: bool
     features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
     top_k: Annotated[int, Meta(ge=1, le=1024)] = 10
+    exclude: ReadingExclusions = ("sink",)
+
+    later: ClassVar[dict[str, Any]] = {"exclude": ("sink",)}
 
 
 AnyCommand: TypeAlias = (

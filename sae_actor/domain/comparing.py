@@ -117,6 +117,7 @@ def _attachment(each: AttachmentState) -> View:
         "hook_point": _plain(each.hook_point),
         "hook_point_out": _plain(each.hook_point_out),
         "mode": each.mode,
+        "exclude": _plain(each.exclude),
         "dtype": each.dtype,
         "weights_sha256": each.weights_sha256 or None,
         "attached_at": each.attached_at,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from ..errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
-from .refs import Edit, Positions, Span
+from .refs import Edit, Exclusion, Positions, Span
 from .wording import conflict_in_words
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
@@ -34,7 +34,16 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
         for other in edits[i + 1 :]:
             if one.feature == other.feature and _contradict(one, other):
                 raise ConflictingEditsError(conflict_in_words(one, other), feature=one.feature)
-    return tuple(replace(edit, sae_id=None, exclude=tuple(dict.fromkeys(edit.exclude))) for edit in edits)
+    return tuple(replace(edit, sae_id=None, exclude=named_once(edit.exclude)) for edit in edits)
+
+
+def named_once(exclude: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
+    return tuple(dict.fromkeys(exclude))
+
+
+def passed(exclude: Sequence[Exclusion] | None) -> tuple[Exclusion, ...] | None:
+    """What `reconstruct` was told to pass through, as it is kept."""
+    return None if exclude is None else named_once(exclude)
 
 
 def in_range(features: Iterable[int], sae_id: str, d_sae: int) -> None:

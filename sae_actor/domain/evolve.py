@@ -86,6 +86,7 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
                 hook_point=payload.hook_point,
                 hook_point_out=payload.hook_point_out,
                 mode=payload.mode,
+                exclude=payload.exclude,
                 dtype=payload.dtype,
                 replaces=payload.replaces,
                 position=event.position,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from . import events as ev
 from .comparing import environment_sha256
 from .events import ERASED, Event
 from .evolve import evolve
-from .refs import ActiveSae, Intervention, intervention_sha256
+from .refs import ActiveSae, Intervention, canonical_sha256, intervention_sha256
 from .state import EMPTY, AttachmentState, State
 from .weights import WeightsFiles, of_record
 from .wording import edit_in_words
@@ -201,6 +200,7 @@ def explain(
         "watched": [] if started is None else [sae.sae_id for sae in started.watched],
         "stop_when": _stop_when(started),
         "deterministic": started and started.deterministic,
+        "sink_window": started and started.sink_window,
         "sampling": None if started is None else _plain(started.sampling),
         "tokenization": None if started is None else _plain(started.tokenization),
         "reasoning": _plain(started and started.reasoning),
@@ -230,8 +230,7 @@ def digest_of_stored(began: Event) -> str:
     """`intervention_sha256` over the stored JSON, not over what this version reads in it: a field that was added to
     edits since then has no part in a digest of before."""
     stored: list[View] = msgspec.json.decode(began.data)["intervention"]
-    shown = [{name: value for name, value in sae.items() if name != "attach_position"} for sae in stored]
-    return hashlib.sha256(msgspec.json.encode(shown, order="sorted")).hexdigest()
+    return canonical_sha256(stored)
 
 
 def _state_agrees(started: ev.GenerationStarted | None, intervention: Intervention, state: State) -> bool | None:
@@ -289,6 +288,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "hook_point": _plain(sae.hook_point),
         "hook_point_out": _plain(sae.hook_point_out),
         "mode": sae.mode,
+        "exclude": _plain(sae.exclude),
         "dtype": attachment and attachment.dtype,
         "steering": [{**_plain(edit), "words": edit_in_words(edit)} for edit in sae.steering],
         "steering_from": "request" if brought else "server",
@@ -317,7 +317,10 @@ def _enabled(attachment: AttachmentState | None, *, brought: bool) -> bool | Non
 
 def _stop_when(started: ev.GenerationStarted | None) -> View | None:
     stop = None if started is None else started.stop_when
-    return None if stop is None else {"sae_id": stop.sae.sae_id, "feature": stop.feature, "above": stop.above}
+    if stop is None:
+        return None
+    said = {"sae_id": stop.sae.sae_id, "feature": stop.feature, "above": stop.above}
+    return {**said, "exclude": _plain(stop.exclude)}
 
 
 def _with(since: tuple[Cited, ...], event: Event) -> tuple[Cited, ...]:

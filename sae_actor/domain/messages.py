@@ -12,7 +12,19 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .commands import AnyCommand
-from .refs import Edits, Feature, Mode, Reasoning, SaeId, Strength, Tokenization, Turn
+from .refs import (
+    Edits,
+    Exclusions,
+    Feature,
+    Mode,
+    ReadingExclusions,
+    Reasoning,
+    SaeId,
+    Strength,
+    Tokenization,
+    Turn,
+    check_passed,
+)
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -35,6 +47,11 @@ class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     sae_id: SaeId
     mode: Mode = "steer"
     steering: Edits = ()
+    exclude: Exclusions | None = None
+    """As of `Attach`."""
+
+    def __post_init__(self) -> None:
+        check_passed(self.exclude, self.mode)
 
 
 class OwnIntervention(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +70,8 @@ class RequestedStop(Struct, frozen=True, forbid_unknown_fields=True):
     above: Strength
     sae_id: SaeId | None = None
     """None: of the only attached SAE."""
+    exclude: ReadingExclusions = ("sink",)
+    """Tokens at which it never holds."""
 
 
 class AdmitGeneration(Struct, frozen=True, kw_only=True):

@@ -75,6 +75,7 @@ def attachment_fields(attachment: AttachmentState) -> View:
         "hook_point": _plain(attachment.hook_point),
         "hook_point_out": _plain(attachment.hook_point_out),
         "mode": attachment.mode,
+        "exclude": _plain(attachment.exclude),
         "dtype": attachment.dtype,
         "attached_at": attachment.attached_at,
         "memory_bytes": attachment.memory_bytes,
@@ -86,8 +87,8 @@ def attachment_fields(attachment: AttachmentState) -> View:
 
 
 NOT_ATTACHED: View = dict.fromkeys(
-    ("sae_id", "layer", "hook_point", "hook_point_out", "mode", "dtype", "attached_at", "memory_bytes",
-     "device_bytes", "steering", "steering_enabled", "position")
+    ("sae_id", "layer", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "attached_at",
+     "memory_bytes", "device_bytes", "steering", "steering_enabled", "position")
 )  # fmt: skip
 
 

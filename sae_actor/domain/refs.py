@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -31,6 +31,9 @@ Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Method: TypeAlias = Literal["add", "set", "scale", "cap", "project", "set_projection"]
 Unit: TypeAlias = Literal["raw", "unit", "max", "norm"]
 Exclusion: TypeAlias = Literal["sink", "special", "template"]
+Exclusions: TypeAlias = Annotated[tuple[Exclusion, ...], Meta(max_length=3)]
+ReadingExclusions: TypeAlias = Annotated[tuple[Literal["sink", "special"], ...], Meta(max_length=2)]
+"""What is left out where a text is read while it is made: no template wrote what the model makes."""
 NamedPositions: TypeAlias = Literal["all", "prompt", "generated", "response", "last_prompt"]
 
 FinishReason: TypeAlias = Literal[
@@ -38,6 +41,8 @@ FinishReason: TypeAlias = Literal[
 ]
 
 MAX_EDITS = 256
+SINK_WINDOW = 512
+"""A sink's norm is compared with the median of so many of the prompt's first positions."""
 
 
 NORMED: frozenset[HookKind] = frozenset({"mlp_in", "attn_out", "mlp_out"})
@@ -92,6 +97,12 @@ class When(Struct, frozen=True, forbid_unknown_fields=True):
     above: Strength
 
 
+def check_passed(exclude: tuple[Exclusion, ...] | None, mode: Mode) -> None:
+    """`ValueError` where an SAE is told what `reconstruct` passes through, and does not reconstruct."""
+    if exclude is not None and mode != "reconstruct":
+        raise ValueError("exclude of an SAE is for mode reconstruct: in mode steer each edit has its own")
+
+
 class Edit(Struct, frozen=True, forbid_unknown_fields=True):
     """One feature edit; section 5 of the contract says what each method writes."""
 
@@ -99,7 +110,8 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True):
     strength: Strength
     method: Method = "add"
     positions: Positions = "all"
-    exclude: Annotated[tuple[Exclusion, ...], Meta(max_length=3)] = ()
+    exclude: Exclusions = ("sink",)
+    """Stored edits name theirs, so the default is that of requests and commands alone."""
     unit: Unit = "raw"
     sae_id: SaeId | None = None
     when: When | None = None
@@ -231,6 +243,8 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     hook_point_out: HookPoint | None = None
     mode: Mode = "steer"
     steering: tuple[Edit, ...] = ()
+    exclude: tuple[Exclusion, ...] | None = None
+    """What `reconstruct` passes through; None: all that an edit leaves out, sinks where none leaves anything."""
     attach_position: int = 0
     """Position of the AttachRequested that brought it: which residents of the engine are meant."""
 
@@ -243,6 +257,18 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     def changes_text(self) -> bool:
         return self.mode == "reconstruct" or bool(self.steering)
 
+    @property
+    def passes(self) -> frozenset[Exclusion]:
+        """What `reconstruct` passes through."""
+        if self.exclude is not None:
+            return frozenset(self.exclude)
+        return frozenset(each for edit in self.steering for each in edit.exclude) or frozenset({"sink"})
+
+    @property
+    def asks_for_turns(self) -> bool:
+        """It holds at other positions where the prompt is a chat."""
+        return "template" in (self.exclude or ()) or any(edit.asks_for_turns for edit in self.steering)
+
 
 class Monitoring(Struct, frozen=True, kw_only=True):
     """What is streamed of an attached SAE while texts are made; it is in no intervention and changes no text."""
@@ -251,6 +277,8 @@ class Monitoring(Struct, frozen=True, kw_only=True):
     """Only of these; None: of all."""
     top_k: int = 10
     """So many of the largest activations, those that are not 0."""
+    exclude: tuple[Exclusion, ...] = ()
+    """Positions of which none are told; a log of before this was asked for leaves out nothing."""
 
 
 class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -313,6 +341,8 @@ class StopWhen(Struct, frozen=True, kw_only=True):
     sae: ActiveSae
     feature: int
     above: float
+    exclude: tuple[Exclusion, ...] = ()
+    """Positions at which it never holds; a log of before this was asked for leaves out nothing."""
 
 
 Intervention: TypeAlias = tuple[ActiveSae, ...]
@@ -320,11 +350,15 @@ Intervention: TypeAlias = tuple[ActiveSae, ...]
 
 
 def intervention_sha256(intervention: Intervention) -> str:
-    """Digest of what the intervention does: canonical JSON (sorted keys, no spaces), where it was attached left out."""
-    shown = [
-        {k: v for k, v in msgspec.to_builtins(sae, order="sorted").items() if k != "attach_position"}
-        for sae in intervention
-    ]
+    """Digest of what the intervention does: that of its canonical JSON."""
+    return canonical_sha256(msgspec.to_builtins(sae) for sae in intervention)
+
+
+def canonical_sha256(saes: Iterable[Mapping[str, Any]]) -> str:
+    """Sorted keys, no spaces; where an SAE was attached is left out, and an `exclude` that nobody gave: interventions
+    keep the digest that they have in logs of before it could be given."""
+    silent = (("exclude", None),)
+    shown = [{k: v for k, v in sae.items() if k != "attach_position" and (k, v) not in silent} for sae in saes]
     return hashlib.sha256(msgspec.json.encode(shown, order="sorted")).hexdigest()
 
 

@@ -26,6 +26,7 @@ def attachments_after(
                     hook_point=payload.hook_point,
                     hook_point_out=payload.hook_point_out,
                     mode=payload.mode,
+                    exclude=payload.exclude,
                     dtype=payload.dtype,
                     weights_sha256=payload.weights_sha256,
                     weights_files=payload.weights_files,
@@ -87,7 +88,8 @@ def attachments_after(
                 for a in attachments
             )
         case ev.MonitoringChanged():
-            wanted = Monitoring(features=payload.features, top_k=payload.top_k) if payload.enabled else None
+            asked = Monitoring(features=payload.features, top_k=payload.top_k, exclude=payload.exclude)
+            wanted = asked if payload.enabled else None
             return tuple(
                 replace(a, monitoring=wanted, monitoring_position=at)
                 if a.sae_id == payload.sae_id and a.status == "attached"

@@ -9,7 +9,18 @@ from msgspec import Struct
 
 from .effects import SaeLocation
 from .events import Problem
-from .refs import ActiveSae, Edit, HookPoint, Intervention, Mode, ModelFacts, Monitoring, SaeDescription, SaeFile
+from .refs import (
+    ActiveSae,
+    Edit,
+    Exclusion,
+    HookPoint,
+    Intervention,
+    Mode,
+    ModelFacts,
+    Monitoring,
+    SaeDescription,
+    SaeFile,
+)
 from .weights import WeightsFiles, names, of_record
 
 ModelStatus: TypeAlias = Literal["loading", "loaded", "error"]
@@ -84,6 +95,8 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode
+    exclude: tuple[Exclusion, ...] | None = None
+    """As of `ActiveSae`."""
     dtype: str
     replaces: tuple[str, ...] = ()
     weights_sha256: str = ""
@@ -108,7 +121,9 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
         """Where it writes: what a transcoder reads lies elsewhere."""
         return self.hook_point_out or self.hook_point
 
-    def active(self, mode: Mode = "steer", steering: tuple[Edit, ...] = ()) -> ActiveSae:
+    def active(
+        self, mode: Mode = "steer", steering: tuple[Edit, ...] = (), exclude: tuple[Exclusion, ...] | None = None
+    ) -> ActiveSae:
         """It as a part of an intervention; without edits, as one that is read."""
         return ActiveSae(
             sae_id=self.sae_id,
@@ -117,8 +132,13 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
             hook_point_out=self.hook_point_out,
             mode=mode,
             steering=steering,
+            exclude=exclude,
             attach_position=self.request_position,
         )
+
+    def steered(self, steering: tuple[Edit, ...] = ()) -> ActiveSae:
+        """It in the mode in which it is attached."""
+        return self.active(self.mode, steering, self.exclude)
 
 
 class OpenCommand(Struct, frozen=True, kw_only=True):
@@ -170,7 +190,7 @@ class State(Struct, frozen=True, kw_only=True):
     @property
     def in_force(self) -> Intervention:
         """What a request runs under that asks for nothing else: every attached SAE with its steering."""
-        return tuple(a.active(a.mode, a.steering if a.enabled else ()) for a in self.attached)
+        return tuple(a.steered(a.steering if a.enabled else ()) for a in self.attached)
 
     @property
     def degraded(self) -> tuple[AttachmentState, ...]:

@@ -58,12 +58,13 @@ def positions(edit: Edit) -> str:
 
 def monitoring_in_words(monitoring: Monitoring) -> str:
     """What is streamed, such as `the 10 largest activations among features 3, 5 and 9`."""
+    but = f", not at {_listed([_EXCLUSIONS[each] for each in monitoring.exclude])}" if monitoring.exclude else ""
     if monitoring.features is None:
-        return f"the {monitoring.top_k} largest activations"
+        return f"the {monitoring.top_k} largest activations{but}"
     if len(monitoring.features) == 1:
-        return f"the activation of feature {monitoring.features[0]}"
+        return f"the activation of feature {monitoring.features[0]}{but}"
     among = _listed([str(each) for each in monitoring.features])
-    return f"the {monitoring.top_k} largest activations among features {among}"
+    return f"the {monitoring.top_k} largest activations among features {among}{but}"
 
 
 def ranges_in_words(ranges: Sequence[tuple[int, int]]) -> str:

@@ -9,8 +9,9 @@
     attention     many texts in one forward pass, registered with transformers; `keyvalues`: where their keys are
     generation    one text: feed, sample, decode, deliver; its receipt
     hooks         interventions on one forward pass: who writes where, faults, counts
-    joint         one hook point, all texts that write there, in one computation; sinks;
+    joint         one hook point, all texts that write there, in one computation;
                   `joins`: their edits as one set; `entries`: a text there, its rows
+    sinks         positions whose norm says nothing about a feature
     probes        SAEs that are read on the way, before any edit
     positions     which positions an edit covers; `turns`: where a chat's messages are, told by `marks` in what
                   `templates` write

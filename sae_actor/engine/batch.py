@@ -178,8 +178,8 @@ class Batch:
                 turns.append(_turn(text, 1))
             elif room > 0:
                 turn = _turn(text, room)
-                if text.whole_prompt and len(turn.piece.ids) > room < self._limits.prompt_tokens:
-                    continue  # it cannot be cut: first in the next step
+                if len(turn.piece.ids) > room < self._limits.prompt_tokens:
+                    continue  # it cannot be cut so short: first in the next step
                 room -= len(turn.piece.ids)
                 turns.append(turn)
         return turns

@@ -269,20 +269,22 @@ class TorchEngine:
         if len(set(reconstructed)) < len(reconstructed):
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
         stop = request.stop_when
-        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,)),)
-        found = [self._probe(watch, model) for watch in (*last, *request.watched)]
+        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,), exclude=stop.exclude),)
+        found = [self._probe(watch, model, request, marks) for watch in (*last, *request.watched)]
         probes = [probe for probe in found if probe is not None]
         if not (parts or probes):
             return None
-        applied = Applied.of(parts, model.architecture, len(request.token_ids), probes, marks)
+        prompt, window = len(request.token_ids), request.sink_window
+        applied = Applied.of(parts, model.architecture, prompt, probes, marks, window=window)
         applied.stop = probes[0] if last else None
         return applied
 
-    def _probe(self, watch: Watch, model: LoadedModel) -> Probe | None:
+    def _probe(self, watch: Watch, model: LoadedModel, request: TextRequest, marks: Marks) -> Probe | None:
         """None for one that is only looked at now and then, and is not there."""
         resident = self._residents.get(watch.sae.attach_position)
         if resident is not None:
-            return Probe(watch, resident.sae, model.architecture.hook(resident.hook_point))
+            hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)
+            return Probe(watch, resident.sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
         if watch.every_seconds is not None:
             return None
         raise InterventionGone

@@ -27,6 +27,7 @@ class Reading:
     """Of each row; empty where nothing was to be done."""
     passed: Sequence[bool] = ()
     """Rows that were left alone as excluded."""
+    sinks: Sequence[bool] = ()
     ratios: Sequence[float] = ()
     """|difference| / |x|"""
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from msgspec.structs import replace
 from torch import Tensor
 
 from ..domain.events import Receipt
@@ -18,7 +17,7 @@ from .failures import explained
 from .hooks import Applied, HookFault, Tally
 from .keyvalues import Kept, capacity_for
 from .positions import merged
-from .probes import Probe
+from .probes import Probe, joined
 from .scoring import scored
 
 if TYPE_CHECKING:
@@ -114,9 +113,12 @@ class RunningText:
         return self._fed < len(self.request.token_ids)
 
     @property
-    def whole_prompt(self) -> bool:
-        """Its prompt is run in one piece: for the norms that tell sinks, or for the sake of the same sums."""
-        return self.alone or (self.applied is not None and self.applied.knows_sinks)
+    def at_once(self) -> int:
+        """So many tokens of the prompt are run in its next piece at least: for the norms that tell sinks, or all of
+        them for the sake of the same sums."""
+        if self.alone:
+            return len(self.request.token_ids)
+        return self.applied.first_piece if self.applied is not None and self._fed == 0 else 1
 
     def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
@@ -128,11 +130,11 @@ class RunningText:
         self.kept = open_(alone=self.alone)
 
     def feed(self, most: int) -> Sequence[int]:
-        """The ids of the next step: of the prompt at most `most`, where it may be cut, then the newest token."""
+        """The ids of the next step: of the prompt at most `most`, where it may be cut there, then the newest token."""
         prompt = self.request.token_ids
         if not self.in_prompt:
             return self._ids[-1:]
-        return prompt if self.whole_prompt else prompt[self._fed : self._fed + most]
+        return prompt[self._fed : self._fed + max(most, self.at_once)]
 
     def ran(self, count: int, texts: int) -> bool:
         """A step of so many texts ran `count` of its tokens; whether there is a next one to be chosen. `HookFault`."""
@@ -142,7 +144,7 @@ class RunningText:
             self.applied.settle(self._fed)
             for probe, told in self.applied.told():
                 before = None if probe.passing else self._told.get(probe)
-                self._told[probe] = told if before is None else replace(before, rows=before.rows + told.rows)
+                self._told[probe] = told if before is None else joined(before, told)
         self._fed += count
         return not self.in_prompt
 
@@ -174,7 +176,7 @@ class RunningText:
         assert self.applied.stop is not None
         read = self._told.pop(self.applied.stop)
         # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
-        return bool(self._ids) and read.rows[-1][0].activation > stop.above
+        return bool(self._ids) and not read.excluded[-1] and read.rows[-1][0].activation > stop.above
 
     def _show(self, token: int, answer: Answer, reason: FinishReason | None, *, ends: bool) -> None:
         """Deliver a token with the text that may be shown. ends: it is one that ends the text."""
@@ -237,6 +239,7 @@ class RunningText:
             reasoning_tokens=self._thoughts,
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),
+            edited_sinks=merged(tally.edited_sinks),
             error_code=None if error is None else error.code,
             error_detail=None if error is None else error.detail,
             faulted=faulted,

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ..architectures import Architecture, Hook
-from ..domain.refs import ActiveSae, HookPoint, Turn
+from ..domain.refs import SINK_WINDOW, ActiveSae, HookPoint, Turn
 from ..errors import InternalError, SAEError, SAEUnsupportedError
 from ..ports import Activations
 from ..sae.projections import Projections
@@ -28,6 +28,7 @@ from .joins import Joins
 from .joint import Joint
 from .positions import Flags, Marks, group_of, mask
 from .probes import Probe, ProbeJoint
+from .sinks import measured
 
 
 class Part:
@@ -56,12 +57,11 @@ class Part:
         self.without_sinks: Flags = np.array([group.without_sinks for group in of_edit], dtype=np.bool_)
         """[n_edits]"""
         self._marks = marks
-        named = {each for edit in sae.steering for each in edit.exclude}
-        self.passes = named or {"sink"}
-        """What `reconstruct` passes through: all that an edit leaves out, sinks where none says what."""
+        self.passes = sae.passes
+        """What `reconstruct` passes through."""
 
     @property
-    def knows_sinks(self) -> bool:
+    def leaves_out_sinks(self) -> bool:
         if self.reconstructs and "sink" in self.passes:
             return True
         return any(group.without_sinks for group in self._groups)
@@ -119,6 +119,8 @@ class Tally:
     edited: set[int] = field(default_factory=set)
     excluded: set[int] = field(default_factory=set)
     """Positions that an edit covers, and that were left alone as excluded at a hook point."""
+    edited_sinks: set[int] = field(default_factory=set)
+    """Of those that were written to, the sinks of the hook point."""
     ratios: float = 0.0
     writes: int = 0
 
@@ -138,12 +140,19 @@ class Site:
         """The same text may write at a hook point before this one: what arrives is not the model's alone."""
         self.limit: Tensor | None = None
         """Norm above which a position is a sink; measured with the prompt."""
+        self.window: int | None = SINK_WINDOW
+        """As of `TextRequest.sink_window`."""
         self.reading = Reading()
         """Of the newest step."""
 
     @property
+    def leaves_out_sinks(self) -> bool:
+        return any(part.leaves_out_sinks for part in self.parts)
+
+    @property
     def knows_sinks(self) -> bool:
-        return any(part.knows_sinks for part in self.parts)
+        """Where a median of all the prompt tells them, only if they are left out: it costs that prompt's one piece."""
+        return self.window is not None or self.leaves_out_sinks
 
     @cached_property
     def jointly(self) -> Projections | None:
@@ -172,6 +181,8 @@ class Site:
                 tally.edited.add(first + row)
                 tally.ratios += reading.ratios[row]
                 tally.writes += 1
+                if reading.sinks[row]:
+                    tally.edited_sinks.add(first + row)
             elif reading.passed[row]:
                 tally.excluded.add(first + row)
 
@@ -186,6 +197,8 @@ class Applied:
         prompt: int,
         probes: Sequence[Probe] = (),
         marks: Marks | None = None,
+        *,
+        window: int | None = SINK_WINDOW,
     ) -> None:
         self.tally = Tally()
         self.prompt = prompt
@@ -196,6 +209,9 @@ class Applied:
         self.stop: Probe | None = None
         """The one of them that ends the text, and is not told."""
         self._marks = marks
+        self._window = window
+        for site in sites:
+            site.window = window
 
     def add(self, token: int) -> None:
         """A generated token, which the next step runs."""
@@ -210,8 +226,11 @@ class Applied:
         prompt: int,
         probes: Sequence[Probe] = (),
         marks: Marks | None = None,
+        *,
+        window: int | None = SINK_WINDOW,
     ) -> Applied:
-        """The SAEs at their hook points; `prompt` is the number of prompt tokens. Raises as `Architecture.hook`."""
+        """The SAEs at their hook points; `prompt` is the number of prompt tokens, `window` as of
+        `TextRequest.sink_window`. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
         sites = [Site(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
         for site in sites:
@@ -219,12 +238,15 @@ class Applied:
         for probe in probes:
             probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
         readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
-        return cls(sites, readers, prompt, probes, marks)
+        return cls(sites, readers, prompt, probes, marks, window=window)
 
     @property
-    def knows_sinks(self) -> bool:
-        """It needs the norms of the whole prompt at once."""
-        return any(site.knows_sinks for site in self.sites)
+    def first_piece(self) -> int:
+        """So many of the prompt's first tokens are run at once, for the norms that tell sinks."""
+        left_out = [*(site.leaves_out_sinks for site in self.sites), *(each.leaves_out_sinks for each in self.probes)]
+        if self._window is None and not any(left_out):
+            return 0
+        return measured(self.prompt, self._window)
 
     def forget(self, attach_position: int) -> None:
         """Read an SAE no more that is only looked at now and then."""

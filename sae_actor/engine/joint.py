@@ -19,12 +19,10 @@ from ..errors import InternalError, OutOfMemoryError, SAEError
 from .entries import Entry, Writing
 from .failures import explained
 from .joins import Joins
+from .sinks import limit_of, norms_of
 
 if TYPE_CHECKING:
     from .hooks import Part
-
-SINK_FACTOR = 5.0
-"""A position is a sink where |x| is above so many times the median |x| of the prompt at that hook point."""
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Report:
     entries: list[tuple[Entry, int]]
     """With the first of their rows here."""
     values: Tensor
-    """[5, n] float32: edited, passed by as excluded, |difference| / |x|; x and the result are finite."""
+    """[6, n] float32: edited, passed by as excluded, a sink, |difference| / |x|; x and the result are finite."""
     x: Tensor
     """[n, width]: what arrived, should anyone ask who is at fault."""
 
@@ -122,12 +120,10 @@ class Joint:
         hooked = rows if index is None else rows[index]  # [n, width]
         x = self.hook.seen(hooked)
         arrived = x.clone() if self.hook.in_place and index is None else x
-        norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)  # [n]
+        norms = norms_of(x)  # [n]
         for entry, at in chosen:
             if entry.first == 0 and entry.site.knows_sinks:
-                if entry.stop < entry.prompt:
-                    raise InternalError("the prompt's median norm needs the whole prompt")
-                entry.site.limit = SINK_FACTOR * norms[at : at + entry.prompt].median()
+                entry.site.limit = limit_of(norms[at : at + entry.size], entry.prompt, entry.site.window)
         if not writing:
             return None
         sinks = _sinks(chosen, norms)
@@ -154,7 +150,7 @@ class Joint:
         if self.hook.gain is not None:
             touched = torch.stack([change.touched for change in changes]).any(dim=0)
             put = self.hook.gain.on(hooked, x, new, touched)
-        self._reports.append(Report(chosen, _told(x, new, put, norms, changes), arrived))
+        self._reports.append(Report(chosen, _told(x, new, put, norms=norms, changes=changes, sinks=sinks), arrived))
         return put if index is None else rows.index_copy(0, index, put)
 
     def _change(self, group: list[Writing], x: Tensor, sinks: Tensor) -> _Change:
@@ -197,11 +193,12 @@ class Joint:
         """After the step: tell each text's site what was done to its rows."""
         for report in self._reports:
             values = report.values.tolist()
-            edited, passed, ratios, x_finite, new_finite = values
+            edited, passed, sinks, ratios, x_finite, new_finite = values
             for entry, at in report.entries:
                 rows = slice(at, at + entry.size)
                 reading = entry.site.reading
                 reading.edited, reading.passed, reading.ratios = edited[rows], passed[rows], ratios[rows]
+                reading.sinks = sinks[rows]
                 reading.x_finite, reading.new_finite = all(x_finite[rows]), all(new_finite[rows])
                 if reading.x_finite and not reading.new_finite:
                     written = [row for row, touched in enumerate(reading.edited) if touched]
@@ -275,13 +272,13 @@ def _jointly(chosen: Sequence[tuple[Entry, int]], x: Tensor, changes: Sequence[_
     return differences
 
 
-def _told(x: Tensor, new: Tensor, put: Tensor, norms: Tensor, changes: Sequence[_Change]) -> Tensor:
+def _told(x: Tensor, new: Tensor, put: Tensor, *, norms: Tensor, changes: Sequence[_Change], sinks: Tensor) -> Tensor:
     """`Report.values`; `put` is what takes the place of what is hooked."""
     edited = torch.stack([change.touched for change in changes]).any(dim=0)
     passed = torch.stack([change.passed for change in changes]).any(dim=0)
     moved = torch.linalg.vector_norm(new.float() - x.float(), dim=-1)
     ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
-    rows = (edited, passed & ~edited, ratio, torch.isfinite(norms), torch.isfinite(put).all(dim=-1))
+    rows = (edited, passed & ~edited, sinks, ratio, torch.isfinite(norms), torch.isfinite(put).all(dim=-1))
     return torch.stack([row.float() for row in rows])
 
 

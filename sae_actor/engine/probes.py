@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..architectures import Hook
+from ..domain.refs import SINK_WINDOW
 from ..errors import FeatureOutOfRangeError, InternalError, OutOfMemoryError, SAEError
 from ..ports import Activations, FeatureActivation, Watch
 from ..sae import SAE
 from ..sae.encoder import Encoder
 from .failures import explained
+from .positions import Marks
+from .sinks import limit_of, norms_of
 
 MOST_VALUES = 16 * 2**20
 """Activations that are in memory at once: long prompts are encoded some rows at a time."""
@@ -24,8 +29,18 @@ Row = tuple[FeatureActivation, ...]
 class Probe:
     """One SAE that is read during one text."""
 
-    def __init__(self, watch: Watch, sae: SAE, hook: Hook) -> None:
-        """`FeatureOutOfRangeError` for a feature that the SAE lacks."""
+    def __init__(
+        self,
+        watch: Watch,
+        sae: SAE,
+        hook: Hook,
+        *,
+        prompt: int,
+        marks: Marks,
+        window: int | None = SINK_WINDOW,
+    ) -> None:
+        """`prompt` is the number of prompt tokens, `window` as of `TextRequest.sink_window`.
+        `FeatureOutOfRangeError` for a feature that the SAE lacks."""
         d_sae = sae.spec.d_sae
         for feature in watch.features or ():
             if feature >= d_sae:
@@ -50,6 +65,11 @@ class Probe:
         """So many of all features."""
         self.features = watch.features or (() if self.best else tuple(range(d_sae)))
         """Otherwise: these."""
+        self.limit = math.inf
+        """Norm above which a position is a sink; measured with the prompt."""
+        self._prompt, self._window, self._marks = prompt, window, marks
+        self._begun = slice(0, 0)
+        """The rows that the limit is measured at, in the step that has them."""
         self._first = 0
         self._next = 0.0
         self._encoders: dict[tuple[int, ...], Encoder] = {}
@@ -66,10 +86,15 @@ class Probe:
     def attach_position(self) -> int:
         return self.watch.sae.attach_position
 
+    @property
+    def leaves_out_sinks(self) -> bool:
+        return "sink" in self.watch.exclude
+
     def begin(self, first: int, stop: int, row: int) -> bool:
         """The next step runs positions `first` … `stop` − 1 as the rows from `row` on; whether it is looked at."""
         self.told = self.failure = self.at_fault = None
         self._first, self.rows = first, slice(row, row + stop - first)
+        self._begun = self.rows if first == 0 else slice(0, 0)
         if self.watch.every_seconds is None:
             return True
         now = time.monotonic()
@@ -79,8 +104,25 @@ class Probe:
         self._first, self.rows = stop - 1, slice(self.rows.stop - 1, self.rows.stop)
         return True
 
-    def tell(self, rows: list[Row]) -> None:
-        self.told = Activations(sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows))
+    def measure(self, x: Tensor) -> None:
+        """From the rows x of a step, once: what a sink's norm is above."""
+        if self._begun.stop > self._begun.start and (self._window is not None or self.leaves_out_sinks):
+            self.limit = float(limit_of(norms_of(x[self._begun]), self._prompt, self._window))
+
+    def tell(self, rows: Sequence[Row], norms: Sequence[float]) -> None:
+        """What was read at each position, and the norm of what arrived there."""
+        positions = range(self._first, self._first + len(rows))
+        sinks = tuple(at == 0 or norm > self.limit for at, norm in zip(positions, norms, strict=True))
+        left = [each and self.leaves_out_sinks for each in sinks]
+        for kind, marked in (("special", self._marks.special), ("template", self._marks.template)):
+            if kind in self.watch.exclude:
+                flags = marked(positions.start, positions.stop).tolist()
+                left = [one or other for one, other in zip(left, flags, strict=True)]
+        if self.watch.top_k is not None:
+            rows = [() if out else row for row, out in zip(rows, left, strict=True)]
+        self.told = Activations(
+            sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=tuple(left)
+        )
 
     def fail(self, failure: SAEError, *, at_fault: bool) -> None:
         if not self.passing:
@@ -120,6 +162,16 @@ class ProbeJoint:
                 _attempt(rows, probes)
 
 
+def joined(before: Activations, told: Activations) -> Activations:
+    """Of two pieces of a prompt, one behind the other."""
+    return replace(
+        before,
+        rows=before.rows + told.rows,
+        sinks=before.sinks + told.sinks,
+        excluded=before.excluded + told.excluded,
+    )
+
+
 def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:
     """Read together; each on its own where that fails."""
     try:
@@ -136,12 +188,15 @@ def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:
 
 def _read(x: Tensor, probes: Sequence[Probe]) -> None:
     """Encode the rows of all, once, and tell each its own."""
+    for probe in probes:
+        probe.measure(x)
     rows = x[probes[0].rows] if len(probes) == 1 else torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
     sae, most = probes[0].sae, max((probe.best for probe in probes), default=0)
     asked = sorted({feature for probe in probes for feature in probe.features})
     encoder = probes[0].encoder(tuple(asked)) if not most and sae.independent else None
     finite: list[bool] = []
     sound: list[bool] = []
+    norms: list[float] = []
     best: list[Row] = []
     some: list[list[float]] = []
     for part in torch.split(rows, max(1, MOST_VALUES // sae.spec.d_sae)):
@@ -149,6 +204,7 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
         acts = sae.encode_rows(z) if encoder is None else encoder(z)  # [n, d_sae] or [n, asked]
         finite += torch.isfinite(part).all(dim=-1).tolist()
         sound += torch.isfinite(acts).all(dim=-1).tolist()
+        norms += norms_of(part).tolist()
         if most:
             best += _largest(acts, most)
         if asked:
@@ -165,9 +221,10 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
             # Where the text's own edits lead there, the SAE is none the worse for it.
             probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=not probe.behind_others)
         elif probe.best:
-            probe.tell([best[row][: probe.best] for row in mine])
+            probe.tell([best[row][: probe.best] for row in mine], norms[mine.start : mine.stop])
         else:
-            probe.tell([_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine])
+            told = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
+            probe.tell(told, norms[mine.start : mine.stop])
 
 
 def _largest(acts: Tensor, most: int) -> list[Row]:

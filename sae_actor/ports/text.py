@@ -8,7 +8,16 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..domain.events import Receipt, Sampling
-from ..domain.refs import ActiveSae, FinishReason, Intervention, Reasoning, StopWhen, Turn
+from ..domain.refs import (
+    SINK_WINDOW,
+    ActiveSae,
+    Exclusion,
+    FinishReason,
+    Intervention,
+    Reasoning,
+    StopWhen,
+    Turn,
+)
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -40,6 +49,10 @@ class Activations(Struct, frozen=True, kw_only=True):
     sae_id: str
     first: int
     rows: tuple[tuple[FeatureActivation, ...], ...]
+    sinks: tuple[bool, ...]
+    """Which of the positions are attention sinks there."""
+    excluded: tuple[bool, ...]
+    """Which of them are left out."""
 
 
 class Watch(Struct, frozen=True, kw_only=True):
@@ -52,6 +65,9 @@ class Watch(Struct, frozen=True, kw_only=True):
     `features`: every one of those, in their order, also where it is 0."""
     features: tuple[int, ...] | None = None
     """Only of these; None: of all."""
+    exclude: tuple[Exclusion, ...] = ()
+    """Positions of which none of the largest are told: their rows are empty. `features` without `top_k` are told of
+    every position."""
     every_seconds: float | None = None
     """Told at most so often, of the newest position of a step alone, and left out of the other tokens, or all of them
     where the SAE is not there; None: of all positions. Such ones stand last in `TextRequest.watched`."""
@@ -71,9 +87,12 @@ class TextRequest(Struct, frozen=True, kw_only=True):
     """SAEs that are read on the way. One that is not there ends the text as one of the intervention does, unless it is
     read at a limited rate: that one is told of no more, nothing waits for the text to free it."""
     turns: tuple[Turn, ...] = ()
-    """Of a chat, where an edit asks for roles or for what the template wrote; none otherwise."""
+    """Of a chat, where an edit or a watch asks for roles or for what the template wrote; none otherwise."""
     reasoning: Reasoning | None = None
     """Tell what is thought from what is said, in this way; None: all is text."""
+    sink_window: int | None = SINK_WINDOW
+    """A sink is told by the median norm of so many of the prompt's first positions, which are run at once; None: of all
+    of them, as in a log of before there was a window."""
     stop_when: StopWhen | None = None
     """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
     forced: tuple[int, ...] | None = None
@@ -149,6 +168,8 @@ class Finished(Struct, frozen=True, kw_only=True):
     """Those of what is thought, marks included."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
+    edited_sinks: tuple[tuple[int, int], ...] = ()
+    """Of those that were written to, the attention sinks at the hook point."""
     error_code: str | None = None
     error_detail: str | None = None
     faulted: int | None = None

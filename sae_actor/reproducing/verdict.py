@@ -100,6 +100,7 @@ async def _run(
         turns=started.turns,
         reasoning=started.reasoning,
         stop_when=stop,
+        sink_window=started.sink_window,
         deterministic=started.deterministic,
     )
     again, found = await scored(bench, request)

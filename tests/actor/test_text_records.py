@@ -177,7 +177,7 @@ async def test_a_text_that_nobody_reads_has_a_receipt_all_the_same() -> None:
         (end,) = await ends(world)
         assert end.receipt is not None
         run = len(PROMPT) + end.receipt.tokens_generated - 1
-        assert (end.finish_reason, end.edited, end.receipt.tokens_edited) == ("cancelled", ((0, run),), run)
+        assert (end.finish_reason, end.edited, end.receipt.tokens_edited) == ("cancelled", ((1, run),), run - 1)
         assert not world.engine._streams
 
 

@@ -32,9 +32,12 @@ async def test_of_a_prompt(service: Running) -> None:
     told = await ask(service, prompt="hé", top_k=2)
     ids = list("hé".encode())
     assert (told["token_ids"], "".join(told["tokens"]), told["is_special"]) == (ids, "hé", [False] * 3)
-    assert told["features"] == [on(each, 2) for each in ids]
+    assert told["features"] == [[], *(on(each, 2) for each in ids[1:])]
+    assert told["is_sink"] == [True, False, False]
     assert told["sae_id"] == sae_id
-    assert (await ask(service, token_ids=ids, sae_id=sae_id))["features"] == [on(each, 5) for each in ids]
+    everything = await ask(service, token_ids=ids, sae_id=sae_id, exclude=[])
+    assert everything["features"] == [on(each, 5) for each in ids]
+    assert everything["is_sink"] == [True, False, False]
     assert (await ask(service, token_ids=[*ids, 256]))["is_special"] == [False, False, False, True]
     chat = await ask(service, messages=CHAT["messages"], top_k=1)
     assert len(chat["features"]) == len(chat["tokens"]) == len(chat["token_ids"]) > 5
@@ -47,6 +50,22 @@ async def test_of_features_that_are_named(service: Running) -> None:
     assert told["features"] == [
         [{"feature": 4, "activation": 2.0}, {"feature": 0, "activation": 0.0}, {"feature": 3, "activation": 3.0}]
     ]
+
+
+async def test_tokens_that_are_left_out(service: Running) -> None:
+    await service.ready()
+    ids = [97, 256, 98]
+    for exclude, left in (
+        (["sink"], {0}), (["special"], {1}), (["special", "sink"], {0, 1}), (["template"], set()), ([], set()),
+    ):  # fmt: skip
+        told = await ask(service, token_ids=ids, top_k=1, exclude=exclude)
+        wanted = [[] if at in left else on(each, 1) for at, each in enumerate(ids)]
+        assert (told["features"], told["is_sink"]) == (wanted, [True, False, False]), exclude
+    chat = await ask(service, messages=[{"role": "user", "content": "hé"}], top_k=1, exclude=["template"])
+    said = [token for token, row in zip(chat["tokens"], chat["features"], strict=True) if row]
+    assert "".join(said) == "hé"
+    named = await ask(service, token_ids=ids, features=[1], exclude=["sink", "special"])
+    assert [len(row) for row in named["features"]] == [1, 1, 1]
 
 
 async def test_under_an_intervention_that_is_asked_for(service: Running) -> None:
@@ -72,6 +91,8 @@ async def test_under_an_intervention_that_is_asked_for(service: Running) -> None
         ({"prompt": ""}, 400, "bad_request"),
         ({"prompt": "a", "top_k": 0}, 400, "bad_request"),
         ({"prompt": "a", "features": []}, 400, "bad_request"),
+        ({"prompt": "a", "exclude": ["first"]}, 400, "bad_request"),
+        ({"prompt": "a", "exclude": None}, 400, "bad_request"),
         ({"prompt": "a", "features": [32]}, 422, "feature_out_of_range"),
         ({"prompt": "a", "sae_id": "none"}, 404, "sae_not_found"),
         ({"prompt": "a", "sae": {"baseline": True, "steering": []}}, 400, "bad_request"),
@@ -117,6 +138,10 @@ async def test_with_a_text(service: Running, path: str) -> None:
     assert features[receipt["tokens_prompt"] :] == [on(each, 2) for each in text.encode()[:-1]]
     streamed = (await chunks(service, path, body))[-1]["sae"]
     assert streamed["features"] == features
+    assert features[0] == []
+    everywhere = {**body, "sae": {"top_k_features": 2, "top_k_exclude": []}}
+    first = (await service.client.post(path, json=everywhere)).json()["sae"]["features"]
+    assert (first[1:], len(first[0])) == (features[1:], 2)
     started = next(event["data"] for event in await service.events() if event["type"] == "GenerationStarted")
     assert [each["sae_id"] for each in started["watched"]] == [sae_id]
     without = (await service.client.post(path, json={**body, "sae": {"top_k_features": 0}})).json()["sae"]
@@ -128,7 +153,7 @@ async def test_with_a_text_that_nothing_edits(service: Running) -> None:
     body = {**ASK, "sae": {"top_k_features": 1, "baseline": True}}
     extension = (await service.client.post("/v1/completions", json=body)).json()["sae"]
     assert (extension["interventions"], extension["receipt"]["tokens_edited"]) == ([], 0)
-    assert extension["features"][:16] == [on(each, 1) for each in str(ASK["prompt"]).encode()]
+    assert extension["features"][:16] == [[], *(on(each, 1) for each in str(ASK["prompt"]).encode()[1:])]
 
 
 async def test_without_an_sae_there_are_none(service: Running) -> None:

@@ -76,7 +76,7 @@ async def test_a_late_text_has_its_receipt_where_the_engine_still_answers(servic
     end = (await service.events())[-1]["data"]
     run = end["receipt"]["tokens_prompt"] + end["receipt"]["tokens_generated"] - 1
     assert (end["finish_reason"], end["error"]["code"]) == ("error", "deadline_exceeded")
-    assert (end["edited"], end["receipt"]["tokens_edited"]) == ([[0, run]], run)
+    assert (end["edited"], end["receipt"]["tokens_edited"]) == ([[1, run]], run - 1)
 
 
 async def test_a_stream_is_told_so_in_its_midst(service: Running) -> None:

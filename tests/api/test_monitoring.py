@@ -28,7 +28,7 @@ async def test_set_shown_and_taken_back(service: Running) -> None:
     before = service.actor.state.position
     done = await service.command("Monitor", sae_id=sae_id, enabled=True, features=[3, 1], top_k=2)
     assert [event["type"] for event in done["events"]] == ["MonitoringChanged"]
-    told = {"sae_id": sae_id, "features": [3, 1], "top_k": 2, "position": before + 1}
+    told = {"sae_id": sae_id, "features": [3, 1], "top_k": 2, "exclude": ["sink"], "position": before + 1}
     assert await monitors(service) == [told]
     etag = (await service.client.get("/api/state")).headers["etag"]
     assert etag == f'"{before + 1}"'
@@ -50,6 +50,7 @@ async def test_refusals(service: Running) -> None:
     assert await refused(sae_id=sae_id, features=[32]) == (422, "feature_out_of_range")
     assert await refused(sae_id=sae_id, features=[]) == (400, "bad_request")
     assert await refused(sae_id=sae_id, top_k=0) == (400, "bad_request")
+    assert await refused(sae_id=sae_id, exclude=["template"]) == (400, "bad_request")
     assert await monitors(service) == []
 
 

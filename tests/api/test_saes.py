@@ -80,7 +80,7 @@ async def test_steering_is_replaced_as_a_whole(service: Running) -> None:
     assert found == put.json()
     assert [(e["feature"], e["strength"], e["method"], e["exclude"]) for e in found["features"]] == [
         (1, 85.0, "add", ["sink"]),
-        (2, 0.0, "scale", []),
+        (2, 0.0, "scale", ["sink"]),
     ]
     again = await service.client.put(path, json={"features": edits})
     assert again.json()["position"] == put.json()["position"] + 1

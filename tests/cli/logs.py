@@ -14,7 +14,7 @@ from sae_actor.eventlog import SqliteLog
 from tests.domain.dsl import STARTED, A, Story, attached, cached, given, loaded
 
 FIRST = Edit(feature=3, strength=7.5, exclude=("sink",))
-SECOND = Edit(feature=4, strength=0.0, method="scale", positions=Span(from_=1, to=9))
+SECOND = Edit(feature=4, strength=0.0, method="scale", positions=Span(from_=1, to=9), exclude=())
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=16, seed=7, stop=("\n",))
 ENVIRONMENT = {"torch": "2.13.0", "model_files": {"model.safetensors": "c" * 64}, "tokenizer_sha256": "d" * 64}
 

@@ -146,7 +146,7 @@ def test_what_is_monitored(tmp_path: Path, command: Command) -> None:
     assert f"  monitored: {words} → nothing\n" in told("diff", "14", "15")
     assert f"  monitored: {words}\n" in told("diff", "0", "14")
     assert json.loads(told("state", "--at", "14", "--json"))["monitors"] == [
-        {"sae_id": A, "features": [3, 4], "top_k": 2, "position": 14}
+        {"sae_id": A, "features": [3, 4], "top_k": 2, "exclude": [], "position": 14}
     ]
 
 

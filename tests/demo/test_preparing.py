@@ -159,7 +159,7 @@ def test_curl_lines_are_lines_for_a_shell() -> None:
     words = [shlex.split(line) for line in (bare, steer, steered)]
     bodies = [json.loads(line[line.index("-d") + 1]) for line in words]
     assert bodies[0]["sae"] == {"baseline": True}
-    assert bodies[1] == {"features": [{"feature": 584, "strength": 85, "method": "add", "exclude": ["sink"]}]}
+    assert bodies[1] == {"features": [{"feature": 584, "strength": 85, "method": "add"}]}
     assert {**bodies[0], "sae": None} == {**bodies[2], "sae": None}
     assert words[1][words[1].index("-X") : words[1].index("-d")] == [
         "-X",

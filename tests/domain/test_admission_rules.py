@@ -87,6 +87,7 @@ def test_the_state_of_the_moment() -> None:
             sampling=SAMPLING,
             tokens_prompt=3,
             tag="mine",
+            sink_window=512,
         )
     )
     assert story.state.revision == 8, "texts do not move the state"
@@ -138,7 +139,7 @@ def test_own_steering_without_an_sae() -> None:
 def test_stopping_at_a_feature() -> None:
     (started,) = given(*attached_steered()).when(ask(stop_when=RequestedStop(31, 0.5), baseline=True)).newest
     assert isinstance(started, ev.GenerationStarted)
-    assert started.stop_when == StopWhen(sae=replace(ACTIVE_A, steering=()), feature=31, above=0.5)
+    assert started.stop_when == StopWhen(sae=replace(ACTIVE_A, steering=()), feature=31, above=0.5, exclude=("sink",))
     (named,) = given(*BOTH).when(ask(stop_when=RequestedStop(0, 0.5, B))).newest
     assert isinstance(named, ev.GenerationStarted)
     assert named.stop_when is not None

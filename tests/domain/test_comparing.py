@@ -88,33 +88,33 @@ def test_another_sae_and_new_files() -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (Edit(feature=3, strength=7.5), "feature 3: adds 7.5 times its decoder row, at every position"),
+        (Edit(feature=3, strength=7.5, exclude=()), "feature 3: adds 7.5 times its decoder row, at every position"),
         (
-            Edit(feature=3, strength=-1, method="cap", positions=Span(from_=1, to=9)),
+            Edit(feature=3, strength=-1, method="cap", positions=Span(from_=1, to=9), exclude=()),
             "feature 3: caps its activation at -1, at positions 1 to 8",
         ),
         (
-            Edit(feature=3, strength=0, method="scale", positions=Span(tokens=(0, 2))),
+            Edit(feature=3, strength=0, method="scale", positions=Span(tokens=(0, 2)), exclude=()),
             "feature 3: takes its contribution out (activation times 0), at positions 0, 2",
         ),
         (
-            Edit(feature=3, strength=2, method="scale", positions=Span(tokens=(4,))),
+            Edit(feature=3, strength=2, method="scale", positions=Span(tokens=(4,)), exclude=()),
             "feature 3: multiplies its activation by 2, at position 4",
         ),
         (
-            Edit(feature=3, strength=2, method="set", positions=Span(from_=2)),
+            Edit(feature=3, strength=2, method="set", positions=Span(from_=2), exclude=()),
             "feature 3: sets its activation to 2, also where it is off, from position 2 on",
         ),
         (
-            Edit(feature=3, strength=0, method="project", positions="prompt"),
+            Edit(feature=3, strength=0, method="project", positions="prompt", exclude=()),
             "feature 3: takes its direction out (projection times 0), at every position of the prompt",
         ),
         (
-            Edit(feature=3, strength=0.5, method="project", positions=Span(role="user")),
+            Edit(feature=3, strength=0.5, method="project", positions=Span(role="user"), exclude=()),
             "feature 3: multiplies the projection on its direction by 0.5, at the tokens of the user's messages",
         ),
         (
-            Edit(feature=3, strength=0.5, method="set_projection", unit="norm", positions="last_prompt"),
+            Edit(feature=3, strength=0.5, method="set_projection", unit="norm", positions="last_prompt", exclude=()),
             "feature 3: sets the projection on its direction to 0.5, in units of the hook point's median norm, "
             "at the last position of the prompt",
         ),

@@ -58,7 +58,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     steer = DECODER.decode(b'{"type":"Steer","sae_id":"a","features":[{"feature":1,"strength":2}]}')
     assert isinstance(steer, Steer)
     (edit,) = steer.features
-    assert (edit.method, edit.positions, edit.exclude, edit.unit, edit.when) == ("add", "all", (), "raw", None)
+    assert (edit.method, edit.positions, edit.exclude, edit.unit, edit.when) == ("add", "all", ("sink",), "raw", None)
 
 
 NUMBERS = [

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from sae_actor.domain.events import PAYLOADS, Event
+from sae_actor.domain.events import PAYLOADS, Event, GenerationStarted
 from sae_actor.domain.evolve import evolve, fold
 from sae_actor.domain.projections import state_view
+from sae_actor.domain.refs import intervention_sha256
 from sae_actor.domain.state import EMPTY, encode
 
 HERE = Path(__file__).parent
@@ -46,6 +47,13 @@ def test_read_and_written_back(number: int) -> None:
     missing = _lost(msgspec.json.decode(event.data), msgspec.to_builtins(payload))
     assert missing == [], "a stored field is gone or means something else"
     assert msgspec.json.encode(event) == LINES[number], "the stored bytes of a payload are never encoded anew"
+
+
+def test_an_intervention_keeps_its_digest() -> None:
+    started = [payload for event in EVENTS if isinstance(payload := event.payload(), GenerationStarted)]
+    known = [each for each in started if len(each.intervention_sha256) == 64]
+    assert len(known) > 3
+    assert [each for each in known if intervention_sha256(each.intervention) != each.intervention_sha256] == []
 
 
 def test_the_state_they_lead_to() -> None:

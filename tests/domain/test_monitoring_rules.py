@@ -44,12 +44,12 @@ def monitors(story: Story) -> list[dict[str, Any]]:
 
 def test_of_all_features_and_of_some() -> None:
     story = given(*attached_steered()).when(Monitor(sae_id=A, enabled=True))
-    story.then(ev.MonitoringChanged(sae_id=A, enabled=True, features=None, top_k=10))
-    assert monitors(story) == [{"sae_id": A, "features": None, "top_k": 10, "position": 9}]
+    story.then(ev.MonitoringChanged(sae_id=A, enabled=True, features=None, top_k=10, exclude=("sink",)))
+    assert monitors(story) == [{"sae_id": A, "features": None, "top_k": 10, "exclude": ("sink",), "position": 9}]
     assert (story.state.revision, story.attachment().position) == (9, 8)
-    some = story.when(Monitor(sae_id=A, enabled=True, features=(2, 31, 2), top_k=1))
+    some = story.when(Monitor(sae_id=A, enabled=True, features=(2, 31, 2), top_k=1, exclude=()))
     some.then(ev.MonitoringChanged(sae_id=A, enabled=True, features=(2, 31), top_k=1))
-    assert monitors(some) == [{"sae_id": A, "features": (2, 31), "top_k": 1, "position": 10}]
+    assert monitors(some) == [{"sae_id": A, "features": (2, 31), "top_k": 1, "exclude": (), "position": 10}]
 
 
 def test_not_enabled_takes_it_back() -> None:
@@ -107,7 +107,8 @@ def test_a_restart_keeps_it() -> None:
     (come,) = back.newest
     assert isinstance(come, ev.SaeAttached)
     assert (come.restored, come.monitoring) == (True, Monitoring(features=(1, 2), top_k=5))
-    assert monitors(back) == [{"sae_id": A, "features": (1, 2), "top_k": 5, "position": back.position}]
+    shown = {"sae_id": A, "features": (1, 2), "top_k": 5, "exclude": ()}
+    assert monitors(back) == [{**shown, "position": back.position}]
     # What could not be brought back now may be brought back by the next start, with what was monitored.
     lost = ev.AttachFailed(request_position=6, sae_id=A, error=BROKEN, restored=True)
     later = died.and_then(lost, DIED, restored(2)).when(attach_done(6))

@@ -9,7 +9,18 @@ from msgspec.structs import replace
 
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Mode, Reasoning, SaeDescription, StopWhen, Turn
+from sae_actor.domain.refs import (
+    SINK_WINDOW,
+    ActiveSae,
+    Edit,
+    Exclusion,
+    HookPoint,
+    Mode,
+    Reasoning,
+    SaeDescription,
+    StopWhen,
+    Turn,
+)
 from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
@@ -48,7 +59,12 @@ def detach(attached_at: int, at: int = 99) -> DetachEffect:
 
 
 def active(
-    at: int, *edits: Edit, point: HookPoint = POINT, out: HookPoint | None = None, mode: Mode = "steer"
+    at: int,
+    *edits: Edit,
+    point: HookPoint = POINT,
+    out: HookPoint | None = None,
+    mode: Mode = "steer",
+    exclude: tuple[Exclusion, ...] | None = None,
 ) -> ActiveSae:
     return ActiveSae(
         sae_id=f"sae-{at}",
@@ -57,6 +73,7 @@ def active(
         hook_point_out=out,
         mode=mode,
         steering=edits,
+        exclude=exclude,
         attach_position=at,
     )
 
@@ -75,6 +92,7 @@ def request(
     watched: tuple[Watch, ...] = (),
     stop_when: StopWhen | None = None,
     turns: tuple[Turn, ...] = (),
+    window: int | None = SINK_WINDOW,
     reasoning: Reasoning | None = None,
     **ends: Any,
 ) -> TextRequest:
@@ -92,6 +110,7 @@ def request(
         stop_when=stop_when,
         turns=turns,
         reasoning=reasoning,
+        sink_window=window,
     )
 
 

@@ -53,30 +53,54 @@ def ids(n: int, seed: int) -> tuple[int, ...]:
 POINT = HookPoint("resid_post", 1)
 
 
+WINDOW = 4
+"""Prompts are read in pieces behind so many positions, of which the median norm is that tells sinks."""
+
+
 def requests() -> list[TextRequest]:
     """Another method, position, feature, length and sampling each; several SAEs; a baseline; a reconstruction."""
-    return [
+    asked = [
         request(ids(5, 1), tokens=20),
-        request(ids(17, 2), active(5, Edit(feature=3, strength=6.0)), tokens=12),
-        request(ids(3, 3), active(5, Edit(feature=1, strength=4.0, method="set", positions="generated")), tokens=25),
+        request(ids(17, 2), active(5, Edit(feature=3, strength=6.0, exclude=())), tokens=12),
+        request(
+            ids(3, 3),
+            active(5, Edit(feature=1, strength=4.0, method="set", positions="generated", exclude=())),
+            tokens=25,
+        ),
         request(ids(30, 4), active(5, Edit(feature=2, strength=0.0, method="scale", exclude=("sink",))), tokens=9),
-        request(ids(8, 5), active(5, Edit(feature=7, strength=0.1, method="cap", positions=Span(from_=2))), tokens=18),
-        request(ids(11, 6), active(5, Edit(feature=9, strength=0.0, method="project")), tokens=16, temperature=0.8),
+        request(
+            ids(8, 5),
+            active(5, Edit(feature=7, strength=0.1, method="cap", positions=Span(from_=2), exclude=())),
+            tokens=18,
+        ),
+        request(
+            ids(11, 6),
+            active(5, Edit(feature=9, strength=0.0, method="project", exclude=())),
+            tokens=16,
+            temperature=0.8,
+        ),
         request(
             ids(6, 7),
-            active(6, Edit(feature=4, strength=3.0), point=LOWER),
-            active(5, Edit(feature=5, strength=-5.0, method="set_projection", positions="response")),
+            active(6, Edit(feature=4, strength=3.0, exclude=()), point=LOWER),
+            active(5, Edit(feature=5, strength=-5.0, method="set_projection", positions="response", exclude=())),
             tokens=14,
         ),
         request(ids(9, 8), active(5, mode="reconstruct"), tokens=10, temperature=1.0, top_p=0.9, seed=3),
         request(
-            ids(7, 9), active(5, Edit(feature=8, strength=6.0, when=When(feature=2, above=0.05))), tokens=15, logprobs=2
+            ids(7, 9),
+            active(5, Edit(feature=8, strength=6.0, when=When(feature=2, above=0.05), exclude=())),
+            tokens=15,
+            logprobs=2,
         ),
         request(
-            ids(7, 9), active(5, Edit(feature=3, strength=6.0)), tokens=15, watched=(Watch(sae=active(5), top_k=3),)
+            ids(7, 9),
+            active(5, Edit(feature=3, strength=6.0, exclude=())),
+            tokens=15,
+            watched=(Watch(sae=active(5), top_k=3),),
         ),
-        request(ids(12, 10), active(5, Edit(feature=3, strength=6.0)), tokens=6, deterministic=True),
+        request(ids(12, 10), active(5, Edit(feature=3, strength=6.0, exclude=())), tokens=6, deterministic=True),
     ]
+    return [replace(each, sink_window=WINDOW) for each in asked]
 
 
 def plain(told: tuple[list[Token], Finished]) -> tuple[Any, ...]:
@@ -138,7 +162,9 @@ async def test_eight_at_once_are_plain_hooks(tiny_llama: Path, tiny_sae: Path) -
     prompts = [ids(5, seed) for seed in range(8)]
     rows = load_sae(tiny_sae).W_dec
     asked = [
-        request(prompt, active(5, Edit(feature=n, strength=5.0, positions=Span(from_=first, to=stop))), tokens=9)
+        request(
+            prompt, active(5, Edit(feature=n, strength=5.0, positions=Span(from_=first, to=stop), exclude=())), tokens=9
+        )
         for n, (prompt, (first, stop)) in enumerate(zip(prompts, spans, strict=True))
     ]
     async with running(tiny_llama, (5, POINT), sae=tiny_sae) as engine:
@@ -175,7 +201,8 @@ def _hooked(prompt: tuple[int, ...], row: Tensor, span: tuple[int, int], tokens:
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "generated", "response", "last_prompt"])
 async def test_receipts_of_prompts_in_pieces(tiny_llama: Path, tiny_sae: Path, positions: Any) -> None:
-    asked = request(ids(50, 1), active(5, Edit(feature=2, strength=3.0, positions=positions)), tokens=7)
+    edit = Edit(feature=2, strength=3.0, positions=positions, exclude=())
+    asked = request(ids(50, 1), active(5, edit), tokens=7, window=WINDOW)
     async with running(tiny_llama, (5, POINT), sae=tiny_sae) as engine:
         whole = await read(engine.generate(asked))
     async with running(tiny_llama, (5, POINT), sae=tiny_sae, prompt_tokens=8) as engine:
@@ -188,7 +215,7 @@ async def test_receipts_of_prompts_in_pieces(tiny_llama: Path, tiny_sae: Path, p
 async def test_activations_of_prompts_in_pieces(tiny_llama: Path, tiny_sae: Path) -> None:
     watch = Watch(sae=active(5), top_k=24)
     async with running(tiny_llama, (5, POINT), sae=tiny_sae, prompt_tokens=8) as engine:
-        tokens, _ = await read(engine.generate(request(ids(50, 1), watched=(watch,), tokens=3)))
+        tokens, _ = await read(engine.generate(request(ids(50, 1), watched=(watch,), tokens=3, window=WINDOW)))
     assert [(each.first, len(each.rows)) for token in tokens for each in token.activations] == [
         (0, 50),
         (50, 1),
@@ -201,7 +228,10 @@ async def test_activations_of_prompts_in_pieces(tiny_llama: Path, tiny_sae: Path
 
 async def test_an_sae_with_bad_rows_ends_only_the_texts_that_touch_them(tiny_llama: Path, tmp_path: Path) -> None:
     folder = save_tiny_sae(tmp_path / "sae")
-    good, bad = active(5, Edit(feature=3, strength=5.0)), active(5, Edit(feature=4, strength=5.0))
+    good, bad = (
+        active(5, Edit(feature=3, strength=5.0, exclude=())),
+        active(5, Edit(feature=4, strength=5.0, exclude=())),
+    )
     async with running(tiny_llama, (5, POINT), sae=folder) as engine:
         alone = await finished(engine, request(ids(9, 1), good))
         engine._residents[5].sae.W_dec[4] = torch.nan
@@ -236,7 +266,7 @@ async def test_every_end_is_one_texts_own(tiny_llama: Path, tmp_path: Path) -> N
     folder = save_tiny_sae(tmp_path / "sae")
     fine = [
         request(ids(9, 1), tokens=90),
-        request(ids(8, 2), active(5, Edit(feature=3, strength=5.0)), tokens=90),
+        request(ids(8, 2), active(5, Edit(feature=3, strength=5.0, exclude=())), tokens=90),
         request(ids(7, 3), active(5, mode="reconstruct"), tokens=90, temperature=0.9),
     ]
     async with running(tiny_llama, (5, POINT), (6, LOWER), (7, LOWER), sae=folder) as engine:
@@ -245,9 +275,11 @@ async def test_every_end_is_one_texts_own(tiny_llama: Path, tmp_path: Path) -> N
         survivors = [asyncio.create_task(finished(engine, each)) for each in fine]
         left = engine.generate(request(ids(9, 4), tokens=100))
         late = asyncio.create_task(finished(engine, request(ids(9, 5), tokens=100, deadline=0.02)))
-        failing = request(ids(9, 6), active(7, Edit(feature=4, strength=1.0, positions="generated"), point=LOWER))
+        failing = request(
+            ids(9, 6), active(7, Edit(feature=4, strength=1.0, positions="generated", exclude=()), point=LOWER)
+        )
         failed = asyncio.create_task(finished(engine, failing))
-        removed = active(6, Edit(feature=1, strength=2.0), point=LOWER)
+        removed = active(6, Edit(feature=1, strength=2.0, exclude=()), point=LOWER)
         gone = asyncio.create_task(finished(engine, request(ids(9, 7), removed, tokens=115)))
         await anext(left)
         await left.aclose()
@@ -265,7 +297,7 @@ async def test_every_end_is_one_texts_own(tiny_llama: Path, tmp_path: Path) -> N
 async def test_joined_edits_hold_no_sae_that_was_detached(tiny_llama: Path, tiny_sae: Path) -> None:
     async with running(tiny_llama, (5, POINT), sae=tiny_sae) as engine:
         sae = weakref.ref(engine._residents[5].sae)
-        asked = [request(ids(9, n), active(5, Edit(feature=n, strength=2.0)), tokens=80) for n in range(3)]
+        asked = [request(ids(9, n), active(5, Edit(feature=n, strength=2.0, exclude=())), tokens=80) for n in range(3)]
         texts = [asyncio.create_task(finished(engine, each)) for each in asked]
         passing = Watch(sae=active(5), top_k=2, every_seconds=0.0)
         beside = asyncio.create_task(finished(engine, request(ids(9, 5), watched=(passing,), tokens=100)))
@@ -376,7 +408,7 @@ async def test_the_end_tells_how_many_ran_beside(tiny_llama: Path, tiny_sae: Pat
 async def test_a_model_that_has_to_run_its_texts_in_turn(tmp_path: Path, tiny_sae: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = save_tiny_model(tmp_path / "model", rope_parameters=rope)
-    asked = [request(ids(9, n), active(5, Edit(feature=n, strength=4.0)), tokens=8) for n in range(3)]
+    asked = [request(ids(9, n), active(5, Edit(feature=n, strength=4.0, exclude=())), tokens=8) for n in range(3)]
     async with running(model, (5, POINT), sae=tiny_sae) as engine:
         assert engine._model is not None
         assert isinstance(engine._model.decoder, InTurn)
@@ -404,7 +436,7 @@ async def test_a_watch_now_and_then(tiny_llama: Path, tiny_sae: Path) -> None:
 
 
 async def test_forced_tokens(tiny_llama: Path, tiny_sae: Path) -> None:
-    steered = active(5, Edit(feature=3, strength=6.0))
+    steered = active(5, Edit(feature=3, strength=6.0, exclude=()))
     asked = request(ids(9, 1), steered, tokens=8, temperature=1.0, seed=4, logprobs=1)
     async with running(tiny_llama, (5, POINT), sae=tiny_sae) as engine:
         tokens, end = await read(engine.generate(asked))

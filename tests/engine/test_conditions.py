@@ -53,7 +53,7 @@ async def test_the_text_is_that_of_a_hook_that_asks_each_token(
         out = reference.generate(
             fed, attention_mask=torch.ones_like(fed), max_new_tokens=12, do_sample=False, pad_token_id=0
         )
-    edit = Edit(feature=3, strength=STRENGTH, when=When(ON, above))
+    edit = Edit(feature=3, strength=STRENGTH, when=When(ON, above), exclude=())
     end = await finished(engine, request(IDS, active(5, edit), tokens=12))
     assert end.token_ids == tuple(out[0, len(IDS) :].tolist())
     holds = torch.cat(seen)

@@ -13,7 +13,7 @@ from tests.engine.conftest import Given
 
 pytestmark = pytest.mark.anyio
 
-STRONG = Edit(feature=3, strength=40.0)
+STRONG = Edit(feature=3, strength=40.0, exclude=())
 
 
 async def test_an_sae_without_edits_changes_nothing(given: Given) -> None:
@@ -53,7 +53,7 @@ async def test_an_edit_changes_the_text_and_is_counted(given: Given) -> None:
 async def test_positions(given: Given, positions: str | Span, covered: tuple[tuple[int, int], ...]) -> None:
     """11 prompt tokens and 8 generated ones: 18 positions are run."""
     await given.attach(5)
-    edit = Edit(feature=3, strength=0.1, positions=positions)  # type: ignore[arg-type]  # mypy sees str
+    edit = Edit(feature=3, strength=0.1, positions=positions, exclude=())  # type: ignore[arg-type]  # mypy sees str
     end = await finished(given.engine, request(await given.ids(), active(5, edit)))
     assert end.edited == covered
     assert end.receipt.tokens_edited == sum(behind - first for first, behind in covered)
@@ -63,7 +63,7 @@ async def test_a_condition_counts_where_it_holds(given: Given) -> None:
     await given.attach(5)
     ids = await given.ids()
     bare = await finished(given.engine, request(ids))
-    always, never = (Edit(feature=3, strength=40.0, when=When(2, above)) for above in (-1.0, 1e6))
+    always, never = (Edit(feature=3, strength=40.0, when=When(2, above), exclude=()) for above in (-1.0, 1e6))
     held = await finished(given.engine, request(ids, active(5, always)))
     assert held.edited == ((0, 18),)
     assert held.token_ids != bare.token_ids
@@ -72,16 +72,39 @@ async def test_a_condition_counts_where_it_holds(given: Given) -> None:
 
 async def test_the_sink_is_left_out(given: Given) -> None:
     await given.attach(5)
-    edit = Edit(feature=3, strength=0.1, exclude=("sink",))
-    end = await finished(given.engine, request(await given.ids(), active(5, edit)))
-    assert (end.excluded, end.edited) == (((0, 1),), ((1, 18),))
-    assert (end.receipt.tokens_excluded, end.receipt.tokens_edited) == (1, 17)
+    ids = await given.ids()
+    for edit in (Edit(feature=3, strength=0.1, exclude=("sink",)), Edit(feature=3, strength=0.1)):
+        end = await finished(given.engine, request(ids, active(5, edit)))
+        assert (end.excluded, end.edited, end.edited_sinks) == (((0, 1),), ((1, 18),), ())
+        assert (end.receipt.tokens_excluded, end.receipt.tokens_edited) == (1, 17)
+
+
+async def test_an_edit_of_a_sink_is_told(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    for positions, told in (("all", ((0, 1),)), ("generated", ()), (Span(from_=1), ())):
+        edit = Edit(feature=3, strength=0.1, positions=positions, exclude=())  # type: ignore[arg-type]  # mypy sees str
+        end = await finished(given.engine, request(ids, active(5, edit)))
+        assert end.edited_sinks == told
 
 
 async def test_reconstruct_covers_all_but_sinks(given: Given) -> None:
     await given.attach(5)
     end = await finished(given.engine, request(await given.ids(), active(5, mode="reconstruct")))
     assert (end.excluded, end.edited) == (((0, 1),), ((1, 18),))
+    assert end.edited_sinks == ()
+
+
+async def test_reconstruct_covers_sinks_where_that_is_asked_for(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    for edits in ((), (Edit(feature=3, strength=0.1),)):
+        sae = active(5, *edits, mode="reconstruct", exclude=())
+        end = await finished(given.engine, request(ids, sae))
+        assert (end.excluded, end.edited, end.edited_sinks) == ((), ((0, 18),), ((0, 1),))
+    special = active(5, Edit(feature=3, strength=0.1), mode="reconstruct", exclude=("special",))
+    end = await finished(given.engine, request((*ids[:4], 256, *ids[4:]), special))
+    assert (end.excluded, end.edited) == (((4, 5),), ((0, 4), (5, 19)))
 
 
 CHAT = [
@@ -108,7 +131,7 @@ async def test_positions_by_role(given: Given) -> None:
     assert chat.turns is not None
     roles: tuple[Literal["system", "user", "assistant"], ...] = ("system", "user", "assistant")
     for role in roles:
-        edit = Edit(feature=3, strength=0.1, positions=Span(role=role))
+        edit = Edit(feature=3, strength=0.1, positions=Span(role=role), exclude=())
         end = await finished(given.engine, request(chat.token_ids, active(5, edit), turns=chat.turns))
         covered = {at for turn in chat.turns if turn.role == role for at in range(turn.first, turn.stop)}
         assert {at for first, behind in end.edited for at in range(first, behind)} == covered

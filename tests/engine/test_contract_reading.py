@@ -112,6 +112,54 @@ async def test_named_features_are_all_told(given: Given) -> None:
         assert [each.activation for each in one] == pytest.approx([top] if top else [], abs=1e-5)
 
 
+async def test_sinks_are_told_and_left_out(given: Given) -> None:
+    await given.attach(5)
+    ids = await given.ids()
+    (whole, *_), end = await read(given.engine.generate(request(ids, watched=(Watch(sae=active(5), top_k=4),))))
+    (told,) = whole.activations
+    assert (told.sinks, told.excluded) == ((True, *[False] * 10), (False,) * 11)
+    without = Watch(sae=active(5), top_k=4, exclude=("sink",))
+    (found, second, *_), same = await read(given.engine.generate(request(ids, watched=(without,))))
+    (left,) = found.activations
+    assert same == end
+    assert (left.sinks, left.excluded) == (told.sinks, told.sinks)
+    assert left.rows[0] == ()
+    assert left.rows[1:] == told.rows[1:]
+    assert (second.activations[0].sinks, second.activations[0].excluded) == ((False,), (False,))
+    named = Watch(sae=active(5), features=(7, 3), exclude=("sink",))
+    (some, *_), _ = await read(given.engine.generate(request(ids, watched=(named,))))
+    assert [len(row) for row in some.activations[0].rows] == [2] * 11, "what is named is told of every position"
+    best = Watch(sae=active(5), features=tuple(range(24)), top_k=1, exclude=("sink", "special"))
+    marked = (*ids[:4], 256, *ids[4:])
+    (some, *_), _ = await read(given.engine.generate(request(marked, watched=(best,))))
+    assert [at for at, left in enumerate(some.activations[0].excluded) if left] == [0, 4]
+    assert {len(some.activations[0].rows[at]) for at in (0, 4)} == {0}
+    assert some.activations[0].rows[1] != ()
+
+
+async def test_what_the_template_wrote_is_not_read(given: Given) -> None:
+    await given.attach(5)
+    chat = await given.engine.tokenize([{"role": "user", "content": "Hello"}])
+    assert chat.turns is not None
+    watch = Watch(sae=active(5), top_k=4, exclude=("template",))
+    asked = request(chat.token_ids, watched=(watch,), turns=chat.turns)
+    (first, second, *_), _ = await read(given.engine.generate(asked))
+    said = set(range(*chat.turns[0].content))
+    assert [at not in said for at in range(len(chat.token_ids))] == list(first.activations[0].excluded)
+    assert second.activations[0].excluded == (False,), "what is made is no template's"
+
+
+async def test_no_feature_ends_the_text_where_it_is_not_read(given: Given) -> None:
+    """`stop_when` passes over special tokens that are told to be left out."""
+    await given.attach(5)
+    ids = await given.ids()
+    always = StopWhen(sae=active(5), feature=3, above=-1e6)
+    end = await finished(given.engine, request(ids, stop_when=always))
+    assert (end.reason, len(end.token_ids)) == ("feature", 2)
+    sinks = StopWhen(sae=active(5), feature=3, above=-1e6, exclude=("sink",))
+    assert (await finished(given.engine, request(ids, stop_when=sinks))).token_ids == end.token_ids
+
+
 async def test_a_feature_ends_the_text(given: Given) -> None:
     """At the first generated token where it is on; the token made with that is the last."""
     await given.attach(5)

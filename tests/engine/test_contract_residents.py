@@ -97,8 +97,8 @@ async def test_a_text_that_is_stopped_tells_what_it_wrote_to(given: Given) -> No
     tokens, end = await read(stream)
     made = [first.id, *(token.id for token in tokens)]
     run = len(ids) + len(made) - 1
-    assert (end.reason, list(end.token_ids), end.edited) == ("cancelled", made, ((0, run),))
-    assert end.receipt.tokens_edited == run
+    assert (end.reason, list(end.token_ids), end.edited) == ("cancelled", made, ((1, run),))
+    assert end.receipt.tokens_edited == run - 1
     waiting = given.engine.generate(request(ids, tokens=110))
     waiting.stop()
     assert (await read(waiting))[1].reason == "cancelled"

@@ -407,9 +407,9 @@ async def _it_writes_the_difference(attached: Attached) -> None:
     acts = attached.case.encode(attached.x_read.double().numpy())
     often, *_, seldom = np.argsort(-(acts != 0).sum(axis=0))
     edits = [
-        Edit(int(seldom), 3.0),
-        Edit(int(often), 0.5, "scale"),
-        Edit(int(often) // 2, -0.5, "project"),
+        Edit(int(seldom), 3.0, exclude=()),
+        Edit(int(often), 0.5, "scale", exclude=()),
+        Edit(int(often) // 2, -0.5, "project", exclude=()),
     ]
     formula = PlainSae(attached.sae.recipe, attached.sae.weights)
     rows = zip(attached.x.double().numpy(), attached.x_read.double().numpy(), strict=True)

@@ -67,7 +67,7 @@ async def test_token_ids_are_those_of_generate(model_type: str, tmp_path: Path) 
         point = HookPoint(kind, 1)
         await engine.attach(attach(at, point=point), str(sae_folder))
         steered = await finished(
-            engine, request(IDS, active(at, Edit(feature=3, strength=STRENGTH), point=point), tokens=20)
+            engine, request(IDS, active(at, Edit(feature=3, strength=STRENGTH, exclude=()), point=point), tokens=20)
         )
         handle = module(reference).register_forward_hook(
             lambda _, __, out: out + STRENGTH * row if isinstance(out, Tensor) else (out[0] + STRENGTH * row, *out[1:])
@@ -83,7 +83,7 @@ async def test_hooks_are_on_the_model_for_steps_that_need_them_alone(engine: Tor
     seen: list[int] = []
     model.register_forward_pre_hook(lambda *_: seen.append(hooks_on(model) - 1))
     await engine.attach(attach(5), str(tiny_sae))
-    steered, bare = active(5, Edit(feature=3, strength=STRENGTH)), active(5)
+    steered, bare = active(5, Edit(feature=3, strength=STRENGTH, exclude=())), active(5)
     await finished(engine, request(IDS, tokens=3))
     await finished(engine, request(IDS, bare, tokens=3))
     assert seen == [0] * 6
@@ -103,7 +103,7 @@ async def test_several_saes_at_several_hook_points(engine: TorchEngine, tiny_sae
     points = (HookPoint("resid_post", 0), HookPoint("mlp_out", 1), HookPoint("attn_out", 2))
     for at, point in enumerate(points):
         await engine.attach(attach(at + 5, point=point), str(tiny_sae))
-    saes = [active(at + 5, Edit(feature=at, strength=4.0), point=point) for at, point in enumerate(points)]
+    saes = [active(at + 5, Edit(feature=at, strength=4.0, exclude=()), point=point) for at, point in enumerate(points)]
     end = await finished(engine, request(IDS, *saes, tokens=12))
     reference: Any = tiny_model("llama")
     rows = load_sae(tiny_sae).W_dec
@@ -165,7 +165,7 @@ async def test_an_sae_that_fails_ends_its_own_text_alone(
         return whole(self, *rows)
 
     monkeypatch.setattr(Steering, "difference", failing)
-    edit = Edit(feature=3, strength=STRENGTH)
+    edit = Edit(feature=3, strength=STRENGTH, exclude=())
     streams = [engine.generate(request(IDS, *saes, tokens=20)) for saes in ((active(5, edit),), ())]
     (tokens, failed), (_, beside) = await asyncio.gather(*(read(stream) for stream in streams))
     assert (failed.reason, failed.error_code, failed.faulted) == ("error", "internal", 5)
@@ -180,9 +180,9 @@ async def test_an_sae_that_fails_ends_its_own_text_alone(
 
 async def test_edits_that_the_sae_lacks_fail_without_a_fault(engine: TorchEngine, tiny_sae: Path) -> None:
     await engine.attach(attach(5), str(tiny_sae))
-    end = await finished(engine, request(IDS, active(5, Edit(feature=24, strength=1.0))))
+    end = await finished(engine, request(IDS, active(5, Edit(feature=24, strength=1.0, exclude=()))))
     assert (end.reason, end.error_code, end.faulted) == ("error", "feature_out_of_range", None)
-    elsewhere = active(5, Edit(feature=2, strength=1.0), point=HookPoint("resid_post", 0))
+    elsewhere = active(5, Edit(feature=2, strength=1.0, exclude=()), point=HookPoint("resid_post", 0))
     assert (await finished(engine, request(IDS, elsewhere))).error_code == "internal"
     twice: tuple[ActiveSae, ...] = (active(5, mode="reconstruct"), active(5, mode="reconstruct"))
     assert (await finished(engine, request(IDS, *twice))).error_code == "conflicting_edits"

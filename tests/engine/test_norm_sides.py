@@ -85,13 +85,18 @@ def test_before_the_norm_is_what_it_gets(model_type: str, kind: HookKind, sae: S
     norm: Any = model.get_submodule(family.blocks).get_submodule(str(LAYER)).get_submodule(family.norms[kind])
     point, after = HookPoint(kind, LAYER, "norm"), HookPoint(kind, LAYER)
     bare = run(architecture, model, see=(point, after))
-    edited = run(architecture, model, part(sae, 5, point, Edit(2, 3.0)), see=(point, after))
+    edited = run(architecture, model, part(sae, 5, point, Edit(2, 3.0, exclude=())), see=(point, after))
     torch.testing.assert_close(edited[point], bare[point] + 3.0 * sae.W_dec[2])
     with torch.inference_mode():
         torch.testing.assert_close(edited[after], norm(edited[point][None])[0])
     if kind == "mlp_in":
         ends = (HookPoint("resid_pre", LAYER), HookPoint("attn_out", LAYER), HookPoint("mlp_out", LAYER))
-        seen = run(architecture, model, part(sae, 5, point, Edit(2, 3.0)), see=(*ends, HookPoint("resid_post", LAYER)))
+        seen = run(
+            architecture,
+            model,
+            part(sae, 5, point, Edit(2, 3.0, exclude=())),
+            see=(*ends, HookPoint("resid_post", LAYER)),
+        )
         torch.testing.assert_close(sum(seen[each] for each in ends), seen[HookPoint("resid_post", LAYER)])
 
 
@@ -117,7 +122,7 @@ def test_what_comes_before_the_gain_is_seen_after_it(sae: SAE) -> None:
     """Two SAEs at one module, in either order: the one after the gain reads what the other has written."""
     model = tiny_model("llama")
     architecture = Architecture(model, model.config)
-    first, second = Edit(2, 3.0), Edit(4, 0.0, "set")
+    first, second = Edit(2, 3.0, exclude=()), Edit(4, 0.0, "set", exclude=())
     bare = run(architecture, model, see=(PLAIN,))[PLAIN]
     gain = architecture.hook(GAIN).gain
     assert gain is not None
@@ -136,7 +141,7 @@ def test_the_stream_comes_before_its_way_to_the_mlp(sae: SAE) -> None:
     architecture = Architecture(model, model.config)
     middle = HookPoint("resid_mid", LAYER)
     bare = run(architecture, model, see=(NORM,))[NORM]
-    parts = (part(sae, 5, NORM, Edit(2, 3.0)), part(sae, 6, middle, Edit(4, 2.0)))
+    parts = (part(sae, 5, NORM, Edit(2, 3.0, exclude=())), part(sae, 6, middle, Edit(4, 2.0, exclude=())))
     new = run(architecture, model, *parts, see=(NORM,))[NORM]
     torch.testing.assert_close(new, bare + 3.0 * sae.W_dec[2] + 2.0 * sae.W_dec[4])
 

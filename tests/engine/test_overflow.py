@@ -33,12 +33,12 @@ async def test_the_text_alone_ends(tiny_llama: Path, tiny_sae: Path, model: str,
     try:
         await engine.load_model(load(str(tiny_llama), dtype=model), no_progress)
         await engine.attach(attach(5, dtype=sae), str(tiny_sae))
-        edit = Edit(feature=3, strength=strength)
+        edit = Edit(feature=3, strength=strength, exclude=())
         with pytest.raises(SAEUnsupportedError) as caught:
-            await engine.raw(5, (Edit(feature=2, strength=1.0), edit))
+            await engine.raw(5, (Edit(feature=2, strength=1.0, exclude=()), edit))
         assert (caught.value.fields["feature"], caught.value.fields["strength"]) == (3, strength)
         assert 0 < caught.value.fields["limit"] < strength
-        asked = (request(IDS, active(5, edit)), request(IDS, active(5, Edit(feature=3, strength=2.0))))
+        asked = (request(IDS, active(5, edit)), request(IDS, active(5, Edit(feature=3, strength=2.0, exclude=()))))
         refused, beside = await asyncio.gather(*(finished(engine, each) for each in asked))
         assert (refused.reason, refused.error_code, refused.faulted) == ("error", "sae_unsupported", None)
         assert (beside.reason, beside.receipt.tokens_edited) == ("length", len(IDS) + 7)
@@ -75,21 +75,21 @@ async def test_a_request_that_asks_too_much_leaves_the_steering_of_the_others(
         (sae,) = text.started.intervention
         return sae.steering
 
-    ours = (Edit(3, 0.0, "scale"),)
+    ours = (Edit(3, 0.0, "scale", exclude=()),)
     try:
         for command in (
             LoadModel(str(tiny_llama)), Import(str(tiny_sae)), Attach(sae_id, dtype="float16"), Steer(sae_id, ours)
         ):  # fmt: skip
             await done(command)
         assert await steered() == ours
-        too_much = (Edit(5, 1e5),)
+        too_much = (Edit(5, 1e5, exclude=()),)
         with pytest.raises(SAEUnsupportedError):
             await steered(too_much)
         with pytest.raises(SAEUnsupportedError):
             await actor.submit(Steer(sae_id, too_much), principal="admin")
         # What only shows when it is computed ends that text, and no other.
         with pytest.raises(SAEError):
-            await steered(tuple(Edit(feature, 6e4) for feature in range(24)))
+            await steered(tuple(Edit(feature, 6e4, exclude=()) for feature in range(24)))
         assert await steered() == ours
         assert not {"HookFaulted", "SaeDetached"} & {event.type for event in await log.read()}
     finally:

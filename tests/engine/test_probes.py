@@ -70,8 +70,8 @@ async def test_before_the_saes_own_edits_and_behind_those_of_lower_layers(engine
     lower = HookPoint("resid_post", 0)
     await engine.attach(attach(6, point=lower), str(tiny_sae))
     saes: tuple[ActiveSae, ...] = (
-        active(6, Edit(feature=2, strength=3.0), point=lower),
-        active(5, Edit(feature=3, strength=40.0)),
+        active(6, Edit(feature=2, strength=3.0, exclude=()), point=lower),
+        active(5, Edit(feature=3, strength=40.0, exclude=())),
     )
     watched = (Watch(sae=active(5), top_k=24), Watch(sae=active(6, point=lower), top_k=24))
     tokens, _ = await read(engine.generate(request(IDS, *saes, tokens=1, watched=watched)))

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from sae_actor.domain.refs import Edit, HookPoint, Tokenization
 from sae_actor.engine import EngineSettings, TorchEngine
-from tests.engine.asking import active, attach, detach, finished, load, no_progress, request
+from sae_actor.ports import Watch
+from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 
 POINT = HookPoint("resid_post", 15)
-BELIEVER = Edit(feature=584, strength=85.0, exclude=("sink",))
+BELIEVER = Edit(feature=584, strength=85.0)
+"""Sinks are left out unless told otherwise."""
 DAY = [{"role": "user", "content": "Tell me about your day."}]
 TOKENS = 24
 
@@ -87,7 +89,7 @@ def with_plain_hook(reference: Any, ids: tuple[int, ...], sae: Path) -> tuple[in
         x: Tensor = output if isinstance(output, Tensor) else output[0]
         norms = x[0].norm(dim=-1)
         if not limits:
-            limits.append(5 * float(norms.median()))
+            limits.append(5 * float(norms[:512].median()))
             norms[0] = torch.inf
         new = torch.where((norms > limits[0])[None, :, None], x, x + 85 * row)
         return new if isinstance(output, Tensor) else (new, *output[1:])
@@ -99,14 +101,53 @@ def with_plain_hook(reference: Any, ids: tuple[int, ...], sae: Path) -> tuple[in
         handle.remove()
 
 
+async def test_a_long_prompt_in_pieces_is_a_plain_hook(reference: Any, real_model: Path, demo_sae: Path) -> None:
+    """More than a window: the first piece holds 512, whose median tells sinks; the rest comes in pieces of 64."""
+    engine = TorchEngine(EngineSettings(threads=1, prompt_tokens=64))
+    await engine.load_model(load(str(real_model)), no_progress)
+    await engine.attach(attach(7, point=POINT, d_in=576, d_sae=2304), str(demo_sae))
+    said = "I went to the market, and there I met a man who told me of his day.\n" * 36
+    ids = (await engine.tokenize(said + "He said: I am")).token_ids
+    assert 600 < len(ids) < 800
+    end = await finished(engine, request(ids, active(7, BELIEVER, point=POINT), tokens=TOKENS))
+    assert end.token_ids == with_plain_hook(reference, ids, demo_sae)
+    assert end.excluded[0] == (0, 1)
+    assert end.receipt.tokens_edited + end.receipt.tokens_excluded == len(ids) + len(end.token_ids) - 1
+    bare = await finished(engine, request(ids, tokens=TOKENS))
+    assert bare.token_ids == generated(reference, ids) != end.token_ids
+    await engine.close()
+
+
+async def test_the_first_token_is_read_as_a_sink(engine: TorchEngine, reference: Any, demo_sae: Path) -> None:
+    """What the encoder says there is not about the feature: |x| is a hundred times that of the others."""
+    await engine.attach(attach(7, point=POINT, d_in=576, d_sae=2304), str(demo_sae))
+    ids = (await engine.tokenize("I love this book")).token_ids
+    with torch.inference_mode():
+        x = reference(torch.tensor([ids]), output_hidden_states=True).hidden_states[16][0]
+    norms = x.norm(dim=-1)
+    assert float(norms[0]) > 50 * float(norms[1:].max())
+    watch = Watch(sae=active(7, point=POINT), top_k=5, exclude=("sink",))
+    named = Watch(sae=active(7, point=POINT), features=(17, 74))
+    (token,), _ = await read(engine.generate(request(ids, tokens=1, watched=(watch, named))))
+    best, both = token.activations
+    assert best.sinks == best.excluded == tuple((norms > 5 * norms.median()).tolist()) == (True, False, False, False)
+    assert best.rows[0] == ()
+    assert {len(row) for row in best.rows[1:]} == {5}
+    found = [[round(each.activation) for each in row] for row in both.rows]
+    assert found == [[1659, 2126], [21, 0], [6, 0], [0, 19]]
+
+
 EIGHT: tuple[tuple[str, Edit | None], ...] = (
     ("Tell me about your day.", BELIEVER),
     ("Name three animals.", Edit(feature=351, strength=60.0, positions="response", exclude=("sink",))),
-    ("What is the sun?", Edit(feature=0, strength=30.0, method="set", positions="generated")),
+    ("What is the sun?", Edit(feature=0, strength=30.0, method="set", positions="generated", exclude=())),
     ("Count to five.", Edit(feature=2220, strength=0.0, method="scale", exclude=("sink",))),
     ("Who wrote Hamlet?", Edit(feature=74, strength=4.0, method="cap", positions="prompt", exclude=("sink",))),
     ("Say hello in French.", Edit(feature=2188, strength=0.0, method="project", exclude=("sink",))),
-    ("Describe a storm.", Edit(feature=17, strength=90.0, method="set_projection", positions="last_prompt")),
+    (
+        "Describe a storm.",
+        Edit(feature=17, strength=90.0, method="set_projection", positions="last_prompt", exclude=()),
+    ),
     ("Why is the sky blue?", None),
 )
 """Each with another method, position and feature, and one baseline."""

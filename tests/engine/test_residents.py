@@ -37,7 +37,7 @@ from tests.engine.tiny import save_tiny_sae
 pytestmark = pytest.mark.anyio
 
 IDS = tuple(range(40, 60))
-EDIT = Edit(feature=3, strength=40.0)
+EDIT = Edit(feature=3, strength=40.0, exclude=())
 
 
 def saes_alive() -> int:
@@ -196,7 +196,10 @@ async def test_a_median_holds_where_it_was_measured(engine: TorchEngine, tiny_sa
     unnamed = save_tiny_sae(tmp_path / "unnamed", hook="somewhere")
     shutil.copy(folder / "features.json", unnamed)
     await engine.attach(attach(7), str(unnamed))
-    norm, most = Edit(feature=3, strength=2.0, unit="norm"), Edit(feature=3, strength=2.0, unit="max")
+    norm, most = (
+        Edit(feature=3, strength=2.0, unit="norm", exclude=()),
+        Edit(feature=3, strength=2.0, unit="max", exclude=()),
+    )
     assert (await engine.raw(5, (norm,)))[0].strength == pytest.approx(14.0, rel=1e-6)
     for at in (6, 7):
         with pytest.raises(SAEUnsupportedError, match="no median norm"):
@@ -210,7 +213,7 @@ async def test_prepared_edits_are_kept_within_bounds(engine: TorchEngine, tiny_s
     first = resident.steering((EDIT,))
     assert resident.steering((EDIT,)) is first
     for strength in range(PREPARED_KEPT + 4):
-        resident.steering((Edit(feature=3, strength=float(strength)),))
+        resident.steering((Edit(feature=3, strength=float(strength), exclude=()),))
     assert len(resident._prepared) == PREPARED_KEPT
     assert resident.steering((EDIT,)) is not first
 
@@ -220,7 +223,7 @@ async def test_prepared_edits_are_kept_within_so_many_bytes(
 ) -> None:
     await engine.attach(attach(5), str(tiny_sae))
     resident = engine._residents[5]
-    sets = [tuple(Edit(feature, float(n), "project") for feature in range(20)) for n in range(6)]
+    sets = [tuple(Edit(feature, float(n), "project", exclude=()) for feature in range(20)) for n in range(6)]
     size = resident.steering(sets[0]).nbytes
     assert size > 20 * 32 * (8 + 4)
     monkeypatch.setattr("sae_actor.engine.residents.PREPARED_BYTES", 3 * size)

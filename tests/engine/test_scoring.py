@@ -26,7 +26,7 @@ IDS = tuple(range(40, 52))
 
 async def test_they_are_those_of_the_steered_logits(engine: TorchEngine, tiny_sae: Path) -> None:
     await engine.attach(attach(5), str(tiny_sae))
-    steered = active(5, Edit(feature=3, strength=4.0))
+    steered = active(5, Edit(feature=3, strength=4.0, exclude=()))
     asked = request(IDS, steered, tokens=6, temperature=0.7, top_p=0.8, seed=3, logprobs=5)
     tokens, end = await read(engine.generate(asked))
     reference: Any = tiny_model("llama")

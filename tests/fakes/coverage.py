@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from sae_actor.domain.refs import ActiveSae, Edit, Intervention, Positions, Turn, When
+from sae_actor.domain.refs import ActiveSae, Exclusion, Intervention, Positions, Turn, When
 
 
 def _always(*_: object) -> bool:
@@ -23,19 +23,30 @@ def covered(
     """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0).
 
     `met` tells whether a condition holds at a position; `special` are positions of special tokens."""
-    said = {at for turn in turns for part in (turn.parts or (turn.content,)) for at in range(*part)}
-    written = set(range(prompt)) - said if turns else set()
     edited: set[int] = set()
     excluded: set[int] = set()
     for sae in intervention:
-        for edit in _edits(sae):
+        if sae.mode == "reconstruct":
+            left = left_out(sae.passes, prompt, special, turns)
+            excluded |= left & set(range(run))
+            edited |= set(range(run)) - left
+            continue
+        for edit in sae.steering:
             positions = {at for at in range(run) if _covers(edit.positions, at, prompt, turns)}
-            left = {0} if "sink" in edit.exclude or sae.mode == "reconstruct" else set()
-            left |= set(special) if "special" in edit.exclude else set()
-            left |= written if "template" in edit.exclude else set()
+            left = left_out(edit.exclude, prompt, special, turns)
             excluded |= left & positions
             edited |= {at for at in positions - left if edit.when is None or met(sae, edit.when, at)}
     return edited, excluded - edited
+
+
+def left_out(
+    exclude: Collection[Exclusion], prompt: int, special: Collection[int] = (), turns: Sequence[Turn] = ()
+) -> set[int]:
+    """Positions of these kinds."""
+    said = {at for turn in turns for part in turn.said for at in range(*part)}
+    left = {0} if "sink" in exclude else set()
+    left |= set(special) if "special" in exclude else set()
+    return left | (set(range(prompt)) - said if turns and "template" in exclude else set())
 
 
 def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
@@ -47,11 +58,6 @@ def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
         else:
             found.append((at, at + 1))
     return tuple(found)
-
-
-def _edits(sae: ActiveSae) -> tuple[Edit, ...]:
-    whole = (Edit(feature=0, strength=0.0),) if sae.mode == "reconstruct" else ()
-    return whole + sae.steering
 
 
 def _covers(positions: Positions, at: int, prompt: int, turns: Sequence[Turn]) -> bool:

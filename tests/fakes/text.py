@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
 from sae_actor.ports import Activations, FeatureActivation, Finished, Rest, ScoredToken, TextRequest, Token, Watch
-from tests.fakes.coverage import covered, ranges
+from tests.fakes.coverage import covered, left_out, ranges
 
 if TYPE_CHECKING:
     from tests.fakes.engine import FakeEngine
@@ -138,13 +138,12 @@ class RunningText(AsyncIterator[Token | Finished]):
         if self.done.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
-        special = {at for at, each in enumerate((*self.request.token_ids, *self.ids)) if each >= END}
         edited, excluded = covered(
             self.request.intervention,
             len(self.request.token_ids),
             run,
             met=self._met,
-            special=special,
+            special=self._special(),
             turns=self.request.turns,
         )
         rest = Rest(self._text[self._shown :])
@@ -167,6 +166,7 @@ class RunningText(AsyncIterator[Token | Finished]):
                 reasoning_tokens=0 if self._answer is None else self._answer.reasoning_tokens,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
+                edited_sinks=ranges(edited & {0}),
                 error_code=code,
                 error_detail=None if code is None else "told to fail",
                 faulted=faulted,
@@ -179,7 +179,11 @@ class RunningText(AsyncIterator[Token | Finished]):
         asked, at = self.request.stop_when, len(self.request.token_ids) + len(self.ids) - 2
         if asked is None or len(self.ids) < 2:
             return False
-        return self._met(asked.sae, When(asked.feature, asked.above), at)
+        left = left_out(asked.exclude, len(self.request.token_ids), self._special(), self.request.turns)
+        return at not in left and self._met(asked.sae, When(asked.feature, asked.above), at)
+
+    def _special(self) -> set[int]:
+        return {at for at, each in enumerate((*self.request.token_ids, *self.ids)) if each >= END}
 
     def _met(self, sae: ActiveSae, when: When, at: int) -> bool:
         token = (*self.request.token_ids, *self.ids)[at]
@@ -211,8 +215,18 @@ class RunningText(AsyncIterator[Token | Finished]):
                 continue
             start = first if watch.every_seconds is None else len(run) - 1
             d_sae = self._d_sae[watch.sae.attach_position]
-            rows = tuple(activations(token, watch, d_sae) for token in run[start:])
-            told.append(Activations(sae_id=watch.sae.sae_id, first=start, rows=rows))
+            left = left_out(watch.exclude, len(self.request.token_ids), self._special(), self.request.turns)
+            positions = range(start, len(run))
+            silent = left if watch.top_k is not None else set()
+            told.append(
+                Activations(
+                    sae_id=watch.sae.sae_id,
+                    first=start,
+                    rows=tuple(() if at in silent else activations(run[at], watch, d_sae) for at in positions),
+                    sinks=tuple(at == 0 for at in positions),
+                    excluded=tuple(at in left for at in positions),
+                )
+            )
         return tuple(told)
 
     def _due(self, place: int, watch: Watch) -> bool:

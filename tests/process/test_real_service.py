@@ -16,6 +16,7 @@ import anyio
 import pytest
 from openai import AsyncOpenAI
 
+from sae_actor.client import Client
 from tests.cli.conftest import Ran, bare_environment, command
 from tests.openai_suite import CHECKS, Service
 from tests.process.harness import Process
@@ -25,7 +26,7 @@ __all__ = ["bare_environment", "command"]
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 
-BELIEVER = {"feature": 584, "strength": 85.0, "exclude": ["sink"]}
+BELIEVER = {"feature": 584, "strength": 85.0}
 
 
 class Real(NamedTuple):
@@ -57,6 +58,38 @@ async def asked(real: Real) -> AsyncIterator[Service]:
     url = f"{real.process.url}/v1"
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield Service(client, real.model, real.sae_id, BELIEVER)
+
+
+def test_one_rule_about_sinks(real: Real) -> None:
+    """What is asked for over HTTP, with the default or with it said, is what `sae-actor steer` sets; with sinks it is
+    another intervention, and the answer says so."""
+    client = real.process.client
+    chat = {"messages": [{"role": "user", "content": "Tell me about your day."}], "max_tokens": 12, "temperature": 0}
+
+    def say(**own: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = client.post("/v1/chat/completions", json={**chat, "sae": own}).json()
+        return answer
+
+    said = [say(steering=[BELIEVER]), say(steering=[{**BELIEVER, "exclude": ["sink"]}])]
+    with Client(real.process.url) as python:
+        python.steer(real.sae_id, {584: 85})
+    said.append(say())
+    assert len({each["sae"]["intervention_sha256"] for each in said}) == 1
+    assert {each["choices"][0]["message"]["content"] for each in said} == {
+        "I'm a humble and compassionate God-fearing Christian who"
+    }
+    assert {tuple(each["sae"]["warnings"]) for each in said} == {()}
+    everywhere = say(steering=[{**BELIEVER, "exclude": []}])
+    (warning,) = everywhere["sae"]["warnings"]
+    assert "attention sinks were edited, at positions 0" in warning
+    assert everywhere["sae"]["intervention_sha256"] != said[0]["sae"]["intervention_sha256"]
+    told = client.post("/api/activations", json={"prompt": "I love this book"}).json()
+    assert told["is_sink"] == [True, False, False, False]
+    assert [bool(row) for row in told["features"]] == [False, True, True, True]
+    compared = client.post("/api/compare", json={**chat, "sae": {"steering": [BELIEVER]}}).json()
+    assert compared["steered"]["choices"][0]["message"] == said[0]["choices"][0]["message"]
+    assert compared["baseline"]["choices"][0]["message"]["content"].startswith("It's a typical Monday")
+    client.delete(f"/api/saes/{real.sae_id}/steering").raise_for_status()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

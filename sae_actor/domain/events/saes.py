@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..refs import Edit, HookPoint, Mode, Monitoring, SaeDescription, SaeFile
+from ..refs import Edit, Exclusion, HookPoint, Mode, Monitoring, SaeDescription, SaeFile
 from ..weights import WeightsFiles
 from .payload import Intent, Payload, Problem
 
@@ -76,6 +76,8 @@ class AttachRequested(Intent, frozen=True, kw_only=True):
     replaces: tuple[str, ...] = ()
     """SAEs that are detached in the same transaction in which this one is attached."""
     warnings: tuple[str, ...] = ()
+    exclude: tuple[Exclusion, ...] | None = None
+    """As of `ActiveSae`."""
 
 
 class SaeAttached(Payload, frozen=True, kw_only=True):
@@ -97,6 +99,8 @@ class SaeAttached(Payload, frozen=True, kw_only=True):
     monitoring: Monitoring | None = None
     """What came along: of a moved or restored SAE."""
     restored: bool = False
+    exclude: tuple[Exclusion, ...] | None = None
+    """As of `ActiveSae`."""
 
 
 class AttachFailed(Payload, frozen=True, kw_only=True):
@@ -134,6 +138,8 @@ class MonitoringChanged(Intent, frozen=True, kw_only=True):
     enabled: bool
     features: tuple[int, ...] | None = None
     top_k: int = 10
+    exclude: tuple[Exclusion, ...] = ()
+    """As of `Monitoring`."""
 
 
 class HookFaulted(Payload, frozen=True, kw_only=True):

@@ -67,6 +67,9 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     """What the request said of how its prompt becomes tokens; None: nothing."""
     reasoning: Reasoning | None = None
     """How thoughts are told from what is said; None: all is said."""
+    sink_window: int | None = None
+    """A sink's norm is compared with the median of so many of the prompt's first positions; None: of the whole prompt,
+    as in logs of before there was a window."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
