@@ -8,7 +8,7 @@ from .commands import Attach, Detach, Monitor, Steer
 from .edits import checked, in_range, named_once, passed
 from .events import Problem
 from .placing import agree, target
-from .refs import Edit, HookPoint, ModelFacts, SaeDescription
+from .refs import HookPoint, ModelFacts, SaeDescription
 from .rereading import reread
 from .residing import leaves
 from .state import AttachmentState, SaeRecord, State
@@ -72,6 +72,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
         a.mode == "reconstruct" and a.written_at == place.written_at for a in others
     ):
         raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
+    _can_be_told(state, "template" in (command.exclude or ()), "exclude")
     return [
         ev.AttachRequested(
             sae_id=command.sae_id,
@@ -240,20 +241,19 @@ def steer(command: Steer, state: State) -> list[ev.Payload]:
     if state.attachment(command.sae_id) is None or record.sae is None:
         raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
     features = checked(command.features, command.sae_id, record.sae.d_sae)
-    _can_be_told(features, state)
+    _can_be_told(state, any(edit.asks_for_turns for edit in features), "positions")
     return [ev.SteeringChanged(sae_id=command.sae_id, features=features, enabled=command.enabled)]
 
 
-def _can_be_told(edits: tuple[Edit, ...], state: State) -> None:
-    """Refuse at once what would turn away every chat: what lasts is set for chats that nobody has seen yet."""
+def _can_be_told(state: State, asked: bool, param: str) -> None:
+    """Refuse at once what would turn away every chat: what lasts is set for chats that nobody has seen yet. `asked`:
+    it takes knowing where the messages are."""
     facts = None if state.model is None else state.model.facts
-    if facts is None or not facts.has_chat_template or facts.tells_messages:
-        return
-    if any(edit.asks_for_turns for edit in edits):
+    if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
         raise errors.PositionsUnknownError(
             "the model's chat template, or its tokenizer, does not tell where each message is: positions by role and "
             "exclude 'template' are not possible",
-            param="positions",
+            param=param,
         )
 
 

@@ -201,6 +201,22 @@ def test_steering_that_no_chat_could_run_under_is_refused_at_once(edits: tuple[E
         assert changed.features == edits
 
 
+def test_a_reconstruction_that_no_chat_could_run_under_is_refused_at_once() -> None:
+    """What an attachment passes through lasts as its edits do."""
+
+    def model(**changes: Any) -> Story:
+        return given(STARTED, loaded(**changes), cached())
+
+    bare = Attach(A, mode="reconstruct", exclude=("template",))
+    untold = model(has_chat_template=True, tells_messages=False)
+    untold.when(bare).refused("positions_unknown", param="exclude")
+    untold.when(Attach(A, mode="reconstruct", exclude=("special", "sink")))
+    for told in (model(has_chat_template=True), model(has_chat_template=False, tells_messages=False)):
+        (requested,) = told.when(bare).newest
+        assert isinstance(requested, ev.AttachRequested)
+        assert requested.exclude == ("template",)
+
+
 def test_how_the_prompt_was_read_goes_on_record() -> None:
     how = Tokenization(prepend_bos=False, parse_special=False)
     (started,) = given(*attached_steered()).when(ask(tokenization=how)).newest
