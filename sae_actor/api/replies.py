@@ -141,8 +141,9 @@ def warnings(finished: Finished) -> list[str]:
     """What is odd about how a text was made."""
     if not finished.edited_sinks:
         return []
-    where = ranges_in_words(finished.edited_sinks)
-    return [f'attention sinks were edited, at positions {where}: "exclude": [] leaves none of them out']
+    ranges = finished.edited_sinks
+    places = "positions" if sum(stop - first for first, stop in ranges) > 1 else "position"
+    return [f'attention sinks were edited, at {places} {ranges_in_words(ranges)}: "exclude" does not name "sink"']
 
 
 def _chat(scored: ScoredToken) -> dict[str, Any]:

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from sae_actor.api.replies import warnings
+from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import intervention_sha256
+from sae_actor.ports import Finished
 
 from .conftest import Running
 from .test_text import ASK, CHAT, chunks
@@ -14,7 +17,7 @@ from .test_text import ASK, CHAT, chunks
 pytestmark = pytest.mark.anyio
 
 BELIEVER = {"feature": 3, "strength": 85}
-WARNING = 'attention sinks were edited, at positions 0: "exclude": [] leaves none of them out'
+WARNING = 'attention sinks were edited, at position 0: "exclude" does not name "sink"'
 PATHS = {"/v1/completions": ASK, "/v1/chat/completions": CHAT}
 
 
@@ -74,6 +77,19 @@ async def test_an_answer_says_that_a_sink_was_edited(service: Running, path: str
     await service.command("Steer", sae_id=sae_id, features=[everywhere])
     assert (await say(service, path))["sae"]["warnings"] == [WARNING]
     assert (await say(service, path, baseline=True))["sae"]["warnings"] == []
+
+
+async def test_what_is_said_holds_whatever_else_is_left_out(service: Running) -> None:
+    await service.ready()
+    for exclude in ([], ["special"], ["template", "special"]):
+        told = await say(service, steering=[{**BELIEVER, "exclude": exclude}])
+        assert told["sae"]["warnings"] == [WARNING], exclude
+
+
+def test_several_sinks_are_told_by_their_positions() -> None:
+    receipt = Receipt(tokens_prompt=9, tokens_generated=1, tokens_edited=9, tokens_excluded=0, mean_relative_norm=0.5)
+    end = Finished(reason="length", receipt=receipt, token_ids=(1,), text="", edited_sinks=((0, 1), (4, 6)))
+    assert warnings(end) == ['attention sinks were edited, at positions 0, 4–5: "exclude" does not name "sink"']
 
 
 async def test_of_several_prompts_each_choice_tells_its_own(service: Running) -> None:

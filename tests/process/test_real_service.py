@@ -81,7 +81,7 @@ def test_one_rule_about_sinks(real: Real) -> None:
     assert {tuple(each["sae"]["warnings"]) for each in said} == {()}
     everywhere = say(steering=[{**BELIEVER, "exclude": []}])
     (warning,) = everywhere["sae"]["warnings"]
-    assert "attention sinks were edited, at positions 0" in warning
+    assert warning == 'attention sinks were edited, at position 0: "exclude" does not name "sink"'
     assert everywhere["sae"]["intervention_sha256"] != said[0]["sae"]["intervention_sha256"]
     told = client.post("/api/activations", json={"prompt": "I love this book"}).json()
     assert told["is_sink"] == [True, False, False, False]
