@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from .. import errors
 from .refs import HookPoint, ModelFacts, SaeDescription
+from .rereading import reread
 
 NO_BOS = (
     "trained on texts that begin with BOS (prepend_bos), which this model's tokenizer does not add by itself: "
@@ -128,6 +129,30 @@ def _name(model: str) -> str:
     """The part of a model's name that spellings agree on: without organisation or folder, and gpt2-small is gpt2."""
     name = model.rstrip("/").rpartition("/")[2].lower()
     return "gpt2" if name == "gpt2-small" else name
+
+
+def outdated(sae: SaeDescription, model: ModelFacts, at: HookPoint, out: HookPoint | None) -> tuple[str, ...]:
+    """What is odd about an SAE that is attached `at` and `out`: an older version, which wrote its description, took its
+    hook's name for that place, and it means another."""
+    now = reread(sae)
+    then = sae.hook_point and replace(sae.hook_point, layer=at.layer)
+    if at != then or (now.hook_point, now.hook_point_out) == (sae.hook_point, sae.hook_point_out):
+        return ()
+    try:
+        meant = target(now, model, at.layer, None)
+    except errors.SAEError:
+        return ()  # whoever attaches it again is told
+    if (meant.hook_point, meant.hook_point_out) == (at, out):
+        return ()
+    here, there = (_places(*each) for each in ((at, out), (meant.hook_point, meant.hook_point_out)))
+    return (
+        f"attached to {here}, which an older version took {sae.hook_name} for; it means {there}: attach it again, with "
+        "replace, to have it there",
+    )
+
+
+def _places(point: HookPoint, out: HookPoint | None) -> str:
+    return str(point) if out is None else f"{point} and {out}"
 
 
 def placed(point: HookPoint, sae: SaeDescription, model: ModelFacts, *, given: bool = False) -> HookPoint:

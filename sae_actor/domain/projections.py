@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from .events import Event, Payload, Problem
 from .evolve import closes
+from .placing import outdated
 from .rereading import reread
 from .state import AttachmentState, SaeRecord, State
 
@@ -50,10 +51,17 @@ def sae_view(record: SaeRecord, state: State) -> View:
         "prepend_bos": sae and sae.prepend_bos,
         "ignored": dict(sae.ignored) if sae else {},
         "weights_files": _plain(record.weights),
-        "warnings": list(sae.warnings) if sae else [],
+        "warnings": [*(sae.warnings if sae else ()), *_outdated(record, attachment, state)],
         "created_at": record.created_at,
         "error": _plain(record.error if lost is None else lost.error),
     }
+
+
+def _outdated(record: SaeRecord, attachment: AttachmentState | None, state: State) -> tuple[str, ...]:
+    facts = None if state.model is None else state.model.facts
+    if record.sae is None or attachment is None or facts is None:
+        return ()
+    return outdated(record.sae, facts, attachment.hook_point, attachment.hook_point_out)
 
 
 def _name(record: SaeRecord) -> str:

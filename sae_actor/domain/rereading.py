@@ -19,6 +19,8 @@ HOOKS_READ = 1
 """Of descriptions that this version makes."""
 
 _NORMED = re.compile(r"\.ln2\.hook_normalized\Z")
+_IN_DOUBT = "ln2.hook_normalized lies before the norm's own weight"
+"""Begins the warning of older versions that they might take it for another place; they did."""
 _BRANCH = re.compile(r"\.hook_mlp_in\Z")
 _MODULE = re.compile(
     r"\.mlp\.hook_out\Z|(?:\A|\.)(?:layers|h|blocks)\.\d+\.(?:mlp|self_attn|attention|attn)(?:\.output)?\Z"
@@ -31,7 +33,9 @@ def reread(sae: SaeDescription) -> SaeDescription:
     if sae.hooks_read >= HOOKS_READ or point is None:
         return sae
     out = sae.hook_point_out
+    warnings = sae.warnings
     if _NORMED.search(name):
+        warnings = tuple(each for each in warnings if not each.startswith(_IN_DOUBT))
         point = _moved(point, "mlp_in", lambda old: HookPoint("mlp_in", old.layer, before="gain"))
     elif _BRANCH.search(name) and out is not None:
         point = _moved(point, "mlp_in", lambda old: HookPoint("resid_mid", old.layer))
@@ -41,7 +45,7 @@ def reread(sae: SaeDescription) -> SaeDescription:
         for kind in ("attn_out", "mlp_out"):
             point = _moved(point, kind, lambda old: replace(old, before="norm"))
             out = out and _moved(out, kind, lambda old: replace(old, before="norm"))
-    return replace(sae, hook_point=point, hook_point_out=out, hooks_read=HOOKS_READ)
+    return replace(sae, hook_point=point, hook_point_out=out, hooks_read=HOOKS_READ, warnings=warnings)
 
 
 def _moved(point: HookPoint, kind: str, to: Callable[[HookPoint], HookPoint]) -> HookPoint:

@@ -155,6 +155,52 @@ def test_a_record_of_an_older_version_is_read_again(
         assert place(story.when(Attach(sae_id=A))) == (point, out)
 
 
+def then(model: dict[str, Any], name: str, at: HookPoint, out: HookPoint | None = None, **sae: Any) -> list[str]:
+    """The warnings of an SAE that an older version described, and attached `at` and `out`."""
+    changes = {"hook_name": name, "hook_point": at, "hook_point_out": out, **sae}
+    asked = ev.AttachRequested(sae_id=A, hook_point=at, hook_point_out=out, mode="steer", dtype="float32")
+    story = given(STARTED, loaded(**model), cached(**changes)).and_then(asked)
+    came = ev.SaeAttached(
+        request_position=story.position,
+        sae_id=A,
+        hook_point=at,
+        hook_point_out=out,
+        weights_sha256="weights of a",
+        memory_bytes=1,
+        device_bytes=1,
+    )
+    story = story.and_then(came)
+    return list(sae_view(story.state.saes[A], story.state)["warnings"])
+
+
+def test_what_is_attached_where_an_older_version_took_a_name_for_is_told() -> None:
+    """It stays there, as the log says, but not in silence."""
+    again = "attach it again, with replace, to have it there"
+    old_place = HookPoint("mlp_in", 1)
+    doubt = (
+        "ln2.hook_normalized lies before the norm's own weight in the library it was trained with; nothing in the "
+        "files says whether that weight was folded away"
+    )
+    assert then(LLAMA, NORMALIZED, old_place, warnings=("else", doubt)) == [
+        "else",
+        f"attached to mlp_in.1, which an older version took {NORMALIZED} for; it means mlp_in.1 before the gain of its "
+        f"norm: {again}",
+    ]
+    assert then(LLAMA, "blocks.1.hook_mlp_in", old_place, HookPoint("mlp_out", 1)) == [
+        "attached to mlp_in.1 and mlp_out.1, which an older version took blocks.1.hook_mlp_in for; it means "
+        f"resid_mid.1 and mlp_out.1: {again}"
+    ]
+    module: Any = ("blocks.1.mlp.hook_out", HookPoint("mlp_out", 1))
+    assert then(LLAMA, *module) == []
+    (told,) = then(GEMMA, *module)
+    assert "it means mlp_out.1 before its norm" in told
+
+
+def test_what_is_attached_where_its_name_means_is_not_told() -> None:
+    assert then(LLAMA, "blocks.1.hook_resid_post", HookPoint("resid_post", 1)) == []
+    assert then(LLAMA, NORMALIZED, GAIN, hooks_read=1) == []
+
+
 def test_what_was_attached_stays_where_it_was() -> None:
     """The event names the place, and means it: without `before`, the activation itself."""
     stored = b'{"sae_id":"a","hook_point":{"kind":"mlp_in","layer":1},"mode":"steer","dtype":"float32"}'
