@@ -44,6 +44,7 @@ class ExplainedSae(TypedDict):
     hook_point_out: HookPoint | None
     mode: Mode
     exclude: list[Exclusion] | None
+    passes: list[Exclusion] | None
     dtype: str | None
     steering: list[ExplainedEdit]
     steering_from: Literal["request", "server"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..domain.wording import ranges_in_words
+from ..domain.wording import exclusions_in_words, ranges_in_words
 from .showing import hook, plain
 
 View = dict[str, Any]
@@ -82,8 +82,8 @@ def _intervention(view: View) -> Iterator[str]:
 def _sae(sae: View) -> Iterator[str]:
     out = f", writes at {hook(sae['hook_point_out'])}" if sae["hook_point_out"] else ""
     yield f"  sae        {sae['sae_id']} at {hook(sae['hook_point'])}{out}, mode {sae['mode']}"
-    if sae["exclude"] is not None:
-        yield f"    passes   {' and '.join(sae['exclude']) or 'nothing'} through"
+    if sae["passes"] is not None:
+        yield f"    passes   {exclusions_in_words(sae['passes'])} through"
     source = [str(sae[name]) for name in ("repository_id", "path") if sae[name]]
     origin = f"{' '.join(source) or 'unknown'}, commit {sae['commit'] or 'none'}"
     yield f"    from     {origin} ({sae['architecture'] or 'unknown architecture'}, computes in {sae['dtype']})"
@@ -126,7 +126,8 @@ def _sampling(view: View) -> Iterator[str]:
     if view["stop_when"]:
         stop_when = view["stop_when"]
         feature = f"feature {stop_when['feature']} of {stop_when['sae_id']}"
-        yield f"             until {feature} is above {stop_when['above']:g}"
+        but = f", except at {exclusions_in_words(stop_when['exclude'])}" if stop_when["exclude"] else ""
+        yield f"             until {feature} is above {stop_when['above']:g}{but}"
     if view["deterministic"]:
         yield "             deterministic: alone on the device"
     if view["watched"]:

@@ -289,6 +289,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         "hook_point_out": _plain(sae.hook_point_out),
         "mode": sae.mode,
         "exclude": _plain(sae.exclude),
+        "passes": sorted(sae.passes) if sae.mode == "reconstruct" else None,
         "dtype": attachment and attachment.dtype,
         "steering": [{**_plain(edit), "words": edit_in_words(edit)} for edit in sae.steering],
         "steering_from": "request" if brought else "server",

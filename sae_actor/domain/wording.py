@@ -52,19 +52,24 @@ def positions(edit: Edit) -> str:
     """Where the edit holds."""
     where = _where(edit.positions)
     if edit.exclude:
-        where += " except " + _listed([_EXCLUSIONS[each] for each in edit.exclude])
+        where += f" except {exclusions_in_words(edit.exclude)}"
     return where
 
 
 def monitoring_in_words(monitoring: Monitoring) -> str:
     """What is streamed, such as `the 10 largest activations among features 3, 5 and 9`."""
-    but = f", not at {_listed([_EXCLUSIONS[each] for each in monitoring.exclude])}" if monitoring.exclude else ""
+    but = f", not at {exclusions_in_words(monitoring.exclude)}" if monitoring.exclude else ""
     if monitoring.features is None:
         return f"the {monitoring.top_k} largest activations{but}"
     if len(monitoring.features) == 1:
         return f"the activation of feature {monitoring.features[0]}{but}"
     among = _listed([str(each) for each in monitoring.features])
     return f"the {monitoring.top_k} largest activations among features {among}{but}"
+
+
+def exclusions_in_words(exclude: Sequence[Exclusion]) -> str:
+    """What is left out; `nothing` where that is nothing."""
+    return _listed([_EXCLUSIONS[each] for each in exclude] or ["nothing"])
 
 
 def ranges_in_words(ranges: Sequence[tuple[int, int]]) -> str:

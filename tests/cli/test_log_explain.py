@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sae_actor.domain.events import HookFaulted, Problem, SteeringChanged
-from sae_actor.domain.messages import RequestedStop
+from sae_actor.domain.messages import RequestedIntervention, RequestedStop
 from sae_actor.domain.refs import Edit
 from tests.cli.conftest import Ran
 from tests.cli.logs import FIRST, SECOND, a_life, admitted, ended, write
@@ -83,6 +84,13 @@ def test_as_json(explain: Command) -> None:
     assert view["receipt"]["mean_relative_norm"] == 0.25
 
 
+SINKS = "attention sinks (the first position, and outliers of the norm)"
+
+
+def _reconstructing(**changes: Any) -> dict[str, object]:
+    return {"interventions": (RequestedIntervention(sae_id=A, mode="reconstruct", **changes),)}
+
+
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -92,7 +100,21 @@ def test_as_json(explain: Command) -> None:
             "intervention brought by the request, in place of the server's:",
         ),
         ({"steering": ()}, "    edit     none: nothing was steered"),
-        ({"stop_when": RequestedStop(feature=9, above=2.5)}, f"             until feature 9 of {A} is above 2.5"),
+        (
+            {"stop_when": RequestedStop(feature=9, above=2.5)},
+            f"             until feature 9 of {A} is above 2.5, except at {SINKS}",
+        ),
+        (
+            {"stop_when": RequestedStop(feature=9, above=2.5, exclude=())},
+            f"             until feature 9 of {A} is above 2.5",
+        ),
+        (_reconstructing(), f"    passes   {SINKS} through"),
+        (_reconstructing(exclude=()), "    passes   nothing through"),
+        (_reconstructing(exclude=("special", "sink")), f"    passes   {SINKS} and special tokens through"),
+        (
+            _reconstructing(steering=(Edit(feature=9, strength=1.0, exclude=("template",)),)),
+            "    passes   the tokens of the chat template through",
+        ),
         ({"watch": True}, f"             activations were told of {A}"),
         ({"deterministic": True}, "             deterministic: alone on the device"),
     ],
