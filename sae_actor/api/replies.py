@@ -15,6 +15,8 @@ from ..ports import Finished, Rest, ScoredToken, Token, Tokenized
 from .openai import fingerprint
 
 Kind = Literal["completion", "chat"]
+MOST_RANGES = 16
+"""Of positions that a warning names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +144,11 @@ def warnings(finished: Finished) -> list[str]:
     if not finished.edited_sinks:
         return []
     ranges = finished.edited_sinks
-    places = "positions" if sum(stop - first for first, stop in ranges) > 1 else "position"
-    return [f'attention sinks were edited, at {places} {ranges_in_words(ranges)}: "exclude" does not name "sink"']
+    count = sum(stop - first for first, stop in ranges)
+    further = count - sum(stop - first for first, stop in ranges[:MOST_RANGES])
+    where = ranges_in_words(ranges[:MOST_RANGES]) + (f" and {further} more" if further else "")
+    places = "positions" if count > 1 else "position"
+    return [f'attention sinks were edited, at {places} {where}: "exclude" does not name "sink"']
 
 
 def _chat(scored: ScoredToken) -> dict[str, Any]:

@@ -86,10 +86,21 @@ async def test_what_is_said_holds_whatever_else_is_left_out(service: Running) ->
         assert told["sae"]["warnings"] == [WARNING], exclude
 
 
-def test_several_sinks_are_told_by_their_positions() -> None:
+@pytest.mark.parametrize(
+    ("ranges", "told"),
+    [
+        (((0, 1), (4, 6)), "positions 0, 4–5"),
+        (tuple((at, at + 1) for at in range(0, 32, 2)), f"positions {', '.join(map(str, range(0, 32, 2)))}"),
+        (
+            tuple((at, at + 2) for at in range(0, 9000, 3)),
+            f"positions {', '.join(f'{at}–{at + 1}' for at in range(0, 48, 3))} and 5968 more",
+        ),
+    ],
+)
+def test_several_sinks_are_told_by_their_positions(ranges: tuple[tuple[int, int], ...], told: str) -> None:
     receipt = Receipt(tokens_prompt=9, tokens_generated=1, tokens_edited=9, tokens_excluded=0, mean_relative_norm=0.5)
-    end = Finished(reason="length", receipt=receipt, token_ids=(1,), text="", edited_sinks=((0, 1), (4, 6)))
-    assert warnings(end) == ['attention sinks were edited, at positions 0, 4–5: "exclude" does not name "sink"']
+    end = Finished(reason="length", receipt=receipt, token_ids=(1,), text="", edited_sinks=ranges)
+    assert warnings(end) == [f'attention sinks were edited, at {told}: "exclude" does not name "sink"']
 
 
 async def test_of_several_prompts_each_choice_tells_its_own(service: Running) -> None:
