@@ -32,7 +32,7 @@ BRANCHES = ("steered", "baseline")
            examples={"one edit": {**EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
            tag="text")  # fmt: skip
 async def post_compare(request: AnyRequest) -> Answer:
-    kind: Kind = "chat" if _has_messages(await request.body()) else "completion"
+    kind = _kind_of(await request.body())
     body: TextBody = await body_of(request, ChatBody if kind == "chat" else CompletionBody)
     own = body.sae or SaeExtension()
     if own.baseline:
@@ -59,13 +59,19 @@ class _Asked(Struct):
     """What tells a chat from a completion."""
 
     messages: Raw | UnsetType = UNSET
+    prompt: Raw | UnsetType = UNSET
 
 
-def _has_messages(raw: bytes) -> bool:
+def _kind_of(raw: bytes) -> Kind:
     try:
-        return msgspec.json.decode(raw, type=_Asked).messages is not UNSET
+        asked = msgspec.json.decode(raw, type=_Asked)
     except (MsgspecError, ValueError, RecursionError):
-        return False  # whoever decodes the whole of it says why it is none
+        return "completion"  # whoever decodes the whole of it says why it is none
+    if asked.messages is UNSET:
+        return "completion"
+    if asked.prompt is not UNSET:
+        raise BadRequestError("give one of prompt, messages", param="prompt")
+    return "chat"
 
 
 async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
