@@ -71,11 +71,14 @@ def _folder(arguments: argparse.Namespace, *, makes: bool) -> Path:
 
 
 async def _verify(folder: Path, arguments: argparse.Namespace) -> int:
-    verification = await verify_folder(folder, [Head(*each) for each in arguments.head])
-    if verification.unproven:  # whoever looks at `ok` alone must not take it for a whole log
-        verification = msgspec.structs.replace(verification, ok=False)
+    verification = _told(await verify_folder(folder, [Head(*each) for each in arguments.head]))
     print(_json(verification) if arguments.json else showing.verification(msgspec.to_builtins(verification)))
     return exits.OK if verification.ok else exits.DATA
+
+
+def _told(verification: Verification) -> Verification:
+    """Whoever looks at `ok` alone must not take an unproven log for a whole one."""
+    return msgspec.structs.replace(verification, ok=False) if verification.unproven else verification
 
 
 async def _show(folder: Path, arguments: argparse.Namespace) -> int:
@@ -165,7 +168,7 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
         lost = ", ".join(map(str, wanted.erased))
         hint = f"; the payloads of events {lost}, beginnings of texts, were erased" if lost else ""
         raise NotFoundError(f"no text {arguments.generation_id} is in the log{hint}")
-    view = {**next(iter(wanted.views.values())), "log": verification}
+    view = {**next(iter(wanted.views.values())), "log": _told(verification)}
     print(_json(view) if arguments.json else answers.explanation(msgspec.to_builtins(view)))
     return exits.OK
 

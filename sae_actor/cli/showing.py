@@ -208,7 +208,7 @@ def verification(answer: Answer) -> str:
     if answer.get("unproven"):
         return plain(
             f"unproven: {answer['events']} events that verify, head {head['position']} {head['hash']}\n"
-            f"{answer['detail']}. Put the file back, or give a head that you noted: --head POSITION:HASH"
+            f"{answer['detail']}. Put the file back, or give `log verify` a head that you noted: --head POSITION:HASH"
         )
     if answer["ok"]:
         warning = ""

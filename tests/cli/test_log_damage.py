@@ -232,6 +232,7 @@ def test_what_is_read_of_an_unproven_log_says_so(
         shown = command("log", *name, "--data-dir", str(folder))
         assert shown.code == 0
         assert shown.err.startswith("sae-actor: warning: this log is unproven: 20 events that verify")
+        assert "give `log verify` a head that you noted" in shown.err
     exported = command("log", "export", "--data-dir", str(folder), str(tmp_path / "out.tar"))
     assert exported.code == 0
     assert "whether events at the end are missing from the export cannot be told" in exported.err

@@ -144,6 +144,8 @@ def test_without_a_checkpoint_it_says_what_is_not_proven(tmp_path: Path, command
     ran = command("log", "explain", "g", "--data-dir", str(tmp_path / "other"))
     assert ran.code == 0
     assert "log          unproven: 15 events verify, head 15 " in ran.out
+    told = json.loads(command("log", "explain", "g", "--json", "--data-dir", str(tmp_path / "other")).out)["log"]
+    assert (told["ok"], told["unproven"], told["events"]) == (False, True, 15)
 
 
 def test_without_an_end_and_out_of_force(tmp_path: Path, command: Command) -> None:
