@@ -120,6 +120,21 @@ UP, DOWN = ("ArrowUp", 38), ("ArrowDown", 40)
 
 
 @needs_browser
+def test_a_text_whose_edits_touched_a_sink_says_so(browser: Browser, service: Process) -> None:
+    prepared(service, 2)
+    page = opened(browser, service.url)
+    page.click("#saes button", "Attach")
+    page.until("!document.querySelector('#steering').hidden")
+    for exclude, told in ((["sink"], False), ([], True)):
+        body = {"features": [{**EDIT, "exclude": exclude}]}
+        assert service.client.put(f"/api/saes/{SAE_ID}/steering", json=body).status_code == 200
+        generated(page)
+        without, under = page.texts(".receipt")
+        assert "warning" not in without
+        assert ("warning: attention sinks were edited, at position 0" in under) is told
+
+
+@needs_browser
 def test_arrow_keys_go_on_changing_a_strength(browser: Browser, service: Process) -> None:
     """Every step is a change that is sent; the field keeps the focus through it and through the refresh after it."""
     prepared(service, 4)
