@@ -2,27 +2,31 @@
 
 The map. Arrows of import point down only (a test keeps it so).
 
-    cli/, client/, serve, config, demo/    settings, wiring, and the program that speaks to a service
-    reproducing/                           texts run again from a log, each with a verdict
-    wanted                                 the model of the settings beside that of the log
-    listening                              the socket and the server on it
-    api/                                   HTTP: commands, resources, events, text, the page
-    actor/              engine/            one mailbox, one writer | model, hooks, text on one device thread
-    deferred                               the engine that imports torch when a model is first wanted
-    eventlog/   hub/    sae/  formats/     the log | SAEs and models on disk | the algebra | one file per format
-    architectures, families                where the hook points of each model family are
-    ports                                  every edge as a Protocol
-    modelfiles, lfs                        names of a model's files; git-lfs pointers in their place
-    access                                 names, roles and digests of tokens
-    counting                               numbers that only grow, for GET /metrics
-    logs, tracing                          standard error, and spans where they are asked for
-    domain/  errors                        the rules: decide, evolve, pending — pure
+    cli/                 the command line: clients of a service, the service itself, the audit of a log
+    client/              the HTTP client in Python
+    demo/                a first model and SAE, ready to be steered
+    reproducing/         generations run again from a log, each with a verdict
+    service/             the process: wiring, start, graceful shutdown
+    api/                 HTTP: guard, commands, resources, events, text, the page
+    generations/         text under an intervention: admitted, made, put on record
+    actor/               one mailbox, one writer of the state, effects next to it
+    subscriptions/       events as they are stored, for many readers
+    engine/              the device: the model, interventions on it, decoding
+    sae/                 the algebra of SAEs
+    hub/                 SAEs and models on disk: downloaded, imported, deleted
+    eventlog/            the log: append-only, hash-chained; its audit
+    formats/             SAE files, one reader per family
+    models/              model families and their hook points; folders of models
+    telemetry/           metrics, log lines, traces
+    config/              settings, access, environment variables
+    ports/               every edge as a Protocol
+    domain/  errors      the rules: decide, evolve, pending — pure
 
-Where it departs from the house plan: a format is one torch-free `read(files) -> Layout` that serves describing and
-loading alike, so `sae` imports `formats`; what the device may keep (`domain.pending.residents`) is told to the
-engine beside the owed effects, so that replacing an SAE and unloading a model need no effect of their own; texts are
-made together by an attention function of ours in place of transformers' continuous batching (`engine` says why); and
-the families' table lies apart from torch, so that `/api/capabilities` can list it.
+Three decisions that a reader may stumble over. A format is one torch-free `read(files) -> Layout` that serves
+describing and loading alike, so `sae` imports `formats`. What the device may keep (`domain.pending.residents`) is
+handed to the engine next to the owed effects, so that replacing an SAE and unloading a model need no effect of their
+own. Generations share a forward pass through an attention function of our own, in place of transformers' continuous
+batching (`engine` says why).
 """
 
 __version__ = "0.1.0"

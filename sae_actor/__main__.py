@@ -2,8 +2,8 @@
 
 import sys
 
-from . import libraries
 from .cli import main as run
+from .telemetry import libraries
 
 
 def main() -> int:

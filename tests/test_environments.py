@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sae_actor.engine.decoding import CACHE_ARGUMENTS
+from sae_actor.engine.decoding.model_runner import CACHE_ARGUMENTS
 from tests.environments import LOCK, ROOT, TORCH, lower_bounds, pinned, requirements
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -69,4 +69,4 @@ def test_one_place_knows_what_a_cache_is_called() -> None:
         for path in sorted(Path(ROOT / "sae_actor").rglob("*.py"))
         if CACHE_ARGUMENTS[1] in path.read_text("utf-8")
     ]
-    assert knowing == ["sae_actor/engine/decoding.py"]
+    assert knowing == ["sae_actor/engine/decoding/model_runner.py"]

@@ -19,17 +19,19 @@ import msgspec
 import pytest
 
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
-from sae_actor.api.openai import MAX_PROMPTS, ChatBody, ChatMessage, CompletionBody
-from sae_actor.api.routes import TABLE
+from sae_actor.api.operations import OPERATIONS
+from sae_actor.api.requests import MAX_PROMPTS
+from sae_actor.api.text.requests import ChatBody, ChatMessage, CompletionBody
 from sae_actor.cli.arguments import parse
-from sae_actor.cli.bar import STAGES
-from sae_actor.cli.exits import MEANINGS
+from sae_actor.cli.exit_codes import MEANINGS
+from sae_actor.cli.render.progress import STAGES
 from sae_actor.config import Settings
 from sae_actor.demo import FEATURE, STRENGTH, curl_lines
 from sae_actor.demo.model import NAME
 from sae_actor.domain.refs import Exclusion, Method, NamedPositions, Unit
-from sae_actor.families import FAMILIES
-from sae_actor.formats import FORMATS, sae_lens
+from sae_actor.formats import FORMATS
+from sae_actor.formats.readers import sae_lens
+from sae_actor.models.families import FAMILIES
 from sae_actor.reproducing import TOLERANCES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +109,7 @@ def test_the_limits_are_the_code_s() -> None:
     units = section("Steering").split("* `unit`")[1].split("\n* ")[0]
     assert all(f"`{each}`" in units for each in get_args(Unit))
     missing = names(limits.partition("Not there yet:")[2].split("\n\n")[0])
-    assert not {each for each in missing if each.startswith("/")} & {each.path for each in TABLE}
+    assert not {each for each in missing if each.startswith("/")} & {each.path for each in OPERATIONS}
     assert "(32)" in limits
     assert Settings().engine.max_running == 32
     assert Settings().gpu.max_attachments == 1
@@ -152,10 +154,10 @@ def test_every_command_line_parses() -> None:
 
 def test_every_path_exists() -> None:
     paths = {path for line in commands() for path in re.findall(rf"{URL}(/[^ ?']*)", line)}
-    known = {re.sub(r"{\w+}", "ID", each.path) for each in TABLE}
+    known = {re.sub(r"{\w+}", "ID", each.path) for each in OPERATIONS}
     assert {SAE.sub("ID", path).replace("$SAE", "ID") for path in paths} <= known
     mentioned = {each.partition(" ")[2] for each in names(README) if each.startswith(("GET /", "POST /"))}
-    assert mentioned <= {each.path for each in TABLE}
+    assert mentioned <= {each.path for each in OPERATIONS}
 
 
 def test_the_benchmarks_are_there() -> None:

@@ -1,37 +1,23 @@
-"""One writer of the state: envelopes in, events out, effects beside.
+"""One writer of the state: envelopes in, events out, effects next to it.
 
     submit ─> Envelope ─> Mailbox ─> Actor turn: decide, append, evolve, publish, reconcile, reply
     EffectRunner: pending(state) as child tasks ─> report ─> Mailbox
+
+    actor            `Actor`: submit, admit, replay, stop; turn: the envelopes that are stored together
+    mailbox          bounded, with reserved room for reports
+    effect_runner    what the state owes, started and cancelled; performer: how each effect is done
+    history          what the log remembers of a command: its outcome, its idempotency key
+    token_bucket     how many refusals go on record
+    strengths        strengths in other units, made raw before a command is decided
+    counts           for `GET /metrics`
 
 Several waiting envelopes are decided one after the other and stored in one transaction; what is answered
 or published is durable. Reads take `actor.state`, an immutable value, and never wait.
 """
 
-from .activations import read_activations
 from .actor import Accepted, Actor
-from .broadcast import PAGE, Broadcast
-from .frames import EVERYTHING, Wanted, names_sae, sse
 from .mailbox import Envelope, Mailbox
-from .perform import Performer
-from .texts import Done, RunningText, Tell, Texts
-from .units import raw_request
+from .performer import Performer
+from .strengths import raw_request
 
-__all__ = [
-    "EVERYTHING",
-    "PAGE",
-    "Accepted",
-    "Actor",
-    "Broadcast",
-    "Done",
-    "Envelope",
-    "Mailbox",
-    "Performer",
-    "RunningText",
-    "Tell",
-    "Texts",
-    "Wanted",
-    "names_sae",
-    "raw_request",
-    "read_activations",
-    "sse",
-]
+__all__ = ["Accepted", "Actor", "Envelope", "Mailbox", "Performer", "raw_request"]

@@ -16,8 +16,8 @@ from ..domain.events import Draft, Event, draft
 from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, Message, Report, Start, Stop
 from ..domain.pending import pending, residents
-from ..domain.projections import Outcome, outcome
 from ..domain.state import EMPTY
+from ..domain.views.resources import Outcome, outcome
 from ..errors import (
     DeviceLostError,
     DiskFullError,
@@ -30,14 +30,14 @@ from ..errors import (
     SAEError,
 )
 from ..ports import Clock, Engine, EventLog
-from .broadcast import PAGE, Broadcast
+from ..subscriptions import PAGE, Broadcast
 from .counts import ActorCounts
+from .effect_runner import EffectRunner
 from .history import accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
-from .perform import Performer, failed
-from .runner import EffectRunner
+from .performer import Performer, failed
+from .strengths import raw_command, raw_request
 from .turn import Refusals, Turn
-from .units import raw_command, raw_request
 
 logger = logging.getLogger(__name__)
 

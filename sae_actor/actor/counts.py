@@ -1,15 +1,15 @@
-"""What the actor and the texts count of themselves, for whoever watches the service."""
+"""What the actor counts of itself, for whoever watches the service."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..counting import Counter, Distribution
 from ..domain.commands import Command
 from ..domain.events import Event
 from ..domain.evolve import closes
 from ..domain.state import State
 from ..errors import SAEError
+from ..telemetry.metrics import Counter, Histogram
 from .turn import Turn
 
 
@@ -21,9 +21,9 @@ class ActorCounts:
         """By type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its key."""
         self.events = Counter()
         """By type."""
-        self.turn_seconds = Distribution()
+        self.turn_seconds = Histogram()
         """From the first envelope's turn to its answer, the append included."""
-        self.append_seconds = Distribution()
+        self.append_seconds = Histogram()
 
     def refused(self, message: object) -> None:
         """A message that did not come to its turn, or whose turn could not be stored."""
@@ -55,16 +55,6 @@ class ActorCounts:
             command = before.commands.get(command_id)
             failed = command is not None and command.request_position in failures
             self.commands.add(name, "failed" if failed else "completed")
-
-
-class TextCounts:
-    """Of one life of the process."""
-
-    def __init__(self) -> None:
-        self.texts = Counter()
-        """By finish reason."""
-        self.tokens = Counter()
-        """`prompt` and `generated`."""
 
 
 def _outcome(answer: object) -> str:

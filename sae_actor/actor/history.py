@@ -13,7 +13,7 @@ from ..domain.events import Event
 from ..domain.evolve import OPENING, closes
 from ..errors import IdempotencyKeyReusedError
 from ..ports import EventLog
-from .broadcast import PAGE
+from ..subscriptions import PAGE
 
 OUTCOMES = tuple(name for name, cls in ev.PAYLOADS.items() if "request_position" in cls.__struct_fields__)
 """Event types that may end a request."""
@@ -55,21 +55,3 @@ def same_request(intent: msgspec.Raw, command: Command) -> None:
     """Raises `IdempotencyKeyReusedError` unless the recorded intent was asked for by an equal command."""
     if msgspec.json.decode(intent).get("request_sha256") != command.digest():
         raise IdempotencyKeyReusedError("the idempotency key was used for another command")
-
-
-class Allowance:
-    """A bucket of tokens: at most `burst` at once, `per_second` over time."""
-
-    def __init__(self, per_second: float, burst: float, now: float) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._left = burst
-        self._at = now
-
-    def take(self, now: float) -> bool:
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

@@ -14,9 +14,10 @@ from ..domain.evolve import evolve
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
 from ..ports import Clock, EventLog
-from .history import Allowance, accepted_events, same_request
+from .history import accepted_events, same_request
 from .mailbox import Envelope
-from .perform import problem
+from .performer import problem
+from .token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Refusals:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._allowance = Allowance(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
+        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
         self._not_recorded = 0
 
     def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:

@@ -1,28 +1,28 @@
 """HTTP: commands, resources, events, text.
 
-security    host, origin, token, role
-sessions    logins of browsers
-transport   the clock on connections, how many there may be, and how many requests on each
-refusing    what is answered on a connection without the application
-turnstile   how many requests begin at once, and how many do what takes long
-pages       the log by the page
-asking      what the engine is asked for one client
-streaming   answers that are sent as they are made
-ending      what is not answered when the service stops is refused
-routes      one table of operations, for litestar and for the description alike
-bodies      strict JSON and headers
-commands, saes, reading, events, text, login   the routes
-observing   every request counted, timed, told to the access log
-metrics     what there is to watch
-openapi, schemas, shapes   the description
-problems    errors as problem+json, in OpenAI's shape on /v1
-web/        the page
+app            the ASGI application: middleware around the table of operations
+context        what every route may use
+operations     one table of routes, for the framework and for the description alike
+types          requests and answers of the framework
+requests       strict JSON bodies and headers
+submission     commands on their way to the actor, and their answers
+answers        JSON with the ETag of its state
+problems       errors as problem+json, in OpenAI's shape on /v1
+streaming      answers that are sent as they are made; clients that hang up
+limits         what takes long, for a few clients at a time
+log_pages      the log by the page
+
+guard/         middleware: host, origin, token, role; logins; access log; shutdown
+routes/        the resources of `/api`, health and metrics
+text/          `/v1`: completions and chat, and `/api` routes that make or read text
+server/        connections: timeouts, limits, what is answered without the application
+openapi/       the description of the API
+web/           the page
 """
 
 from .app import create_app
 from .context import Context
-from .ending import Unanswered
-from .observing import ACCESS
-from .sessions import Sessions
+from .guard.sessions import Sessions
+from .guard.shutdown import InFlight
 
-__all__ = ["ACCESS", "Context", "Sessions", "Unanswered", "create_app"]
+__all__ = ["Context", "InFlight", "Sessions", "create_app"]

@@ -1,4 +1,4 @@
-"""The ASGI application: the table of routes behind the guard."""
+"""The ASGI application: the table of operations behind the guard."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp, Middleware
 
 from ..errors import SAEError
-from . import activations, commands, compare, events, generations, login, metrics, reading, saes, text, web
+from . import web
 from .context import Context, context
-from .ending import refusable
-from .observing import observed
-from .openapi import encoded
+from .guard.access_log import access_log_middleware
+from .guard.guard import guard_middleware
+from .guard.identity import cookie_name
+from .guard.shutdown import shutdown_middleware
+from .openapi.document import encoded
+from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
-from .routes import Answer, AnyRequest, handlers, operation
-from .security import cookie_name, guarded
+from .routes import commands, events, generations, log, login, metrics, saes, service, steering
+from .text import activations, compare
+from .text import routes as text
+from .types import Answer, AnyRequest
 
-ROOMS = (commands, saes, reading, events, text, generations, activations, compare, login, metrics, web)
+ROOMS = (
+    commands, saes, steering, service, log, events, generations, login, metrics,
+    text, activations, compare, web,
+)  # fmt: skip
 """Modules that put their routes into the table."""
 
 
@@ -43,4 +51,6 @@ def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
         logging_config=None,
         middleware=middleware,
     )
-    return observed(guarded(refusable(app, context.unanswered), context), context.requests)
+    return access_log_middleware(
+        guard_middleware(shutdown_middleware(app, context.unanswered), context), context.requests
+    )

@@ -8,15 +8,17 @@ from typing import Any
 
 from litestar import Request
 
-from ..access import Access
-from ..actor import Actor, Texts
+from ..actor import Actor
+from ..config.access import Access
 from ..errors import MailboxFullError, ReadOnlyError
+from ..generations import Generations
 from ..ports import Engine, EventLog, Hub
-from .ending import Unanswered
-from .observing import Requests
-from .pages import Past
-from .sessions import Attempts, Sessions
-from .turnstile import Places
+from .guard.access_log import Requests
+from .guard.attempts import Attempts
+from .guard.concurrency import BoundedSemaphore
+from .guard.sessions import Sessions
+from .guard.shutdown import InFlight
+from .log_pages import StateCache
 
 WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
@@ -31,7 +33,7 @@ LOOKS_WAITING = 32
 @dataclass(slots=True)
 class Context:
     actor: Actor
-    texts: Texts
+    texts: Generations
     log: EventLog
     hub: Hub
     engine: Engine
@@ -53,23 +55,27 @@ class Context:
     """Logins that failed of late."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
-    walks: Places = field(
-        default_factory=lambda: Places(WALKS, WALKS_WAITING, full="too much of the log is being read")
+    walks: BoundedSemaphore = field(
+        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too much of the log is being read")
     )
     """Held while an answer is made of much of the log."""
-    prompts: Places = field(
-        default_factory=lambda: Places(1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError)
+    prompts: BoundedSemaphore = field(
+        default_factory=lambda: BoundedSemaphore(
+            1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError
+        )
     )
     """Held while a prompt becomes tokens."""
-    looks: Places = field(
-        default_factory=lambda: Places(1, LOOKS_WAITING, full="too many features are asked for", error=MailboxFullError)
+    looks: BoundedSemaphore = field(
+        default_factory=lambda: BoundedSemaphore(
+            1, LOOKS_WAITING, full="too many features are asked for", error=MailboxFullError
+        )
     )
     """Held while weights are read on the device for who looks at a feature."""
-    past: Past = field(default_factory=Past)
+    past: StateCache = field(default_factory=StateCache)
     """States that were asked for of late."""
     requests: Requests = field(default_factory=Requests)
     """What was asked so far."""
-    unanswered: Unanswered = field(default_factory=Unanswered)
+    unanswered: InFlight = field(default_factory=InFlight)
     """What is asked now."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may use the API; our own is one without being named."""
@@ -91,4 +97,4 @@ def device(request: Request[Any, Any, Any]) -> Engine:
 
 def principal(request: Request[Any, Any, Any]) -> str:
     """Who asks, as the checks found out: the name of the grant, `local` where no token is asked for."""
-    return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `security`
+    return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `guard`

@@ -1,14 +1,19 @@
-"""Answers that are sent as they are made."""
+"""Answers that are sent as they are made, and clients that hang up: what was done for them alone ends."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from anyio import CancelScope
 from litestar.response import Stream
 from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive
+
+from ..errors import BadRequestError
+from .types import AnyRequest
 
 
 class Streaming(ASGIStreamingResponse):
@@ -32,3 +37,27 @@ class Streamed(Stream):
 
     def answer(self, headers: dict[str, str]) -> Streaming:
         return Streaming(iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200)
+
+
+async def left(request: AnyRequest) -> None:
+    """Wait until the client of a request whose body has been read, or that has none, hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def heard(request: AnyRequest) -> AsyncIterator[None]:
+    """Around what is done for an answer alone: it is cancelled when the client hangs up."""
+
+    async def watch() -> None:
+        await left(request)
+        scope.cancel()
+
+    with CancelScope() as scope:
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+    if scope.cancelled_caught:
+        raise BadRequestError("the client has left")  # heard by nobody, but counted

@@ -1,14 +1,13 @@
 """`sae-actor`: one grammar, three kinds of commands.
 
-    arguments    the grammar; wrong usage leaves with 64 before anything is imported that computes
-    remote       clients of a running service: one function per command, over `sae_actor.client`
-    serving      `serve` and `demo`: settings, then `sae_actor.serve`
-    offline      `log …`: the audit from the files of a data folder, without a service, a model or a network
-    reproduction `log reproduce`: texts run again, the one command here that loads a model
-    bundles      `log export|import|redact`: what leaves a log, becomes one, and is taken out of one
-    accounts, answers   differences and explanations in plain words
-    showing      answers as text for a person
-    exits        exit codes
+    arguments         the grammar; wrong usage leaves with 64 before anything is imported that computes
+    client_commands   clients of a running service: one function per command, over `sae_actor.client`
+    serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
+    log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
+    log_reproduce     `log reproduce`: generations run again, the one command here that loads a model
+    log_bundles       `log export|import|redact`: what leaves a log, becomes one, and is taken out of one
+    render/           answers as text for a person
+    exit_codes        what each exit code means
 
 `main` alone turns what goes wrong into a message and an exit code.
 """
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
-from . import exits, offline, remote, serving
+from . import client_commands, exit_codes, log_commands, serve_commands
 from .arguments import SERVING, parse
 
 
@@ -38,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LogError as error:
         return _failed(error.detail, error.exit_code)
     except SAEError as error:
-        return _failed(f"{error.detail} ({error.code})", exits.exit_code_of(error))
+        return _failed(f"{error.detail} ({error.code})", exit_codes.exit_code_of(error))
     except KeyboardInterrupt:
-        return exits.INTERRUPTED
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
         # the reader of our output left, as `| head` does; nothing may be flushed into the pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.OK
+        return exit_codes.OK
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -53,13 +52,13 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"sae-actor: warning: {each}", file=sys.stderr)
     match arguments.command:
         case "serve":
-            return serving.serve(arguments)
+            return serve_commands.serve(arguments)
         case "demo":
-            return serving.demo(arguments)
+            return serve_commands.demo(arguments)
         case "log":
-            return offline.run(arguments)
+            return log_commands.run(arguments)
         case _:
-            return remote.run(arguments)
+            return client_commands.run(arguments)
 
 
 def _failed(message: str, code: int) -> int:

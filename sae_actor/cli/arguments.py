@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias, get_args
 
 from .. import __version__
 from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
-from . import exits
+from . import exit_codes
 
 SERVING = ("demo", "serve")
 
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(exits.USAGE, f"{self.prog}: {message}\n")
+        self.exit(exit_codes.USAGE, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         description="Attach sparse autoencoders to a running language model, steer them, and prove what was active.",
         epilog="Environment: SAE_ACTOR_URL and SAE_ACTOR_TOKEN for the client, SAE_ACTOR_CONFIG and "
         "SAE_ACTOR_<SECTION>_<KEY> for the service (see config.toml). "
-        f"Exit codes: {', '.join(f'{code} {what}' for code, what in exits.MEANINGS.items())}.",
+        f"Exit codes: {', '.join(f'{code} {what}' for code, what in exit_codes.MEANINGS.items())}.",
     )
     top.add_argument("--version", action="version", version=f"sae-actor {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
-class Frame(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """One event of the stream as it was sent; `id` is None where the frame had none."""
 
     id: str | None
@@ -15,7 +15,7 @@ class Frame(NamedTuple):
     data: str
 
 
-def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
+def frames(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
     """The events of a stream; comments and an unfinished last frame are left out."""
     event_id: str | None = None
     event_type = "message"
@@ -23,7 +23,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[Frame]:
     for line in _lines(chunks):
         if not line:
             if data:
-                yield Frame(event_id, event_type, "\n".join(data))
+                yield ServerSentEvent(event_id, event_type, "\n".join(data))
             event_id, event_type, data = None, "message", []
             continue
         field, _, value = line.partition(":")

@@ -9,8 +9,8 @@ from ..actor import Actor
 from ..config import Settings, demo_model_folder
 from ..domain.commands import Attach, Command, Import, LoadModel
 from ..domain.evolve import OPENING
-from ..domain.projections import waiting_for
 from ..domain.refs import import_id_of
+from ..domain.views.resources import waiting_for
 from ..errors import IdempotencyKeyReusedError, SAEError, from_code
 from ..ports import EventLog
 from . import TITLES, curl_lines, way_back

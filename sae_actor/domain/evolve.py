@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from . import events as ev
 from .events import Event
-from .residing import attachments_after
-from .restarting import in_a_row, interrupted, wanted_after_start
+from .folds.attachments import attachments_after
+from .folds.restart import in_a_row, interrupted, wanted_after_start
 from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
 
 T = TypeVar("T")

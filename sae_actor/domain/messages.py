@@ -11,20 +11,9 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from . import events as ev
+from .chats import MessageSpan, Reasoning, Tokenization
 from .commands import AnyCommand
-from .refs import (
-    Edits,
-    Exclusions,
-    Feature,
-    Mode,
-    ReadingExclusions,
-    Reasoning,
-    SaeId,
-    Strength,
-    Tokenization,
-    Turn,
-    check_passed,
-)
+from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -90,7 +79,7 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     watch: bool = False
     """Activations of the attached SAEs are told with the text."""
     stop_when: RequestedStop | None = None
-    turns: tuple[Turn, ...] | None = ()
+    turns: tuple[MessageSpan, ...] | None = ()
     """As `Tokenized` has them."""
     tokenization: Tokenization | None = None
     """How the prompt was read, where the request says something of it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import threading
 from collections.abc import Coroutine, Sequence
 from functools import partial
@@ -13,10 +12,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from ..domain.refs import Edit, ModelFacts, Tokenization
+from ..domain.refs import Edit, ModelFacts
 from ..errors import (
-    BadRequestError,
     ConflictingEditsError,
     DeviceLostError,
     FeatureOutOfRangeError,
@@ -24,24 +23,25 @@ from ..errors import (
     MailboxFullError,
     ModelNotLoadedError,
     SAENotAttachedError,
-    SAEUnsupportedError,
 )
-from ..ports import AttachedSae, FeatureDetails, Progress, TextRequest, Tokenized, Watch
+from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Progress, Tokenized, Watch
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
-from .batch import Limits
-from .device import DeviceThread
-from .features import feature_details
-from .generation import InterventionGone, RunningText, check_ends, positions_at_most
-from .hooks import Applied, Part
+from .decoding.generation import Generation, InterventionGone
+from .decoding.scheduler import SchedulerLimits
+from .device_thread import DeviceThread
+from .interventions.hooks import PreparedIntervention
+from .interventions.positions import TokenKinds
+from .interventions.probes import Probe
+from .interventions.sae_intervention import SaeIntervention
 from .memory import check_room
-from .model import LoadedModel, fit, load_model, move, release
-from .positions import Marks, group_of
-from .probes import Probe
-from .prompts import tokenized
-from .residents import Resident, free, is_mapped, load_resident, place
-from .statistics import Statistics, read_statistics
-from .streams import TextStream
+from .model.loading import LoadedModel, fit, load_model, move, release
+from .request_checks import check_request
+from .saes.feature_details import feature_details
+from .saes.residents import Resident, free, is_mapped, load_resident, place
+from .saes.statistics import Statistics, read_statistics
+from .streams import GenerationStream
+from .tokens.prompts import tokenized
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class TorchEngine:
 
     def __init__(self, settings: EngineSettings | None = None) -> None:
         self._settings = settings or EngineSettings()
-        limits = Limits(running=self._settings.max_running, prompt_tokens=self._settings.prompt_tokens)
+        limits = SchedulerLimits(running=self._settings.max_running, prompt_tokens=self._settings.prompt_tokens)
         self._device = DeviceThread(limits, self._settings.threads)
         self._loader = Worker("sae-actor-loader")
         self._tokenizer = Worker("sae-actor-tokenizer")
@@ -81,7 +81,7 @@ class TorchEngine:
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
         """attach_position → where the SAE was loaded from; its statistics are read when they are asked for."""
-        self._streams: set[TextStream] = set()
+        self._streams: set[GenerationStream] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -107,7 +107,7 @@ class TorchEngine:
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)
         fit(loaded, self._settings.cache_bytes)
-        self._device.batch.use(loaded.decoder, loaded.cache_bytes)
+        self._device.scheduler.use(loaded.runner, loaded.cache_bytes)
         self._model = loaded
         return loaded.facts
 
@@ -116,8 +116,8 @@ class TorchEngine:
         if self._model is None or (position is not None and self._model.position != position):
             return
         device, self._model = self._model.device, None
-        self._device.batch.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
-        self._device.batch.use(None)
+        self._device.scheduler.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+        self._device.scheduler.use(None)
         release(device)
 
     # — SAEs —
@@ -143,7 +143,7 @@ class TorchEngine:
         return AttachedSae(memory_bytes=memory, device_bytes=there.device_bytes, dtype=there.dtype)
 
     def _check_room(self, effect: AttachEffect, model: LoadedModel) -> None:
-        promised = max(0, model.cache_bytes - self._device.batch.cache_used)
+        promised = max(0, model.cache_bytes - self._device.scheduler.cache_used)
         check_room(effect.sae.memory_bytes(effect.dtype), model.device, promised)
 
     def _place(self, loaded: list[Resident], model: LoadedModel) -> Resident:
@@ -168,7 +168,7 @@ class TorchEngine:
         return await self._device.run(partial(self._free, position), "freeing the SAE")
 
     def _free(self, position: int) -> int:
-        self._device.batch.forget(position)
+        self._device.scheduler.forget(position)
         return free(self._residents, position)
 
     def retain(self, residents: Residents) -> None:
@@ -228,10 +228,10 @@ class TorchEngine:
         self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
     ) -> Tokenized:
         """See the port."""
-        read = partial(tokenized, prompt, self._loaded(), how or Tokenization())
+        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization())
         return await self._tokenizer.run(read, "reading the prompt")
 
-    def generate(self, request: TextRequest) -> TextStream:
+    def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The text has its place in the queue when this returns.
 
         `ModelNotLoadedError`, `MailboxFullError` (with `retry_after`, seconds), `BadRequestError` for a request
@@ -240,22 +240,24 @@ class TorchEngine:
         model = self._loaded()
         if self._device.lost is not None:
             raise DeviceLostError(self._device.lost.detail)
-        _check(request, model)
+        check_request(request, model)
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many texts are waiting", retry_after=1)
-        stream = TextStream(self._streams.discard)
-        text = RunningText(request, model, partial(self._applied, model), stream.deliver)
+        stream = GenerationStream(self._streams.discard)
+        text = Generation(
+            request, model.tokenizer, model.bytes_per_position, partial(self._applied, model), stream.deliver
+        )
         stream.text = text
         self._streams.add(stream)
         self._device.start(text)
         return stream
 
-    def _applied(self, model: LoadedModel, request: TextRequest) -> Applied | None:
+    def _applied(self, model: LoadedModel, request: GenerationRequest) -> PreparedIntervention | None:
         """The request's intervention, ready; None where it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the text began")
         parts, turns = [], request.turns
-        marks = Marks(request.token_ids, model.special_ids, turns)
+        marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
         for sae in request.intervention:
             resident = self._residents.get(sae.attach_position)
             if resident is None:
@@ -264,7 +266,7 @@ class TorchEngine:
                 raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
             if sae.changes_text:
                 steering = resident.steering(sae.steering, model.network.dtype)
-                parts.append(Part(sae, steering, len(request.token_ids), turns, marks))
+                parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):
             raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
@@ -275,11 +277,11 @@ class TorchEngine:
         if not (parts or probes):
             return None
         prompt, window = len(request.token_ids), request.sink_window
-        applied = Applied.of(parts, model.architecture, prompt, probes, marks, window=window)
+        applied = PreparedIntervention.of(parts, model.architecture, prompt, probes, marks, window=window)
         applied.stop = probes[0] if last else None
         return applied
 
-    def _probe(self, watch: Watch, model: LoadedModel, request: TextRequest, marks: Marks) -> Probe | None:
+    def _probe(self, watch: Watch, model: LoadedModel, request: GenerationRequest, marks: TokenKinds) -> Probe | None:
         """None for one that is only looked at now and then, and is not there."""
         resident = self._residents.get(watch.sae.attach_position)
         if resident is not None:
@@ -323,33 +325,3 @@ class TorchEngine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("memory of the device could not be freed: %s", error)
-
-
-def _check(request: TextRequest, model: LoadedModel) -> None:
-    sampling, prompt = request.sampling, len(request.token_ids)
-    if not 1 <= prompt <= model.facts.context_length:
-        raise BadRequestError(f"a prompt of {prompt} tokens; the model's context is {model.facts.context_length}")
-    if not all(0 <= each < model.vocabulary for each in request.token_ids):
-        raise BadRequestError(f"a token id is outside the vocabulary of {model.vocabulary}", param="prompt")
-    if sampling.max_tokens < 1:
-        raise BadRequestError("max_tokens must be at least 1", param="max_tokens")
-    if not (0 <= sampling.temperature < math.inf and 0 <= sampling.top_p <= 1):
-        raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
-    if request.forced is not None and not all(0 <= each < model.vocabulary for each in request.forced or (-1,)):
-        raise BadRequestError(f"a forced token is outside the vocabulary of {model.vocabulary}, or there is none")
-    if request.logprobs is not None and not 0 <= request.logprobs <= model.vocabulary:
-        raise BadRequestError(f"logprobs must be between 0 and {model.vocabulary}", param="logprobs")
-    needed, most = model.bytes_per_position * positions_at_most(request, model.facts.context_length), model.cache_bytes
-    if needed > most:
-        raise BadRequestError(
-            f"the text's keys and values may take {needed} bytes, all texts together have {most}: ask for fewer tokens",
-            param="max_tokens", needed_bytes=needed, available_bytes=most,
-        )  # fmt: skip
-    if request.deterministic and not model.facts.can_be_deterministic:
-        raise SAEUnsupportedError("the model's kernels are not deterministic", param="sae.deterministic")
-    check_ends(request, model)
-    if not all(sampling.stop):
-        raise BadRequestError("a stop string is empty", param="stop")
-    for sae in request.intervention:
-        for edit in sae.steering:
-            group_of(edit, prompt, request.turns)

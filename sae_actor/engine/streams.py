@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator, Callable
 
 from ..errors import SAEError
 from ..ports import Finished, Token
-from .generation import Item, RunningText
+from .decoding.generation import Generation, Item
 
 
-class TextStream(AsyncIterator[Token | Finished]):
+class GenerationStream(AsyncIterator[Token | Finished]):
     """Iterate for tokens and, last, one `Finished`. Closing it frees the text's place."""
 
-    def __init__(self, on_end: Callable[[TextStream], None]) -> None:
+    def __init__(self, on_end: Callable[[GenerationStream], None]) -> None:
         """`on_end` is called once on the event loop, when the text has ended or the reader has left."""
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Item] = asyncio.Queue()
         self._on_end = on_end
         self._read_all = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self.text: RunningText | None = None
+        self.text: Generation | None = None
 
     @property
     def uses(self) -> frozenset[int]:

@@ -1,17 +1,20 @@
 """The event log: append-only, hash-chained, held by one process.
 
 SqliteLog    a data folder: events.db, events.lock, head.checkpoint      MemoryLog    its twin without a disk
-offline      `log verify` and `log show` on a folder, without a service and without changing a byte
 
-chain        salts, digests, the walk that verifies        schema      tables, triggers, settings
-checkpoint   the head, written outside the log             lock        one writer or many readers
-inspection   what is examined before anything is opened    reader, writer    the two sides of the connection
+chain         salts, digests, the walk that verifies       schema      tables, triggers, settings
+checkpoint    the head, written outside the log            lock        one writer or many readers
+inspection    what is examined before anything is opened   reader, writer    the two sides of the connection
+connection    SQLite on a thread of its own                backup      a copy while the log is written
+new_database  a log that does not exist yet                wal         what a crash left behind
+
+audit/        verified, exported, imported, redacted: without a service
 """
 
-from .bundle import export_bundle, import_bundle
+from .audit.bundle import export_bundle, import_bundle
+from .audit.offline import events_of, verify_folder
+from .audit.redaction import redact
 from .memory import MemoryLog
-from .offline import events_of, verify_folder
-from .redaction import redact
 from .sqlite import SqliteLog
 
 __all__ = ["MemoryLog", "SqliteLog", "events_of", "export_bundle", "import_bundle", "redact", "verify_folder"]

@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from ..errors import LogUnusableError
 from ..ports import Head
-from .building import FRESH, publish_database, remove_fresh
 from .checkpoint import Checkpoint
+from .connection import Connection
 from .inspection import inspect, missing_log
 from .lock import FolderLock, make_folder
-from .thread import Connection
+from .new_database import FRESH, publish_database, remove_fresh
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any
 from ..domain.events import Event
 from ..errors import LogError
 from .chain import event_of
+from .connection import Connection
 from .schema import COLUMNS, READ_ERRORS
-from .thread import Connection
 
 PAGE_ROWS = 500
 """Rows that one trip to the connection's thread looks at."""

@@ -15,14 +15,14 @@ from ..domain.events import Draft, Event, PayloadRedacted
 from ..errors import LogDamagedError, LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
 from .backup import copy_log
-from .building import NewDatabase
 from .chain import Walk, as_read, genesis
 from .checkpoint import Checkpoint
+from .connection import Connection
 from .inspection import Findings, inspect, missing_log
 from .lock import FolderLock, make_folder
+from .new_database import NewDatabase
 from .reader import PAGE_ROWS, Reader
 from .schema import NAME, prepare_reader, prepare_writer, read_only_uri
-from .thread import Connection
 from .writer import Writer
 
 logger = logging.getLogger(__name__)

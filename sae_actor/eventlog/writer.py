@@ -23,8 +23,8 @@ from ..errors import DiskFullError, LogConflictError, LogError, SAEError, TooLar
 from ..ports import Head
 from .chain import Row, Salts, Sealed, event_of, link_all, seal
 from .checkpoint import Checkpoint
+from .connection import Connection
 from .schema import NAME, WAL_NAME, insert_statement
-from .thread import Connection
 
 logger = logging.getLogger(__name__)
 

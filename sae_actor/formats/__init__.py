@@ -1,11 +1,14 @@
-"""On-disk formats of sparse autoencoders: one file each, read without torch.
+"""On-disk formats of sparse autoencoders, read without torch.
 
     config, files, headers    JSON, links and weight headers, read as hostile data
     layout                    what a reader hands on: where each tensor lies, and the formula (`Recipe`)
-    building, hooks           names and shapes to canonical tensors; hook names to hook points
-    sae_lens, …               one reader per family: `recognise(files)`, `read(files) -> Layout`
+    assembly                  names and shapes to canonical tensors
+    hook_names, file_names    hook points told by the names of hooks and files
+    settings/                 what becomes of every key of a settings file
+    lfs                       git-lfs pointers in place of files
+    readers/                  one per family: `recognise(files)`, `read(files) -> Layout`
     registry, refused         `FORMATS`, the choice among them, and what is refused by name
-    values                    a look at every stored number, without torch
+    finite                    a look at every stored number, without torch
     pickles, pickle_child     state dicts read by torch's restricted reader, or made safetensors by a child
 
 A reader never touches the weights: `describe` shows its description, `sae.load_sae` turns the same layout
@@ -19,8 +22,8 @@ import os
 
 from ..domain.refs import SaeDescription
 from .files import SaeFiles
+from .finite import check_finite
 from .registry import FORMATS, Format, read_layout
-from .values import check_finite
 
 __all__ = ["FORMATS", "Format", "check_values", "describe", "weight_files"]
 

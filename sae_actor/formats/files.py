@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SAEInvalidError, SAENotFoundError, SAEUnsupportedError
-from ..lfs import REMEDY, pointer_at
 from .config import MAX_CONFIG_BYTES, Config, strict_json
+from .file_names import PICKLES
 from .headers import TensorFile, read_npz, read_safetensors
-from .naming import PICKLES
+from .lfs import REMEDY, pointer_at
 
 PickleReader = Callable[[Path, str], TensorFile]
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from ..errors import DiskFullError, SAEInvalidError, SAEUnsupportedError
 from .config import MAX_CONFIG_BYTES
+from .file_names import CONVERTIBLE
 from .headers import TensorFile
 from .layout import Stored
-from .naming import CONVERTIBLE
 
 MEMORY_LIMIT = 8 << 30
 """Bytes that a conversion may take beside torch itself; the file is mapped, so its size counts."""

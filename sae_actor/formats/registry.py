@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import SAEInvalidError, SAEUnsupportedError
-from . import (
+from .file_names import PICKLES, Naming
+from .files import SaeFiles
+from .layout import Layout
+from .readers import (
     deepseek_r1,
     dictionary_learning,
     gemma_scope,
@@ -21,9 +24,6 @@ from . import (
     sae_lens,
     sparsify,
 )
-from .files import SaeFiles
-from .layout import Layout
-from .naming import PICKLES, Naming
 from .refused import refuse_by_name
 
 

@@ -22,13 +22,13 @@ from ..errors import (
     SAEInvalidError,
     SAEUnsupportedError,
 )
-from ..formats.naming import CONVERTIBLE
-from ..modelfiles import is_hub_id, local_folder
+from ..formats.file_names import CONVERTIBLE
+from ..models.files import is_hub_id, local_folder
 from ..ports import CatalogEntry, HubSae, Progress
 from . import conversion, imports, removal
+from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
-from .listings import Listings
 from .process import run_job
 from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience, Working
 from .selection import target

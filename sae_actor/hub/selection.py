@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import RepositoryNotFoundError, SAEAmbiguousError, SAEUnsupportedError
 from ..formats import FORMATS, Format
-from ..formats.naming import CONVERTIBLE, PICKLES
+from ..formats.file_names import CONVERTIBLE, PICKLES
 from ..formats.refused import refusal_of
 
 WEIGHTS = (".safetensors", ".npz", *CONVERTIBLE)

@@ -1,31 +1,31 @@
 """Every edge of the service as a Protocol; one contract suite per port runs against fake and real adapter.
 
-    log        the event log: `EventLog`, implemented in `eventlog`
-    hub        SAEs on disk: `Hub`, implemented in `hub`
-    engine     the device: `Engine`, implemented in `engine`
-    text       what a text is asked with, and what it delivers
-    clock      the time; `progress`: how far slow work is
+    log          the event log: `EventLog`, implemented in `eventlog`
+    hub          SAEs on disk: `Hub`, implemented in `hub`
+    engine       the device: `Engine`, implemented in `engine`
+    generation   what a generation is asked with, and what it delivers
+    clock        the time; `progress`: how far slow work is
 
 `actor` and `api` know nothing else of the world.
 """
 
 from .clock import Clock
 from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeight
-from .hub import CatalogEntry, Hub, HubSae
-from .log import EventLog, Head, Verification
-from .progress import Progress
-from .text import (
+from .generation import (
     Activations,
     FeatureActivation,
     Finished,
+    GenerationItems,
+    GenerationRequest,
     Rest,
     ScoredToken,
-    TextItems,
-    TextRequest,
     Token,
     Tokenized,
     Watch,
 )
+from .hub import CatalogEntry, Hub, HubSae
+from .log import EventLog, Head, Verification
+from .progress import Progress
 
 __all__ = [
     "Activations",
@@ -37,6 +37,8 @@ __all__ = [
     "FeatureActivation",
     "FeatureDetails",
     "Finished",
+    "GenerationItems",
+    "GenerationRequest",
     "Head",
     "Hub",
     "HubSae",
@@ -44,8 +46,6 @@ __all__ = [
     "Progress",
     "Rest",
     "ScoredToken",
-    "TextItems",
-    "TextRequest",
     "Token",
     "TokenWeight",
     "Tokenized",

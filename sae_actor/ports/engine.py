@@ -7,10 +7,11 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from ..domain.refs import Edit, ModelFacts, Tokenization
+from ..domain.refs import Edit, ModelFacts
+from .generation import GenerationItems, GenerationRequest, Tokenized
 from .progress import Progress
-from .text import TextItems, TextRequest, Tokenized
 
 
 class AttachedSae(Struct, frozen=True, kw_only=True):
@@ -104,7 +105,7 @@ class Engine(Protocol):
         where there is none, or of ids.
         """
 
-    def generate(self, request: TextRequest) -> TextItems:
+    def generate(self, request: GenerationRequest) -> GenerationItems:
         """Tokens as they are made, then one `Finished`. Closing the iterator frees the request's slot."""
 
     async def close(self) -> None:

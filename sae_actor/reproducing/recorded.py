@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from ..domain import events as ev
 from ..domain.events import Event
-from ..domain.explaining import Provenance, digest_of_stored, follow
+from ..domain.views.explanation import digest_of_stored
+from ..domain.views.provenance import Provenance, follow
 
 
 class Recorded(Struct, frozen=True, kw_only=True):

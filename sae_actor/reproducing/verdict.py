@@ -16,15 +16,15 @@ import msgspec
 from msgspec import MsgspecError, Struct
 from msgspec.structs import replace
 
-from ..actor.records import token_digest
-from ..domain.comparing import environment_sha256
 from ..domain.events import GenerationFinished, GenerationStarted
 from ..domain.refs import Intervention, ModelFacts
+from ..domain.views.difference import environment_sha256
 from ..errors import BadRequestError
-from ..ports import Finished, TextRequest
-from .bench import Bench, NotComparable
+from ..generations.records import token_digest
+from ..ports import Finished, GenerationRequest
 from .recorded import Recorded
-from .scoring import Choice, choices, forced, scored
+from .rescoring import TokenChoice, choices, forced, scored
+from .testbed import NotComparable, Testbed
 
 View = dict[str, Any]
 
@@ -42,14 +42,14 @@ class Ran(Struct, frozen=True, kw_only=True):
     """A text that was run again."""
 
     facts: ModelFacts
-    request: TextRequest
+    request: GenerationRequest
     prompt_from: str
     again: Finished
     logprobs: list[float]
     """Of its tokens."""
 
 
-async def reproduce(text: Recorded, bench: Bench, prompts: Sequence[str] = ()) -> View:
+async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = ()) -> View:
     """Run the text again; the verdict and what it rests on, as plain values ready for JSON.
 
     prompts: texts of files that may hold the prompt where the log does not: token ids or chat messages as JSON, or
@@ -79,7 +79,7 @@ def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
 
 
 async def _run(
-    text: Recorded, started: GenerationStarted, finished: GenerationFinished, bench: Bench, prompts: Sequence[str]
+    text: Recorded, started: GenerationStarted, finished: GenerationFinished, bench: Testbed, prompts: Sequence[str]
 ) -> Ran:
     if finished.prompt_token_ids is None and not prompts and finished.left_out is not None:
         raise NotComparable(f"its prompt is not in the log ({finished.left_out.detail}); give it with --prompt-file")
@@ -92,7 +92,7 @@ async def _run(
     stop = started.stop_when
     if stop is not None:
         stop = replace(stop, sae=replace(stop.sae, attach_position=places[stop.sae.attach_position]))
-    request = TextRequest(
+    request = GenerationRequest(
         generation_id=text.generation_id,
         token_ids=prompt,
         sampling=replace(started.sampling, max_tokens=most),
@@ -108,7 +108,7 @@ async def _run(
 
 
 async def _judged(
-    started: GenerationStarted, finished: GenerationFinished, ran: Ran, text: Recorded, bench: Bench
+    started: GenerationStarted, finished: GenerationFinished, ran: Ran, text: Recorded, bench: Testbed
 ) -> View:
     state = text.known.state.model
     assert state is not None
@@ -151,7 +151,7 @@ def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | No
     return (again.edited, again.excluded) == (finished.edited, finished.excluded)
 
 
-def _verdict(others: Sequence[Choice], tolerance: float, environment: View, *, cut: bool) -> View:
+def _verdict(others: Sequence[TokenChoice], tolerance: float, environment: View, *, cut: bool) -> View:
     """`cut`: one of the two goes on where the other ends, and they are the same up to there."""
     if not cut and all(each.gap <= tolerance for each in others):
         return {"verdict": "equivalent"}
@@ -161,7 +161,7 @@ def _verdict(others: Sequence[Choice], tolerance: float, environment: View, *, c
     return {"verdict": "different"}
 
 
-def _first_difference(logged: Sequence[int], again: Sequence[int], others: Sequence[Choice]) -> View:
+def _first_difference(logged: Sequence[int], again: Sequence[int], others: Sequence[TokenChoice]) -> View:
     """At the first token that differs: both, and how far they are apart."""
     pairs = zip(logged, again, strict=False)
     index = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(logged), len(again)))
@@ -174,7 +174,7 @@ def _at(tokens: Sequence[int], index: int) -> int | None:
 
 
 async def _scores(
-    started: GenerationStarted, ran: Ran, logged: Sequence[int], found: Sequence[float], bench: Bench
+    started: GenerationStarted, ran: Ran, logged: Sequence[int], found: Sequence[float], bench: Testbed
 ) -> View | None:
     """Log probabilities of the logged tokens under the logged intervention against those under none."""
     if not any(sae.changes_text for sae in started.intervention):
@@ -209,7 +209,7 @@ def _placed(intervention: Intervention, places: Mapping[int, int]) -> Interventi
 
 
 async def _prompt(
-    started: GenerationStarted, finished: GenerationFinished, bench: Bench, prompts: Sequence[str]
+    started: GenerationStarted, finished: GenerationFinished, bench: Testbed, prompts: Sequence[str]
 ) -> tuple[tuple[int, ...], str]:
     recorded = finished.prompt_token_ids
     if recorded is not None:

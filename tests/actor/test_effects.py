@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sae_actor.actor.perform import failed
+from sae_actor.actor.performer import failed
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, CancelDownload, Command, Delete, Detach, Import, LoadModel, UnloadModel
 from sae_actor.domain.effects import DeleteEffect, DownloadEffect, SaeLocation

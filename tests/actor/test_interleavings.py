@@ -9,10 +9,10 @@ from random import Random
 
 import pytest
 
-from sae_actor.actor import Broadcast
 from sae_actor.domain import events as ev
 from sae_actor.ports import Head
-from tests.actor.streaming import STARTED, Stream, positions
+from sae_actor.subscriptions import Broadcast
+from tests.subscriptions.streaming import STARTED, Stream, positions
 
 pytestmark = pytest.mark.anyio
 
@@ -112,8 +112,8 @@ async def interleave(seed: int, events: list[ev.Event]) -> int:
 
 async def test_row_67_ten_thousand_interleavings(monkeypatch: pytest.MonkeyPatch) -> None:
     """With pages of 4 events or 700 bytes, so that a short log has many."""
-    monkeypatch.setattr("sae_actor.actor.broadcast.PAGE", 4)
-    monkeypatch.setattr("sae_actor.actor.broadcast.PAGE_BYTES", 700)
+    monkeypatch.setattr("sae_actor.subscriptions.broadcast.PAGE", 4)
+    monkeypatch.setattr("sae_actor.subscriptions.broadcast.PAGE_BYTES", 700)
     stream = Stream()
     await stream.append(*[STARTED] * 120)
     events = list(stream.appended)

@@ -11,8 +11,8 @@ import pytest
 
 from sae_actor.domain.commands import Attach, Command, Delete, Detach, Download, Steer, UnloadModel
 from sae_actor.domain.events import Draft, Event
-from sae_actor.domain.projections import degraded_view, state_view
 from sae_actor.domain.refs import Edit
+from sae_actor.domain.views.resources import degraded_view, state_view
 from sae_actor.errors import SAEError, SAEInvalidError
 from sae_actor.eventlog import SqliteLog
 from sae_actor.eventlog.memory import MemoryLog

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sae_actor.actor import Accepted, Actor, Broadcast, Performer, Texts
+from sae_actor.actor import Accepted, Actor, Performer
 from sae_actor.domain.commands import Attach, Command, Download, LoadModel, Steer
 from sae_actor.domain.events import Draft, Event
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
-from sae_actor.domain.projections import Outcome, waiting_for
 from sae_actor.domain.refs import Edit, sae_id_of
 from sae_actor.domain.state import State, encode
+from sae_actor.domain.views.resources import Outcome, waiting_for
 from sae_actor.eventlog.memory import MemoryLog
+from sae_actor.generations import Generations
 from sae_actor.ports import EventLog, Head, Verification
+from sae_actor.subscriptions import Broadcast
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 
@@ -110,7 +112,7 @@ class World:
     engine: FakeEngine
     clock: Clock
     actor: Actor
-    texts: Texts
+    texts: Generations
     progress: list[str] = field(default_factory=list)
 
     @property
@@ -188,7 +190,7 @@ async def begin(
     actor = Actor(faulty, engine, performer, clock, Broadcast(faulty))
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
-    return World(faulty, hub, engine, clock, actor, Texts(actor, engine), progress)
+    return World(faulty, hub, engine, clock, actor, Generations(actor, engine), progress)
 
 
 @asynccontextmanager

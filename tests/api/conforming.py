@@ -16,9 +16,9 @@ import httpx
 import jsonschema_rs
 
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
-from sae_actor.api.openapi import description
-from sae_actor.capabilities import capabilities
+from sae_actor.api.openapi.document import description
 from sae_actor.config import Settings
+from sae_actor.service.capabilities import capabilities
 
 Json = dict[str, Any]
 CAPABILITIES = capabilities(Settings())

@@ -12,16 +12,18 @@ import httpx
 import pytest
 import uvicorn
 
-from sae_actor.access import Access, Grant, operator
-from sae_actor.actor import Actor, Broadcast, Performer, Texts
-from sae_actor.adapters import SystemClock
+from sae_actor.actor import Actor, Performer
 from sae_actor.api import Context, create_app
-from sae_actor.api.transport import Limits, protocol
+from sae_actor.api.server.listener import listen
+from sae_actor.api.server.protocol import ConnectionLimits, protocol
+from sae_actor.config.access import Access, Grant, operator
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
 from sae_actor.eventlog.memory import MemoryLog
-from sae_actor.listening import listen
+from sae_actor.generations import Generations
+from sae_actor.service.adapters import SystemClock
+from sae_actor.subscriptions import Broadcast
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 
@@ -86,7 +88,7 @@ async def serving(
     grants: tuple[Grant, ...] = (),
     cors_origins: tuple[str, ...] = (),
     bearer: str = "",
-    limits: Limits | None = None,
+    limits: ConnectionLimits | None = None,
     max_attachments: int = 1,
     drain_seconds: float = 0.2,
     record_text: bool = False,
@@ -109,7 +111,7 @@ async def serving(
     actor = Actor(log, engine, Performer(engine, hub, announce, drain_seconds), SystemClock(), broadcast)
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
-    texts = Texts(actor, engine, record_text=record_text)
+    texts = Generations(actor, engine, record_text=record_text)
     context = Context(
         actor=actor,
         texts=texts,
@@ -127,7 +129,7 @@ async def serving(
         log_level="warning",
         timeout_graceful_shutdown=1,
         ws="none",
-        http=protocol(limits or Limits()),
+        http=protocol(limits or ConnectionLimits()),
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sae_actor.api.bodies import decoded
+from sae_actor.api.requests import decoded
 from sae_actor.errors import BadRequestError
 
 from .conftest import Running

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from sae_actor.actor.records import token_digest
 from sae_actor.config import Settings
-from sae_actor.ports import TextRequest
+from sae_actor.generations.records import token_digest
+from sae_actor.ports import GenerationRequest
 
 from .conftest import Running
-from .test_text import ASK, chunks
+from .text.test_routes import ASK, chunks
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ async def stuck(service: Running, after: int) -> None:
     made = 0
     generate = service.engine.generate
 
-    def watched(request: TextRequest):  # type: ignore[no-untyped-def]  # the fake's own stream
+    def watched(request: GenerationRequest):  # type: ignore[no-untyped-def]  # the fake's own stream
         nonlocal made
         stream = generate(request)
         step = stream.step
@@ -99,10 +99,10 @@ async def test_a_prompt_that_cannot_be_read_in_time(service: Running) -> None:
 
 async def test_the_engine_is_told_too(service: Running) -> None:
     await service.ready()
-    asked: list[TextRequest] = []
+    asked: list[GenerationRequest] = []
     generate = service.engine.generate
 
-    def seen(request: TextRequest):  # type: ignore[no-untyped-def]  # the fake's own stream
+    def seen(request: GenerationRequest):  # type: ignore[no-untyped-def]  # the fake's own stream
         asked.append(request)
         return generate(request)
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import pytest
 
-import sae_actor.engine.answers  # noqa: F401 - the fake engine imports it, and torch, where a client would wait
-from sae_actor.cli.answers import explanation
-from sae_actor.domain.refs import Reasoning
+import sae_actor.engine.tokens.answers  # noqa: F401 - the fake engine imports it, and torch, where a client would wait
+from sae_actor.cli.render.explanation import explanation
+from sae_actor.domain.chats import Reasoning
 from tests.fakes.engine import FakeEngine
 
 from .conftest import Running, serving
-from .test_text import ASK, CHAT, chunks
+from .text.test_routes import ASK, CHAT, chunks
 
 pytestmark = pytest.mark.anyio
 

@@ -16,12 +16,12 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from sae_actor.api.routes import TABLE, Operation
+from sae_actor.api.operations import OPERATIONS, Operation
 
 from .conforming import described
 from .conftest import MODEL, REPOSITORY, Running, serving
 
-OPERATIONS = [pytest.param(each, id=f"{each.method} {each.path}") for each in TABLE if each.path != "/api/events"]
+ALL = [pytest.param(each, id=f"{each.method} {each.path}") for each in OPERATIONS if each.path != "/api/events"]
 """`/api/events` never ends: it has a test of its own."""
 REFUSED_BY_THE_STATE = ["412", "422"]
 TOKEN = "secret-token"
@@ -154,7 +154,7 @@ def possible(body: Any) -> None:
         body[:] = [int(part) if isinstance(part, float) and part.is_integer() else part for part in body]
 
 
-@pytest.mark.parametrize("each", OPERATIONS)
+@pytest.mark.parametrize("each", ALL)
 def test_requests_from_the_description(world: World, each: Operation) -> None:
     world.restore()
     assert made_up(world, each, 3, derandomize=True) >= 1
@@ -162,7 +162,7 @@ def test_requests_from_the_description(world: World, each: Operation) -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("each", OPERATIONS)
+@pytest.mark.parametrize("each", ALL)
 def test_hundreds_of_requests_from_the_description(world: World, each: Operation) -> None:
     world.restore()
     made_up(world, each, 300, derandomize=False)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from httpx_sse import aconnect_sse
 
-from sae_actor.actor import monitoring
+from sae_actor.generations import monitoring
 
 from .conftest import Running, serving
-from .test_activations import on
-from .test_text import ASK
+from .text.test_activations import on
+from .text.test_routes import ASK
 
 pytestmark = pytest.mark.anyio
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from sae_actor.api.replies import warnings
+from sae_actor.api.text.replies import warnings
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import intervention_sha256
 from sae_actor.ports import Finished
 
 from .conftest import Running
-from .test_text import ASK, CHAT, chunks
+from .text.test_routes import ASK, CHAT, chunks
 
 pytestmark = pytest.mark.anyio
 

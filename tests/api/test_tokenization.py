@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.engine import FakeEngine
 
 from .conftest import Running, serving
-from .test_text import ASK, CHAT
+from .text.test_routes import ASK, CHAT
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from .conftest import Running
-from .test_text import ASK
+from .text.test_routes import ASK
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_actor.cli.answers import explanation
+from sae_actor.cli.render.explanation import explanation
 
 from .conftest import Running
 

@@ -29,7 +29,7 @@ from sae_actor.demo.model import prepare_model
 from sae_actor.domain.events import Sampling
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Method
 from sae_actor.engine import EngineSettings, TorchEngine
-from sae_actor.ports import Finished, TextRequest, Watch
+from sae_actor.ports import Finished, GenerationRequest, Watch
 from tests.engine.asking import attach, load, no_progress
 
 POINT = HookPoint("resid_post", 15)
@@ -80,7 +80,7 @@ async def measure(folder: str, asked: argparse.Namespace) -> None:
     model = model.to(facts.device).eval()
     model.generation_config.eos_token_id = None  # as many tokens each time
     assert engine._model is not None
-    engine._model.end_ids = frozenset()
+    engine._model.tokenizer.end_ids = frozenset()
     words = ["the sea", "a red house", "my day", "old maps", "two brothers", "rain", "the bread", "an honest man"]
     asks = [[{"role": "user", "content": f"Tell me about {words[n % 8]}, number {n}."}] for n in range(32)]
     prompts = [(await engine.tokenize(ask)).token_ids for ask in asks]
@@ -96,7 +96,7 @@ async def measure(folder: str, asked: argparse.Namespace) -> None:
         async def one(n: int) -> list[float]:
             edits = () if steering is None else steering(n)
             sae = ActiveSae(sae_id="s", weights_sha256="", hook_point=POINT, steering=edits, attach_position=7)
-            request = TextRequest(
+            request = GenerationRequest(
                 generation_id="bench",
                 token_ids=prompts[n],
                 sampling=Sampling(temperature=temperature, top_p=1.0, max_tokens=asked.tokens, seed=n),
@@ -174,7 +174,9 @@ async def library(engine: TorchEngine, model: Any, prompts: Sequence[Sequence[in
 
         async def one(n: int) -> None:
             sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=asked.tokens, seed=0)
-            request = TextRequest(generation_id="b", token_ids=tuple(prompts[n]), sampling=sampling, intervention=())
+            request = GenerationRequest(
+                generation_id="b", token_ids=tuple(prompts[n]), sampling=sampling, intervention=()
+            )
             async for _ in engine.generate(request):
                 pass
 

@@ -26,7 +26,7 @@ import aiosqlite
 import uvicorn
 from litestar import Litestar, Response, post
 
-from sae_actor.listening import listen
+from sae_actor.api.server.listener import listen
 from tests.bench.bench_stream import answers
 from tests.bench.load import load, percentile, request
 from tests.process.harness import ROOT, Process, until

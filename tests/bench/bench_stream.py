@@ -32,8 +32,8 @@ from litestar import Litestar, get, post
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
-from sae_actor.actor.broadcast import RING
-from sae_actor.listening import listen
+from sae_actor.api.server.listener import listen
+from sae_actor.subscriptions.broadcast import RING
 from tests.bench.load import connected, load, percentile, request
 from tests.process.census import Census, census
 from tests.process.harness import ROOT, Process, until

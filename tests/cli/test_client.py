@@ -97,7 +97,7 @@ def test_an_id_of_another_log_is_told_apart(client: Client, ready: str) -> None:
 def test_an_outcome_that_takes_longer_than_the_wait(
     service: Running, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_actor.api.saes.MAX_WAIT", 0)
+    monkeypatch.setattr("sae_actor.api.submission.MAX_WAIT", 0)
     monkeypatch.setattr(calls, "MAX_WAIT", 0)
     monkeypatch.setattr(calls, "POLL_SECONDS", 0.01)
     service.engine.attach_seconds = 0.1

@@ -12,9 +12,10 @@ from itertools import islice
 
 import pytest
 
-from sae_actor.cli import exits, showing
+from sae_actor.cli import exit_codes
+from sae_actor.cli.render import answers
 from sae_actor.client import Client, StreamEvent
-from sae_actor.domain.refs import Reasoning
+from sae_actor.domain.chats import Reasoning
 from sae_actor.errors import SAEInvalidError
 from sae_actor.eventlog.memory import MemoryLog
 from tests.api.conftest import MODEL, REPOSITORY, Running
@@ -337,10 +338,10 @@ def test_help_of_every_command(name: str, command: Command) -> None:
 
 
 def test_every_exit_code_is_told(command: Command) -> None:
-    codes = {value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)}
-    assert codes == exits.MEANINGS.keys()
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
+    assert codes == exit_codes.MEANINGS.keys()
     told = " ".join(command("--help").out.split())
-    assert all(f"{code} {what}" in told for code, what in exits.MEANINGS.items())
+    assert all(f"{code} {what}" in told for code, what in exit_codes.MEANINGS.items())
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"], ["status", "--url", "http://127.0.0.1:9"]])
@@ -355,13 +356,13 @@ def test_no_torch_on_the_client_side(argv: list[str]) -> None:
 
 
 def test_what_a_terminal_would_obey_is_not_printed() -> None:
-    assert showing.plain("a\x1b[31mb\x9b\n\tc\x00") == "a\ufffd[31mb\ufffd\n\tc\ufffd"
+    assert answers.plain("a\x1b[31mb\x9b\n\tc\x00") == "a\ufffd[31mb\ufffd\n\tc\ufffd"
     row = {"path": "x\x1b]0;", "format": "f", "file_size_bytes": 5_300_000}
-    assert "\x1b" not in showing.catalog([row])
-    assert "5.3 MB" in showing.catalog([row])
-    assert "\x1b" not in showing.passing(StreamEvent(None, "download_progress", {"path": "\x1b"}))
+    assert "\x1b" not in answers.catalog([row])
+    assert "5.3 MB" in answers.catalog([row])
+    assert "\x1b" not in answers.passing(StreamEvent(None, "download_progress", {"path": "\x1b"}))
 
 
 def test_edits_are_shown_with_what_is_unusual() -> None:
     edit = {"feature": 3, "strength": 0.0, "method": "scale", "positions": {"from": 2}, "exclude": ["sink"]}
-    assert showing.edit(edit) == '3=0 (method scale, positions {"from": 2}, exclude sink)'
+    assert answers.edit(edit) == '3=0 (method scale, positions {"from": 2}, exclude sink)'

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from sae_actor.domain.comparing import difference
 from sae_actor.domain.events import MonitoringChanged, SteeringChanged
 from sae_actor.domain.evolve import fold
-from sae_actor.domain.projections import state_view
+from sae_actor.domain.views.difference import difference
+from sae_actor.domain.views.resources import state_view
 from tests.cli.conftest import Ran
 from tests.cli.logs import FIRST, a_life, write
 from tests.domain.dsl import MODEL, REPOSITORY, A

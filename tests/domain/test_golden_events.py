@@ -13,9 +13,9 @@ import pytest
 
 from sae_actor.domain.events import PAYLOADS, Event, GenerationStarted
 from sae_actor.domain.evolve import evolve, fold
-from sae_actor.domain.projections import state_view
 from sae_actor.domain.refs import intervention_sha256
 from sae_actor.domain.state import EMPTY, encode
+from sae_actor.domain.views.resources import state_view
 
 HERE = Path(__file__).parent
 LINES = (HERE / "golden_events.ndjson").read_bytes().splitlines()

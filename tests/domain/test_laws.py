@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sae_actor.actor.perform import failed
+from sae_actor.actor.performer import failed
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import (
     AnyCommand,
@@ -32,9 +32,9 @@ from sae_actor.domain.events import Event, Payload
 from sae_actor.domain.evolve import OPENING, closes, evolve, fold
 from sae_actor.domain.messages import AdmitGeneration, Message, Report, Start, Stop
 from sae_actor.domain.pending import pending, residents
-from sae_actor.domain.projections import outcome, state_view, waiting_for
 from sae_actor.domain.refs import Edit
 from sae_actor.domain.state import EMPTY, AttachmentState, State, encode
+from sae_actor.domain.views.resources import outcome, state_view, waiting_for
 from sae_actor.errors import InternalError, SAEError
 from tests.domain.dsl import FOLDER, IMPORTED, REPOSITORY, A, B, C, description, event, facts, files
 

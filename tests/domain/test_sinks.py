@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from sae_actor.domain import events as ev
+from sae_actor.domain.chats import MessageSpan
 from sae_actor.domain.commands import AnyCommand, Attach, Command, Monitor, Steer
 from sae_actor.domain.events import Event
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
-from sae_actor.domain.projections import attachment_view
-from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, HookPoint, Turn, intervention_sha256
+from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, HookPoint, intervention_sha256
+from sae_actor.domain.views.resources import attachment_view
 from tests.domain.dsl import A, attach_done, attached_steered, edit, given
 
 GOLDEN = Path(__file__).parent / "golden_events.ndjson"
@@ -169,7 +170,7 @@ def test_a_requests_own_reconstruction() -> None:
     assert (started.intervention[0].exclude, usual.intervention[0].exclude) == ((), None)
     assert started.intervention_sha256 != usual.intervention_sha256
     template = RequestedIntervention(sae_id=A, mode="reconstruct", exclude=("template",))
-    turns = (Turn(role="user", first=0, stop=3, content=(1, 2)),)
+    turns = (MessageSpan(role="user", first=0, stop=3, content=(1, 2)),)
     assert begun(interventions=(template,), turns=turns).turns == turns
     given(*attached_steered()).when(ask(interventions=(template,), turns=None)).refused(
         "positions_unknown", param="messages"

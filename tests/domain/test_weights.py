@@ -15,8 +15,8 @@ from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Download
 from sae_actor.domain.effects import AttachEffect
 from sae_actor.domain.messages import Start
-from sae_actor.domain.projections import sae_view
 from sae_actor.domain.refs import SaeFile
+from sae_actor.domain.views.resources import sae_view
 from sae_actor.domain.weights import WeightsFile, names, of_record, weights_sha256
 from tests.domain.dsl import (
     DIED,

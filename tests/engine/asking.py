@@ -7,21 +7,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from sae_actor.domain.chats import MessageSpan, Reasoning
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import (
-    SINK_WINDOW,
-    ActiveSae,
-    Edit,
-    Exclusion,
-    HookPoint,
-    Mode,
-    Reasoning,
-    SaeDescription,
-    StopWhen,
-    Turn,
-)
-from sae_actor.ports import Engine, Finished, TextRequest, Token, Watch
+from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, Exclusion, HookPoint, Mode, SaeDescription, StopWhen
+from sae_actor.ports import Engine, Finished, GenerationRequest, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
 LOCATION = SaeLocation(source="import", repository_id=None, commit=None, path=None, files=())
@@ -91,14 +81,14 @@ def request(
     deterministic: bool = False,
     watched: tuple[Watch, ...] = (),
     stop_when: StopWhen | None = None,
-    turns: tuple[Turn, ...] = (),
+    turns: tuple[MessageSpan, ...] = (),
     window: int | None = SINK_WINDOW,
     reasoning: Reasoning | None = None,
     **ends: Any,
-) -> TextRequest:
+) -> GenerationRequest:
     """`ends`: fields of `Sampling` that say how the text ends."""
     fields = {"stop": stop, "stop_in_hidden": bool(stop), **ends}
-    return TextRequest(
+    return GenerationRequest(
         generation_id="gen",
         token_ids=ids,
         sampling=Sampling(temperature=temperature, top_p=top_p, max_tokens=tokens, seed=seed, **fields),
@@ -124,7 +114,7 @@ async def read(stream: AsyncIterator[Token | Finished]) -> tuple[list[Token], Fi
     raise AssertionError("the stream ended without Finished")
 
 
-async def finished(engine: Engine, asked: TextRequest) -> Finished:
+async def finished(engine: Engine, asked: GenerationRequest) -> Finished:
     return (await read(engine.generate(asked)))[1]
 
 

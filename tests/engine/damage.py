@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sae_actor.engine.model import LoadedModel, load_model
+from sae_actor.engine.model.loading import LoadedModel, load_model
 from tests.engine.asking import load, no_progress
 
 

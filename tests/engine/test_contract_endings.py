@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_actor.domain.refs import Reasoning
+from sae_actor.domain.chats import Reasoning
 from sae_actor.errors import BadRequestError
 from tests.engine.asking import finished, load, no_progress, read, request
 from tests.engine.conftest import Given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_actor.domain.refs import Tokenization
+from sae_actor.domain.chats import Tokenization
 from sae_actor.errors import BadRequestError
 from tests.engine.conftest import Given
 

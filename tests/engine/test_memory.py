@@ -74,10 +74,10 @@ async def test_what_texts_have_taken_is_promised_to_them_no_more(
     engine = TorchEngine(EngineSettings(threads=1, cache_bytes=100_000))
     await engine.load_model(load(str(model)), no_progress)
     assert engine._model is not None
-    assert engine._model.decoder is not None
-    assert engine._model.decoder.together is not in_turn
+    assert engine._model.runner is not None
+    assert engine._model.runner.together is not in_turn
     engine._model.network.lm_head.register_forward_hook(lambda *_: time.sleep(0.005))
-    effect, batch, taken = attach(5), engine._device.batch, 0
+    effect, batch, taken = attach(5), engine._device.scheduler, 0
     needed = effect.sae.memory_bytes("float32")
 
     def free(_: torch.device) -> int:

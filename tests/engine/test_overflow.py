@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.actor import Actor, Broadcast, Performer, Texts
+from sae_actor.actor import Actor, Performer
 from sae_actor.domain.commands import Attach, Command, Import, LoadModel, Steer
 from sae_actor.domain.events import Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
@@ -15,7 +15,9 @@ from sae_actor.domain.refs import Edit, import_id_of
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import SAEError, SAEUnsupportedError
 from sae_actor.eventlog.memory import MemoryLog
+from sae_actor.generations import Generations
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.subscriptions import Broadcast
 from tests.actor.world import Clock
 from tests.engine.asking import active, attach, finished, load, no_progress, request
 
@@ -54,7 +56,7 @@ async def test_a_request_that_asks_too_much_leaves_the_steering_of_the_others(
     actor = Actor(log, engine, performer, Clock(), Broadcast(log))
     await actor.replay()
     await actor.start(Start(version="t"))
-    texts = Texts(actor, engine)
+    texts = Generations(actor, engine)
     sae_id = import_id_of(str(tiny_sae))
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=10, seed=0)
 

@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_actor.domain.refs import Edit, HookPoint, Tokenization
+from sae_actor.domain.chats import Tokenization
+from sae_actor.domain.refs import Edit, HookPoint
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.ports import Watch
 from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request

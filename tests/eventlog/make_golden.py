@@ -17,8 +17,8 @@ import msgspec
 from sae_actor import __version__
 from sae_actor.domain.events import Draft, Event
 from sae_actor.domain.evolve import evolve
-from sae_actor.domain.projections import state_view
 from sae_actor.domain.state import EMPTY
+from sae_actor.domain.views.resources import state_view
 from sae_actor.eventlog import SqliteLog, events_of, export_bundle, redact
 from tests.eventlog.making import TIME
 

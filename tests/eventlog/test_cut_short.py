@@ -23,9 +23,9 @@ from sae_actor.domain.events import Event
 from sae_actor.errors import LogUnusableError
 from sae_actor.eventlog import SqliteLog, export_bundle, import_bundle, redact, verify_folder
 from sae_actor.eventlog.checkpoint import read_checkpoint
+from tests.eventlog.audit.test_bundle import verify_bare
+from tests.eventlog.audit.test_redaction import make as make_with_text
 from tests.eventlog.making import REPOSITORY, TIME, make_killed_log, make_log, shown
-from tests.eventlog.test_bundle import verify_bare
-from tests.eventlog.test_redaction import make as make_with_text
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")]
 

@@ -16,16 +16,16 @@ import pytest
 from sae_actor import __version__
 from sae_actor.domain.commands import Steer
 from sae_actor.domain.events import PAYLOADS, Event, MonitoringChanged, SteeringChanged
+from sae_actor.domain.events.upcasting import UPCASTERS, upcast
 from sae_actor.domain.evolve import evolve, fold
-from sae_actor.domain.projections import state_view
 from sae_actor.domain.refs import Edit
 from sae_actor.domain.state import EMPTY
-from sae_actor.domain.upcasting import UPCASTERS, upcast
+from sae_actor.domain.views.resources import state_view
 from sae_actor.eventlog import SqliteLog, events_of, export_bundle, import_bundle, verify_folder
 from tests.actor.world import A, begin
 from tests.domain.test_golden_events import _lost as lost
+from tests.eventlog.audit.test_bundle import verify_bare
 from tests.eventlog.making import a_draft, content, shown
-from tests.eventlog.test_bundle import verify_bare
 from tests.fold_by_hand import views
 
 pytestmark = pytest.mark.anyio

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from sae_actor.api import Context, create_app
-from sae_actor.api.pages import Past
+from sae_actor.api.log_pages import StateCache
 from sae_actor.cli import main
 from sae_actor.domain.commands import (
     Attach,
@@ -35,9 +35,9 @@ from sae_actor.domain.commands import (
 from sae_actor.domain.refs import Edit, Span, import_id_of
 from sae_actor.errors import OutOfMemoryError, SAEDownloadError, SAEError
 from sae_actor.eventlog import SqliteLog, export_bundle
-from tests.actor.test_text_records import ask
 from tests.actor.world import LOAD, A, B, C, World, begin, get
 from tests.fold_by_hand import views
+from tests.generations.test_records import ask
 
 IMPORTED = import_id_of("/saes/demo")
 SAES = (A, B, C, IMPORTED)
@@ -96,7 +96,7 @@ def over_http(world: World) -> httpx.ASGITransport:
         _served.append((context, httpx.ASGITransport(app)))
     context, transport = _served[0]
     if context.log.log_id != world.log.log_id:
-        context.past = Past()
+        context.past = StateCache()
     for name, edge in edges.items():
         setattr(context, name, edge)
     return transport

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from sae_actor.domain.refs import ActiveSae, Exclusion, Intervention, Positions, Turn, When
+from sae_actor.domain.chats import MessageSpan
+from sae_actor.domain.refs import ActiveSae, Exclusion, Intervention, Positions, When
 
 
 def _always(*_: object) -> bool:
@@ -18,7 +19,7 @@ def covered(
     *,
     met: Callable[[ActiveSae, When, int], bool] = _always,
     special: Collection[int] = (),
-    turns: Sequence[Turn] = (),
+    turns: Sequence[MessageSpan] = (),
 ) -> tuple[set[int], set[int]]:
     """Positions edited and excluded when `run` positions were run; the only sink is position 1 (index 0).
 
@@ -40,7 +41,7 @@ def covered(
 
 
 def left_out(
-    exclude: Collection[Exclusion], prompt: int, special: Collection[int] = (), turns: Sequence[Turn] = ()
+    exclude: Collection[Exclusion], prompt: int, special: Collection[int] = (), turns: Sequence[MessageSpan] = ()
 ) -> set[int]:
     """Positions of these kinds."""
     said = {at for turn in turns for part in turn.said for at in range(*part)}
@@ -60,7 +61,7 @@ def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def _covers(positions: Positions, at: int, prompt: int, turns: Sequence[Turn]) -> bool:
+def _covers(positions: Positions, at: int, prompt: int, turns: Sequence[MessageSpan]) -> bool:
     match positions:
         case "all":
             return True

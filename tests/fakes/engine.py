@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from sae_actor.domain.chats import MessageSpan, Reasoning, Tokenization
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.refs import Edit, ModelFacts, Reasoning, Tokenization, Turn
+from sae_actor.domain.refs import Edit, ModelFacts
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -28,9 +29,9 @@ from sae_actor.errors import (
 from sae_actor.ports import (
     AttachedSae,
     FeatureDetails,
+    GenerationRequest,
     NearFeature,
     Progress,
-    TextRequest,
     Tokenized,
     TokenWeight,
 )
@@ -218,7 +219,7 @@ class FakeEngine:
     ) -> Tokenized:
         model, how = self._loaded(), how or Tokenization()
         ids: tuple[int, ...]
-        told: list[Turn] = []
+        told: list[MessageSpan] = []
         chat = False
         if isinstance(prompt, str):
             texts = prompt.split("<end>") if how.parse_special else [prompt]
@@ -237,7 +238,7 @@ class FakeEngine:
             for turn in turns:
                 head, content = f"<{turn['role']}>".encode(), _bytes(turn["content"])
                 said = (len(ids) + len(head), len(ids) + len(head) + len(content))
-                told.append(Turn(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
+                told.append(MessageSpan(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
                 ids += (*head, *content, 10)
             ids += tuple(b"<assistant>")
         if not ids:
@@ -261,7 +262,7 @@ class FakeEngine:
         wanted = (added and self.adds_bos) if how.prepend_bos is None else how.prepend_bos
         return (END, *ids) if wanted and ids[:1] != (END,) else ids
 
-    def generate(self, request: TextRequest) -> RunningText:
+    def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
         if len(self._streams) >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many texts are waiting", retry_after=1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
-from sae_actor.ports import Activations, FeatureActivation, Finished, Rest, ScoredToken, TextRequest, Token, Watch
+from sae_actor.ports import Activations, FeatureActivation, Finished, GenerationRequest, Rest, ScoredToken, Token, Watch
 from tests.fakes.coverage import covered, left_out, ranges
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _LETTERS = b"abcdefghijklmnopqrstuvwxyz etaoin"
 class RunningText(AsyncIterator[Token | Finished]):
     """One running text."""
 
-    def __init__(self, engine: FakeEngine, request: TextRequest, context_length: int) -> None:
+    def __init__(self, engine: FakeEngine, request: GenerationRequest, context_length: int) -> None:
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []
@@ -59,7 +59,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         early = sampling.min_tokens and sampling.stop
         if not (more or early or self._engine.specials or self._engine.script or self.request.reasoning):
             return None
-        from sae_actor.engine.answers import Answer
+        from sae_actor.engine.tokens.answers import Answer
 
         return Answer(self._engine.voice, self.request.token_ids, sampling, self.request.reasoning)
 

@@ -9,7 +9,7 @@ from tests.fakes.text import END
 
 
 class Voice:
-    """As `sae_actor.engine.answers.Voice`."""
+    """As `sae_actor.engine.tokens.answers.Voice`."""
 
     def __init__(self, specials: Sequence[str] = ()) -> None:
         self._written = {END + at: text for at, text in enumerate(("<end>", *specials))}

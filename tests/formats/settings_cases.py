@@ -10,19 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sae_actor.formats import (
-    dictionary_learning,
-    gemma_scope_2,
-    kissane,
-    layer_file,
-    llama_scope,
-    sae_lens_keys,
-    sparsify,
-)
-from sae_actor.formats.keys import Keys
+from sae_actor.formats.readers import dictionary_learning, gemma_scope_2, kissane, layer_file, llama_scope, sparsify
+from sae_actor.formats.settings import sae_lens_keys
+from sae_actor.formats.settings.keys import Keys
 from tests.formats import families
 from tests.formats.dictionaries import dictionary
-from tests.formats.test_sae_lens import BASIC, FLAT, NESTED, OLDEST, write
+from tests.formats.readers.test_sae_lens import BASIC, FLAT, NESTED, OLDEST, write
 from tests.formats.written import D_IN, D_OUT, D_SAE, put, weights
 
 

@@ -21,7 +21,7 @@ from sae_actor.errors import SAEInvalidError, SAENotFoundError, SAEUnsupportedEr
 from sae_actor.formats import check_values, describe
 from sae_actor.formats.pickles import convert
 from sae_actor.sae import load_sae
-from tests.formats.test_sae_lens import BASIC, FLAT, NESTED, write
+from tests.formats.readers.test_sae_lens import BASIC, FLAT, NESTED, write
 from tests.formats.written import put, weights
 
 WEIGHTS = "sae_weights.safetensors"

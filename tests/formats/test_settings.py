@@ -13,21 +13,16 @@ import yaml  # type: ignore[import-untyped]  # has no types
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.errors import SAEError, SAEInvalidError, SAEUnsupportedError
-from sae_actor.formats import (
-    describe,
-    dictionary_learning,
-    layer_file,
-    llama_scope,
-    sae_lens_keys,
-    sparsify,
-)
-from sae_actor.formats.keys import UNASKED, Keys
+from sae_actor.formats import describe
+from sae_actor.formats.readers import dictionary_learning, layer_file, llama_scope, sparsify
+from sae_actor.formats.settings import sae_lens_keys
+from sae_actor.formats.settings.keys import UNASKED, Keys
 from sae_actor.sae import SAE, load_sae
 from tests.formats import families
 from tests.formats.dictionaries import dictionary
 from tests.formats.library_keys import LIBRARY_KEYS
+from tests.formats.readers.test_sae_lens import FLAT, NESTED, OLDEST, write
 from tests.formats.settings_cases import CASES, Case, uneven
-from tests.formats.test_sae_lens import FLAT, NESTED, OLDEST, write
 from tests.formats.written import D_IN, put
 
 STRANGE = 7331

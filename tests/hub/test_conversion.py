@@ -14,10 +14,10 @@ import torch
 
 from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
 from sae_actor.domain.refs import import_id_of
-from sae_actor.domain.weights import WeightsFile
+from sae_actor.domain.weights import WeightsFile, weights_sha256
 from sae_actor.errors import DiskFullError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub
-from sae_actor.hub.digests import sha256_of, weights_sha256
+from sae_actor.hub.digests import sha256_of
 from sae_actor.sae import load_sae
 from tests.fakes.hub_server import HubServer
 from tests.formats import families

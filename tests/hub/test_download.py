@@ -13,6 +13,7 @@ import anyio
 import pytest
 from huggingface_hub import hf_hub_download, scan_cache_dir
 
+from sae_actor.domain.weights import weights_sha256
 from sae_actor.errors import (
     DiskFullError,
     SAEAmbiguousError,
@@ -21,7 +22,7 @@ from sae_actor.errors import (
     SAEUnsupportedError,
 )
 from sae_actor.hub import HuggingFaceHub
-from sae_actor.hub.digests import sha256_of, weights_sha256
+from sae_actor.hub.digests import sha256_of
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files, safetensors
 from tests.hub.conftest import TOKEN, MakeHub, Told, download, files_below

@@ -11,8 +11,8 @@ import pytest
 
 from sae_actor.domain.effects import ImportEffect
 from sae_actor.errors import ModelLoadError, SAEDownloadError, SAEError, SAEInvalidError
+from sae_actor.formats.lfs import is_pointer
 from sae_actor.hub import HuggingFaceHub
-from sae_actor.lfs import is_pointer
 from sae_actor.sae import load_sae
 from tests.fakes.hub_server import HubServer
 from tests.formats import families

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sae_actor.errors import SAEDownloadError
-from sae_actor.hub.endpoint import Endpoint
+from sae_actor.hub.child.endpoint import Endpoint
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
 from tests.hub.conftest import TOKEN, MakeHub, Told, download

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_actor.domain.weights import weights_sha256
 from sae_actor.errors import SAEDownloadError
 from sae_actor.hub import layout
-from sae_actor.hub.digests import BlobDigest, Stamp, feed, weights_sha256
+from sae_actor.hub.digests import BlobDigest, Stamp, feed
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sae_actor import serve
-from sae_actor.adapters import Adapters, SystemClock
 from sae_actor.config import load
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.service import process
+from sae_actor.service.adapters import Adapters, SystemClock
 from tests.fakes.engine import FakeEngine
 from tests.hub.conftest import QUICK
 from tests.process.census import count_on_signal
@@ -58,7 +58,7 @@ def main() -> int:
     if given.clock is not None:
         adapters = replace(adapters, clock=_FastClock(given.clock))
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
-    return serve.run(settings, adapters=adapters)
+    return process.run(settings, adapters=adapters)
 
 
 class _FastClock(SystemClock):

@@ -14,9 +14,9 @@ import httpx
 import msgspec
 import pytest
 
-from sae_actor.cli.answers import explanation
+from sae_actor.cli.render.explanation import explanation
 from sae_actor.domain.events import Event
-from sae_actor.domain.explaining import Explaining
+from sae_actor.domain.views.explanation import Explaining
 from tests.cli.conftest import Ran, bare_environment, command
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.fold_by_hand import views

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # has no stubs here
 import pytest
 
-from sae_actor.hub.listings import RUNNING, WAITING
+from sae_actor.hub.catalogs import RUNNING, WAITING
 from tests.api.raw import parsed
 
 from .harness import Process, until

@@ -21,8 +21,8 @@ import psutil  # type: ignore[import-untyped]  # has no stubs here
 import pytest
 
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
-from sae_actor.api import openapi
-from sae_actor.api.routes import TABLE
+from sae_actor.api.openapi import document
+from sae_actor.api.operations import OPERATIONS
 
 from .harness import Process, until
 from .test_kill import SAE_ID, SCRIPT
@@ -36,11 +36,11 @@ PATIENCE = 0.3
 def right_requests(rng: random.Random) -> list[bytes]:
     """Every route, with each of its example bodies, about the SAE that is there."""
     found = []
-    for each in TABLE:
+    for each in OPERATIONS:
         path = re.sub(r"{sae_id}", SAE_ID, each.path).replace("{feature}", "584")
         path = re.sub(r"{\w+}", "default", path)
         for body in [*each.examples.values(), {}] if each.body is not None else [None]:
-            about = json.loads(json.dumps(body).replace(openapi.SAE_ID, SAE_ID))
+            about = json.loads(json.dumps(body).replace(document.SAE_ID, SAE_ID))
             found.append(_request(each.method, path, about, rng))
     return found
 

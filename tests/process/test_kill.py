@@ -15,7 +15,7 @@ import pytest
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.domain.refs import import_id_of
-from sae_actor.eventlog.offline import verify_folder
+from sae_actor.eventlog import verify_folder
 
 from .harness import Process, until
 

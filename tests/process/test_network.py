@@ -5,7 +5,7 @@ row  test
 32   test_row_32_a_client_that_goes_away
 33   test_row_33_what_is_no_json
 34   test_row_34_nesting_and_keys
-35   test_row_35_bodies_too_large_or_too_slow (the rest of it with sockets of its own: tests/api/test_transport.py)
+35   test_row_35_bodies_too_large_or_too_slow (the rest of it: tests/api/server/test_protocol.py)
 36   test_row_36_other_media_types
 37   test_row_37_numbers_that_are_none
 38   test_row_38_integers_that_are_none

@@ -2,7 +2,7 @@
 
 row  test
 70   test_row_70_strangers_on_every_route
-71   test_row_71_tokens_on_every_route (and tests/api/test_security.py, which has the whole list of both)
+71   test_row_71_tokens_on_every_route (and tests/api/guard/test_guard.py, which has the whole list of both)
 74   test_row_74_… (a port in use: tests/process/test_kill.py)
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sae_actor.api.routes import TABLE
+from sae_actor.api.operations import OPERATIONS
 from sae_actor.client import Client
 from sae_actor.config import ConfigurationError, load, tls_files
 from tests.api.raw import exchange, parsed, request
@@ -61,7 +61,7 @@ def statuses(service: Process, headers: list[tuple[str, str]], query: str = "") 
 
     async def all_of_them() -> dict[tuple[str, str], int]:
         found = {}
-        for each in TABLE:
+        for each in OPERATIONS:
             path = re.sub(r"{\w+}", "x", each.path) + query
             found[each.method, each.path] = (await exchange(service.url, request(each.method, path, headers))).status
         return found
@@ -81,7 +81,7 @@ def test_row_70_strangers_on_every_route(service: Process) -> None:
 
 def test_row_71_tokens_on_every_route(service: Process) -> None:
     host = ("Host", service.url.removeprefix("http://"))
-    is_open = {(each.method, each.path) for each in TABLE if each.open}
+    is_open = {(each.method, each.path) for each in OPERATIONS if each.open}
     for given in (None, "Bearer wrong", f"Bearer {OPERATOR}x", "Bearer " + "x" * 10_000, f"Basic {OPERATOR}"):
         headers = [host] if given is None else [host, ("Authorization", given)]
         found = statuses(service, headers)

@@ -20,8 +20,8 @@ import httpx
 import pytest
 from httpx_sse import connect_sse
 
+from sae_actor.api.server.listener import listen
 from sae_actor.client.sse import frames
-from sae_actor.listening import listen
 from tests.children import child
 
 from .harness import Process, until

@@ -11,8 +11,9 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from sae_actor.domain.chats import Tokenization
 from sae_actor.domain.messages import RequestedStop
-from sae_actor.domain.refs import Span, Tokenization
+from sae_actor.domain.refs import Span
 from tests.cli.conftest import Ran, bare_environment, command
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.reproducing.making import SAMPLED, View, edit, recording

@@ -9,15 +9,18 @@ from typing import Any
 
 import msgspec
 
-from sae_actor.actor import Actor, Broadcast, Done, Performer, Tell, Texts
-from sae_actor.adapters import SystemClock
+from sae_actor.actor import Actor, Performer
+from sae_actor.domain.chats import Tokenization
 from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Steer
 from sae_actor.domain.events import Draft, Event, GenerationStarted, Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
-from sae_actor.domain.refs import Edit, Exclusion, Tokenization, intervention_sha256
+from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
+from sae_actor.generations import Completed, Generations, TokenOptions
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.service.adapters import SystemClock
+from sae_actor.subscriptions import Broadcast
 
 View = dict[str, Any]
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=6, seed=1)
@@ -31,7 +34,7 @@ def edit(feature: int, strength: float, *, exclude: tuple[Exclusion, ...] = (), 
 class Recorder:
     """A running service without HTTP, on a data folder of its own."""
 
-    def __init__(self, actor: Actor, texts: Texts, engine: TorchEngine) -> None:
+    def __init__(self, actor: Actor, texts: Generations, engine: TorchEngine) -> None:
         self.actor = actor
         self.texts = texts
         self.engine = engine
@@ -56,7 +59,7 @@ class Recorder:
 
     async def say(
         self, prompt: Any = "hello", sampling: Sampling = GREEDY, how: Tokenization | None = None, **asked: Any
-    ) -> tuple[str, Done]:
+    ) -> tuple[str, Completed]:
         """Make a text; its id and its end."""
         read = await self.engine.tokenize(prompt, how)
 
@@ -71,7 +74,7 @@ class Recorder:
                 **asked,
             )
 
-        text = await self.texts.open(ask, read.token_ids, principal="me", tell=Tell())
+        text = await self.texts.open(ask, read.token_ids, principal="me", tell=TokenOptions())
         return text.started.generation_id, await text.result()
 
 
@@ -94,7 +97,7 @@ async def recording(
     actor = Actor(log, engine, performer, SystemClock(), Broadcast(log))
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments))
-    texts = Texts(actor, engine, record_text=record_text)
+    texts = Generations(actor, engine, record_text=record_text)
     recorder = Recorder(actor, texts, engine)
     try:
         await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype))

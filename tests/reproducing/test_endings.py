@@ -9,8 +9,8 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from sae_actor.domain.chats import Reasoning
 from sae_actor.domain.events import Sampling
-from sae_actor.domain.refs import Reasoning
 from tests.engine.tiny import END, save_tiny_model, save_tiny_sae
 from tests.reproducing.conftest import Reproduce
 from tests.reproducing.making import View, changing, edit, forged, recording, stronger

@@ -12,10 +12,10 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from sae_actor.actor.records import token_digest
 from sae_actor.domain.commands import Attach, Download
 from sae_actor.domain.refs import sae_id_of
 from sae_actor.eventlog import SqliteLog
+from sae_actor.generations.records import token_digest
 from sae_actor.reproducing import verdict
 from tests.cli.conftest import Ran
 from tests.engine.tiny import save_tiny_model, save_tiny_sae

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.api.openapi import description
-from sae_actor.api.routes import TABLE
+from sae_actor.api.openapi.document import description
+from sae_actor.api.operations import OPERATIONS
 from tests.process.harness import Process
 from tests.web.browser import BINARY, Browser, Page
 
@@ -32,7 +32,7 @@ def test_the_description_to_be_read(browser: Browser, tmp_path: Path) -> None:
     with Process(tmp_path / "data") as process:
         page = opened(browser, process.url)
         said = description()
-        assert sorted(page.evaluate(VISIBLE)) == sorted(each.handler.__name__ for each in TABLE)
+        assert sorted(page.evaluate(VISIBLE)) == sorted(each.handler.__name__ for each in OPERATIONS)
         shapes = page.evaluate("[...document.querySelectorAll('#schemas details')].map(e => e.id)")
         assert sorted(shapes) == sorted(said["components"]["schemas"])
 
@@ -81,4 +81,4 @@ def test_without_a_login_it_says_where_to_get_one(browser: Browser, tmp_path: Pa
             " body: JSON.stringify({token: 'secret-token'})})"
         )
         again = opened(browser, process.url)
-        assert len(again.evaluate(VISIBLE)) == len(TABLE)
+        assert len(again.evaluate(VISIBLE)) == len(OPERATIONS)

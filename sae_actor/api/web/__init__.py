@@ -13,7 +13,8 @@ from importlib.resources import files
 
 from litestar import Response
 
-from ..routes import Answer, AnyRequest, operation
+from ..operations import operation
+from ..types import Answer, AnyRequest
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "

@@ -1,8 +1,9 @@
 """What happened: one payload struct per event type, and the envelope that the log stores.
 
-    payload                       what all payloads share: a schema; a command's digest; a `Problem`
-    life, model, saes, texts      the payloads, by what they tell of
-    envelope                      `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
+    payload                             what all payloads share: a schema; a command's digest; a `Problem`
+    life, model, saes, generations      the payloads, by what they tell of
+    upcasting                           payloads of earlier schemas, as those of today
+    envelope                            `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
 Events are facts: new fields have defaults, a field that must change is a new schema, so that every log still folds.
 
@@ -11,6 +12,7 @@ the position of the intent that asked for it, the fencing token.
 """
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft
+from .generations import GenerationFinished, GenerationStarted, Receipt, Sampling
 from .life import (
     ActorStarted,
     ActorStopped,
@@ -39,7 +41,6 @@ from .saes import (
     SaeDetached,
     SteeringChanged,
 )
-from .texts import GenerationFinished, GenerationStarted, Receipt, Sampling
 
 __all__ = [
     "ERASED",

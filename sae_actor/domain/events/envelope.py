@@ -10,9 +10,9 @@ import uuid
 import msgspec
 from msgspec import Struct
 
-from ..upcasting import upcast
-from . import life, model, saes, texts
+from . import generations, life, model, saes
 from .payload import Payload
+from .upcasting import upcast
 
 PAYLOADS: dict[str, type[Payload]] = {
     cls.__name__: cls
@@ -23,7 +23,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         saes.AttachRequested, saes.SaeAttached, saes.AttachFailed, saes.DetachRequested, saes.SaeDetached,
         saes.DeleteRequested, saes.SaeDeleted, saes.DeleteFailed, saes.SteeringChanged, saes.MonitoringChanged,
         life.EffectInterrupted, saes.HookFaulted, life.GpuLost, life.CommandRejected,
-        texts.GenerationStarted, texts.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
+        generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
     )
 }  # fmt: skip
 """Event type → payload struct; the order is that of the contract."""

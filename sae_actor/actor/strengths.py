@@ -1,0 +1,63 @@
+"""Strengths in units of an SAE, resolved to raw ones before the rules see them: what is decided and logged is raw."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from ..domain.commands import Steer
+from ..domain.messages import AdmitGeneration, OwnIntervention
+from ..domain.refs import MAX_STRENGTH, Edit
+from ..domain.rules.admission import meant
+from ..domain.state import State
+from ..errors import BadRequestError
+from ..ports import Engine
+
+R = TypeVar("R", AdmitGeneration, OwnIntervention)
+
+
+async def raw_command(command: Steer, state: State, engine: Engine) -> Steer:
+    """The command with raw strengths. One about an SAE that is not attached is left to the rules.
+
+    Raises what `Engine.raw` raises, `BadRequestError` where a raw strength is out of bounds.
+    """
+    features = await _raw(command.features, command.sae_id, state, engine)
+    return command if features is command.features else replace(command, features=features)
+
+
+async def raw_request(request: R, state: State, engine: Engine) -> R:
+    """The request with raw strengths; raises as `raw_command`."""
+    if request.steering:
+        steering = await _raw(request.steering, None, state, engine)
+        request = request if steering is request.steering else replace(request, steering=steering)
+    if request.interventions:
+        own = [(each, await _raw(each.steering, each.sae_id, state, engine)) for each in request.interventions]
+        if any(edits is not each.steering for each, edits in own):
+            request = replace(request, interventions=tuple(replace(each, steering=edits) for each, edits in own))
+    return request
+
+
+async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine: Engine) -> tuple[Edit, ...]:
+    # In half precision a raw strength may be more than can be written: the engine knows the decoder's rows.
+    if all(edit.unit == "raw" for edit in edits) and not _in_half(state):
+        return edits
+    attachment = state.attachment(meant(state, edits) if sae_id is None else sae_id)
+    record = None if attachment is None else state.saes[attachment.sae_id].sae
+    if attachment is None or record is None or any(edit.feature >= record.d_sae for edit in edits):
+        return edits
+    found = await engine.raw(attachment.request_position, edits)
+    for edit, given in zip(found, edits, strict=True):
+        if not math.isfinite(edit.strength) or abs(edit.strength) > MAX_STRENGTH:
+            raise BadRequestError(
+                f"feature {given.feature}: {given.strength:g} ({given.unit}) is more than {MAX_STRENGTH:g} raw",
+                param="strength",
+            )
+    return found
+
+
+def _in_half(state: State) -> bool:
+    """Whether numbers end early: `float16` holds up to 65504."""
+    facts = None if state.model is None else state.model.facts
+    return (facts is not None and facts.dtype == "float16") or any(a.dtype == "float16" for a in state.attached)

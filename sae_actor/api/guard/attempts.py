@@ -1,0 +1,65 @@
+"""How often one address may fail to log in."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from collections import deque
+
+from ...errors import TooManyAttemptsError
+from .sessions import Monotonic
+
+
+class Attempts:
+    """Failed logins: so many in a window for each address, and fifty times as many for all together."""
+
+    def __init__(self, each: int = 10, seconds: float = 60.0, *, clock: Monotonic = time.monotonic) -> None:
+        self._each = each
+        self._seconds = seconds
+        self._clock = clock
+        self._all: deque[float] = deque()
+        self._of: dict[str, deque[float]] = {}
+        """Never more addresses than failures in `_all`, so never more than fifty times `each`."""
+
+    def check(self, address: str) -> None:
+        """Raises `TooManyAttemptsError`, before a token is looked at: a right one is not told apart then."""
+        now = self._clock()
+        self._forget(now)
+        own = self._of.get(_network(address), deque())
+        for failures, most in ((own, self._each), (self._all, 50 * self._each)):
+            if len(failures) >= most:
+                wait = self._seconds - (now - failures[0])
+                raise TooManyAttemptsError("too many logins have failed", retry_after=math.ceil(wait))
+
+    def failed(self, address: str) -> None:
+        now = self._clock()
+        self._all.append(now)
+        self._of.setdefault(_network(address), deque()).append(now)
+
+    def _forget(self, now: float) -> None:
+        while self._all and now - self._all[0] >= self._seconds:
+            self._all.popleft()
+        for network, failures in list(self._of.items()):
+            while failures and now - failures[0] >= self._seconds:
+                failures.popleft()
+            if not failures:
+                del self._of[network]
+
+
+def plain_address(address: str) -> str:
+    """An IPv4 address as itself, also where a socket of IPv6 says ::ffff:192.0.2.1 for it."""
+    try:
+        mapped = ipaddress.IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)
+
+
+def _network(address: str) -> str:
+    """One customer has one IPv4 address, or 2⁶⁴ of IPv6."""
+    try:
+        parsed = ipaddress.ip_address(plain_address(address))
+    except ValueError:
+        return address
+    return str(parsed) if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))

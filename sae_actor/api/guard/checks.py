@@ -1,0 +1,93 @@
+"""Checks of a request before any route: host name, address, body and origin. Each raises what it refuses with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from ...errors import BadRequestError, ForbiddenError, UnsupportedMediaTypeError
+from .policy import Policy
+
+_HOST = re.compile(r"([A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
+"""A name or address, and a port: what a framework makes of anything else is not to be relied on."""
+Headers = Iterable[tuple[bytes, bytes]]
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+SECRET_PARAMETERS = frozenset({"token", "access_token"})
+MAX_PARAMETERS = 64
+
+
+def header_values(headers: Headers, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in headers if key == name]
+
+
+def _hostname(netloc: str) -> str:
+    """Without the port, in lower case; an IPv6 address keeps its brackets."""
+    if netloc.startswith("["):
+        return netloc.partition("]")[0].lower() + "]"
+    return netloc.partition(":")[0].lower()
+
+
+def check_host(hosts: list[str], allowed: tuple[str, ...]) -> None:
+    if len(hosts) != 1:
+        raise BadRequestError("exactly one Host header is needed")
+    named = _HOST.fullmatch(hosts[0])
+    if named is None or int(named[2] or 0) > 65535:
+        raise BadRequestError("the Host header names no host")
+    if "*" not in allowed and _hostname(hosts[0]) not in allowed:
+        raise ForbiddenError("this service does not answer to that host name")
+
+
+def check_address(query: bytes) -> None:
+    """Addresses end up in histories and in the logs of others. Of two values of a parameter neither is taken."""
+    if not query:
+        return
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise BadRequestError(f"an address takes {MAX_PARAMETERS} parameters at most") from None
+    names = [name for name, _ in pairs]
+    if not SECRET_PARAMETERS.isdisjoint(map(str.lower, names)):
+        raise BadRequestError("a token does not belong into the address; use the Authorization header")
+    if len(set(names)) != len(names):
+        raise BadRequestError("a parameter stands twice in the address")
+
+
+def check_body(scope: Any) -> None:
+    """A body is JSON and says so: what a page may send without a preflight is not."""
+    if scope["method"] in READING:
+        return
+    sent = header_values(scope["headers"], b"content-length") not in ([], ["0"])
+    if sent or header_values(scope["headers"], b"transfer-encoding"):
+        kind = ",".join(header_values(scope["headers"], b"content-type")).partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise UnsupportedMediaTypeError(f"send application/json, not {kind[:80] or 'nothing'}")
+
+
+def listed_origin(headers: Headers, policy: Policy) -> str | None:
+    origins = header_values(headers, b"origin")
+    return origins[0] if len(origins) == 1 and origins[0] in policy.cors_origins else None
+
+
+def is_own_origin(headers: Headers) -> bool:
+    """True where there is one Origin, and it is the host that was asked."""
+    origins, hosts = header_values(headers, b"origin"), header_values(headers, b"host")
+    if len(origins) != 1 or not origins[0].startswith(("http://", "https://")):
+        return False
+    try:
+        return urlsplit(origins[0]).netloc.lower() == hosts[0].lower()
+    except ValueError:
+        return False
+
+
+def check_origin(headers: Headers, policy: Policy) -> None:
+    """A page of another origin may not speak to us through its visitor's browser."""
+    if listed_origin(headers, policy) is not None:
+        return
+    if header_values(headers, b"origin") and not is_own_origin(headers):
+        raise ForbiddenError("requests from other origins are not allowed")
+    sites = set(header_values(headers, b"sec-fetch-site"))
+    # A link from another port of this host may lead to the page; only what a script of it sends is refused.
+    if "cross-site" in sites or ("same-site" in sites and header_values(headers, b"sec-fetch-mode") != ["navigate"]):
+        raise ForbiddenError("requests from other sites are not allowed")

@@ -1,0 +1,118 @@
+"""Who is let in: host name, origin, token and role are checked before any route is looked at.
+
+    Host                   exactly one, and a name of ours
+    Origin, Sec-Fetch-*    no page of another origin or site, unless `[server] cors_origins` lists it
+    Authorization          the token of a grant; in its place the cookie of a login, which needs our own Origin to write
+    role                   a viewer reads (GET, HEAD, OPTIONS), an operator does the rest
+    Content-Type           a body is application/json
+    the query              no token, and nothing twice
+
+It wraps the whole application, so that an address without a route is no way around it. HEAD is answered as GET is,
+without the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from litestar import Request
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...errors import SAEError
+from ..operations import OPERATIONS
+from ..problems import problem_response
+from .checks import READING, check_address, check_body, check_host, check_origin, header_values, listed_origin
+from .concurrency import RequestThrottle
+from .headers import answer_preflight, harden, is_preflight
+from .identity import caller_of, session_id_of
+from .policy import Policy
+
+
+def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
+    """`app` behind the checks: it is asked only what may be asked, and finds a `Caller` or None in the scope."""
+    open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
+    reading, writing = RequestThrottle(), RequestThrottle()
+    # Two, so that who reads never stands behind a flood of commands; probes and the page stand behind nobody.
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        request: Request[Any, Any, Any] = Request(scope, receive, send)
+        listed = listed_origin(scope["headers"], policy)
+
+        async def hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                harden(message, policy, listed)
+            await send(message)
+
+        try:
+            check_host(header_values(scope["headers"], b"host"), policy.hosts)
+            check_address(scope["query_string"])
+            check_origin(scope["headers"], policy)
+            if listed is not None and is_preflight(scope):
+                await answer_preflight(hardened)
+                return
+            is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in open_routes
+            caller = caller_of(scope, policy, is_open)
+            check_body(scope)
+            scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+        except SAEError as error:
+            response = problem_response(request, error).to_asgi_response(app=None, request=request)
+            await response(scope, receive, hardened)
+            return
+        reads = scope["method"] in READING
+        if not (reads and is_open):
+            await (reading if reads else writing).enter()
+        session_id = session_id_of(scope, policy)
+        if scope["method"] == "HEAD":
+            await _head(app, scope, receive, hardened)
+        elif session_id is None or caller is None:
+            await app(scope, receive, hardened)
+        else:
+            with policy.sessions.lasting(session_id) as ended:
+                await _until(ended, app, scope, receive, hardened)
+
+    return checked
+
+
+async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """`app` is asked for all of it, and its client leaves before the body."""
+    asked: Any = {**scope, "method": "GET"}
+    begun = asyncio.Event()
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            if "path_template" in asked:
+                scope["path_template"] = asked["path_template"]
+            await send(message)
+        elif not begun.is_set():
+            begun.set()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    await _until(begun, app, asked, receive, sending)
+
+
+async def _until(ended: asyncio.Event, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """`app` is told that its client has left once `ended` is set; a stream that it sends ends then."""
+    is_whole = True
+
+    async def receiving() -> Any:
+        asking, ending = asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())
+        try:
+            await asyncio.wait((asking, ending), return_when=asyncio.FIRST_COMPLETED)
+            return {"type": "http.disconnect"} if ended.is_set() else asking.result()
+        finally:
+            asking.cancel()
+            ending.cancel()
+
+    async def sending(message: Message) -> None:
+        nonlocal is_whole
+        is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    await app(scope, receiving, sending)
+    if not is_whole and ended.is_set():
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,81 @@
+"""Who asks: a token, or the cookie of a login, and the role that comes with it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ...config.access import Grant
+from ...errors import ForbiddenError, UnauthorizedError
+from .checks import READING, header_values, is_own_origin
+from .policy import Policy
+
+MAX_TOKEN = 1024
+
+
+class Caller(NamedTuple):
+    """Who asks: the holder of a token, or anyone where none is asked for."""
+
+    name: str
+    role: str
+
+
+ANYONE = Caller("local", "operator")
+
+
+def cookie_name(scope: Any) -> str:
+    """Cookies are shared by all ports of a host, so the name holds ours; `__Host-` binds it to this very host."""
+    server = scope.get("server") or ("", 0)
+    return f"{'__Host-' if scope['scheme'] == 'https' else ''}sae_actor_{server[1]}"
+
+
+def session_ids_of(scope: Any) -> list[str]:
+    """The cookies of logins: one, unless somebody has put another beside it."""
+    name = cookie_name(scope)
+    parts = (part.partition("=") for line in header_values(scope["headers"], b"cookie") for part in line.split(";"))
+    return [value.strip() for key, _, value in parts if key.strip() == name and len(value) <= MAX_TOKEN]
+
+
+def session_id_of(scope: Any, policy: Policy) -> str | None:
+    """By which the caller is to be known; a token goes before it, and of two neither is taken."""
+    if not policy.access or header_values(scope["headers"], b"authorization"):
+        return None
+    found = session_ids_of(scope)
+    return found[0] if len(found) == 1 else None
+
+
+def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
+    """Who asks; None on an open route for somebody unknown. Raises `UnauthorizedError`, `ForbiddenError`."""
+    if not policy.access:
+        return ANYONE
+    writes = scope["method"] not in READING
+    session_id = session_id_of(scope, policy)
+    if session_id is not None and writes and not is_own_origin(scope["headers"]):
+        raise ForbiddenError("a login is good for the page itself only; send an Authorization header")
+    try:
+        if session_id is None:
+            grant = _bearer(header_values(scope["headers"], b"authorization"), policy)
+        else:
+            grant = _session(session_id, policy)
+    except UnauthorizedError:
+        if is_open:
+            return None
+        raise
+    if writes and not is_open and grant.role != "operator":
+        raise ForbiddenError(f"{grant.name} may read only: the token is a {grant.role}'s")
+    return Caller(grant.name, grant.role)
+
+
+def _bearer(given: list[str], policy: Policy) -> Grant:
+    if len(given) != 1 or len(given[0]) > MAX_TOKEN or not given[0].lower().startswith("bearer "):
+        raise UnauthorizedError("send one Authorization: Bearer header")
+    grant = policy.access.of(given[0][7:].strip(" \t").encode("latin-1"))
+    if grant is None:
+        raise UnauthorizedError("the token is not known")
+    return grant
+
+
+def _session(session_id: str, policy: Policy) -> Grant:
+    grant = policy.sessions.of(session_id)
+    if grant is None:
+        raise UnauthorizedError("the login has ended; log in again")
+    return grant

@@ -1,0 +1,83 @@
+"""Logins of browsers: random ids that a cookie holds."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ...config.access import Grant
+
+Monotonic = Callable[[], float]
+
+
+class _Session(NamedTuple):
+    grant: Grant
+    expires: float
+
+
+class Sessions:
+    """In memory and nowhere else: a restart logs everyone out. Ids are kept as digests."""
+
+    def __init__(self, seconds: float = 12 * 3600.0, *, each: int = 16, clock: Monotonic = time.monotonic) -> None:
+        """`each`: sessions of one name; a further login ends its oldest."""
+        self.seconds = seconds
+        self._each = each
+        self._clock = clock
+        self._open: dict[bytes, _Session] = {}
+        """Oldest first."""
+        self._lasting: dict[bytes, set[asyncio.Event]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, grant: Grant) -> str:
+        """A new session; its id is told once and not kept."""
+        now = self._clock()
+        for key in [key for key, session in self._open.items() if session.expires <= now]:
+            self._drop(key)
+        own = [key for key, session in self._open.items() if session.grant.name == grant.name]
+        for key in own[: max(0, len(own) - self._each + 1)]:
+            self._drop(key)
+        session_id = secrets.token_urlsafe(32)
+        self._open[_key(session_id)] = _Session(grant, now + self.seconds)
+        return session_id
+
+    def of(self, session_id: str) -> Grant | None:
+        """Whose session it is; None for one that has ended or never was."""
+        session = self._open.get(_key(session_id))
+        return session.grant if session is not None and session.expires > self._clock() else None
+
+    def end(self, session_id: str) -> None:
+        self._drop(_key(session_id))
+
+    @contextmanager
+    def lasting(self, session_id: str) -> Iterator[asyncio.Event]:
+        """Around what is done under a session: the event is set when that ends, for whatever reason."""
+        key, ended = _key(session_id), asyncio.Event()
+        session = self._open.get(key)
+        left = 0.0 if session is None else session.expires - self._clock()
+        timer = asyncio.get_running_loop().call_later(left, ended.set)
+        lasting = self._lasting.setdefault(key, set())
+        lasting.add(ended)
+        try:
+            yield ended
+        finally:
+            timer.cancel()
+            lasting.discard(ended)
+            if not lasting:
+                self._lasting.pop(key, None)
+
+    def _drop(self, key: bytes) -> None:
+        self._open.pop(key, None)
+        for ended in self._lasting.pop(key, ()):
+            ended.set()
+
+
+def _key(session_id: str) -> bytes:
+    """Looked up by digest, so that the time of a look-up tells nothing about the ids."""
+    return hashlib.sha256(session_id.encode()).digest()

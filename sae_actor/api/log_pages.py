@@ -1,0 +1,96 @@
+"""The log by the page: a page is bounded in bytes, and between events the loop is left to others in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from time import perf_counter
+
+from ..domain.events import Event
+from ..domain.evolve import evolve
+from ..domain.state import EMPTY, State
+from ..ports import EventLog
+from ..subscriptions import EVERYTHING, PAGE, EventFilter, names_sae
+from .guard.concurrency import BoundedSemaphore
+
+PAGE_BYTES = 512 * 1024
+"""Of payloads, about: a page of large events is a short one."""
+FIRST = 16
+"""Events of the first page, when nothing is known of their sizes."""
+SLICE = 0.005
+"""Seconds of work at a stretch."""
+KEPT = 16
+"""States of before that are kept."""
+
+
+class Pace:
+    """Lets others have their turn after each `SLICE` of work."""
+
+    def __init__(self) -> None:
+        self._since = perf_counter()
+
+    async def keep(self) -> None:
+        if perf_counter() - self._since > SLICE:
+            await asyncio.sleep(0)
+            self._since = perf_counter()
+
+
+async def events(
+    log: EventLog,
+    after: int,
+    *,
+    until: int,
+    wanted: EventFilter = EVERYTHING,
+    limit: int | None = None,
+    places: BoundedSemaphore | None = None,
+) -> AsyncGenerator[Event, None]:
+    """Events behind `after` up to and with `until` that are `wanted`, `limit` at most.
+
+    Each page is read in one of the `places`, where there are some. Raises `NotReadyError` where too many wait for them
+    already, before the first page only.
+    """
+    types = None if wanted.types is None else sorted(wanted.types)
+    given, rows, begun = 0, FIRST, False
+    while after < until:
+        if limit is not None and wanted.sae_id is None:
+            rows = min(rows, limit - given)
+        if places is None:
+            page = await log.read(after, rows, types)
+        else:
+            async with places.taken(begun=begun):
+                page = await log.read(after, rows, types)
+        begun = True
+        pace = Pace()
+        for event in page:
+            if event.position > until:
+                return
+            if wanted.sae_id is None or names_sae(bytes(event.data), wanted.sae_id):
+                yield event
+                given += 1
+                if given == limit:
+                    return
+            await pace.keep()
+        if len(page) < rows:
+            return
+        after = page[-1].position
+        mean = sum(len(event.data) for event in page) // len(page) + 1
+        rows = max(1, min(PAGE, rows * 4, PAGE_BYTES // mean))
+
+
+class StateCache:
+    """States of before, told from the log: each goes on from the nearest that was asked for of late."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, State] = OrderedDict({0: EMPTY})
+
+    async def state(self, log: EventLog, at: int) -> State:
+        nearest = max((position for position in self._kept if position <= at), default=0)
+        state = self._kept.get(nearest, EMPTY)
+        async for event in events(log, nearest, until=at):
+            state = evolve(state, event)
+        self._kept[at] = state
+        self._kept.move_to_end(at)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return state

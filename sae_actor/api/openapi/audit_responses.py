@@ -1,0 +1,136 @@
+"""Shapes of what is told of texts from the log alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
+
+from ...domain.chats import Reasoning, Tokenization
+from ...domain.events import Problem, Receipt, Sampling
+from ...domain.refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
+from ...domain.views.provenance import Cited
+from ...domain.weights import WeightsFile
+from .responses import Count, Position, Ranges
+
+
+class ExplainedEdit(TypedDict):
+    """An edit as it was recorded, and in words."""
+
+    feature: int
+    strength: float
+    method: str
+    positions: Any
+    exclude: list[str]
+    unit: str
+    sae_id: str | None
+    when: Any
+    words: str
+
+
+class ExplainedSae(TypedDict):
+    """One SAE of the intervention, where it came from, and since which events it was as it was."""
+
+    sae_id: str
+    repository_id: str | None
+    revision: str | None
+    path: str | None
+    commit: str | None
+    files: list[SaeFile]
+    format: str | None
+    architecture: str | None
+    weights_sha256: str
+    weights_files: list[WeightsFile]
+    hook_point: HookPoint
+    hook_point_out: HookPoint | None
+    mode: Mode
+    exclude: list[Exclusion] | None
+    passes: list[Exclusion] | None
+    dtype: str | None
+    steering: list[ExplainedEdit]
+    steering_from: Literal["request", "server"]
+    steering_enabled: bool | None
+    since: list[Cited]
+
+
+class ExplainedModel(TypedDict):
+    model_id: str
+    revision: str
+    commit: str | None
+    dtype: str
+    device: str
+    files: Any
+    tokenizer_sha256: str | None
+    chat_template_sha256: str | None
+    environment_sha256: str
+    since: list[Cited]
+
+
+class Agreement(TypedDict):
+    """Whether the recorded intervention is the one that the log itself comes to."""
+
+    recomputed: str
+    agrees: bool
+    state_agrees: bool | None
+
+
+class StopCondition(TypedDict):
+    sae_id: str
+    feature: int
+    above: float
+    exclude: list[Exclusion]
+
+
+class Generation(TypedDict):
+    """What was active for one answer."""
+
+    generation_id: str | None
+    kind: Literal["completion", "chat"] | None
+    tag: str | None
+    principal: str
+    position: Position
+    started: Cited
+    finished: Annotated[Cited | None, Meta(description="the event that put its end on record, whatever end that was")]
+    state: Annotated[
+        Literal["running", "finished", "failed", "cancelled", "interrupted"],
+        Meta(
+            description="running: no end is on record yet; finished: it came to an end (`finish_reason` says to which, "
+            "`intervention_removed` among them); failed: `error` says why; cancelled: nobody read it any more; "
+            "interrupted: the service ended before it did"
+        ),
+    ]
+    erased: bool
+    readable: bool
+    model: ExplainedModel | None
+    baseline: bool | None
+    own_steering: bool | None
+    attached: list[str]
+    intervention: list[ExplainedSae]
+    intervention_sha256: str
+    digest: Agreement
+    watched: list[str]
+    stop_when: StopCondition | None
+    deterministic: bool | None
+    sink_window: int | None
+    sampling: Sampling | None
+    tokenization: Tokenization | None
+    reasoning: Reasoning | None
+    tokens_prompt: Count | None
+    tokens_generated: Count | None
+    finish_reason: FinishReason | None
+    error: Problem | None
+    receipt: Receipt | None
+    edited: Ranges
+    excluded: Ranges
+    batch: tuple[int, int] | None
+    salt: str | None
+    prompt_sha256: str | None
+    output_sha256: str | None
+    prompt_token_ids: list[int] | None
+    output_token_ids: list[int] | None
+    text: str | None
+    left_out: Problem | None
+
+
+class Generations(TypedDict):
+    generations: list[Generation]

@@ -1,0 +1,98 @@
+"""The table of routes: each handler is declared once, for litestar and for the OpenAPI description alike."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from litestar import route
+from litestar.handlers import HTTPRouteHandler
+
+from .types import Answer, AnyRequest
+
+Handler = Callable[[AnyRequest], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query parameter."""
+
+    name: str
+    schema: dict[str, Any]
+    about: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What the description says of one route."""
+
+    method: str
+    path: str
+    """OpenAPI form: `/api/saes/{sae_id}`."""
+    summary: str
+    handler: Handler
+    body: Any = None
+    """Type of the JSON body."""
+    or_body: Any = None
+    """Another type that it may be."""
+    answers: tuple[tuple[int, str], ...] = ((200, "application/json"),)
+    """Status and media type of each good answer."""
+    returns: Any = None
+    """Shape of the JSON answer with status 200 (of a tuple: any of them); one with 202 is always `Accepted`."""
+    items: Any = None
+    """Shape of each JSON document of an answer that is a stream of them."""
+    bodiless: bool = False
+    """No body at all means `{}`."""
+    examples: dict[str, Any] = field(default_factory=dict)
+    """Bodies that could be sent, by what they do."""
+    errors: tuple[str, ...] = ()
+    """Codes beyond those that any route may answer with."""
+    query: tuple[Query, ...] = ()
+    command: bool = False
+    """Takes Idempotency-Key, If-Match and Prefer."""
+    waits: bool = False
+    """Takes Prefer."""
+    open: bool = False
+    """Answered without a token."""
+    rest: bool = False
+    """The last part of the path may hold slashes."""
+    max_body: int = 4 * 1024 * 1024
+    """Bytes that a body may have."""
+    tag: str = "service"
+
+
+OPERATIONS: list[Operation] = []
+
+
+def operation(method: str, path: str, summary: str, **details: Any) -> Callable[[Handler], Handler]:
+    """Put a handler into the table."""
+
+    def keep(handler: Handler) -> Handler:
+        OPERATIONS.append(Operation(method, path, summary, handler, **details))
+        return handler
+
+    return keep
+
+
+def handlers() -> list[HTTPRouteHandler]:
+    """Litestar's view of the table."""
+    return [_litestar(each) for each in OPERATIONS]
+
+
+def _litestar(each: Operation) -> HTTPRouteHandler:
+    handler = each.handler
+
+    async def run(request: AnyRequest) -> Answer:
+        return await handler(request)
+
+    run.__name__ = handler.__name__
+    path = each.path.replace("}", ":path}" if each.rest else ":str}")
+    made: HTTPRouteHandler = route(
+        path,
+        http_method=[each.method],  # type: ignore[list-item]
+        status_code=each.answers[0][0],
+        request_max_body_size=each.max_body,
+    )(run)
+    return made

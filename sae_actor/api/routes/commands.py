@@ -1,0 +1,31 @@
+"""`/api/commands`: the one door for every command, and what became of it."""
+
+from __future__ import annotations
+
+from ...domain.commands import AnyCommand
+from ..context import context
+from ..openapi.responses import CommandOutcome
+from ..operations import operation
+from ..requests import body_of, wait_seconds
+from ..submission import EXAMPLES, REFUSALS, accept, answered, outcome_view
+from ..types import Answer, AnyRequest
+
+
+@operation(
+    "POST", "/api/commands", "Send a command",
+    body=AnyCommand, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
+    examples=EXAMPLES, errors=(*REFUSALS, "not_found"), command=True, tag="commands",
+)  # fmt: skip
+async def post_command(request: AnyRequest) -> Answer:
+    return await accept(request, await body_of(request, AnyCommand))
+
+
+@operation("GET", "/api/commands/{command_id}", "What became of a command; with `Prefer: wait=N`, once it is known",
+           returns=CommandOutcome, waits=True, errors=("not_found",), tag="commands")  # fmt: skip
+async def get_command(request: AnyRequest) -> Answer:
+    seconds = wait_seconds(request)
+    outcome = await context(request).actor.outcome(request.path_params["command_id"], seconds or 0)
+    response = answered(request, outcome_view(outcome), upto=outcome.events[-1].position)
+    if seconds is not None:
+        response.headers["preference-applied"] = f"wait={seconds}"
+    return response

@@ -1,0 +1,98 @@
+"""`/api/events`: the log as a stream, from any position, without a gap."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from litestar.types import Receive, Scope, Send
+
+from ...domain.events import Event
+from ...errors import MailboxFullError
+from ...subscriptions import Broadcast, EventFilter, sse
+from ..context import context
+from ..operations import operation
+from ..requests import whole_number
+from ..streaming import Streamed, Streaming
+from ..types import Answer, AnyRequest
+from .log import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
+
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""The second tells nginx to pass on each frame at once."""
+OPENING = b": events follow\n\n"
+HEARTBEAT = b": still here\n"
+"""A comment, and no empty line: some readers take that for an event, once they have seen an id."""
+RETRY = b"retry: 2000\n"
+"""Stands at the head of the first event: on its own some readers would take it for an empty one."""
+RETRY_BETWEEN = (1000, 4000)
+"""Milliseconds. Readers that are told to come back at different times do not all come at once."""
+RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
+BYE = sse("bye", b'{"why":"the service is stopping"}')
+
+
+@operation("GET", "/api/events",
+           "Events as they happen (SSE). `checkpoint`, without id, tells the head every few seconds: position and hash",
+           query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), items=Event,
+           errors=("mailbox_full",), tag="log")  # fmt: skip
+async def get_events(request: AnyRequest) -> Answer:
+    after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
+    wanted = wanted_events(request)
+    reset = False
+    last_ids = request.headers.getall("last-event-id", [])
+    broadcast = context(request).actor.broadcast
+    if last_ids:
+        # Two of them contradict one another: neither is followed.
+        position = broadcast.position_of(last_ids[0].strip()) if len(last_ids) == 1 else None
+        after, reset = (0, True) if position is None else (position, False)
+    elif after > broadcast.head:
+        after, reset = 0, True
+    if broadcast.readers >= context(request).max_readers:
+        raise MailboxFullError(f"{broadcast.readers} readers follow the events already", retry_after=5)
+    return _Frames(broadcast, _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat))
+
+
+class _Seated(Streaming):
+    """A stream that counts as a reader while it lasts, whether or not its reader stays for the first frame."""
+
+    def __init__(self, broadcast: Broadcast, **given: Any) -> None:
+        super().__init__(**given)
+        self._broadcast = broadcast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._broadcast.seat():
+            await super().__call__(scope, receive, send)
+
+
+class _Frames(Streamed):
+    """The answer before it is one."""
+
+    def __init__(self, broadcast: Broadcast, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(frames, media_type="text/event-stream", headers=HEADERS)
+        self._broadcast = broadcast
+
+    def answer(self, headers: dict[str, str]) -> _Seated:
+        return _Seated(
+            self._broadcast, iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200
+        )
+
+
+async def _frames(
+    broadcast: Broadcast, after: int, wanted: EventFilter, *, reset: bool, heartbeat: float
+) -> AsyncIterator[bytes]:
+    told = wanted.types is None or "checkpoint" in wanted.types
+    yield OPENING
+    head = RETRY
+    if reset:
+        yield head + RESET
+        head = b""
+    async for page in broadcast.read(after, wanted, heartbeat=heartbeat):
+        if page is not None:
+            yield head + page.data if head else page.data
+            head = b""
+        elif told:
+            yield HEARTBEAT + head + broadcast.checkpoint()
+            head = b""
+        else:
+            yield HEARTBEAT
+    yield b"retry: %d\n" % random.randint(*RETRY_BETWEEN) + BYE

@@ -1,0 +1,61 @@
+"""`/api/generations`: what was active for each answer, told from the log, as `log explain` tells it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+from ...domain.views.explanation import Explaining
+from ...errors import NotFoundError
+from ..answers import answer
+from ..context import context
+from ..limits import walking
+from ..log_pages import events
+from ..openapi.audit_responses import Generation, Generations
+from ..operations import Query, operation
+from ..requests import whole_number
+from ..types import Answer, AnyRequest
+from .log import MAX_POSITION, POSITION
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+
+
+@operation("GET", "/api/generations", "What was active for each answer",
+           query=(Query("tag", {"type": "string"}, "only those with this tag"),
+                  Query("after", POSITION, "only those that began behind this position"),
+                  Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
+                        f"at most so many; {DEFAULT_LIMIT} without it")),
+           returns=Generations, tag="log")  # fmt: skip
+async def get_generations(request: AnyRequest) -> Answer:
+    """In the order in which they began; the next page is `after` the `position` of the last."""
+    wanted = Explaining(
+        tag=request.query_params.get("tag"),
+        after=whole_number(request, "after", default=0, low=0, high=MAX_POSITION),
+        limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
+        live=context(request).actor.started,
+    )
+    await _read(request, wanted)
+    return answer(request, {"generations": list(wanted.views.values())})
+
+
+@operation("GET", "/api/generations/{generation_id}", "What was active for one answer",
+           returns=Generation, errors=("not_found",), tag="log")  # fmt: skip
+async def get_generation(request: AnyRequest) -> Answer:
+    generation_id: str = request.path_params["generation_id"]
+    wanted = Explaining(generation_id=generation_id, live=context(request).actor.started)
+    await _read(request, wanted)
+    view: dict[str, Any] | None = next(iter(wanted.views.values()), None)
+    if view is None:
+        raise NotFoundError(f"no text {generation_id[:80]} is in the log", generation_id=generation_id[:80])
+    return answer(request, view)
+
+
+async def _read(request: AnyRequest, wanted: Explaining) -> None:
+    """Follow the log as it is now, page by page, as far as it has to be read."""
+    log = context(request).log
+    async with walking(request), aclosing(events(log, 0, until=log.head.position)) as found:
+        async for event in found:
+            wanted.feed(event)
+            if wanted.complete:
+                return

@@ -1,0 +1,146 @@
+"""`/api/state` and `/api/log`: the state at a position, the events, the check of the chain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from ...domain.events import PAYLOADS, Event
+from ...domain.views.resources import state_view
+from ...errors import BadRequestError, NotFoundError
+from ...ports import Head, Verification
+from ...subscriptions import EVERYTHING, EventFilter
+from ..answers import answer, state_of
+from ..context import context
+from ..limits import walking
+from ..log_pages import events
+from ..openapi.responses import LogPage
+from ..openapi.responses import State as StateThen
+from ..operations import Query, operation
+from ..requests import whole_number
+from ..streaming import Streamed, heard
+from ..types import Answer, AnyRequest
+
+PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
+"""Events without id: progress and the like, never logged."""
+
+MAX_LIMIT = 5000
+SHORT = 50
+"""Events that are read without waiting for a turn."""
+WHOLE_BYTES = 256 * 1024
+"""Of payloads: an answer with more of them is sent while it is read."""
+PIECE_BYTES = 16 * 1024
+"""Of such an answer, at a time."""
+MAX_POSITION = 2**53
+MAX_SAE_ID = 200
+POSITION = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
+TYPES = Query("types", {"type": "array", "minItems": 1, "items": {"enum": [*PAYLOADS, *sorted(PASSING)]}},
+              "comma-separated event types; all without it")  # fmt: skip
+LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most so many; 500 without it")
+AFTER = Query("after", POSITION, "only events behind this position")
+SAE = Query("sae_id", {"type": "string", "minLength": 1, "maxLength": MAX_SAE_ID}, "only events that name this SAE")
+
+
+@operation("GET", "/api/state", "The state as it was",
+           query=(Query("at", POSITION, "position; without it, now"),), returns=StateThen,
+           errors=("not_found",), tag="log")  # fmt: skip
+async def get_state(request: AnyRequest) -> Answer:
+    now = state_of(request)
+    at = whole_number(request, "at", default=now.position, low=0, high=MAX_POSITION)
+    if at > now.position:
+        raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
+    if at == now.position:
+        return answer(request, state_view(now))
+    async with walking(request):
+        return answer(request, state_view(await context(request).past.state(context(request).log, at)))
+
+
+def event_types(request: AnyRequest) -> tuple[str, ...] | None:
+    """The types of `?types=A,B`; unknown names are refused."""
+    raw = request.query_params.get("types")
+    if raw is None:
+        return None
+    types = tuple(name.strip() for name in raw.split(",") if name.strip())
+    unknown = [name for name in types if name not in PAYLOADS and name not in PASSING]
+    if unknown or not types:
+        raise BadRequestError(f"unknown event type {unknown[0][:80] if unknown else ''}", param="types")
+    return types
+
+
+def wanted_events(request: AnyRequest) -> EventFilter:
+    """What `?types=` and `?sae_id=` leave."""
+    types = event_types(request)
+    sae_id = request.query_params.get("sae_id")
+    if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
+        raise BadRequestError(f"sae_id takes 1 to {MAX_SAE_ID} characters", param="sae_id")
+    return EventFilter(None if types is None else frozenset(types), sae_id)
+
+
+@operation("GET", "/api/log", "Events",
+           query=(AFTER, LIMIT, TYPES, SAE),
+           answers=((200, "application/json"), (200, "application/x-ndjson")), returns=LogPage, items=Event,
+           tag="log")  # fmt: skip
+async def get_log(request: AnyRequest) -> Answer:
+    after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
+    wanted = wanted_events(request)
+    log, walks = context(request).log, context(request).walks
+    head = log.head
+    if "application/x-ndjson" in request.headers.get("accept", ""):
+        lines = _pieces(_lines(events(log, after, until=head.position, wanted=wanted, places=walks)))
+        async with heard(request):
+            first = await anext(lines)
+        return Streamed(_behind(first, lines), media_type="application/x-ndjson")
+    limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
+    # What is short is read beside those who read much.
+    places = None if limit <= SHORT and wanted == EVERYTHING else walks
+    found = events(log, after, until=head.position, wanted=wanted, limit=limit, places=places)
+    held: list[msgspec.Raw] = []
+    size = 0
+    async with heard(request):
+        async for event in found:
+            held.append(msgspec.Raw(msgspec.json.encode(event)))
+            size += len(event.data)
+            if size > WHOLE_BYTES:
+                break
+        else:
+            return answer(request, {"events": held, "head": head})
+    # A reader that dawdles is not to keep the rest in memory: it is read as it is taken.
+    begun = b'{"events":[' + b",".join(map(bytes, held))
+    headers = {"etag": f'"{state_of(request).revision}"', "cache-control": "no-store"}
+    return Streamed(_pieces(_page(begun, found, head)), media_type="application/json", headers=headers)
+
+
+async def _page(begun: bytes, found: AsyncIterator[Event], head: Head) -> AsyncIterator[bytes]:
+    yield begun
+    async for event in found:
+        yield b"," + msgspec.json.encode(event)
+    yield b'],"head":' + msgspec.json.encode(head) + b"}"
+
+
+async def _lines(found: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    async for event in found:
+        yield msgspec.json.encode(event) + b"\n"
+
+
+async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """As few as are worth a trip to the socket."""
+    held = bytearray()
+    async for part in parts:
+        held += part
+        if len(held) >= PIECE_BYTES:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
+
+
+async def _behind(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for each in rest:
+        yield each
+
+
+@operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
+async def verify_log(request: AnyRequest) -> Answer:
+    async with walking(request):
+        return answer(request, await context(request).log.verify())

@@ -1,0 +1,255 @@
+"""`/api/saes`: SAEs as resources. Every write is one of the commands, sent through the same door."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ...config.admissible import admissible
+from ...domain.commands import (
+    Attach,
+    CancelDownload,
+    Delete,
+    Detach,
+    Download,
+    RepositoryId,
+    RepositoryPath,
+    Revision,
+)
+from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode, sae_id_of
+from ...domain.rules import attachments
+from ...domain.rules.admission import attached_sae
+from ...domain.rules.placement import target
+from ...domain.views.resources import (
+    attachment_view,
+    sae_view,
+)
+from ...errors import BadRequestError, SAEError
+from ...ports import CatalogEntry
+from ..answers import answer, state_of
+from ..context import context, device
+from ..limits import looking
+from ..openapi.json_schema import REPOSITORY, REVISION
+from ..openapi.responses import (
+    Attached,
+    Attachment,
+    Cancelled,
+    CommandOutcome,
+    Compatibility,
+    Feature,
+    Freed,
+    Sae,
+    SaeList,
+)
+from ..operations import Query, operation
+from ..requests import body_of, decoded, whole_number
+from ..streaming import heard
+from ..submission import (
+    EXAMPLES,
+    REFUSALS,
+    accept,
+    accepted_answer,
+    answered,
+    command_for,
+    event_of,
+    finished_outcome,
+    submit,
+)
+from ..types import Answer, AnyRequest
+
+MAX_LAYER = 4095
+LAYER = {"type": "integer", "minimum": 0, "maximum": MAX_LAYER}
+DONE_OR_ACCEPTED = ((200, "application/json"), (202, "application/json"))
+
+
+class AttachBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Attach without `type` and `sae_id`."""
+
+    layer: Layer | None = None
+    hook_point: HookPoint | None = None
+    mode: Mode = "steer"
+    dtype: Dtype = "float32"
+    replace: bool = False
+    exclude: Exclusions | None = None
+
+
+class DownloadBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Download without `type`."""
+
+    repository_id: RepositoryId
+    revision: Revision = "main"
+    path: RepositoryPath | None = None
+    force: bool = False
+
+
+class EmptyBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing but the right to say nothing: `{}`, or no body at all."""
+
+
+async def _nothing(request: AnyRequest) -> None:
+    if await request.body():
+        await body_of(request, EmptyBody)
+
+
+@operation("GET", "/api/saes", "All SAEs, and the attachment", returns=SaeList, tag="saes")
+async def list_saes(request: AnyRequest) -> Answer:
+    state = state_of(request)
+    saes = [sae_view(record, state) for record in state.saes.values()]
+    disk = {"used_bytes": await context(request).hub.disk_use(), "quota_bytes": context(request).quota_bytes}
+    return answer(request, {"saes": saes, "attachment": attachment_view(state), "disk": disk})
+
+
+@operation("GET", "/api/saes/attachment", "What is attached", returns=Attachment, tag="saes")
+async def get_attachment(request: AnyRequest) -> Answer:
+    return answer(request, attachment_view(state_of(request)))
+
+
+@operation("GET", "/api/saes/{sae_id}/features/{feature}",
+           "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
+           "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
+           "out), and what `features.json` beside the weights says of it",
+           returns=Feature,
+           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
+                   "mailbox_full"),
+           tag="saes")  # fmt: skip
+async def get_feature(request: AnyRequest) -> Answer:
+    sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
+    if not re.fullmatch(r"[0-9]{1,10}", asked):
+        raise BadRequestError("a feature is a whole number from 0", param="feature")
+    engine = device(request)
+    sae = attached_sae(state_of(request), sae_id, (int(asked),))
+    async with looking(request):
+        details = await engine.feature(sae.attach_position, int(asked))
+    return answer(request, {"sae_id": sae_id, **msgspec.to_builtins(details)})
+
+
+@operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), tag="saes")
+async def get_sae(request: AnyRequest) -> Answer:
+    state = state_of(request)
+    return answer(request, sae_view(attachments.known(state, request.path_params["sae_id"]), state))
+
+
+@operation(
+    "POST", "/api/saes/download", "Download an SAE",
+    body=DownloadBody, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
+    examples={"one of several": {key: value for key, value in EXAMPLES["Download"].items() if key != "type"}},
+    errors=REFUSALS, command=True, tag="saes",
+)  # fmt: skip
+async def download(request: AnyRequest) -> Answer:
+    body: DownloadBody = await body_of(request, DownloadBody)
+    command: Download = decoded(msgspec.json.encode({"type": "Download", **msgspec.to_builtins(body)}), Download)
+    return await accept(request, command, sae_id=sae_id_of(command.repository_id, command.path, command.revision))
+
+
+@operation("POST", "/api/saes/{sae_id}/attach", "Attach, and wait for it", body=AttachBody, bodiless=True,
+           examples={"elsewhere": {"layer": 6, "replace": True}}, returns=Attached,
+           answers=DONE_OR_ACCEPTED, errors=(*REFUSALS, "out_of_memory"), command=True, tag="saes")  # fmt: skip
+async def attach(request: AnyRequest) -> Answer:
+    body = await body_of(request, AttachBody) if await request.body() else AttachBody()
+    command = command_for(request, Attach, **msgspec.to_builtins(body))
+    sae_id = command.sae_id
+    accepted = await submit(request, command)
+    outcome = await finished_outcome(request, accepted.command_id)
+    if outcome is None:
+        return accepted_answer(request, accepted, sae_id=sae_id)
+    position, data = event_of(outcome, "SaeAttached")
+    view = {
+        "status": "attached",
+        "sae_id": sae_id,
+        "layer": data["hook_point"]["layer"],
+        "hook_point": data["hook_point"],
+        "memory_bytes": data["memory_bytes"],
+        "device_bytes": data["device_bytes"],
+        "warnings": event_of(outcome, "AttachRequested")[1].get("warnings", []),
+        "position": position,
+    }
+    return answered(request, view, upto=position)
+
+
+@operation("POST", "/api/saes/{sae_id}/detach", "Detach, and wait for it", body=EmptyBody, bodiless=True,
+           returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+async def detach(request: AnyRequest) -> Answer:
+    await _nothing(request)
+    return await _freed(request, command_for(request, Detach), "detached", "SaeDetached")
+
+
+@operation("DELETE", "/api/saes/{sae_id}", "Delete the files",
+           returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+async def delete(request: AnyRequest) -> Answer:
+    return await _freed(request, command_for(request, Delete), "deleted", "SaeDeleted")
+
+
+async def _freed(request: AnyRequest, command: Detach | Delete, status: str, event_type: str) -> Answer:
+    accepted = await submit(request, command)
+    outcome = await finished_outcome(request, accepted.command_id)
+    if outcome is None:
+        return accepted_answer(request, accepted, sae_id=command.sae_id)
+    position, data = event_of(outcome, event_type)
+    view = {
+        "status": status,
+        "sae_id": command.sae_id,
+        "freed_bytes": data["freed_bytes"],
+        "position": position,
+    }
+    return answered(request, view, upto=position)
+
+
+@operation("POST", "/api/saes/{sae_id}/cancel", "Stop the download", body=EmptyBody, bodiless=True,
+           returns=Cancelled, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
+async def cancel(request: AnyRequest) -> Answer:
+    await _nothing(request)
+    command = command_for(request, CancelDownload)
+    accepted = await submit(request, command)
+    outcome = await context(request).actor.outcome(accepted.command_id)
+    _, data = event_of(outcome, "DownloadCancelled")
+    await context(request).actor.effect_ended("download", data["request_position"])
+    view = {"status": "cancelled", "sae_id": command.sae_id, "position": accepted.position}
+    return answered(request, view, upto=accepted.revision)
+
+
+@operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
+           query=(Query("layer", LAYER, "instead of where it was trained"),),
+           returns=Compatibility, errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"),
+           tag="saes")  # fmt: skip
+async def compatibility(request: AnyRequest) -> Answer:
+    state = state_of(request)
+    sae = attachments.described(attachments.known(state, request.path_params["sae_id"]))
+    model = attachments.loaded_model(state)
+    given = "layer" in request.query_params
+    asked = whole_number(request, "layer", default=-1, low=0, high=MAX_LAYER) if given else None
+    kind = sae.hook_point.kind if sae.hook_point is not None else None
+    view: dict[str, Any] = {
+        "compatible": True,
+        "sae_d_in": sae.d_in,
+        "model_d": model.widths.get(kind) if kind is not None else None,
+        "layer": asked if asked is not None else sae.hook_point and sae.hook_point.layer,
+        "warnings": list(sae.warnings),
+        "errors": [],
+    }
+    try:
+        place = target(sae, model, asked, None)
+    except SAEError as error:
+        view["compatible"] = False
+        view["errors"] = [{"code": error.code, "detail": error.detail}]
+    else:
+        view["warnings"] = list(place.warnings)
+    return answer(request, view)
+
+
+@operation("GET", "/api/catalog", "The SAEs inside a repository",
+           query=(Query("repository_id", REPOSITORY, "hub id", required=True),
+                  Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit")),
+           returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed"),
+           tag="saes")  # fmt: skip
+async def get_catalog(request: AnyRequest) -> Answer:
+    asked = {"revision": "main", "repository_id": "", **request.query_params}
+    for name, type_ in (("repository_id", RepositoryId), ("revision", Revision)):
+        try:
+            msgspec.convert(asked[name], type_)
+        except msgspec.ValidationError:
+            raise BadRequestError(f"{name} takes {admissible(type_)}", param=name) from None
+    async with heard(request):
+        return answer(request, await context(request).hub.catalog(asked["repository_id"], asked["revision"]))

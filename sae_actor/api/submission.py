@@ -1,0 +1,129 @@
+"""Commands on their way to the actor: submitted under the request's headers, answered with what became of them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..actor import Accepted
+from ..domain.commands import (
+    Command,
+    Import,
+)
+from ..domain.refs import sae_id_of
+from ..domain.views.resources import Outcome
+from ..errors import BadRequestError
+from .answers import answer, state_of
+from .context import context, principal
+from .problems import problem_view, recorded_error
+from .requests import MAX_WAIT, expected_revision, idempotency_key, wait_seconds
+from .types import Answer, AnyRequest
+
+REFUSALS = (
+    "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
+    "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
+    "sae_unsupported", "model_not_loaded", "positions_unknown",
+)  # fmt: skip
+"""What the rules may refuse a command with."""
+_SAE = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
+_EDIT = {"feature": 584, "strength": 8.0, "positions": "generated", "exclude": ["sink"]}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "LoadModel": {"type": "LoadModel", "model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    "UnloadModel": {"type": "UnloadModel"},
+    "Download": {
+        "type": "Download",
+        "repository_id": "jbloom/GPT2-Small-SAEs-Reformatted",
+        "path": "blocks.6.hook_resid_pre",
+    },
+    "CancelDownload": {"type": "CancelDownload", "sae_id": _SAE},
+    "Import": {"type": "Import", "path": "/data/saes/layer15"},
+    "Attach": {"type": "Attach", "sae_id": _SAE, "layer": 6, "replace": True},
+    "Detach": {"type": "Detach", "sae_id": _SAE},
+    "Delete": {"type": "Delete", "sae_id": _SAE},
+    "Steer": {"type": "Steer", "sae_id": _SAE, "features": [_EDIT]},
+    "Monitor": {"type": "Monitor", "sae_id": _SAE, "enabled": True, "features": [584], "top_k": 5},
+}
+"""A body for each command."""
+
+
+async def submit(request: AnyRequest, command: Command) -> Accepted:
+    """Hand a command to the actor, under the request's headers."""
+    key, revision = idempotency_key(request), expected_revision(request)
+    if isinstance(command, Import):
+        command = Import(path=await context(request).hub.resolve_import(command.path))
+    accepted = await context(request).actor.submit(
+        command, principal=principal(request), key=key, expected_revision=revision
+    )
+    request.scope["command_id"] = accepted.command_id  # type: ignore[typeddict-unknown-key]  # for the access log
+    return accepted
+
+
+def accepted_answer(request: AnyRequest, accepted: Accepted, **more: Any) -> Answer:
+    """202: on record, not done yet."""
+    view = {"command_id": accepted.command_id, "position": accepted.position, "status": "accepted", **more}
+    location = {"location": f"/api/commands/{accepted.command_id}"}
+    return answered(request, view, upto=accepted.revision, status=202, headers=location)
+
+
+def answered(request: AnyRequest, view: dict[str, Any], *, upto: int, **more: Any) -> Answer:
+    """What a command led to, and in a header the head of the log: whoever sends commands is a witness of it.
+
+    upto: position of the last event that is told. What changed behind it is another's: with an ETag of that state the
+    sender's next `If-Match` would pass over a change that was never shown.
+    """
+    response = answer(request, view, **more)
+    response.headers["etag"] = f'"{min(state_of(request).revision, upto)}"'
+    head = context(request).log.head
+    response.headers["log-head"] = f"{head.position}:{head.hash}"
+    return response
+
+
+def outcome_view(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "command_id": outcome.command_id,
+        "status": outcome.status,
+        "position": outcome.position,
+        "events": outcome.events,
+        "error": problem_view(recorded_error(outcome.error)) if outcome.error is not None else None,
+    }
+
+
+async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
+    """Accept a command; with `Prefer: wait`, answer with its outcome if that comes in time."""
+    seconds = wait_seconds(request)
+    accepted = await submit(request, command)
+    if seconds is None:
+        return accepted_answer(request, accepted, **more)
+    outcome = await context(request).actor.outcome(accepted.command_id, seconds)
+    if outcome.status == "accepted":
+        response = accepted_answer(request, accepted, **more)
+    else:
+        response = answered(request, {**outcome_view(outcome), **more}, upto=outcome.events[-1].position)
+    response.headers["preference-applied"] = f"wait={seconds}"
+    return response
+
+
+def event_of(outcome: Outcome, event_type: str) -> tuple[int, dict[str, Any]]:
+    """Position and data of the last event of a type in an outcome."""
+    event = next(event for event in reversed(outcome.events) if event.type == event_type)
+    return event.position, msgspec.json.decode(event.data)
+
+
+C = TypeVar("C", bound=Command)
+
+
+def command_for(request: AnyRequest, type_: type[C], **fields: Any) -> C:
+    """A command about the SAE in the path, its bounds checked as if it had come as JSON."""
+    try:
+        return msgspec.convert({"type": type_.__name__, "sae_id": request.path_params["sae_id"], **fields}, type_)
+    except msgspec.ValidationError as error:
+        raise BadRequestError(str(error)[:500]) from None
+
+
+async def finished_outcome(request: AnyRequest, command_id: str) -> Outcome | None:
+    """The outcome of a command once it is known, None if it takes too long; raises what it failed with."""
+    outcome = await context(request).actor.outcome(command_id, MAX_WAIT)
+    if outcome.error is not None:
+        raise recorded_error(outcome.error)
+    return outcome if outcome.status == "completed" else None

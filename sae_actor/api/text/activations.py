@@ -1,0 +1,108 @@
+"""`/api/activations`: what an SAE reads in a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ...actor import raw_request
+from ...domain.chats import Tokenization
+from ...domain.messages import OwnIntervention
+from ...domain.refs import Exclusions, Feature, SaeId, intervention_sha256
+from ...domain.rules.admission import reading
+from ...domain.rules.attachments import model_and_position
+from ...errors import BadRequestError
+from ...generations import read_activations
+from ...ports import Watch
+from ..answers import answer, state_of
+from ..context import context, device
+from ..limits import tokens_of
+from ..openapi.responses import ReadActivations
+from ..operations import operation
+from ..requests import body_of
+from ..types import Answer, AnyRequest
+from .requests import ChatMessage
+
+
+class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of `prompt`, `messages`, `token_ids`; `features` in place of the `top_k` largest."""
+
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)] | None = None
+    token_ids: list[int] | None = None
+    sae_id: SaeId | None = None
+    top_k: Annotated[int, Meta(ge=1, le=1024)] = 5
+    features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
+    exclude: Exclusions = ("sink",)
+    """Tokens of which none of the `top_k` are told."""
+    sae: OwnIntervention | None = None
+    add_special_tokens: bool | None = None
+    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    writes its own."""
+    prepend_bos: bool | None = None
+    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
+    parse_special: bool = True
+    """False: a prompt that spells a control token does not mean it."""
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization(
+            add_special_tokens=self.add_special_tokens,
+            prepend_bos=self.prepend_bos,
+            parse_special=self.parse_special,
+        )
+
+    def asked(self) -> str | list[int] | list[dict[str, str]]:
+        """The one prompt."""
+        messages = None if self.messages is None else [message.plain() for message in self.messages]
+        given = [each for each in (self.prompt, messages, self.token_ids) if each is not None]
+        if len(given) != 1:
+            raise BadRequestError("give one of prompt, messages, token_ids", param="prompt")
+        return given[0]
+
+
+ERRORS = (
+    "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
+    "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
+    "positions_unknown",
+)  # fmt: skip
+
+
+@operation("POST", "/api/activations",
+           "Activations of an SAE at each token of a prompt, before the SAE's own edits: the `top_k` largest that are "
+           "not 0, but of tokens that `exclude` names, whose lists are empty; or those of `features`, in their order, "
+           "whatever they are, of every token. `is_sink` tells attention sinks: the first token, and tokens whose norm "
+           "at the hook point is above 5 times the median of the prompt's first 512. The prompt is run under no "
+           "intervention unless `sae` asks for one; nothing of it goes on record",
+           body=ActivationsBody, returns=ReadActivations, errors=ERRORS,
+           examples={"largest": {"prompt": "I love this book", "top_k": 3}}, tag="text")  # fmt: skip
+async def post_activations(request: AnyRequest) -> Answer:
+    body: ActivationsBody = await body_of(request, ActivationsBody)
+    asked = body.asked()
+    engine = device(request)
+    state = state_of(request)
+    reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
+    position = model_and_position(state)[1]
+    prompt = await tokens_of(request, engine, asked, body.tokenization)
+    own = None if body.sae is None else await raw_request(body.sae, state, engine)
+    # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
+    state = state_of(request)
+    intervention, turns, sae = reading(
+        state, body.sae_id, body.features or (), own, prompt.turns, exclude=body.exclude, model_position=position
+    )
+    top_k = None if body.features is not None else body.top_k
+    watch = Watch(sae=sae, top_k=top_k, features=body.features, exclude=body.exclude)
+    seconds = context(request).texts.deadline_seconds
+    found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)
+    told: dict[str, Any] = {
+        "tokens": prompt.tokens,
+        "token_ids": prompt.token_ids,
+        "is_special": prompt.special,
+        "is_sink": found.sinks,
+        "features": found.rows,
+        "sae_id": sae.sae_id,
+        "intervention_sha256": intervention_sha256(intervention),
+    }
+    return answer(request, msgspec.to_builtins(told))

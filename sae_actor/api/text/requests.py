@@ -1,0 +1,320 @@
+"""OpenAI's request and answer shapes, and what of them is honoured, neutral or refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from ...domain.chats import Tokenization
+from ...domain.events import Sampling
+from ...domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
+from ...domain.refs import Edits, ModelFacts, ReadingExclusions
+from ...errors import BadRequestError, ModelNotFoundError
+from ...ports import Tokenized
+from ..requests import MAX_PROMPTS
+
+Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_STOP_TOKENS = 1024
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
+    """`sae` in a request: this request's own intervention, and what to tell about it."""
+
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    steering: Edits | None = None
+    baseline: bool = False
+    top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    top_k_exclude: ReadingExclusions = ("sink",)
+    stop_when: RequestedStop | None = None
+    deterministic: bool = False
+    tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
+    expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+
+
+_COMBINED = {
+    "echo": "with logprobs it",
+    "top_logprobs": "without logprobs it",
+    "stream_options": "without stream it",
+    "max_completion_tokens": "with another max_tokens it",
+}
+"""What is refused for what stands beside it, not for its value."""
+
+
+class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What completions and chat have in common."""
+
+    model: Annotated[str, Meta(max_length=4096)] = "default"
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=8)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    skip_special_tokens: bool | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    add_special_tokens: bool | None = None
+    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    writes its own."""
+    prepend_bos: bool | None = None
+    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
+    sae: SaeExtension | None = None
+
+    def refused(self) -> dict[str, bool]:
+        """Parameter → whether it was given a value that is not honoured."""
+        return {
+            "n": self.n not in (None, 1),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "presence_penalty": bool(self.presence_penalty),
+            "logit_bias": bool(self.logit_bias),
+            "stream_options": self.stream_options is not None and not self.stream,
+        }
+
+    def check(self, model: ModelFacts) -> None:
+        """Refuse by name what is not honoured. Raises `BadRequestError`, with `param`."""
+        for param, given in self.refused().items():
+            if given:
+                raise BadRequestError(f"{param}: {_COMBINED.get(param, 'this value')} is not supported", param=param)
+        if self.model not in (model.model_id, "default"):
+            raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {self.model[:200]}", param="model")
+
+    @property
+    def scores(self) -> int | None:
+        """How many of the most probable tokens are told with each token; None: no log probabilities."""
+        raise NotImplementedError
+
+    @property
+    def echoes(self) -> bool:
+        """The answer begins with the prompt."""
+        return False
+
+    @property
+    def thoughts(self) -> bool:
+        """What is thought is told beside what is said."""
+        return True
+
+    def prompts(self) -> list[Prompt]:
+        """What is to be continued, each for itself."""
+        raise NotImplementedError
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """How the prompts become tokens."""
+        return Tokenization(add_special_tokens=self.add_special_tokens, prepend_bos=self.prepend_bos)
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    echo: bool | None = None
+    best_of: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    suffix: str | None = None
+    parse_special: bool | None = None
+    """False: a prompt that spells a control token does not mean it."""
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return replace(super().tokenization, parse_special=self.parse_special is not False)
+
+    def refused(self) -> dict[str, bool]:
+        return {
+            **super().refused(),
+            "best_of": self.best_of not in (None, 1),
+            # The prompt's own log probabilities would be meant too, and they are not computed.
+            "echo": bool(self.echo) and self.logprobs is not None,
+            "suffix": bool(self.suffix),
+        }
+
+    @property
+    def scores(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    def prompts(self) -> list[Prompt]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [each for each in self.prompt if isinstance(each, int)]
+        if len(ids) == len(self.prompt):
+            return [ids]
+        if ids:
+            raise BadRequestError("prompt: a list holds texts, or token ids, or lists of them", param="prompt")
+        if len(self.prompt) > MAX_PROMPTS:
+            raise BadRequestError(f"prompt: at most {MAX_PROMPTS} in a request", param="prompt")
+        return [each for each in self.prompt if not isinstance(each, int)]
+
+
+class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+    name: None = None
+
+    def plain(self) -> dict[str, str]:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    response_format: dict[str, Any] | None = None
+    include_reasoning: bool | None = None
+
+    def refused(self) -> dict[str, bool]:
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        return {
+            **super().refused(),
+            "top_logprobs": bool(self.top_logprobs) and not self.logprobs,
+            "tools": bool(self.tools),
+            "tool_choice": self.tool_choice not in (None, "none", "auto"),
+            "response_format": self.response_format not in (None, {"type": "text"}),
+            "max_completion_tokens": both and self.max_tokens != self.max_completion_tokens,
+        }
+
+    @property
+    def scores(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def thoughts(self) -> bool:
+        return self.include_reasoning is not False
+
+    def prompts(self) -> list[Prompt]:
+        return [[message.plain() for message in self.messages]]
+
+
+def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
+    """The settings in force; the seed is chosen where none was given. A context overflow is refused."""
+    room = model.context_length - tokens_prompt
+    asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
+    if room < 1 or (asked is not None and asked > room):
+        raise BadRequestError(
+            f"the prompt's {tokens_prompt} tokens and {asked or 1} more pass the context of {model.context_length}",
+            param="max_tokens" if room >= 1 else "prompt",
+            tokens_prompt=tokens_prompt,
+            context_length=model.context_length,
+        )
+    fits = room if model.cache_positions is None else min(room, model.cache_positions - tokens_prompt + 1)
+    if fits < (asked or 1):
+        needed = tokens_prompt + (asked or 1) - 1
+        raise BadRequestError(
+            f"the text needs {needed} positions of keys and values, of which it may have {model.cache_positions}",
+            param="max_tokens" if fits >= 1 else "prompt",
+            needed_positions=needed,
+            cache_positions=model.cache_positions,
+        )
+    default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
+    most, fewest = asked or default, body.min_tokens or 0
+    if fewest > most:
+        raise BadRequestError(f"min_tokens: {fewest} are more than the {most} there may be", param="min_tokens")
+    return Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        max_tokens=most,
+        seed=secrets.randbits(31) if body.seed is None else body.seed,
+        stop=body.stops,
+        stop_in_hidden=bool(body.stops),
+        stop_token_ids=_stop_tokens(body, model, fewest),
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        ignore_eos=bool(body.ignore_eos),
+        min_tokens=fewest,
+        skip_special_tokens=body.skip_special_tokens is not False,
+    )
+
+
+def _stop_tokens(body: TextBody, model: ModelFacts, min_tokens: int) -> tuple[int, ...]:
+    """Each once, in the order given. `BadRequestError` for one that there is not, or where all tokens would end."""
+    tokens = tuple(dict.fromkeys(body.stop_token_ids or ()))
+    if model.vocabulary is None:  # the engine knows
+        return tokens
+    wrong = next((each for each in tokens if each >= model.vocabulary), None)
+    if wrong is not None:
+        raise BadRequestError(
+            f"stop_token_ids: {wrong} is outside the vocabulary of {model.vocabulary}", param="stop_token_ids"
+        )
+    if min_tokens and len({*tokens, *model.end_ids}) >= model.vocabulary:
+        raise BadRequestError("min_tokens: every token ends the text, none is left to choose", param="min_tokens")
+    return tokens
+
+
+def admission(
+    generation_id: str,
+    kind: Literal["completion", "chat"],
+    body: TextBody,
+    prompt: Tokenized,
+    settings: Sampling,
+    *,
+    model_position: int,
+) -> AdmitGeneration:
+    """`model_position`: of the model that the prompt was read for."""
+    own = body.sae or SaeExtension()
+    return AdmitGeneration(
+        generation_id=generation_id,
+        kind=kind,
+        tokens_prompt=len(prompt.token_ids),
+        turns=prompt.turns,
+        reasoning=prompt.reasoning,
+        sampling=settings,
+        baseline=own.baseline,
+        steering=own.steering,
+        interventions=own.interventions,
+        expect_position=own.expect_position,
+        deterministic=own.deterministic,
+        watch=bool(own.top_k_features),
+        stop_when=own.stop_when,
+        tag=own.tag,
+        model_position=model_position,
+        tokenization=None if body.tokenization == Tokenization() else body.tokenization,
+    )
+
+
+def fingerprint(model: ModelFacts) -> str:
+    """Digest of the environment: same request, seed and fingerprint give the same tokens in float32."""
+    return "fp_" + hashlib.sha256(msgspec.json.encode(model.environment, order="sorted")).hexdigest()[:24]

@@ -1,0 +1,125 @@
+"""`/v1`: text under the intervention of the moment, in OpenAI's shapes, streamed or not."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from ...domain.refs import ModelFacts
+from ...domain.rules import admission as rules
+from ...errors import ModelNotFoundError
+from ...generations import TokenOptions
+from ..answers import answer, state_of
+from ..context import context, device, principal
+from ..limits import tokens_of
+from ..openapi.text_responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    ListedModel,
+    ModelList,
+)
+from ..operations import operation
+from ..requests import body_of
+from ..types import Answer, AnyRequest
+from .parallel import abandon, ends
+from .replies import Choice, Kind, Reply
+from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
+from .stream import abandoned_with_client, chunks, streamed
+
+ERRORS = (
+    "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
+    "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
+    "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
+)  # fmt: skip
+ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
+EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "temperature": 0.0, "max_tokens": 12}
+_CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "Tell me about your day."}]}
+
+
+@operation("GET", "/v1/models", "The loaded model, as OpenAI's clients list it", returns=ModelList, tag="text")
+async def list_models(request: AnyRequest) -> Answer:
+    model = state_of(request).model
+    facts = model.facts if model is not None else None
+    return answer(request, {"object": "list", "data": [] if facts is None else [_model(facts)]})
+
+
+@operation("GET", "/v1/models/{model_id}", "The loaded model, by its id or as `default`", returns=ListedModel,
+           errors=("model_not_found",), rest=True, tag="text")  # fmt: skip
+async def get_v1_model(request: AnyRequest) -> Answer:
+    wanted = request.path_params["model_id"].strip("/")
+    model = state_of(request).model
+    facts = model.facts if model is not None else None
+    if facts is None or wanted not in (facts.model_id.strip("/"), "default"):
+        raise ModelNotFoundError(f"no model {wanted[:200]} is loaded", param="model")
+    return answer(request, _model(facts))
+
+
+def _model(facts: ModelFacts) -> dict[str, Any]:
+    return {"id": facts.model_id, "object": "model", "created": 0, "owned_by": "sae-actor"}
+
+
+@operation("POST", "/v1/completions",
+           "Complete a prompt, or several: each is a generation of its own. `sae` of the answer is the first one's; "
+           "where there are several, each choice has its own `sae` too (streamed: in the choice's last chunk). "
+           "`sae.features` are the activations at each position that was run, the prompt's and all generated tokens' "
+           "but the last one's (`features_by_sae` where several SAEs are attached), empty at those that "
+           "`sae.top_k_exclude` names, attention sinks unless it says otherwise. `sae.stop_when` is asked at each "
+           "generated token when the next one is made, which is then the last; `finish_reason` is `feature`",
+           body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
+           examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
+           tag="text")  # fmt: skip
+async def completions(request: AnyRequest) -> Answer:
+    body: CompletionBody = await body_of(request, CompletionBody)
+    return await _respond(request, body, "completion")
+
+
+@operation("POST", "/v1/chat/completions",
+           "Answer a chat. Where the model's template knows thoughts (the channels of gpt-oss, `<think>` blocks), they "
+           "are `reasoning_content` of the message and of the deltas, and `content` is what is said; "
+           "`include_reasoning: false` leaves them out. `logprobs`, `sae.features` and `usage` are of all tokens, and "
+           "`stop` is looked for in both",
+           body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=ERRORS,
+           examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
+async def chat_completions(request: AnyRequest) -> Answer:
+    body: ChatBody = await body_of(request, ChatBody)
+    return await _respond(request, body, "chat")
+
+
+async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
+    reply = await opened(request, body, kind)
+    if body.stream:
+        return await streamed(request, chunks(reply, include_usage=body.includes_usage), reply.texts)
+    async with abandoned_with_client(request, reply.texts):
+        done = await ends(reply.texts)
+    return answer(request, reply.whole(done))
+
+
+async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
+    """One admitted text for each prompt, in order; none is left running where one is refused."""
+    engine, texts = device(request), context(request).texts
+    model, position = rules.model_to_ask(state_of(request))
+    body.check(model)
+    prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
+    settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
+    own_sae = body.sae or SaeExtension()
+    choices: list[Choice] = []
+    try:
+        for prompt, own in zip(prompts, settings, strict=True):
+            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
+            tell = TokenOptions(
+                logprobs=body.scores,
+                top_k_features=own_sae.top_k_features or 0,
+                exclude=own_sae.top_k_exclude,
+                prompt=prompt.tokens,
+            )
+            text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
+            echo = "".join(prompt.tokens) if body.echoes else ""
+            scores, thoughts = body.scores is not None, body.thoughts
+            choices.append(Choice(kind, len(choices), text, prompt, echo, scores=scores, thoughts=thoughts))
+    except BaseException:
+        abandon([choice.text for choice in choices])
+        raise
+    return Reply(kind, model, tuple(choices), int(time.time()))

@@ -1,0 +1,147 @@
+"""The client's commands: each asks the service once and shows the answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..client import DEFAULT_URL, Client
+from ..config import ConfigurationError
+from . import exit_codes
+from .render import answers
+from .render.progress import Bar
+
+Answer = dict[str, Any]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Raises the errors of `errors`, `UnreachableError` among them."""
+    url = arguments.url or os.environ.get("SAE_ACTOR_URL") or DEFAULT_URL
+    token = os.environ.get("SAE_ACTOR_TOKEN") or None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ConfigurationError("SAE_ACTOR_TOKEN: not a token, it holds characters that no header can carry")
+    try:
+        client = Client(url, token)
+    except ValueError as error:
+        print(f"sae-actor: {error}", file=sys.stderr)
+        return exit_codes.USAGE
+    with client:
+        COMMANDS[arguments.command](client, arguments)
+    return exit_codes.OK
+
+
+def _print(arguments: argparse.Namespace, answer: Any, shown: Callable[[Any], str]) -> None:
+    print(json.dumps(answer, ensure_ascii=False) if arguments.json else shown(answer), flush=True)
+
+
+def status(client: Client, arguments: argparse.Namespace) -> None:
+    _print(arguments, client.status(), answers.status)
+
+
+def catalog(client: Client, arguments: argparse.Namespace) -> None:
+    _print(arguments, client.catalog(arguments.repository, arguments.revision), answers.catalog)
+
+
+def download(client: Client, arguments: argparse.Namespace) -> None:
+    with Bar(sys.stderr) as bar:
+        answer = client.download(
+            arguments.repository,
+            arguments.path,
+            arguments.revision,
+            force=arguments.force,
+            progress=lambda told: bar.show(*answers.progress(told)),
+        )
+    _print(arguments, answer, answers.downloaded)
+
+
+def list_saes(client: Client, arguments: argparse.Namespace) -> None:
+    _print(arguments, client.list(), answers.saes)
+
+
+def attach(client: Client, arguments: argparse.Namespace) -> None:
+    sae_id = client.find(arguments.sae)
+    exclude = None if arguments.exclude is None else _excluded(arguments.exclude)
+    answer = client.attach(sae_id, arguments.layer, mode=arguments.mode, replace=arguments.replace, exclude=exclude)
+    _print(arguments, answer, answers.attached)
+
+
+def detach(client: Client, arguments: argparse.Namespace) -> None:
+    _print(arguments, client.detach(client.find(arguments.sae)), answers.freed)
+
+
+def delete(client: Client, arguments: argparse.Namespace) -> None:
+    _print(arguments, client.delete(client.find(arguments.sae)), answers.freed)
+
+
+def steer(client: Client, arguments: argparse.Namespace) -> None:
+    settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
+    edits = [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
+    answer = client.steer(
+        client.find(arguments.sae),
+        edits,
+        enabled=not arguments.disable,
+        exclude=_excluded(arguments.exclude or ["sink"]),
+    )
+    _print(arguments, answer, answers.steering)
+
+
+def _excluded(given: Sequence[str]) -> list[str]:
+    return [each for each in given if each != "none"]
+
+
+def generate(client: Client, arguments: argparse.Namespace) -> None:
+    """Prints the text as it is made; with `--json` the whole answer at its end."""
+    prompt: Any = arguments.prompt
+    if arguments.chat:
+        prompt = [{"role": "user", "content": arguments.prompt}]
+        if arguments.system is not None:
+            prompt.insert(0, {"role": "system", "content": arguments.system})
+    given = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
+    options: Answer = {name: value for name, value in given.items() if value is not None}
+    sae = {"baseline": True} if arguments.baseline else None
+    if arguments.json:
+        _print(arguments, client.generate(prompt, sae=sae, **options), str)
+        return
+    thinking = False
+    warnings: list[str] = []
+    for chunk in client.generate(prompt, stream=True, sae=sae, **options):
+        # The answer alone is what a pipe gets.
+        if thought := answers.thought(chunk):
+            print(thought, end="", file=sys.stderr, flush=True)
+            thinking = True
+        if (said := answers.piece(chunk)) and thinking:
+            print("\n", file=sys.stderr, flush=True)
+            thinking = False
+        print(said, end="", flush=True)
+        warnings += (chunk.get("sae") or {}).get("warnings") or ()
+    print(flush=True)
+    for each in warnings:
+        print(answers.plain(f"sae-actor: warning: {each}"), file=sys.stderr, flush=True)
+
+
+def events(client: Client, arguments: argparse.Namespace) -> None:
+    """Follows until interrupted, or until the service ends."""
+    types = arguments.types.split(",") if arguments.types else ()
+    for event in client.events(arguments.after, types):
+        if event.id is not None:
+            _print(arguments, event.data, answers.event)
+        elif not arguments.json:
+            print(answers.passing(event), file=sys.stderr, flush=True)
+
+
+COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
+    "status": status,
+    "catalog": catalog,
+    "download": download,
+    "list": list_saes,
+    "attach": attach,
+    "detach": detach,
+    "delete": delete,
+    "steer": steer,
+    "generate": generate,
+    "events": events,
+}

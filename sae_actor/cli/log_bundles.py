@@ -1,0 +1,76 @@
+"""`log export`, `log import`, `log redact`: what leaves a log, becomes one, and is taken out of one for good."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from .. import eventlog
+from ..errors import LogUnusableError
+from ..eventlog.checkpoint import NAME as CHECKPOINT_NAME
+from ..eventlog.inspection import missing_log
+from ..ports import Head
+from . import exit_codes
+from .render import answers
+
+
+def export(folder: Path, arguments: argparse.Namespace) -> int:
+    """Raises `BadRequestError` where the destination is there already, and what a log that does not verify is
+    refused with."""
+    to: Path = arguments.to
+    head = asyncio.run(eventlog.export_bundle(folder, to))
+    if not (folder / CHECKPOINT_NAME).exists():
+        print(
+            f"sae-actor: warning: there is no {CHECKPOINT_NAME} in {answers.plain(_name(folder))}: whether events at "
+            "the end are missing from the export cannot be told",
+            file=sys.stderr,
+        )
+    if arguments.json:
+        print(_json({"to": _name(to.absolute()), "events": head.position, "head": head}))
+        return exit_codes.OK
+    print(f"{_count(head)} exported to {answers.plain(_name(to))}")
+    print(f"verify them with any Python: python verify.py --head {head.position}:{head.hash}")
+    return exit_codes.OK
+
+
+def import_(folder: Path, arguments: argparse.Namespace) -> int:
+    """Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no such bundle, and
+    `LogDamagedError` where it is none or does not verify; then the folder has no log."""
+    head = asyncio.run(eventlog.import_bundle(arguments.bundle, folder))
+    if arguments.json:
+        print(_json({"data_dir": _name(folder), "events": head.position, "head": head}))
+    else:
+        print(f"{_count(head)} imported into {answers.plain(_name(folder))}, head {head.position} {head.hash}")
+    return exit_codes.OK
+
+
+def redact(folder: Path, arguments: argparse.Namespace) -> int:
+    """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
+    if missing_log(folder):  # whoever writes a log makes it; here there is nothing to erase
+        raise LogUnusableError(f"there is no log in {folder}")
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=now))
+    if arguments.json:
+        print(_json(event))
+    else:
+        print(f"the payload of event {arguments.position} is erased   [position {event.position}]")
+    return exit_codes.OK
+
+
+def _count(head: Head) -> str:
+    return f"{head.position} event{'' if head.position == 1 else 's'}"
+
+
+def _name(path: Path) -> str:
+    """The path as text that can be printed, whatever bytes it is of."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _json(answer: object) -> str:
+    return msgspec.json.encode(answer).decode()

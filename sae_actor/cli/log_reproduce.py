@@ -1,0 +1,134 @@
+"""`log reproduce`: texts run again from the log, each with a verdict."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..errors import LogDamagedError, NotFoundError
+from ..eventlog import events_of, verify_folder
+from ..reproducing import Recorded, Recordings, Testbed, reproduce
+from . import exit_codes
+from .render.answers import plain
+
+View = dict[str, Any]
+
+_EXITS = {
+    "identical": exit_codes.OK,
+    "equivalent": exit_codes.OK,
+    "different": exit_codes.DATA,
+    "not_comparable": exit_codes.UNAVAILABLE,
+}
+_WORST = (exit_codes.DATA, exit_codes.UNAVAILABLE, exit_codes.OK)
+_VERDICTS = {
+    "identical": "same tokens",
+    "equivalent": "other tokens, at near-ties alone",
+    "different": "other tokens",
+    "not_comparable": "it cannot be told",
+}
+
+
+async def run(folder: Path, arguments: argparse.Namespace) -> int:
+    """Each text's verdict as it is known; the worst decides the exit code.
+
+    Raises `NotFoundError` for a text that is not in the log, and `LogDamagedError` where the sound part of the log
+    does not hold all that was asked for.
+    """
+    texts = await _recorded(folder, arguments)
+    prompts = [] if arguments.prompt_file is None else [_read(arguments.prompt_file)]
+    worst = exit_codes.OK
+    async with aclosing(_views(folder, texts, prompts)) as views:
+        async for view in views:
+            shown = msgspec.json.encode(view).decode() if arguments.json else verdict(view)
+            print(shown, flush=True)
+            worst = min(worst, _EXITS[view["verdict"]], key=_WORST.index)
+    return worst
+
+
+async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Recorded]:
+    verification = await verify_folder(folder)
+    sound = verification.head.position if verification.ok else (verification.first_bad or 0) - 1
+    wanted = None if arguments.all else tuple(dict.fromkeys(arguments.generation_id))
+    found = Recordings(wanted)
+    async with aclosing(events_of(folder)) as events:
+        async for event in events:
+            if event.position > sound or found.complete:
+                break
+            found.feed(event)
+    if not verification.ok and not found.complete:
+        raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
+    by_id = {text.generation_id: text for text in found.texts}
+    missing = [each for each in wanted or () if each not in by_id]
+    if missing:
+        raise NotFoundError(f"no text {missing[0]} is in the log, or the payloads of its events were erased")
+    return found.texts
+
+
+async def _views(folder: Path, texts: Sequence[Recorded], prompts: Sequence[str]) -> AsyncGenerator[View, None]:
+    bench = Testbed(folder)
+    try:
+        for text in texts:
+            yield await reproduce(text, bench, prompts)
+    finally:
+        await bench.close()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise NotFoundError(f"{path}: not text in UTF-8") from None
+
+
+def verdict(view: View) -> str:
+    """`reproducing.reproduce` for a person."""
+    reason = f": {view['reason']}" if view["reason"] else ""
+    lines = [f"{view['generation_id']}: {view['verdict']}, {_VERDICTS[view['verdict']]}{reason}"]
+    if "tokens" in view:
+        lines += [*_tokens(view), *_scores(view), *_environment(view)]
+    if view.get("digest_agrees") is False:
+        lines.append("  digest     the recorded intervention is NOT the one of its digest")
+    return plain("\n".join(lines))
+
+
+def _tokens(view: View) -> Iterator[str]:
+    tokens, ends = view["tokens"], view["finish_reason"]
+    logged = "not recorded" if tokens["logged"] is None else tokens["logged"]
+    yield f"  tokens     {logged} in the log ({ends['logged']}), {tokens['here']} here ({ends['here']})"
+    first = view.get("first_difference")
+    if first is not None:
+        gap = "" if first["gap"] is None else f", {first['gap']:.3g} logits apart"
+        both = f"{_token(first['logged'])} in the log, {_token(first['here'])} here"
+        yield f"  difference first at token {first['index']}: {both}{gap}"
+        gaps = [each["gap"] for each in view["choices"]]
+        near = f"a near-tie is at most {view['tolerance']:g}"
+        if gaps:
+            missed = f"{len(gaps)} logged tokens are not the choice here"
+            yield f"             {missed}, by up to {max(gaps):.3g} logits; {near}"
+    if view["positions_agree"] is None:
+        yield "  positions  which were written to is not in the log: it was cut off before that was known"
+    elif not view["positions_agree"] and tokens["same"]:
+        yield "  positions  other positions are written to, or left out, than the log says"
+
+
+def _token(token: int | None) -> str:
+    return "the end" if token is None else f"token id {token}"
+
+
+def _scores(view: View) -> Iterator[str]:
+    scores = view.get("scores")
+    if scores is not None:
+        apart = f"largest difference {scores['largest']:.3g}, mean {scores['mean']:.3g}"
+        yield f"  scores     logprobs of the logged tokens, under the intervention and under none: {apart}"
+
+
+def _environment(view: View) -> Iterator[str]:
+    if not view["environment"]["same"]:
+        yield f"  machine    differs from the log's in {', '.join(view['environment']['differs'])}"

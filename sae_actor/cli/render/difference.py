@@ -1,0 +1,110 @@
+"""What the audit found, in plain words: the difference between two states."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from ...domain.refs import Edit, Monitoring
+from ...domain.words import edit_in_words, monitoring_in_words
+from .answers import hook, plain
+
+View = dict[str, Any]
+
+_QUIET = ("files", "attached_at")
+"""Fields whose values say nothing to a person: that they changed is said in words."""
+
+
+def difference(view: View) -> str:
+    """`comparing.difference` for a person."""
+    lines = [f"from position {view['from']} to {view['to']}"]
+    found = [*_model(view["model"]), *_saes(view["saes"]), *_attachments(view["attachments"])]
+    return plain("\n".join(lines + (found or ["nothing changed of model, SAEs, attachments and steering"])))
+
+
+def _model(changes: View) -> Iterator[str]:
+    if not changes:
+        return
+    name = changes.get("model_id")
+    if name is not None and name["before"] is None:
+        yield f"model       {name['after']} came"
+    elif name is not None and name["after"] is None:
+        yield f"model       {name['before']} went"
+        return
+    else:
+        yield "model"
+    yield from _changes({key: pair for key, pair in changes.items() if key != "model_id" or pair["before"]})
+
+
+def _saes(entries: View) -> Iterator[str]:
+    for each in entries["added"]:
+        yield f"sae         {each['sae_id']} came, {each['status']}"
+        yield from _facts(each, ("repository_id", "revision", "path", "commit", "weights_sha256"))
+    for each in entries["removed"]:
+        yield f"sae         {each['sae_id']} went"
+    for each in entries["changed"]:
+        yield f"sae         {each['sae_id']}"
+        yield from _changes(each["changes"])
+
+
+def _attachments(entries: View) -> Iterator[str]:
+    for each in entries["added"]:
+        steering = "" if each["steering_enabled"] else ", steering out of force"
+        yield f"attachment  {each['sae_id']} {each['status']} at {hook(each['hook_point'])}, {each['mode']}{steering}"
+        yield from _facts(each, ("dtype", "weights_sha256"))
+        yield from _edits("edit", each["steering"])
+        if each["monitoring"] is not None:
+            yield f"  monitored: {_monitored(each['monitoring'])}"
+    for each in entries["removed"]:
+        yield f"attachment  {each['sae_id']} is not at {hook(each['hook_point'])} any more"
+        yield from _edits("gone", each["steering"])
+    for each in entries["changed"]:
+        yield f"attachment  {each['sae_id']}"
+        yield from _changes(each["changes"])
+        steering = each["steering"]
+        yield from _edits("new", steering["added"])
+        yield from _edits("gone", steering["removed"])
+        for pair in steering["changed"]:
+            yield f"  {'was':<8}  {_words(pair['before'])}"
+            yield f"  {'is':<8}  {_words(pair['after'])}"
+        if steering["reordered"]:
+            yield "  the edits stand in another order"
+
+
+def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:
+    return (f"  {label:<8}  {_words(edit)}" for edit in edits)
+
+
+def _words(edit: View) -> str:
+    return edit_in_words(msgspec.convert(edit, Edit))
+
+
+def _monitored(monitoring: View | None) -> str:
+    return "nothing" if monitoring is None else monitoring_in_words(msgspec.convert(monitoring, Monitoring))
+
+
+def _facts(fields: View, names: Sequence[str]) -> Iterator[str]:
+    return (f"  {name}: {fields[name]}" for name in names if fields[name] is not None)
+
+
+def _changes(changes: View) -> Iterator[str]:
+    for name, pair in changes.items():
+        if name == "attached_at" and None not in pair.values():
+            yield f"  attached anew at {pair['after']} (before: {pair['before']})"
+        elif name == "monitoring":
+            yield f"  monitored: {_monitored(pair['before'])} → {_monitored(pair['after'])}"
+        elif name not in _QUIET:
+            yield f"  {name}: {_value(pair['before'])} → {_value(pair['after'])}"
+        elif name == "files":
+            yield "  its files changed"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict) and value.keys() == {"kind", "layer"}:
+        return hook(value)
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

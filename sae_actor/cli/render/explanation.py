@@ -1,0 +1,207 @@
+"""One answer in plain words: what was active for it, since which events, and whether the digests agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ...domain.words import exclusions_in_words, ranges_in_words
+from .answers import hook, plain
+
+View = dict[str, Any]
+
+_REASONS = {
+    "stop": "it came to its end or to a stop text",
+    "length": "it was as long as was asked for",
+    "feature": "the feature that was to stop it was above its threshold",
+    "intervention_removed": "an SAE that it ran under was detached",
+    "cancelled": "nobody read it any more",
+    "error": "it failed",
+    "interrupted": "the service ended before it did",
+}
+
+
+def explanation(view: View) -> str:
+    """`explaining.explain` with `log`, the verification it rests on, for a person."""
+    lines = [
+        *_beginning(view),
+        *_model(view["model"]),
+        *_intervention(view),
+        *_sampling(view),
+        *_tokenization(view),
+        *_end(view),
+        *_evidence(view),
+    ]
+    return plain("\n".join(lines))
+
+
+def _beginning(view: View) -> Iterator[str]:
+    started = view["started"]
+    kind = f"{view['kind']}, " if view["kind"] else ""
+    tag = f", tag {view['tag']}" if view["tag"] else ""
+    yield f"{view['generation_id']}: {kind}asked for by {view['principal']}{tag}"
+    yield f"began        position {started['position']}, {started['time']}"
+    if view["erased"]:
+        yield "             the payload of that event was erased: what the request asked for is not on record any more"
+    elif not view["readable"]:
+        yield "             this version cannot read the payload of that event: what the request asked for is not told"
+
+
+def _model(model: View | None) -> Iterator[str]:
+    if model is None:
+        yield "model        the log does not say which one was loaded"
+        return
+    yield f"model        {model['model_id']}, {model['dtype']} on {model['device']}"
+    yield f"  revision   {model['revision']}, commit {model['commit'] or 'none'}"
+    yield from (f"  file       {name} sha256 {digest}" for name, digest in (model["files"] or {}).items())
+    for name in ("tokenizer", "chat_template", "environment"):
+        if model[f"{name}_sha256"]:
+            yield f"  {name.replace('chat_', ''):<10} sha256 {model[f'{name}_sha256']}"
+    yield from _since(model["since"])
+
+
+def _intervention(view: View) -> Iterator[str]:
+    saes: Sequence[View] = view["intervention"]
+    if view["baseline"]:
+        attached = ", ".join(view["attached"]) or "nothing"
+        yield f"intervention none: the request asked for the baseline (attached was {attached})"
+    elif not view["readable"]:
+        yield "intervention what was in force on the server when the text began:" if saes else (
+            "intervention nothing was in force on the server when the text began"
+        )  # fmt: skip
+    elif not saes:
+        yield "intervention none: no SAE was attached"
+    elif view["own_steering"]:
+        yield "intervention brought by the request, in place of the server's:"
+    else:
+        yield "intervention the server's:"
+    for sae in saes:
+        yield from _sae(sae)
+
+
+def _sae(sae: View) -> Iterator[str]:
+    out = f", writes at {hook(sae['hook_point_out'])}" if sae["hook_point_out"] else ""
+    yield f"  sae        {sae['sae_id']} at {hook(sae['hook_point'])}{out}, mode {sae['mode']}"
+    if sae["passes"] is not None:
+        yield f"    passes   {exclusions_in_words(sae['passes'])} through"
+    source = [str(sae[name]) for name in ("repository_id", "path") if sae[name]]
+    origin = f"{' '.join(source) or 'unknown'}, commit {sae['commit'] or 'none'}"
+    yield f"    from     {origin} ({sae['architecture'] or 'unknown architecture'}, computes in {sae['dtype']})"
+    yield f"    weights  sha256 {sae['weights_sha256']}"
+    yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in sae["weights_files"])
+    yield from (f"    edit     {edit['words']}" for edit in sae["steering"])
+    if not sae["steering"]:
+        why = "the server's were out of force" if sae["steering_enabled"] is False else "nothing was steered"
+        yield f"    edit     none: {why}"
+    yield from _since(sae["since"], "    ")
+
+
+def _since(events: Sequence[View], indent: str = "  ") -> Iterator[str]:
+    for i, event in enumerate(events):
+        label = "since" if i == 0 else ""
+        width = 13 - len(indent)
+        where = f"{event['position']:>6}  {event['time']}  {event['type']:<20}  {event['principal']}"
+        yield f"{indent}{label:<{width}}{where}"
+
+
+def _tokenization(view: View) -> Iterator[str]:
+    asked = view["tokenization"]
+    if asked:
+        told = ", ".join(f"{name} {str(value).lower()}" for name, value in asked.items())
+        yield f"prompt       {told}"
+
+
+def _sampling(view: View) -> Iterator[str]:
+    sampling = view["sampling"]
+    if sampling is None:
+        return
+    noise = "greedy" if sampling["temperature"] == 0 else (
+        f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}"
+    )  # fmt: skip
+    stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling["stop"] else ""
+    yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
+    yield from (f"             {line}" for line in _ends(sampling))
+    if view["reasoning"]:
+        yield f"             thoughts told apart: {_reasoning(view['reasoning'])}"
+    if view["stop_when"]:
+        stop_when = view["stop_when"]
+        feature = f"feature {stop_when['feature']} of {stop_when['sae_id']}"
+        but = f", except at {exclusions_in_words(stop_when['exclude'])}" if stop_when["exclude"] else ""
+        yield f"             until {feature} is above {stop_when['above']:g}{but}"
+    if view["deterministic"]:
+        yield "             deterministic: alone on the device"
+    if view["watched"]:
+        yield f"             activations were told of {', '.join(view['watched'])}"
+
+
+def _ends(sampling: View) -> Iterator[str]:
+    """What of the ways to end differs from the usual."""
+    if sampling["stop_token_ids"]:
+        yield f"stop at token {', '.join(map(str, sampling['stop_token_ids']))}"
+    if sampling["stop"] and not sampling["stop_in_hidden"]:
+        yield "stop looked for in the text alone, not in special tokens left out of it"
+    if sampling["include_stop_str_in_output"]:
+        yield "what it stops at is shown"
+    if sampling["ignore_eos"]:
+        yield "the model's own end tokens did not end it"
+    if sampling["min_tokens"]:
+        yield f"no end before {sampling['min_tokens']} tokens"
+    if not sampling["skip_special_tokens"]:
+        yield "special tokens are part of the text"
+
+
+def _reasoning(reasoning: View) -> str:
+    return "by channels" if reasoning["format"] == "channels" else f"by {reasoning['begin']} and {reasoning['end']}"
+
+
+_LEFT_OUT = {"prompt_token_ids": "the prompt", "output_token_ids": "the answer's tokens", "text": "its text"}
+
+
+def _end(view: View) -> Iterator[str]:
+    finished, receipt = view["finished"], view["receipt"]
+    if finished is None:
+        yield "ended        no end is on record"
+        return
+    reason = view["finish_reason"]
+    yield f"ended        position {finished['position']}, {finished['time']}"
+    yield f"  {reason}: {_REASONS.get(reason, 'for a reason that this version does not know')}"
+    if view["error"]:
+        yield f"  error      {view['error']['detail']} ({view['error']['code']})"
+    if receipt is None:
+        counted = "" if view["tokens_prompt"] is None else f"{view['tokens_prompt']} of the prompt; "
+        yield f"tokens       {counted}no receipt: how many were generated is not on record"
+    else:
+        yield f"tokens       {receipt['tokens_prompt']} of the prompt, {receipt['tokens_generated']} generated"
+        yield f"  written to {receipt['tokens_edited']}, positions {ranges_in_words(view['edited'])}"
+        yield f"  excluded   {receipt['tokens_excluded']}, positions {ranges_in_words(view['excluded'])}"
+        yield f"  size       mean |difference| / |x| where written to: {receipt['mean_relative_norm']:.4g}"
+    for name in ("prompt", "output"):
+        if view[f"{name}_sha256"]:
+            yield f"  {name:<10} token ids, salted sha256 {view[f'{name}_sha256']} (salt {view['salt']})"
+    if view["text"] is not None:
+        yield f"  text       {view['text']!r}"
+    if view["left_out"]:
+        names = " and ".join(_LEFT_OUT.get(each, each) for each in view["left_out"]["fields"].get("left_out", ()))
+        yield f"  left out   {names}: {view['left_out']['detail']}"
+
+
+def _evidence(view: View) -> Iterator[str]:
+    digest, log = view["digest"], view["log"]
+    yield f"digest       recorded   {view['intervention_sha256'] or 'none'}"
+    same = "the same" if digest["agrees"] else (
+        "another: what was recorded is not what is shown here"
+    )  # fmt: skip
+    yield f"             recomputed {digest['recomputed']}: {same}"
+    if digest["state_agrees"] is not None:
+        what = "is what the log comes to before it" if digest["state_agrees"] else (
+            "is NOT what the log comes to before it"
+        )  # fmt: skip
+        yield f"             the recorded intervention {what}"
+    head = log["head"]
+    if log.get("unproven"):
+        yield f"log          unproven: {log['events']} events verify, head {head['position']} {head['hash']}"
+        yield f"             {log['detail']}"
+    elif log["ok"]:
+        yield f"log          verified: {log['events']} events, head {head['position']} {head['hash']}"
+    else:
+        yield f"log          damaged from position {log['first_bad']} on; all that is told here lies before it"

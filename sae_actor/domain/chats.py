@@ -1,0 +1,61 @@
+"""Chats: how a prompt becomes tokens, where its messages are among them, what an answer thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request says of how its prompt becomes tokens; nothing: as the tokenizer, or the chat template, has it."""
+
+    add_special_tokens: bool | None = None
+    """Those that the tokenizer puts around a text; None: around a text, not around a chat."""
+    prepend_bos: bool | None = None
+    """Begin with the token that begins a text, or do not; None: as the tokenizer, or the template, does."""
+    parse_special: bool = True
+    """A text that spells a control token means that token."""
+
+
+class MessageSpan(Struct, frozen=True, kw_only=True):
+    """One message of a chat among the tokens of the prompt, [first, stop): what the template writes around it too, and
+    a message that it writes within, whose turn is one of its own."""
+
+    role: str
+    first: int
+    stop: int
+    content: tuple[int, int]
+    """[from, to): the tokens that hold what is said."""
+    parts: tuple[tuple[int, int], ...] = ()
+    """The pieces of `content`, where the template writes something between them; none where it is one."""
+
+    @property
+    def said(self) -> tuple[tuple[int, int], ...]:
+        """What is said, piece by piece."""
+        return self.parts or (self.content,)
+
+    def within(self, other: MessageSpan) -> bool:
+        """Whether it is a part of the other turn, such as a system message in that of the user."""
+        return self != other and other.first <= self.first and self.stop <= other.stop
+
+
+def positions_of(role: str, turns: Sequence[MessageSpan]) -> set[int]:
+    """The tokens of a role's messages. A token is one of the innermost turn that it is in, and of no other."""
+    found: set[int] = set()
+    for turn in turns:
+        if turn.role == role:
+            inner = (range(each.first, each.stop) for each in turns if each.role != role and each.within(turn))
+            found |= set(range(turn.first, turn.stop)).difference(*inner)
+    return found
+
+
+class Reasoning(Struct, frozen=True, kw_only=True):
+    """How the answers of a model's chats tell what is thought from what is said."""
+
+    format: Literal["channels", "block"]
+    """`channels`: messages that each name theirs, as gpt-oss has them; `block`: thoughts first, between two marks."""
+    begin: str = ""
+    end: str = ""
+    """The marks of a block."""

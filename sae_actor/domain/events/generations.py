@@ -1,0 +1,104 @@
+"""Texts: what one was made with, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from ..chats import MessageSpan, Reasoning, Tokenization
+from ..refs import ActiveSae, FinishReason, StopWhen
+from .payload import Payload, Problem
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """Sampling settings in force, seed included."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, beside the model's own."""
+    stop_in_hidden: bool = False
+    """Stop strings are looked for in special tokens too that are left out of the text; False: in the text alone, as in
+    logs of before."""
+    include_stop_str_in_output: bool = False
+    """What ends the text is shown: a stop string, or a token in so far as its like is."""
+    ignore_eos: bool = False
+    """The model's own end tokens do not end the text."""
+    min_tokens: int = 0
+    """So many tokens come before a token or a stop string may end the text; until then tokens that would end it are
+    not chosen, those of `ignore_eos` neither."""
+    skip_special_tokens: bool = True
+    """Special tokens are left out of the text."""
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """Counts of what was run and what was written to."""
+
+    tokens_prompt: int
+    tokens_generated: int
+    tokens_edited: int
+    tokens_excluded: int
+    mean_relative_norm: float
+    """Mean of |difference| / |x| over the edited positions; 0 where none."""
+
+
+class GenerationStarted(Payload, frozen=True, kw_only=True):
+    generation_id: str
+    kind: Literal["completion", "chat"]
+    intervention: tuple[ActiveSae, ...]
+    intervention_sha256: str
+    sampling: Sampling
+    tokens_prompt: int
+    baseline: bool = False
+    own_steering: bool = False
+    """The request brought its own edits in place of the server's."""
+    tag: str | None = None
+    deterministic: bool = False
+    """The same tokens were promised for the same request, whatever else runs."""
+    watched: tuple[ActiveSae, ...] = ()
+    """SAEs whose activations are read; that they are does not change the text."""
+    stop_when: StopWhen | None = None
+    turns: tuple[MessageSpan, ...] = ()
+    """Of the chat, where an edit asks for them."""
+    tokenization: Tokenization | None = None
+    """What the request said of how its prompt becomes tokens; None: nothing."""
+    reasoning: Reasoning | None = None
+    """How thoughts are told from what is said; None: all is said."""
+    sink_window: int | None = None
+    """A sink's norm is compared with the median of so many of the prompt's first positions; None: of the whole prompt,
+    as in logs of before there was a window."""
+
+    @property
+    def saes(self) -> tuple[ActiveSae, ...]:
+        """All that the text needs on the device, each once or more."""
+        stop = () if self.stop_when is None else (self.stop_when.sae,)
+        return (*self.intervention, *self.watched, *stop)
+
+
+class GenerationFinished(Payload, frozen=True, kw_only=True):
+    generation_id: str
+    started_position: int
+    finish_reason: FinishReason
+    intervention_sha256: str
+    receipt: Receipt | None = None
+    edited: tuple[tuple[int, int], ...] = ()
+    """Ranges [from, to) of positions that were written to."""
+    excluded: tuple[tuple[int, int], ...] = ()
+    batch: tuple[int, int] | None = None
+    """Fewest and most texts in a step of it, itself counted."""
+    salt: str = ""
+    prompt_sha256: str = ""
+    output_sha256: str = ""
+    """sha256 of salt ‖ token ids (little-endian u32 each)."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    output_token_ids: tuple[int, ...] | None = None
+    text: str | None = None
+    """Only where `[audit] record_text` is on."""
+    left_out: Problem | None = None
+    """Why some of what `record_text` asks for is not here, which its `fields` name as `left_out`: an event holds so
+    many bytes and no more."""
+    error: Problem | None = None

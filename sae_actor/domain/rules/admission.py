@@ -1,0 +1,246 @@
+"""The rules of text: which intervention a request runs under, frozen at its admission."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ... import errors
+from .. import events as ev
+from ..chats import MessageSpan
+from ..messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
+from ..refs import (
+    SINK_WINDOW,
+    ActiveSae,
+    Edit,
+    Exclusion,
+    Intervention,
+    Mode,
+    ModelFacts,
+    StopWhen,
+    intervention_sha256,
+)
+from ..state import State
+from .attachments import model_and_position
+from .edits import checked, in_range, named_once, passed
+
+
+def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
+    one_wish(baseline=request.baseline, steering=request.steering, interventions=request.interventions)
+    _model_is_there(state, request.model_position)
+    if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
+        raise errors.PreconditionFailedError(
+            f"expected position {request.expect_position}, the state is of {state.revision}",
+            expected=request.expect_position,
+            position=state.revision,
+        )
+    if request.deterministic:
+        _deterministic(state)
+    _in_the_text(request)
+    intervention = () if request.baseline else _intervention(request.steering, request.interventions, state)
+    return [
+        ev.GenerationStarted(
+            generation_id=request.generation_id,
+            kind=request.kind,
+            intervention=intervention,
+            intervention_sha256=intervention_sha256(intervention),
+            sampling=request.sampling,
+            tokens_prompt=request.tokens_prompt,
+            baseline=request.baseline,
+            own_steering=request.steering is not None or request.interventions is not None,
+            tag=request.tag,
+            deterministic=request.deterministic,
+            watched=_watched(state) if request.watch else (),
+            turns=_turns(intervention, request.turns),
+            tokenization=request.tokenization,
+            reasoning=request.reasoning,
+            stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
+            sink_window=SINK_WINDOW,
+        )
+    ]
+
+
+def _in_the_text(request: AdmitGeneration) -> None:
+    """Refuse an edit of the request's own for a position that its text cannot come to have."""
+    longest = request.tokens_prompt + request.sampling.max_tokens - 1
+    own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
+    for edit in own:
+        if (first := edit.named_position) >= longest:
+            raise errors.BadRequestError(
+                f"position {first} is past the text: {request.tokens_prompt} tokens of prompt and at most "
+                f"{request.sampling.max_tokens} more, the last of which is not read",
+                param="positions",
+            )
+
+
+def _turns(
+    intervention: Intervention, turns: tuple[MessageSpan, ...] | None, exclude: Sequence[Exclusion] = ()
+) -> tuple[MessageSpan, ...]:
+    """The turns that the intervention, and a reading that leaves out `exclude`, are told by; none where none asks."""
+    if "template" not in exclude and not any(sae.asks_for_turns for sae in intervention):
+        return ()
+    if turns is None:
+        raise errors.PositionsUnknownError(
+            "the chat template does not tell where each message is: positions by role and exclude 'template' are "
+            "not possible with this chat",
+            param="messages",
+        )
+    if not turns and any(edit.asks_for_roles for sae in intervention for edit in sae.steering):
+        raise errors.BadRequestError("positions by role need a chat: this prompt has no roles", param="positions")
+    return turns
+
+
+def _watched(state: State) -> Intervention:
+    if not state.attached:
+        raise errors.SAENotAttachedError("no SAE is attached whose activations could be told")
+    return tuple(a.active() for a in state.attached)
+
+
+def reading(
+    state: State,
+    sae_id: str | None,
+    features: Sequence[int],
+    own: OwnIntervention | None,
+    turns: tuple[MessageSpan, ...] | None = (),
+    *,
+    exclude: Sequence[Exclusion] = (),
+    model_position: int | None = None,
+) -> tuple[Intervention, tuple[MessageSpan, ...], ActiveSae]:
+    """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), the turns that
+    this asks for, and the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
+
+    Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
+    """
+    own = own or OwnIntervention()
+    _model_is_there(state, model_position)
+    one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
+    nothing = own.baseline is not False and own.steering is None and own.interventions is None
+    intervention = () if nothing else _intervention(own.steering, own.interventions, state)
+    return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
+
+
+def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
+    sae = attached_sae(state, asked.sae_id, (asked.feature,))
+    return StopWhen(sae=sae, feature=asked.feature, above=asked.above, exclude=named_once(asked.exclude))
+
+
+def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
+    """The attached SAE of that id (None: the only one), of which these features are read.
+
+    `SAENotFoundError`, `SAENotAttachedError`, `SAEAmbiguousError`, `FeatureOutOfRangeError`.
+    """
+    if sae_id is None:
+        if not state.attached:
+            raise errors.SAENotAttachedError("no SAE is attached")
+        if len(state.attached) > 1:
+            raise errors.SAEAmbiguousError("several SAEs are attached: name one with sae_id")
+        sae_id = state.attached[0].sae_id
+    read = _active(state, sae_id, "steer", ())
+    description = state.saes[sae_id].sae
+    if description is not None:
+        in_range(features, sae_id, description.d_sae)
+    return read
+
+
+def one_wish(
+    *, baseline: bool, steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None
+) -> None:
+    """`BadRequestError` where a request asks for more than one intervention in place of the server's."""
+    if baseline + (steering is not None) + (interventions is not None) > 1:
+        raise errors.BadRequestError("give one of sae.baseline, sae.steering, sae.interventions", param="sae")
+
+
+def model_to_ask(state: State) -> tuple[ModelFacts, int]:
+    """As `model_and_position`, but `NotReadyError` while the model of before the restart is being brought back."""
+    model = state.model
+    if model is not None and model.status == "loading" and model.restored:
+        raise errors.NotReadyError(f"the model {model.model} is being brought back", retry_after=2)
+    return model_and_position(state)
+
+
+def _model_is_there(state: State, model_position: int | None) -> None:
+    """`model_position`: of the model that the prompt was read for, where it was read already."""
+    facts, position = model_to_ask(state)
+    if model_position not in (None, position):
+        raise errors.ModelNotLoadedError(
+            f"the model was replaced by {facts.model_id} while the prompt was read; ask again", status="loaded"
+        )
+
+
+def _deterministic(state: State) -> None:
+    facts = None if state.model is None else state.model.facts
+    if facts is None or not facts.can_be_deterministic:
+        raise errors.SAEUnsupportedError(
+            "deterministic needs a model in float32 on the CPU, or deterministic kernels on its device",
+            param="sae.deterministic",
+        )
+
+
+def _intervention(
+    steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None, state: State
+) -> Intervention:
+    if steering != ():
+        _whole(state)
+    if interventions is not None:
+        active = tuple(_active(state, own.sae_id, own.mode, own.steering, own.exclude) for own in interventions)
+        if len({sae.sae_id for sae in active}) != len(active):
+            raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions: give all its edits in one")
+        points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
+        if len(set(points)) != len(points):
+            raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
+        # In the order in which they were attached: the same intervention has one digest.
+        return tuple(sorted(active, key=lambda sae: sae.attach_position))
+    if steering:
+        return _only_one(state, steering)
+    if steering == ():
+        return tuple(a.steered() for a in state.attached)
+    return state.in_force
+
+
+def _whole(state: State) -> None:
+    """Nothing unsteered goes out as steered: what a restart lost is back, or someone has seen that it is not."""
+    missing = [a.sae_id for a in state.attachments if a.status == "failed" or (a.restored and a.status == "attaching")]
+    if missing:
+        raise errors.NotReadyError(
+            "what was attached before the restart is not back; attach or detach it, or ask for sae.baseline",
+            retry_after=2,
+            degraded=missing,
+        )
+
+
+def meant(state: State, steering: tuple[Edit, ...]) -> str:
+    """Which attached SAE edits in short form are for: the one they name, or the only one. `SAEAmbiguousError`,
+    `SAENotAttachedError`."""
+    named = {edit.sae_id for edit in steering if edit.sae_id is not None}
+    if len(named) > 1 or (not named and len(state.attached) > 1):
+        raise errors.SAEAmbiguousError("several SAEs are attached: use sae.interventions")
+    if not state.attached:
+        raise errors.SAENotAttachedError("no SAE is attached")
+    return next(iter(named), state.attached[0].sae_id)
+
+
+def _only_one(state: State, steering: tuple[Edit, ...]) -> Intervention:
+    sae_id = meant(state, steering)
+    there = state.attachment(sae_id)
+    mode: Mode = "steer" if there is None else there.mode
+    own = _active(state, sae_id, mode, steering, None if there is None else there.exclude)
+    return tuple(own if a.sae_id == sae_id else a.steered() for a in state.attached)
+
+
+def _active(
+    state: State,
+    sae_id: str,
+    mode: Mode,
+    steering: tuple[Edit, ...],
+    exclude: tuple[Exclusion, ...] | None = None,
+) -> ActiveSae:
+    if sae_id not in state.saes:
+        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+    attachment = state.attachment(sae_id)
+    sae = state.saes[sae_id].sae
+    if attachment is None or sae is None:
+        raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
+    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), passed(exclude))
+
+
+def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:
+    return [report] if report.generation_id in state.generations else []

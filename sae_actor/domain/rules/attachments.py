@@ -1,0 +1,274 @@
+"""The rules of attach, detach and steer: where an SAE may go, and what it meets there."""
+
+from __future__ import annotations
+
+from ... import errors
+from .. import events as ev
+from ..commands import Attach, Detach, Monitor, Steer
+from ..events import Problem
+from ..folds.attachments import leaves
+from ..former_hook_names import reread
+from ..refs import HookPoint, ModelFacts, SaeDescription
+from ..state import AttachmentState, SaeRecord, State
+from ..weights import names
+from .edits import checked, in_range, named_once, passed
+from .placement import agree, target
+
+
+def known(state: State, sae_id: str) -> SaeRecord:
+    record = state.saes.get(sae_id)
+    if record is None:
+        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+    return record
+
+
+def loaded_model(state: State) -> ModelFacts:
+    return model_and_position(state)[0]
+
+
+def model_and_position(state: State) -> tuple[ModelFacts, int]:
+    """The loaded model, and which load of it: the position of its request. `ModelNotLoadedError`."""
+    model = state.model
+    if model is None:
+        raise errors.ModelNotLoadedError("no model is loaded", status="none")
+    if model.status == "loading":
+        raise errors.ModelNotLoadedError(f"the model {model.model} is being loaded", status=model.status)
+    if model.facts is None or model.status != "loaded":
+        why = "" if model.error is None else f": {model.model} could not be ({model.error.detail})"
+        raise errors.ModelNotLoadedError(f"no model is loaded{why}", status=model.status)
+    return model.facts, model.request_position
+
+
+def described(record: SaeRecord) -> SaeDescription:
+    """What the files say; refuses an SAE whose files are not complete on disk."""
+    if record.status == "downloading":
+        raise errors.SAEInUseError(f"{record.sae_id} is being downloaded", sae_id=record.sae_id)
+    if record.status == "deleting":
+        raise errors.SAEInUseError(f"{record.sae_id} is being deleted", sae_id=record.sae_id)
+    if record.sae is None:
+        raise _unusable(record)
+    return reread(record.sae)
+
+
+def _unusable(record: SaeRecord) -> errors.SAEError:
+    """Why the files of this SAE cannot be used: what was found wrong with them, or with the way here."""
+    sae_id, why = record.sae_id, record.error
+    if why is not None and why.code in ("sae_invalid", "sae_unsupported"):
+        return errors.from_code(why.code, f"{sae_id}: {why.detail}", **{**why.fields, "sae_id": sae_id})
+    reason = "" if why is None else f" ({why.detail})"
+    return errors.SAEInvalidError(
+        f"the files of {sae_id} are not complete{reason}; download it again", sae_id=sae_id, check="complete"
+    )
+
+
+def attach(command: Attach, state: State) -> list[ev.Payload]:
+    agree(command.layer, command.hook_point)
+    record = known(state, command.sae_id)
+    sae = described(record)
+    place = target(sae, loaded_model(state), command.layer, command.hook_point)
+    replaces = _replaced(command, state, place.hook_point)
+    others = [a for a in state.attachments if a.status in ("attached", "attaching") and a.sae_id not in replaces]
+    if command.mode == "reconstruct" and any(
+        a.mode == "reconstruct" and a.written_at == place.written_at for a in others
+    ):
+        raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
+    _can_be_told(state, "template" in (command.exclude or ()), "exclude")
+    return [
+        ev.AttachRequested(
+            sae_id=command.sae_id,
+            hook_point=place.hook_point,
+            hook_point_out=place.hook_point_out,
+            mode=command.mode,
+            dtype=command.dtype,
+            replaces=replaces,
+            warnings=place.warnings,
+            exclude=passed(command.exclude),
+        )
+    ]
+
+
+def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
+    """Which attached SAEs make room; refuses when there is none and `replace` was not asked for."""
+    holding = [a for a in state.attachments if a.status != "failed"]
+    same = next((a for a in holding if a.sae_id == command.sae_id), None)
+    if same is None and len(holding) < state.max_attachments:
+        return ()
+    in_the_way = same or _in_the_way(holding, point)
+    if not command.replace:
+        raise errors.SAEAlreadyAttachedError(
+            f"{in_the_way.sae_id} is {in_the_way.status} already: send replace to move it"
+            if same is not None
+            else f"{in_the_way.sae_id} is {in_the_way.status}, and [gpu] max_attachments is {state.max_attachments}: "
+            "detach it, or send replace",
+            sae_id=in_the_way.sae_id,
+            max_attachments=state.max_attachments,
+        )
+    if in_the_way.status != "attached":
+        why = f"{in_the_way.sae_id} cannot be replaced while it is {in_the_way.status}"
+        raise errors.SAEInUseError(why, sae_id=in_the_way.sae_id)
+    if any(in_the_way.sae_id in a.replaces for a in holding):
+        raise errors.SAEInUseError(f"{in_the_way.sae_id} is being replaced already", sae_id=in_the_way.sae_id)
+    return (in_the_way.sae_id,)
+
+
+def _in_the_way(holding: list[AttachmentState], point: HookPoint) -> AttachmentState:
+    """The one at the same hook point, else the one that came first."""
+    return next((a for a in holding if a.hook_point == point), holding[0])
+
+
+def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
+    """The engine has it: what it replaces goes in the same transaction."""
+    mine = _attaching(state, report.request_position)
+    if mine is None:
+        return []
+    known = mine.weights_sha256 if mine.restored else report.weights_sha256
+    if known != report.weights_sha256 and not names(known, report.weights_files):
+        # Fetched anew by force while it was attached: a restart brings back what was there, or says that it cannot.
+        changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
+        return [failure(mine, changed)]
+    gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
+    # A moved SAE keeps its steering and what is monitored, also when a restart in the middle could not bring it back
+    # to its old place.
+    old = (a for a in state.attachments if a.sae_id == mine.sae_id and a.status in ("attached", "failed"))
+    moved = next(old, mine) if mine.sae_id in mine.replaces else mine
+    detached = [
+        ev.SaeDetached(
+            request_position=mine.request_position,
+            attach_position=a.request_position,
+            sae_id=a.sae_id,
+            freed_bytes=0,
+            held_bytes=a.device_bytes,
+            reason="replaced",
+        )
+        for a in gone
+    ]
+    come = ev.SaeAttached(
+        request_position=mine.request_position,
+        sae_id=mine.sae_id,
+        hook_point=mine.hook_point,
+        hook_point_out=mine.hook_point_out,
+        mode=mine.mode,
+        dtype=report.dtype,
+        weights_sha256=known,
+        weights_files=report.weights_files,
+        memory_bytes=report.memory_bytes,
+        device_bytes=report.device_bytes,
+        steering=moved.steering,
+        enabled=moved.enabled,
+        monitoring=moved.monitoring,
+        restored=mine.restored,
+        exclude=mine.exclude,
+    )
+    return [*detached, come]
+
+
+def attach_failed(report: ev.AttachFailed, state: State) -> list[ev.Payload]:
+    mine = _attaching(state, report.request_position)
+    if mine is None:
+        return []
+    return [failure(mine, report.error)]
+
+
+def failure(attachment: AttachmentState, error: Problem) -> ev.AttachFailed:
+    return ev.AttachFailed(
+        request_position=attachment.request_position,
+        sae_id=attachment.sae_id,
+        error=error,
+        restored=attachment.restored,
+    )
+
+
+def _attaching(state: State, request_position: int) -> AttachmentState | None:
+    return next(
+        (a for a in state.attachments if a.request_position == request_position and a.status == "attaching"), None
+    )
+
+
+def detach(command: Detach, state: State) -> list[ev.Payload]:
+    known(state, command.sae_id)
+    leaving = leaves(state.attachments, command.sae_id)
+    if leaving is None:
+        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
+    first = state.position + 1
+    requested: list[ev.Payload] = [ev.DetachRequested(sae_id=command.sae_id)]
+    cancelled = Problem(code="sae_not_attached", detail="detached while it was being attached")
+    requested += (
+        ev.AttachFailed(request_position=a.request_position, sae_id=command.sae_id, error=cancelled)
+        for a in state.attachments
+        if a.sae_id == command.sae_id and a.status == "attaching" and state.command_at(a.request_position) is not None
+    )
+    if leaving.status == "failed":
+        requested.append(
+            ev.SaeDetached(
+                request_position=first,
+                attach_position=leaving.request_position,
+                sae_id=command.sae_id,
+                freed_bytes=0,
+            )
+        )
+    return requested
+
+
+def detached(report: ev.SaeDetached, state: State) -> list[ev.Payload]:
+    leaving = any(
+        a.request_position == report.attach_position and a.detach_position == report.request_position
+        for a in state.attachments
+    )
+    return [report] if leaving else []
+
+
+def hook_faulted(report: ev.HookFaulted, state: State) -> list[ev.Payload]:
+    """An SAE that cannot be computed is taken out, on record."""
+    mine = next(
+        (a for a in state.attached if a.request_position == report.request_position),
+        None,
+    )
+    if mine is None:
+        return []
+    gone = ev.SaeDetached(
+        request_position=report.request_position,
+        attach_position=mine.request_position,
+        sae_id=mine.sae_id,
+        freed_bytes=0,
+        held_bytes=mine.device_bytes,
+        reason="fault",
+    )
+    return [report, gone]
+
+
+def steer(command: Steer, state: State) -> list[ev.Payload]:
+    record = known(state, command.sae_id)
+    if state.attachment(command.sae_id) is None or record.sae is None:
+        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
+    features = checked(command.features, command.sae_id, record.sae.d_sae)
+    _can_be_told(state, any(edit.asks_for_turns for edit in features), "positions")
+    return [ev.SteeringChanged(sae_id=command.sae_id, features=features, enabled=command.enabled)]
+
+
+def _can_be_told(state: State, asked: bool, param: str) -> None:
+    """Refuse at once what would turn away every chat: what lasts is set for chats that nobody has seen yet. `asked`:
+    it takes knowing where the messages are."""
+    facts = None if state.model is None else state.model.facts
+    if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
+        raise errors.PositionsUnknownError(
+            "the model's chat template, or its tokenizer, does not tell where each message is: positions by role and "
+            "exclude 'template' are not possible",
+            param=param,
+        )
+
+
+def monitor(command: Monitor, state: State) -> list[ev.Payload]:
+    """What is monitored ends with the attachment; a move and a restart keep it."""
+    record = known(state, command.sae_id)
+    if state.attachment(command.sae_id) is None or record.sae is None:
+        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
+    features = None if command.features is None else tuple(dict.fromkeys(command.features))
+    in_range(features or (), command.sae_id, record.sae.d_sae)
+    changed = ev.MonitoringChanged(
+        sae_id=command.sae_id,
+        enabled=command.enabled,
+        features=features,
+        top_k=command.top_k,
+        exclude=named_once(command.exclude),
+    )
+    return [changed]

@@ -1,0 +1,107 @@
+"""The rules of one set of edits: feature range and contradictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from ...errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
+from ..refs import Edit, Exclusion, Positions, Span
+from ..words import conflict_in_words
+
+ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
+
+_DISJOINT = {
+    frozenset({"prompt", "generated"}),
+    frozenset({"last_prompt", "generated"}),
+}
+
+
+def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
+    """The edits as they are kept, for this SAE of `d_sae` features.
+
+    Raises `FeatureOutOfRangeError`, `ConflictingEditsError`, `BadRequestError`.
+    """
+    for edit in edits:
+        if edit.sae_id not in (None, sae_id):
+            raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
+        in_range((edit.feature,) if edit.when is None else (edit.feature, edit.when.feature), sae_id, d_sae)
+    for edit in edits:
+        # None of them is resolved where one of them names no feature: that is told first.
+        _refuse_unresolved(edit)
+    for i, one in enumerate(edits):
+        for other in edits[i + 1 :]:
+            if one.feature == other.feature and _contradict(one, other):
+                raise ConflictingEditsError(conflict_in_words(one, other), feature=one.feature)
+    return tuple(replace(edit, sae_id=None, exclude=named_once(edit.exclude)) for edit in edits)
+
+
+def named_once(exclude: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
+    return tuple(dict.fromkeys(exclude))
+
+
+def passed(exclude: Sequence[Exclusion] | None) -> tuple[Exclusion, ...] | None:
+    """What `reconstruct` was told to pass through, as it is kept."""
+    return None if exclude is None else named_once(exclude)
+
+
+def in_range(features: Iterable[int], sae_id: str, d_sae: int) -> None:
+    """`FeatureOutOfRangeError` for a feature that the SAE of `d_sae` features lacks."""
+    for feature in features:
+        if feature >= d_sae:
+            raise FeatureOutOfRangeError(
+                f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae, sae_id=sae_id
+            )
+
+
+def _refuse_unresolved(edit: Edit) -> None:
+    """Strengths are decided, applied and logged raw; other units are resolved before they come here."""
+    if edit.unit != "raw":
+        raise BadRequestError(f"unit '{edit.unit}' was not resolved to a raw strength", param="unit")
+
+
+def _contradict(one: Edit, other: Edit) -> bool:
+    if one.method == other.method and _same(one.positions, other.positions):
+        return True
+    both_set = one.method in ACTIVATION_METHODS and other.method in ACTIVATION_METHODS
+    return both_set and _overlap(one.positions, other.positions)
+
+
+def _same(one: Positions, other: Positions) -> bool:
+    if isinstance(one, Span) and isinstance(other, Span):
+        if one.tokens is not None and other.tokens is not None:
+            return set(one.tokens) == set(other.tokens)
+        if one.tokens is None and other.tokens is None:
+            return (one.from_ or 0, one.to, one.role) == (other.from_ or 0, other.to, other.role)
+    return one == other
+
+
+def _overlap(one: Positions, other: Positions) -> bool:
+    """Whether some prompt makes the two meet; a span and a name are taken to meet, but for what can never be.
+
+    A token is in the message of one role at most, and what is generated is in none.
+    """
+    roles = [each.role for each in (one, other) if isinstance(each, Span) and each.role is not None]
+    if len(roles) == 2:
+        return roles[0] == roles[1]
+    if roles and "generated" in (one, other):
+        return False
+    if isinstance(one, Span) and isinstance(other, Span):
+        if roles:
+            return True
+        if one.tokens is not None and other.tokens is not None:
+            return not set(one.tokens).isdisjoint(other.tokens)
+        if one.tokens is not None or other.tokens is not None:
+            tokens, span = (one.tokens, other) if one.tokens is not None else (other.tokens, one)
+            return any((span.from_ or 0) <= t and (span.to is None or t < span.to) for t in tokens or ())
+        return _starts_in(one, other) or _starts_in(other, one)
+    if isinstance(one, str) and isinstance(other, str):
+        return frozenset({one, other}) not in _DISJOINT
+    return True
+
+
+def _starts_in(one: Span, other: Span) -> bool:
+    """Whether the first position of a span without tokens is one of `other`'s."""
+    first = one.from_ or 0
+    return (other.from_ or 0) <= first and (other.to is None or first < other.to)

@@ -1,0 +1,81 @@
+"""Rules of the model: what loads it, what unloads it, what a load leads to."""
+
+from __future__ import annotations
+
+from ... import errors
+from .. import events as ev
+from ..commands import LoadModel
+from ..events import Problem
+from ..state import State
+from . import attachments
+
+
+def load_model(command: LoadModel, state: State) -> list[ev.Payload]:
+    model = state.model
+    same = model is not None and (model.model, model.revision, model.dtype, model.device) == (
+        command.model,
+        command.revision,
+        command.dtype,
+        command.device,
+    )
+    requested = ev.ModelLoadRequested(
+        model=command.model,
+        revision=command.revision,
+        dtype=command.dtype,
+        device=command.device,
+        joined=model.request_position if model is not None and same and model.status == "loading" else None,
+        reused=model is not None and same and model.status == "loaded",
+    )
+    if requested.joined is not None:
+        return [requested]
+    if requested.reused and model is not None and model.facts is not None:
+        return [requested, ev.ModelLoaded(request_position=state.position + 1, model=model.facts, reused=True)]
+    _nothing_attached(state, "replaced")
+    return [requested, *_superseded(state, "another model was asked for")]
+
+
+def unload_model(state: State) -> list[ev.Payload]:
+    model = state.model
+    if model is None:
+        raise errors.ModelNotLoadedError("no model is loaded", status="none")
+    _nothing_attached(state, "unloaded")
+    return [
+        ev.ModelUnloaded(model_id=model.facts.model_id if model.facts is not None else model.model),
+        *_superseded(state, "the load was cancelled by UnloadModel"),
+    ]
+
+
+def _nothing_attached(state: State, what: str) -> None:
+    in_use = next((a for a in state.attachments if a.status != "failed"), None)
+    if in_use is not None:
+        raise errors.SAEInUseError(
+            f"the model cannot be {what} while {in_use.sae_id} is {in_use.status}", sae_id=in_use.sae_id
+        )
+
+
+def _superseded(state: State, why: str) -> list[ev.Payload]:
+    """The outcome of the load that gives way; behind the intent, which comes first."""
+    model = state.model
+    if model is None or model.status != "loading":
+        return []
+    error = Problem(code="model_load_failed", detail=why)
+    return [ev.ModelLoadFailed(request_position=model.request_position, error=error, restored=model.restored)]
+
+
+def model_loaded(report: ev.ModelLoaded, state: State) -> list[ev.Payload]:
+    model = state.model
+    if model is None or model.status != "loading" or model.request_position != report.request_position:
+        return []
+    return [ev.ModelLoaded(request_position=report.request_position, model=report.model, restored=model.restored)]
+
+
+def model_failed(report: ev.ModelLoadFailed, state: State) -> list[ev.Payload]:
+    """Without its model nothing that waits for it can be attached."""
+    model = state.model
+    if model is None or model.status != "loading" or model.request_position != report.request_position:
+        return []
+    without = Problem(code="model_not_loaded", detail="the model could not be loaded")
+    return [
+        ev.ModelLoadFailed(request_position=report.request_position, error=report.error, restored=model.restored),
+        *(attachments.failure(a, without) for a in state.attachments if a.status == "attaching"),
+    ]

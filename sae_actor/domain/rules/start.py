@@ -1,0 +1,84 @@
+"""Rules of a start: what the last process died under, and what killed it three times."""
+
+from __future__ import annotations
+
+from .. import events as ev
+from ..effects import Effect
+from ..events import Problem
+from ..folds.restart import wanted_after_start
+from ..messages import Start
+from ..pending import pending
+from ..state import MAX_ATTEMPTS, State
+from . import attachments
+from .models import model_failed
+
+
+def start(message: Start, state: State) -> list[ev.Payload]:
+    """Take the log over: count what the last process died under, and give up what killed it three times."""
+    started = ev.ActorStarted(
+        version=message.version, max_attachments=message.max_attachments, drain_seconds=message.drain_seconds
+    )
+    cut_off: list[ev.Payload] = [
+        ev.GenerationFinished(
+            generation_id=g.generation_id,
+            started_position=g.position,
+            finish_reason="interrupted",
+            intervention_sha256=g.intervention_sha256,
+        )
+        for g in state.generations.values()
+    ]
+    if not state.running:
+        return [started, *cut_off]
+    after = wanted_after_start(state, started)
+    for effect in pending(state):
+        attempt = _attempts(effect, state) + 1
+        cut_off.append(
+            ev.EffectInterrupted(
+                effect=effect.name,
+                request_position=effect.request_position,
+                attempt=attempt,
+                sae_id=getattr(effect, "sae_id", None),
+            )
+        )
+        if attempt >= MAX_ATTEMPTS:
+            cut_off += _given_up(effect, after)
+    return [started, *cut_off]
+
+
+def _attempts(effect: Effect, state: State) -> int:
+    """Deaths of the process under this effect so far."""
+    if effect.name == "load_model":
+        return 0 if state.model is None else state.model.attempts
+    if effect.name in ("attach", "detach"):
+        positions = effect.request_position
+        return next((a.attempts for a in state.attachments if positions in (a.request_position, a.detach_position)), 0)
+    return next((r.attempts for r in state.saes.values() if r.request_position == effect.request_position), 0)
+
+
+def _given_up(effect: Effect, state: State) -> list[ev.Payload]:
+    """The outcome of an effect that ended the process three times."""
+    error = Problem(code="internal", detail=f"the process ended {MAX_ATTEMPTS} times during this {effect.name}")
+    at = effect.request_position
+    match effect.name:
+        case "load_model":
+            return model_failed(ev.ModelLoadFailed(request_position=at, error=error), state)
+        case "download" | "import":
+            return [ev.DownloadFailed(request_position=at, sae_id=effect.sae_id, error=error)]
+        case "attach":
+            return attachments.attach_failed(
+                ev.AttachFailed(request_position=at, sae_id=effect.sae_id, error=error),
+                state,
+            )
+        case "delete":
+            return [ev.DeleteFailed(request_position=at, sae_id=effect.sae_id, error=error)]
+        case "detach":
+            # The device memory went with the process; there is nothing left to free.
+            attachment = next(a for a in state.attachments if a.detach_position == at)
+            return [
+                ev.SaeDetached(
+                    request_position=at,
+                    attach_position=attachment.request_position,
+                    sae_id=attachment.sae_id,
+                    freed_bytes=0,
+                )
+            ]

@@ -1,0 +1,151 @@
+"""What is different between two states of the service: model, SAEs, attachments, steering."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..refs import Edit
+from ..state import AttachmentState, ModelState, SaeRecord, State
+
+View = dict[str, Any]
+T = TypeVar("T")
+
+
+def difference(before: State, after: State) -> View:
+    """What changed from one state to the other, as plain values ready for JSON.
+
+    `{"from", "to": positions, "model": Changes, "saes": Entries, "attachments": Entries}`. Changes are
+    `{field: {"before", "after"}}`, of fields that differ alone; Entries are `{"added": [fields with their id],
+    "removed": [same], "changed": [{"sae_id", "changes", …}]}`. A changed attachment names the edits that were
+    `added`, `removed` and `changed` too; an edit's key is (feature, method, positions). Numbers that are measured
+    anew at every start, such as bytes on the device, are no change.
+    """
+    saes = _entries(
+        {sae_id: _sae(record) for sae_id, record in before.saes.items()},
+        {sae_id: _sae(record) for sae_id, record in after.saes.items()},
+    )
+    was, now = _by_sae(before), _by_sae(after)
+    attachments = _entries(
+        {sae_id: _attachment(each) for sae_id, each in was.items()},
+        {sae_id: _attachment(each) for sae_id, each in now.items()},
+    )
+    for entry in attachments["changed"]:
+        one, other = was[entry["sae_id"]], now[entry["sae_id"]]
+        entry["changes"].pop("steering", None)
+        entry["steering"] = steering_difference(one.steering, other.steering)
+    return {
+        "from": before.position,
+        "to": after.position,
+        "model": _changes(_model(before.model), _model(after.model)),
+        "saes": saes,
+        "attachments": attachments,
+    }
+
+
+def steering_difference(before: Iterable[Edit], after: Iterable[Edit]) -> View:
+    """`{"added": [edit], "removed": [edit], "changed": [{"before", "after"}], "reordered"}`, in the order of the
+    later set. The order of edits does not change what they do, but the digest of the intervention."""
+    was = {_key(edit): edit for edit in before}
+    now = {_key(edit): edit for edit in after}
+    return {
+        "added": [_plain(edit) for key, edit in now.items() if key not in was],
+        "removed": [_plain(edit) for key, edit in was.items() if key not in now],
+        "changed": [
+            {"before": _plain(was[key]), "after": _plain(edit)}
+            for key, edit in now.items()
+            if key in was and was[key] != edit
+        ],
+        "reordered": [key for key in was if key in now] != [key for key in now if key in was],
+    }
+
+
+def environment_sha256(environment: Mapping[str, Any]) -> str:
+    """Digest of a model's environment, canonical JSON; its first 24 digits are in `system_fingerprint`."""
+    return hashlib.sha256(msgspec.json.encode(environment, order="sorted")).hexdigest()
+
+
+def _key(edit: Edit) -> tuple[int, str, bytes]:
+    return edit.feature, edit.method, msgspec.json.encode(edit.positions)
+
+
+def _by_sae(state: State) -> dict[str, AttachmentState]:
+    """Of an SAE that is moved, where it still is."""
+    order = ("attached", "attaching", "detaching", "failed")
+    chosen: dict[str, AttachmentState] = {}
+    for each in sorted(state.attachments, key=lambda a: order.index(a.status)):
+        chosen.setdefault(each.sae_id, each)
+    return chosen
+
+
+def _model(model: ModelState | None) -> View | None:
+    if model is None:
+        return None
+    facts = model.facts
+    return {
+        "model_id": facts.model_id if facts else model.model,
+        "revision": model.revision,
+        "status": model.status,
+        "commit": facts and facts.commit,
+        "dtype": facts.dtype if facts else model.dtype,
+        "device": facts.device if facts else model.device,
+        "environment_sha256": facts and environment_sha256(facts.environment),
+        "error": _plain(model.error),
+    }
+
+
+def _sae(record: SaeRecord) -> View:
+    return {
+        "status": record.status,
+        "source": record.source,
+        "repository_id": record.repository_id,
+        "revision": record.revision,
+        "path": record.path,
+        "commit": record.commit,
+        "weights_sha256": record.weights_sha256 or None,
+        "files": _plain(record.files),
+        "error": _plain(record.error),
+    }
+
+
+def _attachment(each: AttachmentState) -> View:
+    return {
+        "status": each.status,
+        "hook_point": _plain(each.hook_point),
+        "hook_point_out": _plain(each.hook_point_out),
+        "mode": each.mode,
+        "exclude": _plain(each.exclude),
+        "dtype": each.dtype,
+        "weights_sha256": each.weights_sha256 or None,
+        "attached_at": each.attached_at,
+        "steering": _plain(each.steering),
+        "steering_enabled": each.enabled,
+        "monitoring": _plain(each.monitoring),
+        "error": _plain(each.error),
+    }
+
+
+def _entries(before: Mapping[str, View], after: Mapping[str, View]) -> View:
+    return {
+        "added": [{"sae_id": sae_id, **fields} for sae_id, fields in sorted(after.items()) if sae_id not in before],
+        "removed": [{"sae_id": sae_id, **fields} for sae_id, fields in sorted(before.items()) if sae_id not in after],
+        "changed": [
+            {"sae_id": sae_id, "changes": changes}
+            for sae_id, fields in sorted(after.items())
+            if sae_id in before and (changes := _changes(before[sae_id], fields))
+        ],
+    }
+
+
+def _changes(before: View | None, after: View | None) -> View:
+    """Fields that differ. Of what was not there, every field that says something was None."""
+    names = dict.fromkeys([*(before or {}), *(after or {})])
+    pairs = {name: {"before": (before or {}).get(name), "after": (after or {}).get(name)} for name in names}
+    return {name: pair for name, pair in pairs.items() if pair["before"] != pair["after"]}
+
+
+def _plain(value: object) -> Any:
+    return msgspec.to_builtins(value)

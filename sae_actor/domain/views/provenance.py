@@ -1,0 +1,97 @@
+"""A state, and the events that brought what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import MsgspecError, Struct
+from msgspec.structs import replace
+
+from .. import events as ev
+from ..events import Event
+from ..evolve import evolve
+from ..state import EMPTY, State
+
+
+class Cited(Struct, frozen=True):
+    """An event that something rests on."""
+
+    position: int
+    type: str
+    time: str
+    principal: str
+    command_id: str | None
+    hash: str
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """A state, and the events that brought what is in it."""
+
+    state: State = EMPTY
+    model: tuple[Cited, ...] = ()
+    """ModelLoadRequested, ModelLoaded, and the ModelLoaded of the last restart."""
+    attached: dict[int, tuple[Cited, ...]] = {}
+    """By position of the AttachRequested: itself, SaeAttached, and the SaeAttached of the last restart."""
+    steered: dict[str, Cited] = {}
+    """By SAE: the SteeringChanged in force, or the SaeAttached that steering came along with."""
+    downloads: dict[tuple[str, str], tuple[Cited, ev.DownloadCompleted]] = {}
+    """By SAE and digest of its weights: where they came from."""
+
+
+def follow(known: Provenance, event: Event) -> Provenance:
+    """After one more event; total, as `evolve` is."""
+    state = evolve(known.state, event)
+    payload = payload_of(event)
+    after = replace(known, state=state)
+    match payload:
+        case ev.ModelLoadRequested() if state.model is not None and state.model.request_position == event.position:
+            after = replace(after, model=(cited(event),))
+        case ev.ModelLoaded() if state.model is not None and state.model.request_position == payload.request_position:
+            after = replace(after, model=_with(known.model, event))
+        case ev.AttachRequested():
+            after = replace(after, attached={**known.attached, event.position: (cited(event),)})
+        case ev.SaeAttached() if payload.request_position in known.attached:
+            since = {**known.attached, payload.request_position: _with(known.attached[payload.request_position], event)}
+            after = replace(after, attached=since)
+            if (payload.steering or not payload.enabled) and payload.sae_id not in known.steered:
+                after = replace(after, steered={**known.steered, payload.sae_id: cited(event)})
+        case ev.SteeringChanged() if state.attachment(payload.sae_id) is not None:
+            after = replace(after, steered={**known.steered, payload.sae_id: cited(event)})
+        case ev.DownloadCompleted():
+            key = (payload.sae_id, payload.weights_sha256)
+            if not payload.reused or key not in known.downloads:
+                after = replace(after, downloads={**known.downloads, key: (cited(event), payload)})
+        case _:
+            pass
+    return _without_what_left(after) if state.attachments is not known.state.attachments else after
+
+
+def cited(event: Event) -> Cited:
+    return Cited(event.position, event.type, event.time, event.principal, event.command_id, event.hash)
+
+
+def _with(since: tuple[Cited, ...], event: Event) -> tuple[Cited, ...]:
+    """The request, the first outcome, and of those that restarts brought the last."""
+    return (*since[:2], cited(event))
+
+
+def _without_what_left(known: Provenance) -> Provenance:
+    here = {a.request_position for a in known.state.attachments}
+    live = {a.sae_id for a in known.state.attachments if a.status != "detaching"}
+    return replace(
+        known,
+        attached=_only(known.attached, here),
+        steered=_only(known.steered, live),
+    )
+
+
+def _only(mapping: Mapping[Any, Any], keys: set[Any]) -> dict[Any, Any]:
+    return {key: value for key, value in mapping.items() if key in keys}
+
+
+def payload_of(event: Event) -> ev.Payload | None:
+    try:
+        return event.payload()
+    except (MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

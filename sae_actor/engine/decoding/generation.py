@@ -1,0 +1,288 @@
+"""One text: what it feeds to the model, what it makes of the logits, what it delivers, its receipt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from ...domain.events import Receipt
+from ...domain.refs import FinishReason
+from ...errors import BadRequestError, InternalError, NotReadyError, SAEError
+from ...ports import Activations, Finished, GenerationRequest, Rest, ScoredToken, Token
+from ..failures import explained
+from ..interventions.hook_site import HookFault, Tally
+from ..interventions.hooks import PreparedIntervention
+from ..interventions.positions import merged
+from ..interventions.probes import Probe, joined
+from ..tokens.answers import Answer
+from ..tokens.tokenizer import Tokenizer
+from .kv_cache import KVCache, capacity_for
+from .logprobs import scored
+
+Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
+Item = Token | Finished | SAEError
+"""What a text delivers: tokens, then one of the others."""
+
+
+class Opens(Protocol):
+    """Opens the room for a text's keys and values (`ModelRunner.open`)."""
+
+    def __call__(self, *, alone: bool) -> KVCache: ...
+
+
+class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
+    """An SAE of the request's intervention is not on the device any more."""
+
+
+class Generation:
+    """One admitted request from its first step to its end. Belongs to the device thread, but for `cancelled`."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        tokenizer: Tokenizer,
+        bytes_per_position: int,
+        apply: Callable[[GenerationRequest], PreparedIntervention | None],
+        deliver: Callable[[Item], None],
+    ) -> None:
+        """`bytes_per_position`: of keys and values. `apply` makes the intervention ready (None: nothing to do) or
+        raises `InterventionGone`; it is called on the device thread with the first step. `deliver` is called there
+        too."""
+        self.request = request
+        self.uses = frozenset(sae.attach_position for sae in request.saes)
+        """attach_position of every SAE without which it ends."""
+        self.cancelled = False
+        """Set from any thread: nobody reads any more."""
+        self.over = False
+        self.kept: KVCache | None = None
+        self.applied: PreparedIntervention | None = None
+        self.alone = request.deterministic
+        """Its steps have nobody beside it."""
+        self._fed = 0
+        """Tokens that were run."""
+        self._tokenizer: Tokenizer | None = tokenizer
+        self._apply: Callable[[GenerationRequest], PreparedIntervention | None] | None = apply
+        self._deliver = deliver
+        self._deadline = time.monotonic() + request.deadline_seconds
+        self._most = tokens_at_most(request, tokenizer.context_length)
+        self.cache_bytes = bytes_per_position * positions_at_most(request, tokenizer.context_length)
+        """Of keys and values, once it is as long as it may become."""
+        self._ids: list[int] = []
+        self._text = ""
+        self._scores: Scores = (None, ())
+        self._told: dict[Probe, Activations] = {}
+        """Both of the newest step; what a prompt in pieces tells is joined until the first token."""
+        self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
+        self._thoughts = 0
+        own = () if request.sampling.ignore_eos else tokenizer.end_ids
+        self._ends = frozenset((*own, *request.sampling.stop_token_ids))
+        """Tokens that end it."""
+        self._held_off = tuple(ending_ids(request, tokenizer))
+        self._tally = Tally()
+        self._batch: tuple[int, int] | None = None
+
+    @property
+    def due(self) -> bool:
+        """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
+        return self.cancelled or time.monotonic() > self._deadline
+
+    @property
+    def begun(self) -> bool:
+        return self.kept is not None
+
+    @property
+    def made(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self._ids)
+
+    @property
+    def banned(self) -> Sequence[int]:
+        """Tokens that may not be the next one."""
+        early = len(self._ids) < self.request.sampling.min_tokens and self.request.forced is None
+        return self._held_off if early else ()
+
+    @property
+    def at(self) -> int:
+        """Position of the next token that is run."""
+        return self._fed
+
+    @property
+    def in_prefill(self) -> bool:
+        return self._fed < len(self.request.token_ids)
+
+    @property
+    def at_once(self) -> int:
+        """So many tokens of the prompt are run in its next piece at least: for the norms that tell sinks, or all of
+        them for the sake of the same sums."""
+        if self.alone:
+            return len(self.request.token_ids)
+        return self.applied.first_piece if self.applied is not None and self._fed == 0 else 1
+
+    def begin(self, open_: Opens) -> None:
+        """The first step is next. Raises `InterventionGone`, `SAEError`."""
+        if self._apply is None:
+            raise InternalError("the text is over")
+        self.applied = self._apply(self.request)
+        if self.applied is not None:
+            self._tally = self.applied.tally
+        self.kept = open_(alone=self.alone)
+
+    def next_tokens(self, most: int) -> Sequence[int]:
+        """The ids of the next step: of the prompt at most `most`, where it may be cut there, then the newest token."""
+        prompt = self.request.token_ids
+        if not self.in_prefill:
+            return self._ids[-1:]
+        return prompt[self._fed : self._fed + max(most, self.at_once)]
+
+    def ran(self, count: int, texts: int) -> bool:
+        """A step of so many texts ran `count` of its tokens; whether there is a next one to be chosen. `HookFault`."""
+        fewest, most = self._batch or (texts, texts)
+        self._batch = (min(fewest, texts), max(most, texts))
+        if self.applied is not None:
+            self.applied.settle(self._fed)
+            for probe, told in self.applied.told():
+                before = None if probe.passing else self._told.get(probe)
+                self._told[probe] = told if before is None else joined(before, told)
+        self._fed += count
+        return not self.in_prefill
+
+    def append(self, token: int, logits: Tensor) -> None:
+        """The next token is chosen, from `logits` [vocabulary]."""
+        tokenizer, answer = self._tokenizer, self._answer
+        if tokenizer is None or answer is None:
+            raise InternalError("the text is over")
+        stops = self._stops()
+        self._ids.append(token)
+        if self.applied is not None:
+            self.applied.add(token)
+        if self.request.logprobs is not None:
+            self._scores = scored(logits, token, self.request.logprobs, tokenizer.pieces)
+        reason: FinishReason | None = None
+        if ends := token in self._ends and len(self._ids) > self.request.sampling.min_tokens:
+            reason = "stop"
+        elif stops or len(self._ids) >= self._most:
+            reason = "feature" if stops else "length"
+        self._show(token, answer, reason, ends=ends)
+        self._told = {}
+
+    def _stops(self) -> bool:
+        """Whether the step's token is one at which `stop_when` holds; what was read for that is not told."""
+        stop = self.request.stop_when
+        if stop is None:
+            return False
+        assert self.applied is not None
+        assert self.applied.stop is not None
+        read = self._told.pop(self.applied.stop)
+        # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
+        return bool(self._ids) and not read.excluded[-1] and read.rows[-1][0].activation > stop.above
+
+    def _show(self, token: int, answer: Answer, reason: FinishReason | None, *, ends: bool) -> None:
+        """Deliver a token with the text that may be shown. ends: it is one that ends the text."""
+        part = answer.push(token, ends=ends, last=reason is not None)
+        self._text += part.text
+        self._thoughts = answer.reasoning_tokens
+        own, top = self._scores
+        self._deliver(
+            Token(
+                id=token,
+                text=part.text,
+                offset=part.offset,
+                reasoning=part.reasoning,
+                content=part.content,
+                scored=own,
+                top=top,
+                activations=tuple(self._told.values()),
+            )
+        )
+        if part.stopped or reason is not None:
+            self.finish("stop" if part.stopped or reason is None else reason)
+
+    # — the end —
+
+    def end_due(self) -> None:
+        """End a text that is `due`."""
+        if self.cancelled:
+            self.finish("cancelled")
+        else:
+            seconds = self.request.deadline_seconds
+            self.finish("error", NotReadyError(f"the text was not done within {seconds:g} seconds"))
+
+    def end_with(self, error: Exception) -> None:
+        """End the text with what went wrong in its step."""
+        match error:
+            case InterventionGone():
+                self.finish("intervention_removed")
+            case HookFault():
+                self.finish("error", error.error, error.attach_position)
+            case _:
+                self.finish("error", explained(error, "making the text"))
+
+    def finish(self, reason: FinishReason, error: SAEError | None = None, faulted: int | None = None) -> None:
+        """End the text, once: deliver `Finished`, let go of the intervention."""
+        if self.over:
+            return
+        tally, rest = self._tally, Rest() if self._answer is None else self._answer.rest()
+        finished = Finished(
+            reason=reason,
+            receipt=Receipt(
+                tokens_prompt=len(self.request.token_ids),
+                tokens_generated=len(self._ids),
+                tokens_edited=len(tally.edited),
+                tokens_excluded=len(tally.excluded - tally.edited),
+                mean_relative_norm=tally.mean_relative_norm,
+            ),
+            token_ids=tuple(self._ids),
+            text=self._text + rest.text,
+            rest=rest,
+            reasoning_tokens=self._thoughts,
+            edited=merged(tally.edited),
+            excluded=merged(tally.excluded - tally.edited),
+            edited_sinks=merged(tally.edited_sinks),
+            error_code=None if error is None else error.code,
+            error_detail=None if error is None else error.detail,
+            faulted=faulted,
+            batch=self._batch,
+        )
+        self._let_go()
+        self._deliver(finished)
+
+    def fail(self, error: SAEError) -> None:
+        """End the text with an error that is raised to its reader: the device is lost."""
+        if not self.over:
+            self._let_go()
+            self._deliver(error)
+
+    def _let_go(self) -> None:
+        """Hold nothing of the model: whoever reads the text may keep it for long."""
+        self.over = True
+        self.applied = self._tokenizer = self._apply = self._answer = None
+        self._told = {}
+
+
+def ending_ids(request: GenerationRequest, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that `min_tokens` holds off: all that end a text, the model's own even where they are ignored."""
+    return tokenizer.end_ids.union(request.sampling.stop_token_ids)
+
+
+def check_ends(request: GenerationRequest, tokenizer: Tokenizer) -> None:
+    """`BadRequestError` for stop tokens that there are not, or that leave `min_tokens` none to choose."""
+    if not all(0 <= each < tokenizer.vocabulary for each in request.sampling.stop_token_ids):
+        raise BadRequestError(
+            f"a stop token is outside the vocabulary of {tokenizer.vocabulary}", param="stop_token_ids"
+        )
+    if request.sampling.min_tokens and len(ending_ids(request, tokenizer)) >= tokenizer.vocabulary:
+        raise BadRequestError("every token ends the text: min_tokens leaves none to choose", param="min_tokens")
+
+
+def tokens_at_most(request: GenerationRequest, context_length: int) -> int:
+    """Tokens of the answer: as many as are asked for, or as the model's context holds."""
+    most = request.sampling.max_tokens if request.forced is None else len(request.forced)
+    return min(most, context_length - len(request.token_ids) + 1)
+
+
+def positions_at_most(request: GenerationRequest, context_length: int) -> int:
+    """Positions of keys and values that a request takes room for: the last token of an answer is never run."""
+    return capacity_for(len(request.token_ids) + tokens_at_most(request, context_length) - 1)

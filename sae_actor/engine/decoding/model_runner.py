@@ -1,0 +1,261 @@
+"""How a model makes the next token: for many texts in one forward pass, or for one after the other.
+
+`BatchedRunner` is for every model whose results it reproduces: `runner_for` compares them with the model's own forward
+pass when it is loaded, and takes `SequentialRunner` where they differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import transformers
+from torch import Tensor
+
+from ...errors import InternalError, ModelLoadError
+from .attention import NAME, ScheduledTokens, StepLayout, laid_out
+from .kv_cache import KVCache, KVCachePool, as_index
+
+logger = logging.getLogger(__name__)
+
+SCALED_BY_LENGTH = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings that change with the longest text of a batch."""
+TOLERANCE = {torch.float32: 1e-3}
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What a forward pass may call its cache: the name since transformers 5.24, and the one before."""
+COARSE = 0.06
+"""Largest difference of logits that counts as rounding, as a share of the largest logit; the second for half types."""
+
+
+class Spans(Protocol):
+    """A step that was arranged."""
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """Rows [start, stop) of each piece."""
+
+    @property
+    def rows(self) -> int: ...
+
+
+class ModelRunner(Protocol):
+    """Runs pieces of texts through the model."""
+
+    together: bool
+    """Whether a step may have several pieces."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the keys and values of all texts; changes with every step."""
+
+    def bound(self, nbytes: int) -> None:
+        """Take no more than so many bytes where texts can do with them."""
+
+    def open(self, *, alone: bool) -> KVCache:
+        """Begin a text."""
+
+    def arrange(self, pieces: Sequence[ScheduledTokens]) -> Any:
+        """Make room, and say where the pieces' rows will be (`Spans`)."""
+
+    def logits(self, arranged: Any) -> Tensor:
+        """Run the step: [pieces, vocabulary], behind the last token of each. Nothing counts as kept until `keep`."""
+
+    def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
+        """The step is good."""
+
+    def release(self, kept: KVCache) -> None:
+        """The text is over."""
+
+
+class BatchedRunner:
+    """All pieces in one forward pass, with the attention of `attention`."""
+
+    together = True
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._store = KVCachePool()
+
+    @property
+    def nbytes(self) -> int:
+        return self._store.nbytes
+
+    def bound(self, nbytes: int) -> None:
+        self._store.limit = nbytes
+
+    def open(self, *, alone: bool) -> KVCache:
+        return KVCache(alone=alone)
+
+    def arrange(self, pieces: Sequence[ScheduledTokens]) -> StepLayout:
+        for piece in pieces:
+            self._store.make_room(piece.kept, piece.kept.length + len(piece.ids), decoding=piece.decoding)
+        return StepLayout(pieces, self._network.device)
+
+    def logits(self, arranged: StepLayout) -> Tensor:
+        ends = as_index([stop - 1 for _, stop in arranged.spans], self._network.device)
+        with laid_out(arranged):
+            out: Tensor = self._network(
+                input_ids=arranged.ids, position_ids=arranged.positions, use_cache=False, logits_to_keep=ends
+            ).logits
+        return out[0]
+
+    def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
+        for piece in pieces:
+            piece.kept.length += len(piece.ids)
+
+    def release(self, kept: KVCache) -> None:
+        self._store.release(kept)
+
+
+class OwnForward:
+    """The model's own forward pass over one text, with transformers' own attention and cache."""
+
+    def __init__(self, network: Any) -> None:
+        """Raises `ModelLoadError` for a model whose forward pass takes no cache."""
+        self._network = network
+        taken = inspect.signature(network.forward).parameters
+        names = [name for name in CACHE_ARGUMENTS if name in taken]
+        if not names:
+            raise ModelLoadError(f"the forward pass of {type(network).__name__} takes no cache of keys and values")
+        self._argument = names[0]
+
+    def cache(self) -> Any:
+        """An empty one."""
+        return transformers.DynamicCache(config=self._network.config)
+
+    def logits(self, ids: Sequence[int], cache: Any = None) -> Tensor:
+        """[1, vocabulary] after the last of `ids`, which follow what `cache` holds; they are added to it."""
+        fed = as_index(list(ids), self._network.device)[None]
+        kept = {"use_cache": False} if cache is None else {"use_cache": True, self._argument: cache}
+        logits: Tensor = self._network(input_ids=fed, logits_to_keep=1, **kept).logits
+        return logits[:, -1]
+
+
+class _Own(KVCache):
+    """What transformers keeps of one text."""
+
+    def __init__(self, cache: Any) -> None:
+        super().__init__(alone=True)
+        self.cache = cache
+        self.nbytes = 0
+
+
+class _OnePiece(NamedTuple):
+    piece: ScheduledTokens
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        return [(0, len(self.piece.ids))]
+
+    @property
+    def rows(self) -> int:
+        return len(self.piece.ids)
+
+
+class SequentialRunner:
+    """One piece a step, as the model itself runs it."""
+
+    together = False
+
+    def __init__(self, forward: OwnForward) -> None:
+        self._forward = forward
+        self.nbytes = 0
+
+    def bound(self, nbytes: int) -> None:
+        """Texts have what they need and nothing to spare: it is enough that no more are admitted."""
+
+    def open(self, *, alone: bool) -> KVCache:  # noqa: ARG002 — all are
+        return _Own(self._forward.cache())
+
+    def arrange(self, pieces: Sequence[ScheduledTokens]) -> _OnePiece:
+        (piece,) = pieces
+        return _OnePiece(piece)
+
+    def logits(self, arranged: _OnePiece) -> Tensor:
+        return self._forward.logits(arranged.piece.ids, _own(arranged.piece.kept).cache)
+
+    def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
+        for piece in pieces:
+            piece.kept.length += len(piece.ids)
+            self._count(_own(piece.kept))
+
+    def release(self, kept: KVCache) -> None:
+        own = _own(kept)
+        own.cache, own.length = None, 0
+        self._count(own)
+
+    def _count(self, own: _Own) -> None:
+        nbytes = 0 if own.cache is None else _nbytes(own.cache)
+        self.nbytes += nbytes - own.nbytes
+        own.nbytes = nbytes
+
+
+def _own(kept: KVCache) -> _Own:
+    if not isinstance(kept, _Own):
+        raise InternalError("the text was opened by another runner")
+    return kept
+
+
+def _nbytes(cache: Any) -> int:
+    """Of the keys and values of a cache of transformers."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
+
+
+class Fitted(NamedTuple):
+    """What `runner_for` found."""
+
+    runner: ModelRunner
+    bytes_per_position: int
+    """Of keys and values, all layers."""
+
+
+def runner_for(network: Any, vocabulary: int) -> Fitted:
+    """The runner of a model that is on its device. Runs it for some tokens; raises what that raises."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (14, 6))
+    forward = OwnForward(network)
+    cache = forward.cache()
+    wanted = [forward.logits(first, cache)]
+    size = _nbytes(cache) // len(first)
+    if set(_rope_types(network.config)) & SCALED_BY_LENGTH:
+        return Fitted(SequentialRunner(forward), size)
+    wanted.append(forward.logits(second))
+    own = network.config._attn_implementation
+    network.set_attn_implementation(NAME)
+    found = _together(BatchedRunner(network), first, second)
+    reference = torch.cat(wanted).float()
+    worst = float((found.float() - reference).abs().max() / reference.abs().max())
+    if worst <= TOLERANCE.get(network.dtype, COARSE):
+        return Fitted(BatchedRunner(network), size)
+    logger.warning("texts of this model run one after the other: together they differ by %.1e of the logits", worst)
+    network.set_attn_implementation(own)
+    return Fitted(SequentialRunner(forward), size)
+
+
+def _together(runner: BatchedRunner, first: Sequence[int], second: Sequence[int]) -> Tensor:
+    """[2, vocabulary] behind both, run beside each other: prompts in pieces, then token by token."""
+    kept = runner.open(alone=False), runner.open(alone=False)
+    steps = [
+        [ScheduledTokens(kept[0], first[:5], False), ScheduledTokens(kept[1], second[:4], False)],
+        [ScheduledTokens(kept[0], first[5:12], False), ScheduledTokens(kept[1], second[4:5], True)],
+        [ScheduledTokens(kept[0], first[12:13], True)],
+        [ScheduledTokens(kept[0], first[13:], True), ScheduledTokens(kept[1], second[5:], True)],
+    ]
+    logits = torch.empty(0)
+    for pieces in steps:
+        logits = runner.logits(runner.arrange(pieces))
+        runner.keep(pieces)
+    return logits
+
+
+def _rope_types(config: Any) -> Iterator[str]:
+    """Every kind of rotary embedding that the config names, also one for each type of layer."""
+    told = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
+    while told:
+        each = told.pop()
+        if isinstance(each, Mapping):
+            told.extend(each.values())
+            yield from (str(each[key]) for key in ("rope_type", "type") if key in each)

@@ -1,0 +1,281 @@
+"""The texts that run, and one step of them: all together in one forward pass where the model allows it.
+
+Every text that makes tokens is in every step; prompts join in pieces of so many tokens a step, so that a long one does
+not hold up the others. A text that has to be alone takes steps of its own in between, and so does every text of a
+model that runs them in turn. A step that fails is tried again for each of its texts, so that one ends and not all.
+Nothing but `DeviceLostError` leaves a step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
+
+from ...domain.refs import FinishReason
+from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
+from ..failures import explained
+from ..interventions.edit_sets import MergedEdits
+from ..interventions.hook_site import HookFault
+from ..interventions.hooks import StepRows, hooks_installed
+from .attention import ScheduledTokens
+from .generation import Generation, InterventionGone
+from .model_runner import ModelRunner
+from .sampler import Asked, choose_all
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """How much may run at once."""
+
+    running: int
+    prompt_tokens: int
+    """Of prompts, in one step, where they may be cut."""
+
+
+class _Turn(NamedTuple):
+    """What a text runs in a step."""
+
+    text: Generation
+    piece: ScheduledTokens
+
+
+class Scheduler:
+    """Belongs to the device thread."""
+
+    def __init__(self, limits: SchedulerLimits) -> None:
+        self._limits = limits
+        self._running: deque[Generation] = deque()
+        self._waiting: deque[Generation] = deque()
+        self._joins = MergedEdits()
+        self._runner: ModelRunner | None = None
+        self._cache_bytes = 0
+        self._alone_next = False
+
+    def use(self, runner: ModelRunner | None, cache_bytes: int = 0) -> None:
+        """Another model, or none: no text is running. Texts may take `cache_bytes` together."""
+        self._runner, self._cache_bytes = runner, cache_bytes
+        if runner is not None:
+            runner.bound(cache_bytes)
+
+    @property
+    def cache_used(self) -> int:
+        """Bytes of keys and values that are taken now."""
+        runner = self._runner
+        return 0 if runner is None else runner.nbytes
+
+    @property
+    def idle(self) -> bool:
+        return not self._running
+
+    def admit(self, text: Generation) -> None:
+        """Behind all that wait. A text whose model was unloaded between its request and this ends."""
+        if self._runner is None:
+            text.finish("error", ModelNotLoadedError("the model was unloaded before the text began"))
+            return
+        self._waiting.append(text)
+        self.sweep()
+
+    def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
+        """End all texts that `which` holds for."""
+        for text in (*self._running, *self._waiting):
+            if which(text):
+                text.finish(reason, error)
+        self.sweep()
+
+    def forget(self, attach_position: int) -> None:
+        """An SAE leaves the device: hold nothing of it."""
+        self.end(lambda text: attach_position in text.uses, "intervention_removed")
+        for text in self._running:
+            if text.applied is not None:
+                text.applied.forget(attach_position)
+        self._joins.clear()
+
+    def give_up(self, error: SAEError) -> None:
+        """A step failed, and no text is to blame: those that run end with it."""
+        running = frozenset(self._running)
+        self.end(lambda text: text in running, "error", error)
+
+    def fail(self, error: DeviceLostError) -> None:
+        """The device is lost. Nothing is asked of it any more, not even to free what the texts had."""
+        texts = (*self._running, *self._waiting)
+        self._running.clear()
+        self._waiting.clear()
+        for text in texts:
+            text.kept = None
+            text.fail(DeviceLostError(error.detail))
+
+    def sweep(self) -> None:
+        """Let go of texts that are over and take waiting ones into their places, in order, while there is room."""
+        for text in (*self._running, *self._waiting):
+            if text.over:
+                self._release(text)
+        if any(text.over for text in (*self._running, *self._waiting)):
+            self._running = deque(text for text in self._running if not text.over)
+            self._waiting = deque(text for text in self._waiting if not text.over)
+        while self._waiting and len(self._running) < self._limits.running:
+            if self._running and self._needed((*self._running, self._waiting[0])) > self._cache_bytes:
+                break
+            self._running.append(self._waiting.popleft())
+
+    def _needed(self, texts: Sequence[Generation]) -> int:
+        """Bytes of keys and values of several texts, once each is as long as it may become."""
+        sizes = [text.cache_bytes for text in texts]
+        # A text that moves to another tensor is in both meanwhile.
+        moving = max(sizes) if self._runner is not None and self._runner.together else 0
+        return sum(sizes) + moving
+
+    def _release(self, text: Generation) -> None:
+        kept, text.kept = text.kept, None
+        if kept is None or self._runner is None:
+            return
+        try:
+            self._runner.release(kept)
+        except Exception as error:  # the text is over: what goes wrong with its room concerns nobody else
+            logger.error("the room of a text could not be freed: %s", _ended(error))
+
+    def step(self) -> None:
+        """Make a token of every text that is to make one. `DeviceLostError` if the device does nothing any more."""
+        runner = self._runner
+        if runner is None:
+            self.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+            return
+        for text in (*self._running, *self._waiting):
+            if text.due:
+                text.end_due()
+        for text in self._running:
+            if not (text.over or text.begun):
+                _attempt(text, partial(text.begin, runner.open))
+        turns = self._choose(runner)
+        if turns:
+            self._run(runner, turns)
+        self.sweep()
+
+    def _choose(self, runner: ModelRunner) -> list[_Turn]:
+        """Whose turn it is."""
+        texts = [text for text in self._running if not text.over]
+        alone = [text for text in texts if text.alone or not runner.together]
+        together = [text for text in texts if not text.alone and runner.together]
+        if alone and (self._alone_next or not together):
+            self._alone_next = False
+            # To the back of the row, for the others that are to be alone.
+            self._running.remove(alone[0])
+            self._running.append(alone[0])
+            return [_turn(alone[0], self._limits.prompt_tokens)]
+        self._alone_next = True
+        turns = []
+        room = self._limits.prompt_tokens
+        for text in together:
+            if not text.in_prefill:
+                turns.append(_turn(text, 1))
+            elif room > 0:
+                turn = _turn(text, room)
+                if len(turn.piece.ids) > room < self._limits.prompt_tokens:
+                    continue  # it cannot be cut so short: first in the next step
+                room -= len(turn.piece.ids)
+                turns.append(turn)
+        return turns
+
+    def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:
+        try:
+            logits = self._forward(runner, turns)
+        except Exception as error:  # whatever a model raises ends texts, not the thread
+            ended = _ended(error)
+        else:
+            _settle(turns, logits)
+            return
+        # Outside of the block above: the traceback and the tensors in its frames are gone.
+        if len(turns) == 1:
+            turns[0].text.end_with(ended)
+            return
+        for turn in turns:
+            self._run(runner, [turn])
+
+    def _forward(self, runner: ModelRunner, turns: Sequence[_Turn]) -> Tensor:
+        """[turns, vocabulary]"""
+        pieces = [turn.piece for turn in turns]
+        arranged = runner.arrange(pieces)
+        places = []
+        for (text, piece), (row, _) in zip(turns, arranged.spans, strict=True):
+            if text.applied is not None:
+                places.append(StepRows(text.applied, text.at, text.at + len(piece.ids), row))
+        if places:
+            with hooks_installed(places, arranged.rows, self._joins):
+                logits = runner.logits(arranged)
+        else:
+            logits = runner.logits(arranged)
+        runner.keep(pieces)
+        return logits
+
+
+def _turn(text: Generation, most: int) -> _Turn:
+    if text.kept is None:
+        raise InternalError("the text has not begun")
+    return _Turn(text, ScheduledTokens(text.kept, text.next_tokens(most), not text.in_prefill))
+
+
+def _settle(turns: Sequence[_Turn], logits: Tensor) -> None:
+    """Count what was run, choose the next tokens, deliver them. `logits` [turns, vocabulary]."""
+    choosing = []
+    for at, (text, piece) in enumerate(turns):
+        if _attempt(text, partial(text.ran, len(piece.ids), len(turns))):
+            choosing.append((at, text))
+    try:
+        tokens = choose_all(logits, [_asked(at, text) for at, text in choosing])
+    except Exception as error:  # the first to wait for the device: it may be full, or lost
+        _ended(error)
+        tokens = [_attempt(text, partial(_choose_one, logits[at], text)) for at, text in choosing]
+    for (at, text), token in zip(choosing, tokens, strict=True):
+        if not text.over:
+            _attempt(text, partial(_append, text, token, logits[at]))
+
+
+def _asked(row: int, text: Generation) -> Asked:
+    return Asked(row, text.request, text.made, text.banned)
+
+
+def _choose_one(logits: Tensor, text: Generation) -> int | None:
+    """`choose_all` for one text; `logits` [vocabulary]."""
+    return choose_all(logits[None], [_asked(0, text)])[0]
+
+
+def _append(text: Generation, token: int | None, logits: Tensor) -> None:
+    if token is None:
+        raise InternalError("the model's logits are not finite")
+    text.append(token, logits)
+
+
+def _attempt(text: Generation, act: Callable[[], T]) -> T | None:
+    """What `act` gives. Where it raises, the text ends with that: an SAE that is gone, edits that do not fit, a
+    tokenizer that raises what it likes. `DeviceLostError`."""
+    try:
+        return act()
+    except Exception as error:  # it ends this text, not the thread
+        ended = _ended(error)
+    # Outside of the block above: the traceback and the tensors in its frames are gone.
+    text.end_with(ended)
+    return None
+
+
+def _ended(error: Exception) -> Exception:
+    """`error` as `Generation.end_with` takes it, without its traceback. Raises `DeviceLostError` where it is one."""
+    match error:
+        case InterventionGone():
+            return InterventionGone()
+        case HookFault():
+            if isinstance(error.error, DeviceLostError):
+                raise DeviceLostError(error.error.detail)
+            return HookFault(error.attach_position, error.error)
+    failure = explained(error, "making the text")
+    if isinstance(failure, DeviceLostError):
+        raise failure
+    return failure

@@ -1,0 +1,152 @@
+"""The device thread: the only one that runs the model or changes what is on the device.
+
+    inbox:  jobs (swap a model, place or free an SAE) and new texts, in order
+    then:   one step of the texts that run (`scheduler`); and the inbox again
+
+A job waits for one step at most. No job and no step ends the thread: what goes wrong ends texts, or the device is
+lost. Should the thread end all the same, the device is lost too, and whoever asks for something is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from ..errors import DeviceLostError, ModelNotLoadedError, SAEError
+from .decoding.generation import Generation
+from .decoding.scheduler import Scheduler, SchedulerLimits
+from .failures import explained
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class DeviceThread(Worker):
+    """Runs jobs and texts. `scheduler` belongs to the thread itself; everyone else goes through `run` and `start`."""
+
+    def __init__(self, limits: SchedulerLimits, threads: int | None) -> None:
+        self.scheduler = Scheduler(limits)
+        self._threads = threads
+        self.lost: DeviceLostError | None = None
+        """Set once the device cannot be used any more: texts fail, and jobs are refused."""
+        self._over = False
+        """Set when the thread takes nothing more from its inbox."""
+        self._ending = threading.Lock()
+        """Held to put something into the inbox, and to set `_over`: nothing is put there that nobody will take."""
+        super().__init__("sae-actor-device")
+
+    def start(self, text: Generation) -> None:
+        """Admit a text, behind everything that was asked for before."""
+        self._put(lambda: self._admit(text))
+
+    async def run(self, job: Callable[[], T], doing: str) -> T:
+        """Do `job` on this thread. `DeviceLostError` if the device is lost, before or by it."""
+
+        def guarded() -> T:
+            refusal = self._refusal()
+            if refusal is not None:
+                raise refusal
+            return job()
+
+        try:
+            return await super().run(guarded, doing)
+        except DeviceLostError as error:
+            detail = error.detail
+            if self.lost is None:
+                self._put(lambda: self._lose(detail))
+            raise
+
+    def _put(self, job: Callable[[], None]) -> None:
+        """Into the inbox; where the thread is over, here and now: every job asks `_refusal` first."""
+        with self._ending:
+            if not self._over:
+                self._inbox.put(job)
+                return
+        job()
+
+    def _refusal(self) -> SAEError | None:
+        """Why nothing can be done any more."""
+        if self.lost is not None:
+            return DeviceLostError(self.lost.detail)
+        return ModelNotLoadedError("the engine was stopped") if self._over else None
+
+    def _loop(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            logger.exception("the device's thread ends")
+            self.lost = DeviceLostError(f"the device's thread ended ({type(error).__name__})")
+        finally:
+            self._close()
+
+    def _serve(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while self._do_jobs():
+                self._attempt(self.scheduler.step, "making texts")
+        self.scheduler.end(lambda _: True, "error", ModelNotLoadedError("the engine was stopped"))
+
+    def _close(self) -> None:
+        """Nobody waits for what nobody does."""
+        with self._ending:
+            self._over = True
+        if self.lost is not None:
+            self.scheduler.fail(self.lost)
+        while not self._inbox.empty():
+            job = self._inbox.get()
+            if job is not None:
+                job()
+
+    def _do_jobs(self) -> bool:
+        """Empty the inbox; wait for something in it while no text runs. False at the end."""
+        while True:
+            try:
+                job = self._inbox.get(block=self.scheduler.idle)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._attempt(job, "a job of the device")
+            del job  # or what it made would be held until the next one
+
+    def _attempt(self, act: Callable[[], None], doing: str) -> None:
+        """`act`; what it raises ends the texts that run, not the thread."""
+        try:
+            act()
+            return
+        except DeviceLostError as error:
+            failure: SAEError = error
+        except Exception as error:  # nothing is meant to come here
+            logger.exception("%s failed unexpectedly", doing)
+            failure = explained(error, doing)
+        if isinstance(failure, DeviceLostError):
+            self._lose(failure.detail)
+        else:
+            self.scheduler.give_up(failure)
+
+    def _admit(self, text: Generation) -> None:
+        refusal = self._refusal()
+        if isinstance(refusal, DeviceLostError):
+            text.fail(refusal)
+        elif refusal is not None:
+            text.finish("error", refusal)
+        else:
+            try:
+                self.scheduler.admit(text)
+            except DeviceLostError:
+                raise  # it fails with all others
+            except Exception as error:
+                text.end_with(error)
+                raise
+
+    def _lose(self, detail: str) -> None:
+        self.lost = DeviceLostError(detail)
+        self.scheduler.fail(self.lost)

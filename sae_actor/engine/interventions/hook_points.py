@@ -1,0 +1,202 @@
+"""The hook points of a loaded model: the places that `families` names, found in its modules.
+
+A hook reads an activation and may put another in its place; widths are those of the modules themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.utils import ModelOutput
+
+from ...domain.refs import Before, HookKind, HookPoint
+from ...errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
+from ...models.families import FAMILIES, Where
+
+Edit = Callable[[Tensor], Tensor | None]
+"""Gets an activation [..., width]; returns what takes its place (same shape and type), or None to leave it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gain:
+    """What a norm does last: y = gain · x + bias."""
+
+    gain: Tensor
+    bias: Tensor | None = None
+    """[width] each, float32 or wider, on the device of the model."""
+
+    def off(self, y: Tensor) -> Tensor:
+        """x [..., width], in the type of the gain."""
+        wide = y.to(self.gain.dtype)
+        return (wide if self.bias is None else wide - self.bias) / self.gain
+
+    def on(self, y: Tensor, x: Tensor, new: Tensor, touched: Tensor) -> Tensor:
+        """y with the difference of `new` to x = `off`(y) in it, at the rows that are `touched` [n]; others bit for
+        bit y [n, width]."""
+        moved = y.to(self.gain.dtype) + (new.to(self.gain.dtype) - x) * self.gain
+        return torch.where(touched[:, None], moved.to(y.dtype), y)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A resolved hook point: the module, and how its activation is found there."""
+
+    module: nn.Module
+    where: Where
+    in_place: bool
+    width: int
+    before_gain: bool = False
+    gain: Gain | None = field(default=None, compare=False)
+    """Where the hook point lies before a norm's gain: what is hooked is the activation after it, whose gain whoever
+    reads takes `off`, and whoever writes puts `on` again."""
+
+    @property
+    def comes_first(self) -> bool:
+        """Of several hooks at one side of a module: the others get what this one has written."""
+        return self.in_place or self.before_gain
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The activation at the hook point, of what is hooked."""
+        return x if self.gain is None else self.gain.off(x)
+
+    def install(self, edit: Edit) -> RemovableHandle:
+        """Call `edit` with the activation of every forward pass until the handle is removed.
+
+        What `edit` raises goes through the model's forward pass. Where a module gets or returns no activation
+        (a tensor, the first of a tuple or ModelOutput, the first argument or the keyword `hidden_states`),
+        `edit` is not called: count the calls.
+        """
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = args[0] if args else kwargs.get("hidden_states")
+            if not isinstance(x, Tensor) or (new := edit(x)) is None:
+                return None
+            if self.in_place:
+                x.copy_(new)
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            x = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple | ModelOutput) else None
+            new = edit(x) if isinstance(x, Tensor) else None
+            return None if new is None else _with_first(output, new)
+
+        if self.where == "output":
+            return self.module.register_forward_hook(after)
+        return self.module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _with_first(output: Any, new: Tensor) -> Any:
+    """The module's output with `new` in the place of its (first) tensor."""
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, ModelOutput):
+        first = next(iter(output))
+        return type(output)(**{**output, first: new})
+    rest = output[1:]
+    return type(output)(new, *rest) if hasattr(output, "_fields") else (new, *rest)
+
+
+class Architecture:
+    """The hook points of one loaded model."""
+
+    def __init__(self, model: nn.Module, config: Any) -> None:
+        """Find the blocks and the width of every kind.
+
+        Raises `ModelLoadError` for a model type that is not known, or a model that is not built as its type says.
+        """
+        self.model_type: str = config.model_type
+        family = FAMILIES.get(self.model_type)
+        if family is None:
+            known = ", ".join(sorted(FAMILIES))
+            raise ModelLoadError(
+                f"models of type {self.model_type} are not supported; supported are {known}",
+                model_type=self.model_type,
+                supported=sorted(FAMILIES),
+            )
+        for name, value in family.needs.items():
+            if getattr(config, name, value) != value:
+                raise ModelLoadError(
+                    f"models of type {self.model_type} with {name} other than {value} are not supported",
+                    model_type=self.model_type,
+                )
+        places = dict(family.places)
+        if family.parallel_when is not None and getattr(config, family.parallel_when):
+            places.pop("resid_mid")
+        try:
+            blocks = list(model.get_submodule(family.blocks).children())
+            modules = [{kind: block.get_submodule(place.path) for kind, place in places.items()} for block in blocks]
+            norms = [{kind: block.get_submodule(path) for kind, path in family.norms.items()} for block in blocks]
+        except AttributeError:
+            modules, norms = [], []
+        if not modules:
+            raise ModelLoadError(f"the model is not built like one of type {self.model_type}")
+        self.num_layers = len(modules)
+        self.hidden_size: int = config.hidden_size
+        self.widths: dict[HookKind, int] = {
+            kind: _columns(modules[0][kind]) if kind in ("attn_z", "mlp_act") else self.hidden_size for kind in places
+        }
+        self.before: dict[HookKind, tuple[Before, ...]] = family.before
+        """Kind that comes out of a norm → on which sides of that norm there is a hook point too."""
+        self.layer_norm = family.layer_norm
+        self._gain_offset = family.gain_offset
+        self._places = places
+        self._modules = modules
+        self._norms = norms
+        self._gains: dict[HookPoint, Gain] = {}
+
+    def hook(self, hook_point: HookPoint) -> Hook:
+        """The module of a hook point.
+
+        `SAEIncompatibleError` for a kind that this model lacks, or a side of its norm, or for a place before a gain
+        that is 0 somewhere; `LayerOutOfRangeError` for a layer it lacks.
+        """
+        place = self._places.get(hook_point.kind)
+        if place is None:
+            raise SAEIncompatibleError(
+                f"models of type {self.model_type} have no hook point {hook_point.kind}; "
+                f"they have {', '.join(sorted(self._places))}",
+                hook_point=str(hook_point),
+            )
+        if hook_point.layer >= self.num_layers:
+            raise LayerOutOfRangeError(
+                f"the model has layers 0 to {self.num_layers - 1}, not {hook_point.layer}", num_layers=self.num_layers
+            )
+        module, width = self._modules[hook_point.layer][hook_point.kind], self.widths[hook_point.kind]
+        if hook_point.before is None:
+            return Hook(module, place.where, place.in_place, width)
+        if hook_point.before not in self.before.get(hook_point.kind, ()):
+            raise SAEIncompatibleError(
+                f"models of type {self.model_type} have no hook point {hook_point}", hook_point=str(hook_point)
+            )
+        norm = self._norms[hook_point.layer][hook_point.kind]
+        if hook_point.before == "norm":
+            return Hook(norm, "input", in_place=False, width=width)
+        return Hook(module, place.where, place.in_place, width, before_gain=True, gain=self._gain(norm, hook_point))
+
+    def _gain(self, norm: nn.Module, hook_point: HookPoint) -> Gain:
+        """Made once: whether it is 0 somewhere waits for the device."""
+        if hook_point in self._gains:
+            return self._gains[hook_point]
+        weight = norm.get_parameter("weight").detach()
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        gain = weight.to(wide) + self._gain_offset
+        if not bool((gain != 0).all()):
+            raise SAEIncompatibleError(
+                f"{hook_point} cannot be computed: the norm's gain is 0 at {int((gain == 0).sum())} of its places",
+                hook_point=str(hook_point),
+            )
+        bias = getattr(norm, "bias", None)
+        made = self._gains[hook_point] = Gain(gain, None if bias is None else bias.detach().to(wide))
+        return made
+
+
+def _columns(projection: nn.Module) -> int:
+    """Width of what a projection reads: torch's Linear is [out, in], GPT-2's Conv1D is [in, out]."""
+    weight = projection.get_parameter("weight")
+    return int(weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0])

@@ -1,0 +1,145 @@
+"""A hook point that a generation writes to: its rows in one step, which SAE writes there, what was done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...domain.refs import SINK_WINDOW, HookPoint
+from ...errors import InternalError, SAEError, SAEUnsupportedError
+from ...sae.projections import Projections
+from .hook_points import Hook
+from .positions import Flags
+from .sae_intervention import SaeIntervention
+
+
+@dataclass
+class SiteReport:
+    """What a hook did to the rows of one text in one step."""
+
+    calls: int = 0
+    failure: SAEError | None = None
+    at_fault: int | None = None
+    """attach_position of the SAE that failed; None: none did."""
+    x_finite: bool = True
+    new_finite: bool = True
+    edited: Sequence[bool] = ()
+    """Of each row; empty where nothing was to be done."""
+    passed: Sequence[bool] = ()
+    """Rows that were left alone as excluded."""
+    sinks: Sequence[bool] = ()
+    ratios: Sequence[float] = ()
+    """|difference| / |x|"""
+
+
+class SiteRows(NamedTuple):
+    """A text at a hook point: positions first … stop − 1 are the rows from `row` on."""
+
+    site: HookSite
+    first: int
+    stop: int
+    row: int
+    prompt: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.first
+
+
+class SaeRows(NamedTuple):
+    """One SAE of one text in one step."""
+
+    part: SaeIntervention
+    entry: SiteRows
+    at: int
+    """First of its rows among those that are computed."""
+    covered: Flags
+    """[n_edits, n]"""
+
+
+class HookFault(Exception):  # noqa: N818 — a fault of an SAE, named as in the event log
+    """The intervention could not be applied. `attach_position` is the SAE at fault; None where it is none's."""
+
+    def __init__(self, attach_position: int | None, error: SAEError) -> None:
+        super().__init__(error.detail)
+        self.attach_position = attach_position
+        self.error = error
+
+
+@dataclass
+class Tally:
+    """What was written to so far, over all hook points."""
+
+    edited: set[int] = field(default_factory=set)
+    excluded: set[int] = field(default_factory=set)
+    """Positions that an edit covers, and that were left alone as excluded at a hook point."""
+    edited_sinks: set[int] = field(default_factory=set)
+    """Of those that were written to, the sinks of the hook point."""
+    ratios: float = 0.0
+    writes: int = 0
+
+    @property
+    def mean_relative_norm(self) -> float:
+        return self.ratios / self.writes if self.writes else 0.0
+
+
+class HookSite:
+    """One hook point that one text writes to."""
+
+    def __init__(self, point: HookPoint, hook: Hook, parts: list[SaeIntervention]) -> None:
+        self.point = point
+        self.hook = hook
+        self.parts = parts
+        self.behind_others = False
+        """The same text may write at a hook point before this one: what arrives is not the model's alone."""
+        self.limit: Tensor | None = None
+        """Norm above which a position is a sink; measured with the prompt."""
+        self.window: int | None = SINK_WINDOW
+        """As of `GenerationRequest.sink_window`."""
+        self.reading = SiteReport()
+        """Of the newest step."""
+
+    @property
+    def leaves_out_sinks(self) -> bool:
+        return any(part.leaves_out_sinks for part in self.parts)
+
+    @property
+    def knows_sinks(self) -> bool:
+        """Where a median of all the prompt tells them, only if they are left out: it costs that prompt's one piece."""
+        return self.window is not None or self.leaves_out_sinks
+
+    @cached_property
+    def jointly(self) -> Projections | None:
+        """The projections of all SAEs, where more than one has some: they act together. Those of an SAE in
+        `reconstruct` act on its output."""
+        several = [part.projections for part in self.parts if part.projections is not None]
+        return Projections.joined(several) if len(several) > 1 else None
+
+    def settle(self, first: int, tally: Tally) -> None:
+        """Count what was written; raise `HookFault` where it could not be. `first` is the step's first position."""
+        reading, self.reading = self.reading, SiteReport()
+        if reading.failure is not None:
+            raise HookFault(reading.at_fault, reading.failure)
+        if reading.calls != 1:
+            detail = f"the model ran {self.point} {reading.calls} times in one step, not once"
+            raise HookFault(None, InternalError(detail))
+        if not reading.x_finite:
+            raise HookFault(None, InternalError(f"the model's activation at {self.point} is not finite"))
+        if not reading.new_finite:
+            if reading.at_fault is None:
+                beyond = f"the edits at {self.point} lead beyond the numbers that the model or the SAE can hold"
+                raise HookFault(None, SAEUnsupportedError(beyond, param="strength"))
+            raise HookFault(reading.at_fault, InternalError(f"the SAE's result at {self.point} is not finite"))
+        for row, edited in enumerate(reading.edited):
+            if edited:
+                tally.edited.add(first + row)
+                tally.ratios += reading.ratios[row]
+                tally.writes += 1
+                if reading.sinks[row]:
+                    tally.edited_sinks.add(first + row)
+            elif reading.passed[row]:
+                tally.excluded.add(first + row)

@@ -1,0 +1,178 @@
+"""Interventions on one forward pass: hooks that are there for one step, of one text or of several beside each other.
+
+Of one hook point, everything is computed from the same activation x [n, width]: every steering difference, every
+reconstruction, the norms that tell a sink. Rows that no edit is active on are passed on bit for bit, rows of other
+texts too. A hook never raises through the model: what goes wrong is noted, the activation passes unchanged, and
+`settle` raises it once the step is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...domain.refs import SINK_WINDOW, HookPoint
+from ...ports import Activations
+from .edit_sets import MergedEdits
+from .hook_points import Architecture, Hook
+from .hook_site import HookFault, HookSite, SiteReport, SiteRows, Tally
+from .positions import TokenKinds
+from .probes import Probe, ProbeHook
+from .sae_intervention import SaeIntervention
+from .sinks import measured
+from .step_hook import StepHook
+
+
+class PreparedIntervention:
+    """An intervention, and what is read on the way, ready for one text."""
+
+    def __init__(
+        self,
+        sites: Sequence[HookSite],
+        readers: Sequence[tuple[SaeIntervention, Hook]],
+        prompt: int,
+        probes: Sequence[Probe] = (),
+        marks: TokenKinds | None = None,
+        *,
+        window: int | None = SINK_WINDOW,
+    ) -> None:
+        self.tally = Tally()
+        self.prompt = prompt
+        self.sites = sites
+        self.readers = readers
+        """SAEs that read elsewhere than they write, and where."""
+        self.probes = list(probes)
+        self.stop: Probe | None = None
+        """The one of them that ends the text, and is not told."""
+        self._marks = marks
+        self._window = window
+        for site in sites:
+            site.window = window
+
+    def add(self, token: int) -> None:
+        """A generated token, which the next step runs."""
+        if self._marks is not None:
+            self._marks.add(token)
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[SaeIntervention],
+        architecture: Architecture,
+        prompt: int,
+        probes: Sequence[Probe] = (),
+        marks: TokenKinds | None = None,
+        *,
+        window: int | None = SINK_WINDOW,
+    ) -> PreparedIntervention:
+        """The SAEs at their hook points; `prompt` is the number of prompt tokens, `window` as of
+        `GenerationRequest.sink_window`. Raises as `Architecture.hook`."""
+        points = dict.fromkeys(part.write_at for part in parts)
+        sites = [HookSite(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
+        for site in sites:
+            site.behind_others = _behind_others(site.point, points)
+        for probe in probes:
+            probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
+        readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
+        return cls(sites, readers, prompt, probes, marks, window=window)
+
+    @property
+    def first_piece(self) -> int:
+        """So many of the prompt's first tokens are run at once, for the norms that tell sinks."""
+        left_out = [*(site.leaves_out_sinks for site in self.sites), *(each.leaves_out_sinks for each in self.probes)]
+        if self._window is None and not any(left_out):
+            return 0
+        return measured(self.prompt, self._window)
+
+    def forget(self, attach_position: int) -> None:
+        """Read an SAE no more that is only looked at now and then."""
+        self.probes = [probe for probe in self.probes if not probe.passing or probe.attach_position != attach_position]
+
+    def settle(self, first: int) -> None:
+        """After a step: count what it wrote; `HookFault` if the intervention did not reach what it should."""
+        for site in self.sites:
+            site.settle(first, self.tally)
+
+    def told(self) -> list[tuple[Probe, Activations]]:
+        """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
+        for probe in self.probes:
+            if probe.failure is not None:
+                raise HookFault(probe.at_fault, probe.failure)
+        return [(probe, probe.told) for probe in self.probes if probe.told is not None]
+
+
+def _behind_others(point: HookPoint, written: Iterable[HookPoint]) -> bool:
+    """Whether what arrives at `point` may be changed by what is written at another hook point of its block or below."""
+    return any(other != point and other.layer <= point.layer for other in written)
+
+
+class StepRows(NamedTuple):
+    """A text's rows in a step: positions first … stop − 1 are the rows from `row` on."""
+
+    applied: PreparedIntervention
+    first: int
+    stop: int
+    row: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.row, self.row + self.stop - self.first)
+
+
+@contextmanager
+def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -> Iterator[None]:
+    """The hooks of all these texts are on the model inside of this block, for a forward pass of `rows` rows."""
+    joints: dict[Hook, list[SiteRows]] = {}
+    readers: dict[Hook, list[tuple[SaeIntervention, slice]]] = {}
+    probes: dict[Hook, ProbeHook] = {}
+    for place in places:
+        for probe in place.applied.probes:
+            if probe.begin(place.first, place.stop, place.row):
+                probes.setdefault(probe.hook, ProbeHook(rows)).probes.append(probe)
+        for part, hook in place.applied.readers:
+            part.read = None
+            readers.setdefault(hook, []).append((part, place.rows))
+        for site in place.applied.sites:
+            site.reading = SiteReport()
+            entry = SiteRows(site, place.first, place.stop, place.row, place.applied.prompt)
+            joints.setdefault(site.hook, []).append(entry)
+    written = [StepHook(hook, entries, rows, joins) for hook, entries in joints.items()]
+    try:
+        with ExitStack() as handles:
+            # Two hook points may be at one side of a module: the one that the model comes to first is installed first.
+            for first in (True, False):
+                # Probes and readers first: at a hook point that is also written to, they see what arrives.
+                for hook, looking in probes.items():
+                    if hook.comes_first is first:
+                        handles.callback(hook.install(looking.see(hook)).remove)
+                for hook, parts in readers.items():
+                    if hook.comes_first is first:
+                        handles.callback(hook.install(_Read(parts, hook)).remove)
+                for joint in written:
+                    if joint.hook.comes_first is first:
+                        handles.callback(joint.hook.install(joint.edit).remove)
+            yield
+        for joint in written:
+            joint.settle()
+        for looking in probes.values():
+            looking.take()
+    finally:
+        for parts in readers.values():
+            for part, _ in parts:
+                part.read = None
+
+
+class _Read:
+    """Keeps the rows of what arrives for the SAEs that write elsewhere."""
+
+    def __init__(self, parts: Sequence[tuple[SaeIntervention, slice]], hook: Hook) -> None:
+        self._parts = parts
+        self._hook = hook
+
+    def __call__(self, x: Tensor) -> None:
+        seen = self._hook.seen(x.clone() if self._hook.in_place else x).reshape(-1, x.shape[-1])
+        for part, rows in self._parts:
+            part.read = seen[rows]

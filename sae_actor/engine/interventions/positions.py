@@ -1,0 +1,110 @@
+"""Which positions of a request an edit covers, as ranges [from, to) counted from 0.
+
+With P prompt tokens: the position of the first generated token is P; it is run through the model (and can be
+edited) only when a second one is made. Ranges without an end run to `END`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...domain.chats import MessageSpan, positions_of
+from ...domain.refs import Edit, Positions
+from ...errors import BadRequestError
+
+END = 2**62
+"""Behind every position there can be."""
+
+Ranges = tuple[tuple[int, int], ...]
+Flags = NDArray[np.bool_]
+
+
+class PositionGroup(NamedTuple):
+    """Positions that some edits of one SAE cover, and which of them are left alone."""
+
+    ranges: Ranges
+    without_sinks: bool = False
+    without_special: bool = False
+    without_template: bool = False
+
+
+def group_of(edit: Edit, prompt: int, turns: Sequence[MessageSpan] = ()) -> PositionGroup:
+    """What `edit` covers in a request with `prompt` prompt tokens. Raises as `ranges_of`."""
+    exclude = edit.exclude
+    return PositionGroup(
+        ranges_of(edit.positions, prompt, turns), "sink" in exclude, "special" in exclude, "template" in exclude
+    )
+
+
+class TokenKinds:
+    """What is known of single positions, told by their tokens: special ones, and those that a template wrote."""
+
+    def __init__(self, ids: Sequence[int], special: frozenset[int], turns: Sequence[MessageSpan]) -> None:
+        self._special_ids = special
+        self._special = [each in special for each in ids]
+        said = {at for turn in turns for part in turn.said for at in range(*part)}
+        # A prompt that is no chat has no template, and what is generated is written by the model.
+        self._template = [at not in said for at in range(len(ids))] if turns else []
+
+    def add(self, token: int) -> None:
+        """A generated token is run."""
+        self._special.append(token in self._special_ids)
+
+    def special(self, start: int, stop: int) -> Flags:
+        """[stop − start]"""
+        return np.array(self._special[start:stop], dtype=np.bool_)
+
+    def template(self, start: int, stop: int) -> Flags:
+        """[stop − start]"""
+        marks = self._template[start:stop]
+        return np.array(marks + [False] * (stop - start - len(marks)), dtype=np.bool_)
+
+
+def ranges_of(positions: Positions, prompt: int, turns: Sequence[MessageSpan] = ()) -> Ranges:
+    """The positions that are meant in a request with `prompt` prompt tokens (at least 1).
+
+    Those of a role are the tokens of its messages, the template's around them too, but for another role's message that
+    the template writes within; the answer that is opened at the end is no message. `BadRequestError` for a role where
+    the prompt has no turns.
+    """
+    match positions:
+        case "all":
+            return ((0, END),)
+        case "prompt":
+            return ((0, prompt),)
+        case "generated":
+            return ((prompt, END),)
+        case "response":
+            return ((prompt - 1, END),)
+        case "last_prompt":
+            return ((prompt - 1, prompt),)
+    if positions.role is not None:
+        if not turns:
+            raise BadRequestError("positions by role need a chat", param="positions")
+        return merged(positions_of(positions.role, turns))
+    if positions.tokens is not None:
+        return merged(positions.tokens)
+    return ((positions.from_ or 0, END if positions.to is None else positions.to),)
+
+
+def merged(positions: Iterable[int]) -> Ranges:
+    """Sorted, joined ranges of single positions."""
+    found: list[tuple[int, int]] = []
+    for at in sorted(set(positions)):
+        if found and found[-1][1] == at:
+            found[-1] = (found[-1][0], at + 1)
+        else:
+            found.append((at, at + 1))
+    return tuple(found)
+
+
+def mask(ranges: Ranges, start: int, stop: int) -> Flags:
+    """[stop − start]: which of the positions start … stop − 1 are in the ranges."""
+    covered = np.zeros(stop - start, dtype=np.bool_)
+    for first, behind in ranges:
+        covered[max(first - start, 0) : max(behind - start, 0)] = True
+    return covered

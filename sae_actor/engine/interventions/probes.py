@@ -1,0 +1,244 @@
+"""Activations of an SAE at the positions that are run, before any edit at its hook point."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from ...domain.refs import SINK_WINDOW
+from ...errors import FeatureOutOfRangeError, InternalError, OutOfMemoryError, SAEError
+from ...ports import Activations, FeatureActivation, Watch
+from ...sae import SAE
+from ...sae.encoder import Encoder
+from ..failures import explained
+from .hook_points import Hook
+from .positions import TokenKinds
+from .sinks import limit_of, norms_of
+
+MOST_VALUES = 16 * 2**20
+"""Activations that are in memory at once: long prompts are encoded some rows at a time."""
+
+Row = tuple[FeatureActivation, ...]
+
+
+class Probe:
+    """One SAE that is read during one text."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        sae: SAE,
+        hook: Hook,
+        *,
+        prompt: int,
+        marks: TokenKinds,
+        window: int | None = SINK_WINDOW,
+    ) -> None:
+        """`prompt` is the number of prompt tokens, `window` as of `GenerationRequest.sink_window`.
+        `FeatureOutOfRangeError` for a feature that the SAE lacks."""
+        d_sae = sae.spec.d_sae
+        for feature in watch.features or ():
+            if feature >= d_sae:
+                raise FeatureOutOfRangeError(
+                    f"feature {feature} is not below d_sae {d_sae}", feature=feature, d_sae=d_sae
+                )
+        self.hook = hook
+        self.sae = sae
+        self.watch = watch
+        self.passing = watch.every_seconds is not None
+        """Looked at now and then: it never ends a text."""
+        self.behind_others = False
+        """The text may write at a hook point before this one: what arrives is not the model's alone."""
+        self.rows = slice(0, 0)
+        """Its rows in the step."""
+        self.told: Activations | None = None
+        """Of the newest step; None where it was not looked at."""
+        self.failure: SAEError | None = None
+        self.at_fault: int | None = None
+        """attach_position, where what the model gave was found good."""
+        self.best = 0 if watch.top_k is None or watch.features is not None else watch.top_k
+        """So many of all features."""
+        self.features = watch.features or (() if self.best else tuple(range(d_sae)))
+        """Otherwise: these."""
+        self.limit = math.inf
+        """Norm above which a position is a sink; measured with the prompt."""
+        self._prompt, self._window, self._marks = prompt, window, marks
+        self._begun = slice(0, 0)
+        """The rows that the limit is measured at, in the step that has them."""
+        self._first = 0
+        self._next = 0.0
+        self._encoders: dict[tuple[int, ...], Encoder] = {}
+
+    def encoder(self, features: tuple[int, ...]) -> Encoder:
+        """Of these features alone."""
+        found = self._encoders.get(features)
+        if found is None:
+            found = self.sae.encoder.select(torch.tensor(features, dtype=torch.long, device=self.sae.device))
+            self._encoders = {features: found}  # those of the texts that run beside this one change rarely
+        return found
+
+    @property
+    def attach_position(self) -> int:
+        return self.watch.sae.attach_position
+
+    @property
+    def leaves_out_sinks(self) -> bool:
+        return "sink" in self.watch.exclude
+
+    def begin(self, first: int, stop: int, row: int) -> bool:
+        """The next step runs positions `first` … `stop` − 1 as the rows from `row` on; whether it is looked at."""
+        self.told = self.failure = self.at_fault = None
+        self._first, self.rows = first, slice(row, row + stop - first)
+        self._begun = self.rows if first == 0 else slice(0, 0)
+        if self.watch.every_seconds is None:
+            return True
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.watch.every_seconds
+        self._first, self.rows = stop - 1, slice(self.rows.stop - 1, self.rows.stop)
+        return True
+
+    def measure(self, x: Tensor) -> None:
+        """From the rows x of a step, once: what a sink's norm is above."""
+        if self._begun.stop > self._begun.start and (self._window is not None or self.leaves_out_sinks):
+            self.limit = float(limit_of(norms_of(x[self._begun]), self._prompt, self._window))
+
+    def tell(self, rows: Sequence[Row], norms: Sequence[float]) -> None:
+        """What was read at each position, and the norm of what arrived there."""
+        positions = range(self._first, self._first + len(rows))
+        sinks = tuple(at == 0 or norm > self.limit for at, norm in zip(positions, norms, strict=True))
+        left = [each and self.leaves_out_sinks for each in sinks]
+        for kind, marked in (("special", self._marks.special), ("template", self._marks.template)):
+            if kind in self.watch.exclude:
+                flags = marked(positions.start, positions.stop).tolist()
+                left = [one or other for one, other in zip(left, flags, strict=True)]
+        if self.watch.top_k is not None:
+            rows = [() if out else row for row, out in zip(rows, left, strict=True)]
+        self.told = Activations(
+            sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=tuple(left)
+        )
+
+    def fail(self, failure: SAEError, *, at_fault: bool) -> None:
+        if not self.passing:
+            self.failure = failure
+            self.at_fault = self.attach_position if at_fault else None
+
+
+class ProbeHook:
+    """All that is read at one hook point in one step."""
+
+    def __init__(self, rows: int) -> None:
+        self.probes: list[Probe] = []
+        self._count = rows
+        self._x: Tensor | None = None
+
+    def see(self, hook: Hook) -> Callable[[Tensor], None]:
+        """What the hook calls; nothing is computed inside of the model's forward pass."""
+
+        def seen(x: Tensor) -> None:
+            self._x = x.clone() if hook.in_place else x
+
+        return seen
+
+    def take(self) -> None:
+        """After the step: what each probe reads, or why it cannot."""
+        x, self._x = self._x, None
+        of_sae: dict[int, list[Probe]] = {}
+        for probe in self.probes:
+            if x is None or x.numel() != self._count * probe.hook.width:
+                missing = f"the activation at {probe.watch.sae.hook_point} was not read"
+                probe.fail(InternalError(missing), at_fault=False)
+            else:
+                of_sae.setdefault(id(probe.sae), []).append(probe)
+        if x is not None:
+            rows = self.probes[0].hook.seen(x.reshape(self._count, -1))  # all are at one hook point
+            for probes in of_sae.values():
+                _attempt(rows, probes)
+
+
+def joined(before: Activations, told: Activations) -> Activations:
+    """Of two pieces of a prompt, one behind the other."""
+    return replace(
+        before,
+        rows=before.rows + told.rows,
+        sinks=before.sinks + told.sinks,
+        excluded=before.excluded + told.excluded,
+    )
+
+
+def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:
+    """Read together; each on its own where that fails."""
+    try:
+        _read(x, probes)
+        return
+    except Exception as error:  # whatever torch raises ends the texts at fault, not the thread
+        failure = explained(error, "computing the SAE's activations")
+    if len(probes) == 1:
+        probes[0].fail(failure, at_fault=not isinstance(failure, OutOfMemoryError))
+        return
+    for probe in probes:
+        _attempt(x, [probe])
+
+
+def _read(x: Tensor, probes: Sequence[Probe]) -> None:
+    """Encode the rows of all, once, and tell each its own."""
+    for probe in probes:
+        probe.measure(x)
+    rows = x[probes[0].rows] if len(probes) == 1 else torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
+    sae, most = probes[0].sae, max((probe.best for probe in probes), default=0)
+    asked = sorted({feature for probe in probes for feature in probe.features})
+    encoder = probes[0].encoder(tuple(asked)) if not most and sae.independent else None
+    finite: list[bool] = []
+    sound: list[bool] = []
+    norms: list[float] = []
+    best: list[Row] = []
+    some: list[list[float]] = []
+    for part in torch.split(rows, max(1, MOST_VALUES // sae.spec.d_sae)):
+        z, _ = sae.read(part)
+        acts = sae.encode_rows(z) if encoder is None else encoder(z)  # [n, d_sae] or [n, asked]
+        finite += torch.isfinite(part).all(dim=-1).tolist()
+        sound += torch.isfinite(acts).all(dim=-1).tolist()
+        norms += norms_of(part).tolist()
+        if most:
+            best += _largest(acts, most)
+        if asked:
+            some += (acts[:, asked] if encoder is None else acts).tolist()
+    place = {feature: at for at, feature in enumerate(asked)}
+    at = 0
+    for probe in probes:
+        mine = range(at, at + probe.rows.stop - probe.rows.start)
+        at = mine.stop
+        where = probe.watch.sae.hook_point
+        if not all(finite[row] for row in mine):
+            probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
+        elif not all(sound[row] for row in mine):
+            # Where the text's own edits lead there, the SAE is none the worse for it.
+            probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=not probe.behind_others)
+        elif probe.best:
+            probe.tell([best[row][: probe.best] for row in mine], norms[mine.start : mine.stop])
+        else:
+            told = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
+            probe.tell(told, norms[mine.start : mine.stop])
+
+
+def _largest(acts: Tensor, most: int) -> list[Row]:
+    """The largest of each row by magnitude, those that are not 0."""
+    features = acts.abs().topk(min(most, acts.shape[1]), dim=-1).indices  # [n, most], descending: zeros at the end
+    values = acts.gather(1, features)
+    pairs = zip(features.tolist(), values.tolist(), strict=True)
+    return [tuple(FeatureActivation(f, a) for f, a in zip(*row, strict=True) if a) for row in pairs]
+
+
+def _of(probe: Probe, activations: list[float]) -> Row:
+    """Of the features that are asked for: all in their order, or the largest."""
+    row = [FeatureActivation(f, a) for f, a in zip(probe.features, activations, strict=True)]
+    if probe.watch.top_k is None:
+        return tuple(row)
+    largest = sorted((each for each in row if each.activation), key=lambda each: -abs(each.activation))
+    return tuple(largest[: probe.watch.top_k])

@@ -1,0 +1,328 @@
+"""One hook point in one step: the edits of all texts that write there, computed together.
+
+A row is touched by its own text's edits alone: every edit has a mask over the rows. What fails for all is tried for
+each text on its own, so that only the text at fault ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InternalError, OutOfMemoryError, SAEError
+from ..failures import explained
+from .edit_sets import MergedEdits
+from .hook_points import Hook
+from .hook_site import SaeRows, SiteRows
+from .sinks import limit_of, norms_of
+
+if TYPE_CHECKING:
+    from .sae_intervention import SaeIntervention
+
+
+@dataclass
+class Report:
+    """What is read from the device once the step is over."""
+
+    entries: list[tuple[SiteRows, int]]
+    """With the first of their rows here."""
+    values: Tensor
+    """[6, n] float32: edited, passed by as excluded, a sink, |difference| / |x|; x and the result are finite."""
+    x: Tensor
+    """[n, width]: what arrived, should anyone ask who is at fault."""
+
+
+@dataclass
+class _Change:
+    """What the SAEs of one group do to n rows."""
+
+    values: Tensor
+    """[n, width]: the difference, or in reconstruct what takes the row's place; 0 where it does nothing."""
+    touched: Tensor
+    passed: Tensor
+    """bool [n]"""
+    reconstructs: bool
+    projecting: dict[SaeIntervention, Tensor]
+    """bool [p, rows of its text]: where projections hold that are left to be computed with other SAEs'."""
+
+
+@dataclass
+class StepHook:
+    """What the hook calls."""
+
+    hook: Hook
+    entries: Sequence[SiteRows]
+    rows: int
+    """Of the whole step."""
+    joins: MergedEdits
+    _reports: list[Report] = field(default_factory=list)
+    _computing: SaeIntervention | None = None
+
+    def edit(self, x: Tensor) -> Tensor | None:
+        """The activation [1, rows, width] or [rows, width] with the edits in it; None where it is as it was."""
+        for entry in self.entries:
+            entry.site.reading.calls += 1
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape != (self.rows, self.hook.width):
+            at = self.entries[0].site.point
+            wrong = f"the activation at {at} is {tuple(x.shape)}, not {self.rows} × {self.hook.width}"
+            self._fail(self.entries, InternalError(wrong), None)  # the model's doing: no SAE has computed anything
+            return None
+        new = self._attempt(rows, self.entries)
+        return None if new is None else new.reshape(x.shape)
+
+    def _attempt(self, rows: Tensor, entries: Sequence[SiteRows]) -> Tensor | None:
+        self._computing = None
+        try:
+            return self._edited(rows, entries)
+        except Exception as error:  # anything here must not end the model's forward pass
+            failure = explained(error, f"computing the SAE at {entries[0].site.point}")
+        if len(entries) == 1:
+            self._fail(entries, failure, self._computing)
+            return None
+        new = None
+        for entry in entries:
+            own = self._attempt(rows if new is None else new, (entry,))
+            new = own if own is not None else new
+        return new
+
+    def _fail(self, entries: Sequence[SiteRows], failure: SAEError, computing: SaeIntervention | None) -> None:
+        for entry in entries:
+            reading = entry.site.reading
+            reading.failure = failure
+            # Lack of memory is nobody's fault; the SAE stays.
+            innocent = isinstance(failure, OutOfMemoryError)
+            reading.at_fault = None if innocent or computing is None else computing.attach_position
+
+    def _edited(self, rows: Tensor, entries: Sequence[SiteRows]) -> Tensor | None:
+        writing: dict[tuple[int, bool], list[SaeRows]] = {}
+        chosen: list[tuple[SiteRows, int]] = []
+        n = 0
+        for entry in entries:
+            parts = [(part, part.covered(entry.first, entry.stop)) for part in entry.site.parts]
+            measures = entry.first == 0 and entry.site.knows_sinks
+            if not measures and all(covered is None for _, covered in parts):
+                continue
+            chosen.append((entry, n))
+            for part, covered in parts:
+                if covered is not None:
+                    group = writing.setdefault((part.attach_position, part.reconstructs), [])
+                    group.append(SaeRows(part, entry, n, covered))
+            n += entry.size
+        if not chosen:
+            return None
+        index = None if n == len(rows) and _in_order(chosen) else _index(chosen, rows.device)
+        hooked = rows if index is None else rows[index]  # [n, width]
+        x = self.hook.seen(hooked)
+        arrived = x.clone() if self.hook.in_place and index is None else x
+        norms = norms_of(x)  # [n]
+        for entry, at in chosen:
+            if entry.first == 0 and entry.site.knows_sinks:
+                entry.site.limit = limit_of(norms[at : at + entry.size], entry.prompt, entry.site.window)
+        if not writing:
+            return None
+        sinks = _sinks(chosen, norms)
+        groups = list(writing.values())
+        changes = [self._change(group, x, sinks) for group in groups]
+        self._computing = None
+        new = x
+        for change in changes:
+            if change.reconstructs:
+                new = torch.where(change.touched[:, None], change.values.to(x.dtype), new)
+        steering = [change for change in changes if not change.reconstructs]
+        if steering:
+            differences = [change.values for change in steering]
+            differences += _jointly(chosen, x, steering)
+            wide = x.dtype
+            for each in differences:
+                wide = torch.promote_types(wide, each.dtype)
+            moved = new.to(wide)
+            for each in differences:
+                moved = moved + each.to(wide)
+            touched = torch.stack([change.touched for change in steering]).any(dim=0)
+            new = torch.where(touched[:, None], moved.to(x.dtype), new)
+        put = new
+        if self.hook.gain is not None:
+            touched = torch.stack([change.touched for change in changes]).any(dim=0)
+            put = self.hook.gain.on(hooked, x, new, touched)
+        self._reports.append(Report(chosen, _told(x, new, put, norms=norms, changes=changes, sinks=sinks), arrived))
+        return put if index is None else rows.index_copy(0, index, put)
+
+    def _change(self, group: list[SaeRows], x: Tensor, sinks: Tensor) -> _Change:
+        """What the SAE of a group makes of its texts' rows of x [n, width], of which the sinks [n] are marked."""
+        self._computing = first = group[0].part
+        mine = None if sum(each.entry.size for each in group) == len(x) else _rows_of(group, x.device)
+        own, own_sinks = (x, sinks) if mine is None else (x[mine], sinks[mine])
+        steering, covered, without, left_out, starts = self.joins.of(group)
+        device = x.device
+        held_back = torch.from_numpy(without).to(device)[:, None] & own_sinks  # [edits, m]
+        if left_out is not None:
+            held_back = held_back | torch.from_numpy(left_out).to(device)
+        cover = torch.from_numpy(covered).to(device)
+        active = cover & ~held_back
+        read = None
+        if first.read_at != first.write_at:
+            read = _read(group)
+        projecting: dict[SaeIntervention, Tensor] = {}
+        if first.reconstructs:
+            values, _ = steering.reconstruct(own, active, read)
+            passed = _passed(group, own_sinks)
+            touched = ~passed
+        else:
+            # In the SAE's type, so that the sum is rounded to the model's once.
+            alone = _alone(group, device)
+            values, held = steering.difference(own.to(steering.sae.dtype), active, read, alone)
+            if alone is not None:
+                projecting = _projecting(group, starts, held)
+            touched, passed = held.any(dim=0), (cover & held_back).any(dim=0)
+        if values.shape != own.shape:
+            raise InternalError(f"the SAE gave {tuple(values.shape)} at {first.write_at}, not {tuple(own.shape)}")
+        values = torch.where(touched[:, None], values, 0)
+        if mine is not None:
+            values = values.new_zeros(len(x), values.shape[1]).index_copy_(0, mine, values)
+            nothing = torch.zeros_like(sinks)
+            touched, passed = nothing.index_copy(0, mine, touched), nothing.index_copy(0, mine, passed)
+        return _Change(values, touched, passed, first.reconstructs, projecting)
+
+    def settle(self) -> None:
+        """After the step: tell each text's site what was done to its rows."""
+        for report in self._reports:
+            values = report.values.tolist()
+            edited, passed, sinks, ratios, x_finite, new_finite = values
+            for entry, at in report.entries:
+                rows = slice(at, at + entry.size)
+                reading = entry.site.reading
+                reading.edited, reading.passed, reading.ratios = edited[rows], passed[rows], ratios[rows]
+                reading.sinks = sinks[rows]
+                reading.x_finite, reading.new_finite = all(x_finite[rows]), all(new_finite[rows])
+                if reading.x_finite and not reading.new_finite:
+                    written = [row for row, touched in enumerate(reading.edited) if touched]
+                    reading.at_fault = _at_fault(entry, report.x[rows], written)
+        self._reports = []
+
+
+def _at_fault(entry: SiteRows, x: Tensor, written: list[int]) -> int | None:
+    """attach_position of the first SAE that, at the `written` ones of a text's rows x [n, width], is not finite even
+    without its edits; None where the edits made it so. What lower edits of the text made of x is no SAE's fault."""
+    for part in entry.site.parts:
+        if part.covered(entry.first, entry.stop) is None:
+            continue
+        read = None if part.read is None else part.read[written]
+        if entry.site.behind_others:
+            sound = part.steering.finite
+        elif part.reconstructs:
+            sound = part.steering.sound_rebuilt(x[written], read)
+        else:
+            sound = part.steering.sound(x[written], read)
+        if not sound:
+            return part.attach_position
+    return None
+
+
+def _passed(group: Sequence[SaeRows], sinks: Tensor) -> Tensor:
+    """bool [m]: rows that `reconstruct` passes through; of them, sinks [m] are those where |x| tells."""
+    marked = np.concatenate([each.part.passed(each.entry.first, each.entry.stop) for each in group])
+    without = np.repeat(["sink" in each.part.passes for each in group], [each.entry.size for each in group])
+    return torch.from_numpy(marked).to(sinks.device) | (torch.from_numpy(without).to(sinks.device) & sinks)
+
+
+def _alone(group: Sequence[SaeRows], device: torch.device) -> Tensor | None:
+    """bool [m]: rows of texts that project with this SAE alone; None for all."""
+    if all(each.entry.site.jointly is None for each in group):
+        return None
+    rows = [each.entry.site.jointly is None for each in group for _ in range(each.entry.size)]
+    return torch.tensor(rows, dtype=torch.bool, device=device)
+
+
+def _projecting(group: Sequence[SaeRows], starts: Sequence[int], held: Tensor) -> dict[SaeIntervention, Tensor]:
+    """`_Change.projecting`, of held [edits, m]; the edits of each text begin at `starts`."""
+    found, at = {}, 0
+    for (part, entry, _, _), start in zip(group, starts, strict=True):
+        if entry.site.jointly is not None and part.projections is not None:
+            found[part] = held[part.steering.projected + start, at : at + entry.size]
+        at += entry.size
+    return found
+
+
+def _jointly(chosen: Sequence[tuple[SiteRows, int]], x: Tensor, changes: Sequence[_Change]) -> list[Tensor]:
+    """What the projections of several SAEs add to x [n, width], for the texts that have some; none: no such text."""
+    held = {part: where for change in changes for part, where in change.projecting.items()}
+    if not held:
+        return []
+    differences = []
+    for entry, at in chosen:
+        jointly = entry.site.jointly
+        if jointly is None:
+            continue
+        wanted = [
+            held.get(part, x.new_zeros(len(part.projections), entry.size, dtype=torch.bool))
+            for part in entry.site.parts
+            if part.projections is not None
+        ]
+        rows = slice(at, at + entry.size)
+        difference = jointly.difference(x[rows], torch.cat(wanted))
+        whole = difference.new_zeros(x.shape)
+        whole[rows] = difference
+        differences.append(whole)
+    return differences
+
+
+def _told(x: Tensor, new: Tensor, put: Tensor, *, norms: Tensor, changes: Sequence[_Change], sinks: Tensor) -> Tensor:
+    """`Report.values`; `put` is what takes the place of what is hooked."""
+    edited = torch.stack([change.touched for change in changes]).any(dim=0)
+    passed = torch.stack([change.passed for change in changes]).any(dim=0)
+    moved = torch.linalg.vector_norm(new.float() - x.float(), dim=-1)
+    ratio = moved / norms.clamp_min(torch.finfo(torch.float32).tiny)
+    rows = (edited, passed & ~edited, sinks, ratio, torch.isfinite(norms), torch.isfinite(put).all(dim=-1))
+    return torch.stack([row.float() for row in rows])
+
+
+def _in_order(chosen: Sequence[tuple[SiteRows, int]]) -> bool:
+    return all(entry.row == at for entry, at in chosen)
+
+
+def _index(chosen: Sequence[tuple[SiteRows, int]], device: torch.device) -> Tensor:
+    """[n]: the rows of these texts in the step."""
+    rows = [row for entry, _ in chosen for row in range(entry.row, entry.row + entry.size)]
+    return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def _rows_of(group: Sequence[SaeRows], device: torch.device) -> Tensor:
+    rows = [row for each in group for row in range(each.at, each.at + each.entry.size)]
+    return torch.tensor(rows, dtype=torch.long, device=device)
+
+
+def _sinks(chosen: Sequence[tuple[SiteRows, int]], norms: Tensor) -> Tensor:
+    """[n] bool: the first position, and those whose norm is above the limit of their text."""
+    if not any(entry.site.knows_sinks for entry, _ in chosen):
+        return torch.zeros_like(norms, dtype=torch.bool)
+    limits = torch.full_like(norms, torch.inf)
+    first = []
+    for entry, at in chosen:
+        if not entry.site.knows_sinks:
+            continue
+        if entry.site.limit is None:
+            raise InternalError("the prompt's median norm was not measured")
+        limits[at : at + entry.size] = entry.site.limit
+        if entry.first == 0:
+            first.append(at)
+    sinks = norms > limits
+    sinks[first] = True
+    return sinks
+
+
+def _read(group: Sequence[SaeRows]) -> Tensor:
+    """[m, d_in]: what arrived where the SAE reads."""
+    seen = []
+    for each in group:
+        read = each.part.read
+        if read is None or len(read) != each.entry.size:
+            part = each.part
+            raise InternalError(f"the activation at {part.read_at} was not read before that at {part.write_at}")
+        seen.append(read)
+    return seen[0] if len(seen) == 1 else torch.cat(seen)

@@ -1,0 +1,234 @@
+"""A causal language model in memory: loaded on the CPU, checked, then moved to its device.
+
+Loading happens in a worker thread, moving on the device thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from msgspec import structs
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from ...domain.effects import LoadModelEffect
+from ...domain.refs import ModelFacts
+from ...errors import ModelLoadError, SAEError
+from ...ports import Progress
+from ...telemetry.libraries import adopt
+from ..decoding.kv_cache import longest_for
+from ..decoding.model_runner import ModelRunner, runner_for
+from ..failures import explained
+from ..interventions.hook_points import Architecture
+from ..memory import cache_budget
+from ..tokens.chat_spans import tells
+from ..tokens.chat_templates import ChatTemplate
+from ..tokens.control_tokens import Controls
+from ..tokens.reasoning import mark_ids, reasoning_of
+from ..tokens.token_text import TokenTexts
+from ..tokens.tokenizer import Tokenizer
+from .environment import environment
+from .source import LoadCancelled, ModelFiles, digests, find_model
+
+
+@dataclass
+class LoadedModel:
+    """One model with its tokenizer."""
+
+    position: int
+    """`request_position` of the effect that asked for it."""
+    network: Any
+    """The transformers model, in eval mode, without gradients."""
+    tokenizer: Tokenizer
+    architecture: Architecture
+    device: torch.device
+    facts: ModelFacts
+    runner: ModelRunner | None = None
+    """Once it is on its device."""
+    bytes_per_position: int = 0
+    """Of keys and values."""
+    cache_bytes: int = 0
+    """What all texts may take of them together."""
+
+
+def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+    """Load a model on the CPU. Blocks: for a worker thread.
+
+    Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`, `DiskFullError`; `LoadCancelled` at the next
+    stage after `cancelled` is set.
+    """
+    failure: SAEError
+    try:
+        return _load(effect, progress, cancelled)
+    except LoadCancelled:
+        raise
+    except Exception as error:  # transformers raises whatever a damaged file leads to; all become ours
+        failure = explained(error, "loading the model")
+    # Outside of the block above: the traceback, which holds the tensors, is gone.
+    raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
+
+
+def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+    device = device_of(effect.device)
+
+    def stage(name: str) -> None:
+        if cancelled.is_set():
+            raise LoadCancelled
+        progress("model_progress", {"model": effect.model, "stage": name})
+
+    stage("finding")
+    files = find_model(effect.model, effect.revision, progress, cancelled)
+    stage("checking")
+    found = digests(files, cancelled)
+    stage("loading")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+    # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
+    tokenizer("a")
+    around = _around(tokenizer)
+    network = _network(files, _dtype_of(effect.dtype, device))
+    architecture = Architecture(network, network.config)
+    ends = network.generation_config.eos_token_id
+    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+    end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    reasoning = reasoning_of(tokenizer, architecture.model_type)
+    return LoadedModel(
+        position=effect.request_position,
+        network=network,
+        tokenizer=Tokenizer(
+            raw=tokenizer,
+            end_ids=end_ids,
+            vocabulary=vocabulary,
+            special_ids=_special_ids(tokenizer),
+            pieces=TokenTexts(tokenizer),
+            controls=Controls(tokenizer),
+            template=template,
+            around=around,
+            beginning=tokenizer.bos_token_id,
+            reasoning=reasoning,
+            mark_ids=mark_ids(reasoning, tokenizer),
+            context_length=network.config.max_position_embeddings,
+        ),
+        architecture=architecture,
+        device=device,
+        facts=ModelFacts(
+            model_id=effect.model,
+            revision=effect.revision,
+            commit=files.commit,
+            model_type=architecture.model_type,
+            dtype=str(network.dtype).removeprefix("torch."),
+            device=str(device),
+            num_layers=architecture.num_layers,
+            hidden_size=architecture.hidden_size,
+            context_length=network.config.max_position_embeddings,
+            memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
+            widths={str(kind): width for kind, width in architecture.widths.items()},
+            before={str(kind): sides for kind, sides in architecture.before.items()},
+            layer_norm=architecture.layer_norm,
+            has_chat_template=template is not None,
+            adds_bos=tokenizer.bos_token_id in around[0],
+            tells_messages=template is None or tells(template),
+            environment=environment(files.commit, found, network, tokenizer, device),
+            vocabulary=vocabulary,
+            end_ids=tuple(sorted(end_ids)),
+        ),
+    )
+
+
+def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the tokenizer adds to a text that is not asked to be alone."""
+    bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
+    at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
+    if at is None:
+        raise ModelLoadError("the tokenizer changes a text when it adds special tokens to it")
+    return tuple(whole[:at]), tuple(whole[at + len(bare) :])
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = (token for token, about in tokenizer.added_tokens_decoder.items() if about.special)
+    return frozenset((*tokenizer.all_special_ids, *added))
+
+
+def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
+    """The transformers model. A file that lacks weights is refused: transformers would make them up."""
+    transformers_logging.disable_progress_bar()
+    adopt()
+    network, info = transformers.AutoModelForCausalLM.from_pretrained(
+        files.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
+        if names := sorted(map(str, info.get(flaw, ()))):
+            raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
+    return network.eval().requires_grad_(False)
+
+
+def device_of(wanted: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device of this machine; `ModelLoadError` where there is none."""
+    available = torch.cuda.is_available()
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return torch.device("cpu")
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    index = device.index or 0
+    if not available or index >= torch.cuda.device_count():
+        raise ModelLoadError(f"this machine has no device {wanted}", device=wanted)
+    return torch.device("cuda", index)
+
+
+def _dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
+    if wanted == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
+
+
+def _tensors(network: torch.nn.Module) -> list[Tensor]:
+    """Parameters and buffers, tied ones once."""
+    return list({tensor.data_ptr(): tensor for tensor in (*network.parameters(), *network.buffers())}.values())
+
+
+def move(loaded: LoadedModel) -> None:
+    """Bring the model to its device; `OutOfMemoryError` leaves nothing there."""
+    failure: SAEError
+    try:
+        loaded.network.to(loaded.device)
+        return
+    except Exception as error:  # torch raises several types for a device that is full or lost
+        failure = explained(error, "moving the model to the device")
+    # Outside of the block above, and without the half-moved network, nothing holds the device's memory.
+    loaded.network = None
+    release(loaded.device)
+    raise failure
+
+
+def fit(loaded: LoadedModel, cache_bytes: int) -> None:
+    """Find out how the model, which is on its device, makes tokens, and how much room their keys and values have.
+
+    `ModelLoadError` for a model that does not run; `OutOfMemoryError`.
+    """
+    failure: SAEError
+    try:
+        loaded.runner, loaded.bytes_per_position = runner_for(loaded.network, loaded.tokenizer.vocabulary)
+    except Exception as error:  # a model raises what it likes; all become ours
+        failure = explained(error, "trying the model")
+    else:
+        context = loaded.facts.context_length
+        loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.bytes_per_position, context)
+        told = {**loaded.facts.environment, "batching": loaded.runner.together}
+        positions = longest_for(loaded.cache_bytes // loaded.bytes_per_position)
+        loaded.facts = structs.replace(loaded.facts, environment=told, cache_positions=positions)
+        return
+    # Outside of the block above: the traceback, which holds the tensors, is gone.
+    loaded.network = None
+    release(loaded.device)
+    raise ModelLoadError(failure.detail) if failure.code == "internal" else failure
+
+
+def release(device: torch.device) -> None:
+    """Give cached memory back to the device, after the last reference to it is gone."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()

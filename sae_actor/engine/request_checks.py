@@ -1,0 +1,48 @@
+"""What the model on the device cannot do: requests that are refused before they wait."""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import (
+    BadRequestError,
+    SAEUnsupportedError,
+)
+from ..ports import GenerationRequest
+from .decoding.generation import check_ends, positions_at_most
+from .interventions.positions import group_of
+from .model.loading import LoadedModel
+
+
+def check_request(request: GenerationRequest, model: LoadedModel) -> None:
+    sampling, prompt = request.sampling, len(request.token_ids)
+    if not 1 <= prompt <= model.facts.context_length:
+        raise BadRequestError(f"a prompt of {prompt} tokens; the model's context is {model.facts.context_length}")
+    if not all(0 <= each < model.tokenizer.vocabulary for each in request.token_ids):
+        raise BadRequestError(f"a token id is outside the vocabulary of {model.tokenizer.vocabulary}", param="prompt")
+    if sampling.max_tokens < 1:
+        raise BadRequestError("max_tokens must be at least 1", param="max_tokens")
+    if not (0 <= sampling.temperature < math.inf and 0 <= sampling.top_p <= 1):
+        raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
+    if request.forced is not None and not all(
+        0 <= each < model.tokenizer.vocabulary for each in request.forced or (-1,)
+    ):
+        raise BadRequestError(
+            f"a forced token is outside the vocabulary of {model.tokenizer.vocabulary}, or there is none"
+        )
+    if request.logprobs is not None and not 0 <= request.logprobs <= model.tokenizer.vocabulary:
+        raise BadRequestError(f"logprobs must be between 0 and {model.tokenizer.vocabulary}", param="logprobs")
+    needed, most = model.bytes_per_position * positions_at_most(request, model.facts.context_length), model.cache_bytes
+    if needed > most:
+        raise BadRequestError(
+            f"the text's keys and values may take {needed} bytes, all texts together have {most}: ask for fewer tokens",
+            param="max_tokens", needed_bytes=needed, available_bytes=most,
+        )  # fmt: skip
+    if request.deterministic and not model.facts.can_be_deterministic:
+        raise SAEUnsupportedError("the model's kernels are not deterministic", param="sae.deterministic")
+    check_ends(request, model.tokenizer)
+    if not all(sampling.stop):
+        raise BadRequestError("a stop string is empty", param="stop")
+    for sae in request.intervention:
+        for edit in sae.steering:
+            group_of(edit, prompt, request.turns)

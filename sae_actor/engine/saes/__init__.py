@@ -1,0 +1,6 @@
+"""SAEs on the device.
+
+residents          load, check, place, measure, free an SAE
+feature_details    one feature: norm, neighbours, tokens that it promotes
+statistics         what an SAE's folder says of its features
+"""

@@ -1,0 +1,275 @@
+"""What a chat's answer thinks and what it says, told apart by the marks that its template knows.
+
+`Channels`: gpt-oss' harmony, messages of several channels behind one another, `<|start|>assistant<|channel|>analysis
+<|message|>…<|end|>`. `Block`: thoughts in front of what is said, `<think>…</think>`, which the prompt may have opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from ...domain.chats import Reasoning
+from .runs import Run, RunKind
+
+START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+_ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_CHANNEL_MARKS = frozenset((START, CHANNEL, MESSAGE, "<|constrain|>", *_ENDS))
+_BLOCKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("◁think▷", "◁/think▷"))
+_RECIPIENT = " to="
+"""Begins what a message is addressed to, where it is no answer but the call of a tool."""
+LOOKED_AT = 64
+"""Tokens at the end of a prompt that tell where the answer begins."""
+
+
+def reasoning_of(tokenizer: Any, model_type: str) -> Reasoning | None:
+    """How the model's chats tell thoughts apart; None where the template knows no marks of them."""
+    template = str(tokenizer.chat_template or "")
+    if not template:
+        return None
+    added = {about.content for about in tokenizer.added_tokens_decoder.values()}
+    knows = CHANNEL in template or (START in template and MESSAGE in template) or model_type == "gpt_oss"
+    if knows and {CHANNEL, MESSAGE} <= added:
+        return Reasoning(format="channels")
+    for begin, end in _BLOCKS:
+        if end in template:
+            return Reasoning(format="block", begin=begin, end=end)
+    return None
+
+
+def mark_ids(reasoning: Reasoning | None, tokenizer: Any) -> frozenset[int]:
+    """Tokens that are marks. Those of a block that are no special tokens are text, and found there."""
+    if reasoning is None:
+        return frozenset()
+    added = tokenizer.added_tokens_decoder.items()
+    if reasoning.format == "channels":
+        return frozenset(token for token, about in added if about.content in _CHANNEL_MARKS)
+    block = (reasoning.begin, reasoning.end)
+    return frozenset(token for token, about in added if about.special and about.content in block)
+
+
+class Parser(Protocol):
+    """Tells the runs of an answer apart as it is made."""
+
+    @property
+    def thinking(self) -> bool:
+        """What comes next is thought."""
+
+    @property
+    def undecided(self) -> bool:
+        """What came last may turn out to belong to either."""
+
+    def text(self, piece: str) -> Iterator[Run]:
+        """Text that became readable."""
+
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+        """A mark, or a special token. otherwise: what it is where no mark is expected; None: text like other text."""
+
+    def flush(self) -> Iterator[Run]:
+        """What was held back because a mark might have begun."""
+
+
+class Plain:
+    """All is said."""
+
+    thinking = undecided = False
+
+    def text(self, piece: str) -> Iterator[Run]:
+        if piece:
+            yield Run(piece, RunKind.SAID)
+
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+        yield Run(written, otherwise or RunKind.SAID)
+
+    def flush(self) -> Iterator[Run]:
+        yield from ()
+
+
+class Block:
+    """Thoughts between two marks in front of what is said; line ends around the marks belong to them."""
+
+    def __init__(self, begin: str, end: str, prompt: str) -> None:
+        """prompt: how it ends, special tokens shown; it may have opened the block."""
+        self._begin, self._end = begin, end
+        self._state = "opened" if prompt.rstrip().endswith(begin) else "start"
+        self._held = ""
+
+    @property
+    def thinking(self) -> bool:
+        return self._state in ("opened", "within")
+
+    @property
+    def undecided(self) -> bool:
+        return self._state == "start" and bool(self._held)
+
+    def text(self, piece: str) -> Iterator[Run]:
+        self._held += piece
+        while self._held:
+            before = self._state, self._held
+            yield from self._step()
+            if (self._state, self._held) == before:
+                return
+
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+        if self._state == "start" and written == self._begin:
+            yield from self._give(len(self._held), RunKind.FORM)
+            self._state = "opened"
+        elif self.thinking and written == self._end:
+            yield from self._thought(len(self._held))
+            self._state = "behind"
+        else:
+            yield from self.flush()
+            yield Run(written, otherwise or (RunKind.THOUGHT if self.thinking else RunKind.SAID))
+            return
+        yield Run(written, RunKind.MARK)
+
+    def flush(self) -> Iterator[Run]:
+        yield from self._give(len(self._held), RunKind.THOUGHT if self.thinking else RunKind.SAID)
+
+    def _step(self) -> Iterator[Run]:
+        match self._state:
+            case "start":
+                yield from self._before()
+            case "opened":
+                yield from self._line_ends("within")
+            case "within":
+                yield from self._within()
+            case "behind":
+                yield from self._line_ends("saying")
+            case _:
+                yield from self._give(len(self._held), RunKind.SAID)
+
+    def _before(self) -> Iterator[Run]:
+        found = self._held.lstrip()
+        if found.startswith(self._begin):
+            yield from self._give(len(self._held) - len(found), RunKind.FORM)
+            yield from self._give(len(self._begin), RunKind.MARK)
+            self._state = "opened"
+        elif not self._begin.startswith(found):
+            self._state = "saying"
+
+    def _line_ends(self, then: str) -> Iterator[Run]:
+        yield from self._give(len(self._held) - len(self._held.lstrip("\n")), RunKind.FORM)
+        if self._held:
+            self._state = then
+
+    def _within(self) -> Iterator[Run]:
+        text, end = self._held, self._end
+        at = text.find(end)
+        if at >= 0:
+            yield from self._thought(at)
+            yield from self._give(len(end), RunKind.MARK)
+            self._state = "behind"
+            return
+        half = max(n for n in range(len(end)) if text.endswith(end[:n]))
+        yield from self._give(len(text[: len(text) - half].rstrip("\n")), RunKind.THOUGHT)
+
+    def _thought(self, upto: int) -> Iterator[Run]:
+        """The last thought, and the line ends behind it."""
+        thought = len(self._held[:upto].rstrip("\n"))
+        yield from self._give(thought, RunKind.THOUGHT)
+        yield from self._give(upto - thought, RunKind.FORM)
+
+    def _give(self, count: int, kind: RunKind) -> Iterator[Run]:
+        text, self._held = self._held[:count], self._held[count:]
+        if text:
+            yield Run(text, kind)
+
+
+class Channels:
+    """Messages of several channels: `final` is said, and so is what a `commentary` tells the reader; `analysis` and
+    what is addressed to a tool is thought."""
+
+    def __init__(self, prompt: Sequence[tuple[str, bool]]) -> None:
+        """prompt: how it ends, pieces and whether each is a mark; it has begun the first message."""
+        self._state = "between"
+        self._header = ""
+        self._kind = RunKind.SAID
+        self._fresh = False
+        """No text of the message yet."""
+        self._had: set[RunKind] = set()
+        """Of what there was a message before."""
+        self._opened = False
+        """Nothing of the answer yet, behind the role that the prompt named."""
+        self._held = ""
+        for written, is_mark in prompt:
+            for _ in self.mark(written, None) if is_mark else self.text(written):
+                pass  # where the prompt ends is asked for, not what is in it
+        self._had.clear()
+        self._opened = self._state == "role"
+
+    @property
+    def thinking(self) -> bool:
+        return self._state == "message" and self._kind is RunKind.THOUGHT
+
+    @property
+    def undecided(self) -> bool:
+        return self._state in ("role", "channel")
+
+    def text(self, piece: str) -> Iterator[Run]:
+        if not piece:
+            return
+        if self._opened:
+            self._held += piece
+            if _RECIPIENT.startswith(self._held):
+                return
+            piece, self._held, self._opened = self._held, "", False
+            if not piece.startswith(_RECIPIENT):
+                self._begin(RunKind.SAID)
+        if self._state in ("role", "channel"):
+            self._header += piece
+            yield Run(piece, RunKind.FORM)
+            return
+        if self._state == "between":
+            self._begin(RunKind.SAID)
+        if self._fresh and self._kind in self._had:
+            yield Run("\n", RunKind.JOINT, self._kind)
+        self._fresh = False
+        self._had.add(self._kind)
+        yield Run(piece, self._kind)
+
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+        if written not in _CHANNEL_MARKS:
+            if otherwise is None:
+                yield from self.text(written)
+            else:
+                yield Run(written, otherwise)
+            return
+        yield from self.flush()
+        if written == START:
+            self._state, self._header = "role", ""
+        elif written == CHANNEL:
+            self._state, self._header = "channel", self._header + CHANNEL if self._state == "role" else CHANNEL
+        elif written == MESSAGE:
+            if self._state != "message":
+                self._begin(_kind_of(self._header))
+        elif written in _ENDS:
+            self._state, self._header = "between", ""
+        yield Run(written, RunKind.MARK)
+
+    def flush(self) -> Iterator[Run]:
+        held, self._held, self._opened = self._held, "", False
+        if held:
+            self._header += held
+            yield Run(held, RunKind.FORM)
+
+    def _begin(self, kind: RunKind) -> None:
+        self._state, self._kind, self._fresh, self._header = "message", kind, True, ""
+
+
+def _kind_of(header: str) -> RunKind:
+    """Of a message with this header, all from its role on."""
+    role, _, channel = header.partition(CHANNEL)
+    words = channel.split()
+    to_a_tool = _RECIPIENT in f"{role} {channel}"
+    return RunKind.THOUGHT if to_a_tool or words[:1] == ["analysis"] else RunKind.SAID
+
+
+def parser_for(reasoning: Reasoning | None, prompt: Sequence[tuple[str, bool]]) -> Parser:
+    """prompt: its last tokens as they are written, and whether each is a mark."""
+    if reasoning is None:
+        return Plain()
+    if reasoning.format == "channels":
+        starts = [at for at, (written, is_mark) in enumerate(prompt) if is_mark and written == START]
+        return Channels(prompt[starts[-1] :] if starts else ())
+    return Block(reasoning.begin, reasoning.end, "".join(written for written, _ in prompt))

@@ -1,0 +1,6 @@
+"""What is done with a log by those who do not write it.
+
+offline      verify and read a folder, without a service and without changing a byte
+bundle       export and import; `verifier`: the program that goes with an export
+redaction    a payload erased, the chain kept
+"""

@@ -1,0 +1,247 @@
+"""`log export` and `log import`: a log as one folder or tar that anyone can read and verify with a bare Python.
+
+events.ndjson   one event a line with salt and digest, the payload's bytes as they were hashed
+log.json        the log's id, when it was made, its head
+verify.py       the verifier, standard library alone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from ... import __version__
+from ...domain.events import ERASED
+from ...errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
+from ...ports import Head
+from ..chain import Row, Walk, as_read
+from ..checkpoint import Checkpoint, sync_folder
+from ..inspection import Findings, inspect, missing_log, reading
+from ..lock import NAME as LOCK_NAME
+from ..lock import FolderLock, make_folder
+from ..new_database import NewDatabase
+from ..schema import COLUMNS, NAME
+from . import verifier
+
+EVENTS, ABOUT, VERIFIER = "events.ndjson", "log.json", "verify.py"
+_BATCH = 500
+
+
+async def export_bundle(folder: Path, to: Path) -> Head:
+    """Write the log of a data folder to `to`: a folder, or a tar where the name ends in `.tar`. Its head.
+
+    The log is verified first. Raises `BadRequestError` where `to` is there already, `LogUnusableError` where it
+    cannot be made, and the errors of `inspect`.
+    """
+    lock = await FolderLock.acquire(folder, shared=True)
+    try:
+        return await asyncio.to_thread(_export, folder, to)
+    finally:
+        lock.release()
+
+
+async def import_bundle(bundle: Path, folder: Path) -> Head:
+    """Make a data folder's log from an export, the same to the last hash; its head.
+
+    Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no `bundle`, and
+    `LogDamagedError` where it is no export or (`first_bad`) does not verify; then the folder is as it was, and not
+    made where it was missing.
+    """
+    if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
+        await asyncio.to_thread(_check, bundle)
+    await asyncio.to_thread(make_folder, folder)
+    lock = await FolderLock.acquire(folder, shared=False)
+    try:
+        return await asyncio.to_thread(_import, bundle, folder)
+    finally:
+        lock.release()
+
+
+def _export(folder: Path, to: Path) -> Head:
+    if to.exists() or to.is_symlink():
+        raise BadRequestError(f"{to} is there already: an export overwrites nothing")
+    findings = inspect(folder, thorough=True)
+    fresh = to.with_name(f"{to.name}.new")
+    _make_anew(fresh, {EVENTS, ABOUT, VERIFIER, to.name})
+    try:
+        _write_files(folder, findings, fresh)
+        if to.suffix == ".tar":
+            packed = fresh / to.name
+            with tarfile.open(packed, "w") as tar:
+                for name in (ABOUT, VERIFIER, EVENTS):
+                    tar.add(fresh / name, arcname=f"{to.stem}/{name}")
+            _sync(packed)
+            os.replace(packed, to)
+        else:
+            os.replace(fresh, to)
+        sync_folder(to.parent)
+    except OSError as error:
+        raise LogUnusableError(f"{to} cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return findings.head
+
+
+def _make_anew(fresh: Path, ours: set[str]) -> None:
+    """A folder to write in; one that an export left which was killed goes first, and no other."""
+    try:
+        if fresh.is_dir() and not fresh.is_symlink() and set(os.listdir(fresh)) <= ours:
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
+    except FileExistsError:
+        raise LogUnusableError(f"{fresh} is in the way: move it, or export to another place") from None
+    except OSError as error:
+        raise LogUnusableError(f"{fresh} cannot be made: {error.strerror}") from None
+
+
+def _write_files(folder: Path, findings: Findings, to: Path) -> None:
+    with reading(folder / NAME) as connection, (to / EVENTS).open("wb") as file:
+        connection.text_factory = str
+        (created,) = connection.execute("SELECT created FROM meta").fetchone()
+        for row in connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"):
+            file.write(_line(Row(*row)))
+    about = {
+        "format": 1,
+        "log_id": findings.log_id,
+        "created": created,
+        "head": {"position": findings.head.position, "hash": findings.head.hash},
+        "exported_by": f"sae-actor {__version__}",
+    }
+    (to / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    shutil.copyfile(verifier.__file__, to / VERIFIER)
+    for name in (EVENTS, ABOUT, VERIFIER):
+        _sync(to / name)
+
+
+def _line(row: Row) -> bytes:
+    fields = row._asdict() | {
+        "salt": None if row.salt is None else row.salt.hex(),
+        "data_hash": row.data_hash.hex(),
+        "hash": row.hash.hex(),
+    }
+    return verifier.write_line({name: fields[name] for name in verifier.FIELDS}, row.data or ERASED)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _import(bundle: Path, folder: Path) -> Head:
+    if not missing_log(folder):
+        raise LogUnusableError(f"{folder} has a log already: an import overwrites nothing")
+    try:
+        with _opened(bundle) as (about, batches), NewDatabase(folder, about.log_id, about.created) as database:
+            for rows in batches:
+                database.add(rows)
+            database.publish()
+        Checkpoint.create(folder, about.log_id, about.head).close()
+    except (sqlite3.Error, OSError) as error:
+        raise LogUnusableError(f"{folder} cannot be written: {error}") from None
+    return about.head
+
+
+def _check(bundle: Path) -> None:
+    """Read all of a bundle; raises as `import_bundle`."""
+    try:
+        with _opened(bundle) as (_, batches):
+            for _ in batches:
+                pass
+    except OSError as error:
+        raise LogUnusableError(f"{bundle} cannot be read: {error.strerror}") from None
+
+
+class _About(NamedTuple):
+    """What `log.json` says."""
+
+    log_id: str
+    created: str
+    head: Head
+
+
+@contextlib.contextmanager
+def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
+    """What a bundle says of itself, and its rows, each batch verified before it is given out, the end at the end."""
+    with _files(bundle) as (said, lines):
+        try:
+            head = Head(said["head"]["position"], said["head"]["hash"])
+            about = _About(said["log_id"], str(said["created"]), head)
+            walk = Walk(about.log_id)
+        except (KeyError, TypeError, ValueError):
+            raise LogDamagedError(f"{bundle}: {ABOUT} does not say which log it is of") from None
+        try:
+            yield about, _verified(lines, walk, head)
+        except tarfile.TarError as error:
+            raise _damage(walk, walk.position + 1, f"{bundle} cannot be read further: {error}") from None
+
+
+def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[Row]]:
+    for rows in _batches(lines, walk):
+        if not walk.feed(map(as_read, rows)):
+            raise _damage(walk, walk.position + 1, walk.bad or "")
+        yield rows
+    if (bare := walk.unexplained()) is not None:
+        raise _damage(walk, bare, "the payload is gone and no PayloadRedacted names it")
+    if walk.head != said:
+        raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
+
+
+def _batches(lines: Iterable[bytes], walk: Walk) -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    for line in lines:
+        try:
+            rows.append(_row(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            walk.feed(map(as_read, rows))
+            raise _damage(walk, walk.position + 1, walk.bad or f"the line cannot be read: {error}") from None
+        if len(rows) == _BATCH:
+            yield rows
+            rows = []
+    yield rows
+
+
+def _row(line: bytes) -> Row:
+    fields, data = verifier.read_line(line)
+    fields["data_hash"], fields["hash"] = bytes.fromhex(fields["data_hash"]), bytes.fromhex(fields["hash"])
+    erased = fields["salt"] is None and data == ERASED
+    fields["salt"] = None if erased else bytes.fromhex(fields["salt"])
+    return Row(**fields, data=None if erased else data)
+
+
+def _damage(walk: Walk, first_bad: int, what: str) -> LogDamagedError:
+    return LogDamagedError(f"event {first_bad}: {what}", first_bad=first_bad, events=walk.position, head=walk.head)
+
+
+@contextlib.contextmanager
+def _files(bundle: Path) -> Iterator[tuple[Any, IO[bytes]]]:
+    """What `log.json` says, and the lines of the events; from a tar by name alone, nothing is unpacked."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if bundle.is_dir():
+                about = json.loads((bundle / ABOUT).read_bytes())
+                lines: IO[bytes] = stack.enter_context((bundle / EVENTS).open("rb"))
+            else:
+                tar = stack.enter_context(tarfile.open(bundle, "r:"))
+                about = json.loads(stack.enter_context(_member(tar, ABOUT)).read())
+                lines = stack.enter_context(_member(tar, EVENTS))
+        except (OSError, ValueError, tarfile.TarError, RecursionError) as error:
+            if not bundle.exists():
+                raise NotFoundError(f"there is no {bundle}") from None
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise LogDamagedError(f"{bundle} is no export of a log: {why}") from None
+        yield about, lines
+
+
+def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    for member in tar:
+        if member.isfile() and member.name.rpartition("/")[2] == name and (file := tar.extractfile(member)) is not None:
+            return file
+    raise ValueError(f"it holds no {name}")

@@ -1,0 +1,90 @@
+"""The log of a folder as an auditor reads it: without a service, without changing a byte."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+from ...domain.events import Event
+from ...errors import LogDamagedError, LogError, LogUnusableError
+from ...ports import Head, Verification
+from ..chain import event_of
+from ..connection import Connection
+from ..inspection import check_identity, inspect, missing_log
+from ..lock import FolderLock
+from ..reader import PAGE_ROWS, Reader
+from ..schema import NAME, READ_ERRORS, prepare_reader, read_only_uri
+
+_NO_CHECKPOINT = "there is no head.checkpoint: whether events at the end were dropped cannot be told"
+
+
+async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verification:
+    """What `log verify` says; damage is an answer (`ok` False), and `first_bad` None where it is no one event's.
+
+    heads: what somebody witnessed, and the log is held to. Raises `LogHeldError` while a service runs,
+    `LogUnusableError` where there is no log of this version.
+    """
+    lock = await FolderLock.acquire(folder, shared=True)
+    try:
+        findings = await asyncio.to_thread(inspect, folder, thorough=True, heads=heads)
+    except LogDamagedError as error:
+        head = error.fields.get("head") or Head(0, "")
+        events = error.fields.get("events", 0)
+        return Verification(
+            ok=False, events=events, head=head, first_bad=error.fields.get("first_bad"), detail=error.detail
+        )
+    finally:
+        lock.release()
+    unproven = not findings.witnessed and not heads
+    return Verification(
+        ok=True,
+        events=findings.head.position,
+        head=findings.head,
+        detail=_NO_CHECKPOINT if unproven else None,
+        clock_skew=findings.clock_skew,
+        unproven=unproven,
+    )
+
+
+async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = None) -> AsyncGenerator[Event, None]:
+    """The events of a folder with position above `after`, as they are stored: the chain is not verified here, so
+    that a damaged log can be looked at. Close the iterator (`aclosing`) if it is left early.
+
+    Raises `LogHeldError`, `LogUnusableError`, and `LogDamagedError` where reading cannot go on.
+    """
+    lock = await FolderLock.acquire(folder, shared=True)
+    try:
+        if await asyncio.to_thread(missing_log, folder):
+            raise LogUnusableError(f"there is no log in {folder}")
+        await asyncio.to_thread(check_identity, folder / NAME)
+        db = await Connection.open(lambda: _connection(folder))
+        try:
+            reader, last, size = Reader(db), after, PAGE_ROWS
+            while True:
+                try:
+                    page = [event_of(row) for row in await reader.rows(last, size)]
+                except (LogError, AttributeError, TypeError) as error:
+                    if size == 1:
+                        raise LogDamagedError(f"event {last + 1} cannot be read: {error}", first_bad=last + 1) from None
+                    size = max(1, size // 2)  # those before the bad one can still be shown
+                    continue
+                for event in page:
+                    last = event.position
+                    if types is None or event.type in types:
+                        yield event
+                if not page:
+                    return
+        finally:
+            await db.close()
+    except READ_ERRORS as error:
+        raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
+    finally:
+        lock.release()
+
+
+def _connection(folder: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(read_only_uri(folder / NAME), uri=True, isolation_level=None)
+    prepare_reader(connection)
+    return connection

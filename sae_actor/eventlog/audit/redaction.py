@@ -1,0 +1,54 @@
+"""`log redact`: erase one payload for good, on record, with the chain still whole.
+
+The chain holds a payload by its salted digest alone, so payload and salt can go and every hash still verifies. The
+PayloadRedacted comes first and names the event; a kill before the deed leaves it to the next start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...domain.events import ERASED, Event, PayloadRedacted, draft
+from ...errors import BadRequestError, NotFoundError
+from ..sqlite import SqliteLog
+
+REDACTABLE = ("GenerationStarted", "GenerationFinished", "CommandRejected")
+"""Types that the state after the log does not rest on. What is attached, steered or on disk is folded from the
+others: without their payloads a restart would find another service."""
+
+
+async def redact(folder: Path, position: int, why: str, *, time: str, principal: str = "local") -> Event:
+    """Erase the payload of an event; returns the PayloadRedacted that records it.
+
+    time: now, RFC 3339 UTC with microseconds. The end of a text can be redacted only after its beginning, or the
+    fold would take the text for one that still runs.
+
+    Raises `NotFoundError` past the head, `BadRequestError` for what cannot be redacted, and the errors of
+    `SqliteLog.open`: no service may run on the folder.
+    """
+    log = await SqliteLog.open(folder)
+    try:
+        await _check(log, position)
+        payload = PayloadRedacted(redacted_position=position, why=why)
+        record = draft(payload, time=time, command_id=None, principal=principal)
+        (event,) = await log.append([record], expected=log.head.position)
+        await log.erase(position)
+        return event
+    finally:
+        await log.close()
+
+
+async def _check(log: SqliteLog, position: int) -> None:
+    if not 1 <= position <= log.head.position:
+        raise NotFoundError(f"there is no event {position}: the log ends at {log.head.position}")
+    (event,) = await log.read(position - 1, 1)
+    if bytes(event.data) == ERASED:
+        raise BadRequestError(f"the payload of event {position} is erased already")
+    if event.type not in REDACTABLE:
+        raise BadRequestError(f"event {position} is a {event.type}, which the state rests on: it cannot be redacted")
+    payload = event.payload()
+    started = getattr(payload, "started_position", None)
+    if started is not None:
+        (beginning,) = await log.read(started - 1, 1)
+        if bytes(beginning.data) != ERASED:
+            raise BadRequestError(f"redact event {started} first, the beginning of the text that event {position} ends")

@@ -1,0 +1,61 @@
+"""Activations of a prompt, read without making a text of it; not on record, as nothing is given out but numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from ..domain.chats import MessageSpan
+from ..domain.events import Sampling
+from ..domain.refs import Intervention
+from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
+from ..ports import Activations, Engine, Finished, GenerationRequest, Watch
+from .generations import GRACE_SECONDS
+
+ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
+"""The prompt is run once; the token that would follow is dropped."""
+
+
+async def read_activations(
+    engine: Engine,
+    token_ids: tuple[int, ...],
+    intervention: Intervention,
+    turns: tuple[MessageSpan, ...],
+    watch: Watch,
+    *,
+    deadline_seconds: float,
+) -> Activations:
+    """What the SAE reads at every position of the prompt, under the intervention.
+
+    Waits for its turn among the texts, and raises what the engine refuses those with; `SAENotAttachedError` where an
+    SAE went meanwhile, `DeadlineExceededError`.
+    """
+    request = GenerationRequest(
+        generation_id="activations",
+        token_ids=token_ids,
+        sampling=ONE_TOKEN,
+        intervention=intervention,
+        deadline_seconds=deadline_seconds + GRACE_SECONDS,
+        watched=(watch,),
+        turns=turns,
+    )
+    try:
+        async with asyncio.timeout(deadline_seconds):
+            return await _read(engine, request)
+    except TimeoutError:
+        raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
+
+
+async def _read(engine: Engine, request: GenerationRequest) -> Activations:
+    found: tuple[Activations, ...] = ()
+    async with contextlib.aclosing(engine.generate(request)) as items:
+        async for item in items:
+            if not isinstance(item, Finished):
+                found = item.activations
+            elif item.reason == "intervention_removed":
+                raise SAENotAttachedError("an SAE was detached while the prompt waited")
+            elif item.reason == "error":
+                raise from_code(item.error_code or "internal", item.error_detail or "the prompt could not be run")
+    if not found:
+        raise InternalError("the prompt was run without its activations")
+    return found[0]

@@ -1,0 +1,279 @@
+"""Text under an intervention: admitted by a turn of the actor, made by the engine, closed on record.
+
+A request runs in tasks of its own, one that reads what the engine makes and one that puts its end on record, so that
+a client who goes away ends the text but never the record of it: the last thing a reader gets comes after
+GenerationFinished is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..actor.actor import Actor
+from ..domain import events as ev
+from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.messages import AdmitGeneration
+from ..errors import (
+    DeadlineExceededError,
+    DeviceLostError,
+    InternalError,
+    MailboxFullError,
+    SAEError,
+    TooLargeError,
+)
+from ..ports import Engine, Finished, GenerationItems, GenerationRequest, Token, Watch
+from .counts import GenerationCounts
+from .monitoring import Monitors, watches
+from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
+from .running import Completed, RunningGeneration, TokenOptions
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0
+"""Past a text's deadline the engine ends it by itself, should it not have heard that it was given up."""
+
+FAREWELL_SECONDS = 2.0
+"""A text that is given up ends after its step: how long it is waited for what the engine then tells of it."""
+
+
+class Generations:
+    """Admits requests and keeps those that run."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        engine: Engine,
+        *,
+        record_text: bool = False,
+        deadline_seconds: float = 600.0,
+        places: int | None = None,
+    ) -> None:
+        """deadline_seconds: a text that is not done so long after its admission is given up. places: for how many texts
+        the engine has room; a further one is refused before anything of it is on record."""
+        self.deadline_seconds = deadline_seconds
+        self.farewell_seconds = FAREWELL_SECONDS
+        self.places = places
+        self._actor = actor
+        self._engine = engine
+        self._record_text = record_text
+        self._monitors = Monitors(actor.broadcast)
+        self.counts = GenerationCounts()
+        self._running: dict[asyncio.Task[None], RunningGeneration] = {}
+        self._opening: set[asyncio.Task[RunningGeneration]] = set()
+
+    async def open(
+        self,
+        ask: Callable[[str], AdmitGeneration],
+        token_ids: Sequence[int],
+        *,
+        principal: str,
+        tell: TokenOptions | None = None,
+    ) -> RunningGeneration:
+        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
+        `MailboxFullError`."""
+        if self.places is not None and len(self._running) + len(self._opening) >= self.places:
+            raise MailboxFullError("too many texts are waiting", retry_after=1)
+        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # It may be on record already that the text began: its end must follow.
+            opening.add_done_callback(_abandon)
+            raise
+
+    @property
+    def waiting(self) -> int:
+        """Texts that have no token yet."""
+        return sum(not text.made for text in self._running.values())
+
+    @property
+    def running(self) -> int:
+        """Texts that have some tokens, and no end on record."""
+        return len(self._running) - self.waiting
+
+    async def close(self) -> None:
+        """Cancel what runs and wait until each end is on record."""
+        while self._running or self._opening:
+            for text in self._running.values():
+                text.abandon()
+            await asyncio.wait([*self._running, *self._opening])
+
+    async def _open(
+        self,
+        ask: Callable[[str], AdmitGeneration],
+        token_ids: tuple[int, ...],
+        principal: str,
+        tell: TokenOptions,
+    ) -> RunningGeneration:
+        opening = asyncio.current_task()
+        begun: list[RunningGeneration] = []
+
+        def begin(event: Event) -> None:
+            self._opening.discard(opening)
+            begun.append(self._begin(event, token_ids, tell))
+
+        await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin)
+        return begun[0]
+
+    def _begin(self, event: Event, token_ids: tuple[int, ...], tell: TokenOptions) -> RunningGeneration:
+        """Hand an admitted text to the engine, in the turn that put its beginning on record: what is taken from the
+        device behind that finds it there, and waits for it."""
+        payload = event.payload()
+        assert isinstance(payload, GenerationStarted)
+        self.counts.tokens.add("prompt", amount=len(token_ids))
+        weights = [self._actor.state.weights(sae) for sae in payload.intervention]
+        text = RunningGeneration(event, payload, tell.prompt or (None,) * len(token_ids), weights)
+        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
+        request = GenerationRequest(
+            generation_id=payload.generation_id,
+            token_ids=token_ids,
+            sampling=payload.sampling,
+            intervention=payload.intervention,
+            deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
+            logprobs=tell.logprobs,
+            watched=(*asked_for, *watches(self._actor.state)),
+            stop_when=payload.stop_when,
+            turns=payload.turns,
+            reasoning=payload.reasoning,
+            sink_window=payload.sink_window,
+            deterministic=payload.deterministic,
+        )
+        stream: GenerationItems | SAEError
+        try:
+            stream = self._engine.generate(request)
+        except SAEError as error:
+            stream = error
+        except Exception:
+            stream = _unexpected(text)
+        reading = asyncio.create_task(self._collect(text, stream), name=payload.generation_id)
+        stop = (lambda: None) if isinstance(stream, SAEError) else stream.stop
+        task = asyncio.create_task(self._run(text, reading, stop, token_ids), name=f"{payload.generation_id} record")
+        self._running[task] = text
+        task.add_done_callback(self._running.pop)
+        return text
+
+    async def _run(
+        self,
+        text: RunningGeneration,
+        reading: asyncio.Task[Finished | SAEError],
+        stop: Callable[[], None],
+        token_ids: tuple[int, ...],
+    ) -> None:
+        """Put the end of a text on record, then give it out."""
+        ended = await self._end(text, reading, stop, len(token_ids))
+        record = record_of(text.event, text.started, token_ids, ended)
+        self.counts.texts.add(record.finish_reason)
+        if isinstance(ended, Finished) and ended.faulted is not None:
+            self._report_fault(text, ended)
+        try:
+            record = await self._record(text, record, token_ids, ended)
+        except SAEError as error:
+            # What is not on record is not given out as if it were.
+            ended = error
+        if isinstance(ended, SAEError):
+            text.items.put_nowait(ended)
+        elif ended.reason == "error":
+            text.items.put_nowait(failure(ended))
+        else:
+            text.items.put_nowait(Completed(ended, record))
+
+    async def _end(
+        self,
+        text: RunningGeneration,
+        reading: asyncio.Task[Finished | SAEError],
+        stop: Callable[[], None],
+        tokens_prompt: int,
+    ) -> Finished | SAEError:
+        """How a text ends: by itself, or, given up, as the engine tells of it, whose thread may be what hangs."""
+        either: list[asyncio.Future[Any]] = [reading, text.left]
+        await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        late = not text.left.done()
+        stop()
+        await asyncio.wait([reading], timeout=self.farewell_seconds)
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait([reading])
+        ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
+        if not late or isinstance(ended, SAEError):
+            return ended
+        error = DeadlineExceededError(f"the text was not done within {self.deadline_seconds:g} seconds")
+        return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
+
+    async def _record(
+        self,
+        text: RunningGeneration,
+        record: GenerationFinished,
+        token_ids: tuple[int, ...],
+        ended: Finished | SAEError,
+    ) -> GenerationFinished:
+        """Put the record into the log; the text with it where that is wanted, or what of it an event can hold."""
+        if self._record_text:
+            record = whole = with_text(record, token_ids, ended)
+            for names in LEFT_OUT:
+                try:
+                    await self._actor.tell(record, principal=text.principal)
+                except TooLargeError as error:
+                    record = without(whole, names, error)
+                else:
+                    return record
+        await self._actor.tell(record, principal=text.principal)
+        return record
+
+    async def _collect(self, text: RunningGeneration, stream: GenerationItems | SAEError) -> Finished | SAEError:
+        """What the engine makes; every error becomes a value, so that the end is always recorded."""
+        try:
+            if isinstance(stream, SAEError):
+                raise stream
+            async with contextlib.aclosing(stream):
+                async for item in stream:
+                    if isinstance(item, Finished):
+                        return item
+                    self._deliver(text, item)
+        except DeviceLostError as error:
+            self._actor.tell(ev.GpuLost(detail=error.detail))
+            return error
+        except SAEError as error:
+            return error
+        except Exception:
+            return _unexpected(text)
+        return InternalError("the engine ended the text without a word")
+
+    def _deliver(self, text: RunningGeneration, item: Token) -> None:
+        """Give a token out; what is only monitored is announced in its stead, and is no part of the answer."""
+        asked_for = len(text.started.watched)
+        own, monitored = item.activations[:asked_for], item.activations[asked_for:]
+        if monitored:
+            item = replace(item, activations=own)
+            self._monitors.tell(text.started.generation_id, monitored, text.written, self._actor.state)
+        text.written.append(item.text)
+        text.made.append(item)
+        self.counts.tokens.add("generated")
+        text.items.put_nowait(item)
+
+    def _report_fault(self, text: RunningGeneration, ended: Finished) -> None:
+        sae = next((s for s in text.started.saes if s.attach_position == ended.faulted), None)
+        if sae is not None:
+            fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
+            self._actor.tell(ev.HookFaulted(sae_id=sae.sae_id, request_position=sae.attach_position, error=fault))
+
+
+def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().abandon()
+
+
+def _unexpected(text: RunningGeneration) -> InternalError:
+    """For an `except` clause: what the engine raised is in the service's log alone."""
+    logger.exception("%s failed unexpectedly", text.started.generation_id)
+    return InternalError("the text could not be made; the service's log has the cause")

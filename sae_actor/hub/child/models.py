@@ -1,0 +1,82 @@
+"""The files of a model, in the child process: into the user's own hub cache, as other tools expect them there.
+
+The small files come first, then the safetensors files that the index names: a model of an unknown type costs no
+weights, and nothing that could run is fetched. What a cancelled or killed fetch leaves is continued by the next one;
+nothing in that cache is ever removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from ...errors import DiskFullError, ModelLoadError, ModelNotFoundError
+from ...models.files import CONFIG, is_complete, is_small, refuse_pointers, weight_names
+from ..layout import COMMIT, Repository, link_blob, write_durably
+from ..protocol import Fetched, ModelJob, Working
+from .meter import Meter
+from .remote import RemoteFile, RemoteHub
+from .transfer import Transfer, retried
+
+
+class ModelFetch:
+    """One model job; `send` takes the progress."""
+
+    def __init__(self, job: ModelJob, send: Callable[[Working], None]) -> None:
+        self._job = job
+        self._repository = Repository.of(Path(constants.HF_HUB_CACHE), job.model)
+        self._meter = Meter(send)
+
+    def run(self) -> Fetched:
+        """Every error is an `SAEError`, or an OSError of the disk. Without the network where that is possible."""
+        commit = self._on_disk()
+        if commit is not None or constants.is_offline_mode():
+            return Fetched(commit=commit)
+        job, hub = self._job, RemoteHub(self._job.patience, self._job.download_hosts)
+        self._meter.phase("resolving")
+        commit = retried(partial(hub.commit, job.model, job.revision), job.patience, self._meter)
+        self._meter.phase("listing")
+        listed = retried(partial(hub.files, job.model, commit), job.patience, self._meter)
+        by_name = {file.path: file for file in listed}
+        if CONFIG not in by_name:
+            raise ModelNotFoundError(f"{job.model} holds no model: it has no {CONFIG}", model=job.model)
+        transfer = Transfer(hub, self._repository, job.patience, self._meter)
+        small = [file for name, file in sorted(by_name.items()) if is_small(name)]
+        self._bring(transfer, commit, small)
+        names = weight_names(self._repository.snapshot(commit))
+        if any(name not in by_name for name in names):
+            raise ModelLoadError(f"{job.model} has no weights as safetensors; other kinds are not read")
+        self._bring(transfer, commit, [by_name[name] for name in names])
+        refuse_pointers(self._repository.snapshot(commit), [*(file.path for file in small), *names])
+        if job.revision != commit:
+            write_durably(self._repository.ref(job.revision), commit.encode())
+        return Fetched(commit=commit)
+
+    def _on_disk(self) -> str | None:
+        """The commit of the revision, if the model is complete at it."""
+        commit = self._job.revision
+        if COMMIT.fullmatch(commit) is None:
+            try:
+                commit = self._repository.ref(commit).read_text().strip()
+            except OSError:
+                return None
+        return commit if COMMIT.fullmatch(commit) and is_complete(self._repository.snapshot(commit)) else None
+
+    def _bring(self, transfer: Transfer, commit: str, files: Sequence[RemoteFile]) -> None:
+        """Fetch and verify each file, and let the snapshot lead to it."""
+        self._repository.folder.mkdir(parents=True, exist_ok=True)
+        self._meter.total += sum(file.bytes for file in files)
+        needed = sum(file.bytes for file in files if not self._repository.blob(file.digest).exists())
+        free = shutil.disk_usage(self._repository.folder).free - self._job.reserve_bytes
+        if needed > free:
+            raise DiskFullError(
+                f"The model needs {needed} bytes, and {max(free, 0)} are free for it", reason="no_space",
+                needed_bytes=needed, free_bytes=max(free, 0),
+            )  # fmt: skip
+        for file in files:
+            transfer.obtain(self._job.model, commit, file, anew=False)
+            link_blob(self._repository, commit, file.path, file.digest)

@@ -1,0 +1,5 @@
+"""Language models, without torch.
+
+families    the hook points of each model family
+files       folders of models, and names on a hub
+"""

@@ -1,0 +1,92 @@
+"""What a model is made of on disk: the names of its files, the same for the hub that fetches and the engine that reads.
+
+Weights are safetensors files; pickles are not looked at, and nothing that could run is named here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelLoadError
+from ..formats.lfs import REMEDY, pointer_at
+from .families import FAMILIES
+
+CONFIG = "config.json"
+SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+"""Settings, tokenizer, templates: all that a model needs beside its weights."""
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+
+
+def local_path(model: str) -> Path:
+    """What `model` names if it is no id: `~` is the user's home."""
+    return Path(os.path.expanduser(model))  # of a user who is unknown it stays as it is, and nothing is there
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that `model` names, if there is a model in it."""
+    folder = local_path(model)
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` could be the id of a repository: no path, and nothing that leads out of a folder."""
+    return not Path(model).is_absolute() and _HUB_ID.fullmatch(model) is not None and ".." not in model
+
+
+def is_small(name: str) -> bool:
+    """Whether the file belongs to a model beside its weights; `name` is its path in the repository."""
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in SMALL)
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of the files with the weights, from the index where there is one; the model's type is checked first.
+
+    `ModelLoadError`; that the files are there is not looked at.
+    """
+    model_type = _read_json(folder / CONFIG).get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ModelLoadError(
+            f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",
+            model_type=str(model_type),
+            supported=sorted(FAMILIES),
+        )
+    if not (folder / INDEX).is_file():
+        return [ONE_FILE]
+    names = _read_json(folder / INDEX).get("weight_map")
+    shards = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
+        raise ModelLoadError(f"{INDEX} does not name the files of the weights")
+    return shards
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether settings, a tokenizer and all weights are there. `ModelLoadError` as `weight_names`."""
+    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in _TOKENIZERS):
+        return False
+    return all((folder / name).is_file() for name in weight_names(folder))
+
+
+def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
+    """`ModelLoadError` for the first of these files that git-lfs has not brought yet."""
+    pointer = next((name for name in names if pointer_at(folder / name)), None)
+    if pointer is not None:
+        raise ModelLoadError(f"{pointer} of the model {REMEDY}", check="lfs_pointer", file=pointer)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    refuse_pointers(path.parent, [path.name])
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path.name} of the model is not a JSON object")
+    return content

@@ -1,0 +1,153 @@
+"""The tokens of an answer scored one by one, and how near each was to what would be chosen here.
+
+A text is run along its logged tokens (teacher forcing), so that every token is judged behind the same tokens as in
+the log, however the one before it was judged. Where the same tokens come out by themselves, that run scores them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, TypeAlias
+
+from msgspec.structs import replace
+
+from ..domain.events import Sampling
+from ..errors import BadRequestError
+from ..ports import Engine, Finished, GenerationRequest, ScoredToken, Token
+from .testbed import NotComparable, Testbed
+
+_Take: TypeAlias = Callable[[Token], None]
+
+
+class TokenChoice(NamedTuple):
+    """Where another token would be chosen here."""
+
+    at: int
+    """Of the token in the answer, from 0."""
+    logged: int
+    here: int
+    gap: float
+    """Logits that the one here is ahead of the logged one, noise and temperature taken in; where the logged one is
+    outside of what `top_p` keeps, those that would bring it in, if that is more."""
+
+
+async def scored(bench: Testbed, request: GenerationRequest) -> tuple[Finished, list[float]]:
+    """The end of the text, and the log probability of each of its tokens."""
+    found: list[float] = []
+    end = await bench.run(replace(request, logprobs=0), lambda token: found.append(_own(token).logprob))
+    return end, found
+
+
+async def forced(bench: Testbed, request: GenerationRequest, tokens: Sequence[int]) -> list[float]:
+    """Log probability of each of `tokens` behind those before it."""
+    found: list[float] = []
+    await _along(bench, request, tokens, 0, lambda token: found.append(_own(token).logprob))
+    return found
+
+
+async def choices(
+    bench: Testbed, request: GenerationRequest, tokens: Sequence[int], end_ids: Collection[int] = ()
+) -> tuple[list[float], list[TokenChoice]]:
+    """Log probability of each token, and where another one would be chosen here. end_ids: the model's own."""
+    sampling = request.sampling
+    greedy = sampling.temperature == 0
+    held_off = {*end_ids, *sampling.stop_token_ids} if sampling.min_tokens else set()
+    size = 1 + len(held_off) if greedy else await _vocabulary(bench.engine)
+    found: list[float] = []
+    others: list[TokenChoice] = []
+
+    def take(token: Token) -> None:
+        index, own = len(found), _own(token)
+        found.append(own.logprob)
+        noise = None if greedy else _noise(sampling.seed, index, size)
+        top = token.top
+        if index < sampling.min_tokens:
+            top = tuple(each for each in top if each.id not in held_off)
+            if own.id in held_off:  # never chosen so early, however probable
+                others.append(TokenChoice(index, own.id, top[0].id, math.inf))
+                return
+        here, gap = chosen(top, own, sampling, noise)
+        if here != own.id:
+            others.append(TokenChoice(index, own.id, here, gap))
+
+    await _along(bench, request, tokens, size, take)
+    return found, others
+
+
+def chosen(
+    top: Sequence[ScoredToken], own: ScoredToken, sampling: Sampling, noise: Sequence[float] | None
+) -> tuple[int, float]:
+    """The token that is chosen, and how many logits it is ahead of `own`.
+
+    top: every token that could come, best first (greedy: the best one will do). noise: by token id; None for greedy.
+    """
+    best = top[0]
+    if noise is None:
+        gap = best.logprob - own.logprob
+        return (best.id, gap) if gap > 0 else (own.id, 0.0)
+    scaled = [(each.logprob - best.logprob) / sampling.temperature for each in top]
+    kept, before = _nucleus(scaled, sampling.top_p)
+    scores = [scaled[place] + noise[top[place].id] for place in range(kept)]
+    first = max(range(kept), key=scores.__getitem__)
+    if top[first].id == own.id:
+        return own.id, 0.0
+    mine = (own.logprob - best.logprob) / sampling.temperature + noise[own.id]
+    gap = scores[first] - mine
+    place = next(place for place, each in enumerate(top) if each.id == own.id)
+    if place >= kept:
+        # It comes in past the last one kept, or when those before it lose mass to the others.
+        gap = max(gap, min(scaled[kept - 1] - scaled[place], _odds(before[place]) - _odds(sampling.top_p)))
+    return top[first].id, max(gap, 0.0) * sampling.temperature
+
+
+def _odds(mass: float) -> float:
+    """Logits by which what has this mass is ahead of the rest."""
+    return math.log(mass / (1 - mass)) if mass < 1 else math.inf
+
+
+def _nucleus(scaled: Sequence[float], top_p: float) -> tuple[int, list[float]]:
+    """How many of the most probable tokens are kept, and the mass of those before each."""
+    weights = [math.exp(each) for each in scaled]
+    total, mass, before = sum(weights), 0.0, []
+    for weight in weights:
+        before.append(mass / total)
+        mass += weight
+    kept = len(weights) if top_p >= 1 else next((n for n, m in enumerate(before) if n and m >= top_p), len(weights))
+    return kept, before
+
+
+async def _along(bench: Testbed, request: GenerationRequest, tokens: Sequence[int], most: int, take: _Take) -> None:
+    """Run along `tokens`, with the `most` most probable ones beside each. Raises `NotComparable`."""
+    sampling = request.sampling
+    # Where the log went on behind an end token, so does this.
+    settings = replace(sampling, max_tokens=len(tokens), stop=(), stop_token_ids=(), min_tokens=0)
+    along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None, reasoning=None)
+    end = await bench.run(along, take)
+    if end.token_ids != tuple(tokens):
+        raise NotComparable("its tokens could not be scored to the last one")
+
+
+def _own(token: Token) -> ScoredToken:
+    assert token.scored is not None
+    return token.scored
+
+
+def _noise(seed: int, index: int, size: int) -> list[float]:
+    from ..engine.decoding.sampler import gumbel  # noqa: PLC0415 - imports torch, which the bench has by now
+
+    noise: list[float] = gumbel(seed, index, size).tolist()
+    return noise
+
+
+async def _vocabulary(engine: Engine) -> int:
+    """How many tokens there are: every id below can be fed."""
+    low, high = 1, 2**31
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            await engine.tokenize([middle])
+            low = middle + 1
+        except BadRequestError:
+            high = middle
+    return low

@@ -1,0 +1,216 @@
+"""The model and the SAEs that a text ran under, on this machine again: found where they were, and checked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect
+from ..domain.refs import ActiveSae, ModelFacts
+from ..domain.views.provenance import Provenance
+from ..errors import ModelLoadError, SAEError
+from ..hub import HuggingFaceHub
+from ..models.files import CONFIG, is_complete, local_folder
+from ..ports import Engine, Finished, GenerationRequest, Token
+
+DEADLINE_SECONDS = 3600.0
+
+
+class NotComparable(Exception):  # noqa: N818 — no error: a verdict
+    """What the text ran under is not here, or the log does not say what it was. `str()` is the reason."""
+
+
+class Testbed:
+    """One model at a time, and the SAEs of one text. Nothing is fetched, nothing on disk is changed."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: the data folder of the log, whose hub/ holds the SAEs."""
+        self._hub = HuggingFaceHub(folder / "hub")
+        self._engine: Engine | None = None
+        self._wanted: ModelFacts | None = None
+        """What the log says of the model that is loaded."""
+        self._facts: ModelFacts | None = None
+        self._failed: tuple[ModelFacts, str] | None = None
+        """A model that could not be loaded is not tried again for the next text."""
+        self._residents: dict[tuple[object, ...], int] = {}
+        self._last = 0
+
+    @property
+    def engine(self) -> Engine:
+        """With the model that was asked for last."""
+        assert self._engine is not None
+        return self._engine
+
+    async def close(self) -> None:
+        await self._drop_model()
+        await self._hub.close()
+
+    # — the model —
+
+    async def model(self, known: Provenance) -> ModelFacts:
+        """Have the recorded model loaded, in its type of number, with as many threads, on its device or else the CPU.
+
+        What it is here. Raises `NotComparable` where it is not to be had, or its files are others.
+        """
+        state = known.state.model
+        if state is None or state.facts is None:
+            raise NotComparable("the log does not say which model was loaded")
+        wanted = state.facts
+        if self._failed is not None and self._failed[0] == wanted:
+            raise NotComparable(self._failed[1])
+        if self._wanted != wanted or self._facts is None:
+            await self._drop_model()
+            try:
+                self._facts = await self._load(wanted)
+                self._wanted = wanted
+                _same_files(wanted.environment, self._facts.environment)
+            except (SAEError, NotComparable) as error:
+                why = error.detail if isinstance(error, SAEError) else str(error)
+                self._failed = (wanted, f"the model {wanted.model_id}: {why}")
+                await self._drop_model()
+                raise NotComparable(self._failed[1]) from None
+        return self._facts
+
+    async def _load(self, wanted: ModelFacts) -> ModelFacts:
+        _check_here(wanted)
+        threads = wanted.environment.get("threads")
+        self._engine = _engine(threads if isinstance(threads, int) and 1 <= threads <= 1024 else None)
+        try:
+            return await self._engine.load_model(self._effect(wanted, wanted.device), _quiet)
+        except ModelLoadError as error:
+            if "device" not in error.fields:
+                raise
+        return await self._engine.load_model(self._effect(wanted, "cpu"), _quiet)
+
+    def _effect(self, wanted: ModelFacts, device: str) -> LoadModelEffect:
+        return LoadModelEffect(
+            request_position=self._number(),
+            model=wanted.model_id,
+            # Without a commit it was a folder, whatever revision was asked for.
+            revision=wanted.commit or "main",
+            dtype=wanted.dtype,
+            device=device,
+        )
+
+    async def _drop_model(self) -> None:
+        engine, self._engine = self._engine, None
+        self._wanted = self._facts = None
+        self._residents = {}
+        if engine is not None:
+            await engine.close()
+
+    # — the SAEs —
+
+    async def place(self, saes: tuple[ActiveSae, ...], known: Provenance) -> dict[int, int]:
+        """Have these SAEs, and no others, on the model: attach_position in the log → attach_position here.
+
+        Raises `NotComparable` where the files of one are gone or changed, or the log does not say which they were.
+        """
+        keys = {sae.attach_position: _key(sae, known) for sae in saes}
+        for key in set(self._residents) - set(keys.values()):
+            position = self._residents.pop(key)
+            detach = DetachEffect(request_position=self._number(), sae_id="", attach_position=position)
+            await self.engine.detach(detach, 0.0)
+        for sae in saes:
+            key = keys[sae.attach_position]
+            if key not in self._residents:
+                self._residents[key] = await self._attach(sae, known)
+        return {position: self._residents[key] for position, key in keys.items()}
+
+    async def _attach(self, sae: ActiveSae, known: Provenance) -> int:
+        record = known.state.saes.get(sae.sae_id)
+        _, completed = known.downloads.get((sae.sae_id, sae.weights_sha256), (None, None))
+        if record is None or completed is None:
+            raise NotComparable(f"the log does not say which files {sae.sae_id} was made of")
+        location = replace(record.location, commit=completed.commit, files=completed.files)
+        effect = AttachEffect(
+            request_position=self._number(),
+            sae_id=sae.sae_id,
+            weights_sha256=sae.weights_sha256,
+            location=location,
+            sae=completed.sae,
+            hook_point=sae.hook_point,
+            hook_point_out=sae.hook_point_out,
+            mode=sae.mode,
+            dtype=_dtype(sae, known),
+        )
+        try:
+            await self.engine.attach(effect, await self._hub.locate(location))
+        except SAEError as error:
+            raise NotComparable(f"the SAE {sae.sae_id}: {error.detail}") from None
+        return effect.request_position
+
+    # — text —
+
+    async def run(self, request: GenerationRequest, take: Callable[[Token], None] | None = None) -> Finished:
+        """Run a text to its end; `take` gets each token. Raises `NotComparable` where it fails."""
+        try:
+            async with contextlib.aclosing(
+                self.engine.generate(replace(request, deadline_seconds=DEADLINE_SECONDS))
+            ) as items:
+                async for item in items:
+                    if isinstance(item, Finished):
+                        break
+                    if take is not None:
+                        take(item)
+                else:
+                    raise NotComparable("it could not be run again: it has no end")
+        except SAEError as error:
+            raise NotComparable(f"it could not be run again: {error.detail}") from None
+        if item.reason == "error":
+            raise NotComparable(f"it could not be run again: {item.error_detail}")
+        return item
+
+    def _number(self) -> int:
+        self._last += 1
+        return self._last
+
+
+def _key(sae: ActiveSae, known: Provenance) -> tuple[object, ...]:
+    """Attachments that are the same on the device."""
+    return sae.sae_id, sae.weights_sha256, sae.hook_point, sae.hook_point_out, _dtype(sae, known)
+
+
+def _dtype(sae: ActiveSae, known: Provenance) -> str:
+    attached = (a for a in known.state.attachments if a.request_position == sae.attach_position)
+    attachment = next(attached, None)
+    if attachment is None:
+        raise NotComparable(f"the log does not say in what {sae.sae_id} was computed: it was not attached")
+    return attachment.dtype
+
+
+def _check_here(wanted: ModelFacts) -> None:
+    """The engine would fetch what is not on this machine; here nothing is."""
+    if wanted.commit is None:
+        if local_folder(wanted.model_id) is None:
+            raise NotComparable("its folder is gone")
+        return
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - half a second, for this alone
+
+    settings = try_to_load_from_cache(wanted.model_id, CONFIG, revision=wanted.commit)
+    if not isinstance(settings, str) or not is_complete(Path(settings).parent):
+        raise NotComparable(f"commit {wanted.commit} is not in the hub's cache on this machine")
+
+
+def _same_files(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    was, now = recorded.get("model_files"), here.get("model_files")
+    if not isinstance(was, dict) or not isinstance(now, dict):
+        raise NotComparable("the log does not say which files it was made of")
+    changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    if changed:
+        raise NotComparable(f"its files are not those that it was loaded from: {', '.join(changed)}")
+
+
+def _engine(threads: int | None) -> Engine:
+    """Imports torch: seconds, so only when a model is wanted."""
+    from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
+
+    return TorchEngine(EngineSettings(threads=threads))
+
+
+def _quiet(_: str, __: dict[str, Any]) -> None:
+    """Nobody looks at the progress."""

@@ -1,0 +1,56 @@
+"""What stands behind the ports of the service: the real adapters, or those that a caller of `serve.run` names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from ..config import Settings
+from ..eventlog import SqliteLog
+from ..hub import HuggingFaceHub
+from ..ports import Clock, Engine
+
+
+class SystemClock:
+    """Wall time and monotonic time of this machine."""
+
+    def now(self) -> str:
+        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def torch_engine(settings: Settings) -> Engine:
+    """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
+    from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
+
+    engine = settings.engine
+    return TorchEngine(
+        EngineSettings(
+            max_running=engine.max_running,
+            max_waiting=engine.max_waiting,
+            prompt_tokens=engine.prompt_tokens,
+            cache_bytes=engine.cache_bytes,
+            threads=engine.threads or None,
+            drain_seconds=engine.drain_seconds,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """One for each port."""
+
+    engine: Callable[[Settings], Engine] = torch_engine
+    """Called on a worker thread when a model is first wanted."""
+    hub: Callable[..., HuggingFaceHub] = HuggingFaceHub
+    """Called with the arguments of `HuggingFaceHub`."""
+    log: type[SqliteLog] = SqliteLog
+    clock: Clock = field(default_factory=SystemClock)
+
+
+OWN = Adapters()
+"""Those of the service itself."""

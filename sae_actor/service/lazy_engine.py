@@ -1,0 +1,71 @@
+"""The engine that is not there yet: torch is imported when a model is first wanted, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from ..domain.chats import Tokenization
+from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
+from ..domain.refs import Edit, ModelFacts
+from ..errors import ModelNotLoadedError
+from ..ports import AttachedSae, Engine, FeatureDetails, GenerationItems, GenerationRequest, Progress, Tokenized
+
+
+class LazyEngine:
+    """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing.
+
+    `fetch` brings the files of a model (id or path, revision) to this machine before the engine looks for them: in a
+    process of its own, because the engine's thread cannot be interrupted where it waits for a network.
+    """
+
+    def __init__(self, make: Callable[[], Engine], fetch: Callable[[str, str, Progress], Awaitable[None]]) -> None:
+        self._make = make
+        self._fetch = fetch
+        self._engine: Engine | None = None
+        self._making: asyncio.Task[Engine] | None = None
+
+    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+        if self._engine is None:
+            self._making = making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
+            try:
+                self._engine = await asyncio.shield(making)
+            finally:
+                if making.done() and self._making is making:
+                    # What failed is tried again by the next load.
+                    self._making = None
+        await self._fetch(effect.model, effect.revision, progress)
+        return await self._engine.load_model(effect, progress)
+
+    async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
+        return await self._loaded().attach(effect, folder)
+
+    async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
+        return 0 if self._engine is None else await self._engine.detach(effect, drain_seconds)
+
+    def retain(self, residents: Residents) -> None:
+        if self._engine is not None:
+            self._engine.retain(residents)
+
+    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        return await self._loaded().raw(attach_position, edits)
+
+    async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
+        return await self._loaded().feature(attach_position, feature)
+
+    async def tokenize(
+        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+    ) -> Tokenized:
+        return await self._loaded().tokenize(prompt, how)
+
+    def generate(self, request: GenerationRequest) -> GenerationItems:
+        return self._loaded().generate(request)
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            await self._engine.close()
+
+    def _loaded(self) -> Engine:
+        if self._engine is None:
+            raise ModelNotLoadedError("no model is loaded", status="none")
+        return self._engine

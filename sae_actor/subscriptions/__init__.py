@@ -1,0 +1,10 @@
+"""Events as they are stored, for many readers.
+
+broadcast    `Broadcast`: one ring of recent events, a cursor for each reader, the log for who is further back
+frames       server-sent events, each encoded once; `EventFilter`: which of them a reader asks for
+"""
+
+from .broadcast import PAGE, Broadcast
+from .frames import EVERYTHING, EventFilter, names_sae, sse
+
+__all__ = ["EVERYTHING", "PAGE", "Broadcast", "EventFilter", "names_sae", "sse"]

@@ -1,0 +1,70 @@
+"""Server-sent events, each encoded once, and which of them a reader asks for."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+
+class Frame:
+    """One server-sent event. `position` is None for what is not in the log."""
+
+    __slots__ = ("_sae_ids", "data", "position", "type")
+
+    def __init__(self, position: int | None, event_type: str, data: bytes) -> None:
+        self.position = position
+        self.type = event_type
+        self.data = data
+        self._sae_ids: frozenset[str] | None = None
+
+    @property
+    def sae_ids(self) -> frozenset[str]:
+        """The SAEs that it names; found out when the first reader asks, once for all of them."""
+        if self._sae_ids is None:
+            self._sae_ids = sae_ids(self.data.rpartition(b"\ndata: ")[2])
+        return self._sae_ids
+
+
+class EventFilter(NamedTuple):
+    """What a reader asks for: all, or only some types, or only what names one SAE."""
+
+    types: frozenset[str] | None = None
+    sae_id: str | None = None
+
+    def takes(self, frame: Frame) -> bool:
+        if self.types is not None and frame.type not in self.types:
+            return False
+        return self.sae_id is None or self.sae_id in frame.sae_ids
+
+
+EVERYTHING = EventFilter()
+
+
+def sse(event_type: str, data: bytes, event_id: str | None = None) -> bytes:
+    """The bytes of one server-sent event; JSON has no raw line breaks, so one data line is enough."""
+    head = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
+    return head + b"event: " + event_type.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def names_sae(data: bytes, sae_id: str) -> bool:
+    """Whether an event, as JSON, says that it is about this SAE."""
+    return msgspec.json.encode(sae_id) in data and sae_id in sae_ids(data)
+
+
+def sae_ids(data: bytes) -> frozenset[str]:
+    """The SAEs that an event is about: its own `sae_id`, those inside it, and those that it replaces."""
+    if b'"sae_id"' not in data and b'"replaces"' not in data:
+        return frozenset()
+    found: set[str] = set()
+    waiting: list[Any] = [msgspec.json.decode(data)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            replaced = value.get("replaces")
+            named = [value.get("sae_id"), *(replaced if isinstance(replaced, list) else ())]
+            found.update(each for each in named if isinstance(each, str))
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return frozenset(found)
