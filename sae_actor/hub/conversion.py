@@ -29,6 +29,8 @@ from .protocol import Placed
 T = TypeVar("T")
 
 BEAT_SECONDS = 1.0
+BEGUN = ".tmp"
+"""Ends the name of a folder that is being written, after the key and the id of the process that writes."""
 
 
 def folder(root: Path, key: str) -> Path:
@@ -73,7 +75,7 @@ def make(
     for name in (pickle, "config.json", f"{splitext(pickle)[0]}_cfg.json"):
         if files.has(name):
             files.resolve(name)  # refuses a link that leaves the folder
-    temporary = into.with_name(f"{into.name}.{os.getpid()}.tmp")
+    temporary = into.with_name(f"{into.name}.{os.getpid()}{BEGUN}")
     try:
         with ThreadPoolExecutor(1) as thread:
             origin = files.origin
@@ -102,6 +104,16 @@ def _awaited(future: Future[T], working: Callable[[], None]) -> T:
     return future.result()
 
 
+def begun(root: Path, key: str) -> list[tuple[Path, int]]:
+    """Folders that are, or were, being written for `key`, each with the id of its process."""
+    found = [(place, place.name.removesuffix(BEGUN).rpartition(".")[2]) for place in _places(root, f"{key}.*{BEGUN}")]
+    return [(place, int(process)) for place, process in found if process.isdecimal()]
+
+
+def _places(root: Path, pattern: str) -> list[Path]:
+    return list((root / CONVERTED).glob(pattern))
+
+
 def remove(root: Path, key: str) -> int:
     """Remove what was converted under `key`; the bytes that became free, 0 where there is nothing."""
     place = folder(root, key)
@@ -111,7 +123,8 @@ def remove(root: Path, key: str) -> int:
         path.unlink()
         freed += found.st_size
     if place.is_dir():
-        place.rmdir()
+        # A process that was killed may still have made a last file after the look above.
+        shutil.rmtree(place)
         if not any(place.parent.iterdir()):
             place.parent.rmdir()
     return freed
@@ -120,6 +133,6 @@ def remove(root: Path, key: str) -> int:
 def sweep(root: Path, keys: Iterable[str]) -> int:
     """Remove what downloads converted and no claim names, and what was being written; the bytes that became free."""
     wanted = set(keys)
-    names = [place.name for place in (root / CONVERTED).glob("*")]
-    gone = [name for name in names if name.endswith(".tmp") or (SHA256.fullmatch(name) and name not in wanted)]
+    names = [place.name for place in _places(root, "*")]
+    gone = [name for name in names if name.endswith(BEGUN) or (SHA256.fullmatch(name) and name not in wanted)]
     return sum(remove(root, name) for name in gone)

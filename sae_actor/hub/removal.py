@@ -141,7 +141,8 @@ def _drop(root: Path, repository: Repository, own: Claims, gone: Iterable[Claim]
     links: dict[tuple[str, str], str | None] = {
         (claim.commit, file.path): file.blob for claim in gone for file in claim.files
     }
-    freed = _remove(repository, links, kept) + _remove_converted(root, {claim.converted for claim in gone}, kept)
+    keys = {claim.converted for claim in gone}
+    freed = _remove(repository, links, kept) + _remove_converted(root, keys, kept) + _remove_begun(root, keys)
     claimed.write(repository, left)
     _tidy(root, repository)
     return freed
@@ -162,6 +163,12 @@ def _remove(repository: Repository, links: Mapping[tuple[str, str], str | None],
 
 def _remove_converted(root: Path, keys: Iterable[str | None], kept: _Kept) -> int:
     return sum(conversion.remove(root, key) for key in keys if key is not None and key not in kept.converted)
+
+
+def _remove_begun(root: Path, keys: Iterable[str | None]) -> int:
+    """What a killed process was converting: no other will go on with it, and it may be as large as the SAE."""
+    begun = [each for key in keys if key is not None for each in conversion.begun(root, key)]
+    return sum(conversion.remove(root, place.name) for place, writer in begun if not _is_running(writer))
 
 
 def _sweep_blobs(repository: Repository) -> int:
