@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_actor.domain.placement import target
 from sae_actor.domain.refs import HookPoint, SaeDescription
-from sae_actor.domain.rules.placement import target
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import SAEError
 from sae_actor.formats import describe

@@ -19,10 +19,10 @@ from ...domain.commands import (
     RepositoryPath,
     Revision,
 )
+from ...domain.placement import target
 from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode, sae_id_of
 from ...domain.rules import attachments
 from ...domain.rules.admission import attached_sae
-from ...domain.rules.placement import target
 from ...domain.views.resources import (
     attachment_view,
     sae_view,

@@ -4,7 +4,6 @@ start          what the last process died under
 models         load and unload a model
 downloads      download, import and delete SAEs
 attachments    attach, detach, steer and monitor them
-placement      where an SAE goes on the loaded model
 edits          which edits of features may be in force
 admission      generations, and the intervention that each takes with it
 """

@@ -8,11 +8,11 @@ from ..commands import Attach, Detach, Monitor, Steer
 from ..events import Problem
 from ..folds.attachments import leaves
 from ..former_hook_names import reread
+from ..placement import agree, target
 from ..refs import HookPoint, ModelFacts, SaeDescription
 from ..state import AttachmentState, SaeRecord, State
 from ..weights import names
 from .edits import checked, in_range, named_once, passed
-from .placement import agree, target
 
 
 def known(state: State, sae_id: str) -> SaeRecord:

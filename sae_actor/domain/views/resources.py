@@ -11,7 +11,7 @@ from msgspec import Struct
 from ..events import Event, Payload, Problem
 from ..evolve import closes
 from ..former_hook_names import reread
-from ..rules.placement import outdated
+from ..placement import outdated
 from ..state import AttachmentState, SaeRecord, State
 
 View = dict[str, Any]

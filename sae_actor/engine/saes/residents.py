@@ -9,8 +9,8 @@ import torch
 from msgspec.structs import replace
 
 from ...domain.effects import AttachEffect
+from ...domain.placement import target
 from ...domain.refs import Edit, HookPoint, ModelFacts
-from ...domain.rules.placement import target
 from ...errors import LayerOutOfRangeError, SAEError, SAEIncompatibleError
 from ...sae import SAE, load_sae
 from ...sae.steering import Steering

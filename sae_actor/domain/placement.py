@@ -5,9 +5,9 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ... import errors
-from ..former_hook_names import reread
-from ..refs import HookPoint, ModelFacts, SaeDescription
+from .. import errors
+from .former_hook_names import reread
+from .refs import HookPoint, ModelFacts, SaeDescription
 
 NO_BOS = (
     "trained on texts that begin with BOS (prepend_bos), which this model's tokenizer does not add by itself: "
