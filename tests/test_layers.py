@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "domain.views": EVENTS | {"domain", "domain.folds", "domain.evolve"},
     "ports": DOMAIN,
     "config": DOMAIN,
-    "telemetry": {"config"},
+    "telemetry": {"ports", "config"},
     "formats": DOMAIN,
     "formats.settings": DOMAIN | {"formats"},
     "formats.assembly": DOMAIN | {"formats", "formats.settings"},

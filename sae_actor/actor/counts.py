@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from ..domain.commands import Command
@@ -9,7 +10,7 @@ from ..domain.events import Event
 from ..domain.evolve import closes
 from ..domain.state import State
 from ..errors import SAEError
-from ..telemetry.metrics import Counter, Histogram
+from ..telemetry.metrics import Histogram, Labels
 from .turn import Turn
 
 
@@ -17,9 +18,9 @@ class ActorCounts:
     """Of one life of the process."""
 
     def __init__(self) -> None:
-        self.commands = Counter()
+        self.commands: Counter[Labels] = Counter()
         """By type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its key."""
-        self.events = Counter()
+        self.events: Counter[Labels] = Counter()
         """By type."""
         self.turn_seconds = Histogram()
         """From the first envelope's turn to its answer, the append included."""
@@ -28,12 +29,11 @@ class ActorCounts:
     def refused(self, message: object) -> None:
         """A message that did not come to its turn, or whose turn could not be stored."""
         if isinstance(message, Command):
-            self.commands.add(message.name, "refused")
+            self.commands[message.name, "refused"] += 1
 
     def appended(self, events: Sequence[Event], seconds: float) -> None:
         self.append_seconds.observe(seconds)
-        for event in events:
-            self.events.add(event.type)
+        self.events.update((event.type,) for event in events)
 
     def took(self, turn: Turn, before: State, recorded: Sequence[Event], seconds: float) -> None:
         """A turn is over: `before` is the state that it began with, `recorded` what it appended."""
@@ -41,7 +41,7 @@ class ActorCounts:
         begun: dict[str, str] = {}
         for envelope, answer in turn.answers:
             if isinstance(envelope.message, Command):
-                self.commands.add(envelope.message.name, _outcome(answer))
+                self.commands[envelope.message.name, _outcome(answer)] += 1
                 if isinstance(answer, slice) and envelope.command_id is not None:
                     begun[envelope.command_id] = envelope.message.name
         was_open = {key: command.type for key, command in before.commands.items()}
@@ -54,7 +54,7 @@ class ActorCounts:
         for command_id, name in closed.items():
             command = before.commands.get(command_id)
             failed = command is not None and command.request_position in failures
-            self.commands.add(name, "failed" if failed else "completed")
+            self.commands[name, "failed" if failed else "completed"] += 1
 
 
 def _outcome(answer: object) -> str:

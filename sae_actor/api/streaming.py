@@ -39,6 +39,13 @@ class Streamed(Stream):
         return Streaming(iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200)
 
 
+async def followed_by(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`first`, which was awaited before the status line, then the rest."""
+    yield first
+    async for each in rest:
+        yield each
+
+
 async def left(request: AnyRequest) -> None:
     """Wait until the client of a request whose body has been read, or that has none, hangs up."""
     while (await request.receive())["type"] != "http.disconnect":

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
+from ..telemetry import logs
 from . import client_commands, exit_codes, log_commands, serve_commands
 from .arguments import SERVING, parse
 
@@ -62,5 +63,5 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"sae-actor: {message}", file=sys.stderr)
+    logs.say(message)
     return code

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
 import re
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 
 from .. import __version__
 from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
+from ..ports.clock import rfc3339
 from . import exit_codes
 
 SERVING = ("demo", "serve")
@@ -243,14 +244,12 @@ def _head(text: str) -> tuple[int, str]:
 
 
 def _time(text: str) -> str:
-    """RFC 3339 as the log writes it: UTC with microseconds, so that texts compare as times do."""
     try:
         if not _RFC_3339.fullmatch(text):
             raise ValueError
-        moment = datetime.datetime.fromisoformat(text.upper()).astimezone(datetime.UTC)
+        return rfc3339(datetime.fromisoformat(text.upper()))
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from None
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(len("2026-01-31T12:00:00.000000Z"), "0")
 
 
 def _moment(text: str) -> int | str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..errors import LogUnusableError
 from ..eventlog.checkpoint import NAME as CHECKPOINT_NAME
 from ..eventlog.inspection import missing_log
 from ..ports import Head
+from ..ports.clock import rfc3339_now
 from . import exit_codes
 from .render import answers
 
@@ -54,8 +54,7 @@ def redact(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
     if missing_log(folder):  # whoever writes a log makes it; here there is nothing to erase
         raise LogUnusableError(f"there is no log in {folder}")
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=now))
+    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=rfc3339_now()))
     if arguments.json:
         print(_json(event))
     else:

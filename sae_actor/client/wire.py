@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import httpx
 
+from ..config import is_loopback
 from ..errors import BY_CODE, InternalError, SAEError, from_code
 
 Answer: TypeAlias = dict[str, Any]
@@ -34,7 +34,7 @@ class Wire:
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=timeout,
             transport=transport,
-            trust_env=not _is_local(parsed.host),  # a proxy of the environment cannot reach this machine's loopback
+            trust_env=not is_loopback(parsed.host),  # a proxy of the environment cannot reach this machine's loopback
             # SSL_CERT_FILE of the environment counts on loopback all the same.
             verify=httpx.create_ssl_context() if parsed.scheme == "https" else True,
         )
@@ -131,10 +131,3 @@ def problem_error(body: Answer, status: int = 500) -> SAEError:
 
 def _given(query: Mapping[str, Any] | None) -> Answer:
     return {key: value for key, value in (query or {}).items() if value is not None}
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

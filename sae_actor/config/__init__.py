@@ -4,28 +4,30 @@ settings      `Settings`, its sections and keys
 loading       `load`: from flags, environment and file
 checks        what is checked before a start: tokens, exposure, certificates
 folders       where data lies
+deployment    `resolve`: what the settings come to on this machine
 access        names, roles and digests of tokens
 variables     names of environment variables, and which was meant by a wrong one
 admissible    what a value of a type may be, in words
 """
 
-from .checks import check_exposure, grants, is_loopback, tls_files
-from .folders import data_folder, demo_model_folder
+from .checks import check_exposure, is_loopback, tls_files
+from .deployment import Deployment, resolve
+from .folders import data_folder
 from .loading import load, strangers
 from .settings import ConfigurationError, FlagError, LogFormat, LogLevel, Settings
 
 __all__ = [
     "ConfigurationError",
+    "Deployment",
     "FlagError",
     "LogFormat",
     "LogLevel",
     "Settings",
     "check_exposure",
     "data_folder",
-    "demo_model_folder",
-    "grants",
     "is_loopback",
     "load",
+    "resolve",
     "strangers",
     "tls_files",
 ]

@@ -59,12 +59,13 @@ def _private_text(path: Path) -> str:
         raise ConfigurationError(f"server.tokens_file: {path}: not UTF-8") from error
 
 
-def check_exposure(settings: Settings) -> None:
-    """Whoever reaches the port commands the service, so only a token opens it beyond this machine.
+def check_exposure(settings: Settings) -> Access:
+    """Who holds a token. Whoever reaches the port commands the service, so only a token opens it beyond this machine.
 
     Raises `ConfigurationError`, also for a trusted proxy that is no address.
     """
-    if not grants(settings) and not is_loopback(settings.server.host):
+    access = Access(grants(settings))
+    if not access and not is_loopback(settings.server.host):
         raise ConfigurationError(
             f"server.host: {settings.server.host} is reachable from other machines, and no token is set: "
             "set SAE_ACTOR_SERVER_TOKEN or SAE_ACTOR_SERVER_TOKENS_FILE, or listen on 127.0.0.1"
@@ -74,6 +75,7 @@ def check_exposure(settings: Settings) -> None:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise ConfigurationError(f"server.trusted_proxies: {error}") from None
+    return access
 
 
 def tls_files(settings: Settings) -> tuple[Path, Path] | None:

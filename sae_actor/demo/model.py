@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -29,6 +28,8 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import DiskFullError, ModelLoadError, ModelNotFoundError
+from ..hub.digests import sha256_of
+from ..ports.durability import fsync_path
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): stages `wait`, `download`, `extract` (bytes), `convert` (steps); total 0: unknown."""
@@ -106,7 +107,7 @@ def _is_ready(target: Path) -> bool:
                 return False
             if stat.st_mtime_ns > written:
                 changed = True
-                if _sha256(target / name) != file.sha256:
+                if sha256_of(target / name) != file.sha256:
                     return False
     except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return False
@@ -141,18 +142,18 @@ def _prepare(folder: Path, target: Path, progress: Progress) -> None:
         prepared = _Prepared(
             version=PREPARED,
             gguf_sha256=GGUF_SHA256,
-            files={path.name: _File(path.stat().st_size, _sha256(path)) for path in sorted(made.iterdir())},
+            files={path.name: _File(path.stat().st_size, sha256_of(path)) for path in sorted(made.iterdir())},
         )
         (made / MARKER).write_bytes(msgspec.json.format(msgspec.json.encode(prepared), indent=1))
         mode = (made / MARKER).stat().st_mode
         for path in made.iterdir():
             path.chmod(mode)  # safetensors writes for the owner alone, whatever the umask allows
-            _sync(path)
-        _sync(made)
+            fsync_path(path)
+        fsync_path(made)
         if target.exists():
             target.rename(working / "replaced")
         made.rename(target)
-        _sync(folder)
+        fsync_path(folder)
 
 
 def _gguf(folder: Path, working: Path, progress: Progress) -> Path:
@@ -240,14 +241,9 @@ def _child(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[str]
 
 
 def _check(path: Path, expected: str) -> None:
-    found = _sha256(path)
+    found = sha256_of(path)
     if found != expected:
         raise ModelLoadError(f"{path} is not the pinned file: sha256 {found}, expected {expected}", file=path.name)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(folder: Path) -> int:
@@ -260,11 +256,3 @@ def _size(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from ..actor import Actor
-from ..config import Settings, demo_model_folder
 from ..domain.commands import Attach, Command, Import, LoadModel
 from ..domain.evolve import OPENING
 from ..domain.refs import import_id_of
@@ -20,18 +19,16 @@ PRINCIPAL = "demo"
 PATIENCE_SECONDS = 600.0
 
 
-async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: Path, *, token: bool) -> None:
+async def seed(actor: Actor, log: EventLog, model: LoadModel, url: str, sae: Path, *, token: bool) -> None:
     """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
-    and say how to go on. `sae`: the SAE's folder, resolved; `token`: the service asks for one. A log of somebody else
-    is served as it is. Raises what went wrong.
+    and say how to go on. `model`: the prepared one; `sae`: the SAE's folder, resolved; `token`: the service asks for
+    one. A log of somebody else is served as it is. Raises what went wrong.
     """
     sae_path = str(sae)
     sae_id = import_id_of(sae_path)
     first = await log.read(0, 1, [intent.__name__ for intent in OPENING])
     if not first or first[0].principal == PRINCIPAL:
         print("loading the model and attaching the SAE …", file=sys.stderr)
-        folder = str(demo_model_folder(settings) / NAME)
-        model = LoadModel(model=folder, dtype=settings.model.dtype, device=settings.model.device)
         # Each under a key of its own: done once in the life of the log, whatever its user does afterwards.
         for key, command in (
             ("demo-model", model),

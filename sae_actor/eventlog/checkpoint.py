@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import LogDamagedError, LogUnusableError
 from ..ports import Head
+from ..ports.durability import fsync_path
 
 NAME = "head.checkpoint"
 _MAGIC = b"SAEHEAD1"
@@ -80,7 +81,7 @@ class Checkpoint:
             os.pwrite(fd, _slot(log_id, head).ljust(_FILE_BYTES, b"\0"), 0)
             os.fsync(fd)
             os.replace(fresh, folder / NAME)
-            sync_folder(folder)
+            fsync_path(folder)
         except BaseException:
             os.close(fd)
             raise
@@ -97,12 +98,3 @@ class Checkpoint:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

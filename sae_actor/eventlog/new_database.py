@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .checkpoint import sync_folder
+from ..ports.clock import rfc3339_now
+from ..ports.durability import fsync_path
 from .schema import APPLICATION_ID, NAME, SCHEMA, USER_VERSION, insert_statement
 
 FRESH = f"{NAME}.new"
@@ -19,13 +19,9 @@ FRESH = f"{NAME}.new"
 
 def publish_database(folder: Path) -> None:
     """Give the fresh database its name, durably."""
-    fd = os.open(folder / FRESH, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_path(folder / FRESH)
     os.replace(folder / FRESH, folder / NAME)
-    sync_folder(folder)
+    fsync_path(folder)
 
 
 def remove_fresh(folder: Path) -> None:
@@ -57,9 +53,7 @@ class NewDatabase:
             self._db.execute(f"PRAGMA user_version = {USER_VERSION}")
             for statement in SCHEMA.values():
                 self._db.execute(statement)
-            if created is None:
-                created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created))
+            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created or rfc3339_now()))
         except BaseException:
             self.discard()
             raise

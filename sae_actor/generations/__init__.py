@@ -5,7 +5,6 @@ running        `RunningGeneration`: its tokens, then its end on record
 records        what goes on record of the end of one
 activations    what SAEs read in a given text, without making one
 monitoring     activations of monitored SAEs, announced to whoever listens
-counts         for `GET /metrics`
 """
 
 from .activations import read_activations

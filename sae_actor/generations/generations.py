@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..errors import (
     TooLargeError,
 )
 from ..ports import Engine, Finished, GenerationItems, GenerationRequest, Token, Watch
-from .counts import GenerationCounts
+from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, RunningGeneration, TokenOptions
@@ -64,7 +65,10 @@ class Generations:
         self._engine = engine
         self._record_text = record_text
         self._monitors = Monitors(actor.broadcast)
-        self.counts = GenerationCounts()
+        self.ended: Counter[Labels] = Counter()
+        """By finish reason, in this life of the process."""
+        self.tokens: Counter[Labels] = Counter()
+        """`prompt` and `generated`."""
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: set[asyncio.Task[RunningGeneration]] = set()
 
@@ -129,7 +133,7 @@ class Generations:
         device behind that finds it there, and waits for it."""
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
-        self.counts.tokens.add("prompt", amount=len(token_ids))
+        self.tokens["prompt",] += len(token_ids)
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
         text = RunningGeneration(event, payload, tell.prompt or (None,) * len(token_ids), weights)
         asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
@@ -171,7 +175,7 @@ class Generations:
         """Put the end of a text on record, then give it out."""
         ended = await self._end(text, reading, stop, len(token_ids))
         record = record_of(text.event, text.started, token_ids, ended)
-        self.counts.texts.add(record.finish_reason)
+        self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
             self._report_fault(text, ended)
         try:
@@ -258,7 +262,7 @@ class Generations:
             self._monitors.tell(text.started.generation_id, monitored, text.written, self._actor.state)
         text.written.append(item.text)
         text.made.append(item)
-        self.counts.tokens.add("generated")
+        self.tokens["generated",] += 1
         text.items.put_nowait(item)
 
     def _report_fault(self, text: RunningGeneration, ended: Finished) -> None:

@@ -39,7 +39,8 @@ class Listings:
                 raise NotReadyError("too many repositories are being listed", retry_after=5)
             listing = self._asked[asked] = asyncio.create_task(self._in_turn(asked))
             self._heard[listing] = 0
-            listing.add_done_callback(_looked_at)
+            # Where all who waited have gone, nobody needs to hear of its failure.
+            listing.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._heard[listing] += 1
         try:
             return await asyncio.shield(listing)
@@ -54,9 +55,3 @@ class Listings:
     async def _in_turn(self, asked: Asked) -> list[CatalogEntry]:
         async with self._turns:
             return await self._entries(*asked)
-
-
-def _looked_at(listing: asyncio.Task[list[CatalogEntry]]) -> None:
-    """Where all who waited have gone, nobody needs to hear of its failure."""
-    if not listing.cancelled():
-        listing.exception()

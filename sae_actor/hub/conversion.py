@@ -22,8 +22,9 @@ from ..domain.effects import SaeLocation
 from ..domain.refs import SaeFile, import_id_of
 from ..formats.files import SaeFiles
 from ..formats.pickles import convert
+from ..ports.durability import fsync_path
 from .digests import Stamp, sha256_of
-from .layout import CONVERTED, SHA256, fsync_folder
+from .layout import CONVERTED, SHA256
 from .protocol import Placed
 
 T = TypeVar("T")
@@ -83,12 +84,11 @@ def make(
             made = _awaited(thread.submit(job, files.folder / pickle, temporary), working)
         into.mkdir(parents=True, exist_ok=True)
         for written in sorted(temporary.iterdir()):
-            with written.open("rb") as opened:
-                os.fsync(opened.fileno())
+            fsync_path(written)
             written.replace(into / written.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    fsync_folder(into)
+    fsync_path(into)
     # The process that wrote it had read a file that anyone may have made: the digest on record is of what is there.
     target = into / made.file.name
     stamp = Stamp.of(target)

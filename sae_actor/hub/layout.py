@@ -20,6 +20,7 @@ from pathlib import Path
 from posixpath import dirname
 
 from ..errors import SAEDownloadError
+from ..ports.durability import fsync_path
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -100,25 +101,14 @@ def is_safe_revision(revision: str) -> bool:
     return _REVISION.fullmatch(revision) is not None and ".." not in revision and "//" not in revision
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames and links inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_durably(path: Path, data: bytes) -> None:
     """Replace `path` whole or not at all, on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(data)
+    fsync_path(temporary)
     temporary.replace(path)
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def link_blob(repository: Repository, commit: str, path: str, digest: str) -> None:
@@ -134,7 +124,7 @@ def link_blob(repository: Repository, commit: str, path: str, digest: str) -> No
     temporary = link.with_name(f".{digest}.{os.getpid()}.tmp")
     temporary.symlink_to(text)
     temporary.replace(link)
-    fsync_folder(link.parent)
+    fsync_path(link.parent)
 
 
 def remove_empty(folder: Path, stop: Path) -> None:

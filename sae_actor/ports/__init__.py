@@ -5,6 +5,7 @@
     engine       the device: `Engine`, implemented in `engine`
     generation   what a generation is asked with, and what it delivers
     clock        the time; `progress`: how far slow work is
+    durability   what adapters that write files share
 
 `actor` and `api` know nothing else of the world.
 """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from msgspec import MsgspecError, Struct
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..domain import events as ev
 from ..domain.events import Event
 from ..domain.views.explanation import digest_of_stored
-from ..domain.views.provenance import Provenance, follow
+from ..domain.views.provenance import Provenance, follow, payload_of
 
 
 class Recorded(Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Recordings:
         return all(each in self._texts and self._texts[each].finished is not None for each in self._wanted)
 
     def feed(self, event: Event) -> None:
-        payload = _payload(event)
+        payload = payload_of(event)
         if event.type == "GenerationStarted" and payload is None:
             self._erased[event.position] = self._known
         elif isinstance(payload, ev.GenerationStarted) and self._asked_for(payload.generation_id):
@@ -80,10 +80,3 @@ class Recordings:
 
     def _asked_for(self, generation_id: str) -> bool:
         return self._wanted is None or generation_id in self._wanted
-
-
-def _payload(event: Event) -> ev.Payload | None:
-    try:
-        return event.payload()
-    except (MsgspecError, UnicodeDecodeError, RecursionError):
-        return None

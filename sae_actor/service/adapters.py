@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from ..config import Settings
 from ..eventlog import SqliteLog
 from ..hub import HuggingFaceHub
 from ..ports import Clock, Engine
+from ..ports.clock import rfc3339_now
 
 
 class SystemClock:
     """Wall time and monotonic time of this machine."""
 
     def now(self) -> str:
-        return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return rfc3339_now()
 
     def monotonic(self) -> float:
         return time.monotonic()

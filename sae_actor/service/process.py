@@ -1,4 +1,4 @@
-"""The service as a process: settings checked, port bound, exit codes."""
+"""The service as a process: port bound, exit codes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ import socket
 from pathlib import Path
 
 from ..api.server.listener import listen
-from ..config import (
-    ConfigurationError,
-    Settings,
-    check_exposure,
-    data_folder,
-    strangers,
-    tls_files,
-)
+from ..config import ConfigurationError, Deployment
 from ..errors import LogError
 from ..telemetry import logs
 from ..telemetry.traces import Tracing
@@ -23,23 +16,18 @@ from .service import EX_UNAVAILABLE, Service
 
 
 def run(
-    settings: Settings,
+    deployment: Deployment,
     *,
-    demo: bool = False,
     read_only: bool = False,
     accept_truncation: int | None = None,
     adapters: Adapters = OWN,
 ) -> int:
-    """Serve until a signal or a fault ends it; the exit code (sysexits)."""
-    logs.set_up(settings.server.log_format, settings.server.log_level)
-    for each in strangers():
-        logs.say(f"warning: {each}")
+    """Serve until a signal or a fault ends it; the exit code (sysexits). `telemetry.logs` is set up."""
+    settings = deployment.settings
     for root in settings.hub.import_roots:
         if not Path(root).expanduser().is_dir():
             logs.say(f"warning: hub.import_roots: there is no folder {root}; nothing can be imported from it")
     try:
-        check_exposure(settings)
-        tls_files(settings)
         tracing = Tracing() if settings.server.opentelemetry else None
         listener = listen(settings.server.host, settings.server.port)
     except ConfigurationError as error:
@@ -50,13 +38,7 @@ def run(
     with listener:
         try:
             service = _serve(
-                settings,
-                listener,
-                tracing,
-                adapters,
-                demo=demo,
-                read_only=read_only,
-                accept_truncation=accept_truncation,
+                deployment, listener, tracing, adapters, read_only=read_only, accept_truncation=accept_truncation
             )
             return asyncio.run(service)
         except LogError as error:
@@ -74,19 +56,17 @@ def _say(message: str, exit_code: int) -> int:
 
 
 async def _serve(
-    settings: Settings,
+    deployment: Deployment,
     listener: socket.socket,
     tracing: Tracing | None,
     adapters: Adapters,
     *,
-    demo: bool,
     read_only: bool,
     accept_truncation: int | None,
 ) -> int:
-    folder = data_folder(settings, demo=demo)
-    log = await adapters.log.open(folder, read_only=read_only, accept_truncation=accept_truncation)
+    log = await adapters.log.open(deployment.folder, read_only=read_only, accept_truncation=accept_truncation)
     try:
-        service = Service(settings, folder, log, adapters, demo=demo, tracing=tracing)
+        service = Service(deployment, log, adapters, tracing)
         return await service.serve(listener, read_only=read_only)
     finally:
         await log.close()

@@ -25,16 +25,11 @@ from ..actor import Actor, Performer
 from ..api import Context, InFlight, Sessions, create_app
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
-from ..config import (
-    Settings,
-    demo_model_folder,
-    grants,
-    is_loopback,
-    tls_files,
-)
-from ..config.access import Access
+from ..config import Deployment
+from ..demo.model import NAME
 from ..demo.sae import place_sae
 from ..demo.seed import seed
+from ..domain.commands import LoadModel
 from ..domain.events import LogTruncated
 from ..domain.messages import Start
 from ..errors import SAEError
@@ -60,22 +55,13 @@ CLOSE_SECONDS = 1.0
 class Service:
     """Everything wired together, for one life of the process."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        folder: Path,
-        log: SqliteLog,
-        adapters: Adapters,
-        *,
-        demo: bool,
-        tracing: Tracing | None = None,
-    ) -> None:
+    def __init__(self, deployment: Deployment, log: SqliteLog, adapters: Adapters, tracing: Tracing | None) -> None:
         self.tracing = tracing
-        self.access = Access(grants(settings))
-        # From here on the token is known by its digest alone.
-        self.settings = settings.replace("server.token", "")
+        self.deployment = deployment
+        self.settings = settings = deployment.settings
         self.log = log
-        self.demo_sae = place_sae(demo_model_folder(settings)).resolve() if demo else None
+        self.demo_model = deployment.demo_model
+        self.demo_sae = None if self.demo_model is None else place_sae(self.demo_model).resolve()
         self.exit_code = 0
         self.unanswered = InFlight()
         self.preparing: str | None = None
@@ -84,7 +70,7 @@ class Service:
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
         self.hub = adapters.hub(
-            folder / "hub",
+            deployment.folder / "hub",
             import_roots=roots,
             quota_bytes=settings.hub.quota_bytes or None,
             download_hosts=settings.hub.download_hosts,
@@ -105,7 +91,6 @@ class Service:
         await self.actor.replay()
         check_model(self.settings, self.actor.state)
         _settle_collector()
-        host, port = listener.getsockname()[:2]
         server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
@@ -113,8 +98,7 @@ class Service:
             if self.demo_sae is not None or self.settings.model.id:
                 self.preparing = "what the settings ask for is being brought"
             await self._start()
-        scheme = "http" if tls_files(self.settings) is None else "https"
-        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        url = self.deployment.url(*listener.getsockname()[:2])
         wishes = asyncio.create_task(self._wishes(url, read_only=read_only))
         ended = asyncio.create_task(self._end_on_failure(server))
         self._server = server
@@ -150,14 +134,19 @@ class Service:
         if read_only:
             return
         try:
-            if self.demo_sae is not None:
-                await seed(self.actor, self.log, self.settings, url, self.demo_sae, token=bool(self.access))
+            if self.demo_model is not None and self.demo_sae is not None:
+                await self._seed(url, self.demo_model, self.demo_sae)
             elif self.settings.model.id:
                 await self._load_model()
         except SAEError as error:
             logs.say(error.detail)
         finally:
             self.preparing = None
+
+    async def _seed(self, url: str, folder: Path, sae: Path) -> None:
+        asked = self.settings.model
+        model = LoadModel(model=str(folder / NAME), dtype=asked.dtype, device=asked.device)
+        await seed(self.actor, self.log, model, url, sae, token=bool(self.deployment.access))
 
     async def _load_model(self) -> None:
         wanted, model = asked_for(self.settings), self.actor.state.model
@@ -180,9 +169,7 @@ class Service:
 
     def _uvicorn(self) -> uvicorn.Config:
         server = self.settings.server
-        own = ("localhost", "127.0.0.1", "[::1]", f"[{server.host}]" if ":" in server.host else server.host)
-        hosts = (*own, *server.hosts) if server.hosts or is_loopback(server.host) else ("*",)
-        tls = tls_files(self.settings) or (None, None)
+        certificate, key = self.deployment.tls or (None, None)
         most, spare = room_for(server.max_connections)
         app = create_app(
             Context(
@@ -194,9 +181,9 @@ class Service:
                 preparing=lambda: self.preparing,
                 capabilities=lambda: capabilities(self.settings),
                 quota_bytes=self.settings.hub.quota_bytes or None,
-                access=self.access,
+                access=self.deployment.access,
                 sessions=Sessions(server.session_hours * 3600),
-                hosts=hosts,
+                hosts=self.deployment.hosts,
                 cors_origins=server.cors_origins,
                 unanswered=self.unanswered,
                 max_readers=server.max_readers,
@@ -219,8 +206,8 @@ class Service:
             proxy_headers=bool(server.trusted_proxies),
             forwarded_allow_ips=list(server.trusted_proxies),
             http=protocol(ConnectionLimits(most, spare, server.request_seconds, server.stalled_seconds)),
-            ssl_certfile=tls[0],
-            ssl_keyfile=tls[1],
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
         )
 
     def _on_signal(self) -> None:

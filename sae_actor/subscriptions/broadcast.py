@@ -262,7 +262,8 @@ class Broadcast:
             loading = self._loading.get(first)
             if loading is None:
                 loading = self._loading[first] = asyncio.create_task(self._load(first))
-                loading.add_done_callback(_looked_at)
+                # A failure is raised in those who wait; where they have all gone, nobody needs to hear of it.
+                loading.add_done_callback(lambda task: task.cancelled() or task.exception())
             # Others may wait for the same page: the one who leaves does not take it along.
             frames = await asyncio.shield(loading)
         # What is durable and not published yet is nobody's to know: its id would be refused as one from the future.
@@ -297,9 +298,3 @@ def _release(reader: asyncio.Future[None]) -> None:
 
 def _size(frames: Sequence[Frame]) -> int:
     return sum(len(frame.data) for frame in frames)
-
-
-def _looked_at(loading: asyncio.Task[list[Frame]]) -> None:
-    """A failure is raised in those who wait; where they have all gone, nobody needs to hear of it."""
-    if not loading.cancelled():
-        loading.exception()

@@ -15,6 +15,7 @@ import sys
 from datetime import UTC, datetime
 
 from ..config import LogFormat, LogLevel
+from ..ports.clock import rfc3339
 from . import libraries
 
 logger = logging.getLogger("sae_actor")
@@ -25,7 +26,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "time": rfc3339(datetime.fromtimestamp(record.created, UTC)),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -189,6 +189,24 @@ def test_a_variable_that_sets_nothing_is_warned_of(
     assert (served.code, served.err.splitlines()[0]) == (69, f"sae-actor: warning: {warning}")
 
 
+def test_settings_that_are_refused_are_said_in_their_own_form(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.pem"
+    environment = {
+        **os.environ,
+        "SAE_ACTOR_SERVER_LOG_FORMAT": "json",
+        "SAE_ACTOR_SERVER_TLS_CERTIFICATE": str(gone),
+        "SAE_ACTOR_PORT": "9999",
+    }
+    command = [sys.executable, "-m", "sae_actor", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 78
+    assert [json.loads(line)["message"] for line in ran.stderr.splitlines()] == [
+        "warning: SAE_ACTOR_PORT of the environment sets nothing; is it SAE_ACTOR_SERVER_PORT that was meant?",
+        f"server.tls_certificate: {gone}: No such file or directory",
+    ]
+    assert not (tmp_path / "data").exists()
+
+
 def test_import_roots_that_are_not_there_are_warned_of(
     folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.config import Settings
 from sae_actor.demo.seed import seed
+from sae_actor.domain.commands import LoadModel
 from sae_actor.domain.refs import import_id_of
 from tests.api.conftest import MODEL, serving
 from tests.fakes.hub import description
@@ -25,7 +25,7 @@ async def test_the_way_back_after_a_detach_and_after_a_delete(capsys: pytest.Cap
         await running.command("LoadModel", model=MODEL)
 
         async def way_back() -> list[str]:
-            await seed(running.actor, running.log, Settings(), running.url, Path(FOLDER), token=False)
+            await seed(running.actor, running.log, LoadModel(model=MODEL), running.url, Path(FOLDER), token=False)
             head, _, *lines = capsys.readouterr().out.splitlines()
             assert head == "ready; the demo's SAE is not attached. This attaches it again:"
             for line in lines:

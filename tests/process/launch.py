@@ -19,12 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sae_actor.config import load
+from sae_actor.config import ConfigurationError, load, resolve
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.service import process
 from sae_actor.service.adapters import Adapters, SystemClock
+from sae_actor.telemetry import logs
 from tests.fakes.engine import FakeEngine
 from tests.hub.conftest import QUICK
 from tests.process.census import count_on_signal
@@ -58,7 +59,13 @@ def main() -> int:
     if given.clock is not None:
         adapters = replace(adapters, clock=_FastClock(given.clock))
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
-    return process.run(settings, adapters=adapters)
+    logs.set_up(settings.server.log_format, settings.server.log_level)
+    try:
+        deployment = resolve(settings)
+    except ConfigurationError as error:  # as the command line does it
+        logs.say(str(error))
+        return error.exit_code
+    return process.run(deployment, adapters=adapters)
 
 
 class _FastClock(SystemClock):

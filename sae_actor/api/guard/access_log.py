@@ -6,6 +6,7 @@ It stands around the checks, so that what they refuse is seen too. A line holds 
 from __future__ import annotations
 
 import logging
+from collections import Counter, defaultdict
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...telemetry.logs import ACCESS
-from ...telemetry.metrics import Counter, Histogram
+from ...telemetry.metrics import Histogram, Labels
 
 access = logging.getLogger("sae_actor.access")
 """One line a request, at level INFO; the members of a line are `ACCESS`."""
@@ -28,16 +29,16 @@ class Requests:
     """Of one life of the process."""
 
     def __init__(self) -> None:
-        self.answered = Counter()
+        self.answered: Counter[Labels] = Counter()
         """By method, route and status."""
-        self.seconds: dict[str, Histogram] = {}
+        self.seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         """By route, until the answer began: a stream may go on for days."""
 
     def answer_began(self, route: str, seconds: float) -> None:
-        self.seconds.setdefault(route, Histogram()).observe(seconds)
+        self.seconds[route].observe(seconds)
 
     def answer_ended(self, method: str, route: str, status: str) -> None:
-        self.answered.add(method if method in METHODS else OTHER, route, status)
+        self.answered[method if method in METHODS else OTHER, route, status] += 1
 
 
 def access_log_middleware(app: ASGIApp, requests: Requests) -> ASGIApp:

@@ -19,7 +19,7 @@ from ..openapi.responses import LogPage
 from ..openapi.responses import State as StateThen
 from ..operations import Query, operation
 from ..requests import whole_number
-from ..streaming import Streamed, heard
+from ..streaming import Streamed, followed_by, heard
 from ..types import Answer, AnyRequest
 
 PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
@@ -90,7 +90,7 @@ async def get_log(request: AnyRequest) -> Answer:
         lines = _pieces(_lines(events(log, after, until=head.position, wanted=wanted, places=walks)))
         async with heard(request):
             first = await anext(lines)
-        return Streamed(_behind(first, lines), media_type="application/x-ndjson")
+        return Streamed(followed_by(first, lines), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
     # What is short is read beside those who read much.
     places = None if limit <= SHORT and wanted == EVERYTHING else walks
@@ -132,12 +132,6 @@ async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield bytes(held)
             held.clear()
     yield bytes(held)
-
-
-async def _behind(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for each in rest:
-        yield each
 
 
 @operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")

@@ -12,7 +12,7 @@ import msgspec
 from ...errors import SAEError
 from ...generations import Completed, RunningGeneration
 from ..problems import openai_view
-from ..streaming import Streamed, left
+from ..streaming import Streamed, followed_by, left
 from ..types import Answer, AnyRequest
 from .parallel import abandon, merged
 from .replies import Reply
@@ -63,7 +63,7 @@ async def streamed(
     async with abandoned_with_client(request, texts):
         first = await anext(events)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return Streamed(_after(first, events), media_type="text/event-stream", headers=headers)
+    return Streamed(followed_by(first, events), media_type="text/event-stream", headers=headers)
 
 
 async def _events(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
@@ -82,12 +82,6 @@ async def _events(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
-
-
-async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for each in rest:
-        yield each
 
 
 @asynccontextmanager

@@ -22,8 +22,9 @@ from ... import __version__
 from ...domain.events import ERASED
 from ...errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ...ports import Head
+from ...ports.durability import fsync_path
 from ..chain import Row, Walk, as_read
-from ..checkpoint import Checkpoint, sync_folder
+from ..checkpoint import Checkpoint
 from ..inspection import Findings, inspect, missing_log, reading
 from ..lock import NAME as LOCK_NAME
 from ..lock import FolderLock, make_folder
@@ -78,11 +79,11 @@ def _export(folder: Path, to: Path) -> Head:
             with tarfile.open(packed, "w") as tar:
                 for name in (ABOUT, VERIFIER, EVENTS):
                     tar.add(fresh / name, arcname=f"{to.stem}/{name}")
-            _sync(packed)
+            fsync_path(packed)
             os.replace(packed, to)
         else:
             os.replace(fresh, to)
-        sync_folder(to.parent)
+        fsync_path(to.parent)
     except OSError as error:
         raise LogUnusableError(f"{to} cannot be written: {error.strerror}") from None
     finally:
@@ -118,7 +119,7 @@ def _write_files(folder: Path, findings: Findings, to: Path) -> None:
     (to / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
     shutil.copyfile(verifier.__file__, to / VERIFIER)
     for name in (EVENTS, ABOUT, VERIFIER):
-        _sync(to / name)
+        fsync_path(to / name)
 
 
 def _line(row: Row) -> bytes:
@@ -128,11 +129,6 @@ def _line(row: Row) -> bytes:
         "hash": row.hash.hex(),
     }
     return verifier.write_line({name: fields[name] for name in verifier.FIELDS}, row.data or ERASED)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _import(bundle: Path, folder: Path) -> Head:

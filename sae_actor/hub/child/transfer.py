@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from ...errors import DiskFullError, SAEDownloadError
 from ...formats.lfs import MAX_POINTER_BYTES, REMEDY, is_pointer
+from ...ports.durability import fsync_path
 from ..digests import BlobDigest, Stamp, feed
-from ..layout import Repository, fsync_folder
+from ..layout import Repository
 from ..protocol import Patience
 from .meter import Meter
 from .remote import RemoteFile, RemoteHub, TransientError
@@ -85,7 +86,7 @@ class Transfer:
                 raise
             os.fsync(descriptor)
             os.replace(self._repository.partial(file.digest), blob)
-            fsync_folder(self._repository.blobs)
+            fsync_path(self._repository.blobs)
             return sha256, Stamp.of(descriptor)
 
     def _verified(self, blob: Path, file: RemoteFile) -> tuple[str, Stamp] | None:

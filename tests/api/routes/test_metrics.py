@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import aconnect_sse
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from sae_actor.api.operations import OPERATIONS
@@ -25,7 +26,7 @@ Numbers = dict[tuple[str, tuple[str, ...]], float]
 
 
 async def numbers(service: Running) -> Numbers:
-    """(name without `sae_actor_`, label values) → value."""
+    """(name without `sae_actor_`, label values in the order of their labels' names) → value."""
     answer = await service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == f"{MEDIA_TYPE}; charset=utf-8"
@@ -53,12 +54,12 @@ async def test_commands_events_and_turns(service: Running) -> None:
     after = await numbers(service)
     change = moved(before, after)
     for command in ("LoadModel", "Download", "Attach"):
-        assert change["commands_total", (command, "accepted")] == 1
-        assert change["commands_total", (command, "completed")] == 1
-    assert change["commands_total", ("Steer", "accepted")] == 1
-    assert change["commands_total", ("Steer", "completed")] == 1
-    assert change["commands_total", ("Steer", "repeated")] == 1
-    assert change["commands_total", ("Detach", "refused")] == 1
+        assert change["commands_total", ("accepted", command)] == 1
+        assert change["commands_total", ("completed", command)] == 1
+    assert change["commands_total", ("accepted", "Steer")] == 1
+    assert change["commands_total", ("completed", "Steer")] == 1
+    assert change["commands_total", ("repeated", "Steer")] == 1
+    assert change["commands_total", ("refused", "Detach")] == 1
     events = await service.events()
     assert {key[1][0]: value for key, value in after.items() if key[0] == "events_total"} == {
         name: sum(event["type"] == name for event in events) for name in {event["type"] for event in events}
@@ -78,8 +79,8 @@ async def test_what_fails_is_told_apart(service: Running) -> None:
     outcome = await service.client.post("/api/commands", json=body, headers={"Prefer": "wait=10"})
     assert outcome.json()["status"] == "failed"
     found = await numbers(service)
-    assert found["commands_total", ("Download", "failed")] == 1
-    assert ("commands_total", ("Download", "completed")) not in found
+    assert found["commands_total", ("failed", "Download")] == 1
+    assert ("commands_total", ("completed", "Download")) not in found
     assert found["saes", ("error",)] == 1
 
 
@@ -92,8 +93,8 @@ async def test_a_download_that_is_cancelled(service: Running) -> None:
     gate.set()
     found = await numbers(service)
     assert found["commands_open", ()] == 0
-    assert found["commands_total", ("Download", "failed")] == 1
-    assert found["commands_total", ("CancelDownload", "completed")] == 1
+    assert found["commands_total", ("failed", "Download")] == 1
+    assert found["commands_total", ("completed", "CancelDownload")] == 1
 
 
 async def test_memory_and_downloads(service: Running) -> None:
@@ -162,7 +163,7 @@ async def test_a_mailbox_that_fills() -> None:
         sent = [post()]
         await begun.wait()
         sent += [post() for _ in range(4)]
-        await _until(service, ("commands_total", ("UnloadModel", "refused")), 2)
+        await _until(service, ("commands_total", ("refused", "UnloadModel")), 2)
         assert (await numbers(service))["mailbox_depth", ()] == 2
         gate.set()
         answers = await asyncio.gather(*sent)
@@ -202,7 +203,7 @@ async def test_labels_stay_few_whatever_is_asked(service: Running) -> None:
     routes = {each.path for each in OPERATIONS} | {"other"}
     assert {key[1][1] for key in found if key[0] == "http_requests_total"} <= routes
     assert {key[1][0] for key in found if key[0] == "events_total"} <= set(PAYLOADS)
-    assert {key[1][0] for key in found if key[0] == "commands_total"} <= {each.__name__ for each in AnyCommand.__args__}
+    assert {key[1][1] for key in found if key[0] == "commands_total"} <= {each.__name__ for each in AnyCommand.__args__}
     assert len(found) < 400
 
 
@@ -229,7 +230,15 @@ async def test_a_full_load_of_the_model_is_seen(service: Running) -> None:
     await service.client.post("/api/commands", json={"type": "LoadModel", "model": MODEL})
     await _until(service, ("commands_open", ()), 1)
     service.engine.load_gate.set()
-    await _until(service, ("commands_total", ("LoadModel", "completed")), 1)
+    await _until(service, ("commands_total", ("completed", "LoadModel")), 1)
+
+
+async def test_two_services_of_one_process_count_for_themselves() -> None:
+    async with serving() as one, serving() as other:
+        await one.ready()
+        assert (await numbers(one))["commands_total", ("completed", "Attach")] == 1
+        assert not [key for key in await numbers(other) if key[0] == "commands_total"]
+    assert not [family.name for family in REGISTRY.collect() if family.name.startswith("sae_actor")]
 
 
 async def _until(service: Running, key: tuple[str, tuple[str, ...]], value: float) -> None:
