@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "domain.evolve": EVENTS | {"domain", "domain.folds"},
     "domain.rules": EVENTS | {"domain", "domain.folds"},
     "domain.decide": EVENTS | {"domain", "domain.folds", "domain.rules"},
-    "domain.views": EVENTS | {"domain", "domain.folds", "domain.evolve"},
+    "domain.views": EVENTS | {"domain", "domain.folds", "domain.evolve", "domain.rules"},
     "ports": DOMAIN,
     "config": DOMAIN,
     "telemetry": {"config"},

@@ -142,7 +142,7 @@ def _names(data: Any, sae: str) -> bool:
 async def _state(folder: Path, arguments: argparse.Namespace) -> int:
     (state,) = await _states(folder, [arguments.at])
     view = state_view(state)
-    print(_json(view) if arguments.json else rendered.state(view))
+    print(_json(view) if arguments.json else rendered.state(msgspec.to_builtins(view)))
     return exit_codes.OK
 
 

@@ -9,9 +9,9 @@ from msgspec import Meta
 from ...domain.chats import Reasoning, Tokenization
 from ...domain.events import Problem, Receipt, Sampling
 from ...domain.refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
+from ...domain.views.fields import Count, Position, Ranges
 from ...domain.views.provenance import Cited
 from ...domain.weights import WeightsFile
-from .responses import Count, Position, Ranges
 
 
 class ExplainedEdit(TypedDict):

@@ -8,9 +8,9 @@ from msgspec import Meta
 
 from ...domain.events import Receipt
 from ...domain.refs import Edit, Exclusion, FinishReason, HookPoint, Mode
+from ...domain.views.fields import Digest, Position
 from ...domain.weights import WeightsFile
 from ...ports import FeatureActivation
-from .responses import Digest, Position
 
 Count = Annotated[int, Meta(ge=0)]
 

@@ -80,7 +80,7 @@ async def _events(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> bytes:
+def _event(value: object) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
