@@ -171,7 +171,7 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
         lost = ", ".join(map(str, wanted.erased))
         hint = f"; the payloads of events {lost}, beginnings of texts, were erased" if lost else ""
         raise NotFoundError(f"no text {arguments.generation_id} is in the log{hint}")
-    view = {**next(iter(wanted.views.values())), "log": _told(verification)}
+    view = {**msgspec.to_builtins(next(iter(wanted.views.values()))), "log": _told(verification)}
     print(_json(view) if arguments.json else explanation.explanation(msgspec.to_builtins(view)))
     return exit_codes.OK
 

@@ -2,5 +2,5 @@
 
 document           paths and operations, made from the table of operations
 json_schema        JSON Schema of structs
-text_responses     shapes of answers of `/v1`; `audit_responses`: of the log
+text_responses     shapes of answers of `/v1`
 """
