@@ -11,7 +11,7 @@ from ..actor import Accepted
 from ..domain.commands import Command, Import
 from ..domain.events import Event, Payload
 from ..domain.refs import sae_id_of
-from ..domain.views.fields import Position
+from ..domain.views.fields import Position, filled
 from ..domain.views.outcomes import AcceptedCommand, Outcome
 from ..errors import BadRequestError
 from .answers import answer, state_of
@@ -91,14 +91,8 @@ def answered(request: AnyRequest, view: Struct, *, upto: int, **more: Any) -> An
 
 
 def outcome_view(outcome: Outcome, sae_id: str | UnsetType = UNSET) -> CommandOutcome:
-    return CommandOutcome(
-        command_id=outcome.command_id,
-        status=outcome.status,
-        position=outcome.position,
-        events=outcome.events,
-        error=problem_view(recorded_error(outcome.error)) if outcome.error is not None else None,
-        sae_id=sae_id,
-    )
+    error = problem_view(recorded_error(outcome.error)) if outcome.error is not None else None
+    return filled(CommandOutcome, outcome, error=error, sae_id=sae_id)
 
 
 async def accept(request: AnyRequest, command: Command, sae_id: str | UnsetType = UNSET) -> Answer:

@@ -25,7 +25,7 @@ from ...domain.rules import attachments
 from ...domain.rules.admission import attached_sae
 from ...domain.rules.placement import target
 from ...domain.views.attachments import Attachment, attachment_view
-from ...domain.views.fields import Bytes, Position
+from ...domain.views.fields import Bytes, Position, filled
 from ...domain.views.saes import Sae, sae_view
 from ...errors import BadRequestError, SAEError
 from ...ports import CatalogEntry, NearFeature, TokenWeight
@@ -181,7 +181,7 @@ async def get_feature(request: AnyRequest) -> Answer:
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
     async with looking(request):
         details = await engine.feature(sae.attach_position, int(asked))
-    return answer(request, Feature(sae_id=sae_id, **msgspec.structs.asdict(details)))
+    return answer(request, filled(Feature, details, sae_id=sae_id))
 
 
 @operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), tag="saes")
@@ -214,16 +214,9 @@ async def attach(request: AnyRequest) -> Answer:
     if outcome is None:
         return accepted_answer(request, accepted, sae_id)
     position, done = event_of(outcome, SaeAttached)
-    view = Attached(
-        status="attached",
-        sae_id=sae_id,
-        layer=done.hook_point.layer,
-        hook_point=done.hook_point,
-        memory_bytes=done.memory_bytes,
-        device_bytes=done.device_bytes,
-        warnings=event_of(outcome, AttachRequested)[1].warnings,
-        position=position,
-    )
+    _, asked = event_of(outcome, AttachRequested)
+    layer = done.hook_point.layer
+    view = filled(Attached, done, asked, status="attached", layer=layer, position=position)
     return answered(request, view, upto=position)
 
 

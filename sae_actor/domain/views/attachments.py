@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from msgspec import Struct
-from msgspec.structs import asdict
 
 from ..refs import Edit, Exclusion, HookPoint, Mode, Monitoring
 from ..state import AttachmentState, State
-from .fields import Bytes, Position, Time
+from .fields import Bytes, Position, Time, filled
 
 
 class AttachmentFields(Struct, frozen=True, kw_only=True):
@@ -53,45 +52,25 @@ class Monitored(Struct, frozen=True, kw_only=True):
 
 
 def attachment_fields(attachment: AttachmentState) -> AttachmentFields:
-    return AttachmentFields(
+    return filled(
+        AttachmentFields,
+        attachment,
         is_attached=attachment.status == "attached",
-        sae_id=attachment.sae_id,
         layer=attachment.hook_point.layer,
-        hook_point=attachment.hook_point,
-        hook_point_out=attachment.hook_point_out,
-        mode=attachment.mode,
-        exclude=attachment.exclude,
-        dtype=attachment.dtype,
-        attached_at=attachment.attached_at,
-        memory_bytes=attachment.memory_bytes,
-        device_bytes=attachment.device_bytes,
-        steering=attachment.steering,
         steering_enabled=attachment.enabled,
-        position=attachment.position,
     )
 
 
 def attachment_view(state: State) -> Attachment:
     """The first attached SAE's fields, and all of them in `attachments`."""
     shown = tuple(attachment_fields(a) for a in state.attached)
-    first = asdict(shown[0]) if shown else {**dict.fromkeys(AttachmentFields.__struct_fields__), "is_attached": False}
-    return Attachment(**first, attachments=shown)
+    first = shown[0] if shown else None
+    return filled(Attachment, first, is_attached=first is not None, attachments=shown)
 
 
 def steering_view(attachment: AttachmentState) -> AttachedSteering:
-    return AttachedSteering(
-        sae_id=attachment.sae_id,
-        features=attachment.steering,
-        enabled=attachment.enabled,
-        position=attachment.position,
-    )
+    return filled(AttachedSteering, attachment, features=attachment.steering)
 
 
 def monitor_view(attachment: AttachmentState, monitoring: Monitoring) -> Monitored:
-    return Monitored(
-        sae_id=attachment.sae_id,
-        features=monitoring.features,
-        top_k=monitoring.top_k,
-        exclude=monitoring.exclude,
-        position=attachment.monitoring_position,
-    )
+    return filled(Monitored, monitoring, attachment, position=attachment.monitoring_position)

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ..refs import HookKind, Mode
 from ..state import State
+from .fields import filled
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -50,9 +51,5 @@ def running_view(state: State) -> Running | None:
     facts = None if state.model is None else state.model.facts
     if facts is None:
         return None
-    return Running(
-        model_id=facts.model_id,
-        batching=facts.environment.get("batching") is True,
-        deterministic=facts.can_be_deterministic,
-        cache_positions=facts.cache_positions,
-    )
+    batching = facts.environment.get("batching") is True
+    return filled(Running, facts, batching=batching, deterministic=facts.can_be_deterministic)

@@ -10,7 +10,7 @@ from ..events import Problem
 from ..refs import HookPoint, Mode
 from ..state import OpenCommand, OpenGeneration, State
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
-from .fields import Bytes, Position
+from .fields import Bytes, Position, filled
 from .saes import Sae, sae_view
 
 
@@ -61,19 +61,13 @@ class ComingBack(Struct, frozen=True, kw_only=True):
 def model_view(state: State) -> Model:
     model = state.model
     facts = model.facts if model else None
-    return Model(
+    return filled(
+        Model,
+        facts,
+        model,
         status=model.status if model else "none",
         model_id=facts.model_id if facts else model.model if model else None,
         revision=model.revision if model else None,
-        commit=facts.commit if facts else None,
-        model_type=facts.model_type if facts else None,
-        dtype=facts.dtype if facts else model.dtype if model else None,
-        device=facts.device if facts else model.device if model else None,
-        num_layers=facts.num_layers if facts else None,
-        hidden_size=facts.hidden_size if facts else None,
-        context_length=facts.context_length if facts else None,
-        memory_bytes=facts.memory_bytes if facts else None,
-        error=model.error if model else None,
     )
 
 
@@ -110,8 +104,4 @@ def waiting_for(state: State) -> list[str]:
 
 def coming_back(state: State) -> list[ComingBack]:
     """The SAEs that were attached before the last start and are on their way to the model again."""
-    return [
-        ComingBack(sae_id=a.sae_id, hook_point=a.hook_point, mode=a.mode)
-        for a in state.attachments
-        if a.restored and a.status == "attaching"
-    ]
+    return [filled(ComingBack, a) for a in state.attachments if a.restored and a.status == "attaching"]

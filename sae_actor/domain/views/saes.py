@@ -12,7 +12,7 @@ from ..refs import HookPoint, SaeFile
 from ..rules.placement import outdated
 from ..state import AttachmentState, SaeRecord, State
 from ..weights import WeightsFiles
-from .fields import Bytes, Time
+from .fields import Bytes, Time, filled
 
 SaeStatus: TypeAlias = Literal["downloading", "cached", "attaching", "attached", "deleting", "error"]
 
@@ -59,35 +59,18 @@ def sae_view(record: SaeRecord, state: State) -> Sae:
     attachment = next((a for a in mine if a.status != "failed"), None)
     lost = next((a for a in mine if a.status == "failed"), None) if attachment is None else None
     dtype = mine[0].dtype if mine else "float32"
-    return Sae(
-        sae_id=record.sae_id,
-        repository_id=record.repository_id,
-        revision=record.revision,
-        commit=record.commit,
-        path=record.path,
+    return filled(
+        Sae,
+        record,
+        sae,
         name=_name(record),
-        source=record.source,
         status=_status(record, attachment, lost),
-        format=sae.format if sae else None,
-        architecture=sae.architecture if sae else None,
-        d_in=sae.d_in if sae else None,
-        d_sae=sae.d_sae if sae else None,
-        d_out=sae.d_out if sae else None,
-        dtype=sae.dtype if sae else None,
-        trained_on=sae.trained_on if sae else None,
-        trained_layer=sae.trained_layer if sae else None,
-        hook_name=sae.hook_name if sae else None,
-        hook_point=sae.hook_point if sae else None,
-        hook_point_out=sae.hook_point_out if sae else None,
-        files=record.files,
         file_size_bytes=sum(file.bytes for file in record.files),
         memory_bytes=sae.memory_bytes(dtype) if sae else None,
         weights_sha256=record.weights_sha256 or None,
-        prepend_bos=sae.prepend_bos if sae else None,
         ignored=dict(sae.ignored) if sae else {},
         weights_files=record.weights,
         warnings=(*(sae.warnings if sae else ()), *_outdated(record, attachment, state)),
-        created_at=record.created_at,
         error=record.error if lost is None else lost.error,
     )
 
