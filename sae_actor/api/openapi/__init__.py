@@ -2,5 +2,4 @@
 
 document           paths and operations, made from the table of operations
 json_schema        JSON Schema of structs
-text_responses     shapes of answers of `/v1`
 """
