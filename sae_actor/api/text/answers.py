@@ -75,20 +75,16 @@ class ChatLogprobs(Struct, frozen=True, kw_only=True):
     refusal: None
 
 
-class CompletionChoice(Struct, frozen=True, kw_only=True):
-    index: Count
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
-    sae: AppliedIntervention | UnsetType = UNSET
-
-
 class CompletionPart(Struct, frozen=True, kw_only=True):
     index: Count
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     sae: AppliedIntervention | UnsetType = UNSET
+
+
+class CompletionChoice(CompletionPart, frozen=True, kw_only=True):
+    finish_reason: FinishReason
 
 
 class ChatAnswer(Struct, frozen=True, kw_only=True):
@@ -119,49 +115,41 @@ class ChatPart(Struct, frozen=True, kw_only=True):
     sae: AppliedIntervention | UnsetType = UNSET
 
 
-class Completion(Struct, frozen=True, kw_only=True):
+class _Envelope(Struct, frozen=True, kw_only=True):
     id: str
-    object: Literal["text_completion"]
+    object: str
     created: int
     model: str
     system_fingerprint: str
+
+
+class Completion(_Envelope, frozen=True, kw_only=True):
+    object: Literal["text_completion"]
     choices: tuple[CompletionChoice, ...]
     usage: Usage
     sae: AppliedIntervention
 
 
-class ChatCompletion(Struct, frozen=True, kw_only=True):
-    id: str
+class ChatCompletion(_Envelope, frozen=True, kw_only=True):
     object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: tuple[ChatChoice, ...]
     usage: Usage
     sae: AppliedIntervention
 
 
-class CompletionChunk(Struct, frozen=True, kw_only=True):
+class CompletionChunk(_Envelope, frozen=True, kw_only=True):
     """One event of a streamed completion; the last one has `sae`."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: tuple[CompletionPart, ...]
     usage: Usage | UnsetType = UNSET
     sae: AppliedIntervention | UnsetType = UNSET
 
 
-class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
+class ChatCompletionChunk(_Envelope, frozen=True, kw_only=True):
     """One event of a streamed chat; the last one has `sae`."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: tuple[ChatPart, ...]
     usage: Usage | UnsetType = UNSET
     sae: AppliedIntervention | UnsetType = UNSET

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -36,6 +36,7 @@ from .answers import (
 )
 from .requests import fingerprint
 
+T = TypeVar("T", bound=ChatToken)
 Kind = Literal["completion", "chat"]
 Part: TypeAlias = CompletionPart | ChatPart
 Chunk: TypeAlias = CompletionChunk | ChatCompletionChunk
@@ -145,14 +146,7 @@ class Choice:
         if tokens is None or not self.scores:
             return None
         content = (
-            ScoredChatToken(
-                token=own.text,
-                logprob=own.logprob,
-                bytes=_bytes(own),
-                top_logprobs=tuple(
-                    ChatToken(token=each.text, logprob=each.logprob, bytes=_bytes(each)) for each in token.top
-                ),
-            )
+            _chat(ScoredChatToken, own, top_logprobs=tuple(_chat(ChatToken, each) for each in token.top))
             for token, own in _scored(tokens)
         )
         return ChatLogprobs(content=tuple(content), refusal=None)
@@ -202,8 +196,9 @@ def _scored(tokens: Sequence[Token]) -> list[tuple[Token, ScoredToken]]:
     return [(token, token.scored) for token in tokens if token.scored is not None]
 
 
-def _bytes(scored: ScoredToken) -> tuple[int, ...] | None:
-    return None if scored.bytes is None else tuple(scored.bytes)
+def _chat(type_: type[T], scored: ScoredToken, **more: Any) -> T:
+    written = None if scored.bytes is None else tuple(scored.bytes)
+    return type_(token=scored.text, logprob=scored.logprob, bytes=written, **more)
 
 
 def _written(scored: ScoredToken) -> str:
