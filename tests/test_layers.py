@@ -225,7 +225,6 @@ def test_there_is_no_circle() -> None:
     assert circles() == []
 
 
-@pytest.mark.xfail(strict=True, reason=("Accepted, Generation, Generations, State, Steering"))
 def test_no_class_is_named_twice() -> None:
     assert named_twice() == {}
 

@@ -17,7 +17,7 @@ from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, Message, Report, Start, Stop
 from ..domain.pending import pending, residents
 from ..domain.state import EMPTY
-from ..domain.views.resources import Outcome, outcome
+from ..domain.views.outcomes import Outcome, outcome
 from ..errors import (
     DeviceLostError,
     DiskFullError,

@@ -10,6 +10,7 @@ from litestar import Request
 
 from ..actor import Actor
 from ..config.access import Access
+from ..domain.views.capabilities import Capabilities
 from ..errors import MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..ports import Engine, EventLog, Hub
@@ -37,7 +38,7 @@ class Context:
     log: EventLog
     hub: Hub
     engine: Engine
-    capabilities: Callable[[], dict[str, Any]]
+    capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
     max_readers: int = 2048
     """Streams of events at the same time."""

@@ -40,9 +40,9 @@ class Operation:
     answers: tuple[tuple[int, str], ...] = ((200, "application/json"),)
     """Status and media type of each good answer."""
     returns: Any = None
-    """Shape of the JSON answer with status 200 (of a tuple: any of them); one with 202 is always `Accepted`."""
+    """Type of the JSON answer with status 200 (of a tuple: any of them); one with 202 is always `AcceptedCommand`."""
     items: Any = None
-    """Shape of each JSON document of an answer that is a stream of them."""
+    """Type of each JSON document of an answer that is a stream of them."""
     bodiless: bool = False
     """No body at all means `{}`."""
     examples: dict[str, Any] = field(default_factory=dict)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any, TypedDict, cast
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from msgspec import Meta
 
 from ..domain.events import Problem
 from ..errors import BadRequestError, InternalError, NotFoundError, NotReadyError, SAEError, TooLargeError, from_code
@@ -17,16 +18,39 @@ logger = logging.getLogger(__name__)
 AnyRequest = Request[Any, Any, Any]
 
 
-def problem_view(error: SAEError) -> dict[str, Any]:
+class ProblemDetails(TypedDict):
+    """Why a request was refused, or failed (RFC 9457); further members say more, such as `sae_d_in`."""
+
+    type: str
+    title: str
+    status: Annotated[int, Meta(ge=400, le=599)]
+    detail: str
+    code: str
+
+
+class OpenAIFault(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(TypedDict):
+    """The shape of errors under `/v1`."""
+
+    error: OpenAIFault
+
+
+def problem_view(error: SAEError) -> ProblemDetails:
     """The members of a problem: the fixed ones win over fields of the same name."""
-    return {
-        **error.fields,
+    fixed: ProblemDetails = {
         "type": f"urn:sae-actor:problem:{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
         "code": error.code,
     }
+    return cast("ProblemDetails", {**error.fields, **fixed})
 
 
 def recorded_error(problem: Problem) -> SAEError:
@@ -34,7 +58,7 @@ def recorded_error(problem: Problem) -> SAEError:
     return from_code(problem.code, problem.detail, **problem.fields)
 
 
-def openai_view(error: SAEError) -> dict[str, Any]:
+def openai_view(error: SAEError) -> OpenAIError:
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {
@@ -56,9 +80,8 @@ def problem_response(request: AnyRequest, error: SAEError) -> Response[bytes]:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     on_v1 = request.scope["path"].startswith("/v1/")
-    view = openai_view(error) if on_v1 else problem_view(error)
     return Response(
-        content=msgspec.json.encode(view),
+        content=msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error)),
         status_code=error.status,
         media_type="application/json" if on_v1 else "application/problem+json",
         headers=headers,

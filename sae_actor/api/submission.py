@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET, Struct, UnsetType
 
 from ..actor import Accepted
-from ..domain.commands import (
-    Command,
-    Import,
-)
+from ..domain.commands import Command, Import
+from ..domain.events import Event, Payload
 from ..domain.refs import sae_id_of
-from ..domain.views.resources import Outcome
+from ..domain.views.fields import Position, filled
+from ..domain.views.outcomes import AcceptedCommand, Outcome
 from ..errors import BadRequestError
 from .answers import answer, state_of
 from .context import context, principal
-from .problems import problem_view, recorded_error
+from .problems import ProblemDetails, problem_view, recorded_error
 from .requests import MAX_WAIT, expected_revision, idempotency_key, wait_seconds
 from .types import Answer, AnyRequest
 
@@ -47,6 +47,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 """A body for each command."""
 
 
+class CommandOutcome(Struct, frozen=True, kw_only=True):
+    """What became of a command, and the events it led to."""
+
+    command_id: str
+    status: Literal["accepted", "completed", "failed"]
+    position: Position
+    events: tuple[Event, ...]
+    error: ProblemDetails | None
+    sae_id: str | UnsetType = UNSET
+
+
 async def submit(request: AnyRequest, command: Command) -> Accepted:
     """Hand a command to the actor, under the request's headers."""
     key, revision = idempotency_key(request), expected_revision(request)
@@ -59,14 +70,14 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
     return accepted
 
 
-def accepted_answer(request: AnyRequest, accepted: Accepted, **more: Any) -> Answer:
+def accepted_answer(request: AnyRequest, accepted: Accepted, sae_id: str | UnsetType = UNSET) -> Answer:
     """202: on record, not done yet."""
-    view = {"command_id": accepted.command_id, "position": accepted.position, "status": "accepted", **more}
+    view = AcceptedCommand(command_id=accepted.command_id, position=accepted.position, status="accepted", sae_id=sae_id)
     location = {"location": f"/api/commands/{accepted.command_id}"}
     return answered(request, view, upto=accepted.revision, status=202, headers=location)
 
 
-def answered(request: AnyRequest, view: dict[str, Any], *, upto: int, **more: Any) -> Answer:
+def answered(request: AnyRequest, view: Struct, *, upto: int, **more: Any) -> Answer:
     """What a command led to, and in a header the head of the log: whoever sends commands is a witness of it.
 
     upto: position of the last event that is told. What changed behind it is another's: with an ETag of that state the
@@ -79,38 +90,34 @@ def answered(request: AnyRequest, view: dict[str, Any], *, upto: int, **more: An
     return response
 
 
-def outcome_view(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "command_id": outcome.command_id,
-        "status": outcome.status,
-        "position": outcome.position,
-        "events": outcome.events,
-        "error": problem_view(recorded_error(outcome.error)) if outcome.error is not None else None,
-    }
+def outcome_view(outcome: Outcome, sae_id: str | UnsetType = UNSET) -> CommandOutcome:
+    error = problem_view(recorded_error(outcome.error)) if outcome.error is not None else None
+    return filled(CommandOutcome, outcome, error=error, sae_id=sae_id)
 
 
-async def accept(request: AnyRequest, command: Command, **more: Any) -> Answer:
+async def accept(request: AnyRequest, command: Command, sae_id: str | UnsetType = UNSET) -> Answer:
     """Accept a command; with `Prefer: wait`, answer with its outcome if that comes in time."""
     seconds = wait_seconds(request)
     accepted = await submit(request, command)
     if seconds is None:
-        return accepted_answer(request, accepted, **more)
+        return accepted_answer(request, accepted, sae_id)
     outcome = await context(request).actor.outcome(accepted.command_id, seconds)
     if outcome.status == "accepted":
-        response = accepted_answer(request, accepted, **more)
+        response = accepted_answer(request, accepted, sae_id)
     else:
-        response = answered(request, {**outcome_view(outcome), **more}, upto=outcome.events[-1].position)
+        response = answered(request, outcome_view(outcome, sae_id), upto=outcome.events[-1].position)
     response.headers["preference-applied"] = f"wait={seconds}"
     return response
 
 
-def event_of(outcome: Outcome, event_type: str) -> tuple[int, dict[str, Any]]:
-    """Position and data of the last event of a type in an outcome."""
-    event = next(event for event in reversed(outcome.events) if event.type == event_type)
-    return event.position, msgspec.json.decode(event.data)
-
-
 C = TypeVar("C", bound=Command)
+P = TypeVar("P", bound=Payload)
+
+
+def event_of(outcome: Outcome, type_: type[P]) -> tuple[int, P]:
+    """Position and payload of the last event of a type in an outcome."""
+    payloads = ((event.position, event.payload()) for event in reversed(outcome.events))
+    return next((position, payload) for position, payload in payloads if isinstance(payload, type_))
 
 
 def command_for(request: AnyRequest, type_: type[C], **fields: Any) -> C:

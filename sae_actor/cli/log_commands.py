@@ -142,7 +142,7 @@ def _names(data: Any, sae: str) -> bool:
 async def _state(folder: Path, arguments: argparse.Namespace) -> int:
     (state,) = await _states(folder, [arguments.at])
     view = state_view(state)
-    print(_json(view) if arguments.json else rendered.state(view))
+    print(_json(view) if arguments.json else rendered.state(msgspec.to_builtins(view)))
     return exit_codes.OK
 
 
@@ -171,7 +171,7 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
         lost = ", ".join(map(str, wanted.erased))
         hint = f"; the payloads of events {lost}, beginnings of texts, were erased" if lost else ""
         raise NotFoundError(f"no text {arguments.generation_id} is in the log{hint}")
-    view = {**next(iter(wanted.views.values())), "log": _told(verification)}
+    view = {**msgspec.to_builtins(next(iter(wanted.views.values()))), "log": _told(verification)}
     print(_json(view) if arguments.json else explanation.explanation(msgspec.to_builtins(view)))
     return exit_codes.OK
 

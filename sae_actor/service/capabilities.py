@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import typing
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from .. import __version__
 from ..config import Settings
 from ..domain.refs import MAX_EDITS, MAX_STRENGTH, Exclusion, HookKind, Method, Mode, NamedPositions, Unit
+from ..domain.views.capabilities import Capabilities, Limits
 from ..formats import FORMATS
 from ..models.families import FAMILIES
 
 LIBRARIES = ("torch", "transformers", "safetensors", "huggingface_hub", "litestar", "msgspec")
 
 
-def capabilities(settings: Settings) -> dict[str, Any]:
-    """Formats, architectures, hook points, steering methods, limits, versions."""
-    return {
-        "version": __version__,
-        "formats": [each.name for each in FORMATS],
-        "architectures": sorted({name for each in FORMATS for name in each.architectures}),
-        "hook_points": list(typing.get_args(HookKind)),
-        "families": {name: sorted(family.places) for name, family in sorted(FAMILIES.items())},
-        "methods": list(typing.get_args(Method)),
-        "modes": list(typing.get_args(Mode)),
-        "positions": [*typing.get_args(NamedPositions), "tokens", "from/to", "role"],
-        "exclusions": list(typing.get_args(Exclusion)),
-        "units": list(typing.get_args(Unit)),
-        "conditions": ["when", "stop_when"],
-        "limits": {
-            "max_attachments": settings.gpu.max_attachments,
-            "max_edits": MAX_EDITS,
-            "max_strength": MAX_STRENGTH,
-            "max_running": settings.engine.max_running,
-            "max_waiting": settings.engine.max_waiting,
-        },
-        "versions": {name: _version(name) for name in LIBRARIES},
-    }
+def capabilities(settings: Settings) -> Capabilities:
+    """Formats, architectures, hook points, steering methods, limits, versions; the model is for the state to name."""
+    return Capabilities(
+        version=__version__,
+        formats=tuple(each.name for each in FORMATS),
+        architectures=tuple(sorted({name for each in FORMATS for name in each.architectures})),
+        hook_points=typing.get_args(HookKind),
+        families={name: tuple(sorted(family.places)) for name, family in sorted(FAMILIES.items())},
+        methods=typing.get_args(Method),
+        modes=typing.get_args(Mode),
+        positions=(*typing.get_args(NamedPositions), "tokens", "from/to", "role"),
+        exclusions=typing.get_args(Exclusion),
+        units=typing.get_args(Unit),
+        conditions=("when", "stop_when"),
+        limits=Limits(
+            max_attachments=settings.gpu.max_attachments,
+            max_edits=MAX_EDITS,
+            max_strength=MAX_STRENGTH,
+            max_running=settings.engine.max_running,
+            max_waiting=settings.engine.max_waiting,
+        ),
+        versions={name: _version(name) for name in LIBRARIES},
+        model=None,
+    )
 
 
 def _version(name: str) -> str | None:

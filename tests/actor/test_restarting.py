@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain.commands import Attach, Command, Delete, Detach, Download, Steer, UnloadModel
 from sae_actor.domain.events import Draft, Event
@@ -38,10 +39,10 @@ async def test_everything_as_it_was(crash: bool, tmp_path: Path) -> None:
     async with living(log, hub) as after:
         await after.converged()
         now = state_view(after.state)
-        assert now["model"] == before["model"]
-        assert now["saes"] == before["saes"]
-        (was,), (attachment,) = before["attachments"], now["attachments"]
-        assert {**attachment, "position": 0} == {**was, "position": 0}
+        assert now.model == before.model
+        assert now.saes == before.saes
+        (was,), (attachment,) = before.attachments, now.attachments
+        assert replace(attachment, position=0) == replace(was, position=0)
         restored = [e.type for e in await after.events() if b'"restored":true' in bytes(e.data)]
         assert restored == ["ModelLoaded", "SaeAttached"]
         assert ("EffectInterrupted" in await after.types()) is False, "nothing was under way"
@@ -93,12 +94,12 @@ async def test_what_cannot_be_brought_back_does_not_hold_up_the_rest() -> None:
     async with living(log, hub, max_attachments=2) as after:
         await after.converged()
         assert [a.sae_id for a in after.state.attached] == [B]
-        assert [each["sae_id"] for each in degraded_view(after.state)] == [A]
+        assert [each.sae_id for each in degraded_view(after.state)] == [A]
         await after.done(Download(REPOSITORY, path="a", force=True))
     async with living(log, hub, max_attachments=2) as again:
         await again.converged()
         assert [a.sae_id for a in again.state.attached] == [A, B]
-        assert (again.state.attached[0].steering, degraded_view(again.state)) == (EDITS, [])
+        assert (again.state.attached[0].steering, degraded_view(again.state)) == (EDITS, ())
 
 
 async def test_a_crash_while_it_is_brought_back() -> None:
@@ -131,7 +132,7 @@ async def test_an_attach_that_fails_after_the_restart_is_the_commands() -> None:
         outcome = await after.actor.outcome(attach.command_id, 5)
         assert outcome.error is not None
         assert (outcome.error.code, after.state.attachments) == ("sae_invalid", ())
-        assert degraded_view(after.state) == []
+        assert degraded_view(after.state) == ()
 
 
 SCRIPT: list[Command] = [

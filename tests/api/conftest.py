@@ -118,7 +118,7 @@ async def serving(
         log=log,
         hub=hub,
         engine=engine,
-        capabilities=lambda: {"formats": []},
+        capabilities=lambda: CAPABILITIES,
         access=Access([*map(operator, tokens), *grants]),
         cors_origins=cors_origins,
     )

@@ -34,7 +34,8 @@ from sae_actor.domain.messages import AdmitGeneration, Message, Report, Start, S
 from sae_actor.domain.pending import pending, residents
 from sae_actor.domain.refs import Edit
 from sae_actor.domain.state import EMPTY, AttachmentState, State, encode
-from sae_actor.domain.views.resources import outcome, state_view, waiting_for
+from sae_actor.domain.views.outcomes import outcome
+from sae_actor.domain.views.resources import state_view, waiting_for
 from sae_actor.errors import InternalError, SAEError
 from tests.domain.dsl import FOLDER, IMPORTED, REPOSITORY, A, B, C, description, event, facts, files
 

@@ -16,7 +16,7 @@ from sae_actor.domain.events import Event
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
 from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, HookPoint, intervention_sha256
-from sae_actor.domain.views.resources import attachment_view
+from sae_actor.domain.views.attachments import attachment_view
 from tests.domain.dsl import A, attach_done, attached_steered, edit, given
 
 GOLDEN = Path(__file__).parent / "golden_events.ndjson"
@@ -151,7 +151,7 @@ def test_attached_to_reconstruct_sinks_too() -> None:
     story = story.when(attach_done(9))
     assert [each.exclude for each in story.newest if isinstance(each, ev.SaeAttached)] == [()]
     assert (story.state.in_force[0].mode, story.state.in_force[0].exclude) == ("reconstruct", ())
-    assert attachment_view(story.state)["exclude"] == ()
+    assert attachment_view(story.state).exclude == ()
     for own in ({}, {"steering": (edit(),)}, {"steering": ()}):
         (started,) = story.when(ask(**own)).newest
         assert isinstance(started, ev.GenerationStarted)

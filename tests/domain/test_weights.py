@@ -16,7 +16,7 @@ from sae_actor.domain.commands import Download
 from sae_actor.domain.effects import AttachEffect
 from sae_actor.domain.messages import Start
 from sae_actor.domain.refs import SaeFile
-from sae_actor.domain.views.resources import sae_view
+from sae_actor.domain.views.saes import sae_view
 from sae_actor.domain.weights import WeightsFile, names, of_record, weights_sha256
 from tests.domain.dsl import (
     DIED,
@@ -87,8 +87,8 @@ def test_an_old_record_tells_its_files() -> None:
     assert of_record(nested, digest) == (WeightsFile("x/checkpoints/final.safetensors", FILE),)
     state = in_an_old_log().state
     view = sae_view(state.saes[A], state)
-    assert view["weights_sha256"] == OLD, "what it says it goes on saying"
-    assert list(view["weights_files"]) == [{"path": "a/sae_weights.safetensors", "sha256": FILE}]
+    assert view.weights_sha256 == OLD, "what it says it goes on saying"
+    assert view.weights_files == (WeightsFile("a/sae_weights.safetensors", FILE),)
 
 
 def test_an_old_attachment_comes_back_and_keeps_its_digest() -> None:

@@ -147,7 +147,7 @@ def test_the_log_tells_and_reproduces_every_text(tmp_path: Path, command: Callab
     wanted = Explaining()
     for line in lines:
         wanted.feed(msgspec.json.decode(line, type=Event))
-    explained = {view["generation_id"]: view for view in wanted.views.values()}
+    explained = {view["generation_id"]: view for view in map(msgspec.to_builtins, wanted.views.values())}
     assert len(explained) == len(clients.answered) >= TEXTS
     steered = 0
     for own, answer in clients.answered:

@@ -1,6 +1,6 @@
 """The description of the API (OpenAPI 3.1), made from the table of routes: what is not in the table is not served.
 
-Bodies and answers are the structs and shapes that the table names, turned into JSON Schema; `json_schema` says what
+Bodies and answers are the structs that the table names, turned into JSON Schema; `json_schema` says what
 msgspec cannot. Every refusal stands under its status with the codes that the route can give.
 """
 
@@ -15,11 +15,11 @@ import msgspec
 
 from ... import __version__
 from ...domain.refs import sae_id_of
+from ...domain.views.outcomes import AcceptedCommand
 from ...errors import BY_CODE, SAEError
 from ..operations import OPERATIONS, Operation
-from ..problems import openai_view, problem_view
+from ..problems import OpenAIError, ProblemDetails, openai_view, problem_view
 from .json_schema import Schemas
-from .responses import Accepted, OpenAIError, ProblemDetails
 
 Json = dict[str, Any]
 
@@ -81,7 +81,8 @@ _NAMES = {
 
 def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Json:
     """OpenAPI 3.1 of every route in the table. secured: a token is asked for; cookie: the name of a login's."""
-    schemas = Schemas([Accepted, ProblemDetails, OpenAIError, *(s for each in OPERATIONS for s in _shapes(each))])
+    types = [type_ for each in OPERATIONS for type_ in _types(each)]
+    schemas = Schemas([AcceptedCommand, ProblemDetails, OpenAIError, *types])
     paths: dict[str, Json] = {}
     for each in OPERATIONS:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, schemas, secured=secured)
@@ -113,8 +114,8 @@ def encoded(*, secured: bool, cookie: str) -> bytes:
     return msgspec.json.encode(description(secured=secured, cookie=cookie))
 
 
-def _shapes(each: Operation) -> Iterable[Any]:
-    return (shape for shape in (each.body, each.or_body, each.returns, each.items) if shape is not None)
+def _types(each: Operation) -> Iterable[Any]:
+    return (type_ for type_ in (each.body, each.or_body, each.returns, each.items) if type_ is not None)
 
 
 def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
@@ -181,7 +182,7 @@ def _content(each: Operation, status: int, media_type: str, schemas: Schemas) ->
         # OpenAPI 3.1 has no word for the documents of a stream; 3.2 calls it itemSchema.
         return {} if each.items is None else {"x-item-schema": schemas.of(each.items)}
     if media_type == "application/json":
-        shape = Accepted if status == 202 else each.returns
+        shape = AcceptedCommand if status == 202 else each.returns
         return {"schema": {} if shape is None else schemas.of(shape)}
     return {"schema": {"type": "object"} if "json" in media_type else {"type": "string"}}
 
@@ -235,5 +236,5 @@ def _title(code: str) -> str:
     return title[0].lower() + title[1:] if title[1:2].islower() else title
 
 
-def _example(error: type[SAEError], *, on_v1: bool) -> Json:
+def _example(error: type[SAEError], *, on_v1: bool) -> OpenAIError | ProblemDetails:
     return openai_view(error()) if on_v1 else problem_view(error())

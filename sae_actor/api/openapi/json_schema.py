@@ -1,4 +1,4 @@
-"""JSON Schema of the structs and shapes, with what msgspec cannot say of them.
+"""JSON Schema of the structs, with what msgspec cannot say of them.
 
 Patterns are written for JSON Schema's dialect; events are a union told apart by `type`, each with its own payload;
 rules that a struct checks in `__post_init__` are said in `RULES`.

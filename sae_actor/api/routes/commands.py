@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from ...domain.commands import AnyCommand
 from ..context import context
-from ..openapi.responses import CommandOutcome
 from ..operations import operation
 from ..requests import body_of, wait_seconds
-from ..submission import EXAMPLES, REFUSALS, accept, answered, outcome_view
+from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, outcome_view
 from ..types import Answer, AnyRequest
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
 
+from ...domain.views.explained import ExplainedGeneration, ExplainedGenerations
 from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
 from ..answers import answer
 from ..context import context
 from ..limits import walking
 from ..log_pages import events
-from ..openapi.audit_responses import Generation, Generations
 from ..operations import Query, operation
 from ..requests import whole_number
 from ..types import Answer, AnyRequest
@@ -26,7 +25,7 @@ MAX_LIMIT = 1000
                   Query("after", POSITION, "only those that began behind this position"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
                         f"at most so many; {DEFAULT_LIMIT} without it")),
-           returns=Generations, tag="log")  # fmt: skip
+           returns=ExplainedGenerations, tag="log")  # fmt: skip
 async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
     wanted = Explaining(
@@ -36,16 +35,16 @@ async def get_generations(request: AnyRequest) -> Answer:
         live=context(request).actor.started,
     )
     await _read(request, wanted)
-    return answer(request, {"generations": list(wanted.views.values())})
+    return answer(request, ExplainedGenerations(generations=tuple(wanted.views.values())))
 
 
 @operation("GET", "/api/generations/{generation_id}", "What was active for one answer",
-           returns=Generation, errors=("not_found",), tag="log")  # fmt: skip
+           returns=ExplainedGeneration, errors=("not_found",), tag="log")  # fmt: skip
 async def get_generation(request: AnyRequest) -> Answer:
     generation_id: str = request.path_params["generation_id"]
     wanted = Explaining(generation_id=generation_id, live=context(request).actor.started)
     await _read(request, wanted)
-    view: dict[str, Any] | None = next(iter(wanted.views.values()), None)
+    view = next(iter(wanted.views.values()), None)
     if view is None:
         raise NotFoundError(f"no text {generation_id[:80]} is in the log", generation_id=generation_id[:80])
     return answer(request, view)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
+from msgspec import Struct
 
 from ...domain.events import PAYLOADS, Event
-from ...domain.views.resources import state_view
+from ...domain.views.resources import ServiceState, state_view
 from ...errors import BadRequestError, NotFoundError
 from ...ports import Head, Verification
 from ...subscriptions import EVERYTHING, EventFilter
@@ -15,8 +16,6 @@ from ..answers import answer, state_of
 from ..context import context
 from ..limits import walking
 from ..log_pages import events
-from ..openapi.responses import LogPage
-from ..openapi.responses import State as StateThen
 from ..operations import Query, operation
 from ..requests import whole_number
 from ..streaming import Streamed, followed_by, heard
@@ -42,8 +41,13 @@ AFTER = Query("after", POSITION, "only events behind this position")
 SAE = Query("sae_id", {"type": "string", "minLength": 1, "maxLength": MAX_SAE_ID}, "only events that name this SAE")
 
 
+class LogPage(Struct, frozen=True, kw_only=True):
+    events: tuple[Event, ...]
+    head: Head
+
+
 @operation("GET", "/api/state", "The state as it was",
-           query=(Query("at", POSITION, "position; without it, now"),), returns=StateThen,
+           query=(Query("at", POSITION, "position; without it, now"),), returns=ServiceState,
            errors=("not_found",), tag="log")  # fmt: skip
 async def get_state(request: AnyRequest) -> Answer:
     now = state_of(request)
@@ -95,18 +99,18 @@ async def get_log(request: AnyRequest) -> Answer:
     # What is short is read beside those who read much.
     places = None if limit <= SHORT and wanted == EVERYTHING else walks
     found = events(log, after, until=head.position, wanted=wanted, limit=limit, places=places)
-    held: list[msgspec.Raw] = []
+    held: list[Event] = []
     size = 0
     async with heard(request):
         async for event in found:
-            held.append(msgspec.Raw(msgspec.json.encode(event)))
+            held.append(event)
             size += len(event.data)
             if size > WHOLE_BYTES:
                 break
         else:
-            return answer(request, {"events": held, "head": head})
+            return answer(request, LogPage(events=tuple(held), head=head))
     # A reader that dawdles is not to keep the rest in memory: it is read as it is taken.
-    begun = b'{"events":[' + b",".join(map(bytes, held))
+    begun = b'{"events":[' + b",".join(map(msgspec.json.encode, held))
     headers = {"etag": f'"{state_of(request).revision}"', "cache-control": "no-store"}
     return Streamed(_pieces(_page(begun, found, head)), media_type="application/json", headers=headers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -10,7 +10,6 @@ from ...errors import BadRequestError, UnauthorizedError
 from ..answers import answer
 from ..context import context
 from ..guard.identity import MAX_TOKEN, Caller, cookie_name, session_ids_of
-from ..openapi.responses import Session
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -23,6 +22,14 @@ class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
     """A token as it would stand behind `Authorization: Bearer`."""
 
     token: Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN)]
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """Who the caller is (null for somebody unknown), and whether the service asks for tokens."""
+
+    principal: str | None
+    role: Literal["viewer", "operator"] | None
+    tokens: bool
 
 
 @operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null for somebody unknown), and whether "
@@ -74,5 +81,4 @@ def _cookie(request: AnyRequest, value: str, seconds: int) -> str:
 
 def _told(request: AnyRequest, caller: Any) -> Answer:
     name, role = (None, None) if caller is None else caller
-    asked = bool(context(request).access)
-    return answer(request, {"principal": name, "role": role, "tokens": asked})
+    return answer(request, Session(principal=name, role=role, tokens=bool(context(request).access)))

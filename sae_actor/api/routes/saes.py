@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -19,37 +19,27 @@ from ...domain.commands import (
     RepositoryPath,
     Revision,
 )
+from ...domain.events import AttachRequested, DownloadCancelled, SaeAttached, SaeDeleted, SaeDetached
 from ...domain.placement import target
 from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode, sae_id_of
 from ...domain.rules import attachments
 from ...domain.rules.admission import attached_sae
-from ...domain.views.resources import (
-    attachment_view,
-    sae_view,
-)
+from ...domain.views.attachments import Attachment, attachment_view
+from ...domain.views.fields import Bytes, Position, filled
+from ...domain.views.saes import Sae, sae_view
 from ...errors import BadRequestError, SAEError
-from ...ports import CatalogEntry
+from ...ports import CatalogEntry, NearFeature, TokenWeight
 from ..answers import answer, state_of
 from ..context import context, device
 from ..limits import looking
 from ..openapi.json_schema import REPOSITORY, REVISION
-from ..openapi.responses import (
-    Attached,
-    Attachment,
-    Cancelled,
-    CommandOutcome,
-    Compatibility,
-    Feature,
-    Freed,
-    Sae,
-    SaeList,
-)
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
 from ..streaming import heard
 from ..submission import (
     EXAMPLES,
     REFUSALS,
+    CommandOutcome,
     accept,
     accepted_answer,
     answered,
@@ -89,6 +79,74 @@ class EmptyBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Nothing but the right to say nothing: `{}`, or no body at all."""
 
 
+class Attached(Struct, frozen=True, kw_only=True):
+    status: Literal["attached"]
+    sae_id: str
+    layer: int
+    hook_point: HookPoint
+    memory_bytes: Bytes
+    device_bytes: Bytes
+    warnings: tuple[str, ...]
+    position: Position
+
+
+class Freed(Struct, frozen=True, kw_only=True):
+    """Of memory (`detached`), or of the disk (`deleted`)."""
+
+    status: Literal["detached", "deleted"]
+    sae_id: str
+    freed_bytes: Bytes
+    position: Position
+
+
+class Cancelled(Struct, frozen=True, kw_only=True):
+    status: Literal["cancelled"]
+    sae_id: str
+    position: Position
+
+
+class Objection(Struct, frozen=True, kw_only=True):
+    code: str
+    detail: str
+
+
+class Compatibility(Struct, frozen=True, kw_only=True):
+    compatible: bool
+    sae_d_in: int
+    model_d: int | None
+    layer: int | None
+    warnings: tuple[str, ...]
+    errors: tuple[Objection, ...]
+
+
+class Feature(Struct, frozen=True, kw_only=True):
+    """What the weights, the unembedding and the SAE's folder say of a feature."""
+
+    sae_id: str
+    feature: int
+    decoder_norm: float
+    bias: float | None
+    threshold: float | None
+    nearest: tuple[NearFeature, ...]
+    promoted: tuple[TokenWeight, ...]
+    suppressed: tuple[TokenWeight, ...]
+    label: str | None
+    max_activation: float | None
+    density: float | None
+    top_tokens: tuple[str, ...]
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    used_bytes: Bytes
+    quota_bytes: Bytes | None
+
+
+class SaeList(Struct, frozen=True, kw_only=True):
+    saes: tuple[Sae, ...]
+    attachment: Attachment
+    disk: Disk
+
+
 async def _nothing(request: AnyRequest) -> None:
     if await request.body():
         await body_of(request, EmptyBody)
@@ -97,9 +155,9 @@ async def _nothing(request: AnyRequest) -> None:
 @operation("GET", "/api/saes", "All SAEs, and the attachment", returns=SaeList, tag="saes")
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
-    saes = [sae_view(record, state) for record in state.saes.values()]
-    disk = {"used_bytes": await context(request).hub.disk_use(), "quota_bytes": context(request).quota_bytes}
-    return answer(request, {"saes": saes, "attachment": attachment_view(state), "disk": disk})
+    saes = tuple(sae_view(record, state) for record in state.saes.values())
+    disk = Disk(used_bytes=await context(request).hub.disk_use(), quota_bytes=context(request).quota_bytes)
+    return answer(request, SaeList(saes=saes, attachment=attachment_view(state), disk=disk))
 
 
 @operation("GET", "/api/saes/attachment", "What is attached", returns=Attachment, tag="saes")
@@ -123,7 +181,7 @@ async def get_feature(request: AnyRequest) -> Answer:
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
     async with looking(request):
         details = await engine.feature(sae.attach_position, int(asked))
-    return answer(request, {"sae_id": sae_id, **msgspec.to_builtins(details)})
+    return answer(request, filled(Feature, details, sae_id=sae_id))
 
 
 @operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), tag="saes")
@@ -141,7 +199,7 @@ async def get_sae(request: AnyRequest) -> Answer:
 async def download(request: AnyRequest) -> Answer:
     body: DownloadBody = await body_of(request, DownloadBody)
     command: Download = decoded(msgspec.json.encode({"type": "Download", **msgspec.to_builtins(body)}), Download)
-    return await accept(request, command, sae_id=sae_id_of(command.repository_id, command.path, command.revision))
+    return await accept(request, command, sae_id_of(command.repository_id, command.path, command.revision))
 
 
 @operation("POST", "/api/saes/{sae_id}/attach", "Attach, and wait for it", body=AttachBody, bodiless=True,
@@ -154,18 +212,11 @@ async def attach(request: AnyRequest) -> Answer:
     accepted = await submit(request, command)
     outcome = await finished_outcome(request, accepted.command_id)
     if outcome is None:
-        return accepted_answer(request, accepted, sae_id=sae_id)
-    position, data = event_of(outcome, "SaeAttached")
-    view = {
-        "status": "attached",
-        "sae_id": sae_id,
-        "layer": data["hook_point"]["layer"],
-        "hook_point": data["hook_point"],
-        "memory_bytes": data["memory_bytes"],
-        "device_bytes": data["device_bytes"],
-        "warnings": event_of(outcome, "AttachRequested")[1].get("warnings", []),
-        "position": position,
-    }
+        return accepted_answer(request, accepted, sae_id)
+    position, done = event_of(outcome, SaeAttached)
+    _, asked = event_of(outcome, AttachRequested)
+    layer = done.hook_point.layer
+    view = filled(Attached, done, asked, status="attached", layer=layer, position=position)
     return answered(request, view, upto=position)
 
 
@@ -173,27 +224,28 @@ async def attach(request: AnyRequest) -> Answer:
            returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def detach(request: AnyRequest) -> Answer:
     await _nothing(request)
-    return await _freed(request, command_for(request, Detach), "detached", "SaeDetached")
+    return await _freed(request, command_for(request, Detach))
 
 
 @operation("DELETE", "/api/saes/{sae_id}", "Delete the files",
            returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def delete(request: AnyRequest) -> Answer:
-    return await _freed(request, command_for(request, Delete), "deleted", "SaeDeleted")
+    return await _freed(request, command_for(request, Delete))
 
 
-async def _freed(request: AnyRequest, command: Detach | Delete, status: str, event_type: str) -> Answer:
+async def _freed(request: AnyRequest, command: Detach | Delete) -> Answer:
     accepted = await submit(request, command)
     outcome = await finished_outcome(request, accepted.command_id)
     if outcome is None:
-        return accepted_answer(request, accepted, sae_id=command.sae_id)
-    position, data = event_of(outcome, event_type)
-    view = {
-        "status": status,
-        "sae_id": command.sae_id,
-        "freed_bytes": data["freed_bytes"],
-        "position": position,
-    }
+        return accepted_answer(request, accepted, command.sae_id)
+    detached = isinstance(command, Detach)
+    position, done = event_of(outcome, SaeDetached) if detached else event_of(outcome, SaeDeleted)
+    view = Freed(
+        status="detached" if detached else "deleted",
+        sae_id=command.sae_id,
+        freed_bytes=done.freed_bytes,
+        position=position,
+    )
     return answered(request, view, upto=position)
 
 
@@ -204,9 +256,9 @@ async def cancel(request: AnyRequest) -> Answer:
     command = command_for(request, CancelDownload)
     accepted = await submit(request, command)
     outcome = await context(request).actor.outcome(accepted.command_id)
-    _, data = event_of(outcome, "DownloadCancelled")
-    await context(request).actor.effect_ended("download", data["request_position"])
-    view = {"status": "cancelled", "sae_id": command.sae_id, "position": accepted.position}
+    _, done = event_of(outcome, DownloadCancelled)
+    await context(request).actor.effect_ended("download", done.request_position)
+    view = Cancelled(status="cancelled", sae_id=command.sae_id, position=accepted.position)
     return answered(request, view, upto=accepted.revision)
 
 
@@ -221,21 +273,19 @@ async def compatibility(request: AnyRequest) -> Answer:
     given = "layer" in request.query_params
     asked = whole_number(request, "layer", default=-1, low=0, high=MAX_LAYER) if given else None
     kind = sae.hook_point.kind if sae.hook_point is not None else None
-    view: dict[str, Any] = {
-        "compatible": True,
-        "sae_d_in": sae.d_in,
-        "model_d": model.widths.get(kind) if kind is not None else None,
-        "layer": asked if asked is not None else sae.hook_point and sae.hook_point.layer,
-        "warnings": list(sae.warnings),
-        "errors": [],
-    }
+    warnings, objections = sae.warnings, tuple[Objection, ...]()
     try:
-        place = target(sae, model, asked, None)
+        warnings = target(sae, model, asked, None).warnings
     except SAEError as error:
-        view["compatible"] = False
-        view["errors"] = [{"code": error.code, "detail": error.detail}]
-    else:
-        view["warnings"] = list(place.warnings)
+        objections = (Objection(code=error.code, detail=error.detail),)
+    view = Compatibility(
+        compatible=not objections,
+        sae_d_in=sae.d_in,
+        model_d=model.widths.get(kind) if kind is not None else None,
+        layer=sae.hook_point.layer if asked is None and sae.hook_point is not None else asked,
+        warnings=warnings,
+        errors=objections,
+    )
     return answer(request, view)
 
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from ...domain.views.resources import coming_back, degraded_view, model_view, running_view, waiting_for
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ...domain.views.capabilities import Capabilities, running_view
+from ...domain.views.fields import Position
+from ...domain.views.resources import Lost, Model, coming_back, degraded_view, model_view, waiting_for
 from ...errors import NotReadyError
 from ..answers import answer, state_of
 from ..context import context
-from ..openapi.responses import Capabilities, Health, Model, Ready
 from ..operations import operation
 from ..types import Answer, AnyRequest
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    status: Literal["ok"]
+    position: Position
+
+
+class Ready(Struct, frozen=True, kw_only=True):
+    status: Literal["ready", "degraded", "read_only"]
+    degraded: tuple[Lost, ...]
+    read_only: str | None
 
 
 @operation("GET", "/api/model", "The model", returns=Model, tag="model")
@@ -18,12 +35,12 @@ async def get_model(request: AnyRequest) -> Answer:
 
 @operation("GET", "/api/capabilities", "What this build can do", returns=Capabilities)
 async def get_capabilities(request: AnyRequest) -> Answer:
-    return answer(request, {**context(request).capabilities(), "model": running_view(state_of(request))})
+    return answer(request, replace(context(request).capabilities(), model=running_view(state_of(request))))
 
 
 @operation("GET", "/health", "Whether the process lives", returns=Health, open=True)
 async def get_health(request: AnyRequest) -> Answer:
-    return answer(request, {"status": "ok", "position": state_of(request).position})
+    return answer(request, Health(status="ok", position=state_of(request).position))
 
 
 @operation("GET", "/ready", "Whether everything wanted is in place. 503 says what is not in `reasons`, "
@@ -36,5 +53,11 @@ async def get_ready(request: AnyRequest) -> Answer:
         coming = coming_back(actor.state)
         raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)
     degraded = degraded_view(actor.state)
-    status = "read_only" if actor.read_only is not None else "degraded" if degraded else "ready"
-    return answer(request, {"status": status, "degraded": degraded, "read_only": actor.read_only})
+    return answer(
+        request,
+        Ready(
+            status="read_only" if actor.read_only is not None else "degraded" if degraded else "ready",
+            degraded=degraded,
+            read_only=actor.read_only,
+        ),
+    )

@@ -7,18 +7,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ...domain.commands import (
-    Steer,
-)
+from ...domain.commands import Steer
+from ...domain.events import SteeringChanged
 from ...domain.refs import Edits
 from ...domain.rules import attachments
-from ...domain.views.resources import steering_view
+from ...domain.views.attachments import AttachedSteering, steering_view
 from ...errors import SAENotAttachedError
 from ..answers import answer, state_of
 from ..context import context
-from ..openapi.responses import (
-    Steering,
-)
 from ..operations import operation
 from ..requests import body_of
 from ..submission import EXAMPLES, REFUSALS, answered, command_for, event_of, submit
@@ -30,7 +26,7 @@ class SteeringBody(Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
 
 
-@operation("GET", "/api/saes/{sae_id}/steering", "The edits in force", returns=Steering,
+@operation("GET", "/api/saes/{sae_id}/steering", "The edits in force", returns=AttachedSteering,
            errors=("sae_not_found", "sae_not_attached"), tag="steering")  # fmt: skip
 async def get_steering(request: AnyRequest) -> Answer:
     sae_id = request.path_params["sae_id"]
@@ -42,7 +38,7 @@ async def get_steering(request: AnyRequest) -> Answer:
     return answer(request, steering_view(attachment))
 
 
-@operation("PUT", "/api/saes/{sae_id}/steering", "Replace the edits", body=SteeringBody, returns=Steering,
+@operation("PUT", "/api/saes/{sae_id}/steering", "Replace the edits", body=SteeringBody, returns=AttachedSteering,
            examples={"one": {"features": [EXAMPLES["Steer"]["features"][0]]}, "cleared": {"features": []}},
            errors=REFUSALS, command=True, tag="steering")  # fmt: skip
 async def put_steering(request: AnyRequest) -> Answer:
@@ -50,7 +46,7 @@ async def put_steering(request: AnyRequest) -> Answer:
     return await _steer(request, msgspec.to_builtins(body))
 
 
-@operation("DELETE", "/api/saes/{sae_id}/steering", "Clear the edits", returns=Steering, errors=REFUSALS,
+@operation("DELETE", "/api/saes/{sae_id}/steering", "Clear the edits", returns=AttachedSteering, errors=REFUSALS,
            command=True, tag="steering")  # fmt: skip
 async def delete_steering(request: AnyRequest) -> Answer:
     return await _steer(request, {"features": []})
@@ -60,6 +56,6 @@ async def _steer(request: AnyRequest, fields: dict[str, Any]) -> Answer:
     command = command_for(request, Steer, **fields)
     accepted = await submit(request, command)
     outcome = await context(request).actor.outcome(accepted.command_id)
-    position, data = event_of(outcome, "SteeringChanged")
-    view = {"sae_id": command.sae_id, "features": data["features"], "enabled": data["enabled"], "position": position}
+    position, done = event_of(outcome, SteeringChanged)
+    view = AttachedSteering(sae_id=command.sae_id, features=done.features, enabled=done.enabled, position=position)
     return answered(request, view, upto=position)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from ...actor import raw_request
@@ -13,13 +12,13 @@ from ...domain.messages import OwnIntervention
 from ...domain.refs import Exclusions, Feature, SaeId, intervention_sha256
 from ...domain.rules.admission import reading
 from ...domain.rules.attachments import model_and_position
+from ...domain.views.fields import Digest
 from ...errors import BadRequestError
 from ...generations import read_activations
-from ...ports import Watch
+from ...ports import FeatureActivation, Watch
 from ..answers import answer, state_of
 from ..context import context, device
 from ..limits import tokens_of
-from ..openapi.responses import ReadActivations
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -63,6 +62,18 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return given[0]
 
 
+class ReadActivations(Struct, frozen=True, kw_only=True):
+    """What an SAE reads at each token of a prompt."""
+
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    is_special: tuple[bool, ...]
+    is_sink: tuple[bool, ...]
+    features: tuple[tuple[FeatureActivation, ...], ...]
+    sae_id: str
+    intervention_sha256: Digest
+
+
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
@@ -96,13 +107,13 @@ async def post_activations(request: AnyRequest) -> Answer:
     watch = Watch(sae=sae, top_k=top_k, features=body.features, exclude=body.exclude)
     seconds = context(request).texts.deadline_seconds
     found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)
-    told: dict[str, Any] = {
-        "tokens": prompt.tokens,
-        "token_ids": prompt.token_ids,
-        "is_special": prompt.special,
-        "is_sink": found.sinks,
-        "features": found.rows,
-        "sae_id": sae.sae_id,
-        "intervention_sha256": intervention_sha256(intervention),
-    }
-    return answer(request, msgspec.to_builtins(told))
+    view = ReadActivations(
+        tokens=prompt.tokens,
+        token_ids=prompt.token_ids,
+        is_special=prompt.special,
+        is_sink=found.sinks,
+        features=found.rows,
+        sae_id=sae.sae_id,
+        intervention_sha256=intervention_sha256(intervention),
+    )
+    return answer(request, view)

@@ -12,10 +12,10 @@ from msgspec.structs import replace
 
 from ...errors import BadRequestError
 from ..answers import answer
-from ..openapi.text_responses import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
+from .answers import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
 from .parallel import abandon, ends, merged
 from .replies import Kind, Reply
 from .requests import ChatBody, CompletionBody, SaeExtension, TextBody
@@ -54,7 +54,8 @@ async def post_compare(request: AnyRequest) -> Answer:
     async with abandoned_with_client(request, texts):
         done = await ends(texts)
     half = len(steered.texts)
-    return answer(request, {"steered": steered.whole(done[:half]), "baseline": baseline.whole(done[half:])})
+    type_: type[Any] = ChatComparison if kind == "chat" else Comparison
+    return answer(request, type_(steered=steered.whole(done[:half]), baseline=baseline.whole(done[half:])))
 
 
 class _Asked(Struct):
@@ -76,10 +77,11 @@ def _kind_of(raw: bytes) -> Kind:
     return "chat"
 
 
-async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[Struct]:
     """Chunks of both as they come, each under its name; where one fails, both end."""
+    type_: type[Any] = ChatComparisonChunk if replies[0].kind == "chat" else ComparisonChunk
     try:
         async for branch, chunk in merged([chunks(reply, include_usage=include_usage) for reply in replies]):
-            yield {BRANCHES[branch]: chunk}
+            yield type_(**{BRANCHES[branch]: chunk})
     finally:
         abandon([text for reply in replies for text in reply.texts])

@@ -4,17 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
-import msgspec
+from msgspec import UNSET, UnsetType
 
-from ...domain.refs import ModelFacts
+from ...domain.refs import FinishReason, ModelFacts
+from ...domain.views.fields import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
 from ...ports import Finished, Rest, ScoredToken, Token, Tokenized
+from .answers import (
+    AppliedIntervention,
+    AppliedSae,
+    ChatAnswer,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatPart,
+    ChatToken,
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    CompletionPart,
+    CompletionTokensDetails,
+    Rows,
+    ScoredChatToken,
+    Usage,
+)
 from .requests import fingerprint
 
+T = TypeVar("T", bound=ChatToken)
 Kind = Literal["completion", "chat"]
+Part: TypeAlias = CompletionPart | ChatPart
+Chunk: TypeAlias = CompletionChunk | ChatCompletionChunk
 MOST_RANGES = 16
 """Of positions that a warning names."""
 
@@ -37,34 +62,40 @@ class Choice:
     def apart(self) -> bool:
         return self.text.started.reasoning is not None
 
-    def whole(self, done: Completed) -> dict[str, Any]:
+    def whole(self, done: Completed, sae: AppliedIntervention | UnsetType) -> CompletionChoice | ChatChoice:
         """The choice at its end."""
         made, reason = self.text.made, done.finished.reason
-        logprobs = self.logprobs(made)
         if self.kind == "completion":
-            return self._choice({"text": self.echo + done.finished.text}, logprobs, reason)
+            return CompletionChoice(
+                index=self.index,
+                text=self.echo + done.finished.text,
+                logprobs=self._completion_logprobs(made),
+                finish_reason=reason,
+                sae=sae,
+            )
         content, reasoning = done.finished.text, ""
         if self.apart:
             told = (*made, done.finished.rest)
             content, reasoning = ("".join(getattr(each, name) for each in told) for name in ("content", "reasoning"))
-        message: dict[str, Any] = {"role": "assistant", "content": content}
-        if self.apart and self.thoughts:
-            message["reasoning_content"] = reasoning or None
-        return self._choice({"message": message}, logprobs, reason)
+        shown = (reasoning or None) if self.apart and self.thoughts else UNSET
+        message = ChatAnswer(role="assistant", content=content, reasoning_content=shown)
+        logprobs = self._chat_logprobs(made)
+        return ChatChoice(index=self.index, message=message, logprobs=logprobs, finish_reason=reason, sae=sae)
 
     def tells(self, token: Token) -> bool:
         """Whether there is anything in the token for a stream."""
         return self.scores or any(self._told(token))
 
-    def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> dict[str, Any]:
+    def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> Part:
         """The choice in a chunk that brings `text` and these tokens."""
         told = [self._told(token) for token in tokens]
         content, reasoning = text + "".join(said for said, _ in told), "".join(thought for _, thought in told)
-        return self._chunk(content, reasoning, self.logprobs(tokens) if tokens else None, None, first=first)
+        return self._part(content, reasoning, tokens or None, first=first)
 
-    def last(self, done: Completed, *, first: bool = False) -> dict[str, Any]:
+    def last(self, done: Completed, sae: AppliedIntervention | UnsetType, *, first: bool = False) -> Part:
         """The choice in its last chunk."""
-        return self._chunk(*self._told(done.finished.rest), None, done.finished.reason, first=first)
+        content, reasoning = self._told(done.finished.rest)
+        return self._part(content, reasoning, None, done.finished.reason, sae, first=first)
 
     def _told(self, token: Token | Rest) -> tuple[str, str]:
         """What it brings of what is said, and of what is thought."""
@@ -72,71 +103,81 @@ class Choice:
             return token.text, ""
         return token.content, token.reasoning if self.thoughts else ""
 
-    def _chunk(
-        self, content: str, reasoning: str, logprobs: Any, finish_reason: str | None, *, first: bool
-    ) -> dict[str, Any]:
+    def _part(
+        self,
+        content: str,
+        reasoning: str,
+        tokens: Sequence[Token] | None,
+        finish_reason: FinishReason | None = None,
+        sae: AppliedIntervention | UnsetType = UNSET,
+        *,
+        first: bool,
+    ) -> Part:
+        """tokens: those whose log probabilities it has, where they were asked for."""
         if self.kind == "completion":
-            return self._choice({"text": content}, logprobs, finish_reason)
-        delta = {"role": "assistant"} if first else {}
-        if reasoning:
-            delta["reasoning_content"] = reasoning
-        if content:
-            delta["content"] = content
-        return self._choice({"delta": delta}, logprobs, finish_reason)
+            return CompletionPart(
+                index=self.index,
+                text=content,
+                logprobs=self._completion_logprobs(tokens),
+                finish_reason=finish_reason,
+                sae=sae,
+            )
+        delta = ChatDelta(
+            role="assistant" if first else UNSET, reasoning_content=reasoning or UNSET, content=content or UNSET
+        )
+        logprobs = self._chat_logprobs(tokens)
+        return ChatPart(index=self.index, delta=delta, logprobs=logprobs, finish_reason=finish_reason, sae=sae)
 
-    def _choice(self, said: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": self.index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
-
-    def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    def _completion_logprobs(self, tokens: Sequence[Token] | None) -> CompletionLogprobs | None:
         """One entry per counted token, so also for the end token; None where none were asked for."""
-        if not self.scores:
+        if tokens is None or not self.scores:
             return None
-        scored = [(token, token.scored) for token in tokens if token.scored is not None]
-        if self.kind == "chat":
-            return {
-                "content": [{**_chat(own), "top_logprobs": [_chat(each) for each in t.top]} for t, own in scored],
-                "refusal": None,
-            }
-        return {
-            "tokens": [_written(own) for _, own in scored],
-            "token_logprobs": [own.logprob for _, own in scored],
+        scored = _scored(tokens)
+        return CompletionLogprobs(
+            tokens=tuple(_written(own) for _, own in scored),
+            token_logprobs=tuple(own.logprob for _, own in scored),
             # The chosen one is always among them, as OpenAI's are.
-            "top_logprobs": [{_written(each): each.logprob for each in (*t.top, own)} for t, own in scored],
-            "text_offset": [len(self.echo) + t.offset for t, _ in scored],
-        }
+            top_logprobs=tuple({_written(each): each.logprob for each in (*t.top, own)} for t, own in scored),
+            text_offset=tuple(len(self.echo) + t.offset for t, _ in scored),
+        )
 
-    def extension(self, done: Completed) -> dict[str, Any]:
+    def _chat_logprobs(self, tokens: Sequence[Token] | None) -> ChatLogprobs | None:
+        """As of a completion."""
+        if tokens is None or not self.scores:
+            return None
+        content = (
+            _chat(ScoredChatToken, own, top_logprobs=tuple(_chat(ChatToken, each) for each in token.top))
+            for token, own in _scored(tokens)
+        )
+        return ChatLogprobs(content=tuple(content), refusal=None)
+
+    def extension(self, done: Completed) -> AppliedIntervention:
         """`sae` in the answer: what was active, and the receipt of what was written."""
         started = self.text.started
-        shown = ("sae_id", "weights_sha256", "weights_files", "hook_point", "mode", "steering")
-        active = [
-            {**msgspec.to_builtins(sae), "weights_files": msgspec.to_builtins(files)}
-            for sae, files in zip(started.intervention, self.text.weights, strict=True)
-        ]
-        return {
-            "generation_id": started.generation_id,
-            "position": self.text.position,
-            "interventions": [{name: sae[name] for name in shown} | _passed(sae) for sae in active],
-            "intervention_sha256": started.intervention_sha256,
-            "receipt": msgspec.to_builtins(done.finished.receipt),
-            "warnings": warnings(done.finished),
-            "seed": started.sampling.seed,
-            **self._features(),
-        }
+        rows = self._rows()
+        one = len(rows) == 1
+        return filled(
+            AppliedIntervention,
+            started,
+            position=self.text.position,
+            interventions=tuple(
+                filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
+                for sae, files in zip(started.intervention, self.text.weights, strict=True)
+            ),
+            receipt=done.finished.receipt,
+            warnings=tuple(warnings(done.finished)),
+            seed=started.sampling.seed,
+            features=next(iter(rows.values())) if one else UNSET,
+            features_by_sae=UNSET if one else rows or UNSET,
+        )
 
-    def _features(self) -> dict[str, Any]:
-        """Activations at each position that was run: the prompt's, and all generated tokens' but the last one's."""
-        watched = self.text.started.watched
+    def _rows(self) -> dict[str, Rows]:
+        """Of each SAE that is watched, the activations at each position that was run."""
         read = [told for token in self.text.made for told in token.activations]
-        rows = {sae.sae_id: [row for each in read if each.sae_id == sae.sae_id for row in each.rows] for sae in watched}
-        if len(rows) == 1:
-            return {"features": msgspec.to_builtins(rows[watched[0].sae_id])}
-        return {"features_by_sae": msgspec.to_builtins(rows)} if rows else {}
-
-
-def _passed(sae: dict[str, Any]) -> dict[str, Any]:
-    """What it was told to pass through, where it was told anything."""
-    return {} if sae["exclude"] is None else {"exclude": sae["exclude"]}
+        watched = self.text.started.watched
+        return {
+            sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
+        }
 
 
 def warnings(finished: Finished) -> list[str]:
@@ -151,9 +192,13 @@ def warnings(finished: Finished) -> list[str]:
     return [f'attention sinks were edited, at {places} {where}: "exclude" does not name "sink"']
 
 
-def _chat(scored: ScoredToken) -> dict[str, Any]:
-    written = None if scored.bytes is None else list(scored.bytes)
-    return {"token": scored.text, "logprob": scored.logprob, "bytes": written}
+def _scored(tokens: Sequence[Token]) -> list[tuple[Token, ScoredToken]]:
+    return [(token, token.scored) for token in tokens if token.scored is not None]
+
+
+def _chat(type_: type[T], scored: ScoredToken, **more: Any) -> T:
+    written = None if scored.bytes is None else tuple(scored.bytes)
+    return type_(token=scored.text, logprob=scored.logprob, bytes=written, **more)
 
 
 def _written(scored: ScoredToken) -> str:
@@ -176,38 +221,46 @@ class Reply:
     def texts(self) -> tuple[RunningGeneration, ...]:
         return tuple(choice.text for choice in self.choices)
 
-    def envelope(self, *, chunk: bool) -> dict[str, Any]:
-        chat = "chat.completion.chunk" if chunk else "chat.completion"
+    def whole(self, ends: Sequence[Completed]) -> Completion | ChatCompletion:
+        """The answer that is not streamed."""
+        pairs = list(zip(self.choices, ends, strict=True))
+        type_: type[Completion | ChatCompletion] = ChatCompletion if self.kind == "chat" else Completion
+        choices = [choice.whole(done, self._own(choice, done)) for choice, done in pairs]
+        return type_(
+            **self._common("chat.completion", choices),
+            usage=self.usage(ends),
+            sae=pairs[0][0].extension(pairs[0][1]),
+        )
+
+    def chunk(self, *parts: Part, usage: Usage | UnsetType = UNSET) -> Chunk:
+        """One event of the answer that is streamed."""
+        type_: type[Chunk] = ChatCompletionChunk if self.kind == "chat" else CompletionChunk
+        return type_(**self._common("chat.completion.chunk", parts), usage=usage)
+
+    def last(self, choice: Choice, done: Completed, *, first: bool) -> Part:
+        """A choice in its last chunk."""
+        return choice.last(done, self._own(choice, done), first=first)
+
+    def _common(self, chat: str, choices: Sequence[CompletionChoice | ChatChoice | Part]) -> dict[str, Any]:
+        """What whole answers and chunks have in common; chat: the type of object that one of a chat is."""
         return {
             "id": self.choices[0].text.started.generation_id,
             "object": chat if self.kind == "chat" else "text_completion",
             "created": self.created,
             "model": self.model.model_id,
             "system_fingerprint": fingerprint(self.model),
+            "choices": tuple(choices),
         }
 
-    def whole(self, ends: Sequence[Completed]) -> dict[str, Any]:
-        """The answer that is not streamed."""
-        pairs = list(zip(self.choices, ends, strict=True))
-        return {
-            **self.envelope(chunk=False),
-            "choices": [{**choice.whole(done), **self._own(choice, done)} for choice, done in pairs],
-            "usage": self.usage(ends),
-            "sae": pairs[0][0].extension(pairs[0][1]),
-        }
+    def _own(self, choice: Choice, done: Completed) -> AppliedIntervention | UnsetType:
+        return choice.extension(done) if len(self.choices) > 1 else UNSET
 
-    def last(self, choice: Choice, done: Completed, *, first: bool) -> dict[str, Any]:
-        """A choice in its last chunk."""
-        return {**choice.last(done, first=first), **self._own(choice, done)}
-
-    def _own(self, choice: Choice, done: Completed) -> dict[str, Any]:
-        return {"sae": choice.extension(done)} if len(self.choices) > 1 else {}
-
-    def usage(self, ends: Sequence[Completed]) -> dict[str, Any]:
+    def usage(self, ends: Sequence[Completed]) -> Usage:
         read = sum(len(choice.prompt.token_ids) for choice in self.choices)
         made = sum(len(done.finished.token_ids) for done in ends)
-        told: dict[str, Any] = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        details: CompletionTokensDetails | UnsetType = UNSET
         if any(choice.apart for choice in self.choices):
-            thought = sum(done.finished.reasoning_tokens for done in ends)
-            told["completion_tokens_details"] = {"reasoning_tokens": thought}
-        return told
+            details = CompletionTokensDetails(reasoning_tokens=sum(done.finished.reasoning_tokens for done in ends))
+        return Usage(
+            prompt_tokens=read, completion_tokens=made, total_tokens=read + made, completion_tokens_details=details
+        )

@@ -13,17 +13,10 @@ from ...generations import TokenOptions
 from ..answers import answer, state_of
 from ..context import context, device, principal
 from ..limits import tokens_of
-from ..openapi.text_responses import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
-    ListedModel,
-    ModelList,
-)
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
+from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
 from .parallel import abandon, ends
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
@@ -43,7 +36,7 @@ _CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "cont
 async def list_models(request: AnyRequest) -> Answer:
     model = state_of(request).model
     facts = model.facts if model is not None else None
-    return answer(request, {"object": "list", "data": [] if facts is None else [_model(facts)]})
+    return answer(request, ModelList(object="list", data=() if facts is None else (_model(facts),)))
 
 
 @operation("GET", "/v1/models/{model_id}", "The loaded model, by its id or as `default`", returns=ListedModel,
@@ -57,8 +50,8 @@ async def get_v1_model(request: AnyRequest) -> Answer:
     return answer(request, _model(facts))
 
 
-def _model(facts: ModelFacts) -> dict[str, Any]:
-    return {"id": facts.model_id, "object": "model", "created": 0, "owned_by": "sae-actor"}
+def _model(facts: ModelFacts) -> ListedModel:
+    return ListedModel(id=facts.model_id, object="model", created=0, owned_by="sae-actor")
 
 
 @operation("POST", "/v1/completions",

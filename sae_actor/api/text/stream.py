@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ...errors import SAEError
 from ...generations import Completed, RunningGeneration
@@ -15,46 +16,40 @@ from ..problems import openai_view
 from ..streaming import Streamed, followed_by, left
 from ..types import Answer, AnyRequest
 from .parallel import abandon, merged
-from .replies import Reply
+from .replies import Chunk, Reply
 
 
-async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[Chunk]:
     """Chunks of all choices as they come; the extension of each is in its last one, where there are several.
 
     Whoever stops reading ends the texts, as does the first that fails: its error is raised.
     """
-
-    def shown(choice: dict[str, Any]) -> dict[str, Any]:
-        return {**reply.envelope(chunk=True), "choices": [choice]}
-
     unheard = {choice.index for choice in reply.choices}
     done: dict[int, Completed] = {}
-    held: dict[str, Any] = {}
+    held = reply.chunk()
     try:
         for choice in reply.choices:
             if choice.echo:
-                yield shown(choice.part(text=choice.echo))
+                yield reply.chunk(choice.part(text=choice.echo))
         async for index, item in merged([choice.text for choice in reply.choices]):
             choice, first = reply.choices[index], index in unheard
             unheard.discard(index)
             if isinstance(item, Completed):
                 done[index] = item
-                held = shown(reply.last(choice, item, first=first))
+                held = reply.chunk(reply.last(choice, item, first=first))
                 if include_usage or len(done) < len(reply.choices):
                     yield held
             elif choice.tells(item) or first:
-                yield shown(choice.part((item,), first=first))
+                yield reply.chunk(choice.part((item,), first=first))
     finally:
         abandon([choice.text for choice in reply.choices])
     ended = [done[choice.index] for choice in reply.choices]
     if include_usage:
-        held = {**reply.envelope(chunk=True), "choices": [], "usage": reply.usage(ended)}
-    yield {**held, "sae": reply.choices[0].extension(ended[0])}
+        held = reply.chunk(usage=reply.usage(ended))
+    yield replace(held, sae=reply.choices[0].extension(ended[0]))
 
 
-async def streamed(
-    request: AnyRequest, parts: AsyncIterator[dict[str, Any]], texts: Sequence[RunningGeneration]
-) -> Answer:
+async def streamed(request: AnyRequest, parts: AsyncIterator[Struct], texts: Sequence[RunningGeneration]) -> Answer:
     """The answer that carries `parts`, and `[DONE]`.
 
     The first comes before the status line: what fails at once is answered with its own status.
@@ -66,7 +61,7 @@ async def streamed(
     return Streamed(followed_by(first, events), media_type="text/event-stream", headers=headers)
 
 
-async def _events(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+async def _events(parts: AsyncIterator[Struct]) -> AsyncIterator[bytes]:
     started = False
     try:
         async for part in parts:
@@ -80,7 +75,7 @@ async def _events(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> bytes:
+def _event(value: object) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 

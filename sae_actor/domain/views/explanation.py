@@ -9,16 +9,28 @@ import msgspec
 
 from .. import events as ev
 from ..events import ERASED, Event
-from ..refs import ActiveSae, Intervention, canonical_sha256, intervention_sha256
+from ..refs import ActiveSae, FinishReason, Intervention, canonical_sha256, intervention_sha256
 from ..state import AttachmentState, State
 from ..weights import WeightsFiles, of_record
 from ..words import edit_in_words
 from .difference import environment_sha256
+from .explained import (
+    Agreement,
+    ExplainedEdit,
+    ExplainedGeneration,
+    ExplainedModel,
+    ExplainedSae,
+    GenerationState,
+    StopCondition,
+)
+from .fields import filled
 from .provenance import Cited, Provenance, cited, follow, payload_of
 
-View = dict[str, Any]
-
-_STATES = {"error": "failed", "cancelled": "cancelled", "interrupted": "interrupted"}
+_STATES: dict[FinishReason, GenerationState] = {
+    "error": "failed",
+    "cancelled": "cancelled",
+    "interrupted": "interrupted",
+}
 """Finish reason → state of a text that did not come to an end of its own; any other is `finished`."""
 
 
@@ -41,12 +53,12 @@ class Explaining:
 
         live: the service that makes the texts is there; without it, one that has no end on record will get none.
         """
-        self.views: dict[int, View] = {}
+        self.views: dict[int, ExplainedGeneration] = {}
         self._generation_id = generation_id
         self._tag = tag
         self._after = after
         self._limit = limit
-        self._open = "running" if live else "interrupted"
+        self._open: GenerationState = "running" if live else "interrupted"
         self._known = Provenance()
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
         """Asked for, without an end yet."""
@@ -102,9 +114,9 @@ def explain(
     ended: Event | None = None,
     finished: ev.GenerationFinished | None = None,
     *,
-    open_state: str = "running",
-) -> View:
-    """All that the log says of one text, as plain values ready for JSON.
+    open_state: GenerationState = "running",
+) -> ExplainedGeneration:
+    """All that the log says of one text.
 
     known: as it was before the text began. started: None where its payload was erased or is of a later version; then
     `intervention` is what was in force for whoever asked for nothing else, and `digest.agrees` whether it was that.
@@ -120,57 +132,41 @@ def explain(
         recomputed = intervention_sha256(intervention)
     brought = started is not None and started.own_steering
     receipt = None if finished is None else finished.receipt
-    return {
-        "generation_id": _first(started, finished, "generation_id"),
-        "kind": started and started.kind,
-        "tag": started and started.tag,
-        "principal": began.principal,
-        "position": began.position,
-        "started": _plain(cited(began)),
-        "finished": None if ended is None else _plain(cited(ended)),
-        "state": open_state if finished is None else _STATES.get(finished.finish_reason, "finished"),
-        "erased": bytes(began.data) == ERASED,
-        "readable": started is not None,
-        "model": _model(known),
-        "baseline": started and started.baseline,
-        "own_steering": started and started.own_steering,
-        "attached": [a.sae_id for a in state.attached],
-        "intervention": [_active(sae, known, brought=brought, began=began) for sae in intervention],
-        "intervention_sha256": recorded,
-        "digest": {
-            "recomputed": recomputed,
-            "agrees": recorded == recomputed and (finished is None or finished.intervention_sha256 == recomputed),
-            "state_agrees": _state_agrees(started, intervention, state),
-        },
-        "watched": [] if started is None else [sae.sae_id for sae in started.watched],
-        "stop_when": _stop_when(started),
-        "deterministic": started and started.deterministic,
-        "sink_window": started and started.sink_window,
-        "sampling": None if started is None else _plain(started.sampling),
-        "tokenization": None if started is None else _plain(started.tokenization),
-        "reasoning": _plain(started and started.reasoning),
-        "tokens_prompt": started.tokens_prompt if started is not None else receipt and receipt.tokens_prompt,
-        "tokens_generated": receipt and receipt.tokens_generated,
-        "finish_reason": finished and finished.finish_reason,
-        "error": None if finished is None else _plain(finished.error),
-        "receipt": _plain(receipt),
-        "edited": [] if finished is None else _plain(finished.edited),
-        "excluded": [] if finished is None else _plain(finished.excluded),
-        "batch": _plain(finished and finished.batch),
-        "salt": (finished and finished.salt) or None,
-        "prompt_sha256": (finished and finished.prompt_sha256) or None,
-        "output_sha256": (finished and finished.output_sha256) or None,
-        "prompt_token_ids": _plain(finished and finished.prompt_token_ids),
-        "output_token_ids": _plain(finished and finished.output_token_ids),
-        "text": finished and finished.text,
-        "left_out": _plain(finished and finished.left_out),
-    }
+    return filled(
+        ExplainedGeneration,
+        started,
+        finished,
+        receipt,
+        principal=began.principal,
+        position=began.position,
+        started=cited(began),
+        finished=cited(ended) if ended else None,
+        state=_STATES.get(finished.finish_reason, "finished") if finished else open_state,
+        erased=bytes(began.data) == ERASED,
+        readable=started is not None,
+        model=_model(known),
+        attached=tuple(a.sae_id for a in state.attached),
+        intervention=tuple(_active(sae, known, brought=brought, began=began) for sae in intervention),
+        intervention_sha256=recorded,
+        digest=Agreement(
+            recomputed=recomputed,
+            agrees=recorded == recomputed and (finished is None or finished.intervention_sha256 == recomputed),
+            state_agrees=_state_agrees(started, intervention, state),
+        ),
+        watched=tuple(sae.sae_id for sae in started.watched) if started else (),
+        stop_when=_stop_when(started),
+        edited=finished.edited if finished else (),
+        excluded=finished.excluded if finished else (),
+        salt=(finished.salt if finished else None) or None,
+        prompt_sha256=(finished.prompt_sha256 if finished else None) or None,
+        output_sha256=(finished.output_sha256 if finished else None) or None,
+    )
 
 
 def digest_of_stored(began: Event) -> str:
     """`intervention_sha256` over the stored JSON, not over what this version reads in it: a field that was added to
     edits since then has no part in a digest of before."""
-    stored: list[View] = msgspec.json.decode(began.data)["intervention"]
+    stored: list[dict[str, Any]] = msgspec.json.decode(began.data)["intervention"]
     return canonical_sha256(stored)
 
 
@@ -190,53 +186,43 @@ def _place(sae: ActiveSae) -> tuple[object, ...]:
     return sae.sae_id, sae.weights_sha256, sae.hook_point, sae.hook_point_out, sae.attach_position
 
 
-def _model(known: Provenance) -> View | None:
+def _model(known: Provenance) -> ExplainedModel | None:
     model = known.state.model
     if model is None or model.facts is None:
         return None
     facts = model.facts
-    return {
-        "model_id": facts.model_id,
-        "revision": facts.revision,
-        "commit": facts.commit,
-        "dtype": facts.dtype,
-        "device": facts.device,
-        "files": facts.environment.get("model_files"),
-        "tokenizer_sha256": facts.environment.get("tokenizer_sha256"),
-        "chat_template_sha256": facts.environment.get("chat_template_sha256"),
-        "environment_sha256": environment_sha256(facts.environment),
-        "since": _plain(known.model),
-    }
+    return filled(
+        ExplainedModel,
+        facts,
+        files=facts.environment.get("model_files"),
+        tokenizer_sha256=facts.environment.get("tokenizer_sha256"),
+        chat_template_sha256=facts.environment.get("chat_template_sha256"),
+        environment_sha256=environment_sha256(facts.environment),
+        since=known.model,
+    )
 
 
-def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -> View:
+def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -> ExplainedSae:
     attachment = next((a for a in known.state.attachments if a.request_position == sae.attach_position), None)
     came, completed = known.downloads.get((sae.sae_id, sae.weights_sha256), (None, None))
     record = known.state.saes.get(sae.sae_id)
     steered = cited(began) if brought else known.steered.get(sae.sae_id)
     since = [came, *known.attached.get(sae.attach_position, ()), *_new(steered, known, sae)]
-    return {
-        "sae_id": sae.sae_id,
-        "repository_id": record and record.repository_id,
-        "revision": record and record.revision,
-        "path": record and record.path,
-        "commit": completed and completed.commit,
-        "files": [] if completed is None else _plain(completed.files),
-        "format": completed and completed.sae.format,
-        "architecture": completed and completed.sae.architecture,
-        "weights_sha256": sae.weights_sha256,
-        "weights_files": _plain(_weights(completed)),
-        "hook_point": _plain(sae.hook_point),
-        "hook_point_out": _plain(sae.hook_point_out),
-        "mode": sae.mode,
-        "exclude": _plain(sae.exclude),
-        "passes": sorted(sae.passes) if sae.mode == "reconstruct" else None,
-        "dtype": attachment and attachment.dtype,
-        "steering": [{**_plain(edit), "words": edit_in_words(edit)} for edit in sae.steering],
-        "steering_from": "request" if brought else "server",
-        "steering_enabled": _enabled(attachment, brought=brought),
-        "since": [_plain(each) for each in since if each is not None],
-    }
+    return filled(
+        ExplainedSae,
+        sae,
+        record,
+        completed.sae if completed else None,
+        commit=completed.commit if completed else None,
+        files=completed.files if completed else (),
+        weights_files=_weights(completed),
+        passes=tuple(sorted(sae.passes)) if sae.mode == "reconstruct" else None,
+        dtype=attachment.dtype if attachment else None,
+        steering=tuple(filled(ExplainedEdit, edit, words=edit_in_words(edit)) for edit in sae.steering),
+        steering_from="request" if brought else "server",
+        steering_enabled=_enabled(attachment, brought=brought),
+        since=tuple(each for each in since if each is not None),
+    )
 
 
 def _weights(completed: ev.DownloadCompleted | None) -> WeightsFiles:
@@ -257,17 +243,8 @@ def _enabled(attachment: AttachmentState | None, *, brought: bool) -> bool | Non
     return None if attachment is None else attachment.enabled
 
 
-def _stop_when(started: ev.GenerationStarted | None) -> View | None:
-    stop = None if started is None else started.stop_when
+def _stop_when(started: ev.GenerationStarted | None) -> StopCondition | None:
+    stop = started.stop_when if started else None
     if stop is None:
         return None
-    said = {"sae_id": stop.sae.sae_id, "feature": stop.feature, "above": stop.above}
-    return {**said, "exclude": _plain(stop.exclude)}
-
-
-def _first(started: object, finished: object, name: str) -> Any:
-    return getattr(started, name, None) or getattr(finished, name, None)
-
-
-def _plain(value: object) -> Any:
-    return msgspec.to_builtins(value)
+    return filled(StopCondition, stop, sae_id=stop.sae.sae_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from sae_actor.domain import events as ev
@@ -38,8 +39,7 @@ ASK = AdmitGeneration(
 
 
 def monitors(story: Story) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = state_view(story.state)["monitors"]
-    return shown
+    return [msgspec.to_builtins(shown) for shown in state_view(story.state).monitors]
 
 
 def test_of_all_features_and_of_some() -> None:

@@ -12,7 +12,7 @@ from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach
 from sae_actor.domain.former_hook_names import reread
 from sae_actor.domain.refs import ActiveSae, HookPoint, SaeDescription, intervention_sha256
-from sae_actor.domain.views.resources import sae_view
+from sae_actor.domain.views.saes import sae_view
 from tests.domain.dsl import STARTED, A, Story, cached, description, given, loaded
 
 GAIN, NORM = HookPoint("mlp_in", 1, "gain"), HookPoint("mlp_in", 1, "norm")
@@ -150,7 +150,7 @@ def test_a_record_of_an_older_version_is_read_again(
     assert reread(now) == now
     changes = {name: getattr(sae, name) for name in ("hook_name", "hook_point", "hook_point_out")}
     story = given(STARTED, loaded(**GEMMA), cached(**changes))
-    assert sae_view(story.state.saes[A], story.state)["hook_point"] == (point and msgspec.to_builtins(point))
+    assert sae_view(story.state.saes[A], story.state).hook_point == point
     if point is not None:
         assert place(story.when(Attach(sae_id=A))) == (point, out)
 
@@ -170,7 +170,7 @@ def then(model: dict[str, Any], name: str, at: HookPoint, out: HookPoint | None 
         device_bytes=1,
     )
     story = story.and_then(came)
-    return list(sae_view(story.state.saes[A], story.state)["warnings"])
+    return list(sae_view(story.state.saes[A], story.state).warnings)
 
 
 def test_what_is_attached_where_an_older_version_took_a_name_for_is_told() -> None:

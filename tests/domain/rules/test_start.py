@@ -55,7 +55,7 @@ def test_what_was_there_is_wanted_again() -> None:
     story = story.when(ev.ModelLoaded(request_position=2, model=facts()))
     story.then(ev.ModelLoaded(request_position=2, model=facts(), restored=True)).owes(("attach", 6))
     story = story.when(attach_done(6)).then(attach_done(6, steering=(edit(),), restored=True)).owes()
-    assert (waiting_for(story.state), degraded_view(story.state)) == ([], [])
+    assert (waiting_for(story.state), degraded_view(story.state)) == ([], ())
     now, then = story.attachment(), before.attachment()
     assert (now.steering, now.attached_at, now.request_position) == (then.steering, then.attached_at, 6)
 
@@ -180,7 +180,7 @@ def test_the_row_goes_on_from_the_first_attach_to_its_restarts() -> None:
     assert story.newest[2].restored
     story = story.and_then(restored(2)).owes()
     assert (story.attachments(), waiting_for(story.state)) == ([(A, "failed")], [])
-    assert [each["sae_id"] for each in degraded_view(story.state)] == [A]
+    assert [each.sae_id for each in degraded_view(story.state)] == [A]
     assert story.when(START).and_then(restored(2)).owes().attachments() == [(A, "failed")], "not tried again"
 
 
@@ -193,7 +193,7 @@ def test_a_model_that_kills_the_process_takes_its_saes_along() -> None:
     assert [type(each) for each in story.newest[2:]] == [ev.ModelLoadFailed, ev.AttachFailed]
     assert story.newest[3] == ev.AttachFailed(request_position=6, sae_id=A, error=without, restored=True)
     assert waiting_for(story.state) == []
-    assert [each["sae_id"] for each in degraded_view(story.state)] == [None, A]
+    assert [each.sae_id for each in degraded_view(story.state)] == [None, A]
     again = story.when(START).then(FRESH).owes()
     assert (waiting_for(again.state), residents(again.state).model) == ([], None)
 
@@ -224,7 +224,7 @@ def test_an_sae_that_cannot_be_restored_is_tried_again_at_the_next_start() -> No
     story = given(*attached_steered()).when(START).and_then(restored(2)).when(lost(A, 6)).then(lost(A, 6)).owes()
     assert [(a.sae_id, a.error) for a in story.state.degraded] == [(A, BROKEN)]
     story = story.when(START).and_then(restored(2)).owes(("attach", 6)).when(attach_done(6))
-    assert (story.attachment().steering, degraded_view(story.state)) == ((edit(),), [])
+    assert (story.attachment().steering, degraded_view(story.state)) == ((edit(),), ())
 
 
 def lost_a() -> Story:
@@ -274,7 +274,7 @@ def test_not_while_it_is_being_deleted() -> None:
     story = lost_a().when(Delete(sae_id=A)).when(START)
     assert story.attachments() == [(A, "failed")]
     done = story.when(ev.SaeDeleted(request_position=14, sae_id=A, freed_bytes=1)).then_types(ev.SaeDeleted)
-    assert (done.attachments(), degraded_view(done.state)) == ([], [])
+    assert (done.attachments(), degraded_view(done.state)) == ([], ())
 
 
 def test_late_reports_of_an_earlier_life_are_told_by_their_request() -> None:

@@ -53,7 +53,7 @@ def told(story: Story, **wanted: Any) -> list[dict[str, Any]]:
     explaining = Explaining(**wanted)
     for event in story.events:
         explaining.feed(event)
-    return list(explaining.views.values())
+    return [json.loads(msgspec.json.encode(view)) for view in explaining.views.values()]
 
 
 def since(view: dict[str, Any]) -> list[tuple[int, str]]:
@@ -288,8 +288,8 @@ def test_every_event_ever_shipped_is_followed() -> None:
         explaining.feed(event)
         known = follow(known, event)
         assert set(known.attached) <= {a.request_position for a in known.state.attachments}
-    assert [view["generation_id"] for view in explaining.views.values()][:2] == ["gen-1", "gen-2"]
-    first = explaining.views[15]
+    assert [view.generation_id for view in explaining.views.values()][:2] == ["gen-1", "gen-2"]
+    first = msgspec.to_builtins(explaining.views[15])
     assert first["digest"]["agrees"] is True
     assert (first["text"], first["prompt_token_ids"]) == (" hé\u2028", (1, 2, 3, 4, 5))
     for broken in ({"schema": 99}, {"data": msgspec.Raw(b"{}")}, {"data": msgspec.Raw(b'{"sae_id":"\xff"}')}):

@@ -11,16 +11,10 @@ from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, CancelDownload, Delete, Detach, Download
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import EMPTY
-from sae_actor.domain.views.resources import (
-    attachment_view,
-    degraded_view,
-    model_view,
-    outcome,
-    sae_view,
-    state_view,
-    steering_view,
-    waiting_for,
-)
+from sae_actor.domain.views.attachments import attachment_view, steering_view
+from sae_actor.domain.views.outcomes import outcome
+from sae_actor.domain.views.resources import degraded_view, model_view, state_view, waiting_for
+from sae_actor.domain.views.saes import sae_view
 from tests.domain.dsl import (
     BROKEN,
     DIED,
@@ -65,7 +59,7 @@ def plain(value: object) -> Any:
 
 
 def status(story: Story) -> str:
-    return str(sae_view(story.state.saes[A], story.state)["status"])
+    return sae_view(story.state.saes[A], story.state).status
 
 
 def test_the_status_of_an_sae() -> None:
@@ -83,57 +77,57 @@ def test_the_status_of_an_sae() -> None:
     assert status(ready.and_then(attached(), DIED)) == "attaching"
     gone = ready.and_then(attached(), DIED, restored(2), lost(A, 6))
     assert status(gone) == "error"
-    assert sae_view(gone.state.saes[A], gone.state)["error"] == msgspec.to_builtins(BROKEN)
+    assert sae_view(gone.state.saes[A], gone.state).error == BROKEN
     assert status(gone.when(Attach(sae_id=A))) == "attaching"
     assert status(gone.when(Delete(sae_id=A))) == "deleting"
 
 
 def test_an_sae_has_the_fields_of_the_contract() -> None:
     story = given(*attached_steered())
-    view = sae_view(story.state.saes[A], story.state)
+    view = plain(sae_view(story.state.saes[A], story.state))
     assert set(view) >= SAE_FIELDS
     assert (view["name"], view["file_size_bytes"], view["error"]) == ("a", 110, None)
     assert view["hook_point"] == {"kind": "resid_post", "layer": 1}
     d_in = d_out = 8
     assert view["memory_bytes"] == 4 * (d_in * 32 + 32 + 32 * d_out + d_out)
     early = given(STARTED, downloading())
-    empty = sae_view(early.state.saes[A], early.state)
+    empty = plain(sae_view(early.state.saes[A], early.state))
     assert set(empty) == set(view)
-    assert plain([empty["format"], empty["files"], empty["file_size_bytes"]]) == [None, [], 0]
+    assert [empty["format"], empty["files"], empty["file_size_bytes"]] == [None, [], 0]
 
 
 def test_the_attachment() -> None:
     story = given(*attached_steered())
-    view = attachment_view(story.state)
+    view = plain(attachment_view(story.state))
     assert set(view) >= ATTACHMENT_FIELDS
     assert (view["is_attached"], view["sae_id"], view["layer"], view["position"]) == (True, A, 1, 8)
-    assert plain(view["steering"]) == plain([edit()])
+    assert view["steering"] == plain([edit()])
     assert view["attachments"] == [{key: value for key, value in view.items() if key != "attachments"}]
-    none = attachment_view(EMPTY)
+    none = plain(attachment_view(EMPTY))
     assert none == {**dict.fromkeys(view), "is_attached": False, "attachments": []}
-    assert attachment_view(story.when(Detach(sae_id=A)).state) == none
-    assert steering_view(story.attachment())["features"] == view["steering"]
+    assert plain(attachment_view(story.when(Detach(sae_id=A)).state)) == none
+    assert plain(steering_view(story.attachment()))["features"] == view["steering"]
 
 
 def test_the_model() -> None:
-    assert model_view(EMPTY)["status"] == "none"
-    assert model_view(given(STARTED, loading()).state)["status"] == "loading"
-    view = model_view(given(STARTED, loaded()).state)
+    assert model_view(EMPTY).status == "none"
+    assert model_view(given(STARTED, loading()).state).status == "loading"
+    view = plain(model_view(given(STARTED, loaded()).state))
     assert set(view) >= MODEL_FIELDS
     assert (view["status"], view["model_id"], view["hidden_size"]) == ("loaded", MODEL, 8)
     failed = given(STARTED, loading(), ev.ModelLoadFailed(request_position=2, error=BROKEN))
-    assert model_view(failed.state)["error"] == msgspec.to_builtins(BROKEN)
+    assert model_view(failed.state).error == BROKEN
 
 
 def test_the_whole_state() -> None:
-    assert state_view(EMPTY) == {
+    assert plain(state_view(EMPTY)) == {
         "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "commands": [], "generations": [],
     }  # fmt: skip
     story = given(*attached_steered()).when(Detach(sae_id=A))
-    view = state_view(story.state)
+    view = plain(state_view(story.state))
     assert (view["position"], list(view["saes"]), view["attachments"]) == (9, [A], [])
     assert [(c["command_id"], c["type"]) for c in view["commands"]] == [("c9", "Detach")]
-    assert plain(view)["saes"][A]["files"][0]["path"] == "a/cfg.json"
+    assert view["saes"][A]["files"][0]["path"] == "a/cfg.json"
 
 
 def test_ready_when_everything_wanted_is_in_place_or_given_up() -> None:
@@ -147,16 +141,16 @@ def test_ready_when_everything_wanted_is_in_place_or_given_up() -> None:
     assert waiting_for(story.state) == [f"SAE {A} is being attached"]
     gone = story.when(lost(A, 6))
     assert waiting_for(gone.state) == []
-    assert degraded_view(gone.state) == [
-        {"sae_id": A, "hook_point": {"kind": "resid_post", "layer": 1}, "error": msgspec.to_builtins(BROKEN)}
+    assert plain(degraded_view(gone.state)) == [
+        {"sae_id": A, "hook_point": {"kind": "resid_post", "layer": 1}, "error": plain(BROKEN)}
     ]
-    assert degraded_view(story.and_then(attach_done(6, restored=True)).state) == []
+    assert degraded_view(story.and_then(attach_done(6, restored=True)).state) == ()
 
 
 def test_a_model_that_could_not_be_loaded_is_told() -> None:
     failed = ev.ModelLoadFailed(request_position=2, error=BROKEN)
     for story in (given(STARTED, loading(), failed), given(STARTED, loaded(), DIED).when(failed)):
-        assert degraded_view(story.state) == [{"sae_id": None, "model": MODEL, "error": msgspec.to_builtins(BROKEN)}]
+        assert plain(degraded_view(story.state)) == [{"sae_id": None, "model": MODEL, "error": plain(BROKEN)}]
         assert waiting_for(story.state) == []
 
 

@@ -1,34 +1,36 @@
-"""Shapes of what is told of texts from the log alone."""
+"""What the log says of one text: the answer of `/api/generations` and of `log explain`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
-from ...domain.chats import Reasoning, Tokenization
-from ...domain.events import Problem, Receipt, Sampling
-from ...domain.refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
-from ...domain.views.provenance import Cited
-from ...domain.weights import WeightsFile
-from .responses import Count, Position, Ranges
+from ..chats import Reasoning, Tokenization
+from ..events import Problem, Receipt, Sampling
+from ..refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
+from ..weights import WeightsFiles
+from .fields import Count, Position, Ranges
+from .provenance import Cited
+
+GenerationState: TypeAlias = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 
 
-class ExplainedEdit(TypedDict):
+class ExplainedEdit(Struct, frozen=True, kw_only=True):
     """An edit as it was recorded, and in words."""
 
     feature: int
     strength: float
     method: str
     positions: Any
-    exclude: list[str]
+    exclude: tuple[str, ...]
     unit: str
     sae_id: str | None
     when: Any
     words: str
 
 
-class ExplainedSae(TypedDict):
+class ExplainedSae(Struct, frozen=True, kw_only=True):
     """One SAE of the intervention, where it came from, and since which events it was as it was."""
 
     sae_id: str
@@ -36,24 +38,24 @@ class ExplainedSae(TypedDict):
     revision: str | None
     path: str | None
     commit: str | None
-    files: list[SaeFile]
+    files: tuple[SaeFile, ...]
     format: str | None
     architecture: str | None
     weights_sha256: str
-    weights_files: list[WeightsFile]
+    weights_files: WeightsFiles
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode
-    exclude: list[Exclusion] | None
-    passes: list[Exclusion] | None
+    exclude: tuple[Exclusion, ...] | None
+    passes: tuple[Exclusion, ...] | None
     dtype: str | None
-    steering: list[ExplainedEdit]
+    steering: tuple[ExplainedEdit, ...]
     steering_from: Literal["request", "server"]
     steering_enabled: bool | None
-    since: list[Cited]
+    since: tuple[Cited, ...]
 
 
-class ExplainedModel(TypedDict):
+class ExplainedModel(Struct, frozen=True, kw_only=True):
     model_id: str
     revision: str
     commit: str | None
@@ -63,10 +65,10 @@ class ExplainedModel(TypedDict):
     tokenizer_sha256: str | None
     chat_template_sha256: str | None
     environment_sha256: str
-    since: list[Cited]
+    since: tuple[Cited, ...]
 
 
-class Agreement(TypedDict):
+class Agreement(Struct, frozen=True, kw_only=True):
     """Whether the recorded intervention is the one that the log itself comes to."""
 
     recomputed: str
@@ -74,14 +76,14 @@ class Agreement(TypedDict):
     state_agrees: bool | None
 
 
-class StopCondition(TypedDict):
+class StopCondition(Struct, frozen=True, kw_only=True):
     sae_id: str
     feature: int
     above: float
-    exclude: list[Exclusion]
+    exclude: tuple[Exclusion, ...]
 
 
-class Generation(TypedDict):
+class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     """What was active for one answer."""
 
     generation_id: str | None
@@ -92,7 +94,7 @@ class Generation(TypedDict):
     started: Cited
     finished: Annotated[Cited | None, Meta(description="the event that put its end on record, whatever end that was")]
     state: Annotated[
-        Literal["running", "finished", "failed", "cancelled", "interrupted"],
+        GenerationState,
         Meta(
             description="running: no end is on record yet; finished: it came to an end (`finish_reason` says to which, "
             "`intervention_removed` among them); failed: `error` says why; cancelled: nobody read it any more; "
@@ -104,11 +106,11 @@ class Generation(TypedDict):
     model: ExplainedModel | None
     baseline: bool | None
     own_steering: bool | None
-    attached: list[str]
-    intervention: list[ExplainedSae]
+    attached: tuple[str, ...]
+    intervention: tuple[ExplainedSae, ...]
     intervention_sha256: str
     digest: Agreement
-    watched: list[str]
+    watched: tuple[str, ...]
     stop_when: StopCondition | None
     deterministic: bool | None
     sink_window: int | None
@@ -126,11 +128,11 @@ class Generation(TypedDict):
     salt: str | None
     prompt_sha256: str | None
     output_sha256: str | None
-    prompt_token_ids: list[int] | None
-    output_token_ids: list[int] | None
+    prompt_token_ids: tuple[int, ...] | None
+    output_token_ids: tuple[int, ...] | None
     text: str | None
     left_out: Problem | None
 
 
-class Generations(TypedDict):
-    generations: list[Generation]
+class ExplainedGenerations(Struct, frozen=True, kw_only=True):
+    generations: tuple[ExplainedGeneration, ...]

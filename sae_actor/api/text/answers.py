@@ -1,0 +1,191 @@
+"""Answers to text requests: OpenAI's, and the extension `sae`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from ...domain.events import Receipt
+from ...domain.refs import Edit, Exclusion, FinishReason, HookPoint, Mode
+from ...domain.views.fields import Count, Digest, Position
+from ...domain.weights import WeightsFiles
+from ...ports import FeatureActivation
+
+Rows: TypeAlias = tuple[tuple[FeatureActivation, ...], ...]
+
+
+class AppliedSae(Struct, frozen=True, kw_only=True):
+    sae_id: str
+    weights_sha256: str
+    weights_files: WeightsFiles
+    hook_point: HookPoint
+    mode: Mode
+    steering: tuple[Edit, ...]
+    exclude: tuple[Exclusion, ...] | UnsetType = UNSET
+    """What it was told to pass through, where it was told anything."""
+
+
+class AppliedIntervention(Struct, frozen=True, kw_only=True):
+    """What was active, and the receipt of what was written."""
+
+    generation_id: str
+    position: Position
+    interventions: tuple[AppliedSae, ...]
+    intervention_sha256: Digest
+    receipt: Receipt
+    warnings: tuple[str, ...]
+    seed: int
+    features: Rows | UnsetType = UNSET
+    """At each position that was run: the prompt's, and all generated tokens' but the last one's."""
+    features_by_sae: dict[str, Rows] | UnsetType = UNSET
+    """The same, where several SAEs are watched."""
+
+
+class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
+    reasoning_tokens: Count
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+
+
+class CompletionLogprobs(Struct, frozen=True, kw_only=True):
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    top_logprobs: tuple[dict[str, float], ...]
+    text_offset: tuple[Count, ...]
+
+
+class ChatToken(Struct, frozen=True, kw_only=True):
+    token: str
+    logprob: float
+    bytes: tuple[Annotated[int, Meta(ge=0, le=255)], ...] | None
+
+
+class ScoredChatToken(ChatToken, frozen=True, kw_only=True):
+    top_logprobs: tuple[ChatToken, ...]
+
+
+class ChatLogprobs(Struct, frozen=True, kw_only=True):
+    content: tuple[ScoredChatToken, ...]
+    refusal: None
+
+
+class CompletionPart(Struct, frozen=True, kw_only=True):
+    index: Count
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    sae: AppliedIntervention | UnsetType = UNSET
+
+
+class CompletionChoice(CompletionPart, frozen=True, kw_only=True):
+    finish_reason: FinishReason
+
+
+class ChatAnswer(Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"]
+    content: str
+    reasoning_content: str | UnsetType | None = UNSET
+
+
+class ChatDelta(Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    index: Count
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    sae: AppliedIntervention | UnsetType = UNSET
+
+
+class ChatPart(Struct, frozen=True, kw_only=True):
+    index: Count
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    sae: AppliedIntervention | UnsetType = UNSET
+
+
+class _Envelope(Struct, frozen=True, kw_only=True):
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class Completion(_Envelope, frozen=True, kw_only=True):
+    object: Literal["text_completion"]
+    choices: tuple[CompletionChoice, ...]
+    usage: Usage
+    sae: AppliedIntervention
+
+
+class ChatCompletion(_Envelope, frozen=True, kw_only=True):
+    object: Literal["chat.completion"]
+    choices: tuple[ChatChoice, ...]
+    usage: Usage
+    sae: AppliedIntervention
+
+
+class CompletionChunk(_Envelope, frozen=True, kw_only=True):
+    """One event of a streamed completion; the last one has `sae`."""
+
+    object: Literal["text_completion"]
+    choices: tuple[CompletionPart, ...]
+    usage: Usage | UnsetType = UNSET
+    sae: AppliedIntervention | UnsetType = UNSET
+
+
+class ChatCompletionChunk(_Envelope, frozen=True, kw_only=True):
+    """One event of a streamed chat; the last one has `sae`."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: tuple[ChatPart, ...]
+    usage: Usage | UnsetType = UNSET
+    sae: AppliedIntervention | UnsetType = UNSET
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    steered: Completion
+    baseline: Completion
+
+
+class ComparisonChunk(Struct, frozen=True, kw_only=True):
+    """One event of a streamed comparison: a chunk of one of the two."""
+
+    steered: CompletionChunk | UnsetType = UNSET
+    baseline: CompletionChunk | UnsetType = UNSET
+
+
+class ChatComparison(Struct, frozen=True, kw_only=True):
+    steered: ChatCompletion
+    baseline: ChatCompletion
+
+
+class ChatComparisonChunk(Struct, frozen=True, kw_only=True):
+    """One event of a streamed comparison of chats: a chunk of one of the two."""
+
+    steered: ChatCompletionChunk | UnsetType = UNSET
+    baseline: ChatCompletionChunk | UnsetType = UNSET
+
+
+class ListedModel(Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["sae-actor"]
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    object: Literal["list"]
+    data: tuple[ListedModel, ...]
