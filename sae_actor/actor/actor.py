@@ -207,7 +207,7 @@ class Actor:
         is_open = command_id in self.state.commands
         events = await accepted_events(self._log, command_id)
         if not events:
-            raise NotFoundError(f"no command {command_id}")
+            raise NotFoundError(f"there is no command {command_id}")
         return outcome(command_id, events if is_open else await with_outcome(self._log, events), is_open=is_open)
 
     async def effect_ended(self, name: str, request_position: int) -> None:

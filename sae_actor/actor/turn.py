@@ -79,7 +79,7 @@ class Turn:
         except Exception:
             # decide is pure: a fault in it has changed nothing, and must not end the one writer there is.
             logger.exception("deciding %s failed", type(envelope.message).__name__)
-            answer = InternalError("the command could not be decided")
+            answer = InternalError("the command could not be processed")
         self.answers.append((envelope, answer))
 
     async def _known(self, envelope: Envelope) -> Answer | None:
@@ -99,7 +99,7 @@ class Turn:
     def _check_revision(self, envelope: Envelope) -> None:
         if envelope.expected_revision not in (None, self.state.revision):
             raise PreconditionFailedError(
-                f"If-Match names {envelope.expected_revision}, the state is of {self.state.revision}",
+                f"If-Match names {envelope.expected_revision}, the state is at {self.state.revision}",
                 expected=envelope.expected_revision,
                 position=self.state.revision,
             )
@@ -137,7 +137,7 @@ class Turn:
         size = memoryview(made.data).nbytes
         if size > ev.MAX_PAYLOAD_BYTES:
             raise TooLargeError(
-                f"{payload.type} takes {size} bytes; at most {ev.MAX_PAYLOAD_BYTES} go on record",
+                f"{payload.type} takes {size} bytes; at most {ev.MAX_PAYLOAD_BYTES} can be recorded",
                 size=size,
                 limit=ev.MAX_PAYLOAD_BYTES,
             )

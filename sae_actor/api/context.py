@@ -56,7 +56,7 @@ class Context:
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
     walks: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too much of the log is being read")
+        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
     """Held while an answer is made of much of the log."""
     prompts: BoundedSemaphore = field(
@@ -67,7 +67,7 @@ class Context:
     """Held while a prompt becomes tokens."""
     looks: BoundedSemaphore = field(
         default_factory=lambda: BoundedSemaphore(
-            1, LOOKS_WAITING, full="too many features are asked for", error=MailboxFullError
+            1, LOOKS_WAITING, full="too many feature requests are waiting", error=MailboxFullError
         )
     )
     """Held while weights are read on the device for who looks at a feature."""

@@ -106,4 +106,4 @@ def on_fault(request: AnyRequest, error: Exception) -> Response[bytes]:
 def on_no_memory(request: AnyRequest, error: Exception) -> Response[bytes]:
     """The process may not take what this request needs; the next one may be smaller."""
     logger.error("%s %s: no memory: %s", request.method, request.scope["path"], error or "refused by the system")
-    return problem_response(request, NotReadyError("there is not enough memory for this request", retry_after=5))
+    return problem_response(request, NotReadyError("not enough memory for this request", retry_after=5))

@@ -60,4 +60,4 @@ async def heard(request: AnyRequest) -> AsyncIterator[None]:
         finally:
             watcher.cancel()
     if scope.cancelled_caught:
-        raise BadRequestError("the client has left")  # heard by nobody, but counted
+        raise BadRequestError("the client disconnected")  # heard by nobody, but counted

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     url = arguments.url or os.environ.get("SAE_ACTOR_URL") or DEFAULT_URL
     token = os.environ.get("SAE_ACTOR_TOKEN") or None
     if token is not None and not (token.isascii() and token.isprintable()):
-        raise ConfigurationError("SAE_ACTOR_TOKEN: not a token, it holds characters that no header can carry")
+        raise ConfigurationError("SAE_ACTOR_TOKEN is not a valid token: it holds characters that a header cannot carry")
     try:
         client = Client(url, token)
     except ValueError as error:

@@ -27,8 +27,8 @@ def export(folder: Path, arguments: argparse.Namespace) -> int:
     head = asyncio.run(eventlog.export_bundle(folder, to))
     if not (folder / CHECKPOINT_NAME).exists():
         print(
-            f"sae-actor: warning: there is no {CHECKPOINT_NAME} in {answers.plain(_name(folder))}: whether events at "
-            "the end are missing from the export cannot be told",
+            f"sae-actor: warning: {CHECKPOINT_NAME} is missing in {answers.plain(_name(folder))}: events missing "
+            "at the end of the export would go unnoticed",
             file=sys.stderr,
         )
     if arguments.json:

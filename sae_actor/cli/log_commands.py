@@ -89,7 +89,7 @@ async def _show(folder: Path, arguments: argparse.Namespace) -> int:
     types = arguments.types.split(",") if arguments.types is not None else None
     unknown = [name for name in types or () if name not in PAYLOADS]
     if unknown:
-        print(f"sae-actor: {unknown[0]!r} is no type of event", file=sys.stderr)
+        print(f"sae-actor: {unknown[0]!r} is not an event type", file=sys.stderr)
         return exit_codes.USAGE
     verification = await verify_folder(folder)
     _warn(verification)
@@ -170,7 +170,7 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
     if not wanted.views:
         lost = ", ".join(map(str, wanted.erased))
         hint = f"; the payloads of events {lost}, beginnings of texts, were erased" if lost else ""
-        raise NotFoundError(f"no text {arguments.generation_id} is in the log{hint}")
+        raise NotFoundError(f"the log has no generation {arguments.generation_id}{hint}")
     view = {**next(iter(wanted.views.values())), "log": _told(verification)}
     print(_json(view) if arguments.json else explanation.explanation(msgspec.to_builtins(view)))
     return exit_codes.OK

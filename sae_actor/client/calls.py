@@ -100,7 +100,7 @@ class Client:
             return prefix
         found = [sae_id for sae_id in ids if sae_id.startswith(prefix)]
         if not found:
-            raise SAENotFoundError(f"no SAE is called {prefix} or begins with it")
+            raise SAENotFoundError(f"no SAE has the id {prefix} or an id that begins with it")
         if len(found) > 1:
             raise SAEAmbiguousError(f"{prefix} could be any of {', '.join(found)}", candidates=found)
         return found[0]
@@ -288,7 +288,7 @@ class Client:
         with self._wire.stream("GET", "/api/events", silence=SILENCE_SECONDS, query=query, headers=headers) as chunks:
             for frame in frames(chunks):
                 yield StreamEvent(frame.id, frame.type, json.loads(frame.data))
-        raise UnreachableError("the service ended the stream of events")
+        raise UnreachableError("the service closed the event stream")
 
     # — shapes of answers —
 

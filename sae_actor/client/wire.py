@@ -64,9 +64,7 @@ class Wire:
         try:
             return response.status_code, response.json()
         except ValueError as error:
-            raise InternalError(
-                f"{self.url}{path} answered something that is not JSON: is this a sae-actor?"
-            ) from error
+            raise InternalError(f"{self.url}{path} did not answer with JSON; is it a sae-actor?") from error
 
     @contextmanager
     def stream(
@@ -112,7 +110,7 @@ def error_of(response: httpx.Response) -> SAEError:
         body = None
     if isinstance(body, dict):
         return problem_error(body, response.status_code)
-    return InternalError(f"HTTP {response.status_code} without a problem: is this a sae-actor?")
+    return InternalError(f"HTTP {response.status_code} without a problem body; is it a sae-actor?")
 
 
 def problem_error(body: Answer, status: int = 500) -> SAEError:

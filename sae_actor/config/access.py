@@ -50,16 +50,16 @@ def read_line(line: str) -> Grant:
     """Raises `ValueError`, which says what is wrong without repeating what may be a token."""
     parts = line.split()
     if len(parts) != 3:
-        raise ValueError("takes a name, a role and the sha256 of the token in hex")
+        raise ValueError("must be a name, a role and the sha256 of the token in hex")
     name, role, digest = parts
     if not _NAME.fullmatch(name):
-        raise ValueError("the name takes 1 to 64 of A-Z a-z 0-9 . _ @ -, a letter or digit first")
+        raise ValueError("the name must be 1 to 64 of A-Z a-z 0-9 . _ @ -, with a letter or digit first")
     if name in RESERVED:
-        raise ValueError(f"the name {name} stands for something else in the log")
+        raise ValueError(f"the name {name} is reserved in the log")
     if role not in get_args(Role):
-        raise ValueError(f"{name}: the role is one of {', '.join(get_args(Role))}")
+        raise ValueError(f"{name}: the role must be one of {', '.join(get_args(Role))}")
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{name}: the sha256 of the token takes 64 hex digits")
+        raise ValueError(f"{name}: the sha256 of the token must be 64 hex digits")
     return Grant(name, cast(Role, role), bytes.fromhex(digest))
 
 
@@ -70,7 +70,7 @@ class Access:
         """Raises `ValueError` where two grants have one name or one token, or where there are too many."""
         self.grants = tuple(grants)
         if len(self.grants) > MOST:
-            raise ValueError(f"{len(self.grants)} tokens; {MOST} are the most")
+            raise ValueError(f"{len(self.grants)} tokens; at most {MOST} are allowed")
         for what in ("name", "digest"):
             seen: set[object] = set()
             for grant in self.grants:

@@ -28,7 +28,7 @@ def grants(settings: Settings) -> tuple[Grant, ...]:
             if line.strip() and not line.lstrip().startswith("#")
         ]
         if not named:
-            raise ConfigurationError(f"server.tokens_file: {server.tokens_file} names nobody")
+            raise ConfigurationError(f"server.tokens_file: {server.tokens_file} does not hold a token")
         lines += named
     found = [operator(server.token)] if server.token else []
     for where, line in lines:
@@ -48,7 +48,9 @@ def _private_text(path: Path) -> str:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode) or mode & 0o077:
-                raise ConfigurationError(f"server.tokens_file: {path} is open to others than its owner: chmod 600 it")
+                raise ConfigurationError(
+                    f"server.tokens_file: {path} is accessible to others than its owner; chmod 600 it"
+                )
             raw = file.read(MAX_TOKENS_FILE + 1)
         if len(raw) > MAX_TOKENS_FILE:
             raise ConfigurationError(f"server.tokens_file: {path} is larger than {MAX_TOKENS_FILE} bytes")
@@ -84,7 +86,7 @@ def tls_files(settings: Settings) -> tuple[Path, Path] | None:
     server = settings.server
     if not server.tls_certificate:
         if server.tls_key:
-            raise ConfigurationError("server.tls_key: it needs server.tls_certificate beside it")
+            raise ConfigurationError("server.tls_key: it requires server.tls_certificate")
         return None
     certificate = Path(server.tls_certificate).expanduser()
     key = Path(server.tls_key).expanduser() if server.tls_key else certificate

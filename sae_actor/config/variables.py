@@ -34,4 +34,4 @@ def meant(variable: str, keys: Collection[str]) -> str:
     name = variable.removeprefix(PREFIX)
     known = [key.upper().replace(".", "_") for key in keys]
     alike = [each for each in known if each.endswith(f"_{name}")] or difflib.get_close_matches(name, known, 1)
-    return f"; is it {PREFIX}{alike[0]} that was meant?" if alike else ""
+    return f"; did you mean {PREFIX}{alike[0]}?" if alike else ""

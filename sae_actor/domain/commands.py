@@ -55,7 +55,7 @@ def _has_whole_parts(path: str) -> bool:
 
 def _check_revision(revision: str) -> None:
     if ".." in revision or not _has_whole_parts(revision):
-        raise ValueError("revision is not a name of a branch, tag or commit")
+        raise ValueError("revision is not the name of a branch, tag or commit")
 
 
 class LoadModel(Command, frozen=True):
@@ -87,7 +87,7 @@ class Download(Command, frozen=True):
         if self.path is not None and not _has_whole_parts(self.path):
             raise ValueError("path must be relative, without empty, '.' or '..' parts")
         if ".." in self.repository_id or "--" in self.repository_id:
-            raise ValueError("repository_id is not a hub id")
+            raise ValueError("repository_id is not a hub id such as owner/name")
 
 
 class CancelDownload(Command, frozen=True):

@@ -1,4 +1,4 @@
-"""The nouns of the contract as values: hook points, edits, SAE and model descriptions.
+"""The nouns of the service as values: hook points, edits, SAE and model descriptions.
 
 Everything here is frozen, knows no torch and does no I/O. Numbers are bounded by what could hold for
 *any* model or SAE; what holds for the loaded ones is decided in `decide`.
@@ -61,7 +61,7 @@ class HookPoint(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
     def __post_init__(self) -> None:
         if self.before is not None and self.kind not in NORMED:
-            raise ValueError(f"before: {self.kind} does not come out of a norm")
+            raise ValueError(f"before: {self.kind} is not the output of a norm")
 
     def __str__(self) -> str:
         side = {None: "", "gain": " before the gain of its norm", "norm": " before its norm"}[self.before]
@@ -82,7 +82,7 @@ class Span(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     def __post_init__(self) -> None:
         forms = (self.tokens is not None) + (self.from_ is not None or self.to is not None) + (self.role is not None)
         if forms != 1:
-            raise ValueError("positions take one of tokens, from/to, role")
+            raise ValueError("positions must have one of tokens, from/to, role")
         if self.from_ is not None and self.to is not None and self.from_ >= self.to:
             raise ValueError("positions: from must be below to")
 
@@ -100,11 +100,11 @@ class When(Struct, frozen=True, forbid_unknown_fields=True):
 def check_passed(exclude: tuple[Exclusion, ...] | None, mode: Mode) -> None:
     """`ValueError` where an SAE is told what `reconstruct` passes through, and does not reconstruct."""
     if exclude is not None and mode != "reconstruct":
-        raise ValueError("exclude of an SAE is for mode reconstruct: in mode steer each edit has its own")
+        raise ValueError("an SAE's exclude requires mode reconstruct; in mode steer each edit has its own")
 
 
 class Edit(Struct, frozen=True, forbid_unknown_fields=True):
-    """One feature edit; section 5 of the contract says what each method writes."""
+    """One feature edit; README, "Steering", says what each method writes."""
 
     feature: Feature
     strength: Strength

@@ -81,8 +81,8 @@ class DeviceThread(Worker):
         try:
             self._serve()
         except BaseException as error:
-            logger.exception("the device's thread ends")
-            self.lost = DeviceLostError(f"the device's thread ended ({type(error).__name__})")
+            logger.exception("the device thread is stopping")
+            self.lost = DeviceLostError(f"the device thread ended ({type(error).__name__})")
         finally:
             self._close()
 

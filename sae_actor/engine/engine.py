@@ -242,7 +242,7 @@ class TorchEngine:
             raise DeviceLostError(self._device.lost.detail)
         check_request(request, model)
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
-            raise MailboxFullError("too many texts are waiting", retry_after=1)
+            raise MailboxFullError("too many generations are waiting", retry_after=1)
         stream = GenerationStream(self._streams.discard)
         text = Generation(
             request, model.tokenizer, model.bytes_per_position, partial(self._applied, model), stream.deliver
@@ -255,7 +255,7 @@ class TorchEngine:
     def _applied(self, model: LoadedModel, request: GenerationRequest) -> PreparedIntervention | None:
         """The request's intervention, ready; None where it changes nothing. On the device thread."""
         if self._model is not model:
-            raise ModelNotLoadedError("the model was unloaded before the text began")
+            raise ModelNotLoadedError("the model was unloaded before the generation began")
         parts, turns = [], request.turns
         marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
         for sae in request.intervention:

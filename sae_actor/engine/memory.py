@@ -41,7 +41,7 @@ def check_room(needed: int, device: torch.device, promised: int) -> None:
     free = available(device)
     if free is not None and needed > (free := max(0, free - promised)):
         raise OutOfMemoryError(
-            f"the SAE takes {needed} bytes, the device has {free} left", needed_bytes=needed, available_bytes=free
+            f"the SAE needs {needed} bytes, the device has {free} free", needed_bytes=needed, available_bytes=free
         )
 
 

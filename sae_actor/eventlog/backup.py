@@ -38,7 +38,7 @@ async def copy_log(db: Connection, log_id: str, to: Path) -> Head:
     lock = await FolderLock.acquire(to, shared=False)
     try:
         if not missing_log(to):
-            raise LogUnusableError(f"{to} has a log already: a backup overwrites nothing")
+            raise LogUnusableError(f"{to} has a log already; a backup overwrites nothing")
         try:
             await _to_its_end(db.run(lambda connection: _copy(connection, to / FRESH, db.give_way)))
             return await _to_its_end(asyncio.to_thread(_publish, to, log_id))

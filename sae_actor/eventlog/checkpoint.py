@@ -51,8 +51,8 @@ def read_checkpoint(folder: Path, log_id: str) -> list[Head]:
     slots = [slot for at in (0, _BLOCK) if (slot := _parse(content[at : at + _BLOCK])) is not None]
     if not slots:
         raise LogDamagedError(
-            f"{path} holds no readable head, so a dropped tail could not be noticed. "
-            f"If you know the log to be whole, delete the file and start again"
+            f"{path} holds no readable head, so a dropped tail would go unnoticed. "
+            f"If you know that the log is complete, delete the file and start again"
         )
     if foreign := {owner for owner, _ in slots} - {log_id}:
         raise LogDamagedError(

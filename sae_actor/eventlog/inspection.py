@@ -80,7 +80,7 @@ def inspect(
         if walk.bad is not None:
             _refuse(walk, walk.position + 1, walk.bad)
         if (bare := walk.unexplained()) is not None:
-            _refuse(walk, bare, "the payload is gone and no PayloadRedacted names it")
+            _refuse(walk, bare, "the payload is missing, and no PayloadRedacted names it")
         if (bad := structure.result()) is not None:
             _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         if altered is not None:
@@ -113,7 +113,7 @@ def check_identity(path: Path) -> None:
     except OSError as error:
         raise LogUnusableError(f"{path} cannot be read: {error.strerror}") from None
     if not header:
-        raise LogUnusableError(f"{path} is empty: not a log. Remove it to begin a new one")
+        raise LogUnusableError(f"{path} is empty, not a log. Remove it to begin a new one")
     if len(header) < 100 or not header.startswith(_MAGIC):
         raise LogDamagedError(f"{path} has no SQLite header: put back a copy of the file", first_bad=1)
     application_id = int.from_bytes(header[68:72])
@@ -176,7 +176,7 @@ def _read_log_id(connection: sqlite3.Connection) -> str:
     except READ_ERRORS as error:
         raise LogDamagedError(f"events.db: {error}", first_bad=1) from None
     if row is None or not isinstance(row[0], bytes) or not _LOG_ID.fullmatch(row[0]):
-        raise LogDamagedError("events.db does not say which log it is", first_bad=1)
+        raise LogDamagedError("events.db does not name its log", first_bad=1)
     return row[0].decode()
 
 
@@ -258,7 +258,7 @@ def _check_accepted(
     row: Any = connection.execute("SELECT type FROM events WHERE position = ?", (accepted + 1,)).fetchone()
     if row == (b"LogTruncated",):
         return
-    why = "nothing of it is lost" if witnessed else "without a head.checkpoint no loss is proven"
+    why = "no event is lost" if witnessed else "without a head.checkpoint a loss is not proven"
     raise LogUnusableError(
         f"--accept-truncation {accepted}: the log in {folder} ends at event {walk.position}, and {why}. "
         "Start without --accept-truncation"
@@ -273,7 +273,7 @@ def _check_witnessed(connection: sqlite3.Connection, log_id: str, walk: Walk, he
             what = f"missing; the log ends at {walk.position}, and an event {head.position} was witnessed"
             _refuse(walk, walk.position + 1, what)
         if found != head.hash:
-            _refuse(walk, head.position, "it is not the one that was witnessed")
+            _refuse(walk, head.position, "it is not the event that was witnessed")
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:

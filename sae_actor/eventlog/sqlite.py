@@ -163,7 +163,7 @@ class SqliteLog:
         if walk.head != head:
             return _bad(walk, walk.position, "the last event is not the one that was written")
         if (bare := walk.unexplained()) is not None:
-            return _bad(walk, bare, "the payload is gone and no PayloadRedacted names it")
+            return _bad(walk, bare, "the payload is missing, and no PayloadRedacted names it")
         return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
 
     async def backup(self, to: Path) -> Head:
@@ -228,11 +228,11 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
         if findings.unknown is not None:
             name, schema, position = findings.unknown
             raise LogUnusableError(
-                f"event {position} is a {name} of schema {schema}, which this version does not know: "
+                f"event {position} is a {name} of schema {schema}, which this version does not know; "
                 f"use a newer sae-actor, or --read-only"
             )
     if not findings.witnessed:
-        logger.warning("%s has no head.checkpoint: whether events at its end were lost cannot be told", folder)
+        logger.warning("%s has no head.checkpoint: events lost at its end would go unnoticed", folder)
     return findings
 
 

@@ -170,7 +170,7 @@ class Writer:
 
     def _answer(self, batch: _Batch) -> None:
         for waiting, position in batch.conflicts:
-            detail = f"an append behind event {waiting.expected}, the log is at {position}"
+            detail = f"an append after event {waiting.expected}, the log is at {position}"
             _refuse([waiting], LogConflictError, detail, head=position, expected=waiting.expected)
         if batch.failure is not None:
             self._fail(batch.waiting, batch.failure)

@@ -1,4 +1,4 @@
-"""Names of hooks, in every spelling in use, as hook points of the contract.
+"""Names of hooks in every spelling in use, as hook points.
 
 A name that could mean two places gives no hook point: a hook on the wrong place is worse than none. What the names of
 transformer_lens mean was compared with that library (tests/engine/hooknames), release by release:

@@ -79,7 +79,7 @@ class Generations:
         """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
         `MailboxFullError`."""
         if self.places is not None and len(self._running) + len(self._opening) >= self.places:
-            raise MailboxFullError("too many texts are waiting", retry_after=1)
+            raise MailboxFullError("too many generations are waiting", retry_after=1)
         opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
@@ -207,7 +207,7 @@ class Generations:
         ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
         if not late or isinstance(ended, SAEError):
             return ended
-        error = DeadlineExceededError(f"the text was not done within {self.deadline_seconds:g} seconds")
+        error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
         return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _record(
@@ -247,7 +247,7 @@ class Generations:
             return error
         except Exception:
             return _unexpected(text)
-        return InternalError("the engine ended the text without a word")
+        return InternalError("the engine ended the generation without a result")
 
     def _deliver(self, text: RunningGeneration, item: Token) -> None:
         """Give a token out; what is only monitored is announced in its stead, and is no part of the answer."""
@@ -276,4 +276,4 @@ def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
 def _unexpected(text: RunningGeneration) -> InternalError:
     """For an `except` clause: what the engine raised is in the service's log alone."""
     logger.exception("%s failed unexpectedly", text.started.generation_id)
-    return InternalError("the text could not be made; the service's log has the cause")
+    return InternalError("the generation failed; the service's log has the cause")

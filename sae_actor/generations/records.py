@@ -83,7 +83,7 @@ def without(record: GenerationFinished, names: Sequence[str], error: TooLargeErr
 
 def failure(ended: Finished) -> SAEError:
     """The error that a text ended with."""
-    return from_code(ended.error_code or "internal", ended.error_detail or "the text could not be made")
+    return from_code(ended.error_code or "internal", ended.error_detail or "the generation failed")
 
 
 def token_digest(salt: str, token_ids: Sequence[int]) -> str:

@@ -85,4 +85,4 @@ class RunningGeneration:
             async for item in items:
                 if isinstance(item, Completed):
                     return item
-        raise InternalError("the text ended without a result")
+        raise InternalError("the generation ended without a result")

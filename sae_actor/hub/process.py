@@ -68,7 +68,7 @@ async def run_job(
             else:
                 return message
         status = await process.wait()
-        raise SAEDownloadError(f"The process of the download ended with status {status}", reason="process")
+        raise SAEDownloadError(f"The download process ended with status {status}", reason="process")
     finally:
         with anyio.CancelScope(shield=True):
             await _end(process)
@@ -84,7 +84,7 @@ async def _messages(process: Process, silence_seconds: float) -> AsyncIterator[M
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             return
         except TimeoutError:
-            raise SAEDownloadError("The process of the download makes no progress", reason="stalled") from None
+            raise SAEDownloadError("The download process makes no progress", reason="stalled") from None
         *lines, rest = pending.split(b"\n")
         pending = bytearray(rest)
         if len(pending) > _MAX_LINE:

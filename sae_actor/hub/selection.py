@@ -113,7 +113,7 @@ def choose(names: Collection[str], path: str | None) -> Found:
     if (refusal := _refused(inside)) is not None:
         raise refusal
     if any(name.endswith(PICKLES) for name in inside):
-        raise SAEUnsupportedError(f"{where} holds only pickles of no known format", check="pickle", path=path)
+        raise SAEUnsupportedError(f"{where} holds only pickles of unknown formats", check="pickle", path=path)
     if not inside:
         raise RepositoryNotFoundError(f"There is nothing at {where}", reason="not_found", kind="path", path=path)
     raise SAEUnsupportedError(f"No SAE of a known format is in {where}", check="format", path=path)
@@ -146,8 +146,8 @@ def _named_file(path: str, known: Collection[str]) -> Found:
         if path == sae.weights:
             return sae
     if path.endswith(PICKLES) and not path.endswith(CONVERTIBLE):
-        raise SAEUnsupportedError(f"{path} is a pickle of a kind that is not opened", check="pickle", path=path)
+        raise SAEUnsupportedError(f"{path} is a pickle of a kind that is not read", check="pickle", path=path)
     if not path.endswith(WEIGHTS):
-        raise SAEUnsupportedError(f"{path} is not a file of weights", check="format", path=path)
+        raise SAEUnsupportedError(f"{path} is not a weights file", check="format", path=path)
     beside = (join(dirname(path), name) for name in sorted(settings_names(path)))
     return Found(path, (), path, tuple(config for config in beside if config in known))

@@ -125,7 +125,7 @@ async def _along(bench: Testbed, request: GenerationRequest, tokens: Sequence[in
     along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None, reasoning=None)
     end = await bench.run(along, take)
     if end.token_ids != tuple(tokens):
-        raise NotComparable("its tokens could not be scored to the last one")
+        raise NotComparable("its tokens could not all be scored")
 
 
 def _own(token: Token) -> ScoredToken:

@@ -158,7 +158,7 @@ class Testbed:
                     if take is not None:
                         take(item)
                 else:
-                    raise NotComparable("it could not be run again: it has no end")
+                    raise NotComparable("it could not be run again: it did not end")
         except SAEError as error:
             raise NotComparable(f"it could not be run again: {error.detail}") from None
         if item.reason == "error":
@@ -179,7 +179,7 @@ def _dtype(sae: ActiveSae, known: Provenance) -> str:
     attached = (a for a in known.state.attachments if a.request_position == sae.attach_position)
     attachment = next(attached, None)
     if attachment is None:
-        raise NotComparable(f"the log does not say in what {sae.sae_id} was computed: it was not attached")
+        raise NotComparable(f"the log does not say in which dtype {sae.sae_id} was computed; it was not attached")
     return attachment.dtype
 
 
@@ -202,7 +202,7 @@ def _same_files(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         raise NotComparable("the log does not say which files it was made of")
     changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
     if changed:
-        raise NotComparable(f"its files are not those that it was loaded from: {', '.join(changed)}")
+        raise NotComparable(f"its files are not the ones it was loaded from: {', '.join(changed)}")
 
 
 def _engine(threads: int | None) -> Engine:

@@ -74,7 +74,7 @@ def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
     if finished is None:
         raise NotComparable("no end of it is on record, or its payload was erased")
     if not finished.output_sha256:
-        raise NotComparable(f"its tokens are not on record: it ended with {finished.finish_reason}")
+        raise NotComparable(f"its tokens are not on record; it ended with {finished.finish_reason}")
     return started, finished
 
 
@@ -127,13 +127,13 @@ async def _judged(
         "positions_agree": _positions_agree(finished, ran.again),
     }
     if logged is None:
-        told["reason"] = "its tokens were not recorded: only that others come out here can be told"
+        told["reason"] = "its tokens were not recorded; only a difference can be shown"
         # In float32 the same environment promises the same tokens.
         if environment["same"] and ran.facts.dtype == "float32":
             told["verdict"] = "different"
         return told
     if not same and _digest(finished, logged) != finished.output_sha256:
-        raise NotComparable("the recorded tokens are not those of the recorded digest")
+        raise NotComparable("the recorded tokens do not match the recorded digest")
     found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts.end_ids)
     told["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
@@ -157,7 +157,7 @@ def _verdict(others: Sequence[TokenChoice], tolerance: float, environment: View,
         return {"verdict": "equivalent"}
     decisive = [name for name in environment["differs"] if name in _NUMERICS]
     if decisive:
-        return {"reason": f"it is run on another kind of machine here (other {', '.join(decisive)})"}
+        return {"reason": f"this machine is of another kind (other {', '.join(decisive)})"}
     return {"verdict": "different"}
 
 
@@ -214,7 +214,7 @@ async def _prompt(
     recorded = finished.prompt_token_ids
     if recorded is not None:
         if _digest(finished, recorded) != finished.prompt_sha256:
-            raise NotComparable("the recorded prompt is not that of the recorded digest")
+            raise NotComparable("the recorded prompt does not match the recorded digest")
         return recorded, "log"
     for each in (candidate for prompt in prompts for candidate in _readings(prompt)):
         try:
@@ -223,7 +223,7 @@ async def _prompt(
             continue
         if _digest(finished, ids) == finished.prompt_sha256:
             return ids, "file"
-    raise NotComparable("the prompt of the file is not the one that was recorded as a digest")
+    raise NotComparable("the prompt of the file does not match the recorded digest")
 
 
 def _readings(prompt: str) -> list[Any]:
@@ -245,7 +245,7 @@ def _digest(finished: GenerationFinished, tokens: Sequence[int]) -> str:
     try:
         return token_digest(finished.salt, tokens)
     except (ValueError, OverflowError):
-        raise NotComparable("its salt or its tokens are not what the service writes") from None
+        raise NotComparable("its salt or its tokens are malformed") from None
 
 
 def _environment(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> View:

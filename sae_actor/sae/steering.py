@@ -50,7 +50,7 @@ class Steering:
                         f"feature {feature} is not below d_sae {sae.spec.d_sae}", feature=feature, d_sae=sae.spec.d_sae
                     )
             if edit.unit != "raw":
-                raise BadRequestError(f"unit {edit.unit} has to be resolved to raw strengths first", param="unit")
+                raise BadRequestError(f"unit {edit.unit} must be resolved to raw strengths first", param="unit")
         self.sae = sae
         self.edits = tuple(edits)
         on = [n for n, edit in enumerate(edits) if edit.method in ON_ACTIVATION]

@@ -36,7 +36,7 @@ def resolve_units(
 
 def _resolved(sae: SAE, edit: Edit, maxima: Mapping[int, float], median_norm: float | None) -> Edit:
     if edit.method in FACTORS:
-        raise BadRequestError(f"the strength of {edit.method} is a factor and has no unit", param="unit")
+        raise BadRequestError(f"the strength of {edit.method} is a factor, without a unit", param="unit")
     amount = edit.strength
     if edit.unit == "max":
         if edit.feature not in maxima:

@@ -36,7 +36,7 @@ def run(
         logs.say(f"warning: {each}")
     for root in settings.hub.import_roots:
         if not Path(root).expanduser().is_dir():
-            logs.say(f"warning: hub.import_roots: there is no folder {root}; nothing can be imported from it")
+            logs.say(f"warning: hub.import_roots: there is no folder {root}; imports from it are refused")
     try:
         check_exposure(settings)
         tls_files(settings)

@@ -29,7 +29,7 @@ def check_path(settings: Settings) -> None:
     except OSError as error:
         raise ConfigurationError(f"model.id: {model} cannot be read: {error.strerror}") from None
     if is_folder:
-        why = f"the folder {path.absolute()} holds no model: it has no {CONFIG}"
+        why = f"the folder {path.absolute()} is not a model: it has no {CONFIG}"
     else:
         why = f"{path.absolute()} is not a folder" if there else f"there is no folder {path.absolute()}"
     raise ConfigurationError(f"model.id: {why}. Give a folder with a model, or an id of the hub such as org/name")
@@ -55,7 +55,7 @@ def check_model(settings: Settings, state: State) -> None:
     if wanted is None or there is None or not state.attachments or same(there, wanted):
         return
     raise ConfigurationError(
-        f"the settings ask for {_in_words(wanted)}, the log has {_in_words(there)} with "
+        f"the settings require {_in_words(wanted)}, the log has {_in_words(there)} with "
         f"{state.attachments[0].sae_id} attached; detach it first, or start without --model ([model] id)"
     )
 

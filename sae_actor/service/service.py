@@ -111,7 +111,7 @@ class Service:
             self.actor.read_only = "the service was started with --read-only"
         else:
             if self.demo_sae is not None or self.settings.model.id:
-                self.preparing = "what the settings ask for is being brought"
+                self.preparing = "what the settings require is being loaded"
             await self._start()
         scheme = "http" if tls_files(self.settings) is None else "https"
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

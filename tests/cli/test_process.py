@@ -181,7 +181,7 @@ def test_a_variable_that_sets_nothing_is_warned_of(
     folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAE_ACTOR_PORT", "9999")
-    warning = "SAE_ACTOR_PORT of the environment sets nothing; is it SAE_ACTOR_SERVER_PORT that was meant?"
+    warning = "SAE_ACTOR_PORT of the environment is not a setting; did you mean SAE_ACTOR_SERVER_PORT?"
     offline = command("log", "verify", "--data-dir", str(folder))
     assert (offline.code, offline.err) == (0, f"sae-actor: warning: {warning}\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -196,7 +196,7 @@ def test_import_roots_that_are_not_there_are_warned_of(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         served = command("serve", "--port", str(taken.getsockname()[1]), "--data-dir", str(folder))
     assert served.err.splitlines()[0] == (
-        f"sae-actor: warning: hub.import_roots: there is no folder {folder / 'gone'}; nothing can be imported from it"
+        f"sae-actor: warning: hub.import_roots: there is no folder {folder / 'gone'}; imports from it are refused"
     )
 
 
@@ -249,7 +249,7 @@ def test_read_only(folder: Path, command: Command) -> None:
 def test_a_loss_that_is_none_is_not_accepted(folder: Path, tmp_path: Path, command: Command) -> None:
     intact = command("serve", "--port", "0", "--accept-truncation", "100", "--data-dir", str(folder))
     assert intact.code == 78
-    assert f"the log in {folder} ends at event 2, and nothing of it is lost" in intact.err
+    assert f"the log in {folder} ends at event 2, and no event is lost" in intact.err
     other = command("serve", "--port", "0", "--accept-truncation", "2", "--data-dir", str(tmp_path / "other"))
     assert other.code == 78
     assert f"there is no log in {tmp_path / 'other'}" in other.err

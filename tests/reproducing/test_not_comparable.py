@@ -94,7 +94,7 @@ def test_another_kind_of_machine(log: Log, tmp_path: Path, reproduce: Reproduce)
     assert (same["verdict"], same["environment"]["differs"]) == ("identical", ["device"])
     assert (other["verdict"], other["reason"]) == (
         "not_comparable",
-        "it is run on another kind of machine here (other device)",
+        "this machine is of another kind (other device)",
     )
 
 

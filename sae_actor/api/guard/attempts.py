@@ -30,7 +30,7 @@ class Attempts:
         for failures, most in ((own, self._each), (self._all, 50 * self._each)):
             if len(failures) >= most:
                 wait = self._seconds - (now - failures[0])
-                raise TooManyAttemptsError("too many logins have failed", retry_after=math.ceil(wait))
+                raise TooManyAttemptsError("too many failed logins; try again later", retry_after=math.ceil(wait))
 
     def failed(self, address: str) -> None:
         now = self._clock()

@@ -50,7 +50,7 @@ def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
     writes = scope["method"] not in READING
     session_id = session_id_of(scope, policy)
     if session_id is not None and writes and not is_own_origin(scope["headers"]):
-        raise ForbiddenError("a login is good for the page itself only; send an Authorization header")
+        raise ForbiddenError("the login cookie works for the page only; send an Authorization header")
     try:
         if session_id is None:
             grant = _bearer(header_values(scope["headers"], b"authorization"), policy)
@@ -61,7 +61,7 @@ def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
             return None
         raise
     if writes and not is_open and grant.role != "operator":
-        raise ForbiddenError(f"{grant.name} may read only: the token is a {grant.role}'s")
+        raise ForbiddenError(f"{grant.name} may only read: the token has the role {grant.role}")
     return Caller(grant.name, grant.role)
 
 
@@ -70,12 +70,12 @@ def _bearer(given: list[str], policy: Policy) -> Grant:
         raise UnauthorizedError("send one Authorization: Bearer header")
     grant = policy.access.of(given[0][7:].strip(" \t").encode("latin-1"))
     if grant is None:
-        raise UnauthorizedError("the token is not known")
+        raise UnauthorizedError("the token is not valid")
     return grant
 
 
 def _session(session_id: str, policy: Policy) -> Grant:
     grant = policy.sessions.of(session_id)
     if grant is None:
-        raise UnauthorizedError("the login has ended; log in again")
+        raise UnauthorizedError("the login has expired; log in again")
     return grant

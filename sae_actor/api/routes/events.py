@@ -48,7 +48,7 @@ async def get_events(request: AnyRequest) -> Answer:
     elif after > broadcast.head:
         after, reset = 0, True
     if broadcast.readers >= context(request).max_readers:
-        raise MailboxFullError(f"{broadcast.readers} readers follow the events already", retry_after=5)
+        raise MailboxFullError(f"{broadcast.readers} clients already follow the events", retry_after=5)
     return _Frames(broadcast, _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat))
 
 

@@ -23,9 +23,9 @@ MAX_LIMIT = 1000
 
 @operation("GET", "/api/generations", "What was active for each answer",
            query=(Query("tag", {"type": "string"}, "only those with this tag"),
-                  Query("after", POSITION, "only those that began behind this position"),
+                  Query("after", POSITION, "only those that began after this position"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
-                        f"at most so many; {DEFAULT_LIMIT} without it")),
+                        f"at most this many (default: {DEFAULT_LIMIT})")),
            returns=Generations, tag="log")  # fmt: skip
 async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
@@ -47,7 +47,7 @@ async def get_generation(request: AnyRequest) -> Answer:
     await _read(request, wanted)
     view: dict[str, Any] | None = next(iter(wanted.views.values()), None)
     if view is None:
-        raise NotFoundError(f"no text {generation_id[:80]} is in the log", generation_id=generation_id[:80])
+        raise NotFoundError(f"the log has no generation {generation_id[:80]}", generation_id=generation_id[:80])
     return answer(request, view)
 
 

@@ -25,13 +25,13 @@ class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
     token: Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN)]
 
 
-@operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null for somebody unknown), and whether "
-           "the service asks for tokens", returns=Session, open=True, tag="service")  # fmt: skip
+@operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null if unknown), and whether "
+           "the service requires tokens", returns=Session, open=True, tag="service")  # fmt: skip
 async def get_session(request: AnyRequest) -> Answer:
     return _told(request, request.scope.get("caller"))
 
 
-@operation("POST", "/login", "Log in with a token: the answer sets a cookie, by which the page's requests are known",
+@operation("POST", "/login", "Log in with a token: the answer sets a cookie for the page's requests",
            body=LoginBody, returns=Session, errors=("too_many_attempts",), open=True, max_body=MAX_LOGIN,
            examples={"a token": {"token": "correct-horse-battery-staple"}}, tag="page")  # fmt: skip
 async def post_login(request: AnyRequest) -> Answer:
@@ -40,20 +40,20 @@ async def post_login(request: AnyRequest) -> Answer:
     known.attempts.check(address)
     body: LoginBody = await body_of(request, LoginBody)
     if not known.access:
-        raise BadRequestError("this service asks for no token")
+        raise BadRequestError("this service does not require a token")
     # Others may have failed while the body came.
     known.attempts.check(address)
     grant = known.access.of(body.token.encode())
     if grant is None:
         known.attempts.failed(address)
-        raise UnauthorizedError("the token is not known")
+        raise UnauthorizedError("the token is not valid")
     _end(request)
     response = _told(request, Caller(grant.name, grant.role))
     response.headers["set-cookie"] = _cookie(request, known.sessions.begin(grant), int(known.sessions.seconds))
     return response
 
 
-@operation("POST", "/logout", "End the login that the cookie stands for", returns=Session, open=True, tag="page")
+@operation("POST", "/logout", "End the login of the cookie", returns=Session, open=True, tag="page")
 async def post_logout(request: AnyRequest) -> Answer:
     _end(request)
     response = _told(request, None)

@@ -45,7 +45,7 @@ class MetricFamily:
             yield f"{self.name}{suffix}{{{told}}} {value:.17g}" if told else f"{self.name}{suffix} {value:.17g}"
 
 
-@operation("GET", "/metrics", "What there is to watch, in Prometheus' text format",
+@operation("GET", "/metrics", "Metrics in the Prometheus text format",
            answers=((200, "text/plain"),))  # fmt: skip
 async def get_metrics(request: AnyRequest) -> Answer:
     families = [*of_the_service(context(request)), *of_the_process()]

@@ -94,7 +94,7 @@ async def _nothing(request: AnyRequest) -> None:
         await body_of(request, EmptyBody)
 
 
-@operation("GET", "/api/saes", "All SAEs, and the attachment", returns=SaeList, tag="saes")
+@operation("GET", "/api/saes", "All SAEs and what is attached", returns=SaeList, tag="saes")
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
     saes = [sae_view(record, state) for record in state.saes.values()]
@@ -118,7 +118,7 @@ async def get_attachment(request: AnyRequest) -> Answer:
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
     if not re.fullmatch(r"[0-9]{1,10}", asked):
-        raise BadRequestError("a feature is a whole number from 0", param="feature")
+        raise BadRequestError("a feature is a whole number, 0 or above", param="feature")
     engine = device(request)
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
     async with looking(request):
@@ -211,7 +211,7 @@ async def cancel(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
-           query=(Query("layer", LAYER, "instead of where it was trained"),),
+           query=(Query("layer", LAYER, "instead of the hook point it was trained at"),),
            returns=Compatibility, errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"),
            tag="saes")  # fmt: skip
 async def compatibility(request: AnyRequest) -> Answer:
@@ -250,6 +250,6 @@ async def get_catalog(request: AnyRequest) -> Answer:
         try:
             msgspec.convert(asked[name], type_)
         except msgspec.ValidationError:
-            raise BadRequestError(f"{name} takes {admissible(type_)}", param=name) from None
+            raise BadRequestError(f"{name} must be {admissible(type_)}", param=name) from None
     async with heard(request):
         return answer(request, await context(request).hub.catalog(asked["repository_id"], asked["revision"]))

@@ -21,7 +21,7 @@ async def get_capabilities(request: AnyRequest) -> Answer:
     return answer(request, {**context(request).capabilities(), "model": running_view(state_of(request))})
 
 
-@operation("GET", "/health", "Whether the process lives", returns=Health, open=True)
+@operation("GET", "/health", "Whether the process is alive", returns=Health, open=True)
 async def get_health(request: AnyRequest) -> Answer:
     return answer(request, {"status": "ok", "position": state_of(request).position})
 

@@ -186,9 +186,9 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._head_since is not None:
             self._head_bytes += taken
         if self._head_bytes >= MAX_HEAD:
-            self._end(BadRequestError("the head of the request is too large"))
+            self._end(BadRequestError("the header of the request is too large"))
         elif self._framing_bytes > MAX_FRAMING:
-            self._end(BadRequestError("there is too much around the body of the request"))
+            self._end(BadRequestError("chunk extensions or trailers are too large"))
         return taken
 
     def _resume_reading(self) -> None:
@@ -217,11 +217,11 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         codings = [value.lower().strip() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or self.parser.get_http_version() == "1.0"):
-            raise ValueError("a coding that is not undone here")
+            raise ValueError("this transfer coding is not supported")
         lengths = [value for name, value in self.headers if name == b"content-length" and value.strip() != b"0"]
         if (codings or lengths) and self.parser.should_upgrade():
             # The parser takes the body of such a request for another protocol's, we would for the next request.
-            raise ValueError("a body behind an upgrade")
+            raise ValueError("a body after an upgrade")
         super().on_headers_complete()
         self._head_since = self._owed = None
         self._head_bytes = 0
@@ -300,7 +300,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         limit = self._limits.request_seconds
         if self._head_since is not None:
             if now - self._head_since > limit:
-                self._end(RequestTimeoutError("the head of the request did not arrive in time"))
+                self._end(RequestTimeoutError("the header of the request did not arrive in time"))
         elif self._body_since is not None:
             if self.cycle.response_complete:
                 if now - self._body_since > min(limit, LINGER_SECONDS):
@@ -320,7 +320,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's word for what is no HTTP."""
-        self._end(BadRequestError("this is not HTTP that can be read"))
+        self._end(BadRequestError("the request is not valid HTTP"))
         del msg
 
     def _end(self, error: SAEError) -> None:

@@ -59,7 +59,7 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         messages = None if self.messages is None else [message.plain() for message in self.messages]
         given = [each for each in (self.prompt, messages, self.token_ids) if each is not None]
         if len(given) != 1:
-            raise BadRequestError("give one of prompt, messages, token_ids", param="prompt")
+            raise BadRequestError("give exactly one of prompt, messages, token_ids", param="prompt")
         return given[0]
 
 

@@ -38,7 +38,7 @@ async def post_compare(request: AnyRequest) -> Answer:
     body: TextBody = await body_of(request, ChatBody if kind == "chat" else CompletionBody)
     own = body.sae or SaeExtension()
     if own.baseline:
-        raise BadRequestError("sae.baseline: the baseline is what is compared with", param="sae.baseline")
+        raise BadRequestError("sae.baseline: the comparison always contains the baseline", param="sae.baseline")
     body = replace(body, seed=secrets.randbits(31) if body.seed is None else body.seed)
     bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None))
     steered = await opened(request, body, kind)
@@ -72,7 +72,7 @@ def _kind_of(raw: bytes) -> Kind:
     if asked.messages is UNSET:
         return "completion"
     if asked.prompt is not UNSET:
-        raise BadRequestError("give one of prompt, messages", param="prompt")
+        raise BadRequestError("give exactly one of prompt, messages", param="prompt")
     return "chat"
 
 

@@ -44,10 +44,10 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _COMBINED = {
-    "echo": "with logprobs it",
-    "top_logprobs": "without logprobs it",
-    "stream_options": "without stream it",
-    "max_completion_tokens": "with another max_tokens it",
+    "echo": "with logprobs, this value",
+    "top_logprobs": "without logprobs, this value",
+    "stream_options": "without stream, this value",
+    "max_completion_tokens": "with another max_tokens, this value",
 }
 """What is refused for what stands beside it, not for its value."""
 
@@ -174,7 +174,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
         if len(ids) == len(self.prompt):
             return [ids]
         if ids:
-            raise BadRequestError("prompt: a list holds texts, or token ids, or lists of them", param="prompt")
+            raise BadRequestError("prompt: a list must hold texts, token ids, or lists of token ids", param="prompt")
         if len(self.prompt) > MAX_PROMPTS:
             raise BadRequestError(f"prompt: at most {MAX_PROMPTS} in a request", param="prompt")
         return [each for each in self.prompt if not isinstance(each, int)]
@@ -280,7 +280,7 @@ def _stop_tokens(body: TextBody, model: ModelFacts, min_tokens: int) -> tuple[in
             f"stop_token_ids: {wrong} is outside the vocabulary of {model.vocabulary}", param="stop_token_ids"
         )
     if min_tokens and len({*tokens, *model.end_ids}) >= model.vocabulary:
-        raise BadRequestError("min_tokens: every token ends the text, none is left to choose", param="min_tokens")
+        raise BadRequestError("min_tokens: every token ends the generation; none is left to choose", param="min_tokens")
     return tokens
 
 

@@ -53,7 +53,7 @@ async def get_v1_model(request: AnyRequest) -> Answer:
     model = state_of(request).model
     facts = model.facts if model is not None else None
     if facts is None or wanted not in (facts.model_id.strip("/"), "default"):
-        raise ModelNotFoundError(f"no model {wanted[:200]} is loaded", param="model")
+        raise ModelNotFoundError(f"the model {wanted[:200]} is not loaded", param="model")
     return answer(request, _model(facts))
 
 

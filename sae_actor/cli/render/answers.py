@@ -86,7 +86,7 @@ def status(answer: Answer) -> str:
     back = readiness.get("coming_back") or ()
     for each in back:
         where = f"{each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}"
-        lines.append(f"attaching   {where}: it is being brought back")
+        lines.append(f"attaching   {where}: it is being attached again")
     others = [sae_id for sae_id in answer["attaching"] if sae_id not in [each["sae_id"] for each in back]]
     lines += [f"attaching   {sae_id}" for sae_id in others]
     if not (attachments or back or others):
@@ -207,7 +207,7 @@ def verification(answer: Answer) -> str:
     head = answer["head"]
     if answer.get("unproven"):
         return plain(
-            f"unproven: {answer['events']} events that verify, head {head['position']} {head['hash']}\n"
+            f"unproven: {answer['events']} events verify, head {head['position']} {head['hash']}\n"
             f"{answer['detail']}. Put the file back, or give `log verify` a head that you noted: --head POSITION:HASH"
         )
     if answer["ok"]:

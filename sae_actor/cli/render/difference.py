@@ -71,7 +71,7 @@ def _attachments(entries: View) -> Iterator[str]:
             yield f"  {'was':<8}  {_words(pair['before'])}"
             yield f"  {'is':<8}  {_words(pair['after'])}"
         if steering["reordered"]:
-            yield "  the edits stand in another order"
+            yield "  the edits are in another order"
 
 
 def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:

@@ -26,7 +26,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
     )
 }  # fmt: skip
-"""Event type → payload struct; the order is that of the contract."""
+"""Event type → payload struct. The order is fixed: a test pins it."""
 
 _DECODERS = {name: msgspec.json.Decoder(cls) for name, cls in PAYLOADS.items()}
 

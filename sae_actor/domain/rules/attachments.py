@@ -18,7 +18,7 @@ from .placement import agree, target
 def known(state: State, sae_id: str) -> SaeRecord:
     record = state.saes.get(sae_id)
     if record is None:
-        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+        raise errors.SAENotFoundError(f"there is no SAE {sae_id}", sae_id=sae_id)
     return record
 
 
@@ -34,7 +34,7 @@ def model_and_position(state: State) -> tuple[ModelFacts, int]:
     if model.status == "loading":
         raise errors.ModelNotLoadedError(f"the model {model.model} is being loaded", status=model.status)
     if model.facts is None or model.status != "loaded":
-        why = "" if model.error is None else f": {model.model} could not be ({model.error.detail})"
+        why = "" if model.error is None else f": {model.model} failed to load ({model.error.detail})"
         raise errors.ModelNotLoadedError(f"no model is loaded{why}", status=model.status)
     return model.facts, model.request_position
 
@@ -96,7 +96,7 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
     in_the_way = same or _in_the_way(holding, point)
     if not command.replace:
         raise errors.SAEAlreadyAttachedError(
-            f"{in_the_way.sae_id} is {in_the_way.status} already: send replace to move it"
+            f"{in_the_way.sae_id} is {in_the_way.status} already; send replace to move it"
             if same is not None
             else f"{in_the_way.sae_id} is {in_the_way.status}, and [gpu] max_attachments is {state.max_attachments}: "
             "detach it, or send replace",
@@ -107,7 +107,7 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
         why = f"{in_the_way.sae_id} cannot be replaced while it is {in_the_way.status}"
         raise errors.SAEInUseError(why, sae_id=in_the_way.sae_id)
     if any(in_the_way.sae_id in a.replaces for a in holding):
-        raise errors.SAEInUseError(f"{in_the_way.sae_id} is being replaced already", sae_id=in_the_way.sae_id)
+        raise errors.SAEInUseError(f"{in_the_way.sae_id} is already being replaced", sae_id=in_the_way.sae_id)
     return (in_the_way.sae_id,)
 
 
@@ -251,7 +251,7 @@ def _can_be_told(state: State, asked: bool, param: str) -> None:
     facts = None if state.model is None else state.model.facts
     if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
         raise errors.PositionsUnknownError(
-            "the model's chat template, or its tokenizer, does not tell where each message is: positions by role and "
+            "the model's chat template or tokenizer does not show where each message is: positions by role and "
             "exclude 'template' are not possible",
             param=param,
         )

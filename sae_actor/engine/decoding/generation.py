@@ -124,7 +124,7 @@ class Generation:
     def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         if self._apply is None:
-            raise InternalError("the text is over")
+            raise InternalError("the generation has ended")
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
@@ -153,7 +153,7 @@ class Generation:
         """The next token is chosen, from `logits` [vocabulary]."""
         tokenizer, answer = self._tokenizer, self._answer
         if tokenizer is None or answer is None:
-            raise InternalError("the text is over")
+            raise InternalError("the generation has ended")
         stops = self._stops()
         self._ids.append(token)
         if self.applied is not None:
@@ -208,7 +208,7 @@ class Generation:
             self.finish("cancelled")
         else:
             seconds = self.request.deadline_seconds
-            self.finish("error", NotReadyError(f"the text was not done within {seconds:g} seconds"))
+            self.finish("error", NotReadyError(f"the generation did not finish within {seconds:g} seconds"))
 
     def end_with(self, error: Exception) -> None:
         """End the text with what went wrong in its step."""
@@ -218,7 +218,7 @@ class Generation:
             case HookFault():
                 self.finish("error", error.error, error.attach_position)
             case _:
-                self.finish("error", explained(error, "making the text"))
+                self.finish("error", explained(error, "generating"))
 
     def finish(self, reason: FinishReason, error: SAEError | None = None, faulted: int | None = None) -> None:
         """End the text, once: deliver `Finished`, let go of the intervention."""
@@ -274,7 +274,7 @@ def check_ends(request: GenerationRequest, tokenizer: Tokenizer) -> None:
             f"a stop token is outside the vocabulary of {tokenizer.vocabulary}", param="stop_token_ids"
         )
     if request.sampling.min_tokens and len(ending_ids(request, tokenizer)) >= tokenizer.vocabulary:
-        raise BadRequestError("every token ends the text: min_tokens leaves none to choose", param="min_tokens")
+        raise BadRequestError("every token ends the generation; min_tokens leaves none to choose", param="min_tokens")
 
 
 def tokens_at_most(request: GenerationRequest, context_length: int) -> int:

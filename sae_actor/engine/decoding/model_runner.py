@@ -195,7 +195,7 @@ class SequentialRunner:
 
 def _own(kept: KVCache) -> _Own:
     if not isinstance(kept, _Own):
-        raise InternalError("the text was opened by another runner")
+        raise InternalError("the generation was opened by another runner")
     return kept
 
 
@@ -230,7 +230,9 @@ def runner_for(network: Any, vocabulary: int) -> Fitted:
     worst = float((found.float() - reference).abs().max() / reference.abs().max())
     if worst <= TOLERANCE.get(network.dtype, COARSE):
         return Fitted(BatchedRunner(network), size)
-    logger.warning("texts of this model run one after the other: together they differ by %.1e of the logits", worst)
+    logger.warning(
+        "this model's generations run one after the other; in a batch they differ by %.1e of the logits", worst
+    )
     network.set_attn_implementation(own)
     return Fitted(SequentialRunner(forward), size)
 

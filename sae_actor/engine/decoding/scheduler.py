@@ -80,7 +80,7 @@ class Scheduler:
     def admit(self, text: Generation) -> None:
         """Behind all that wait. A text whose model was unloaded between its request and this ends."""
         if self._runner is None:
-            text.finish("error", ModelNotLoadedError("the model was unloaded before the text began"))
+            text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
         self._waiting.append(text)
         self.sweep()
@@ -140,8 +140,8 @@ class Scheduler:
             return
         try:
             self._runner.release(kept)
-        except Exception as error:  # the text is over: what goes wrong with its room concerns nobody else
-            logger.error("the room of a text could not be freed: %s", _ended(error))
+        except Exception as error:  # the generation has ended: what goes wrong with its room concerns nobody else
+            logger.error("the KV cache of a generation could not be freed: %s", _ended(error))
 
     def step(self) -> None:
         """Make a token of every text that is to make one. `DeviceLostError` if the device does nothing any more."""
@@ -219,7 +219,7 @@ class Scheduler:
 
 def _turn(text: Generation, most: int) -> _Turn:
     if text.kept is None:
-        raise InternalError("the text has not begun")
+        raise InternalError("the generation has not begun")
     return _Turn(text, ScheduledTokens(text.kept, text.next_tokens(most), not text.in_prefill))
 
 
@@ -275,7 +275,7 @@ def _ended(error: Exception) -> Exception:
             if isinstance(error.error, DeviceLostError):
                 raise DeviceLostError(error.error.detail)
             return HookFault(error.attach_position, error.error)
-    failure = explained(error, "making the text")
+    failure = explained(error, "generating")
     if isinstance(failure, DeviceLostError):
         raise failure
     return failure

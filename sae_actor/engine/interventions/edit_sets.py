@@ -79,7 +79,7 @@ class MergedEdits:
         joined = self._kept.pop(steerings, None)
         if joined is None:
             if not all(each.finite for each in steerings):
-                raise InternalError("what the SAE gave for an edit is not finite")
+                raise InternalError("the SAE's result for an edit is not finite")
             joined = Steering.joined(steerings)
         self._kept[steerings] = joined
         taken = sum(each.nbytes for each in self._kept.values())

@@ -135,7 +135,7 @@ class Architecture:
         except AttributeError:
             modules, norms = [], []
         if not modules:
-            raise ModelLoadError(f"the model is not built like one of type {self.model_type}")
+            raise ModelLoadError(f"the model's modules do not match the type {self.model_type}")
         self.num_layers = len(modules)
         self.hidden_size: int = config.hidden_size
         self.widths: dict[HookKind, int] = {

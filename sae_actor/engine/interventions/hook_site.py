@@ -131,7 +131,7 @@ class HookSite:
             raise HookFault(None, InternalError(f"the model's activation at {self.point} is not finite"))
         if not reading.new_finite:
             if reading.at_fault is None:
-                beyond = f"the edits at {self.point} lead beyond the numbers that the model or the SAE can hold"
+                beyond = f"the edits at {self.point} exceed the numbers that the model or the SAE can hold"
                 raise HookFault(None, SAEUnsupportedError(beyond, param="strength"))
             raise HookFault(reading.at_fault, InternalError(f"the SAE's result at {self.point} is not finite"))
         for row, edited in enumerate(reading.edited):

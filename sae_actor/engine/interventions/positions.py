@@ -84,7 +84,7 @@ def ranges_of(positions: Positions, prompt: int, turns: Sequence[MessageSpan] = 
             return ((prompt - 1, prompt),)
     if positions.role is not None:
         if not turns:
-            raise BadRequestError("positions by role need a chat", param="positions")
+            raise BadRequestError("positions by role require a chat", param="positions")
         return merged(positions_of(positions.role, turns))
     if positions.tokens is not None:
         return merged(positions.tokens)

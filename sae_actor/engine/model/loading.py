@@ -144,7 +144,7 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
     at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
     if at is None:
-        raise ModelLoadError("the tokenizer changes a text when it adds special tokens to it")
+        raise ModelLoadError("the tokenizer changes the text when it adds special tokens")
     return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 

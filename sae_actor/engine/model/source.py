@@ -135,7 +135,7 @@ def _fetch(model: str, revision: str, bar: type[tqdm]) -> ModelFiles:
 
     folder = download(list(SMALL), revision)
     if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{model} holds no model: it has no config.json", model=model)
+        raise ModelNotFoundError(f"{model} is not a model: it has no config.json", model=model)
     commit = folder.name
     weights = weight_names(folder)
     download(weights, commit)
@@ -151,13 +151,13 @@ def _hub_failure(error: Exception, model: str, revision: str) -> SAEError:
                 f"{model} is gated: accept its terms on the hub and set HF_TOKEN", model=model, reason="gated"
             )
         case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
-            return ModelNotFoundError(f"the hub has no {model} at {revision}, or hides it", model=model)
+            return ModelNotFoundError(f"the hub has no {model} at {revision}, or it is private", model=model)
         case LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
             return ModelNotFoundError(f"{model} is not in the cache, and HF_HUB_OFFLINE is set", model=model)
         case LocalEntryNotFoundError():
-            return ModelLoadError(f"the hub could not be reached for {model}", model=model, reason="network")
+            return ModelLoadError(f"the hub could not be reached to load {model}", model=model, reason="network")
         case EntryNotFoundError():
-            return ModelNotFoundError(f"the hub has no {model} at {revision}, or hides it", model=model)
+            return ModelNotFoundError(f"the hub has no {model} at {revision}, or it is private", model=model)
     ours = explained(error, f"fetching {model}")
     return ours if ours.code != "internal" else ModelLoadError(ours.detail, model=model, reason="network")
 

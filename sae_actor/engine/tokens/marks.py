@@ -61,7 +61,7 @@ class Marks:
         if key not in self._pairs:
             opening, closing = next(self._free, ""), next(self._free, "")
             if not closing:
-                raise ValueError("there are no marks left")
+                raise ValueError("no marks are left")
             self._pairs[key] = opening, closing
             self._told[opening] = _Mark(message, True, core, lead)
             self._told[closing] = _Mark(message, False, core, trail)

@@ -50,12 +50,12 @@ def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS
                 f"token id {wrong} is outside the vocabulary of {tokenizer.vocabulary}", param="prompt"
             )
         if how.prepend_bos is not None:
-            raise BadRequestError("prepend_bos: token ids are taken as they are", param="prepend_bos")
+            raise BadRequestError("prepend_bos: token ids are used as given", param="prepend_bos")
     elif all(isinstance(item, Mapping) for item in prompt):
         ids, turns = _chat(prompt, tokenizer, how)
         reasoning = tokenizer.reasoning
     else:
-        raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
+        raise BadRequestError("a prompt must be text, messages or token ids", param="prompt")
     if not ids:
         raise BadRequestError("the prompt is empty", param="prompt")
     _refuse_long(ids, tokenizer)
@@ -110,7 +110,7 @@ def _as_text(text: str, read: Encoded, tokenizer: Tokenizer, said: Sequence[Sayi
         forged = any(tokenizer.controls.forged(each, said) for each in found)
         return tokenizer.controls.as_text(text, read, said) if forged else read
     if any(tokenizer.controls.spelled(text[start:end]) for start, end, _ in said):
-        message = "this model's tokenizer does not tell the text of a control token from the token"
+        message = "this model's tokenizer cannot read the text of a control token as text"
         raise BadRequestError(f"{param}: {message}", param=param)
     return read
 
@@ -165,7 +165,7 @@ def _spanned(messages: Sequence[Any], rendering: Rendering, read: Encoded, token
     text, pieces = rendering
     if pieces is None:
         if any(map(tokenizer.controls.spelled, _said(messages))):
-            message = "a message spells a control token, and the chat template does not tell the two apart"
+            message = "a message spells a control token, and the chat template does not keep the two apart"
             raise BadRequestError(message, param="messages")
         return read
     said = [Saying(start, end, messages[at].get("role") == "assistant") for at, start, end in pieces]

@@ -67,7 +67,7 @@ async def import_bundle(bundle: Path, folder: Path) -> Head:
 
 def _export(folder: Path, to: Path) -> Head:
     if to.exists() or to.is_symlink():
-        raise BadRequestError(f"{to} is there already: an export overwrites nothing")
+        raise BadRequestError(f"{to} exists already; an export overwrites nothing")
     findings = inspect(folder, thorough=True)
     fresh = to.with_name(f"{to.name}.new")
     _make_anew(fresh, {EVENTS, ABOUT, VERIFIER, to.name})
@@ -97,7 +97,7 @@ def _make_anew(fresh: Path, ours: set[str]) -> None:
             shutil.rmtree(fresh)
         fresh.mkdir(parents=True)
     except FileExistsError:
-        raise LogUnusableError(f"{fresh} is in the way: move it, or export to another place") from None
+        raise LogUnusableError(f"{fresh} is in the way; move it, or export to another place") from None
     except OSError as error:
         raise LogUnusableError(f"{fresh} cannot be made: {error.strerror}") from None
 
@@ -137,7 +137,7 @@ def _sync(path: Path) -> None:
 
 def _import(bundle: Path, folder: Path) -> Head:
     if not missing_log(folder):
-        raise LogUnusableError(f"{folder} has a log already: an import overwrites nothing")
+        raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
         with _opened(bundle) as (about, batches), NewDatabase(folder, about.log_id, about.created) as database:
             for rows in batches:
@@ -176,7 +176,7 @@ def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
             about = _About(said["log_id"], str(said["created"]), head)
             walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
-            raise LogDamagedError(f"{bundle}: {ABOUT} does not say which log it is of") from None
+            raise LogDamagedError(f"{bundle}: {ABOUT} does not name its log") from None
         try:
             yield about, _verified(lines, walk, head)
         except tarfile.TarError as error:
@@ -189,7 +189,7 @@ def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[R
             raise _damage(walk, walk.position + 1, walk.bad or "")
         yield rows
     if (bare := walk.unexplained()) is not None:
-        raise _damage(walk, bare, "the payload is gone and no PayloadRedacted names it")
+        raise _damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
     if walk.head != said:
         raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
 
@@ -236,7 +236,7 @@ def _files(bundle: Path) -> Iterator[tuple[Any, IO[bytes]]]:
             if not bundle.exists():
                 raise NotFoundError(f"there is no {bundle}") from None
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise LogDamagedError(f"{bundle} is no export of a log: {why}") from None
+            raise LogDamagedError(f"{bundle} is not an export of a log: {why}") from None
         yield about, lines
 
 
@@ -244,4 +244,4 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     for member in tar:
         if member.isfile() and member.name.rpartition("/")[2] == name and (file := tar.extractfile(member)) is not None:
             return file
-    raise ValueError(f"it holds no {name}")
+    raise ValueError(f"it does not contain {name}")

@@ -17,7 +17,7 @@ from ..lock import FolderLock
 from ..reader import PAGE_ROWS, Reader
 from ..schema import NAME, READ_ERRORS, prepare_reader, read_only_uri
 
-_NO_CHECKPOINT = "there is no head.checkpoint: whether events at the end were dropped cannot be told"
+_NO_CHECKPOINT = "there is no head.checkpoint: events dropped at the end would go unnoticed"
 
 
 async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verification:

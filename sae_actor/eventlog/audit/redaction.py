@@ -43,12 +43,12 @@ async def _check(log: SqliteLog, position: int) -> None:
         raise NotFoundError(f"there is no event {position}: the log ends at {log.head.position}")
     (event,) = await log.read(position - 1, 1)
     if bytes(event.data) == ERASED:
-        raise BadRequestError(f"the payload of event {position} is erased already")
+        raise BadRequestError(f"the payload of event {position} is already erased")
     if event.type not in REDACTABLE:
-        raise BadRequestError(f"event {position} is a {event.type}, which the state rests on: it cannot be redacted")
+        raise BadRequestError(f"event {position} is a {event.type}, which the state depends on; it cannot be redacted")
     payload = event.payload()
     started = getattr(payload, "started_position", None)
     if started is not None:
         (beginning,) = await log.read(started - 1, 1)
         if bytes(beginning.data) != ERASED:
-            raise BadRequestError(f"redact event {started} first, the beginning of the text that event {position} ends")
+            raise BadRequestError(f"redact event {started} first: event {position} ends the generation that it began")

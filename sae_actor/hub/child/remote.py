@@ -145,7 +145,7 @@ class RemoteHub:
         with self._asking():
             found = get_hf_file_metadata(url, timeout=self._patience.request_seconds)
         if check_commit(found.commit_hash) != commit:
-            raise SAEDownloadError("The hub answers for another commit", reason="moved", file=file.path)
+            raise SAEDownloadError("The hub answered for another commit", reason="moved", file=file.path)
         if found.etag is None or DIGEST.fullmatch(found.etag) is None:
             raise SAEDownloadError("The hub's ETag is not a digest", reason="bad_etag", file=file.path)
         if found.etag != file.digest:
@@ -178,7 +178,7 @@ class RemoteHub:
             try:
                 return bytes(text), self._endpoint.page(str(answer.url), following) if following else None
             except ValueError:
-                raise SAEDownloadError("The hub's next page has no address", reason="protocol") from None
+                raise SAEDownloadError("The hub's next page has no URL", reason="protocol") from None
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -227,7 +227,7 @@ class RemoteHub:
         if target == asked:
             named = origin_of(urljoin(asked, location))[1]
             raise SAEDownloadError(
-                f"{self._endpoint.origin[1]} does not serve this and sends its readers to {named}, which is not the "
+                f"{self._endpoint.origin[1]} does not serve this and redirects to {named}, which is not the "
                 "endpoint: set HF_ENDPOINT to it if it may be asked",
                 reason="redirect",
             )
@@ -257,13 +257,15 @@ def _refuse(response: Any) -> None:
         return
     code = headers.get("X-Error-Code", "")
     if code == "GatedRepo":
-        raise GatedError("The repository is gated: ask for access on its page, and give HF_TOKEN", reason="gated")
+        raise GatedError("The repository is gated; request access on its page and set HF_TOKEN", reason="gated")
     kinds = {"RepoNotFound": "repository", "RevisionNotFound": "revision", "EntryNotFound": "path"}
     if code in kinds:
         kind = kinds[code]
-        raise RepositoryNotFoundError(f"The hub has no such {kind}, or hides it", reason="not_found", kind=kind)
+        raise RepositoryNotFoundError(f"The hub has no such {kind}, or it is private", reason="not_found", kind=kind)
     if status == 401:
-        raise RepositoryNotFoundError("The hub wants a valid token, or has no such repository", reason="auth_required")
+        raise RepositoryNotFoundError(
+            "The hub requires a valid token, or has no such repository", reason="auth_required"
+        )
     if status == 403:
         raise ForbiddenError("The hub refuses access", reason="forbidden")
     if status in (404, 410):
@@ -273,7 +275,7 @@ def _refuse(response: Any) -> None:
     if status == 408 or status >= 500:
         raise TransientError("hub_unavailable", f"The hub answers {status}", _retry_after(headers))
     if status == 416:
-        raise TransientError("bad_range", "The hub refuses to continue from where the file ends")
+        raise TransientError("bad_range", "The hub refused to resume the file")
     raise SAEDownloadError(f"The hub answers {status}", reason="http", http_status=status)
 
 
@@ -299,7 +301,7 @@ def _transport() -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise SAEDownloadError("HF_HUB_OFFLINE is set, and the files are not here", reason="offline") from None
     except (_http.TooManyRedirects, _http.UnsupportedProtocol, _http.InvalidURL):
-        raise SAEDownloadError("The hub redirects without end, or to no address", reason="redirect") from None
+        raise SAEDownloadError("The hub redirects endlessly, or without an address", reason="redirect") from None
     except _http.TimeoutException:
         raise TransientError("timeout", "The hub does not answer in time") from None
     except _http.HTTPError as error:
@@ -321,4 +323,4 @@ def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise SAEDownloadError("The hub's answer is not one of its protocol", reason="protocol") from None
+        raise SAEDownloadError("The hub's answer does not follow its protocol", reason="protocol") from None
