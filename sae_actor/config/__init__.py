@@ -5,7 +5,7 @@ loading       `load`: from flags, environment and file
 checks        what is checked before a start: tokens, exposure, certificates
 folders       where data lies
 access        names, roles and digests of tokens
-variables     names of environment variables, and which was meant by a wrong one
+variables     names of environment variables, and suggestions for wrong ones
 admissible    what a value of a type may be, in words
 """
 

@@ -1,4 +1,4 @@
-"""Who may what: tokens with names and roles, known only by their digests.
+"""Access: tokens with names and roles, known only by their digests.
 
     alice viewer 5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5
 
@@ -20,9 +20,9 @@ Role: TypeAlias = Literal["viewer", "operator"]
 SINGLE = "token"
 """Name of the one token of `[server] token`."""
 RESERVED = frozenset({SINGLE, "local", "system", "configuration", "demo"})
-"""Names of principals that are no holder of a named token."""
+"""Reserved names: principals that do not hold a named token."""
 MOST = 256
-"""Grants at most: every one is compared with every token that comes."""
+"""Most grants: each is compared with every token that comes."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -64,7 +64,7 @@ def read_line(line: str) -> Grant:
 
 
 class Access:
-    """All grants; none: nobody is asked for a token."""
+    """All grants; empty: no token is required."""
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
         """Raises `ValueError` where two grants have one name or one token, or where there are too many."""
@@ -82,7 +82,7 @@ class Access:
         return bool(self.grants)
 
     def of(self, token: bytes) -> Grant | None:
-        """Whose token it is. All grants are compared in full, so that the time tells nothing."""
+        """The token's grant. All grants are compared in full, so that the time reveals nothing."""
         digest, found = digest_of(token), None
         for grant in self.grants:
             if hmac.compare_digest(digest, grant.digest):

@@ -64,7 +64,7 @@ def _private_text(path: Path) -> str:
 def check_exposure(settings: Settings) -> None:
     """Whoever reaches the port commands the service, so only a token opens it beyond this machine.
 
-    Raises `ConfigurationError`, also for a trusted proxy that is no address.
+    Raises `ConfigurationError`, also for a trusted proxy that is not an address.
     """
     if not grants(settings) and not is_loopback(settings.server.host):
         raise ConfigurationError(
@@ -81,7 +81,7 @@ def check_exposure(settings: Settings) -> None:
 def tls_files(settings: Settings) -> tuple[Path, Path] | None:
     """Certificate and key, or None for HTTP without TLS.
 
-    Both are read once here: `ConfigurationError` where they do not belong together or ask for a pass phrase.
+    Both are read once here: `ConfigurationError` if they do not match or need a pass phrase.
     """
     server = settings.server
     if not server.tls_certificate:

@@ -85,7 +85,7 @@ def _key_of(variable: str) -> str | None:
 
 
 def strangers(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """What to say of variables that begin as ours do and set nothing: one sentence each, without the value."""
+    """Warnings about variables with our prefix that are not settings: one sentence each, without the value."""
     return [
         f"{variable} of the environment is not a setting{meant(variable, _TYPES)}"
         for variable in strange_names(environment)

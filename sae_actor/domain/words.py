@@ -1,4 +1,4 @@
-"""Edits and positions in plain words, for whoever audits a log."""
+"""Edits and positions in plain words, for auditors of a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of text: which intervention a request runs under, frozen at its admission."""
+"""Admission of generations: the intervention of a request, frozen at its admission."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
-    """Refuse an edit of the request's own for a position that its text cannot come to have."""
+    """Refuse a request's edit for a position that its generation cannot reach."""
     longest = request.tokens_prompt + request.sampling.max_tokens - 1
     own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
     for edit in own:
@@ -75,7 +75,7 @@ def _in_the_text(request: AdmitGeneration) -> None:
 def _turns(
     intervention: Intervention, turns: tuple[MessageSpan, ...] | None, exclude: Sequence[Exclusion] = ()
 ) -> tuple[MessageSpan, ...]:
-    """The turns that the intervention, and a reading that leaves out `exclude`, are told by; none where none asks."""
+    """The messages that the intervention, or a reading without `exclude`, needs; empty if neither needs any."""
     if "template" not in exclude and not any(sae.asks_for_turns for sae in intervention):
         return ()
     if turns is None:
@@ -105,10 +105,10 @@ def reading(
     exclude: Sequence[Exclusion] = (),
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[MessageSpan, ...], ActiveSae]:
-    """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), the turns that
-    this asks for, and the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
+    """The intervention under which a prompt is read (none, unless `own` gives one), the messages that this needs, and
+    the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
 
-    Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
+    Raises what `admit` raises, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
     """
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
@@ -144,7 +144,7 @@ def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> A
 def one_wish(
     *, baseline: bool, steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None
 ) -> None:
-    """`BadRequestError` where a request asks for more than one intervention in place of the server's."""
+    """`BadRequestError` if a request gives more than one intervention instead of the server's."""
     if baseline + (steering is not None) + (interventions is not None) > 1:
         raise errors.BadRequestError("give at most one of sae.baseline, sae.steering, sae.interventions", param="sae")
 
@@ -158,7 +158,7 @@ def model_to_ask(state: State) -> tuple[ModelFacts, int]:
 
 
 def _model_is_there(state: State, model_position: int | None) -> None:
-    """`model_position`: of the model that the prompt was read for, where it was read already."""
+    """`model_position`: that of the model whose tokenizer read the prompt, if it was read already."""
     facts, position = model_to_ask(state)
     if model_position not in (None, position):
         raise errors.ModelNotLoadedError(

@@ -1,4 +1,4 @@
-"""The rules of attach, detach and steer: where an SAE may go, and what it meets there."""
+"""The rules of attach, detach and steer: where an SAE may go, and what is there already."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
 
 
 def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
-    """Which attached SAEs make room; refuses when there is none and `replace` was not asked for."""
+    """Which attached SAEs make room; refuses if there is none and `replace` is not set."""
     holding = [a for a in state.attachments if a.status != "failed"]
     same = next((a for a in holding if a.sae_id == command.sae_id), None)
     if same is None and len(holding) < state.max_attachments:
@@ -123,7 +123,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         return []
     known = mine.weights_sha256 if mine.restored else report.weights_sha256
     if known != report.weights_sha256 and not names(known, report.weights_files):
-        # Fetched anew by force while it was attached: a restart brings back what was there, or says that it cannot.
+        # Fetched again by force while it was attached: a restart attaches the old files again, or reports that it
+        # cannot.
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
         return [failure(mine, changed)]
     gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
@@ -246,8 +247,8 @@ def steer(command: Steer, state: State) -> list[ev.Payload]:
 
 
 def _can_be_told(state: State, asked: bool, param: str) -> None:
-    """Refuse at once what would turn away every chat: what lasts is set for chats that nobody has seen yet. `asked`:
-    it takes knowing where the messages are."""
+    """Refuse early what would refuse every chat: steering is set before the chats are known. `asked`: it needs the
+    positions of the messages."""
     facts = None if state.model is None else state.model.facts
     if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
         raise errors.PositionsUnknownError(
