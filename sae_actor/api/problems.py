@@ -79,7 +79,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     elif error.status_code == 405:
         mine = _MethodNotAllowedError(f"{request.method} is not allowed here")
     elif error.status_code < 500 or error.detail == _LEFT:
-        # The second is heard by nobody, but counted.
+        # Nobody receives the second, but it is counted.
         mine = BadRequestError("the request is not valid")
     else:
         mine = InternalError()
@@ -90,7 +90,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
 
 
 _LEFT = "client disconnected prematurely"
-"""What the framework calls a fault of its own: a body whose sender went away."""
+"""The framework reports this as its own fault: a body whose client disconnected."""
 
 
 class _MethodNotAllowedError(BadRequestError):

@@ -1,4 +1,4 @@
-"""Request bodies and headers, decoded strictly: one JSON object of the expected type, or an error that says why not."""
+"""Request bodies and headers, decoded strictly: one JSON object of the expected type, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _ETAG = re.compile(r'"(\d{1,18})"')
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`")
 MAX_POSITION = 2**53
-"""Of an event: a number beyond is none in JSON."""
+"""The highest position: JSON numbers above it lose precision."""
 MAX_WAIT = 300
 HEAVY = 5000
-"""Commas and colons from which a body is decoded beside the event loop: it takes milliseconds there."""
+"""A body with more commas and colons than this is decoded in a thread: it takes milliseconds."""
 _BESIDE = ThreadPoolExecutor(1, "bodies")
-"""One thread, so that as many bodies as there are take no more than one after the other."""
+"""One thread, so that bodies are decoded one at a time."""
 _BESIDE.submit(bool)  # begins the thread now: later there may be no room for one
 _MARK = re.compile(r'"(?:[^"\\]++|\\.)*+"\s*+:?|[\[{}\]]', re.DOTALL)
-"""What tells objects and keys in JSON: strings, with a colon behind keys, and brackets."""
+"""The JSON tokens that show objects and keys: strings, with a colon after keys, and brackets."""
 
 
 def _refuse_twins(text: str) -> None:
-    """Raises `ValueError` for JSON in which an object has one key twice: two readers could take it for two things.
+    """Raises `ValueError` for JSON with a duplicate key in an object: two readers could read it differently.
 
     The text must be valid. Unlike the decoder of the standard library this lets other threads go on meanwhile.
     """
@@ -132,7 +132,7 @@ def expected_revision(request: Request[Any, Any, Any]) -> int | None:
 
 
 def wait_seconds(request: Request[Any, Any, Any]) -> int | None:
-    """Seconds from `Prefer: wait=N`, clamped to 300; garbage is no wish, and two wishes are none that can be met."""
+    """Seconds from `Prefer: wait=N`, clamped to 300. Invalid values are ignored; two waits are an error."""
     wishes = _WAIT.findall(", ".join(request.headers.getall("prefer", [])))
     if len(wishes) > 1:
         raise BadRequestError("Prefer has more than one wait; send one", param="Prefer")

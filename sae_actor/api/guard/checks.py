@@ -1,4 +1,4 @@
-"""Checks of a request before any route: host name, address, body and origin. Each raises what it refuses with."""
+"""Checks of a request before any route: host name, URL, body and origin. Each raises the error of its refusal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def listed_origin(headers: Headers, policy: Policy) -> str | None:
 
 
 def is_own_origin(headers: Headers) -> bool:
-    """True where there is one Origin, and it is the host that was asked."""
+    """True if there is one Origin, and it is the requested host."""
     origins, hosts = header_values(headers, b"origin"), header_values(headers, b"host")
     if len(origins) != 1 or not origins[0].startswith(("http://", "https://")):
         return False

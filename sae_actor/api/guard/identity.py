@@ -1,4 +1,4 @@
-"""Who asks: a token, or the cookie of a login, and the role that comes with it."""
+"""The caller: from a token or the cookie of a login, with its role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_TOKEN = 1024
 
 
 class Caller(NamedTuple):
-    """Who asks: the holder of a token, or anyone where none is asked for."""
+    """The caller: the holder of a token, or anyone if none is required."""
 
     name: str
     role: str
@@ -29,7 +29,7 @@ def cookie_name(scope: Any) -> str:
 
 
 def session_ids_of(scope: Any) -> list[str]:
-    """The cookies of logins: one, unless somebody has put another beside it."""
+    """The cookies of logins: one, unless another one was injected."""
     name = cookie_name(scope)
     parts = (part.partition("=") for line in header_values(scope["headers"], b"cookie") for part in line.split(";"))
     return [value.strip() for key, _, value in parts if key.strip() == name and len(value) <= MAX_TOKEN]
@@ -44,7 +44,7 @@ def session_id_of(scope: Any, policy: Policy) -> str | None:
 
 
 def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
-    """Who asks; None on an open route for somebody unknown. Raises `UnauthorizedError`, `ForbiddenError`."""
+    """The caller; None for an unknown one on an open route. Raises `UnauthorizedError`, `ForbiddenError`."""
     if not policy.access:
         return ANYONE
     writes = scope["method"] not in READING

@@ -1,4 +1,4 @@
-"""`/api/commands`: the one door for every command, and what became of it."""
+"""`/api/commands`: every command, and its outcome."""
 
 from __future__ import annotations
 

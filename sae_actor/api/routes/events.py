@@ -24,9 +24,9 @@ OPENING = b": events follow\n\n"
 HEARTBEAT = b": still here\n"
 """A comment, and no empty line: some readers take that for an event, once they have seen an id."""
 RETRY = b"retry: 2000\n"
-"""Stands at the head of the first event: on its own some readers would take it for an empty one."""
+"""Precedes the first event: alone, some clients would read it as an empty event."""
 RETRY_BETWEEN = (1000, 4000)
-"""Milliseconds. Readers that are told to come back at different times do not all come at once."""
+"""Milliseconds, with jitter: clients do not all reconnect at the same time."""
 RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
 BYE = sse("bye", b'{"why":"the service is stopping"}')
 

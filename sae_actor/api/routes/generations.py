@@ -1,4 +1,4 @@
-"""`/api/generations`: what was active for each answer, told from the log, as `log explain` tells it."""
+"""`/api/generations`: what was active for each answer, from the log, as in `log explain`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def get_generation(request: AnyRequest) -> Answer:
 
 
 async def _read(request: AnyRequest, wanted: Explaining) -> None:
-    """Follow the log as it is now, page by page, as far as it has to be read."""
+    """Read the log as it is now, page by page, as far as needed."""
     log = context(request).log
     async with walking(request), aclosing(events(log, 0, until=log.head.position)) as found:
         async for event in found:

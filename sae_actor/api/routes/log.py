@@ -92,7 +92,7 @@ async def get_log(request: AnyRequest) -> Answer:
             first = await anext(lines)
         return Streamed(_behind(first, lines), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
-    # What is short is read beside those who read much.
+    # Short reads do not wait for long ones.
     places = None if limit <= SHORT and wanted == EVERYTHING else walks
     found = events(log, after, until=head.position, wanted=wanted, limit=limit, places=places)
     held: list[msgspec.Raw] = []

@@ -20,7 +20,7 @@ MAX_LOGIN = 8 * 1024
 
 
 class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """A token as it would stand behind `Authorization: Bearer`."""
+    """A token as in `Authorization: Bearer`."""
 
     token: Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN)]
 
@@ -62,7 +62,7 @@ async def post_logout(request: AnyRequest) -> Answer:
 
 
 def _end(request: AnyRequest) -> None:
-    """All that the cookies name: who has put one of his own beside ours must not keep ours alive."""
+    """Every session that the cookies name: an injected cookie must not keep ours alive."""
     for session_id in session_ids_of(request.scope):
         context(request).sessions.end(session_id)
 

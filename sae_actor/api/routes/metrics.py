@@ -1,7 +1,7 @@
-"""`GET /metrics`: what there is to watch, in Prometheus' text format (0.0.4).
+"""`GET /metrics`: metrics in the Prometheus text format (0.0.4).
 
-Counters and distributions belong to this life of the process; the rest is read from the state when it is asked for.
-Label values are the service's own words (types, routes, statuses), so that nobody can make them many.
+Counters and distributions belong to this life of the process; the rest is read from the state on request.
+Label values are the service's own words (types, routes, statuses), so that their number is bounded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`/api/saes`: SAEs as resources. Every write is one of the commands, sent through the same door."""
+"""`/api/saes`: SAEs as resources. Every write is one of the commands."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class DownloadBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EmptyBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """Nothing but the right to say nothing: `{}`, or no body at all."""
+    """An empty body: `{}`, or no body at all."""
 
 
 async def _nothing(request: AnyRequest) -> None:

@@ -36,13 +36,13 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     top_k: Annotated[int, Meta(ge=1, le=1024)] = 5
     features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
     exclude: Exclusions = ("sink",)
-    """Tokens of which none of the `top_k` are told."""
+    """Tokens whose `top_k` lists stay empty."""
     sae: OwnIntervention | None = None
     add_special_tokens: bool | None = None
-    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    """Special tokens that the tokenizer puts around a text. null: added to a prompt, not to a chat, whose template
     writes its own."""
     prepend_bos: bool | None = None
-    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
+    """Begin with the BOS token, or do not; null: as the tokenizer, or the template, does."""
     parse_special: bool = True
     """False: a prompt that spells a control token does not mean it."""
 

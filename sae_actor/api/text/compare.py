@@ -58,7 +58,7 @@ async def post_compare(request: AnyRequest) -> Answer:
 
 
 class _Asked(Struct):
-    """What tells a chat from a completion."""
+    """What distinguishes a chat from a completion."""
 
     messages: Raw | UnsetType = UNSET
     prompt: Raw | UnsetType = UNSET
@@ -68,7 +68,7 @@ def _kind_of(raw: bytes) -> Kind:
     try:
         asked = msgspec.json.decode(raw, type=_Asked)
     except (MsgspecError, ValueError, RecursionError):
-        return "completion"  # whoever decodes the whole of it says why it is none
+        return "completion"  # decoding the whole of it raises the right error
     if asked.messages is UNSET:
         return "completion"
     if asked.prompt is not UNSET:
@@ -77,7 +77,7 @@ def _kind_of(raw: bytes) -> Kind:
 
 
 async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
-    """Chunks of both as they come, each under its name; where one fails, both end."""
+    """Chunks of both as they come, each under its name; if one fails, both end."""
     try:
         async for branch, chunk in merged([chunks(reply, include_usage=include_usage) for reply in replies]):
             yield {BRANCHES[branch]: chunk}

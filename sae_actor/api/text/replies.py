@@ -21,7 +21,7 @@ MOST_RANGES = 16
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text of an answer: a generation of its own."""
+    """One choice of an answer: a generation of its own."""
 
     kind: Kind
     index: int
@@ -29,9 +29,9 @@ class Choice:
     prompt: Tokenized
     echo: str = ""
     scores: bool = False
-    """Log probabilities were asked for."""
+    """Log probabilities were requested."""
     thoughts: bool = True
-    """What is thought is told, where the model's chats tell it apart."""
+    """The answer includes the reasoning, if the model's chats mark it."""
 
     @property
     def apart(self) -> bool:
@@ -53,7 +53,7 @@ class Choice:
         return self._choice({"message": message}, logprobs, reason)
 
     def tells(self, token: Token) -> bool:
-        """Whether there is anything in the token for a stream."""
+        """Whether the token has anything to stream."""
         return self.scores or any(self._told(token))
 
     def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Choice:
         return self._chunk(*self._told(done.finished.rest), None, done.finished.reason, first=first)
 
     def _told(self, token: Token | Rest) -> tuple[str, str]:
-        """What it brings of what is said, and of what is thought."""
+        """Its content, and its reasoning."""
         if not self.apart:
             return token.text, ""
         return token.content, token.reasoning if self.thoughts else ""
@@ -88,7 +88,7 @@ class Choice:
         return {"index": self.index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        """One entry per counted token, so also for the end token; None where none were asked for."""
+        """One entry per counted token, so also for the end token; None if none were requested."""
         if not self.scores:
             return None
         scored = [(token, token.scored) for token in tokens if token.scored is not None]
@@ -135,12 +135,12 @@ class Choice:
 
 
 def _passed(sae: dict[str, Any]) -> dict[str, Any]:
-    """What it was told to pass through, where it was told anything."""
+    """The positions it leaves unchanged, if any were given."""
     return {} if sae["exclude"] is None else {"exclude": sae["exclude"]}
 
 
 def warnings(finished: Finished) -> list[str]:
-    """What is odd about how a text was made."""
+    """Warnings about how a generation ran."""
     if not finished.edited_sinks:
         return []
     ranges = finished.edited_sinks

@@ -98,7 +98,7 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
-    """One admitted text for each prompt, in order; none is left running where one is refused."""
+    """One admitted generation per prompt, in order; if one is refused, none is left running."""
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)

@@ -1,4 +1,4 @@
-"""Texts as server-sent events."""
+"""Generations as server-sent events."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .replies import Reply
 
 
 async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
-    """Chunks of all choices as they come; the extension of each is in its last one, where there are several.
+    """Chunks of all choices as they come; if there are several, the extension of each is in its last one.
 
-    Whoever stops reading ends the texts, as does the first that fails: its error is raised.
+    Closing it ends the generations, and so does the first that fails: its error is raised.
     """
 
     def shown(choice: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ async def streamed(
 ) -> Answer:
     """The answer that carries `parts`, and `[DONE]`.
 
-    The first comes before the status line: what fails at once is answered with its own status.
+    The first comes before the status line, so that an early failure gets its own status.
     """
     events = _events(parts)
     async with abandoned_with_client(request, texts):
@@ -92,7 +92,7 @@ async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 @asynccontextmanager
 async def abandoned_with_client(request: AnyRequest, texts: Sequence[RunningGeneration]) -> AsyncIterator[None]:
-    """Stop the texts when the client hangs up: nobody would read them."""
+    """Stop the generations when the client disconnects."""
 
     async def watch() -> None:
         await left(request)
