@@ -232,7 +232,7 @@ class Client:
         asked: Answer = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
         return self.command("Monitor", sae_id=sae_id, enabled=enabled, **asked)
 
-    # — text —
+    # — generations —
 
     @overload
     def generate(

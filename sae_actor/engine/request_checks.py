@@ -1,4 +1,4 @@
-"""What the model on the device cannot do: requests that are refused before they wait."""
+"""Requests that the loaded model cannot run, refused before they wait."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Worker:
         return await asyncio.wrap_future(self.call(job, doing))
 
     def stop(self, seconds: float) -> None:
-        """End the thread behind the jobs that wait; give up waiting for it after `seconds`."""
+        """End the thread after the waiting jobs; give up waiting for it after `seconds`."""
         self._inbox.put(None)
         self._thread.join(seconds)
 

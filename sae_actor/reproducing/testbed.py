@@ -144,7 +144,7 @@ class Testbed:
             raise NotComparable(f"the SAE {sae.sae_id}: {error.detail}") from None
         return effect.request_position
 
-    # — text —
+    # — generations —
 
     async def run(self, request: GenerationRequest, take: Callable[[Token], None] | None = None) -> Finished:
         """Run a text to its end; `take` gets each token. Raises `NotComparable` where it fails."""

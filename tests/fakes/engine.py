@@ -82,7 +82,7 @@ class FakeEngine:
     specials: Sequence[str] = ()
     """Special tokens behind the end token, as they are written."""
     reasoning: Reasoning | None = None
-    """How its chats tell thoughts apart."""
+    """How its chats separate reasoning."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     model: ModelFacts | None = None

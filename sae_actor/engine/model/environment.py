@@ -1,4 +1,4 @@
-"""What a text depends on besides the request: versions, device, digests. Logged with `ModelLoaded`."""
+"""What a generation depends on besides the request: versions, device, digests. Logged with `ModelLoaded`."""
 
 from __future__ import annotations
 
