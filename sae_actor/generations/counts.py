@@ -1,4 +1,4 @@
-"""What the generations count of themselves, for whoever watches the service."""
+"""Counters of the generations, for metrics."""
 
 from __future__ import annotations
 
