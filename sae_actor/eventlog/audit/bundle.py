@@ -36,10 +36,10 @@ _BATCH = 500
 
 
 async def export_bundle(folder: Path, to: Path) -> Head:
-    """Write the log of a data folder to `to`: a folder, or a tar where the name ends in `.tar`. Its head.
+    """Write the log of a data folder to `to`: a folder, or a tar if the name ends in `.tar`. Returns its head.
 
-    The log is verified first. Raises `BadRequestError` where `to` is there already, `LogUnusableError` where it
-    cannot be made, and the errors of `inspect`.
+    The log is verified first. Raises `BadRequestError` if `to` exists, `LogUnusableError` if it cannot be made, and
+    the errors of `inspect`.
     """
     lock = await FolderLock.acquire(folder, shared=True)
     try:
@@ -51,9 +51,8 @@ async def export_bundle(folder: Path, to: Path) -> Head:
 async def import_bundle(bundle: Path, folder: Path) -> Head:
     """Make a data folder's log from an export, the same to the last hash; its head.
 
-    Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no `bundle`, and
-    `LogDamagedError` where it is no export or (`first_bad`) does not verify; then the folder is as it was, and not
-    made where it was missing.
+    Raises `LogUnusableError` if the folder has a log, `NotFoundError` if there is no `bundle`, and `LogDamagedError` if
+    it is not an export or (`first_bad`) does not verify. Then the folder stays as it was, or missing.
     """
     if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
         await asyncio.to_thread(_check, bundle)
@@ -169,7 +168,7 @@ class _About(NamedTuple):
 
 @contextlib.contextmanager
 def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
-    """What a bundle says of itself, and its rows, each batch verified before it is given out, the end at the end."""
+    """A bundle's `log.json`, and its rows, each batch verified before it is yielded, the head at the end."""
     with _files(bundle) as (said, lines):
         try:
             head = Head(said["head"]["position"], said["head"]["hash"])
@@ -222,7 +221,7 @@ def _damage(walk: Walk, first_bad: int, what: str) -> LogDamagedError:
 
 @contextlib.contextmanager
 def _files(bundle: Path) -> Iterator[tuple[Any, IO[bytes]]]:
-    """What `log.json` says, and the lines of the events; from a tar by name alone, nothing is unpacked."""
+    """The contents of `log.json`, and the lines of the events; from a tar by name only, without unpacking."""
     with contextlib.ExitStack() as stack:
         try:
             if bundle.is_dir():

@@ -1,7 +1,7 @@
 """`log redact`: erase one payload for good, on record, with the chain still whole.
 
 The chain holds a payload by its salted digest alone, so payload and salt can go and every hash still verifies. The
-PayloadRedacted comes first and names the event; a kill before the deed leaves it to the next start.
+PayloadRedacted comes first and names the event; after a kill the next start completes the erasure.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ others: without their payloads a restart would find another service."""
 async def redact(folder: Path, position: int, why: str, *, time: str, principal: str = "local") -> Event:
     """Erase the payload of an event; returns the PayloadRedacted that records it.
 
-    time: now, RFC 3339 UTC with microseconds. The end of a text can be redacted only after its beginning, or the
-    fold would take the text for one that still runs.
+    time: now, RFC 3339 UTC with microseconds. The end of a generation can be redacted only after its start, or
+    the fold would take the generation for a running one.
 
-    Raises `NotFoundError` past the head, `BadRequestError` for what cannot be redacted, and the errors of
+    Raises `NotFoundError` after the head, `BadRequestError` for an event that cannot be redacted, and the errors of
     `SqliteLog.open`: no service may run on the folder.
     """
     log = await SqliteLog.open(folder)
