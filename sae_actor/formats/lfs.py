@@ -23,6 +23,6 @@ def is_pointer(content: bytes) -> bool:
 
 
 def pointer_at(path: Path) -> bool:
-    """Whether the file at `path` is a pointer; OSError where it cannot be read."""
+    """Whether the file at `path` is a pointer; OSError if it cannot be read."""
     with path.open("rb") as file:
         return is_pointer(file.read(MAX_POINTER_BYTES + 1))

@@ -34,7 +34,7 @@ from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Li
 from .selection import target
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
-"""Beside the hub's own origin, the hosts (and their subdomains) that its files may come from."""
+"""Besides the hub's own origin, the hosts (and their subdomains) that its files may come from."""
 
 
 class HuggingFaceHub:
@@ -173,8 +173,8 @@ class HuggingFaceHub:
     async def fetch_model(self, model: str, revision: str, progress: Progress) -> None:
         """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
 
-        Cancelled, it ends at once with all that it started. Raises `ModelNotFoundError`, `ModelLoadError`,
-        `DiskFullError`. What is no id of a hub is left to the engine to refuse.
+        Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
+        `DiskFullError`. The engine refuses what is not a hub id.
         """
         if local_folder(model) is not None or not is_hub_id(model):
             return

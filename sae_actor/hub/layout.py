@@ -78,7 +78,7 @@ def is_safe_path(path: str) -> bool:
 
 
 def check_path(path: object) -> str:
-    """`path`, if a hub may name a file so; a hub that lies about names is not asked again."""
+    """`path`, if a hub may name a file so; an invalid name is not retried."""
     if not isinstance(path, str) or not is_safe_path(path):
         raise SAEDownloadError("The hub lists a file with a name that is not allowed", reason="unsafe_name")
     return path

@@ -32,7 +32,7 @@ class ModelFetch:
         self._meter = Meter(send)
 
     def run(self) -> Fetched:
-        """Every error is an `SAEError`, or an OSError of the disk. Without the network where that is possible."""
+        """Every error is an `SAEError`, or an OSError of the disk. Without the network if possible."""
         commit = self._on_disk()
         if commit is not None or constants.is_offline_mode():
             return Fetched(commit=commit)

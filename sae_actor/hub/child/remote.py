@@ -3,8 +3,8 @@
 The library brings the session with its endpoint, token, offline mode and proxies, and the headers of a file. What
 it leaves out is done here, in hooks of that session, so that it holds for every request and every redirect: which
 origins may be talked to, that a token goes to none but the hub's own, and that a refusal becomes an error of this
-package before the library sleeps for as long as a server likes. Lists are decoded strictly: a hub may lie.
-Imported by the child process alone.
+package before the library sleeps as long as a server demands. Lists are decoded strictly: a hub may lie.
+Only the child process imports it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RemoteHub:
 
         set_client_factory(factory)
 
-    # — what the hub is asked —
+    # — requests to the hub —
 
     def commit(self, repository_id: str, revision: str) -> str:
         """The commit that the revision stands for now."""
@@ -140,7 +140,7 @@ class RemoteHub:
         return files, [check_path(entry.path) for entry in entries if entry.type == "directory"]
 
     def address(self, repository_id: str, commit: str, file: RemoteFile) -> str:
-        """Where the bytes are, after the headers agreed with the list; may be a signed URL: never shown."""
+        """The URL of the bytes, after the headers agreed with the list; it may be signed and is never shown."""
         url = hf_hub_url(repository_id, file.path, revision=commit)
         with self._asking():
             found = get_hf_file_metadata(url, timeout=self._patience.request_seconds)
@@ -167,7 +167,7 @@ class RemoteHub:
     # — inside —
 
     def _ask(self, method: str, url: str, form: dict[str, Any] | None = None) -> tuple[bytes, str | None]:
-        """The answer's text, and the address of the next page where there is one."""
+        """The answer's text, and the URL of the next page, if any."""
         text = bytearray()
         with self._asking(), get_session().stream(method, url, headers=build_hf_headers(), data=form) as answer:
             for chunk in answer.iter_bytes():
@@ -197,13 +197,13 @@ class RemoteHub:
             signal.signal(signal.SIGALRM, before)
 
     def _guard(self, request: Any) -> None:
-        """Refuse a request to where no hub sends its readers, and keep the token from all but the hub's origin."""
+        """Refuse requests to other hosts than a hub may redirect to, and send the token only to the hub's origin."""
         origin = origin_of(str(request.url))
         if origin == self._endpoint.origin:
             return
         scheme, host, port = origin
         allowed = any(host == each or host.endswith(f".{each}") or f"{host}:{port}" == each for each in self._hosts)
-        # Plain HTTP only where the hub itself is plain: a mirror on a closed network, a test.
+        # Plain HTTP only if the hub itself is plain: a mirror on a closed network, a test.
         if (
             not allowed
             or scheme not in {"https", self._endpoint.origin[0]}
@@ -280,7 +280,7 @@ def _refuse(response: Any) -> None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After asks for: a number or a date; None for anything else."""
+    """Seconds of Retry-After: a number or a date; None for anything else."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit() and len(text) <= 18:
         return float(text)
@@ -295,7 +295,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def _transport() -> Iterator[None]:
-    """Errors of the HTTP library as ours; their messages hold URLs and headers and are left behind."""
+    """Errors of the HTTP library as ours; their messages hold URLs and headers and are dropped."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -319,7 +319,7 @@ def _host_of(error: _http.HTTPError) -> str:
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
-    """The answer as the hub's protocol has it; a login page or JSON of another shape is none."""
+    """The answer as the hub's protocol has it; a login page or JSON of another shape is an error."""
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

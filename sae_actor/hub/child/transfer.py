@@ -166,7 +166,7 @@ class Transfer:
                     since, mark = time.monotonic(), filling.arrived
 
     def _agree(self, answer: Any, file: RemoteFile, filling: _Filling) -> None:
-        """Compare the answer's status and headers with what was asked for, before any of its bytes."""
+        """Compare the answer's status and headers with the request, before any of its bytes."""
 
         def refuse(what: str, reason: str) -> SAEDownloadError:
             return SAEDownloadError(f"The hub's answer has {what}", reason=reason, file=file.path)
