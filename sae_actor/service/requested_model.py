@@ -1,4 +1,4 @@
-"""The model that the settings ask for, beside the one that the log has."""
+"""The model of the settings, compared with the one of the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def asked_for(settings: Settings) -> LoadModel | None:
 
 
 def check_path(settings: Settings) -> None:
-    """`ConfigurationError` where a path is asked for that no model is at; what may be an id is left to the hub."""
+    """`ConfigurationError` for a path without a model; the hub checks what may be an id."""
     model = settings.model.id
     if not model or is_hub_id(model):
         return
@@ -36,8 +36,8 @@ def check_path(settings: Settings) -> None:
 
 
 def same(there: ModelState, wanted: LoadModel) -> bool:
-    """Whether what is there is as it is wanted: model, revision, dtype and device. Of the last three a default is no
-    wish: what a command asked for stays."""
+    """Whether the log's model matches: id, revision, dtype and device. Defaults of the last three match anything: what
+    a command chose stays."""
     plain = LoadModel(model=wanted.model)
     return (
         all(
@@ -50,7 +50,7 @@ def same(there: ModelState, wanted: LoadModel) -> bool:
 
 
 def check_model(settings: Settings, state: State) -> None:
-    """`ConfigurationError` where another one is asked for than the log's, and that one has an SAE attached."""
+    """`ConfigurationError` if the settings name another model than the log's, and that one has an SAE attached."""
     wanted, there = asked_for(settings), state.model
     if wanted is None or there is None or not state.attachments or same(there, wanted):
         return
