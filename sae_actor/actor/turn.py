@@ -137,7 +137,7 @@ class Turn:
         size = memoryview(made.data).nbytes
         if size > ev.MAX_PAYLOAD_BYTES:
             raise TooLargeError(
-                f"{payload.type} takes {size} bytes; at most {ev.MAX_PAYLOAD_BYTES} can be recorded",
+                f"{payload.type} takes {size} bytes; at most {ev.MAX_PAYLOAD_BYTES} go on record",
                 size=size,
                 limit=ev.MAX_PAYLOAD_BYTES,
             )

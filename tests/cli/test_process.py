@@ -214,7 +214,7 @@ def test_a_path_without_a_model_is_refused_before_it_listens(
         refused = command("serve", "--port", port, "--data-dir", str(tmp_path / "data"), "--model", model)
     assert (refused.code, refused.out) == (78, "")
     assert str(tmp_path / name) in refused.err
-    assert {"empty": "holds no model", "model.safetensors": "is not a folder"}.get(name, "no folder") in refused.err
+    assert {"empty": "is not a model", "model.safetensors": "is not a folder"}.get(name, "no folder") in refused.err
     assert not (tmp_path / "data").exists()
 
 

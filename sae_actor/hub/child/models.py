@@ -43,7 +43,7 @@ class ModelFetch:
         listed = retried(partial(hub.files, job.model, commit), job.patience, self._meter)
         by_name = {file.path: file for file in listed}
         if CONFIG not in by_name:
-            raise ModelNotFoundError(f"{job.model} holds no model: it has no {CONFIG}", model=job.model)
+            raise ModelNotFoundError(f"{job.model} is not a model: it has no {CONFIG}", model=job.model)
         transfer = Transfer(hub, self._repository, job.patience, self._meter)
         small = [file for name, file in sorted(by_name.items()) if is_small(name)]
         self._bring(transfer, commit, small)
