@@ -1,4 +1,4 @@
-"""The command line's grammar. Builds in milliseconds and imports nothing that computes."""
+"""The command line's grammar. Builds in milliseconds, without heavy imports."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _edit(text: str) -> tuple[int, float]:
 
 
 def _is_flag(text: str) -> bool:
-    """Whether it is an option that there is none of; `-1=5` is an edit, of a feature that there is none of."""
+    """Whether it is an unknown option; `-1=5` is an edit of an unknown feature."""
     return text.startswith("-") and not _SIGNED.match(text)
 
 

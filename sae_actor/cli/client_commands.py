@@ -1,4 +1,4 @@
-"""The client's commands: each asks the service once and shows the answer."""
+"""The client's commands: each sends one request to the service and shows the answer."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _excluded(given: Sequence[str]) -> list[str]:
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
-    """Prints the text as it is made; with `--json` the whole answer at its end."""
+    """Prints the text as it is generated; with `--json` the whole answer at the end."""
     prompt: Any = arguments.prompt
     if arguments.chat:
         prompt = [{"role": "user", "content": arguments.prompt}]

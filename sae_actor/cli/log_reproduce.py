@@ -1,4 +1,4 @@
-"""`log reproduce`: texts run again from the log, each with a verdict."""
+"""`log reproduce`: generations run again from the log, each with a verdict."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _VERDICTS = {
 
 
 async def run(folder: Path, arguments: argparse.Namespace) -> int:
-    """Each text's verdict as it is known; the worst decides the exit code.
+    """Each generation's verdict as soon as it is known; the worst decides the exit code.
 
-    Raises `NotFoundError` for a text that is not in the log, and `LogDamagedError` where the sound part of the log
-    does not hold all that was asked for.
+    Raises `NotFoundError` for a generation that is not in the log, and `LogDamagedError` if the sound part of the log
+    does not hold all that was requested.
     """
     texts = await _recorded(folder, arguments)
     prompts = [] if arguments.prompt_file is None else [_read(arguments.prompt_file)]

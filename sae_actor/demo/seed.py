@@ -1,4 +1,4 @@
-"""What the demo puts into an empty log: the small model, the bundled SAE, and the one attached to the other."""
+"""The demo's contents for an empty log: the small model with the bundled SAE attached."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ PATIENCE_SECONDS = 600.0
 
 
 async def seed(actor: Actor, log: EventLog, settings: Settings, url: str, sae: Path, *, token: bool) -> None:
-    """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
-    and say how to go on. `sae`: the SAE's folder, resolved; `token`: the service asks for one. A log of somebody else
-    is served as it is. Raises what went wrong.
-    """
+    """Fill an empty log (or continue after a killed demo), wait until everything is in place, and print what to do
+    next. `sae`: the SAE's folder, resolved; `token`: the service requires one. Any other log is served as it is. Raises
+    the error of a failed command."""
     sae_path = str(sae)
     sae_id = import_id_of(sae_path)
     first = await log.read(0, 1, [intent.__name__ for intent in OPENING])

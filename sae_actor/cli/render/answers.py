@@ -1,4 +1,4 @@
-"""Answers as text for a person. What came from outside is stripped of what a terminal would obey."""
+"""Answers as text for a person. Control characters from outside are removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(1
 
 
 def plain(text: object) -> str:
-    """Without control characters, but for line ends and tabs."""
+    """Without control characters, except line ends and tabs."""
     return str(text).translate(_CONTROLS)
 
 
