@@ -1,4 +1,4 @@
-"""The model and the SAEs that a text ran under, on this machine again: found where they were, and checked."""
+"""The testbed: a generation's model and SAEs on this machine, found where they were, and checked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEADLINE_SECONDS = 3600.0
 
 
 class NotComparable(Exception):  # noqa: N818 — no error: a verdict
-    """What the text ran under is not here, or the log does not say what it was. `str()` is the reason."""
+    """The generation's model or SAEs are not here, or the log does not name them. `str()` is the reason."""
 
 
 class Testbed:
-    """One model at a time, and the SAEs of one text. Nothing is fetched, nothing on disk is changed."""
+    """One model at a time, and the SAEs of one generation. Nothing is fetched, nothing on disk is changed."""
 
     def __init__(self, folder: Path) -> None:
         """`folder`: the data folder of the log, whose hub/ holds the SAEs."""
@@ -35,13 +35,13 @@ class Testbed:
         """What the log says of the model that is loaded."""
         self._facts: ModelFacts | None = None
         self._failed: tuple[ModelFacts, str] | None = None
-        """A model that could not be loaded is not tried again for the next text."""
+        """A model that failed to load is not tried again for the next generation."""
         self._residents: dict[tuple[object, ...], int] = {}
         self._last = 0
 
     @property
     def engine(self) -> Engine:
-        """With the model that was asked for last."""
+        """With the model requested last."""
         assert self._engine is not None
         return self._engine
 
@@ -54,7 +54,7 @@ class Testbed:
     async def model(self, known: Provenance) -> ModelFacts:
         """Have the recorded model loaded, in its type of number, with as many threads, on its device or else the CPU.
 
-        What it is here. Raises `NotComparable` where it is not to be had, or its files are others.
+        Returns its facts here. Raises `NotComparable` if it is not available, or its files differ.
         """
         state = known.state.model
         if state is None or state.facts is None:
@@ -90,7 +90,7 @@ class Testbed:
         return LoadModelEffect(
             request_position=self._number(),
             model=wanted.model_id,
-            # Without a commit it was a folder, whatever revision was asked for.
+            # Without a commit it was a folder, whatever the requested revision.
             revision=wanted.commit or "main",
             dtype=wanted.dtype,
             device=device,
@@ -108,7 +108,7 @@ class Testbed:
     async def place(self, saes: tuple[ActiveSae, ...], known: Provenance) -> dict[int, int]:
         """Have these SAEs, and no others, on the model: attach_position in the log → attach_position here.
 
-        Raises `NotComparable` where the files of one are gone or changed, or the log does not say which they were.
+        Raises `NotComparable` if the files of one are gone or changed, or the log does not name them.
         """
         keys = {sae.attach_position: _key(sae, known) for sae in saes}
         for key in set(self._residents) - set(keys.values()):
@@ -147,7 +147,7 @@ class Testbed:
     # — generations —
 
     async def run(self, request: GenerationRequest, take: Callable[[Token], None] | None = None) -> Finished:
-        """Run a text to its end; `take` gets each token. Raises `NotComparable` where it fails."""
+        """Run a generation to its end; `take` gets each token. Raises `NotComparable` if it fails."""
         try:
             async with contextlib.aclosing(
                 self.engine.generate(replace(request, deadline_seconds=DEADLINE_SECONDS))
@@ -213,4 +213,4 @@ def _engine(threads: int | None) -> Engine:
 
 
 def _quiet(_: str, __: dict[str, Any]) -> None:
-    """Nobody looks at the progress."""
+    """The progress is dropped."""

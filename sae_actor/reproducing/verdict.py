@@ -1,9 +1,9 @@
-"""`reproduce`: run a text again and judge what the log says of it.
+"""`reproduce`: run a generation again and judge its record in the log.
 
 identical        the same tokens
 equivalent       other tokens, and every token of the log is a near-tie here with the one that is chosen
-different        one is not: under what the log says was active, this is not what comes out
-not_comparable   what it ran under is not here, or the log does not hold enough of it; the reason is told
+different        one is not: under the recorded intervention, the output is another
+not_comparable   its model or SAEs are not here, or the log does not hold enough; with the reason
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ TOLERANCES = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
 does to a logit between batches and machines, with room to spare."""
 
 _NUMERICS = ("device", "dtype", "quantization")
-"""What of the environment decides whether a difference beyond a near-tie says anything."""
+"""Parts of the environment that must match for a difference beyond a near-tie to count."""
 _WHOLE = ("stop", "length", "feature")
-"""Ends that a text came to by itself: it is run to the same end. Others are run as far as they came."""
+"""Natural ends: such a generation is run to its end. Others are run as far as they came."""
 
 
 class Ran(Struct, frozen=True, kw_only=True):
-    """A text that was run again."""
+    """A generation that was run again."""
 
     facts: ModelFacts
     request: GenerationRequest
@@ -50,7 +50,7 @@ class Ran(Struct, frozen=True, kw_only=True):
 
 
 async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = ()) -> View:
-    """Run the text again; the verdict and what it rests on, as plain values ready for JSON.
+    """Run the generation again; returns the verdict and its grounds, as plain values ready for JSON.
 
     prompts: texts of files that may hold the prompt where the log does not: token ids or chat messages as JSON, or
     the prompt itself. The one is taken whose token ids have the recorded digest.
@@ -145,7 +145,7 @@ async def _judged(
 
 
 def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | None:
-    """None: the text was cut off and nobody told what it had written to."""
+    """None: the generation was cut off and its edited positions are unknown."""
     if finished.receipt is None:
         return None
     return (again.edited, again.excluded) == (finished.edited, finished.excluded)
@@ -188,7 +188,7 @@ async def _scores(
 
 
 def _count(finished: GenerationFinished) -> int:
-    """Tokens of a text that was ended from outside."""
+    """Tokens of a generation that was ended from outside."""
     if finished.output_token_ids is not None:
         count = len(finished.output_token_ids)
     elif finished.receipt is not None:
