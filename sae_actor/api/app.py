@@ -1,4 +1,4 @@
-"""The ASGI application: the table of operations behind the guard."""
+"""The ASGI application: the table of operations, wrapped by the guard."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Engine(Protocol):
 
         `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing or
         a strength is beyond what the types of model and SAE hold (with `feature`, `strength`, `limit`),
-        `SAEInvalidError` where the SAE's statistics cannot be read, `SAENotAttachedError` where there is no SAE.
+        `SAEInvalidError` if the SAE's statistics cannot be read, `SAENotAttachedError` without an SAE.
         """
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:

@@ -32,7 +32,7 @@ BYE = sse("bye", b'{"why":"the service is stopping"}')
 
 
 @operation("GET", "/api/events",
-           "Events as they happen (SSE). `checkpoint`, without id, tells the head every few seconds: position and hash",
+           "Events as they happen (SSE). Every few seconds a `checkpoint`, without id, reports the head of the log",
            query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), items=Event,
            errors=("mailbox_full",), tag="log")  # fmt: skip
 async def get_events(request: AnyRequest) -> Answer:

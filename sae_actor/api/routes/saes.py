@@ -110,7 +110,7 @@ async def get_attachment(request: AnyRequest) -> Answer:
 @operation("GET", "/api/saes/{sae_id}/features/{feature}",
            "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
-           "out), and what `features.json` beside the weights says of it",
+           "out), and its entry in `features.json` next to the weights",
            returns=Feature,
            errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
                    "mailbox_full"),

@@ -71,11 +71,11 @@ ERRORS = (
 
 
 @operation("POST", "/api/activations",
-           "Activations of an SAE at each token of a prompt, before the SAE's own edits: the `top_k` largest that are "
-           "not 0, but of tokens that `exclude` names, whose lists are empty; or those of `features`, in their order, "
-           "whatever they are, of every token. `is_sink` tells attention sinks: the first token, and tokens whose norm "
-           "at the hook point is above 5 times the median of the prompt's first 512. The prompt is run under no "
-           "intervention unless `sae` asks for one; nothing of it goes on record",
+           "Activations of an SAE at each token of a prompt, before the SAE's own edits. These are the `top_k` largest "
+           "without zeros, empty at tokens that `exclude` names; or those of `features`, in their order, at every "
+           "token. `is_sink` marks attention sinks: the first token, and tokens whose norm at the hook point is above "
+           "5 times the median of the prompt's first 512. The prompt runs without an intervention unless `sae` gives "
+           "one; the log records nothing of it",
            body=ActivationsBody, returns=ReadActivations, errors=ERRORS,
            examples={"largest": {"prompt": "I love this book", "top_k": 3}}, tag="text")  # fmt: skip
 async def post_activations(request: AnyRequest) -> Answer:

@@ -26,8 +26,8 @@ BRANCHES = ("steered", "baseline")
 
 
 @operation("POST", "/api/compare",
-           "A completion, or a chat where there are `messages`, with its intervention and with none, same prompt, "
-           "settings and seed, side by side: `{\"steered\": answer, \"baseline\": answer}`. Streamed, each event holds "
+           "A completion, or a chat if there are `messages`, once with its intervention and once without, with the "
+           "same prompt, settings and seed: `{\"steered\": answer, \"baseline\": answer}`. Streamed, each event holds "
            "a chunk of one of the two, under its name",
            body=CompletionBody, or_body=ChatBody, answers=ANSWERS, returns=(Comparison, ChatComparison),
            items=(ComparisonChunk, ChatComparisonChunk), errors=ERRORS,
