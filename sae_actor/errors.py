@@ -1,4 +1,4 @@
-"""Every error a user can meet, one class per code of the contract.
+"""Every error a user can meet, one class per code.
 
 Each class names its `code` and the HTTP `status` it is answered with; the message is the problem's
 `detail`, and keyword arguments become further fields of the problem (`sae_d_in`, `model_d`, …).
@@ -75,7 +75,7 @@ class SAEIncompatibleError(SAEError):
 
 
 class SAEAlreadyAttachedError(SAEError):
-    code, status, title = "sae_already_attached", 409, "An SAE is attached already"
+    code, status, title = "sae_already_attached", 409, "An SAE is already attached"
 
 
 class SAENotAttachedError(SAEError):
@@ -91,7 +91,7 @@ class SAENotDownloadingError(SAEError):
 
 
 class SAEAmbiguousError(SAEError):
-    code, status, title = "sae_ambiguous", 422, "Several SAEs could be meant"
+    code, status, title = "sae_ambiguous", 422, "The SAE is ambiguous"
 
 
 class SAEInvalidError(SAEError):
@@ -111,7 +111,11 @@ class SAEDownloadError(SAEError):
 
 
 class RepositoryNotFoundError(SAEDownloadError):
-    code, status, title = "not_found_or_private", 404, "The hub has no such repository, revision or path, or hides it"
+    code, status, title = (
+        "not_found_or_private",
+        404,
+        "The hub has no such repository, revision or path, or it is private",
+    )
 
 
 class GatedError(SAEDownloadError):
@@ -135,9 +139,9 @@ class LayerOutOfRangeError(SAEError):
 
 
 class PositionsUnknownError(SAEError):
-    """An edit is for positions that the model's chat template does not tell."""
+    """An edit is for positions that the model's chat template does not reveal."""
 
-    code, status, title = "positions_unknown", 422, "Where the messages are is not known"
+    code, status, title = "positions_unknown", 422, "The positions of the messages are unknown"
 
 
 class ModelNotLoadedError(SAEError):
@@ -169,7 +173,7 @@ class RequestTimeoutError(SAEError):
 
 
 class DeadlineExceededError(SAEError):
-    code, status, title = "deadline_exceeded", 504, "The text was not done in time"
+    code, status, title = "deadline_exceeded", 504, "The generation did not finish in time"
 
 
 class NotReadyError(SAEError):
@@ -181,7 +185,7 @@ class ReadOnlyError(SAEError):
 
 
 class UnauthorizedError(SAEError):
-    code, status, title = "unauthorized", 401, "A token is needed"
+    code, status, title = "unauthorized", 401, "A token is required"
 
 
 class ForbiddenError(SAEError):
@@ -193,7 +197,7 @@ class BadRequestError(SAEError):
 
 
 class UnsupportedMediaTypeError(SAEError):
-    code, status, title = "unsupported_media_type", 415, "Only application/json is read"
+    code, status, title = "unsupported_media_type", 415, "Only application/json is accepted"
 
 
 class TooLargeError(SAEError):
@@ -205,7 +209,7 @@ class IdempotencyKeyReusedError(SAEError):
 
 
 class PreconditionFailedError(SAEError):
-    code, status, title = "precondition_failed", 412, "The state has moved on"
+    code, status, title = "precondition_failed", 412, "The state has changed"
 
 
 class NotFoundError(SAEError):

@@ -1,6 +1,6 @@
 """The state of the service worked out anew from exported events: plain dicts, nothing of the package.
 
-What `/api/state`, `log state` and the live service say is held against this. It was written from the contract and
+What `/api/state`, `log state` and the live service say is held against this. It was written from
 the shapes of the events, not from `evolve`, and shares no line with it; keep it so.
 """
 

@@ -1,4 +1,4 @@
-"""The index of faults: which tests put the service through which row, and that none of these is without.
+"""The index of faults: which tests cover which row of `FAULTS.md`, and that every row listed here has a test.
 
 A test says its rows in its name (`test_row_9_…`, `test_rows_3_and_4_…`) or in its docstring (`Row 9: …`,
 `Rows 1 to 5: …`, `Rows 16 and 17.`). `python -m tests.test_rows` prints the index.
@@ -52,6 +52,12 @@ def index() -> dict[str, list[str]]:
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_has_its_test(row: str) -> None:
     assert index().get(row), f"no test is named after row {row}"
+
+
+def test_every_row_a_test_names_is_described() -> None:
+    described = set(re.findall(r"^\| (\d+a?) \|", (HERE / "FAULTS.md").read_text("utf-8"), re.MULTILINE))
+    assert set(ROWS) <= described
+    assert set(index()) <= described
 
 
 def test_how_rows_are_said() -> None:

@@ -5,13 +5,13 @@
 
     actor            `Actor`: submit, admit, replay, stop; turn: the envelopes that are stored together
     mailbox          bounded, with reserved room for reports
-    effect_runner    what the state owes, started and cancelled; performer: how each effect is done
-    history          what the log remembers of a command: its outcome, its idempotency key
-    token_bucket     how many refusals go on record
-    strengths        strengths in other units, made raw before a command is decided
+    effect_runner    starts and cancels the effects that the state owes; performer: how each is done
+    history          a command in the log: its outcome, its idempotency key
+    token_bucket     limits how many refusals are recorded
+    strengths        strengths in other units, resolved to raw before a command is decided
     counts           for `GET /metrics`
 
-Several waiting envelopes are decided one after the other and stored in one transaction; what is answered
+Several waiting envelopes are decided one after the other and stored in one transaction; everything answered
 or published is durable. Reads take `actor.state`, an immutable value, and never wait.
 """
 

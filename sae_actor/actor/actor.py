@@ -1,4 +1,4 @@
-"""The actor: the only one who appends to the log, one turn at a time."""
+"""The actor: it alone appends to the log, one turn at a time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Accepted:
     command_id: str
     position: int
     revision: int
-    """Of the state behind its own events, or earlier: what others changed after it is not seen by its sender."""
+    """Revision after its own events, or earlier: the client has not seen later changes by others."""
 
 
 class Actor:
@@ -66,7 +66,7 @@ class Actor:
         self.read_only: str | None = None
         """Why nothing can be written any more, if so."""
         self.started = False
-        """From then on what the log says is there is brought to the device."""
+        """From then on the device is brought to the state of the log."""
         self.failure: asyncio.Future[SAEError] = asyncio.get_running_loop().create_future()
         """Set when the service must end: the log failed, or the device is lost."""
         self._log = log
@@ -79,7 +79,7 @@ class Actor:
         self._task: asyncio.Task[None] | None = None
         self._refusals = Refusals(clock)
         self._unwaited = False
-        """Nobody waits for outcomes any more."""
+        """No outcome is awaited any more."""
         self._stopping = False
         """Nothing new is taken in; reports still are."""
         self._stopped = False
@@ -96,10 +96,10 @@ class Actor:
             await asyncio.sleep(0)
 
     async def start(self, start: Start) -> None:
-        """Take the log over and begin to bring back what it says was there. Raises `LogError`."""
+        """Take the log over and begin to restore its state. Raises `LogError`."""
         self._task = asyncio.create_task(self._turns(), name="actor")
         self.started = True
-        # A full disk leaves a service that can be read: read_only says so.
+        # With a full disk the service still serves reads; read_only says so.
         with contextlib.suppress(DiskFullError):
             await self._send(Envelope(start, "system", self._future(), reserved=True))
 
@@ -111,14 +111,14 @@ class Actor:
             self.broadcast.publish([event])
 
     def let_go(self) -> None:
-        """Whoever waits for an outcome gets it as it is, now and from now on."""
+        """Waits for outcomes return immediately, now and from now on."""
         self._unwaited = True
         self._release_waiters(everyone=True)
 
     async def stop(self, reason: str = "requested") -> None:
-        """End in order: commands that still wait are refused, effects cancelled, then the stop goes on record.
+        """Graceful shutdown: refuse waiting commands, cancel effects, record the stop.
 
-        Not after a failure (`failure`): to the log the process died, and what it died under is counted.
+        After a failure (`failure`) the stop is not recorded: to the log the process died, and its effects are counted.
         """
         if self._task is None or self._stopping:
             return
@@ -166,7 +166,7 @@ class Actor:
     ) -> Event:
         """Admit a text request: the GenerationStarted, durable, with the intervention it will run under.
 
-        begin: called with that in its turn, before the device loses anything. It does not wait, and does not raise.
+        begin: called with that event in its turn, before the device loses anything. It must not wait or raise.
         """
         self._open_for_writing(request)
         request = await raw_request(request, self.state, self._engine)
@@ -174,7 +174,7 @@ class Actor:
         return events[0]
 
     def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
-        """Hand in a report; the future ends when it is durable, with its events (none: it was too late)."""
+        """Hand in a report; the future returns its events once they are durable (none: it was too late)."""
         if isinstance(report, ev.GpuLost) and self._loss is not None:
             return self._loss
         envelope = Envelope(report, principal, self._future(), reserved=True)
@@ -207,7 +207,7 @@ class Actor:
         is_open = command_id in self.state.commands
         events = await accepted_events(self._log, command_id)
         if not events:
-            raise NotFoundError(f"no command {command_id}")
+            raise NotFoundError(f"there is no command {command_id}")
         return outcome(command_id, events if is_open else await with_outcome(self._log, events), is_open=is_open)
 
     async def effect_ended(self, name: str, request_position: int) -> None:
@@ -244,7 +244,7 @@ class Actor:
         self._reconcile()
         self._answer(turn, recorded)
         self.counts.took(turn, before, recorded, self._clock.monotonic() - began)
-        # Behind the answers: a thousand readers take longer to serve than those who wait for this turn.
+        # After the answers: serving a thousand readers takes longer than answering this turn.
         self.broadcast.publish(recorded)
 
     async def _append(self, drafts: Sequence[Draft]) -> tuple[Event, ...]:
@@ -255,7 +255,7 @@ class Actor:
 
     @staticmethod
     def _begin(turn: Turn, recorded: tuple[Event, ...]) -> None:
-        """Before anything is taken from the device: a Detach in the same turn finds the texts it has to wait for."""
+        """Before the device loses anything: a Detach in the same turn finds the generations it has to wait for."""
         for envelope, answer in turn.answers:
             if envelope.begin is not None and isinstance(answer, slice):
                 envelope.begin(recorded[answer.start])
@@ -269,7 +269,7 @@ class Actor:
         self._release_waiters()
 
     def _release_waiters(self, *, everyone: bool = False) -> None:
-        """Tell those who wait for a command that is closed, or that will not be closed by this process."""
+        """Wake the waiters of commands that are closed, or that this process will not close."""
         for command_id in [each for each in self._waiters if everyone or each not in self.state.commands]:
             for waiter in self._waiters.pop(command_id):
                 if not waiter.done():

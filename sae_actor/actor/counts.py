@@ -1,4 +1,4 @@
-"""What the actor counts of itself, for whoever watches the service."""
+"""Counters of the actor, for metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ActorCounts:
         self.append_seconds = Histogram()
 
     def refused(self, message: object) -> None:
-        """A message that did not come to its turn, or whose turn could not be stored."""
+        """A message without a turn, or whose turn could not be stored."""
         if isinstance(message, Command):
             self.commands[message.name, "refused"] += 1
 

@@ -1,4 +1,4 @@
-"""Effects as child tasks: started when they are owed, cancelled when they are owed no more."""
+"""Effects as child tasks: started when owed, cancelled when no longer owed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ def key_of(effect: Effect) -> Key:
 
 
 class EffectRunner:
-    """Keeps what runs equal to what is owed.
+    """Keeps running effects equal to those owed.
 
-    `perform` does an effect and gives its report; `failed` is the report of one that did not work out; `undo`
-    cleans up after one that was cancelled because it is owed no more (not: because the service ends), or whose report
-    came too late for that reason; `report` hands a report in and ends when it is on record, with the events that it
-    became (none: it came too late). Effects on one subject (an SAE, the model) never overlap.
-    None of the functions raises anything but `SAEError`, and that only `report`.
-    """
+    `perform` does an effect and returns its report; `failed` makes the report of a failed one. `undo` cleans up after
+    one that is no longer owed, cancelled or reported too late (not when the service stops). `report` hands a report in
+    and returns its events once they are recorded (none: it came too late). Effects on one subject (an SAE, the model)
+    never overlap. None of the functions raises anything but `SAEError`, and that only `report`."""
 
     def __init__(
         self,
@@ -94,7 +92,7 @@ class EffectRunner:
                 if not await self._hand_in(effect, report):
                     self._revoked.add(key)
         except asyncio.CancelledError:
-            pass  # by reconcile or close, which said so in _revoked and _closed
+            pass  # by reconcile or close, noted in _revoked and _closed
         finally:
             if key in self._revoked:
                 await self._undo(effect)
@@ -106,10 +104,10 @@ class EffectRunner:
                 del self._last[subject]
 
     async def _hand_in(self, effect: Effect, report: Report) -> bool:
-        """Put the report on record, or, where that is refused (it is too large), the failure of the effect.
+        """Record the report or, if it is refused as too large, the failure of the effect.
 
-        False where it came too late: nobody wants what was done. While the service ends, or cannot write, neither
-        works: the next start takes the effect up again.
+        False if it came too late: the result is not needed. While the service stops, or cannot write, neither works:
+        the next start runs the effect again.
         """
         try:
             return bool(await self._report(report))

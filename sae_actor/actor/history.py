@@ -1,4 +1,4 @@
-"""What the log remembers of a command: its events, its outcome, and whether a repeated key means the same."""
+"""A command in the log: its events, its outcome, and whether a repeated key means the same command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def accepted_events(log: EventLog, command_id: str) -> list[Event]:
 
 
 async def with_outcome(log: EventLog, events: list[Event]) -> list[Event]:
-    """The events of a closed command and, where that stands under another command's id, what closed it."""
+    """The events of a closed command and its closing event, which may be under another command's id."""
     first = events[0].payload()
     asked = getattr(first, "joined", None) or events[0].position
     if type(first) not in OPENING or any(_ends(event, asked) for event in events):
@@ -52,6 +52,6 @@ def _ends(event: Event, request_position: int) -> bool:
 
 
 def same_request(intent: msgspec.Raw, command: Command) -> None:
-    """Raises `IdempotencyKeyReusedError` unless the recorded intent was asked for by an equal command."""
+    """Raises `IdempotencyKeyReusedError` unless the recorded intent came from an equal command."""
     if msgspec.json.decode(intent).get("request_sha256") != command.digest():
         raise IdempotencyKeyReusedError("the idempotency key was used for another command")

@@ -1,4 +1,4 @@
-"""The bounded mailbox: commands may be turned away, reports never are."""
+"""The bounded mailbox: commands may be refused, reports never are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import MailboxFullError, SAEError
 
 @dataclass(slots=True)
 class Envelope:
-    """A message on its way, and where its answer goes."""
+    """A message and the future of its answer."""
 
     message: Message
     principal: str

@@ -1,4 +1,4 @@
-"""How each effect is done with the adapters, and what it reports: an outcome, always."""
+"""How the adapters perform each effect; each one reports an outcome."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Performer:
             # The boundary of supervision: whatever an adapter did wrong ends this effect, not the service.
             told = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
             if not isinstance(effect, DownloadEffect):
-                # What a network library says may quote a token or a signed address.
+                # Errors of network libraries may quote a token or a signed URL.
                 told += f": {error}"
             logger.error("%s of request %d failed unexpectedly:\n%s", effect.name, effect.request_position, told)
             return failed(effect, InternalError(f"{effect.name} failed unexpectedly; the service's log has the cause"))
@@ -76,13 +76,13 @@ class Performer:
             self._downloaded += self._under_way.pop(at, 0)
 
     async def undo(self, effect: Effect) -> None:
-        """Clean up after an effect that was cancelled because nobody wants it any more; never raises."""
+        """Clean up after an effect that is no longer owed; never raises."""
         if not isinstance(effect, DownloadEffect):
             return
         try:
             await self._hub.discard(effect)
         except Exception as error:
-            # What stays on disk belongs to no record; the effect itself is over either way.
+            # What stays on disk has no record; the effect has ended either way.
             cause = error.detail if isinstance(error, SAEError) else type(error).__name__
             logger.error("what is left of the download of %s could not be removed: %s", effect.sae_id, cause)
 

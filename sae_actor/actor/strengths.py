@@ -1,4 +1,5 @@
-"""Strengths in units of an SAE, resolved to raw ones before the rules see them: what is decided and logged is raw."""
+"""Strengths in units of an SAE, resolved to raw ones before the rules see them: decisions and log are in raw
+strengths."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ R = TypeVar("R", AdmitGeneration, OwnIntervention)
 async def raw_command(command: Steer, state: State, engine: Engine) -> Steer:
     """The command with raw strengths. One about an SAE that is not attached is left to the rules.
 
-    Raises what `Engine.raw` raises, `BadRequestError` where a raw strength is out of bounds.
+    Raises what `Engine.raw` raises, `BadRequestError` if a raw strength is out of bounds.
     """
     features = await _raw(command.features, command.sae_id, state, engine)
     return command if features is command.features else replace(command, features=features)

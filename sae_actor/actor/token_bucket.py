@@ -1,4 +1,4 @@
-"""A token bucket: how often something may happen over time."""
+"""A token bucket: a rate limit."""
 
 from __future__ import annotations
 

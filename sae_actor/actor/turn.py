@@ -25,12 +25,12 @@ REJECTIONS_PER_SECOND = 10.0
 REJECTIONS_BURST = 100.0
 
 Answer = SAEError | slice | tuple[Event, ...]
-"""What an envelope is told once the batch is durable: an error, which of the batch's events are its own, or the
-events of an earlier command under the same key."""
+"""The answer to an envelope once the batch is durable: an error, its own events in the batch, or the events of an
+earlier command under the same key."""
 
 
 class Refusals:
-    """How many refusals go on record: all of them, until there is a flood."""
+    """How many refusals are recorded: all of them, until there is a flood."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class Refusals:
         self._not_recorded = 0
 
     def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
-        """The event for this refusal, or None when there were too many of late."""
+        """The event for this refusal, or None if there were too many recently."""
         if not self._allowance.take(self._clock.monotonic()):
             self._not_recorded += 1
             return None
@@ -77,9 +77,9 @@ class Turn:
             answer = error
             self._put_on_record(envelope, error)
         except Exception:
-            # decide is pure: a fault in it has changed nothing, and must not end the one writer there is.
+            # decide is pure: its bug has changed nothing, and must not end the only writer.
             logger.exception("deciding %s failed", type(envelope.message).__name__)
-            answer = InternalError("the command could not be decided")
+            answer = InternalError("the command could not be processed")
         self.answers.append((envelope, answer))
 
     async def _known(self, envelope: Envelope) -> Answer | None:
@@ -99,7 +99,7 @@ class Turn:
     def _check_revision(self, envelope: Envelope) -> None:
         if envelope.expected_revision not in (None, self.state.revision):
             raise PreconditionFailedError(
-                f"If-Match names {envelope.expected_revision}, the state is of {self.state.revision}",
+                f"If-Match names {envelope.expected_revision}, the state is at {self.state.revision}",
                 expected=envelope.expected_revision,
                 position=self.state.revision,
             )
@@ -113,7 +113,7 @@ class Turn:
         try:
             self._add(envelope, [refused])
         except Exception:
-            # The refusal stands; an error whose fields cannot be written must not end the one writer there is.
+            # The refusal stands; an error whose fields cannot be written must not end the only writer.
             logger.exception("a refused %s could not be put on record", envelope.message.name)
 
     def _add(self, envelope: Envelope, payloads: list[Payload]) -> slice:
@@ -145,7 +145,7 @@ class Turn:
 
 
 def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | None, str]:
-    """The command an event belongs to: its sender's, or the one whose request it answers."""
+    """The command of an event: the envelope's, or the one whose request it answers."""
     answers = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
     command = state.command_at(answers) if answers is not None else None
     if command is not None:

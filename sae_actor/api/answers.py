@@ -1,4 +1,4 @@
-"""JSON answers, with the ETag of the state that they were taken from."""
+"""JSON answers with the ETag of their state."""
 
 from __future__ import annotations
 

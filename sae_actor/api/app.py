@@ -1,4 +1,4 @@
-"""The ASGI application: the table of operations behind the guard."""
+"""The ASGI application: the table of operations, wrapped by the guard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def get_schema(request: AnyRequest) -> Answer:
 
 
 def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
-    """The service over HTTP; its life (start, stop) is the caller's. `middleware` stands around each route."""
+    """The service over HTTP; the caller starts and stops it. `middleware` wraps each route."""
     app = Litestar(
         route_handlers=handlers(),
         openapi_config=None,

@@ -1,4 +1,4 @@
-"""What every route may use: the actor, the texts, the edges it asks directly, the settings it obeys."""
+"""What every route may use: the actor, the generations, the ports it calls directly, the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WALKS = 4
 WALKS_WAITING = 32
 """Further ones, until it is their turn."""
 PROMPTS_WAITING = 96
-"""Prompts that wait until they are made tokens, one after the other: as many as texts that may run and wait."""
+"""Prompts that wait for the tokenizer, which does one at a time: as many as generations may run and wait."""
 LOOKS_WAITING = 32
 """Looks at features that wait for the one before them."""
 
@@ -45,19 +45,19 @@ class Context:
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
     preparing: Callable[[], str | None] = lambda: None
-    """What of the settings is not in place yet; None: all is, or was given up."""
+    """What the settings require and is not there yet; None: nothing, or it was given up."""
     quota_bytes: int | None = None
-    """What downloads may take on disk together; None: as much as there is."""
+    """Bytes on disk for all downloads together; None: no limit."""
     access: Access = field(default_factory=Access)
-    """Who holds a token; nobody: no token is asked for."""
+    """Who holds a token; nobody: no token is required."""
     sessions: Sessions = field(default_factory=Sessions)
     """Who has logged in to the page."""
     attempts: Attempts = field(default_factory=Attempts)
-    """Logins that failed of late."""
+    """Logins that failed recently."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
     walks: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too much of the log is being read")
+        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
     """Held while an answer is made of much of the log."""
     prompts: BoundedSemaphore = field(
@@ -68,18 +68,18 @@ class Context:
     """Held while a prompt becomes tokens."""
     looks: BoundedSemaphore = field(
         default_factory=lambda: BoundedSemaphore(
-            1, LOOKS_WAITING, full="too many features are asked for", error=MailboxFullError
+            1, LOOKS_WAITING, full="too many feature requests are waiting", error=MailboxFullError
         )
     )
     """Held while weights are read on the device for who looks at a feature."""
     past: StateCache = field(default_factory=StateCache)
-    """States that were asked for of late."""
+    """States requested recently."""
     requests: Requests = field(default_factory=Requests)
-    """What was asked so far."""
+    """Counts of requests."""
     unanswered: InFlight = field(default_factory=InFlight)
-    """What is asked now."""
+    """Requests in flight."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the API; our own is one without being named."""
+    """Origins whose pages may use the API, besides our own."""
 
 
 def context(request: Request[Any, Any, Any]) -> Context:
@@ -88,8 +88,8 @@ def context(request: Request[Any, Any, Any]) -> Context:
 
 
 def device(request: Request[Any, Any, Any]) -> Engine:
-    """The engine, to make or read something with. Raises `ReadOnlyError` where what the log says is there is on record
-    only; with a disk that is full it is on the device, and can be read."""
+    """The engine, to generate or read with. Raises `ReadOnlyError` if the model exists in the log only. With a full
+    disk it is still on the device, and can be read."""
     asked = context(request)
     if not asked.actor.started and asked.actor.read_only is not None:
         raise ReadOnlyError(asked.actor.read_only)
@@ -97,5 +97,5 @@ def device(request: Request[Any, Any, Any]) -> Engine:
 
 
 def principal(request: Request[Any, Any, Any]) -> str:
-    """Who asks, as the checks found out: the name of the grant, `local` where no token is asked for."""
+    """The caller, as the checks found: the name of the grant, `local` if no token is required."""
     return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `guard`

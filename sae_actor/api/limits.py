@@ -1,4 +1,4 @@
-"""What takes long is done for a few clients at a time, and not for one that has left."""
+"""Expensive work runs for a few clients at a time, and stops if the client disconnects."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ async def tokens_of(
     prompt: str | Sequence[dict[str, str]] | Sequence[int],
     how: Tokenization | None = None,
 ) -> Tokenized:
-    """The prompt as the model sees it. Raises what the engine refuses it with, and `MailboxFullError` where too many
-    prompts wait already."""
+    """The prompt as the model sees it. Raises the engine's errors, and `MailboxFullError` if too many
+    prompts are waiting."""
     async with heard(request), context(request).prompts.taken():
         return await engine.tokenize(prompt, how)
 
 
 @asynccontextmanager
 async def looking(request: AnyRequest) -> AsyncIterator[None]:
-    """Around what reads weights on the device, where texts are made. Raises `MailboxFullError`."""
+    """Limits reading of weights on the device, which competes with generation. Raises `MailboxFullError`."""
     async with heard(request), context(request).looks.taken():
         yield
 
 
 @asynccontextmanager
 async def walking(request: AnyRequest) -> AsyncIterator[None]:
-    """Around what reads much of the log for an answer: few at a time, and none for a client that is gone.
+    """Limits answers that read much of the log: few at a time, and none for a client that disconnected.
 
-    Raises `NotReadyError` where too many wait for their turn already.
+    Raises `NotReadyError` if too many are waiting.
     """
     async with heard(request), context(request).walks.taken():
         yield

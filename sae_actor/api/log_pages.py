@@ -1,4 +1,4 @@
-"""The log by the page: a page is bounded in bytes, and between events the loop is left to others in time."""
+"""The log in pages: a page is bounded in bytes, and reading yields to the event loop regularly."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ async def events(
     limit: int | None = None,
     places: BoundedSemaphore | None = None,
 ) -> AsyncGenerator[Event, None]:
-    """Events behind `after` up to and with `until` that are `wanted`, `limit` at most.
+    """At most `limit` events after `after`, up to and including `until`, that are `wanted`.
 
-    Each page is read in one of the `places`, where there are some. Raises `NotReadyError` where too many wait for them
-    already, before the first page only.
+    Each page is read under `places`, if given. Raises `NotReadyError` if too many are waiting, before the first page
+    only.
     """
     types = None if wanted.types is None else sorted(wanted.types)
     given, rows, begun = 0, FIRST, False
@@ -79,7 +79,7 @@ async def events(
 
 
 class StateCache:
-    """States of before, told from the log: each goes on from the nearest that was asked for of late."""
+    """Earlier states, folded from the log: each continues from the nearest one requested recently."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, State] = OrderedDict({0: EMPTY})

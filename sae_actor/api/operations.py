@@ -26,7 +26,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What the description says of one route."""
+    """The description of one route."""
 
     method: str
     path: str

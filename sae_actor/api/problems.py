@@ -102,7 +102,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     elif error.status_code == 405:
         mine = _MethodNotAllowedError(f"{request.method} is not allowed here")
     elif error.status_code < 500 or error.detail == _LEFT:
-        # The second is heard by nobody, but counted.
+        # Nobody receives the second, but it is counted.
         mine = BadRequestError("the request is not valid")
     else:
         mine = InternalError()
@@ -113,7 +113,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
 
 
 _LEFT = "client disconnected prematurely"
-"""What the framework calls a fault of its own: a body whose sender went away."""
+"""The framework reports this as its own fault: a body whose client disconnected."""
 
 
 class _MethodNotAllowedError(BadRequestError):
@@ -129,4 +129,4 @@ def on_fault(request: AnyRequest, error: Exception) -> Response[bytes]:
 def on_no_memory(request: AnyRequest, error: Exception) -> Response[bytes]:
     """The process may not take what this request needs; the next one may be smaller."""
     logger.error("%s %s: no memory: %s", request.method, request.scope["path"], error or "refused by the system")
-    return problem_response(request, NotReadyError("there is not enough memory for this request", retry_after=5))
+    return problem_response(request, NotReadyError("not enough memory for this request", retry_after=5))

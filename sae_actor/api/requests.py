@@ -1,4 +1,4 @@
-"""Request bodies and headers, decoded strictly: one JSON object of the expected type, or an error that says why not."""
+"""Request bodies and headers, decoded strictly: one JSON object of the expected type, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _ETAG = re.compile(r'"(\d{1,18})"')
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`")
 MAX_POSITION = 2**53
-"""Of an event: a number beyond is none in JSON."""
+"""The highest position: JSON numbers above it lose precision."""
 MAX_WAIT = 300
 HEAVY = 5000
-"""Commas and colons from which a body is decoded beside the event loop: it takes milliseconds there."""
+"""A body with more commas and colons than this is decoded in a thread: it takes milliseconds."""
 _BESIDE = ThreadPoolExecutor(1, "bodies")
-"""One thread, so that as many bodies as there are take no more than one after the other."""
+"""One thread, so that bodies are decoded one at a time."""
 _BESIDE.submit(bool)  # begins the thread now: later there may be no room for one
 _MARK = re.compile(r'"(?:[^"\\]++|\\.)*+"\s*+:?|[\[{}\]]', re.DOTALL)
-"""What tells objects and keys in JSON: strings, with a colon behind keys, and brackets."""
+"""The JSON tokens that show objects and keys: strings, with a colon after keys, and brackets."""
 
 
 def _refuse_twins(text: str) -> None:
-    """Raises `ValueError` for JSON in which an object has one key twice: two readers could take it for two things.
+    """Raises `ValueError` for JSON with a duplicate key in an object: two readers could read it differently.
 
     The text must be valid. Unlike the decoder of the standard library this lets other threads go on meanwhile.
     """
@@ -48,7 +48,7 @@ def _refuse_twins(text: str) -> None:
             if "\\" in key:
                 key = f'"{json.loads(key)}"'
             if keys is None or key in keys:
-                raise ValueError("a key stands twice in one object")
+                raise ValueError("a key occurs more than once in one object")
             keys.add(key)
         elif mark in "{[":
             opened.append(keys)
@@ -105,14 +105,14 @@ def _one(request: Request[Any, Any, Any], name: str) -> str | None:
     """The value of a header; of two neither is taken."""
     given = request.headers.getall(name, [])
     if len(given) > 1:
-        raise BadRequestError(f"{name} stands twice", param=name)
+        raise BadRequestError(f"the header {name} was sent more than once", param=name)
     return given[0] if given else None
 
 
 def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
     key = _one(request, "Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
-        raise BadRequestError("Idempotency-Key takes 1 to 128 visible ASCII characters", param="Idempotency-Key")
+        raise BadRequestError("Idempotency-Key must be 1 to 128 visible ASCII characters", param="Idempotency-Key")
     return key
 
 
@@ -124,18 +124,18 @@ def expected_revision(request: Request[Any, Any, Any]) -> int | None:
     match = _ETAG.fullmatch(raw.strip())
     if match is None or int(match.group(1)) > MAX_POSITION:
         if re.fullmatch(r'"-?\d+"', raw.strip()):
-            raise BadRequestError(f"If-Match names a position in [0, {MAX_POSITION}]", param="If-Match")
+            raise BadRequestError(f"If-Match must name a position from 0 to {MAX_POSITION}", param="If-Match")
         if re.fullmatch(r'(W/)?"[^"]*"', raw.strip()):
-            raise PreconditionFailedError("If-Match names no state of this service")
-        raise BadRequestError('If-Match takes one ETag: "<position>"', param="If-Match")
+            raise PreconditionFailedError("If-Match does not name a state of this service")
+        raise BadRequestError('If-Match must be one ETag: "<position>"', param="If-Match")
     return int(match.group(1))
 
 
 def wait_seconds(request: Request[Any, Any, Any]) -> int | None:
-    """Seconds from `Prefer: wait=N`, clamped to 300; garbage is no wish, and two wishes are none that can be met."""
+    """Seconds from `Prefer: wait=N`, clamped to 300. Invalid values are ignored; two waits are an error."""
     wishes = _WAIT.findall(", ".join(request.headers.getall("prefer", [])))
     if len(wishes) > 1:
-        raise BadRequestError("Prefer says twice how long to wait", param="Prefer")
+        raise BadRequestError("Prefer has more than one wait; send one", param="Prefer")
     return min(int(wishes[0]), MAX_WAIT) if wishes else None
 
 
@@ -145,7 +145,7 @@ def whole_number(request: Request[Any, Any, Any], name: str, *, default: int, lo
     if raw is None:
         return default
     if not re.fullmatch(r"-?[0-9]{1,18}", raw) or not low <= int(raw) <= high:
-        raise BadRequestError(f"{name} takes a whole number from {low} to {high}", param=name)
+        raise BadRequestError(f"{name} must be a whole number from {low} to {high}", param=name)
     return int(raw)
 
 

@@ -1,4 +1,4 @@
-"""Answers that are sent as they are made, and clients that hang up: what was done for them alone ends."""
+"""Streamed answers, and clients that disconnect: work for them alone ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def followed_by(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator
 
 
 async def left(request: AnyRequest) -> None:
-    """Wait until the client of a request whose body has been read, or that has none, hangs up."""
+    """Wait until the client disconnects; the request's body has been read, or there is none."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -67,4 +67,4 @@ async def heard(request: AnyRequest) -> AsyncIterator[None]:
         finally:
             watcher.cancel()
     if scope.cancelled_caught:
-        raise BadRequestError("the client has left")  # heard by nobody, but counted
+        raise BadRequestError("the client disconnected")  # nobody receives it, but it is counted

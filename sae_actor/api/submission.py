@@ -1,4 +1,4 @@
-"""Commands on their way to the actor: submitted under the request's headers, answered with what became of them."""
+"""Commands on their way to the actor: submitted with the request's headers, answered with their outcome."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def accepted_answer(request: AnyRequest, accepted: Accepted, sae_id: str | Unset
 
 
 def answered(request: AnyRequest, view: Struct, *, upto: int, **more: Any) -> Answer:
-    """What a command led to, and in a header the head of the log: whoever sends commands is a witness of it.
+    """The outcome of a command, with the head of the log in a header, so that clients can witness it.
 
-    upto: position of the last event that is told. What changed behind it is another's: with an ETag of that state the
-    sender's next `If-Match` would pass over a change that was never shown.
+    upto: position of the last event shown. Later changes are others': with an ETag of their state the client's next
+    `If-Match` would pass over a change that was never shown.
     """
     response = answer(request, view, **more)
     response.headers["etag"] = f'"{min(state_of(request).revision, upto)}"'
@@ -129,7 +129,7 @@ def command_for(request: AnyRequest, type_: type[C], **fields: Any) -> C:
 
 
 async def finished_outcome(request: AnyRequest, command_id: str) -> Outcome | None:
-    """The outcome of a command once it is known, None if it takes too long; raises what it failed with."""
+    """The outcome of a command once it is known, None if it takes too long; raises its error."""
     outcome = await context(request).actor.outcome(command_id, MAX_WAIT)
     if outcome.error is not None:
         raise recorded_error(outcome.error)

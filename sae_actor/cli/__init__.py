@@ -1,15 +1,15 @@
 """`sae-actor`: one grammar, three kinds of commands.
 
-    arguments         the grammar; wrong usage leaves with 64 before anything is imported that computes
+    arguments         the grammar; wrong usage exits with 64 before any heavy import
     client_commands   clients of a running service: one function per command, over `sae_actor.client`
     serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
     log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
     log_reproduce     `log reproduce`: generations run again, the one command here that loads a model
-    log_bundles       `log export|import|redact`: what leaves a log, becomes one, and is taken out of one
+    log_bundles       `log export|import|redact`: export a log, import one, erase a payload
     render/           answers as text for a person
     exit_codes        what each exit code means
 
-`main` alone turns what goes wrong into a message and an exit code.
+Only `main` turns an error into a message and an exit code.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command not in SERVING:  # the service says it in the form of its other lines
+    if arguments.command not in SERVING:  # the service reports it in the form of its other lines
         for each in strangers():
             print(f"sae-actor: warning: {each}", file=sys.stderr)
     match arguments.command:

@@ -1,4 +1,4 @@
-"""The command line's grammar. Builds in milliseconds and imports nothing that computes."""
+"""The command line's grammar. Builds in milliseconds, without heavy imports."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def _add_serving(commands: _Commands) -> None:
     for each in (demo, serve):
         each.add_argument("--config", type=Path, metavar="FILE", help="settings, in the form of config.toml")
         each.add_argument("--data-dir", metavar="DIR", help="folder of the log and the SAEs")
-        each.add_argument("--host", help="address to listen on; beyond this machine it needs a token")
-        each.add_argument("--port", type=int, help="0 takes any free port")
+        each.add_argument("--host", help="address to listen on; addresses other machines can reach require a token")
+        each.add_argument("--port", type=int, help="0 chooses a free port")
     serve.add_argument("--model", metavar="MODEL", help="model to load at the start: hub id or local path")
     serve.add_argument("--read-only", action="store_true", help="serve a log without changing it")
     serve.add_argument(
-        "--accept-truncation", type=_position, metavar="N", help="go on at position N after a proven loss of events"
+        "--accept-truncation", type=_position, metavar="N", help="continue at position N after events were lost"
     )
 
 
@@ -99,7 +99,7 @@ def _add_resources(commands: _Commands) -> None:
     _sae(attach)
     attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
-    attach.add_argument("--replace", action="store_true", help="in place of what is attached")
+    attach.add_argument("--replace", action="store_true", help="replace what is attached")
     attach.add_argument(
         "--exclude",
         action="append",
@@ -107,7 +107,7 @@ def _add_resources(commands: _Commands) -> None:
         help="positions that reconstruct passes through, may be given several times (default: what the edits leave "
         "out, or sink)",
     )
-    _sae(_client(commands, "detach", "take an SAE off the model and free its memory"))
+    _sae(_client(commands, "detach", "detach an SAE from the model and free its memory"))
     _sae(_client(commands, "delete", "delete an SAE's files; of an import, forget the record"))
 
 
@@ -116,7 +116,7 @@ def _add_steering(commands: _Commands) -> None:
     _sae(steer)
     steer.add_argument("edits", nargs="*", type=_edit, metavar="FEATURE=STRENGTH")
     steer.add_argument("--clear", action="store_true", help="no edits at all")
-    steer.add_argument("--disable", action="store_true", help="keep the edits, but out of force")
+    steer.add_argument("--disable", action="store_true", help="keep the edits, but switch them off")
     steer.add_argument("--method", choices=get_args(Method), default="add")
     steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
     steer.add_argument("--unit", choices=get_args(Unit), default="raw")
@@ -131,7 +131,7 @@ def _add_steering(commands: _Commands) -> None:
 def _add_text(commands: _Commands) -> None:
     generate = _client(commands, "generate", "continue a prompt, or answer it with --chat, under what is attached")
     generate.add_argument("prompt", metavar="PROMPT")
-    generate.add_argument("--chat", action="store_true", help="as a user's message, through the chat template")
+    generate.add_argument("--chat", action="store_true", help="send it as a user message, through the chat template")
     generate.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     generate.add_argument("--max-tokens", type=int, metavar="N")
     generate.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy")
@@ -139,8 +139,8 @@ def _add_text(commands: _Commands) -> None:
     generate.add_argument("--seed", type=int)
     generate.add_argument("--stop", action="append", metavar="TEXT", help="may be given several times")
     generate.add_argument("--baseline", action="store_true", help="without any intervention")
-    events = _client(commands, "events", "follow the events of the service")
-    events.add_argument("--after", type=_position, metavar="N", help="only those behind position N")
+    events = _client(commands, "events", "follow the service's events")
+    events.add_argument("--after", type=_position, metavar="N", help="only events after position N")
     events.add_argument("--types", metavar="A,B", help="only these types")
 
 
@@ -148,39 +148,41 @@ def _add_log(commands: _Commands) -> None:
     log = commands.add_parser("log", help="the audit, offline, from the log alone")
     inside = log.add_subparsers(dest="log_command", metavar="COMMAND", required=True, parser_class=_Parser)
     show = _log(inside, "show", "the events, one a line")
-    show.add_argument("--after", type=_position, default=0, metavar="N", help="only those behind position N")
+    show.add_argument("--after", type=_position, default=0, metavar="N", help="only events after position N")
     show.add_argument("--types", metavar="A,B", help="only these types")
-    show.add_argument("--command", dest="command_id", metavar="ID", help="only those of this command")
-    show.add_argument("--sae", metavar="SAE", help="only those that name this SAE, or one that begins so")
-    show.add_argument("--principal", metavar="WHO", help="only those that this principal asked for")
-    show.add_argument("--since", type=_time, metavar="TIME", help="only from this time on, RFC 3339")
-    show.add_argument("--until", type=_time, metavar="TIME", help="only up to and with this time")
-    verify = _log(inside, "verify", "walk the hash chain; 65 where it is broken, or where nothing tells where it ends")
+    show.add_argument("--command", dest="command_id", metavar="ID", help="only events of this command")
+    show.add_argument("--sae", metavar="SAE", help="only events of this SAE (any unique prefix of the id works)")
+    show.add_argument("--principal", metavar="WHO", help="only events requested by this principal")
+    show.add_argument("--since", type=_time, metavar="TIME", help="only events at or after this time (RFC 3339)")
+    show.add_argument("--until", type=_time, metavar="TIME", help="only events up to this time (RFC 3339)")
+    verify = _log(
+        inside, "verify", "verify the hash chain; exit code 65 if it is broken, or if its end cannot be confirmed"
+    )
     verify.add_argument(
         "--head", type=_head, action="append", default=[], metavar="POSITION:HASH",
-        help="a head that you noted elsewhere, and the log must have; may be given several times",
+        help="a head noted elsewhere that the log must contain; may be given several times",
     )  # fmt: skip
-    state = _log(inside, "state", "the state that the events come to")
-    state.add_argument("--at", type=_moment, metavar="N|TIME", help="as it was at position N, or at a time (RFC 3339)")
+    state = _log(inside, "state", "the state after the events")
+    state.add_argument("--at", type=_moment, metavar="N|TIME", help="at position N, or at a time (RFC 3339)")
     diff = _log(inside, "diff", "what changed between two positions or times")
     diff.add_argument("before", type=_moment, metavar="A", help="position, or time (RFC 3339)")
     diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
-    explain = _log(inside, "explain", "what was active for one answer, and since which events")
+    explain = _log(inside, "explain", "what was active for one answer, and which events set it")
     explain.add_argument("generation_id", metavar="GENERATION_ID", help="as the answer gave it, in its object `sae`")
     export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
-    export.add_argument("to", type=_destination, metavar="DEST", help="folder that is made, or a name ending in .tar")
-    _log(inside, "import", "make a log of an export; where there is one, nothing is overwritten").add_argument(
+    export.add_argument("to", type=_destination, metavar="DEST", help="folder to create, or a name ending in .tar")
+    _log(inside, "import", "make a log from an export; an existing log is never overwritten").add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="folder or .tar of an export"
     )
     redact = _log(inside, "redact", "erase the payload of one event for good; the chain stays whole")
     redact.add_argument("position", type=_position, metavar="POSITION", help="of the event; `log show` lists them")
-    redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="put on record with the erasure")
-    reproduce = _log(inside, "reproduce", "run texts again from the log, and judge what it says of them")
+    redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="reason to record with the erasure")
+    reproduce = _log(inside, "reproduce", "run generations again from the log, and check its record of them")
     reproduce.add_argument("generation_id", nargs="*", metavar="GENERATION_ID", help="as the answer gave it")
-    reproduce.add_argument("--all", action="store_true", help="every text in the log")
+    reproduce.add_argument("--all", action="store_true", help="every generation in the log")
     reproduce.add_argument(
         "--prompt-file", type=Path, metavar="FILE",
-        help="the prompt, where the log has only its digest: text, or token ids or chat messages as JSON",
+        help="the prompt, if the log has only its digest: text, or token ids or chat messages as JSON",
     )  # fmt: skip
 
 
@@ -192,7 +194,7 @@ def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
 
 
 def _sae(each: argparse.ArgumentParser) -> None:
-    each.add_argument("sae", metavar="SAE", help="an sae_id, or a beginning that only one has")
+    each.add_argument("sae", metavar="SAE", help="an sae_id (any unique prefix works)")
 
 
 def _edit(text: str) -> tuple[int, float]:
@@ -202,7 +204,7 @@ def _edit(text: str) -> tuple[int, float]:
     if not feature.isascii() or not feature.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: {feature!r} is not a feature; features are numbered 0, 1, 2, …")
     if not strength:
-        raise argparse.ArgumentTypeError(f"{text!r} gives no strength after '='")
+        raise argparse.ArgumentTypeError(f"{text!r} has no strength after '='")
     try:
         return int(feature), _number(strength)
     except argparse.ArgumentTypeError as error:
@@ -210,13 +212,13 @@ def _edit(text: str) -> tuple[int, float]:
 
 
 def _is_flag(text: str) -> bool:
-    """Whether it is an option that there is none of; `-1=5` is an edit, of a feature that there is none of."""
+    """Whether it is an unknown option; `-1=5` is an edit of an unknown feature."""
     return text.startswith("-") and not _SIGNED.match(text)
 
 
 def _layer(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no layer: they count from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a layer; layers are numbered from 0")
     return int(text)
 
 
@@ -239,7 +241,7 @@ def _position(text: str) -> int:
 def _head(text: str) -> tuple[int, str]:
     position, _, digest = text.partition(":")
     if not re.fullmatch(r"[0-9a-f]{64}", digest.lower()) or _position(position) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not POSITION:HASH, such as `log verify` prints them")
+        raise argparse.ArgumentTypeError(f"{text!r} is not POSITION:HASH, as `log verify` prints it")
     return _position(position), digest.lower()
 
 
@@ -249,7 +251,7 @@ def _time(text: str) -> str:
             raise ValueError
         return rfc3339(datetime.fromisoformat(text.upper()))
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T12:00:00Z") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z") from None
 
 
 def _moment(text: str) -> int | str:
@@ -260,7 +262,7 @@ def _reason(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("the reason is not text in UTF-8") from None
+        raise argparse.ArgumentTypeError("the reason is not UTF-8") from None
     if not text.strip():
         raise argparse.ArgumentTypeError("the reason is empty")
     return text
@@ -269,7 +271,7 @@ def _reason(text: str) -> str:
 def _destination(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() in COMPRESSED:
-        raise argparse.ArgumentTypeError(f"{text!r}: an export is a folder or a plain .tar")
+        raise argparse.ArgumentTypeError(f"{text!r}: an export must be a folder or an uncompressed .tar")
     return path
 
 
@@ -286,11 +288,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "steer" and arguments.clear and arguments.edits:
-        grammar.error("steer: --clear takes all edits away, and no FEATURE=STRENGTH goes with it")
+        grammar.error("steer: --clear cannot be combined with FEATURE=STRENGTH")
     if arguments.command == "steer" and not arguments.clear and not arguments.edits:
-        grammar.error("steer: no edit is named: FEATURE=STRENGTH, such as 584=85, or --clear to take all away")
+        grammar.error("steer: no edit given; give FEATURE=STRENGTH, such as 584=85, or --clear to remove all edits")
     if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
-        grammar.error("log reproduce takes GENERATION_ID…, or --all")
+        grammar.error("log reproduce: give GENERATION_ID… or --all")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:
-        grammar.error("--system goes with --chat")
+        grammar.error("--system requires --chat")
     return arguments

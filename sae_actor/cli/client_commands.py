@@ -1,4 +1,4 @@
-"""The client's commands: each asks the service once and shows the answer."""
+"""The client's commands: each sends one request to the service and shows the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     url = arguments.url or os.environ.get("SAE_ACTOR_URL") or DEFAULT_URL
     token = os.environ.get("SAE_ACTOR_TOKEN") or None
     if token is not None and not (token.isascii() and token.isprintable()):
-        raise ConfigurationError("SAE_ACTOR_TOKEN: not a token, it holds characters that no header can carry")
+        raise ConfigurationError("SAE_ACTOR_TOKEN is not a valid token: it holds characters that a header cannot carry")
     try:
         client = Client(url, token)
     except ValueError as error:
@@ -94,7 +94,7 @@ def _excluded(given: Sequence[str]) -> list[str]:
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
-    """Prints the text as it is made; with `--json` the whole answer at its end."""
+    """Prints the text as it is generated; with `--json` the whole answer at the end."""
     prompt: Any = arguments.prompt
     if arguments.chat:
         prompt = [{"role": "user", "content": arguments.prompt}]

@@ -19,10 +19,10 @@ MEANINGS = {
     OK: "done",
     USAGE: "wrong usage, or a request that was refused",
     DATA: "damaged data",
-    UNAVAILABLE: "port in use, or no service, hub or model there",
+    UNAVAILABLE: "port in use, or service, hub or model not reachable",
     SOFTWARE: "internal fault, no memory or disk, or the GPU lost",
     TEMPORARY: "the log is held by another process, or the service is busy",
-    NO_PERMISSION: "not allowed: a token is needed or does not do",
+    NO_PERMISSION: "not allowed: the token is missing or insufficient",
     CONFIGURATION: "configuration",
     INTERRUPTED: "interrupted from the keyboard",
 }

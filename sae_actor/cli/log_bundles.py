@@ -1,4 +1,4 @@
-"""`log export`, `log import`, `log redact`: what leaves a log, becomes one, and is taken out of one for good."""
+"""`log export`, `log import`, `log redact`: export a log, import one, erase a payload for good."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from .render import answers
 
 
 def export(folder: Path, arguments: argparse.Namespace) -> int:
-    """Raises `BadRequestError` where the destination is there already, and what a log that does not verify is
-    refused with."""
+    """Raises `BadRequestError` if the destination exists, and the errors of a log that does not verify."""
     to: Path = arguments.to
     head = asyncio.run(eventlog.export_bundle(folder, to))
     if not (folder / CHECKPOINT_NAME).exists():
         print(
-            f"sae-actor: warning: there is no {CHECKPOINT_NAME} in {answers.plain(_name(folder))}: whether events at "
-            "the end are missing from the export cannot be told",
+            f"sae-actor: warning: {CHECKPOINT_NAME} is missing in {answers.plain(_name(folder))}: events missing "
+            "at the end of the export would go unnoticed",
             file=sys.stderr,
         )
     if arguments.json:
@@ -40,8 +39,8 @@ def export(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def import_(folder: Path, arguments: argparse.Namespace) -> int:
-    """Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no such bundle, and
-    `LogDamagedError` where it is none or does not verify; then the folder has no log."""
+    """Raises `LogUnusableError` if the folder has a log, `NotFoundError` if there is no such bundle, and
+    `LogDamagedError` if it is not a bundle or does not verify; then the folder has no log."""
     head = asyncio.run(eventlog.import_bundle(arguments.bundle, folder))
     if arguments.json:
         print(_json({"data_dir": _name(folder), "events": head.position, "head": head}))
@@ -52,7 +51,7 @@ def import_(folder: Path, arguments: argparse.Namespace) -> int:
 
 def redact(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
-    if missing_log(folder):  # whoever writes a log makes it; here there is nothing to erase
+    if missing_log(folder):  # a writer would create it; here there is nothing to erase
         raise LogUnusableError(f"there is no log in {folder}")
     event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=rfc3339_now()))
     if arguments.json:
@@ -67,7 +66,7 @@ def _count(head: Head) -> str:
 
 
 def _name(path: Path) -> str:
-    """The path as text that can be printed, whatever bytes it is of."""
+    """The path as printable text, whatever its bytes."""
     return os.fsencode(path).decode(errors="replace")
 
 

@@ -1,4 +1,4 @@
-"""`log …`: the audit from the files of a data folder; no service or network, and no model but for `reproduce`.
+"""`log …`: the audit from the files of a data folder; no service or network, and no model except for `reproduce`.
 
 Reading changes nothing. `import` and `redact` take the folder as a writer does: no service may run on it.
 """
@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _folder(arguments: argparse.Namespace, *, makes: bool) -> Path:
-    """The folder named, else the service's own by environment and file. Raises `LogUnusableError` where that is empty
-    and the demo has left a log inside it, which is the one that was meant, unless a log is to be made."""
+    """The named folder, else the service's own by environment and file. Raises `LogUnusableError` if that is empty and
+    the demo has a log inside it, which was probably meant, unless a log is to be created."""
     flags = {"data.dir": arguments.data_dir} if arguments.data_dir is not None else {}
     settings = load(flags)
     folder = data_folder(settings)
@@ -80,7 +80,7 @@ async def _verify(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def _told(verification: Verification) -> Verification:
-    """Whoever looks at `ok` alone must not take an unproven log for a whole one."""
+    """An unproven log must not look complete to a reader of `ok` alone."""
     return msgspec.structs.replace(verification, ok=False) if verification.unproven else verification
 
 
@@ -89,7 +89,7 @@ async def _show(folder: Path, arguments: argparse.Namespace) -> int:
     types = arguments.types.split(",") if arguments.types is not None else None
     unknown = [name for name in types or () if name not in PAYLOADS]
     if unknown:
-        print(f"sae-actor: {unknown[0]!r} is no type of event", file=sys.stderr)
+        print(f"sae-actor: {unknown[0]!r} is not an event type", file=sys.stderr)
         return exit_codes.USAGE
     verification = await verify_folder(folder)
     _warn(verification)
@@ -100,7 +100,7 @@ async def _show(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def _warn(verification: Verification) -> None:
-    """Say on standard error what keeps the log from being evidence of all that happened."""
+    """Warn on standard error why the log does not prove everything that happened."""
     if not verification.ok or verification.unproven:
         found = rendered.verification(msgspec.to_builtins(verification))
         print(f"sae-actor: warning: this log is {found}", file=sys.stderr)
@@ -112,7 +112,7 @@ def _fields(event: Event) -> dict[str, Any]:
 
 
 def _data(event: Event) -> Any:
-    """The payload; of a damaged log it may be no JSON, and is text then."""
+    """The payload; in a damaged log it may not be JSON, and is text then."""
     try:
         return msgspec.json.decode(event.data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -130,7 +130,7 @@ def _asked_for(event: Event, arguments: argparse.Namespace) -> bool:
 
 
 def _names(data: Any, sae: str) -> bool:
-    """Whether a payload, of whatever type and version, names an SAE whose id begins so."""
+    """Whether a payload of any type and version names an SAE whose id begins like this."""
     if isinstance(data, list):
         return any(_names(each, sae) for each in data)
     if not isinstance(data, dict):
@@ -154,8 +154,8 @@ async def _diff(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
-    """Of the log's sound part alone. Raises `NotFoundError`, and `LogDamagedError` where that part does not hold the
-    whole record of the text."""
+    """From the log's sound part only. Raises `NotFoundError`, and `LogDamagedError` if that part does not hold the
+    whole record of the generation."""
     verification = await verify_folder(folder)
     wanted = Explaining(generation_id=arguments.generation_id, live=False)
     async with aclosing(events_of(folder)) as events:
@@ -170,17 +170,17 @@ async def _explain(folder: Path, arguments: argparse.Namespace) -> int:
     if not wanted.views:
         lost = ", ".join(map(str, wanted.erased))
         hint = f"; the payloads of events {lost}, beginnings of texts, were erased" if lost else ""
-        raise NotFoundError(f"no text {arguments.generation_id} is in the log{hint}")
+        raise NotFoundError(f"the log has no generation {arguments.generation_id}{hint}")
     view = {**msgspec.to_builtins(next(iter(wanted.views.values()))), "log": _told(verification)}
     print(_json(view) if arguments.json else explanation.explanation(msgspec.to_builtins(view)))
     return exit_codes.OK
 
 
 async def _states(folder: Path, moments: Sequence[int | str | None]) -> list[State]:
-    """The states at positions, at times, or (None) at the head: the fold of the log, of its sound part alone, since
-    what does not verify is no evidence. At a time: after the last event that was written then or before.
+    """The states at positions, at times, or (None) at the head: the fold of the log's sound part only, since the
+    rest is not evidence. At a time: after the last event written at that time or before.
 
-    Raises `LogDamagedError` where the sound part does not reach, `BadRequestError` for a position past the head.
+    Raises `LogDamagedError` beyond the sound part, `BadRequestError` for a position after the head.
     """
     verification = await verify_folder(folder)
     if verification.unproven:
@@ -189,7 +189,7 @@ async def _states(folder: Path, moments: Sequence[int | str | None]) -> list[Sta
     farthest = max((moment for moment in moments if isinstance(moment, int)), default=0)
     if verification.ok and farthest > sound:
         raise BadRequestError(f"position {farthest} is past the head {sound}")
-    # A clock may have gone back, so only the whole log tells which event was the last one before a time.
+    # A clock may have gone back, so only the whole log shows which event was the last one before a time.
     if farthest > sound or (not verification.ok and not all(isinstance(moment, int) for moment in moments)):
         raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
     states, state = [EMPTY] * len(moments), EMPTY
@@ -211,7 +211,7 @@ def _reached(event: Event, moment: int | str | None) -> bool:
 
 
 def _sound(verification: Verification) -> int:
-    """The last position that verifies; below 0 where no event can be told from another."""
+    """The last position that verifies; below 0 if no single event can be read."""
     return verification.head.position if verification.ok else (verification.first_bad or 0) - 1
 
 

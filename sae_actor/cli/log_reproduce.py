@@ -1,4 +1,4 @@
-"""`log reproduce`: texts run again from the log, each with a verdict."""
+"""`log reproduce`: generations run again from the log, each with a verdict."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _EXITS = {
 _WORST = (exit_codes.DATA, exit_codes.UNAVAILABLE, exit_codes.OK)
 _VERDICTS = {
     "identical": "same tokens",
-    "equivalent": "other tokens, at near-ties alone",
+    "equivalent": "other tokens, but only at near-ties",
     "different": "other tokens",
-    "not_comparable": "it cannot be told",
+    "not_comparable": "unknown",
 }
 
 
 async def run(folder: Path, arguments: argparse.Namespace) -> int:
-    """Each text's verdict as it is known; the worst decides the exit code.
+    """Each generation's verdict as soon as it is known; the worst decides the exit code.
 
-    Raises `NotFoundError` for a text that is not in the log, and `LogDamagedError` where the sound part of the log
-    does not hold all that was asked for.
+    Raises `NotFoundError` for a generation that is not in the log, and `LogDamagedError` if the sound part of the log
+    does not hold all that was requested.
     """
     texts = await _recorded(folder, arguments)
     prompts = [] if arguments.prompt_file is None else [_read(arguments.prompt_file)]
@@ -65,7 +65,7 @@ async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Rec
     by_id = {text.generation_id: text for text in found.texts}
     missing = [each for each in wanted or () if each not in by_id]
     if missing:
-        raise NotFoundError(f"no text {missing[0]} is in the log, or the payloads of its events were erased")
+        raise NotFoundError(f"the log has no generation {missing[0]}, or the payloads of its events were erased")
     return found.texts
 
 
@@ -110,12 +110,12 @@ def _tokens(view: View) -> Iterator[str]:
         gaps = [each["gap"] for each in view["choices"]]
         near = f"a near-tie is at most {view['tolerance']:g}"
         if gaps:
-            missed = f"{len(gaps)} logged tokens are not the choice here"
+            missed = f"{len(gaps)} logged tokens were not the ones chosen here"
             yield f"             {missed}, by up to {max(gaps):.3g} logits; {near}"
     if view["positions_agree"] is None:
         yield "  positions  which were written to is not in the log: it was cut off before that was known"
     elif not view["positions_agree"] and tokens["same"]:
-        yield "  positions  other positions are written to, or left out, than the log says"
+        yield "  positions  the edited or excluded positions differ from those in the log"
 
 
 def _token(token: int | None) -> str:

@@ -1,4 +1,4 @@
-"""`serve` and `demo`: from flags to settings, then the service. Torch comes with a model, not before."""
+"""`serve` and `demo`: from flags to settings, then the service. Torch is imported with the first model."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@
         client.generate("Tell me", temperature=0)["choices"][0]["text"]
 
 A refusal is raised as its class of `sae_actor.errors`, with the problem's fields; a service that does not answer as
-`UnreachableError`. Nothing is retried: pass `key` to `command` and send it again where the answer got lost.
-Edits and readings that do not say otherwise leave attention sinks out (`exclude: ["sink"]`), as everywhere.
+`UnreachableError`. Nothing is retried: pass `key` to `command` and send it again if the answer was lost.
+By default edits and readings leave out attention sinks (`exclude: ["sink"]`), as everywhere.
 """
 
 from .calls import DEFAULT_URL, Client, StreamEvent

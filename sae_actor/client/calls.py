@@ -24,7 +24,7 @@ MAX_WAIT = 300
 POLL_SECONDS = 0.5
 DOWNLOAD_ENDS = ("DownloadCompleted", "DownloadFailed", "DownloadCancelled")
 TEXT_SECONDS = 660.0
-"""An unstreamed text arrives at its end; the service gives up before this."""
+"""An unstreamed answer arrives at its end; the service stops it before this."""
 SILENCE_SECONDS = 60.0
 """The event stream carries a comment every 15 s; one that is silent for longer is dead."""
 
@@ -40,7 +40,7 @@ class StreamEvent(NamedTuple):
 class Client:
     """One service. `timeout`: seconds to wait for an answer, not counting waits that a method asks for.
 
-    Raises `ValueError` for an address that is none.
+    Raises `ValueError` for an invalid URL.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Client:
             return prefix
         found = [sae_id for sae_id in ids if sae_id.startswith(prefix)]
         if not found:
-            raise SAENotFoundError(f"no SAE is called {prefix} or begins with it")
+            raise SAENotFoundError(f"no SAE has the id {prefix} or an id that begins with it")
         if len(found) > 1:
             raise SAEAmbiguousError(f"{prefix} could be any of {', '.join(found)}", candidates=found)
         return found[0]
@@ -165,7 +165,7 @@ class Client:
         return {**self._outcome(answer), "sae_id": answer["sae_id"]} if wait else answer
 
     def _follow(self, accepted: Answer, progress: Callable[[Answer], None]) -> None:
-        """Tell how a download goes until it ends; where the stream breaks off, its outcome is still to be had."""
+        """Report a download's progress until it ends; if the stream breaks off, its outcome is still available."""
         if self._get(f"/api/commands/{accepted['command_id']}")["status"] != "accepted":
             return
         with contextlib.suppress(UnreachableError):
@@ -213,7 +213,7 @@ class Client:
     ) -> Answer:
         """Replace the steering: `{feature: strength}` or a list of edits; empty clears.
 
-        `exclude` goes into every edit that has none of its own.
+        `exclude` goes into every edit without its own.
         """
         body = {"features": _edits(features, exclude), "enabled": enabled}
         return cast(Answer, self._wire.request("PUT", _path(sae_id, "steering"), body=body)[1])
@@ -227,12 +227,12 @@ class Client:
         top_k: int = 10,
         exclude: Sequence[str] = ("sink",),
     ) -> Answer:
-        """Have activations of an attached SAE streamed while texts are made, as `activations` of `events`: the `top_k`
-        largest of `features`, or of all, but at positions that `exclude` names; `enabled=False` ends that."""
+        """Stream activations of an attached SAE during generation, as `activations` of `events`: the `top_k` largest of
+        `features`, or of all, except at positions that `exclude` names; `enabled=False` ends that."""
         asked: Answer = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
         return self.command("Monitor", sae_id=sae_id, enabled=enabled, **asked)
 
-    # — text —
+    # — generations —
 
     @overload
     def generate(
@@ -278,9 +278,9 @@ class Client:
     def events(
         self, after: int | None = None, types: Iterable[str] = (), last_event_id: str | None = None
     ) -> Iterator[StreamEvent]:
-        """The durable events after a position (from the first, where none is named), then live ones, until closed.
+        """The durable events after a position (default: from the first), then live ones, until closed.
 
-        `last_event_id`: the `id` of the last frame seen, to go on behind it. Ends with `UnreachableError` when the
+        `last_event_id`: the `id` of the last frame seen, to continue after it. Ends with `UnreachableError` when the
         stream does.
         """
         query = {"after": after, "types": ",".join(types) or None}
@@ -288,7 +288,7 @@ class Client:
         with self._wire.stream("GET", "/api/events", silence=SILENCE_SECONDS, query=query, headers=headers) as chunks:
             for frame in frames(chunks):
                 yield StreamEvent(frame.id, frame.type, json.loads(frame.data))
-        raise UnreachableError("the service ended the stream of events")
+        raise UnreachableError("the service closed the event stream")
 
     # — shapes of answers —
 
@@ -311,7 +311,7 @@ class Client:
         return answer
 
     def _effect(self, answered: tuple[int, Answer], done: str, event_type: str, fields: Sequence[str]) -> Answer:
-        """A resource route's answer, also where it came as 202 and the outcome has to be waited for."""
+        """A resource route's answer; for a 202 it waits for the outcome."""
         code, answer = answered
         if code != 202:
             return answer

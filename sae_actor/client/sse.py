@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class ServerSentEvent(NamedTuple):
-    """One event of the stream as it was sent; `id` is None where the frame had none."""
+    """One event of the stream as it was sent; `id` is None if the frame had none."""
 
     id: str | None
     type: str

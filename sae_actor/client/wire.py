@@ -1,4 +1,4 @@
-"""The wire of the client: one connection pool, JSON both ways, refusals raised as the errors they name."""
+"""The wire of the client: one connection pool, JSON both ways, problems raised as their errors."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Wire:
         wait: float = 0,
         allowed: tuple[int, ...] = (),
     ) -> tuple[int, Any]:
-        """Status and JSON of the answer. `wait`: seconds the service was asked to take its time, on top of the
-        timeout; `allowed`: statuses of refusals that are answers all the same. Query values of None are left out."""
+        """Status and JSON of the answer. `wait`: seconds the service may wait, on top of the timeout; `allowed`:
+        error statuses that are returned as answers. Query values of None are left out."""
         with self._reaching():
             response = self._http.request(
                 method, path, json=body, params=_given(query), headers=headers, timeout=self.timeout + wait
@@ -64,9 +64,7 @@ class Wire:
         try:
             return response.status_code, response.json()
         except ValueError as error:
-            raise InternalError(
-                f"{self.url}{path} answered something that is not JSON: is this a sae-actor?"
-            ) from error
+            raise InternalError(f"{self.url}{path} did not answer with JSON; is it a sae-actor?") from error
 
     @contextmanager
     def stream(
@@ -105,14 +103,14 @@ class Wire:
 
 
 def error_of(response: httpx.Response) -> SAEError:
-    """The error that a refusal stands for: problem+json, or the OpenAI shape of `/v1`."""
+    """The error of a problem: problem+json, or the OpenAI shape of `/v1`."""
     try:
         body = response.json()
     except ValueError:
         body = None
     if isinstance(body, dict):
         return problem_error(body, response.status_code)
-    return InternalError(f"HTTP {response.status_code} without a problem: is this a sae-actor?")
+    return InternalError(f"HTTP {response.status_code} without a problem body; is it a sae-actor?")
 
 
 def problem_error(body: Answer, status: int = 500) -> SAEError:

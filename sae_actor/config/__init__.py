@@ -6,7 +6,7 @@ checks        what is checked before a start: tokens, exposure, certificates
 folders       where data lies
 deployment    `resolve`: what the settings come to on this machine
 access        names, roles and digests of tokens
-variables     names of environment variables, and which was meant by a wrong one
+variables     names of environment variables, and suggestions for wrong ones
 admissible    what a value of a type may be, in words
 """
 

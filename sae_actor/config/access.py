@@ -1,4 +1,4 @@
-"""Who may what: tokens with names and roles, known only by their digests.
+"""Access: tokens with names and roles, known only by their digests.
 
     alice viewer 5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5
 
@@ -20,9 +20,9 @@ Role: TypeAlias = Literal["viewer", "operator"]
 SINGLE = "token"
 """Name of the one token of `[server] token`."""
 RESERVED = frozenset({SINGLE, "local", "system", "configuration", "demo"})
-"""Names of principals that are no holder of a named token."""
+"""Reserved names: principals that do not hold a named token."""
 MOST = 256
-"""Grants at most: every one is compared with every token that comes."""
+"""Most grants: each is compared with every token that comes."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -50,27 +50,27 @@ def read_line(line: str) -> Grant:
     """Raises `ValueError`, which says what is wrong without repeating what may be a token."""
     parts = line.split()
     if len(parts) != 3:
-        raise ValueError("takes a name, a role and the sha256 of the token in hex")
+        raise ValueError("must be a name, a role and the sha256 of the token in hex")
     name, role, digest = parts
     if not _NAME.fullmatch(name):
-        raise ValueError("the name takes 1 to 64 of A-Z a-z 0-9 . _ @ -, a letter or digit first")
+        raise ValueError("the name must be 1 to 64 of A-Z a-z 0-9 . _ @ -, with a letter or digit first")
     if name in RESERVED:
-        raise ValueError(f"the name {name} stands for something else in the log")
+        raise ValueError(f"the name {name} is reserved in the log")
     if role not in get_args(Role):
-        raise ValueError(f"{name}: the role is one of {', '.join(get_args(Role))}")
+        raise ValueError(f"{name}: the role must be one of {', '.join(get_args(Role))}")
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{name}: the sha256 of the token takes 64 hex digits")
+        raise ValueError(f"{name}: the sha256 of the token must be 64 hex digits")
     return Grant(name, cast(Role, role), bytes.fromhex(digest))
 
 
 class Access:
-    """All grants; none: nobody is asked for a token."""
+    """All grants; empty: no token is required."""
 
     def __init__(self, grants: Iterable[Grant] = ()) -> None:
         """Raises `ValueError` where two grants have one name or one token, or where there are too many."""
         self.grants = tuple(grants)
         if len(self.grants) > MOST:
-            raise ValueError(f"{len(self.grants)} tokens; {MOST} are the most")
+            raise ValueError(f"{len(self.grants)} tokens; at most {MOST} are allowed")
         for what in ("name", "digest"):
             seen: set[object] = set()
             for grant in self.grants:
@@ -82,7 +82,7 @@ class Access:
         return bool(self.grants)
 
     def of(self, token: bytes) -> Grant | None:
-        """Whose token it is. All grants are compared in full, so that the time tells nothing."""
+        """The token's grant. All grants are compared in full, so that the time reveals nothing."""
         digest, found = digest_of(token), None
         for grant in self.grants:
             if hmac.compare_digest(digest, grant.digest):

@@ -28,7 +28,7 @@ def grants(settings: Settings) -> tuple[Grant, ...]:
             if line.strip() and not line.lstrip().startswith("#")
         ]
         if not named:
-            raise ConfigurationError(f"server.tokens_file: {server.tokens_file} names nobody")
+            raise ConfigurationError(f"server.tokens_file: {server.tokens_file} does not hold a token")
         lines += named
     found = [operator(server.token)] if server.token else []
     for where, line in lines:
@@ -48,7 +48,9 @@ def _private_text(path: Path) -> str:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode) or mode & 0o077:
-                raise ConfigurationError(f"server.tokens_file: {path} is open to others than its owner: chmod 600 it")
+                raise ConfigurationError(
+                    f"server.tokens_file: {path} is accessible to others than its owner; chmod 600 it"
+                )
             raw = file.read(MAX_TOKENS_FILE + 1)
         if len(raw) > MAX_TOKENS_FILE:
             raise ConfigurationError(f"server.tokens_file: {path} is larger than {MAX_TOKENS_FILE} bytes")
@@ -62,7 +64,7 @@ def _private_text(path: Path) -> str:
 def check_exposure(settings: Settings) -> Access:
     """Who holds a token. Whoever reaches the port commands the service, so only a token opens it beyond this machine.
 
-    Raises `ConfigurationError`, also for a trusted proxy that is no address.
+    Raises `ConfigurationError`, also for a trusted proxy that is not an address.
     """
     access = Access(grants(settings))
     if not access and not is_loopback(settings.server.host):
@@ -81,12 +83,12 @@ def check_exposure(settings: Settings) -> Access:
 def tls_files(settings: Settings) -> tuple[Path, Path] | None:
     """Certificate and key, or None for HTTP without TLS.
 
-    Both are read once here: `ConfigurationError` where they do not belong together or ask for a pass phrase.
+    Both are read once here: `ConfigurationError` if they do not match or need a pass phrase.
     """
     server = settings.server
     if not server.tls_certificate:
         if server.tls_key:
-            raise ConfigurationError("server.tls_key: it needs server.tls_certificate beside it")
+            raise ConfigurationError("server.tls_key: it requires server.tls_certificate")
         return None
     certificate = Path(server.tls_certificate).expanduser()
     key = Path(server.tls_key).expanduser() if server.tls_key else certificate

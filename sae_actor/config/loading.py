@@ -85,9 +85,9 @@ def _key_of(variable: str) -> str | None:
 
 
 def strangers(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """What to say of variables that begin as ours do and set nothing: one sentence each, without the value."""
+    """Warnings about variables with our prefix that are not settings: one sentence each, without the value."""
     return [
-        f"{variable} of the environment sets nothing{meant(variable, _TYPES)}"
+        f"{variable} of the environment is not a setting{meant(variable, _TYPES)}"
         for variable in strange_names(environment)
         if not _of_a_section(variable)
     ]
@@ -113,4 +113,4 @@ def _convert(
         return msgspec.convert(value, _TYPES[key], strict=strict)
     except msgspec.ValidationError:
         # Not the value: it may be a token.
-        raise fault(f"{where}: it takes {admissible(_TYPES[key])}") from None
+        raise fault(f"{where}: it must be {admissible(_TYPES[key])}") from None

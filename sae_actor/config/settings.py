@@ -40,7 +40,7 @@ class ConfigurationError(Exception):
 
 
 class FlagError(ConfigurationError):
-    """A flag of the command line has a value that cannot be: wrong usage."""
+    """A command-line flag has an invalid value: wrong usage."""
 
     exit_code: ClassVar[int] = 64
 

@@ -1,4 +1,4 @@
-"""Variables of the environment: which names are ours, and which was meant by one that is not."""
+"""Environment variables: which names are ours, and suggestions for those that are not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PREFIX = "SAE_ACTOR_"
 CONFIG_VARIABLE = "SAE_ACTOR_CONFIG"
 CLIENT_VARIABLES = ("SAE_ACTOR_URL", "SAE_ACTOR_TOKEN")
 _PLATFORM = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?")
-"""Behind the prefix: what a container platform sets for a service of our name."""
+"""After the prefix: what a container platform sets for a service of our name."""
 
 
 def strange_names(environment: Mapping[str, str]) -> list[str]:
@@ -30,8 +30,8 @@ def _of_a_platform(name: str, value: str) -> bool:
 
 
 def meant(variable: str, keys: Collection[str]) -> str:
-    """The variable of one of these keys (`section.name`) that looks most like this one, as the end of a sentence."""
+    """The most similar variable of these keys (`section.name`), as the end of a sentence."""
     name = variable.removeprefix(PREFIX)
     known = [key.upper().replace(".", "_") for key in keys]
     alike = [each for each in known if each.endswith(f"_{name}")] or difflib.get_close_matches(name, known, 1)
-    return f"; is it {PREFIX}{alike[0]} that was meant?" if alike else ""
+    return f"; did you mean {PREFIX}{alike[0]}?" if alike else ""

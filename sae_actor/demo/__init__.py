@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 SAE_FOLDER = Path(__file__).with_name("smollm2-135m-layer15")
-"""The bundled SAE, in SAELens layout; its README says what it was trained on and which features read well."""
+"""The bundled SAE, in SAELens layout; its README describes its training and readable features."""
 
 QUESTION = "Tell me about your day."
 FEATURE = 584
@@ -30,8 +30,8 @@ _TEXT = (
 def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
     """Three lines for a shell: the bare answer, feature 584 steered to 85, the answer again.
 
-    The texts are greedy, so they come out the same each time. The first asks for no intervention by name, and so is
-    bare whatever is steered already. `token`: the service asks for one, which the lines take from SAE_ACTOR_TOKEN.
+    The answers are greedy, so they are the same each time. The first sets `baseline`, so it is bare whatever is steered
+    already. `token`: the service requires one, which the lines take from SAE_ACTOR_TOKEN.
     """
     question = {
         "model": "default",
@@ -52,7 +52,7 @@ def curl_lines(url: str, sae_id: str, *, token: bool = False) -> list[str]:
 
 
 def way_back(url: str, sae_id: str, path: Path, *, known: bool, token: bool = False) -> list[str]:
-    """Lines for a shell that attach the demo's SAE; where its record is gone, its folder is registered again first."""
+    """Lines for a shell that attach the demo's SAE; if its record is gone, its folder is registered again first."""
     command = f"{_curl(token=token)} -H 'Prefer: wait=60' -w '\\n' {url}/api/commands -d"
     steps: list[dict[str, object]] = [{"type": "Attach", "sae_id": sae_id}]
     if not known:

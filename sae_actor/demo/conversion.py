@@ -3,7 +3,7 @@
 transformers reads a GGUF but will not save what it read, so the state is copied into a fresh model. Its
 tokenizer conversion knows vocabulary, merges and template, but not the file's pre-tokenizer: that is set here.
 
-Run as a script (`conversion.py GGUF OUT`), in a process of its own whose 1.6 GB the service never holds; it
+Run as a script (`conversion.py GGUF OUT`), in its own process, so that the service never holds its 1.6 GB; it
 prints the number of each step done.
 """
 
@@ -29,7 +29,7 @@ def convert(gguf: Path, out: Path, step: Callable[[int], None]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
     _set_pre_tokenizer(tokenizer)
     for key in ("local_files_only", "is_local", "gguf_file"):
-        tokenizer.init_kwargs.pop(key, None)  # how it was read is no property of the tokenizer
+        tokenizer.init_kwargs.pop(key, None)  # how it was read is not a property of the tokenizer
     tokenizer.model_max_length = read.config.max_position_embeddings
     tokenizer.save_pretrained(out)
     step(2)

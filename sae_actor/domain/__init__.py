@@ -3,7 +3,7 @@
 decide       a message and a state give the events that follow; `rules/` has them by subject
 evolve       a state and an event give the next state; `folds/` has the longer parts
 pending      a state gives the effects that it owes to the world
-commands, messages, effects    what is asked from outside, what enters a turn, what a state owes
+commands, messages, effects    requests from outside, what enters a turn, what a state owes
 events/      what happened
 state, refs, weights    the state, and the values that all of these share
 chats                   prompts and answers of chats among their tokens

@@ -1,4 +1,4 @@
-"""Chats: how a prompt becomes tokens, where its messages are among them, what an answer thinks."""
+"""Chats: how a prompt becomes tokens, where its messages are among them, and the reasoning in answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a request says of how its prompt becomes tokens; nothing: as the tokenizer, or the chat template, has it."""
+    """How a request wants its prompt tokenized; the default is the tokenizer's or the chat template's way."""
 
     add_special_tokens: bool | None = None
     """Those that the tokenizer puts around a text; None: around a text, not around a chat."""
@@ -20,8 +20,8 @@ class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class MessageSpan(Struct, frozen=True, kw_only=True):
-    """One message of a chat among the tokens of the prompt, [first, stop): what the template writes around it too, and
-    a message that it writes within, whose turn is one of its own."""
+    """One message of a chat among the prompt's tokens, [first, stop), with what the template writes around it. A
+    message nested in it has a span of its own."""
 
     role: str
     first: int
@@ -37,12 +37,12 @@ class MessageSpan(Struct, frozen=True, kw_only=True):
         return self.parts or (self.content,)
 
     def within(self, other: MessageSpan) -> bool:
-        """Whether it is a part of the other turn, such as a system message in that of the user."""
+        """Whether it is part of the other message, such as a system message in the user's."""
         return self != other and other.first <= self.first and self.stop <= other.stop
 
 
 def positions_of(role: str, turns: Sequence[MessageSpan]) -> set[int]:
-    """The tokens of a role's messages. A token is one of the innermost turn that it is in, and of no other."""
+    """The tokens of a role's messages. A token belongs to the innermost message only."""
     found: set[int] = set()
     for turn in turns:
         if turn.role == role:
@@ -52,7 +52,7 @@ def positions_of(role: str, turns: Sequence[MessageSpan]) -> set[int]:
 
 
 class Reasoning(Struct, frozen=True, kw_only=True):
-    """How the answers of a model's chats tell what is thought from what is said."""
+    """How the answers of a model's chats separate reasoning from content."""
 
     format: Literal["channels", "block"]
     """`channels`: messages that each name theirs, as gpt-oss has them; `block`: thoughts first, between two marks."""

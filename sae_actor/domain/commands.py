@@ -1,4 +1,4 @@
-"""What the outside may ask for: one struct per command, the HTTP body is the struct.
+"""Commands from outside: one struct each, and the HTTP body is the struct.
 
 A new command is a struct here, its events in `events`, one arm in `decide` and one in `evolve`.
 """
@@ -42,8 +42,8 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type",
         return type(self).__name__
 
     def digest(self) -> str:
-        """What tells two commands apart under one idempotency key: canonical JSON, defaults filled in, but for fields
-        that came later: a command that says nothing new is the one that an earlier version accepted."""
+        """Canonical JSON that distinguishes two commands under one idempotency key. Defaults are filled in, except in
+        fields that came later: a command without them equals the one that an earlier version accepted."""
         unsaid = {name for name, usual in self.later.items() if getattr(self, name) == usual}
         said = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
         return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
@@ -55,7 +55,7 @@ def _has_whole_parts(path: str) -> bool:
 
 def _check_revision(revision: str) -> None:
     if ".." in revision or not _has_whole_parts(revision):
-        raise ValueError("revision is not a name of a branch, tag or commit")
+        raise ValueError("revision is not the name of a branch, tag or commit")
 
 
 class LoadModel(Command, frozen=True):
@@ -87,7 +87,7 @@ class Download(Command, frozen=True):
         if self.path is not None and not _has_whole_parts(self.path):
             raise ValueError("path must be relative, without empty, '.' or '..' parts")
         if ".." in self.repository_id or "--" in self.repository_id:
-            raise ValueError("repository_id is not a hub id")
+            raise ValueError("repository_id is not a hub id such as owner/name")
 
 
 class CancelDownload(Command, frozen=True):
@@ -112,7 +112,7 @@ class Attach(Command, frozen=True):
     dtype: Dtype = "float32"
     replace: bool = False
     exclude: Exclusions | None = None
-    """What mode `reconstruct` passes through; null: all that an edit leaves out, sinks where none leaves anything."""
+    """Positions `reconstruct` leaves unchanged; null: those an edit excludes, sinks if no edit excludes any."""
 
     later: ClassVar[dict[str, Any]] = {"exclude": None}
 
@@ -141,8 +141,8 @@ class Steer(Command, frozen=True):
 
 
 class Monitor(Command, frozen=True):
-    """What is streamed of an attached SAE while text is generated: `top_k` activations, of `features` or of all, but
-    for positions that `exclude` leaves out."""
+    """Stream an attached SAE's activations during generation: the `top_k` largest, of `features` or of all, except at
+    positions that `exclude` names."""
 
     sae_id: SaeId
     enabled: bool

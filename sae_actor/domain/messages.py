@@ -1,4 +1,4 @@
-"""What enters the mailbox beside commands: the service's own messages.
+"""The service's own messages: everything in the mailbox besides commands.
 
 A *report* of an effect is simply the payload it wants on record (`SaeAttached`, `DownloadFailed`, …);
 `decide` checks it against the state before it becomes an event.
@@ -25,13 +25,13 @@ class Start(Struct, frozen=True, kw_only=True):
 
 
 class Stop(Struct, frozen=True):
-    """The service ends in order."""
+    """The service stops gracefully."""
 
     reason: str = "requested"
 
 
 class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
-    """One SAE of a request's own intervention, in place of the server's."""
+    """One SAE of a request's own intervention, which replaces the server's."""
 
     sae_id: SaeId
     mode: Mode = "steer"
@@ -77,12 +77,12 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     tag: str | None = None
     deterministic: bool = False
     watch: bool = False
-    """Activations of the attached SAEs are told with the text."""
+    """The answer reports activations of the attached SAEs."""
     stop_when: RequestedStop | None = None
     turns: tuple[MessageSpan, ...] | None = ()
     """As `Tokenized` has them."""
     tokenization: Tokenization | None = None
-    """How the prompt was read, where the request says something of it."""
+    """How the prompt was tokenized, if the request says so."""
     reasoning: Reasoning | None = None
     """As `Tokenized` has it."""
     model_position: int | None = None

@@ -22,7 +22,7 @@ from .state import State
 
 
 def pending(state: State) -> tuple[Effect, ...]:
-    """The effects that are owed, in the order in which the log asked for them."""
+    """The effects that are owed, in the order of their intents in the log."""
     owed = [*_model(state), *_records(state), *_detaches(state), *_next_attach(state)]
     return tuple(sorted(owed, key=lambda effect: effect.request_position))
 

@@ -1,4 +1,4 @@
-"""Where an SAE goes on the loaded model, and what is odd about it."""
+"""Where an SAE goes on the loaded model, and warnings about the place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOS = (
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """Where an SAE reads, where it writes, and what is odd about it."""
+    """Where an SAE reads, where it writes, and warnings about it."""
 
     hook_point: HookPoint
     hook_point_out: HookPoint | None
@@ -110,7 +110,7 @@ def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[
 
 
 def _same(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> bool:
-    """Whether it is the place it was trained at, the layer apart. One that could be two is whichever was asked for."""
+    """Whether it is the hook point it was trained at, whatever the layer. A name with two meanings matches both."""
     assert sae.hook_point is not None
     trained = sae.hook_point
     if trained.kind == asked.kind:
@@ -141,7 +141,7 @@ def outdated(sae: SaeDescription, model: ModelFacts, at: HookPoint, out: HookPoi
     try:
         meant = target(now, model, at.layer, None)
     except errors.SAEError:
-        return ()  # whoever attaches it again is told
+        return ()  # attaching it again gives the warning
     if (meant.hook_point, meant.hook_point_out) == (at, out):
         return ()
     here, there = (_places(*each) for each in ((at, out), (meant.hook_point, meant.hook_point_out)))
@@ -158,8 +158,8 @@ def _places(point: HookPoint, out: HookPoint | None) -> str:
 def placed(point: HookPoint, sae: SaeDescription, model: ModelFacts, *, given: bool = False) -> HookPoint:
     """`point`, which the SAE's files name, as this model has it; `given`: a client named it.
 
-    What attention and MLP return is what they add, where no norm follows. `SAEIncompatibleError` where the model has
-    no such place, or the files' name for it could mean two.
+    Without a norm after them, attention and MLP return what they add. `SAEIncompatibleError` if the model has no such
+    place, or the files' name for it is ambiguous.
     """
     if point.before is None:
         return point

@@ -1,4 +1,4 @@
-"""The nouns of the contract as values: hook points, edits, SAE and model descriptions.
+"""The nouns of the service as values: hook points, edits, SAE and model descriptions.
 
 Everything here is frozen, knows no torch and does no I/O. Numbers are bounded by what could hold for
 *any* model or SAE; what holds for the loaded ones is decided in `decide`.
@@ -33,7 +33,7 @@ Unit: TypeAlias = Literal["raw", "unit", "max", "norm"]
 Exclusion: TypeAlias = Literal["sink", "special", "template"]
 Exclusions: TypeAlias = Annotated[tuple[Exclusion, ...], Meta(max_length=3)]
 ReadingExclusions: TypeAlias = Annotated[tuple[Literal["sink", "special"], ...], Meta(max_length=2)]
-"""What is left out where a text is read while it is made: no template wrote what the model makes."""
+"""What is left out of reading during generation: the template did not write generated tokens."""
 NamedPositions: TypeAlias = Literal["all", "prompt", "generated", "response", "last_prompt"]
 
 FinishReason: TypeAlias = Literal[
@@ -42,11 +42,11 @@ FinishReason: TypeAlias = Literal[
 
 MAX_EDITS = 256
 SINK_WINDOW = 512
-"""A sink's norm is compared with the median of so many of the prompt's first positions."""
+"""A sink's norm is compared with the median of this many of the prompt's first positions."""
 
 
 NORMED: frozenset[HookKind] = frozenset({"mlp_in", "attn_out", "mlp_out"})
-"""Kinds that come out of a norm: the MLP's input everywhere, what is added to the stream where a norm follows."""
+"""Kinds that are outputs of a norm: the MLP's input, and what is added to the stream if a norm precedes that."""
 
 
 class HookPoint(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -61,7 +61,7 @@ class HookPoint(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
     def __post_init__(self) -> None:
         if self.before is not None and self.kind not in NORMED:
-            raise ValueError(f"before: {self.kind} does not come out of a norm")
+            raise ValueError(f"before: {self.kind} is not the output of a norm")
 
     def __str__(self) -> str:
         side = {None: "", "gain": " before the gain of its norm", "norm": " before its norm"}[self.before]
@@ -82,7 +82,7 @@ class Span(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     def __post_init__(self) -> None:
         forms = (self.tokens is not None) + (self.from_ is not None or self.to is not None) + (self.role is not None)
         if forms != 1:
-            raise ValueError("positions take one of tokens, from/to, role")
+            raise ValueError("positions must have one of tokens, from/to, role")
         if self.from_ is not None and self.to is not None and self.from_ >= self.to:
             raise ValueError("positions: from must be below to")
 
@@ -98,13 +98,13 @@ class When(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_passed(exclude: tuple[Exclusion, ...] | None, mode: Mode) -> None:
-    """`ValueError` where an SAE is told what `reconstruct` passes through, and does not reconstruct."""
+    """`ValueError` if `exclude` is given for an SAE that does not reconstruct."""
     if exclude is not None and mode != "reconstruct":
-        raise ValueError("exclude of an SAE is for mode reconstruct: in mode steer each edit has its own")
+        raise ValueError("an SAE's exclude requires mode reconstruct; in mode steer each edit has its own")
 
 
 class Edit(Struct, frozen=True, forbid_unknown_fields=True):
-    """One feature edit; section 5 of the contract says what each method writes."""
+    """One feature edit; README, "Steering", says what each method writes."""
 
     feature: Feature
     strength: Strength
@@ -129,7 +129,7 @@ class Edit(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def asks_for_turns(self) -> bool:
-        """It covers other positions where the prompt is a chat."""
+        """It covers other positions if the prompt is a chat."""
         return self.asks_for_roles or "template" in self.exclude
 
 
@@ -168,7 +168,7 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     hook_point_out: HookPoint | None = None
     """Where a transcoder writes; None for an SAE."""
     prepend_bos: bool | None = None
-    """Whether the texts that it was trained on begin with BOS; None where the files do not say."""
+    """Whether its training texts begin with BOS; None if the files do not say."""
     ignored: dict[str, str] = {}
     """Settings in the files that play no part here → why."""
     norms_folded: bool = False
@@ -209,27 +209,27 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     widths: dict[str, int]
     """Hook kind → width of the activation there; kinds that this model lacks are absent."""
     before: dict[str, tuple[Before, ...]] = {}
-    """Hook kind that comes out of a norm → on which sides of that norm there is a hook point too."""
+    """Hook kind that is a norm's output → on which sides of that norm there is a hook point too."""
     layer_norm: bool = False
     """Its norms take the mean away and add a bias; else they are RMS norms."""
     has_chat_template: bool = False
     adds_bos: bool | None = None
-    """The tokenizer puts BOS before a text by itself; None: not looked at."""
+    """The tokenizer puts BOS before a text by itself; None: unknown."""
     tells_messages: bool = True
-    """Where its chat template and tokenizer tell where the messages are among the tokens."""
+    """Whether its chat template and tokenizer show where the messages are among the tokens."""
     cache_positions: int | None = None
-    """The most positions that one text may take of the room for keys and values; None: not measured."""
+    """The most KV cache positions that one generation may take; None: not measured."""
     environment: dict[str, Any] = {}
     """Versions, device, digests: what `system_fingerprint` is the digest of."""
     vocabulary: int | None = None
-    """Every token id below can be fed; None: not told."""
+    """Every token id below this can be fed; None: unknown."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a text, in order."""
 
     @property
     def can_be_deterministic(self) -> bool:
-        """A text that runs alone, its prefill unsplit, always comes to the same tokens: in float32 on a CPU, whose
-        kernels sum in one order for one number of threads, or where torch was told to use deterministic kernels."""
+        """A generation that runs alone, its prefill in one piece, always gives the same tokens. True in float32 on a
+        CPU, whose kernels sum in one order for one number of threads, or with torch's deterministic kernels."""
         kernels = self.environment.get("deterministic_algorithms") is True
         return kernels or (self.device == "cpu" and self.dtype == "float32")
 
@@ -244,7 +244,7 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     mode: Mode = "steer"
     steering: tuple[Edit, ...] = ()
     exclude: tuple[Exclusion, ...] | None = None
-    """What `reconstruct` passes through; None: all that an edit leaves out, sinks where none leaves anything."""
+    """Positions `reconstruct` leaves unchanged; None: those an edit excludes, sinks if no edit excludes any."""
     attach_position: int = 0
     """Position of the AttachRequested that brought it: which residents of the engine are meant."""
 
@@ -266,30 +266,30 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
 
     @property
     def asks_for_turns(self) -> bool:
-        """It holds at other positions where the prompt is a chat."""
+        """It holds at other positions if the prompt is a chat."""
         return "template" in (self.exclude or ()) or any(edit.asks_for_turns for edit in self.steering)
 
 
 class Monitoring(Struct, frozen=True, kw_only=True):
-    """What is streamed of an attached SAE while texts are made; it is in no intervention and changes no text."""
+    """What is streamed of an attached SAE during generation; it changes no generation."""
 
     features: tuple[int, ...] | None = None
     """Only of these; None: of all."""
     top_k: int = 10
-    """So many of the largest activations, those that are not 0."""
+    """At most this many of the largest activations; those that are 0 are left out."""
     exclude: tuple[Exclusion, ...] = ()
-    """Positions of which none are told; a log of before this was asked for leaves out nothing."""
+    """Positions without any activations; in older logs none are left out."""
 
 
 class StopWhen(Struct, frozen=True, kw_only=True):
-    """The text ends once `feature` of `sae` is above `above` at a generated token. That is read when the next token
-    is made, which is the last one."""
+    """The generation ends once `feature` of `sae` is above `above` at a generated token. That is read in the step of
+    the next token, which is the last one."""
 
     sae: ActiveSae
     feature: int
     above: float
     exclude: tuple[Exclusion, ...] = ()
-    """Positions at which it never holds; a log of before this was asked for leaves out nothing."""
+    """Positions at which it never holds; in older logs none are left out."""
 
 
 Intervention: TypeAlias = tuple[ActiveSae, ...]
@@ -302,8 +302,8 @@ def intervention_sha256(intervention: Intervention) -> str:
 
 
 def canonical_sha256(saes: Iterable[Mapping[str, Any]]) -> str:
-    """Sorted keys, no spaces; where an SAE was attached is left out, and an `exclude` that nobody gave: interventions
-    keep the digest that they have in logs of before it could be given."""
+    """Sorted keys, no spaces. The attach position and an `exclude` that was not given are left out: interventions keep
+    the digest that they have in older logs."""
     silent = (("exclude", None),)
     shown = [{k: v for k, v in sae.items() if k != "attach_position" and (k, v) not in silent} for sae in saes]
     return hashlib.sha256(msgspec.json.encode(shown, order="sorted")).hexdigest()

@@ -1,4 +1,4 @@
-"""The state of the service as a value: what the fold of the log comes to."""
+"""The state of the service as a value: the fold of the log."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class State(Struct, frozen=True, kw_only=True):
         return tuple(a for a in self.attachments if a.status == "attached")
 
     def weights(self, sae: ActiveSae) -> WeightsFiles:
-        """The files that the weights of an attached SAE came from; empty where the log does not tell."""
+        """The files that an attached SAE's weights came from; empty if the log does not say."""
         mine = next((a for a in self.attachments if a.request_position == sae.attach_position), None)
         if mine is not None and mine.weights_files:
             return mine.weights_files
@@ -189,7 +189,7 @@ class State(Struct, frozen=True, kw_only=True):
 
     @property
     def in_force(self) -> Intervention:
-        """What a request runs under that asks for nothing else: every attached SAE with its steering."""
+        """The default intervention of a request: every attached SAE with its steering."""
         return tuple(a.steered(a.steering if a.enabled else ()) for a in self.attached)
 
     @property

@@ -1,7 +1,7 @@
 """Which files an SAE's weights are read from, and their digest: what an intervention names.
 
-The digest of one file is its own sha256, as `sha256sum` prints it; that of several is over their list. Logs of before
-hold the digest over the list for one file too. What a digest meant it still means: both forms of it are known here.
+The digest of one file is its own sha256, as `sha256sum` prints it; that of several is over their list. Older logs
+hold the digest over the list for one file too, so both forms are known here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def names(digest: str, files: Sequence[WeightsFile]) -> bool:
 
 
 def of_record(files: Sequence[SaeFile], digest: str) -> WeightsFiles:
-    """The weight files among all of an SAE's, for a record that does not name them; empty where `digest` tells none."""
+    """The weight files among all of an SAE's, for a record that does not name them; empty if `digest` matches none."""
     every = [WeightsFile(file.path, file.sha256) for file in files]
     several = [file for file in every if not file.path.endswith((".json", ".yaml"))]
     candidates = [*([file] for file in every), several]

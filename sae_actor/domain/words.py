@@ -1,4 +1,4 @@
-"""Edits and positions in plain words, for whoever audits a log."""
+"""Edits and positions in plain words, for auditors of a log."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def conflict_in_words(one: Edit, other: Edit) -> str:
         what = f"feature {one.feature} has an edit with the method {one.method} and one with {other.method}"
     where = here if here == there else f"{here} and {there}, which can meet"
     if one.method == other.method and here == there:
-        conditions = "" if one.when is None and other.when is None else "; a condition does not tell them apart"
+        conditions = "" if one.when is None and other.when is None else "; their conditions do not separate them"
         return f"{what} {where}{conditions}: send one, with the strength that you want"
     return f"{what}, {where}: only one of set, scale and cap can decide an activation"
 

@@ -1,12 +1,12 @@
-"""The device: one model, the SAEs on it, generations. Everything that knows torch and transformers at once is here.
+"""The device: one model, the SAEs on it, generations. All code that knows both torch and transformers is here.
 
     engine           `TorchEngine`, the port; the event loop's side. Never waits for the model, never touches it
-    request_checks   what the model on the device cannot do
+    request_checks   refusals of what the model on the device cannot do
     streams          what the loop reads of one generation
     worker           a thread with an inbox: one loads from disk, one reads prompts
     device_thread    jobs first, then one step of the generations that run
-    memory           what there is for keys, values and SAEs
-    failures         errors of torch and transformers in the words of `errors`
+    memory           memory for the KV cache and SAEs
+    failures         errors of torch and transformers as errors of `errors`
 
     decoding/        scheduler, model runner, attention, KV cache, sampler
     interventions/   hooks on a forward pass: steering, reconstruction, probes
@@ -18,7 +18,7 @@ Threads: what runs or changes the model, or frees what is on the device, is a jo
 so nothing is locked. Loading reads into the CPU's memory in the loader thread and is swapped in by a job. Hooks are on
 the model during steps that have a generation which needs them; rows of others pass them bit for bit.
 
-Batching: the rows of all generations stand one after another in one forward pass, and an attention function of our own,
+Batching: the rows of all generations follow one another in one forward pass, and an attention function of our own,
 registered through transformers' `AttentionInterface`, keeps them apart. transformers has continuous batching too; it
 was measured next to this (`tests/bench/bench_engine.py --library`). It has one sampling setting for all, a thread that
 cannot be shared, and one exception in it ends every request; here a step is a call of ours, so a generation fails

@@ -1,10 +1,10 @@
 """The device thread: the only one that runs the model or changes what is on the device.
 
-    inbox:  jobs (swap a model, place or free an SAE) and new texts, in order
-    then:   one step of the texts that run (`scheduler`); and the inbox again
+    inbox:  jobs (swap a model, place or free an SAE) and new generations, in order
+    then:   one step of the running generations (`scheduler`); and the inbox again
 
-A job waits for one step at most. No job and no step ends the thread: what goes wrong ends texts, or the device is
-lost. Should the thread end all the same, the device is lost too, and whoever asks for something is told.
+A job waits for at most one step. No job and no step ends the thread: an error ends generations, or the device is lost.
+Should the thread end all the same, the device is lost too, and later calls raise that.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ T = TypeVar("T")
 
 
 class DeviceThread(Worker):
-    """Runs jobs and texts. `scheduler` belongs to the thread itself; everyone else goes through `run` and `start`."""
+    """Runs jobs and generations. `scheduler` belongs to the thread itself; everyone else goes through `run` and
+    `start`."""
 
     def __init__(self, limits: SchedulerLimits, threads: int | None) -> None:
         self.scheduler = Scheduler(limits)
         self._threads = threads
         self.lost: DeviceLostError | None = None
-        """Set once the device cannot be used any more: texts fail, and jobs are refused."""
+        """Set once the device cannot be used any more: generations fail, and jobs are refused."""
         self._over = False
         """Set when the thread takes nothing more from its inbox."""
         self._ending = threading.Lock()
-        """Held to put something into the inbox, and to set `_over`: nothing is put there that nobody will take."""
+        """Held to put something into the inbox, and to set `_over`: nothing enters an inbox that is no longer read."""
         super().__init__("sae-actor-device")
 
     def start(self, text: Generation) -> None:
-        """Admit a text, behind everything that was asked for before."""
+        """Admit a generation, after everything requested before."""
         self._put(lambda: self._admit(text))
 
     async def run(self, job: Callable[[], T], doing: str) -> T:
@@ -64,7 +65,7 @@ class DeviceThread(Worker):
             raise
 
     def _put(self, job: Callable[[], None]) -> None:
-        """Into the inbox; where the thread is over, here and now: every job asks `_refusal` first."""
+        """Put it into the inbox. If the thread has ended, run it here: every job checks `_refusal` first."""
         with self._ending:
             if not self._over:
                 self._inbox.put(job)
@@ -81,8 +82,8 @@ class DeviceThread(Worker):
         try:
             self._serve()
         except BaseException as error:
-            logger.exception("the device's thread ends")
-            self.lost = DeviceLostError(f"the device's thread ended ({type(error).__name__})")
+            logger.exception("the device thread is stopping")
+            self.lost = DeviceLostError(f"the device thread ended ({type(error).__name__})")
         finally:
             self._close()
 
@@ -95,7 +96,7 @@ class DeviceThread(Worker):
         self.scheduler.end(lambda _: True, "error", ModelNotLoadedError("the engine was stopped"))
 
     def _close(self) -> None:
-        """Nobody waits for what nobody does."""
+        """Fail jobs that will never run."""
         with self._ending:
             self._over = True
         if self.lost is not None:
@@ -106,7 +107,7 @@ class DeviceThread(Worker):
                 job()
 
     def _do_jobs(self) -> bool:
-        """Empty the inbox; wait for something in it while no text runs. False at the end."""
+        """Empty the inbox; wait for something in it while nothing runs. False at the end."""
         while True:
             try:
                 job = self._inbox.get(block=self.scheduler.idle)
@@ -118,7 +119,7 @@ class DeviceThread(Worker):
             del job  # or what it made would be held until the next one
 
     def _attempt(self, act: Callable[[], None], doing: str) -> None:
-        """`act`; what it raises ends the texts that run, not the thread."""
+        """Run `act`; its error ends the running generations, not the thread."""
         try:
             act()
             return

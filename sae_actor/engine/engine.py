@@ -51,21 +51,21 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     """What a deployment chooses."""
 
     max_running: int = 32
-    """Texts that run at once, together in one forward pass where the model allows it."""
+    """Generations that run at the same time, in one forward pass if the model allows it."""
     max_waiting: int = 64
-    """Texts that wait behind them; one more is refused with `mailbox_full`."""
+    """Generations that may wait; one more is refused with `mailbox_full`."""
     prompt_tokens: int = 512
-    """Tokens of prompts in one step: longer ones are run in pieces, so that other texts go on."""
+    """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""
     cache_bytes: int = 0
-    """What keys and values of all texts may take together; 0: half of what is free when the model is there."""
+    """Bytes for the KV cache of all generations; 0: half of what is free after the model is loaded."""
     threads: int | None = None
     """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
     drain_seconds: float = 3.0
-    """How long a text may go on under an SAE that `retain` drops."""
+    """How long a generation may continue under an SAE that `retain` drops."""
 
 
 class TorchEngine:
-    """One model, the SAEs on it, text.
+    """One model, the SAEs on it, generations.
 
     The model and the residents are read and changed on the device thread alone; the event loop holds the streams.
     Only `_model` is also read (never changed) on the loop, to refuse early.
@@ -80,7 +80,7 @@ class TorchEngine:
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
-        """attach_position → where the SAE was loaded from; its statistics are read when they are asked for."""
+        """attach_position → folder of the SAE; its statistics are read on request."""
         self._streams: set[GenerationStream] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
@@ -99,7 +99,7 @@ class TorchEngine:
             loaded = await self._loader.run(partial(load_model, effect, progress, cancelled), "loading the model")
             return await self._device.run(partial(self._install, loaded), "moving the model to the device")
         except asyncio.CancelledError:
-            # The worker ends at its next stage. A model that was installed meanwhile is not left behind.
+            # The worker ends at its next stage. A model installed meanwhile is freed too.
             cancelled.set()
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
@@ -112,7 +112,7 @@ class TorchEngine:
         return loaded.facts
 
     def _drop_model(self, position: int | None = None) -> None:
-        """Free the model (if it is the one of `position`, where that is given); texts end with an error."""
+        """Free the model (if `position` is given, only that one); generations end with an error."""
         if self._model is None or (position is not None and self._model.position != position):
             return
         device, self._model = self._model.device, None
@@ -128,7 +128,7 @@ class TorchEngine:
         there = self._residents.get(at)
         if there is None:
             model = self._loaded()
-            if not is_mapped(effect, model.facts):  # what is read where it lies takes no memory that must be there
+            if not is_mapped(effect, model.facts):  # mapped files need no memory of their own
                 await self._device.run(partial(self._check_room, effect, model), "measuring the device's memory")
             load = partial(load_resident, effect, folder, model.facts)
             try:
@@ -198,7 +198,7 @@ class TorchEngine:
         resident = self._residents.get(position)
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
-        # The median was measured where the SAE was trained; elsewhere |x| is another.
+        # The median was measured at the SAE's training point; elsewhere |x| differs.
         median_norm = statistics.median_norm if resident.where_trained else None
         found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
         refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
@@ -222,7 +222,7 @@ class TorchEngine:
         written_at = resident.hook_point_out or resident.hook_point
         return feature_details(resident.sae, feature, written_at, statistics, self._model)
 
-    # — text —
+    # — generations —
 
     async def tokenize(
         self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
@@ -232,7 +232,7 @@ class TorchEngine:
         return await self._tokenizer.run(read, "reading the prompt")
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
-        """See the port. The text has its place in the queue when this returns.
+        """See the port. The generation is in the queue when this returns.
 
         `ModelNotLoadedError`, `MailboxFullError` (with `retry_after`, seconds), `BadRequestError` for a request
         that no model could run.
@@ -242,7 +242,7 @@ class TorchEngine:
             raise DeviceLostError(self._device.lost.detail)
         check_request(request, model)
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
-            raise MailboxFullError("too many texts are waiting", retry_after=1)
+            raise MailboxFullError("too many generations are waiting", retry_after=1)
         stream = GenerationStream(self._streams.discard)
         text = Generation(
             request, model.tokenizer, model.bytes_per_position, partial(self._applied, model), stream.deliver
@@ -253,9 +253,9 @@ class TorchEngine:
         return stream
 
     def _applied(self, model: LoadedModel, request: GenerationRequest) -> PreparedIntervention | None:
-        """The request's intervention, ready; None where it changes nothing. On the device thread."""
+        """The request's intervention, ready; None if it changes nothing. On the device thread."""
         if self._model is not model:
-            raise ModelNotLoadedError("the model was unloaded before the text began")
+            raise ModelNotLoadedError("the model was unloaded before the generation began")
         parts, turns = [], request.turns
         marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
         for sae in request.intervention:
@@ -282,7 +282,7 @@ class TorchEngine:
         return applied
 
     def _probe(self, watch: Watch, model: LoadedModel, request: GenerationRequest, marks: TokenKinds) -> Probe | None:
-        """None for one that is only looked at now and then, and is not there."""
+        """None for a missing one whose rate is limited."""
         resident = self._residents.get(watch.sae.attach_position)
         if resident is not None:
             hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)

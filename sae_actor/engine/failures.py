@@ -1,7 +1,7 @@
-"""What went wrong in torch or transformers, as an error of the contract.
+"""Failures of torch and transformers, as errors of `errors`.
 
 The answer is a fresh object: it holds no traceback and no context, and so none of the tensors that the failing
-frames held (raise it outside of the `except` block). Its words are ours: exceptions of the libraries can hold
+frames held (raise it outside of the `except` block). Its text is ours: exceptions of the libraries can hold
 URLs and tokens.
 """
 

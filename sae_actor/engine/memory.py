@@ -1,4 +1,4 @@
-"""How much memory there is to give, and what an SAE may take of it."""
+"""Free memory, and what an SAE may take of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from ..errors import OutOfMemoryError
 
 SHARE = 0.5
-"""Of the memory that is free when a model is there: for keys and values, where no size is given."""
+"""Share of the free memory for the KV cache if no size is given."""
 _MEMINFO = Path("/proc/meminfo")
 _LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -18,7 +18,7 @@ _LIMITS = (
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes that can be taken now; None where the system does not tell."""
+    """Free bytes; None if the system does not report them."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch has reserved and does not use is free for it as well.
@@ -28,7 +28,7 @@ def available(device: torch.device) -> int | None:
 
 
 def cache_budget(asked: int, device: torch.device, bytes_per_position: int, context: int) -> int:
-    """Bytes for keys and values: what is asked for, or a share of what is free, or one text of full length."""
+    """Bytes for the KV cache: the setting, or a share of what is free, or one generation of full length."""
     if asked:
         return asked
     free = available(device)
@@ -36,12 +36,12 @@ def cache_budget(asked: int, device: torch.device, bytes_per_position: int, cont
 
 
 def check_room(needed: int, device: torch.device, promised: int) -> None:
-    """`OutOfMemoryError` with both numbers where an SAE of that size cannot come to the device: what is `promised` to
-    texts and not taken yet is not there for it."""
+    """`OutOfMemoryError` with both numbers if an SAE of that size does not fit on the device. Memory `promised` to
+    generations counts as taken."""
     free = available(device)
     if free is not None and needed > (free := max(0, free - promised)):
         raise OutOfMemoryError(
-            f"the SAE takes {needed} bytes, the device has {free} left", needed_bytes=needed, available_bytes=free
+            f"the SAE needs {needed} bytes, the device has {free} free", needed_bytes=needed, available_bytes=free
         )
 
 

@@ -1,4 +1,4 @@
-"""What the model on the device cannot do: requests that are refused before they wait."""
+"""Requests that the loaded model cannot run, refused before they wait."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
     needed, most = model.bytes_per_position * positions_at_most(request, model.facts.context_length), model.cache_bytes
     if needed > most:
         raise BadRequestError(
-            f"the text's keys and values may take {needed} bytes, all texts together have {most}: ask for fewer tokens",
+            f"the generation's KV cache may take {needed} bytes, all together have {most}; request fewer tokens",
             param="max_tokens", needed_bytes=needed, available_bytes=most,
         )  # fmt: skip
     if request.deterministic and not model.facts.can_be_deterministic:

@@ -1,4 +1,4 @@
-"""The reader's side of a text: what the device thread delivers, as an asynchronous iterator."""
+"""The reader's side of a generation: what the device thread delivers, as an asynchronous iterator."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .decoding.generation import Generation, Item
 
 
 class GenerationStream(AsyncIterator[Token | Finished]):
-    """Iterate for tokens and, last, one `Finished`. Closing it frees the text's place."""
+    """Iterate for tokens and, last, one `Finished`. Closing it frees the generation's slot."""
 
     def __init__(self, on_end: Callable[[GenerationStream], None]) -> None:
-        """`on_end` is called once on the event loop, when the text has ended or the reader has left."""
+        """`on_end` is called once on the event loop, when the generation has ended or its reader has left."""
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Item] = asyncio.Queue()
         self._on_end = on_end
@@ -25,7 +25,7 @@ class GenerationStream(AsyncIterator[Token | Finished]):
 
     @property
     def uses(self) -> frozenset[int]:
-        """attach_position of every SAE of the text's intervention."""
+        """attach_position of every SAE of the intervention."""
         return frozenset() if self.text is None else self.text.uses
 
     def deliver(self, item: Item) -> None:
@@ -59,7 +59,7 @@ class GenerationStream(AsyncIterator[Token | Finished]):
             self.text.cancelled = True
 
     async def aclose(self) -> None:
-        """Stop the text after its step; its place is free at once."""
+        """Stop the generation after its step; its slot is free immediately."""
         self._read_all = True
         if self.text is not None:
             self.text.cancelled = True

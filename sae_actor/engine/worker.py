@@ -1,4 +1,4 @@
-"""A thread that does one job after the other, in the order in which they were asked for."""
+"""A thread that runs one job after the other, in the order of the requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """A daemon thread with an inbox. Jobs may block; what they raise comes out as an error of the contract."""
+    """A daemon thread with an inbox. Jobs may block; what they raise becomes an error of `errors`."""
 
     def __init__(self, name: str) -> None:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -37,7 +37,7 @@ class Worker:
         return await asyncio.wrap_future(self.call(job, doing))
 
     def stop(self, seconds: float) -> None:
-        """End the thread behind the jobs that wait; give up waiting for it after `seconds`."""
+        """End the thread after the waiting jobs; give up waiting for it after `seconds`."""
         self._inbox.put(None)
         self._thread.join(seconds)
 

@@ -1,7 +1,7 @@
 """A copy of a log that is being written, by SQLite's own backup: a few pages at a time, appends in between.
 
-An append that comes between two steps goes into the copy as well, since it is made through the same connection (no
-other may exist: the lock is exclusive); SQLite carries each page that changes over to the copy.
+An append between two steps is in the copy too, since it uses the same connection (the lock allows no other): SQLite
+copies each changed page again.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ STEP_PAGES = 64
 
 
 async def copy_log(db: Connection, log_id: str, to: Path) -> Head:
-    """Copy the log to a folder without one; verified as it lies there before it gets its name. The copy's head.
+    """Copy the log to a folder without one; verified before it gets its name. Returns the copy's head.
 
-    Raises `LogUnusableError` where `to` has a log or cannot be written, `LogDamagedError` (`first_bad`) where what
-    was copied does not verify; then there is no copy.
+    Raises `LogUnusableError` if `to` has a log or cannot be written, `LogDamagedError` (`first_bad`) if the copy does
+    not verify; then there is no copy.
     """
     await asyncio.to_thread(make_folder, to)
     lock = await FolderLock.acquire(to, shared=False)
     try:
         if not missing_log(to):
-            raise LogUnusableError(f"{to} has a log already: a backup overwrites nothing")
+            raise LogUnusableError(f"{to} has a log already; a backup overwrites nothing")
         try:
             await _to_its_end(db.run(lambda connection: _copy(connection, to / FRESH, db.give_way)))
             return await _to_its_end(asyncio.to_thread(_publish, to, log_id))
@@ -55,7 +55,7 @@ def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[], None])
     remove_fresh(fresh.parent)  # what a backup left that was killed here
     os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as target:
-        # Nobody reads the file before it is whole, and it is synced then.
+        # The file is read only after it is complete and synced.
         target.execute("PRAGMA journal_mode = OFF").fetchall()
         target.execute("PRAGMA synchronous = OFF").fetchall()
         source.backup(target, pages=STEP_PAGES, progress=lambda *_: give_way(), sleep=0)

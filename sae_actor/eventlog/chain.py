@@ -5,7 +5,7 @@
                        ‖ data_hash)
     genesis   = sha256(GENESIS_TAG ‖ log_id)
 
-`previous` is the hash of the event before, of event 1 the genesis. Every length stands in a header of fixed width
+`previous` is the hash of the event before, of event 1 the genesis. Every length is in a fixed-width header
 before the texts, so no two events share a preimage; an absent `command_id` has length −1. The payload enters by its
 salted digest alone: it can be erased later and the chain still verifies. Numbers are big-endian.
 """
@@ -53,14 +53,14 @@ class Row(NamedTuple):
     command_id: str | None
     principal: str
     data: bytes | None
-    """None, like the salt, where the payload was erased."""
+    """None, like the salt, if the payload was erased."""
     salt: bytes | None
     data_hash: bytes
     hash: bytes
 
 
 RawRow: TypeAlias = Sequence[Any]
-"""A row as it was read, of no type that may be trusted; text as UTF-8 bytes."""
+"""A row as read, with untrusted types; text as UTF-8 bytes."""
 
 
 def genesis(log_id: str) -> bytes:
@@ -84,7 +84,7 @@ class Sealed(NamedTuple):
 
 
 class Salts:
-    """Fresh salts; the system is asked for many at a time. For one thread."""
+    """Fresh salts, read from the system many at a time. For one thread."""
 
     def __init__(self) -> None:
         self._pool = b""
@@ -122,7 +122,7 @@ def seal(draft: Draft, salt: bytes) -> Sealed:
 
 
 def link_all(batch: Iterable[Sealed], head: Head) -> list[Row]:
-    """All events in their places behind `head`."""
+    """All events in their places after `head`."""
     rows: list[Row] = []
     position, previous = head.position, bytes.fromhex(head.hash)
     for draft, data, salt, data_hash, texts, _ in batch:
@@ -169,7 +169,7 @@ def event_of(row: Sequence[Any]) -> Event:
 def as_read(row: Sequence[Any]) -> RawRow:
     """A row with text as str, in the form that `Walk` takes.
 
-    Raises `AttributeError` where a column does not hold text: damage, to `Walk` like any other.
+    Raises `AttributeError` if a column does not hold text; `Walk` treats that as damage.
     """
     position, event_id, type_, schema, time, command_id, principal, *rest = row
     command = None if command_id is None else command_id.encode()
@@ -177,7 +177,7 @@ def as_read(row: Sequence[Any]) -> RawRow:
 
 
 class Walk:
-    """Verifies rows in order, from the first one on; stands still at the first that does not fit.
+    """Verifies rows in order, from the first on; stops at the first that does not fit.
 
     `position` and `hash` are those of the last good event, `bad` says what is wrong with the next one.
     """
@@ -195,7 +195,7 @@ class Walk:
         self.time = b""
         """Of the last good event."""
         self.skewed: list[int] = []
-        """The first `MAX_SKEWED` events that were told an earlier time than the one before them."""
+        """The first `MAX_SKEWED` events with an earlier time than the one before them."""
 
     @property
     def head(self) -> Head:

@@ -1,7 +1,7 @@
 """`head.checkpoint`: the head of the log, written outside the log.
 
-A dropped tail leaves a shorter chain that verifies; only a head kept elsewhere tells. The file holds two slots in
-blocks of their own, written in turn with every commit, so that a torn write leaves the other one whole.
+A dropped tail leaves a shorter chain that verifies; only a head kept elsewhere shows it. The file holds two slots in
+blocks of their own, written in turn with every commit, so that a torn write leaves the other one intact.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def read_checkpoint(folder: Path, log_id: str) -> list[Head]:
     slots = [slot for at in (0, _BLOCK) if (slot := _parse(content[at : at + _BLOCK])) is not None]
     if not slots:
         raise LogDamagedError(
-            f"{path} holds no readable head, so a dropped tail could not be noticed. "
-            f"If you know the log to be whole, delete the file and start again"
+            f"{path} holds no readable head, so a dropped tail would go unnoticed. "
+            f"If you know that the log is complete, delete the file and start again"
         )
     if foreign := {owner for owner, _ in slots} - {log_id}:
         raise LogDamagedError(
@@ -74,7 +74,7 @@ class Checkpoint:
 
     @classmethod
     def create(cls, folder: Path, log_id: str, head: Head) -> Checkpoint:
-        """Replace the file by one that says `head`: the old one or the new one is there, never half of one."""
+        """Replace the file by one that holds `head`: the old or the new file is there, never half of one."""
         fresh = folder / f"{NAME}.new"
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

@@ -1,9 +1,8 @@
-"""The log's connection: aiosqlite's, and whole jobs on its thread, one after the other, in the order they came.
+"""The log's connection: aiosqlite's, with whole jobs on its thread, one after the other, in order.
 
-Four things are added to it. A job of several statements is one trip to the thread and back, not one for each. The way
-back is a pipe of our own: the loop's wake-up for threads costs it a turn more and a read that fails, 20 µs of a commit
-of 250. A long job can let others pass. And a connection can be closed with its files left as they are.
-"""
+It adds four things. A job of several statements is one trip to the thread and back, not one for each. The way back is
+our own pipe: the loop's wake-up for threads costs one more turn and a failing read, 20 µs of a commit of 250. A long
+job can let others pass. And a connection can be closed with its files left as they are."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ Done: TypeAlias = Callable[[T | None, BaseException | None], None]
 class Connection(aiosqlite.Connection):
     """`await Connection.open(connector)`, later `await connection.close()`.
 
-    A job is never cut off: whoever waits for it may go, it is done all the same. The thread ends with the
-    connection, and is no reason for a process to stay.
+    A job always completes, even if its caller is cancelled. The thread ends with the connection, and does not keep a
+    process alive.
     """
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
@@ -50,7 +49,7 @@ class Connection(aiosqlite.Connection):
         try:
             await connection
         except BaseException:
-            # It was told to end, and tells the loop when it does: not one that is closed by then.
+            # It reports its end to the loop, unless that is closed by then.
             await asyncio.to_thread(connection._thread.join)
             connection._close_pipe()
             raise
@@ -104,10 +103,10 @@ class Connection(aiosqlite.Connection):
         return await self.run(lambda connection: connection.execute(statement, parameters).fetchall())
 
     async def close(self, *, as_it_is: bool = False) -> None:
-        """Close behind the jobs that are queued; harmless when repeated.
+        """Close after the queued jobs; harmless when repeated.
 
-        as_it_is: leave the write-ahead log where it is, neither folded nor synced. After a sync that failed another
-        one may report as written what never was.
+        as_it_is: leave the write-ahead log where it is, neither folded nor synced. After a failed sync another one
+        may report unwritten data as written.
         """
         if self._closing is None:
             # Known before anything is queued for it: a long job that gives way does not do what ends the connection.
@@ -132,9 +131,9 @@ class Connection(aiosqlite.Connection):
         os.close(self._mouth)
 
     def give_way(self) -> None:
-        """Called by a long job, on the thread, where it can be interrupted: do the jobs that came meanwhile.
+        """Called by a long job, on the thread, where it can be interrupted: run the jobs that arrived meanwhile.
 
-        Raises `sqlite3.ProgrammingError` where the connection is to be closed: the long job is to end.
+        Raises `sqlite3.ProgrammingError` if the connection is closing: the long job must end.
         """
         waiting = self._tx.qsize()  # not those that come meanwhile, or it would never get on
         self._refuse_closed()

@@ -1,6 +1,6 @@
 """Examine a data folder before anything in it is opened for writing: identity, structure, chain, checkpoint.
 
-Nothing is modified, whatever is found. The caller holds the folder's lock, and no connection to the log is open in
+Nothing is modified. The caller holds the folder's lock, and no connection to the log is open in
 this process (reading the file by path would drop SQLite's locks).
 """
 
@@ -40,9 +40,9 @@ class Findings:
     log_id: str
     head: Head
     witnessed: bool
-    """There is a checkpoint; without one a dropped tail cannot be noticed."""
+    """There is a checkpoint; without one a dropped tail would go unnoticed."""
     truncation: Head | None = None
-    """The newest head on record, where the log is shorter and that was accepted."""
+    """The newest recorded head, if the log is shorter and that was accepted."""
     unknown: tuple[str, int, int] | None = None
     """(type, schema, position) of the first event that this version does not know."""
     unfinished_redactions: tuple[int, ...] = ()
@@ -64,8 +64,8 @@ def inspect(
     database: the file's name; one that is not yet called `NAME` has no checkpoint. heads: further ones, witnessed
     elsewhere, that the log must have.
 
-    Raises `LogUnusableError` for what is no log of this program and version, and for a loss that was accepted where
-    none is proven; and `LogDamagedError` with `first_bad`,
+    Raises `LogUnusableError` for anything but a log of this program and version, and for an accepted loss that is not
+    proven; and `LogDamagedError` with `first_bad`,
     the first position that does not verify, `events` and `head`, what verifies before it.
     """
     if database == NAME and missing_log(folder):
@@ -80,7 +80,7 @@ def inspect(
         if walk.bad is not None:
             _refuse(walk, walk.position + 1, walk.bad)
         if (bare := walk.unexplained()) is not None:
-            _refuse(walk, bare, "the payload is gone and no PayloadRedacted names it")
+            _refuse(walk, bare, "the payload is missing, and no PayloadRedacted names it")
         if (bad := structure.result()) is not None:
             _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         if altered is not None:
@@ -113,7 +113,7 @@ def check_identity(path: Path) -> None:
     except OSError as error:
         raise LogUnusableError(f"{path} cannot be read: {error.strerror}") from None
     if not header:
-        raise LogUnusableError(f"{path} is empty: not a log. Remove it to begin a new one")
+        raise LogUnusableError(f"{path} is empty, not a log. Remove it to begin a new one")
     if len(header) < 100 or not header.startswith(_MAGIC):
         raise LogDamagedError(f"{path} has no SQLite header: put back a copy of the file", first_bad=1)
     application_id = int.from_bytes(header[68:72])
@@ -146,7 +146,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _altered(connection: sqlite3.Connection) -> str | None:
-    """What of the triggers and indexes is not that of this version, to the letter, or is there beside them.
+    """The difference between the triggers and indexes and those of this version, to the letter; also extra ones.
 
     Raises `LogDamagedError` for the tables of the log themselves: no event can be read from others.
     """
@@ -176,7 +176,7 @@ def _read_log_id(connection: sqlite3.Connection) -> str:
     except READ_ERRORS as error:
         raise LogDamagedError(f"events.db: {error}", first_bad=1) from None
     if row is None or not isinstance(row[0], bytes) or not _LOG_ID.fullmatch(row[0]):
-        raise LogDamagedError("events.db does not say which log it is", first_bad=1)
+        raise LogDamagedError("events.db does not name its log", first_bad=1)
     return row[0].decode()
 
 
@@ -184,7 +184,7 @@ def _walk(connection: sqlite3.Connection, walk: Walk) -> None:
     try:
         walk.feed(connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"))
     except READ_ERRORS as error:
-        # The cursor reads one row ahead and drops the good row before the bad one: ask for it alone.
+        # The cursor reads one row ahead and drops the good row before the bad one: query it alone.
         query = f"SELECT {COLUMNS} FROM events WHERE position = ?"
         with contextlib.suppress(*READ_ERRORS):
             walk.feed(connection.execute(query, (walk.position + 1,)).fetchall())
@@ -197,7 +197,7 @@ class _BadStructure(NamedTuple):
 
 
 def _check_structure(path: Path, check: str) -> _BadStructure | None:
-    """SQLite's own check, through a connection of its own: it runs beside the walk."""
+    """SQLite's own check, through its own connection, in parallel with the walk."""
     try:
         with reading(path) as connection:
             answer: list[tuple[bytes]] = connection.execute(f"PRAGMA {check}(1)").fetchall()
@@ -226,7 +226,7 @@ def _mistyped(connection: sqlite3.Connection) -> int | None:
 def _compare(
     connection: sqlite3.Connection, log_id: str, walk: Walk, heads: list[Head], accept_truncation: int | None
 ) -> Head | None:
-    """Hold the chain against the heads on record; the lost head where a loss was accepted."""
+    """Compare the chain with the recorded heads; returns the lost head if a loss was accepted."""
     if not heads or _hash_at(connection, log_id, walk, heads[0].position) == heads[0].hash:
         return None
     newest = heads[0]
@@ -251,14 +251,14 @@ def _compare(
 def _check_accepted(
     connection: sqlite3.Connection, folder: Path, walk: Walk, accepted: int, *, witnessed: bool
 ) -> None:
-    """Refuse to accept a loss that there is none of: another folder was meant, or another log lies there.
+    """Refuse to accept a loss that did not happen: the folder or its log is the wrong one.
 
-    A loss at this position that is on record already is no such: the same start came again.
+    A loss at this position that is already recorded is fine: the same start was repeated.
     """
     row: Any = connection.execute("SELECT type FROM events WHERE position = ?", (accepted + 1,)).fetchone()
     if row == (b"LogTruncated",):
         return
-    why = "nothing of it is lost" if witnessed else "without a head.checkpoint no loss is proven"
+    why = "no event is lost" if witnessed else "without a head.checkpoint a loss is not proven"
     raise LogUnusableError(
         f"--accept-truncation {accepted}: the log in {folder} ends at event {walk.position}, and {why}. "
         "Start without --accept-truncation"
@@ -273,7 +273,7 @@ def _check_witnessed(connection: sqlite3.Connection, log_id: str, walk: Walk, he
             what = f"missing; the log ends at {walk.position}, and an event {head.position} was witnessed"
             _refuse(walk, walk.position + 1, what)
         if found != head.hash:
-            _refuse(walk, head.position, "it is not the one that was witnessed")
+            _refuse(walk, head.position, "it is not the event that was witnessed")
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:
@@ -318,9 +318,9 @@ def _refuse(walk: Walk, first_bad: int | None, what: str) -> NoReturn:
 
 
 def missing_log(folder: Path) -> bool:
-    """No log yet, and nothing that says there was one.
+    """No log yet, and no trace of one.
 
-    Raises `LogDamagedError` where events.db is gone but its companions are there.
+    Raises `LogDamagedError` if events.db is gone but its companions are there.
     """
     if (folder / NAME).exists() or (folder / NAME).is_symlink():
         return False

@@ -1,7 +1,7 @@
 """`events.lock`: one writer, or any number of readers, of a data folder.
 
-SQLite's own locks do not do: POSIX drops them all when the process opens and closes the file once more by path.
-`flock` on a file of its own decides; the pid inside is only for the message, and may be stale or reused.
+SQLite's own locks are not enough: POSIX drops them all when the process opens and closes the file once more by path.
+`flock` on a separate file decides; the pid inside is only for the message, and may be stale or reused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import LogHeldError, LogUnusableError
 
 NAME = "events.lock"
 ORPHAN_SECONDS = 5.0
-"""How long to wait where the pid on record is dead: an orphaned child may still hold what it inherited."""
+"""How long to wait if the recorded pid is dead: an orphaned child may still hold the inherited lock."""
 _POLL_SECONDS = 0.05
 
 
@@ -41,8 +41,8 @@ class FolderLock:
     async def acquire(cls, folder: Path, *, shared: bool) -> FolderLock:
         """The writer's lock, or with `shared` a reader's, which writes nothing.
 
-        Raises `LogHeldError` (`pid`) when a living process holds it, at once; where the pid on record is dead or
-        not written yet, after `ORPHAN_SECONDS`. A reader finds no lock file where no writer has ever been.
+        Raises `LogHeldError` (`pid`) immediately if a living process holds it; after `ORPHAN_SECONDS` if the recorded
+        pid is dead or not written yet. Before the first writer a reader finds no lock file.
         """
         fd = _open(folder / NAME, shared=shared)
         if fd is None:

@@ -34,7 +34,7 @@ class MemoryLog:
         sealed = check_append(drafts, self._salts)
         self._refuse_if_closed()
         if expected != self._head.position:
-            detail = f"an append behind event {expected}, the log is at {self._head.position}"
+            detail = f"an append after event {expected}, the log is at {self._head.position}"
             raise LogConflictError(detail, head=self._head.position, expected=expected)
         rows = link_all(sealed, self._head)
         if rows:

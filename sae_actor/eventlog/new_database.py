@@ -25,7 +25,7 @@ def publish_database(folder: Path) -> None:
 
 
 def remove_fresh(folder: Path) -> None:
-    """What was not published; harmless where there is nothing."""
+    """Remove what was not published; harmless if there is nothing."""
     for suffix in ("", "-journal", "-wal"):
         (folder / f"{FRESH}{suffix}").unlink(missing_ok=True)
 
@@ -43,7 +43,7 @@ class NewDatabase:
         self._fresh = folder / FRESH
         remove_fresh(folder)  # what a start left that was killed here
         os.close(os.open(self._fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        # No journal: nobody reads the file before it is whole. It may be closed by another thread than it was made by.
+        # No journal: the file is read only once complete. Another thread than its maker's may close it.
         self._db = sqlite3.connect(self._fresh, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()

@@ -1,4 +1,4 @@
-"""Pages of a log through its one connection, so read that an append waits for one page at the most."""
+"""Pages of a log through its one connection, read so that an append waits for at most one page."""
 
 from __future__ import annotations
 

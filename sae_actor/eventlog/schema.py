@@ -18,7 +18,7 @@ COLUMNS = "position, event_id, type, schema, time, command_id, principal, data, 
 _WIDTH = COLUMNS.count(",") + 1
 
 READ_ERRORS = (sqlite3.Error, UnicodeDecodeError)
-"""What a damaged database raises; the second where SQLite's message quotes bytes that are no text."""
+"""Errors of a damaged database; the second if SQLite's message quotes bytes that are not text."""
 
 SCHEMA = {
     "meta": """CREATE TABLE meta (
@@ -79,7 +79,7 @@ _SETTINGS: tuple[tuple[str, str, object], ...] = (
 
 @functools.lru_cache(maxsize=128)
 def insert_statement(rows: int) -> str:
-    """One INSERT of so many rows: in autocommit it is one transaction, and atomic."""
+    """One INSERT of this many rows: in autocommit it is one atomic transaction."""
     row = f"({', '.join('?' * _WIDTH)})"
     return f"INSERT INTO events ({COLUMNS}) VALUES {', '.join([row] * rows)}"
 
@@ -87,7 +87,7 @@ def insert_statement(rows: int) -> str:
 def read_only_uri(path: Path) -> str:
     """For a connection that leaves every byte of the folder as it is, and makes no file.
 
-    Where the WAL holds nothing the file is all there is (`immutable`). Beside a WAL the VFS without locks is used:
+    If the WAL is empty the file is everything (`immutable`). With a WAL the VFS without locks is used:
     together with the exclusive locking mode it keeps the index of the WAL on the heap, and frames cannot be moved
     into a database that was opened for reading. `events.lock` keeps a writer away meanwhile.
     """

@@ -63,9 +63,9 @@ class SqliteLog:
     ) -> SqliteLog:
         """Open the log of a data folder, making both where they are missing; the whole chain is verified first.
 
-        read_only: change nothing, make no file; several may read while no one writes.
-        accept_truncation: go on although events are lost, if the log now ends exactly at this position. Refused
-        where there is no log, or where no loss is proven.
+        read_only: change nothing, make no file; several may read while there is no writer.
+        accept_truncation: continue although events are lost, if the log now ends exactly at this position. Refused
+        without a log, or without a proven loss.
         max_bytes: do not let the database grow beyond this; appends then raise `DiskFullError`.
 
         Raises `LogHeldError`, `LogDamagedError` and `LogUnusableError`; then nothing in the log was modified.
@@ -127,7 +127,7 @@ class SqliteLog:
         return self._writer.head
 
     async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
-        """As the port says. Appends that wait and follow one another share a transaction.
+        """See the port. Waiting appends that follow one another share a transaction.
 
         Raises `TooLargeError` beyond the size limits and `ReadOnlyError`; then nothing was stored.
         """
@@ -163,7 +163,7 @@ class SqliteLog:
         if walk.head != head:
             return _bad(walk, walk.position, "the last event is not the one that was written")
         if (bare := walk.unexplained()) is not None:
-            return _bad(walk, bare, "the payload is gone and no PayloadRedacted names it")
+            return _bad(walk, bare, "the payload is missing, and no PayloadRedacted names it")
         return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
 
     async def backup(self, to: Path) -> Head:
@@ -223,16 +223,16 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
         try:
             findings = inspect(folder, accept_truncation=accept_truncation)
         except LogDamagedError as error:
-            # Who wanted to write asks that first.
+            # A writer checks that first.
             raise LogDamagedError(f"{error.detail}. Nothing was changed", **error.fields) from None
         if findings.unknown is not None:
             name, schema, position = findings.unknown
             raise LogUnusableError(
-                f"event {position} is a {name} of schema {schema}, which this version does not know: "
+                f"event {position} is a {name} of schema {schema}, which this version does not know; "
                 f"use a newer sae-actor, or --read-only"
             )
     if not findings.witnessed:
-        logger.warning("%s has no head.checkpoint: whether events at its end were lost cannot be told", folder)
+        logger.warning("%s has no head.checkpoint: events lost at its end would go unnoticed", folder)
     return findings
 
 
@@ -271,4 +271,4 @@ def _close_unwanted(opening: asyncio.Future[SqliteLog]) -> None:
 
 
 _unwanted: set[asyncio.Future[None]] = set()
-"""Logs being closed whose opener had gone."""
+"""Logs being closed whose opener was cancelled."""

@@ -1,7 +1,7 @@
-"""Whether a write-ahead log holds anything, told without SQLite.
+"""Whether a write-ahead log holds anything, read without SQLite.
 
-A connection that finds nothing valid in a WAL deletes the file when it closes, also a read-only one; with it would
-go the evidence of what was damaged. The format: https://sqlite.org/fileformat2.html#the_write_ahead_log
+A connection that finds nothing valid in a WAL deletes the file when it closes, also a read-only one, and with it
+the evidence of damage. The format: https://sqlite.org/fileformat2.html#the_write_ahead_log
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WORD = 0xFFFFFFFF
 
 
 def holds_commit(path: Path) -> bool:
-    """At least one transaction would be recovered from this WAL; False where there is no file."""
+    """At least one transaction would be recovered from this WAL; False if there is no file."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""The one writer of a log: appends in order, grouped where they wait, durable before they are answered.
+"""The one writer of a log: appends in order, grouped when they wait, durable before they are answered.
 
 An append is one multi-row INSERT in autocommit, so it is a transaction of its own that no cancelled await can leave
 open. After the commit the head goes to `head.checkpoint`; then the callers are answered. The loop decides what is
 stored next and seals it, the connection's thread stores it: one trip there and back for each transaction. After an
-I/O failure nothing is tried again: what fsync could not write, a second fsync may report as written.
+I/O failure nothing is tried again: a second fsync may report as written what the first could not write.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ GROUP_BYTES = 4 * 1024 * 1024
 """Bounds of the appends that are stored together."""
 SYNC_EVENTS = 256
 SYNC_SECONDS = 60.0
-"""The checkpoint is made durable after so many events, and so many seconds after the first that it is not for."""
+"""The checkpoint is synced after this many events, and this many seconds after the first unsynced one."""
 WAL_PAGES = 1000
-"""The WAL is folded into the database when it holds about so many pages of 4 KiB."""
+"""The WAL is folded into the database at about this many pages of 4 KiB."""
 
 
 class _Waiting(NamedTuple):
@@ -48,7 +48,7 @@ class _Waiting(NamedTuple):
 
 
 class _Batch:
-    """What goes into one transaction, who waits for it, and whose append cannot follow."""
+    """The contents of one transaction, its waiters, and appends that cannot follow."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
@@ -61,7 +61,7 @@ class _Batch:
         self.rows: list[Row] = []
         self.failure: _Failure | None = None
         self.unwitnessed: str | None = None
-        """What is wrong with the checkpoint, where the events were stored."""
+        """The error of the checkpoint, if the events were stored."""
 
 
 class _Failure(NamedTuple):
@@ -84,10 +84,10 @@ def check_append(drafts: Sequence[Draft], salts: Salts) -> list[Sealed]:
 
 
 class Writer:
-    """Appends behind `head` through one connection."""
+    """Appends after `head` through one connection."""
 
     def __init__(self, db: Connection, folder: Path, log_id: str, head: Head, checkpoint: Checkpoint | None) -> None:
-        """`checkpoint` None: it is made with the first append, which puts an accepted loss on record."""
+        """`checkpoint` None: it is made with the first append, which records an accepted loss."""
         self.head = head
         self.failed = False
         """After a fault: what is on disk is to be left as it is."""
@@ -121,7 +121,7 @@ class Writer:
         self._queue.append(_Waiting(sealed, sum([each.size for each in sealed]), expected, answer))
         if self._idle.is_set():
             self._idle.clear()
-            # The thread comes to run when the loop waits: whoever appends in the same step is stored together.
+            # The thread runs when the loop waits: appends of one step are stored together.
             self._db.submit(self._store, self._stored)
         return answer
 
@@ -157,7 +157,7 @@ class Writer:
     # — on the loop —
 
     def _stored(self, batch: _Batch | None, _: object) -> None:
-        """The thread is done with a transaction: tell who waits, and hand it the next one."""
+        """The thread is done with a transaction: answer its waiters, and hand over the next one."""
         assert batch is not None  # `_store` never raises
         self._answer(batch)
         if self.failed:
@@ -170,14 +170,14 @@ class Writer:
 
     def _answer(self, batch: _Batch) -> None:
         for waiting, position in batch.conflicts:
-            detail = f"an append behind event {waiting.expected}, the log is at {position}"
+            detail = f"an append after event {waiting.expected}, the log is at {position}"
             _refuse([waiting], LogConflictError, detail, head=position, expected=waiting.expected)
         if batch.failure is not None:
             self._fail(batch.waiting, batch.failure)
             return
         if batch.rows:
             self.head = batch.head
-        # The events are durable, also where their witness is not: that stops the next append, not this one.
+        # The events are durable even if their checkpoint is not: that stops the next append, not this one.
         _give_out(batch)
         if batch.unwitnessed is not None:
             self._stop([], batch.unwitnessed)
@@ -185,14 +185,14 @@ class Writer:
             self._look_after(batch.rows)
 
     def _look_after(self, rows: list[Row]) -> None:
-        """The checkpoint is synced and the WAL folded where it is time."""
+        """Sync the checkpoint and fold the WAL if they are due."""
         self._unsynced += len(rows)
         self._plan_sync()
         # A commit writes a leaf of the table, one of the index and what its rows fill.
         self._wal_pages += 3 + sum([len(row.data or b"") + 512 for row in rows]) // 4096
         if self._wal_pages >= WAL_PAGES:
             self._wal_pages = 0
-            self._db.submit(self._fold, self._folded)  # the next transaction queues behind it
+            self._db.submit(self._fold, self._folded)  # the next transaction queues after it
 
     def _plan_sync(self) -> None:
         if self._unsynced >= SYNC_EVENTS:
@@ -279,7 +279,7 @@ class Writer:
             batch.unwitnessed = f"head.checkpoint could not be written ({error.strerror}): the log takes no more events"
 
     def _take(self) -> _Batch:
-        """The appends that are stored next. The loop stands behind `head` until it has heard what became of them."""
+        """The appends to store next. The loop stays at `head` until it knows their outcome."""
         batch = _Batch(self.head)
         size, queue = 0, self._queue
         while queue:

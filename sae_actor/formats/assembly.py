@@ -78,12 +78,12 @@ def assemble(
 def _weight(file: TensorFile, alias: Alias, wanted: tuple[int, ...], broadcast: bool) -> Weight:
     stored = file.tensors[alias.name]
     if stored.dtype not in ITEM_BYTES:
-        raise _invalid(file, "dtype", f"{alias.name} has the type {stored.dtype}, which holds no weights")
+        raise _invalid(file, "dtype", f"{alias.name} has the type {stored.dtype}, which cannot hold weights")
     if broadcast and stored.count == 1 and wanted != (1,):
         return Weight(stored, exponential=alias.exponential, broadcast=True)
     on_disk = wanted[::-1] if alias.transposed else wanted
     if stored.shape != on_disk:
-        raise _invalid(file, "shape", f"{alias.name} is {list(stored.shape)}, the sizes ask for {list(on_disk)}")
+        raise _invalid(file, "shape", f"{alias.name} is {list(stored.shape)}, the sizes require {list(on_disk)}")
     return Weight(stored, alias.transposed, alias.exponential)
 
 

@@ -39,7 +39,7 @@ def strict_json(text: bytes, where: str, check: str = "config") -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a key occurs twice")
+            raise ValueError("a key occurs more than once")
         return found
 
     try:

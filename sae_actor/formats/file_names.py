@@ -1,4 +1,4 @@
-"""How a family names its files: what tells one SAE of a long file list before any of it is here.
+"""How a family names its files: the names that show an SAE in a long file list before any download.
 
 Names alone may leave two families for one folder; the settings file mostly says which (`Naming.agrees`), the
 tensors always do, once they are here.
@@ -29,7 +29,7 @@ class Naming:
     needs_config: bool = False
     """Without one of the first group it is not this family's."""
     never_with: tuple[str, ...] = ()
-    """A file beside the weights that makes them another family's."""
+    """A file next to the weights that makes them another family's."""
     above: tuple[str, ...] = ()
     """Files of the folder above that are read where they exist."""
     one_per_file: bool = False

@@ -66,7 +66,7 @@ class SaeFiles:
         return next((name for name in names if self.has(name)), None)
 
     def resolve(self, name: str) -> Path:
-        """The real file behind `name`; `SAEInvalidError` (check `link`) where it is outside, (check `lfs_pointer`)
+        """The real file of `name`; `SAEInvalidError` (check `link`) where it is outside, (check `lfs_pointer`)
         where git-lfs has not brought it yet."""
         real = (self.folder / name).resolve()
         if not real.is_relative_to(self._container):

@@ -119,7 +119,7 @@ def _converted(file: TensorFile) -> TensorFile:
 
 def _entry(name: str, tensor: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(name, "header", f"the entry of {tensor[:80]} is not one of a tensor")
+        raise _bad(name, "header", f"the entry of {tensor[:80]} does not describe a tensor")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
         raise _bad(name, "dtype", f"{tensor[:80]} has the unknown type {str(dtype)[:20]}")

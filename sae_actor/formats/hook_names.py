@@ -1,9 +1,9 @@
-"""Names of hooks, in every spelling in use, as hook points of the contract.
+"""Names of hooks in every spelling in use, as hook points.
 
 A name that could mean two places gives no hook point: a hook on the wrong place is worse than none. What the names of
 transformer_lens mean was compared with that library (tests/engine/hooknames), release by release:
 
-    blocks.N.hook_resid_mid      the stream between attention and MLP; absent where these run beside each other
+    blocks.N.hook_resid_mid      the stream between attention and MLP; absent if these run in parallel
     blocks.N.hook_mlp_in         the same numbers, on their way to the MLP alone
     blocks.N.ln2.hook_normalized what the norm before the MLP gives before its gain; of a LayerNorm whose gain was not
                                  folded away HookedTransformer up to 2.x gives it after gain and bias

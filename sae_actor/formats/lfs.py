@@ -9,7 +9,7 @@ MAX_POINTER_BYTES = 1024
 """No pointer is longer, says its specification."""
 
 REMEDY = "is a git-lfs pointer, not the file itself: run `git lfs pull` where it was cloned, or fetch it again"
-"""What to say behind the name of one."""
+"""The message after the name of one."""
 
 _POINTER = re.compile(
     rb"version https?://(git-lfs\.github\.com/spec|hawser\.github\.com/spec|git-media\.io)/v[0-9][^\n]*\n(.*\n)?oid ",
@@ -23,6 +23,6 @@ def is_pointer(content: bytes) -> bool:
 
 
 def pointer_at(path: Path) -> bool:
-    """Whether the file at `path` is a pointer; OSError where it cannot be read."""
+    """Whether the file at `path` is a pointer; OSError if it cannot be read."""
     with path.open("rb") as file:
         return is_pointer(file.read(MAX_POINTER_BYTES + 1))

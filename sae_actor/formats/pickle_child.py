@@ -74,7 +74,7 @@ def _confine(memory_limit: int, parent: int) -> None:
 
 
 def _convert(job: dict[str, Any]) -> dict[str, Any]:
-    source, out = Path(job["source"]), Path(job["out"])  # a link stays one: what lies beside it belongs to it
+    source, out = Path(job["source"]), Path(job["out"])  # a link stays one: files next to it belong to it
     file = read_pickle(source, source.name)
     out.mkdir(parents=True, exist_ok=True)
     stem = source.name.rpartition(".")[0]

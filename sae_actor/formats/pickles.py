@@ -25,7 +25,7 @@ from .headers import TensorFile
 from .layout import Stored
 
 MEMORY_LIMIT = 8 << 30
-"""Bytes that a conversion may take beside torch itself; the file is mapped, so its size counts."""
+"""Bytes that a conversion may take besides torch itself; the file is mapped, so its size counts."""
 TIMEOUT_SECONDS = 900.0
 
 
@@ -76,7 +76,7 @@ def convert(
     repository_id: str | None = None,
     parts: Sequence[str] = (),
 ) -> Converted:
-    """Write `out_dir/<stem>.safetensors` from the pickle at `path`, and its config beside it; blocks until done.
+    """Write `out_dir/<stem>.safetensors` from the pickle at `path`, and its config next to it; blocks until done.
 
     `repository_id` and `parts` (folders of the path inside the repository) are kept in the new file's metadata,
     for formats that say their place there. Raises `SAEInvalidError` with check `pickle` (not a state dict of

@@ -80,9 +80,9 @@ def read_layout(files: SaeFiles) -> Layout:
         raise SAEInvalidError(f"name one file of this folder: {', '.join(pickles[:5])}", check="ambiguous")
     if pickles:
         files.resolve(pickles[0])
-        raise SAEUnsupportedError(f"{pickles[0]} is a pickle of no known format", check="pickle", file=pickles[0])
+        raise SAEUnsupportedError(f"{pickles[0]} is a pickle of an unknown format", check="pickle", file=pickles[0])
     tensors = [name for name in names if name.endswith(".safetensors")]
     if files.file is None and len(tensors) > 1:
         raise SAEInvalidError(f"name one file of this folder: {', '.join(tensors[:5])}", check="ambiguous")
     shown = ", ".join(names[:8]) or "no file"
-    raise SAEInvalidError(f"no known SAE format has these files: {shown}", check="format")
+    raise SAEInvalidError(f"no known SAE format matches these files: {shown}", check="format")

@@ -1,10 +1,10 @@
-"""Text under an intervention: admitted by a turn of the actor, made by the engine, closed on record.
+"""Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
-generations    `Generations`: admits requests and keeps those that run
-running        `RunningGeneration`: its tokens, then its end on record
-records        what goes on record of the end of one
-activations    what SAEs read in a given text, without making one
-monitoring     activations of monitored SAEs, announced to whoever listens
+generations    `Generations`: admits requests and holds the running ones
+running        `RunningGeneration`: its tokens, then its recorded end
+records        the recorded end of one
+activations    what SAEs read in a given prompt, without generating
+monitoring     activations of monitored SAEs, published as they are read
 """
 
 from .activations import read_activations

@@ -1,4 +1,4 @@
-"""Activations of a prompt, read without making a text of it; not on record, as nothing is given out but numbers."""
+"""Activations of a prompt, read without generating; not recorded, since the answer is numbers only."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def read_activations(
 ) -> Activations:
     """What the SAE reads at every position of the prompt, under the intervention.
 
-    Waits for its turn among the texts, and raises what the engine refuses those with; `SAENotAttachedError` where an
-    SAE went meanwhile, `DeadlineExceededError`.
+    Queues like a generation, and raises the same errors of the engine; `SAENotAttachedError` if an SAE was detached
+    meanwhile, `DeadlineExceededError`.
     """
     request = GenerationRequest(
         generation_id="activations",

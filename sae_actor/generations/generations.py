@@ -1,9 +1,7 @@
-"""Text under an intervention: admitted by a turn of the actor, made by the engine, closed on record.
+"""Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
-A request runs in tasks of its own, one that reads what the engine makes and one that puts its end on record, so that
-a client who goes away ends the text but never the record of it: the last thing a reader gets comes after
-GenerationFinished is durable.
-"""
+A request has two tasks: one reads from the engine, one records the end. So a client that disconnects ends the
+generation but never its record. The last item of a reader comes after GenerationFinished is durable."""
 
 from __future__ import annotations
 
@@ -38,10 +36,10 @@ from .running import Completed, RunningGeneration, TokenOptions
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
-"""Past a text's deadline the engine ends it by itself, should it not have heard that it was given up."""
+"""After a generation's deadline the engine ends it by itself, if the cancel did not reach it."""
 
 FAREWELL_SECONDS = 2.0
-"""A text that is given up ends after its step: how long it is waited for what the engine then tells of it."""
+"""A cancelled generation ends after its step; wait this long for the engine's `Finished`."""
 
 
 class Generations:
@@ -56,8 +54,8 @@ class Generations:
         deadline_seconds: float = 600.0,
         places: int | None = None,
     ) -> None:
-        """deadline_seconds: a text that is not done so long after its admission is given up. places: for how many texts
-        the engine has room; a further one is refused before anything of it is on record."""
+        """deadline_seconds: stop a generation that is unfinished this long after its admission. places: how many
+        generations the engine takes; further ones are refused before anything is recorded."""
         self.deadline_seconds = deadline_seconds
         self.farewell_seconds = FAREWELL_SECONDS
         self.places = places
@@ -83,25 +81,25 @@ class Generations:
         """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
         `MailboxFullError`."""
         if self.places is not None and len(self._running) + len(self._opening) >= self.places:
-            raise MailboxFullError("too many texts are waiting", retry_after=1)
+            raise MailboxFullError("too many generations are waiting", retry_after=1)
         opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # It may be on record already that the text began: its end must follow.
+            # Its start may be recorded already; its end must follow.
             opening.add_done_callback(_abandon)
             raise
 
     @property
     def waiting(self) -> int:
-        """Texts that have no token yet."""
+        """Generations without a token yet."""
         return sum(not text.made for text in self._running.values())
 
     @property
     def running(self) -> int:
-        """Texts that have some tokens, and no end on record."""
+        """Generations with tokens, and without a recorded end."""
         return len(self._running) - self.waiting
 
     async def close(self) -> None:
@@ -129,8 +127,8 @@ class Generations:
         return begun[0]
 
     def _begin(self, event: Event, token_ids: tuple[int, ...], tell: TokenOptions) -> RunningGeneration:
-        """Hand an admitted text to the engine, in the turn that put its beginning on record: what is taken from the
-        device behind that finds it there, and waits for it."""
+        """Hand an admitted generation to the engine, in the turn that records its start: a later removal from the
+        device finds it there, and waits for it."""
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
         self.tokens["prompt",] += len(token_ids)
@@ -172,7 +170,7 @@ class Generations:
         stop: Callable[[], None],
         token_ids: tuple[int, ...],
     ) -> None:
-        """Put the end of a text on record, then give it out."""
+        """Record the end of a generation, then deliver it."""
         ended = await self._end(text, reading, stop, len(token_ids))
         record = record_of(text.event, text.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
@@ -197,7 +195,7 @@ class Generations:
         stop: Callable[[], None],
         tokens_prompt: int,
     ) -> Finished | SAEError:
-        """How a text ends: by itself, or, given up, as the engine tells of it, whose thread may be what hangs."""
+        """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
         either: list[asyncio.Future[Any]] = [reading, text.left]
         await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         if reading.done():
@@ -211,7 +209,7 @@ class Generations:
         ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
         if not late or isinstance(ended, SAEError):
             return ended
-        error = DeadlineExceededError(f"the text was not done within {self.deadline_seconds:g} seconds")
+        error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
         return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _record(
@@ -221,7 +219,7 @@ class Generations:
         token_ids: tuple[int, ...],
         ended: Finished | SAEError,
     ) -> GenerationFinished:
-        """Put the record into the log; the text with it where that is wanted, or what of it an event can hold."""
+        """Write the record to the log; with the text if that is configured, as far as an event can hold it."""
         if self._record_text:
             record = whole = with_text(record, token_ids, ended)
             for names in LEFT_OUT:
@@ -251,10 +249,10 @@ class Generations:
             return error
         except Exception:
             return _unexpected(text)
-        return InternalError("the engine ended the text without a word")
+        return InternalError("the engine ended the generation without a result")
 
     def _deliver(self, text: RunningGeneration, item: Token) -> None:
-        """Give a token out; what is only monitored is announced in its stead, and is no part of the answer."""
+        """Deliver a token; readings that are only monitored are published instead and are not part of the answer."""
         asked_for = len(text.started.watched)
         own, monitored = item.activations[:asked_for], item.activations[asked_for:]
         if monitored:
@@ -280,4 +278,4 @@ def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
 def _unexpected(text: RunningGeneration) -> InternalError:
     """For an `except` clause: what the engine raised is in the service's log alone."""
     logger.exception("%s failed unexpectedly", text.started.generation_id)
-    return InternalError("the text could not be made; the service's log has the cause")
+    return InternalError("the generation failed; the service's log has the cause")

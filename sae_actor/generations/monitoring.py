@@ -1,8 +1,8 @@
-"""What is streamed of monitored SAEs while texts are made: passing events `activations`, never on record.
+"""The stream of monitored SAEs during generation: transient events `activations`, never recorded.
 
-The engine reads a monitored SAE at one position of a text at a time, at most every `EVERY_SECONDS`; over all texts
-together at most `PER_SECOND` events go out, and what is above that is dropped. So monitoring costs the same whatever
-runs, and a text never waits for it.
+The engine reads a monitored SAE at one position of a generation at a time, at most every `EVERY_SECONDS`. All
+generations together publish at most `PER_SECOND` events; more are dropped. So the cost of monitoring is bounded, and a
+generation never waits for it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..ports import Activations, Watch
 from ..subscriptions import Broadcast
 
 EVERY_SECONDS = 0.2
-"""Between two readings of one SAE in one text."""
+"""Between two readings of one SAE in one generation."""
 PER_SECOND = 20.0
 BURST = 20.0
 
 
 def watches(state: State) -> tuple[Watch, ...]:
-    """What a text that begins now is read by, beside what it asks for itself: every monitored SAE that is attached."""
+    """Readings that a new generation gets besides its own: every monitored SAE that is attached."""
     return tuple(_watch(attachment) for attachment in state.attached if attachment.monitoring is not None)
 
 
@@ -39,7 +39,7 @@ def _watch(attachment: AttachmentState) -> Watch:
 
 
 class Monitors:
-    """Announces what the texts' readings bring, as long as someone wants it."""
+    """Publishes the generations' readings while their SAE is monitored."""
 
     def __init__(self, broadcast: Broadcast) -> None:
         self._broadcast = broadcast
@@ -49,7 +49,7 @@ class Monitors:
     def tell(
         self, generation_id: str, told: Sequence[Activations], written: Sequence[str | None], state: State
     ) -> None:
-        """Announce the newest position of each reading.
+        """Publish the newest position of each reading.
 
         written: the text of each token so far, by position.
         """

@@ -1,4 +1,4 @@
-"""What goes on record of a text's end."""
+"""The recorded end of a generation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..ports import Finished, Token
 
 
 class CutOff(Finished, frozen=True, kw_only=True):
-    """The end of a text of which the engine told none in time: what it wrote to is not known."""
+    """The end of a generation that the engine did not report in time: its edited positions are unknown."""
 
 
 def cut_off(tokens_prompt: int, made: Sequence[Token]) -> CutOff:
-    """The end of a text that was given up after these tokens."""
+    """The end of a generation that was cancelled after these tokens."""
     unknown = ev.Receipt(
         tokens_prompt=tokens_prompt,
         tokens_generated=len(made),
@@ -72,7 +72,7 @@ def with_text(record: GenerationFinished, token_ids: tuple[int, ...], ended: Fin
 
 
 LEFT_OUT = (("prompt_token_ids",), ("prompt_token_ids", "output_token_ids", "text"))
-"""Of a record with its text that is too large for an event: what goes first, and what goes where that is not enough."""
+"""Fields to leave out of a record too large for an event: the first, and then more if that is not enough."""
 
 
 def without(record: GenerationFinished, names: Sequence[str], error: TooLargeError) -> GenerationFinished:
@@ -82,8 +82,8 @@ def without(record: GenerationFinished, names: Sequence[str], error: TooLargeErr
 
 
 def failure(ended: Finished) -> SAEError:
-    """The error that a text ended with."""
-    return from_code(ended.error_code or "internal", ended.error_detail or "the text could not be made")
+    """The error that a generation ended with."""
+    return from_code(ended.error_code or "internal", ended.error_detail or "the generation failed")
 
 
 def token_digest(salt: str, token_ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""One admitted request: its tokens, then its end on record."""
+"""One admitted request: its tokens, then its recorded end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..ports import Finished, Token
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The end of a text, on record."""
+    """The recorded end of a generation."""
 
     finished: Finished
     record: GenerationFinished
@@ -27,14 +27,14 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class TokenOptions:
-    """What is told with each token."""
+    """What is reported with each token."""
 
     logprobs: int | None = None
     """As in `GenerationRequest`."""
     top_k_features: int = 0
-    """So many activations of each SAE that the request watches."""
+    """This many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
-    """Positions of which none of them are told."""
+    """Positions without any of them."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for what is monitored."""
 
@@ -58,12 +58,12 @@ class RunningGeneration:
         self.items: asyncio.Queue[Token | Completed | SAEError] = asyncio.Queue()
         self.made: list[Token] = []
         self.written = [*prompt]
-        """Text of each token, the prompt's first; None where nobody told."""
+        """Text of each token, the prompt's first; None if unknown."""
         self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once nobody reads any more."""
+        """Done once the reader has gone."""
 
     def abandon(self) -> None:
-        """Nobody reads any more: stop the text and free its place. Harmless after the end."""
+        """The reader has gone: stop the generation and free its slot. Harmless after the end."""
         if not self.left.done():
             self.left.set_result(None)
 
@@ -85,4 +85,4 @@ class RunningGeneration:
             async for item in items:
                 if isinstance(item, Completed):
                     return item
-        raise InternalError("the text ended without a result")
+        raise InternalError("the generation ended without a result")

@@ -7,8 +7,8 @@ selection    which files of a list make one SAE
 digests      sha256 and git ids; what is known unchanged
 conversion   safetensors made of pickles, kept next to them
 imports, removal
-catalogs     catalogs that are asked for: few at a time, equal ones together
-process, protocol         one child process per download or catalog, and what is said to it
+catalogs     requested catalogs: few at a time, equal ones shared
+process, protocol         one child process per download or catalog, and its messages
 child/       what runs in that process
 """
 

@@ -1,4 +1,4 @@
-"""Catalogs that are asked for: few at a time, equal ones together, none that nobody waits for."""
+"""Requested catalogs: few at a time, equal ones shared, cancelled ones ended."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Listings:
         """How many wait for each."""
 
     async def of(self, repository_id: str, revision: str) -> list[CatalogEntry]:
-        """Raises what `entries` raises, and `NotReadyError` where too many others are asked for already.
+        """Raises what `entries` raises, and `NotReadyError` if too many others are waiting.
 
-        A cancel ends the listing with the last who waited for it.
+        The listing ends when its last waiter is cancelled.
         """
         asked = (repository_id, revision)
         listing = self._asked.get(asked)

@@ -1,8 +1,8 @@
-"""Which files of a repository's folder an SAE needs: one small JSON file per SAE, beside the hub's layout.
+"""Which files of a repository's folder an SAE needs: one small JSON file per SAE, next to the hub's layout.
 
-A claim is written before the first byte is fetched, so that a later process can tell a partial file that
-waits for its next try from one that nobody wants, and two SAEs that share a blob from one that owns it.
-The event log says which SAEs exist; claims only say what may not be removed from under them.
+A claim is written before the first byte is fetched. So a later process can tell a partial file to be continued from
+one to be removed, and a shared blob from an owned one. The event log says which SAEs exist; claims only protect their
+files from removal.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _path(repository: Repository, sae_id: str) -> Path:
 
 
 def read(repository: Repository, sae_id: str) -> Claims | None:
-    """The claims of one SAE; None where there are none. An unreadable file claims nothing and is removed."""
+    """The claims of one SAE; None if there are none. An unreadable file claims nothing and is removed."""
     path = _path(repository, sae_id)
     try:
         return _DECODER.decode(path.read_bytes())

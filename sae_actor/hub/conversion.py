@@ -1,4 +1,4 @@
-"""Pickles made safetensors: where the service keeps what a child process of `formats.pickles` wrote.
+"""Pickles converted to safetensors: where the service keeps what a child process of `formats.pickles` wrote.
 
     hub/converted/<key>/<name>.safetensors   and copies of the settings files that its format reads
 
@@ -45,7 +45,7 @@ def key_of(repository_id: str, originals: Iterable[SaeFile]) -> str:
 
 
 def key_at(location: SaeLocation) -> str | None:
-    """The key of an SAE on record; None where nothing was converted."""
+    """The key of an SAE on record; None if nothing was converted."""
     if not location.converted:
         return None
     if location.source == "import":
@@ -54,7 +54,7 @@ def key_at(location: SaeLocation) -> str | None:
 
 
 def loaded_files(root: Path, location: SaeLocation) -> list[tuple[Path, SaeFile]]:
-    """The converted file and the settings beside it, with what is on record of each; empty where there are none."""
+    """The converted file and the settings next to it, with the record of each; empty if there are none."""
     key = key_at(location)
     if key is None:
         return []
@@ -115,7 +115,7 @@ def _places(root: Path, pattern: str) -> list[Path]:
 
 
 def remove(root: Path, key: str) -> int:
-    """Remove what was converted under `key`; the bytes that became free, 0 where there is nothing."""
+    """Remove what was converted under `key`; returns the bytes freed, 0 if there is nothing."""
     place = folder(root, key)
     freed = 0
     for path in place.glob("*"):

@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 
 class Stamp(Struct, frozen=True):
-    """What the file system says of a file; equal stamps mean that nobody wrote to it."""
+    """A file's metadata; equal stamps mean that it was not written to."""
 
     bytes: int
     mtime_ns: int
@@ -87,7 +87,7 @@ class KnownDigests:
             self._known[path] = (stamp, sha256)
 
     def of(self, path: Path) -> tuple[Stamp, str]:
-        """Stamp and sha256 of the file as it is now; OSError where it cannot be read."""
+        """Stamp and sha256 of the file as it is now; OSError if it cannot be read."""
         stamp = Stamp.of(path)
         with self._lock:
             known = self._known.get(path)

@@ -34,7 +34,7 @@ from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Li
 from .selection import target
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
-"""Beside the hub's own origin, the hosts (and their subdomains) that its files may come from."""
+"""Besides the hub's own origin, the hosts (and their subdomains) that its files may come from."""
 
 
 class HuggingFaceHub:
@@ -109,7 +109,7 @@ class HuggingFaceHub:
         async with self._turns:
             done = await self._run(job, heard)
         if not isinstance(done, Done):
-            raise SAEDownloadError("The process of the download answered something else", reason="process")
+            raise SAEDownloadError("The download process gave an unexpected answer", reason="process")
         return self._placed(done)
 
     def _placed(self, done: Done) -> HubSae:
@@ -142,7 +142,7 @@ class HuggingFaceHub:
                 await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
             raise
         if not isinstance(done, Done):
-            raise InternalError("The process of the import answered something else", reason="process")
+            raise InternalError("The import process gave an unexpected answer", reason="process")
         return self._placed(done)
 
     async def locate(self, location: SaeLocation) -> str:
@@ -167,14 +167,14 @@ class HuggingFaceHub:
         )
         listed = await self._run(job, lambda _: None)
         if not isinstance(listed, Listed):
-            raise SAEDownloadError("The process of the catalog answered something else", reason="process")
+            raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
     async def fetch_model(self, model: str, revision: str, progress: Progress) -> None:
         """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
 
-        Cancelled, it ends at once with all that it started. Raises `ModelNotFoundError`, `ModelLoadError`,
-        `DiskFullError`. What is no id of a hub is left to the engine to refuse.
+        Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
+        `DiskFullError`. The engine refuses what is not a hub id.
         """
         if local_folder(model) is not None or not is_hub_id(model):
             return
@@ -197,7 +197,9 @@ class HuggingFaceHub:
             await self._run(job, heard)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(
-                f"the hub has no {model} at {revision}, or hides it", model=model, reason=error.fields.get("reason")
+                f"the hub has no {model} at {revision}, or it is private",
+                model=model,
+                reason=error.fields.get("reason"),
             ) from None
         except (SAEDownloadError, GatedError, ForbiddenError) as error:
             raise ModelLoadError(f"{model}: {error.detail}", **{**error.fields, "model": model}) from None

@@ -1,6 +1,6 @@
 """SAEs that are on disk already: where they may lie, and what they are.
 
-Nothing of the user's is changed, and nothing copied but a pickle: the service keeps the safetensors it makes of it.
+The user's files stay unchanged and are not copied; of a pickle the service keeps converted safetensors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .protocol import Done, ImportJob, Placed, Working
 
 
 def resolve(path: str, roots: Sequence[Path]) -> str:
-    """The folder that `path` really is; `ForbiddenError` unless it lies in a root, `NotFoundError` unless it is there.
+    """The resolved folder of `path`; `ForbiddenError` unless it is in a root, `NotFoundError` unless it exists.
 
-    In this order: whether anything exists outside the roots is not told.
+    In this order: whether anything exists outside the roots is not revealed.
     """
     forbidden = ForbiddenError("The folder is not under one of [hub] import_roots", path=path)
     if not os.path.isabs(path) or "\0" in path:
@@ -37,7 +37,7 @@ def resolve(path: str, roots: Sequence[Path]) -> str:
 
 
 def register(path: str, known: KnownDigests) -> HubSae:
-    """Describe the folder, digest its files and look at every weight: nothing is called complete unseen.
+    """Describe the folder, digest its files and check every weight.
 
     `SAEUnsupportedError` with check `pickle` and the name as `file` where `convert_and_register` can read it.
     """
@@ -85,7 +85,7 @@ def _existing(path: str) -> Path:
 
 
 def _pickle_of(folder: Path) -> str:
-    """The one pickle that `describe` would read, were it none."""
+    """The one pickle that `describe` would read if it were safetensors."""
     try:
         describe(folder)
     except SAEUnsupportedError as error:
@@ -96,6 +96,6 @@ def _pickle_of(folder: Path) -> str:
 
 
 def _settings(folder: Path, format: str, weights: str) -> list[str]:
-    """Names of the settings files that the format reads beside these weights."""
+    """Names of the settings files that the format reads next to these weights."""
     naming = next(each.naming for each in FORMATS if each.name == format)
     return naming.configs_of(weights, lambda name: (folder / name).is_file()) or []

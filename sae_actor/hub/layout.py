@@ -79,9 +79,9 @@ def is_safe_path(path: str) -> bool:
 
 
 def check_path(path: object) -> str:
-    """`path`, if a hub may name a file so; a hub that lies about names is not asked again."""
+    """`path`, if a hub may name a file so; an invalid name is not retried."""
     if not isinstance(path, str) or not is_safe_path(path):
-        raise SAEDownloadError("The hub lists a file under a name that is not allowed", reason="unsafe_name")
+        raise SAEDownloadError("The hub lists a file with a name that is not allowed", reason="unsafe_name")
     return path
 
 
@@ -93,7 +93,7 @@ def check_commit(commit: object) -> str:
 
 def check_size(size: object) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_FILE_BYTES:
-        raise SAEDownloadError("The hub states no size, or one that cannot be", reason="bad_size")
+        raise SAEDownloadError("The hub gives no size, or an impossible one", reason="bad_size")
     return size
 
 

@@ -19,7 +19,7 @@ from .protocol import MESSAGE, Done, Failed, Fetched, Job, Listed, Message, Work
 
 _COMMAND = (sys.executable, "-P", "-m", "sae_actor.hub.child")
 _PACKAGES = str(Path(__file__).resolve().parents[2])
-"""Where this package is imported from: the child is given the same, and never its working folder."""
+"""Where this package is imported from: the child gets the same, and never its working folder."""
 _OURS = "SAE_ACTOR_"
 _FORCED = {
     "HF_HUB_DISABLE_XET": "1",
@@ -32,7 +32,8 @@ _MAX_LINE = 256 << 20
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a child sees: the hub's own settings and the machine's, none of the service's (its token above all)."""
+    """The environment of a child: the hub's settings and the machine's, none of the service's (above all not its
+    token)."""
     kept = {name: value for name, value in environment.items() if not name.startswith(_OURS) and name != "HF_DEBUG"}
     paths = [_PACKAGES, *filter(None, [environment.get("PYTHONPATH")])]
     return {**kept, **_FORCED, "PYTHONPATH": os.pathsep.join(paths)}
@@ -43,7 +44,7 @@ async def run_job(
 ) -> Done | Listed | Fetched:
     """Run one job in a process of its own; its progress goes to `heard`.
 
-    Raises the child's error, or `SAEDownloadError` where it died (`process`) or said nothing for
+    Raises the child's error, or `SAEDownloadError` if it died (`process`) or was silent for
     `silence_seconds` (`stalled`). However this ends, the process and all it started have ended too.
     """
     with anyio.CancelScope(shield=True):  # a cancel in the middle of the start would lose sight of the process
@@ -58,7 +59,7 @@ async def run_job(
         )
     try:
         assert process.stdin is not None
-        with contextlib.suppress(anyio.BrokenResourceError):  # it has died already: the reading says so
+        with contextlib.suppress(anyio.BrokenResourceError):  # it has died already: reading reports that
             await process.stdin.send(msgspec.json.encode(job) + b"\n")
         async for message in _messages(process, silence_seconds):
             if isinstance(message, Working):
@@ -68,7 +69,7 @@ async def run_job(
             else:
                 return message
         status = await process.wait()
-        raise SAEDownloadError(f"The process of the download ended with status {status}", reason="process")
+        raise SAEDownloadError(f"The download process ended with status {status}", reason="process")
     finally:
         with anyio.CancelScope(shield=True):
             await _end(process)
@@ -84,7 +85,7 @@ async def _messages(process: Process, silence_seconds: float) -> AsyncIterator[M
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             return
         except TimeoutError:
-            raise SAEDownloadError("The process of the download makes no progress", reason="stalled") from None
+            raise SAEDownloadError("The download process makes no progress", reason="stalled") from None
         *lines, rest = pending.split(b"\n")
         pending = bytearray(rest)
         if len(pending) > _MAX_LINE:
@@ -94,7 +95,7 @@ async def _messages(process: Process, silence_seconds: float) -> AsyncIterator[M
 
 
 async def _end(process: Process) -> None:
-    """Kill the whole process group at once; nothing in it has state worth a goodbye."""
+    """Kill the whole process group immediately; nothing in it has state to save."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

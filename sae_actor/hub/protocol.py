@@ -1,8 +1,8 @@
-"""What the service and the process of one download say to each other: one JSON object per line.
+"""Messages between the service and the process of one download: one JSON object per line.
 
 The job goes in on standard input, messages come out on standard output; the last one is `Done`, `Listed`,
-`Fetched` or `Failed`. Standard input stays open as long as the service lives: its end is the child's end. No
-token is in any of it: the child finds that where the hub's library looks, in its environment.
+`Fetched` or `Failed`. Standard input stays open as long as the service lives: its end is the child's end. They
+never hold a token: the child finds that in its environment, where the hub's library looks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Patience(Struct, frozen=True, kw_only=True):
     backoff_seconds: float = 1.0
     """First wait before another try; doubled each time."""
     backoff_cap_seconds: float = 60.0
-    """No wait is longer, whatever Retry-After says."""
+    """The longest wait, whatever Retry-After says."""
     tries: int = 5
     """Tries in a row that may bring less than `worthwhile_bytes`."""
     worthwhile_bytes: int = 1 << 20

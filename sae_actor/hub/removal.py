@@ -1,4 +1,4 @@
-"""Taking files away: delete an SAE, discard a cancelled download, sweep up after killed processes.
+"""Removal of files: delete an SAE, discard a cancelled download, sweep up after killed processes.
 
 Every operation can be cut off at any point and run again: a blob goes before the link that leads to it,
 and the claims go last. Nothing outside the repository's folder is ever touched.
@@ -101,7 +101,7 @@ def withdraw(root: Path, repository: Repository, sae_id: str, claim: Claim) -> i
 
 
 def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
-    """Remove what no SAE will ever use again; the bytes that became free. Run when no download runs.
+    """Remove what no SAE will use again; returns the bytes freed. Run when no download runs.
 
     `commits` names the SAEs on record and the commit whose files each has (None: none yet). Removed are unfinished
     files that no claim names, those claimed for an SAE that is not on record, complete claims that a newer commit
@@ -208,7 +208,7 @@ def _tidy(root: Path, repository: Repository, *, quiet: bool = False) -> None:
 
 
 def _blob_of(repository: Repository, commit: str, path: str) -> str | None:
-    """Name of the blob a snapshot's link leads to; None where there is no such link."""
+    """Name of the blob a snapshot's link leads to; None if there is no such link."""
     if not DIGEST.fullmatch(commit) or not is_safe_path(path):
         return None
     try:

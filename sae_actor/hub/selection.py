@@ -1,7 +1,7 @@
-"""Which files make one SAE, by their names alone: a repository of thousands is not fetched to find out.
+"""Which files make one SAE, from their names: a repository of thousands is not fetched to find out.
 
-The names are those that `formats` gives each family. Whether the files hold what their names promise is said by
-`formats.describe`, once they are here.
+The names are those that `formats` gives each family. `formats.describe` checks
+whether the files hold what their names promise, once they are here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Found:
     """One SAE of a file list."""
 
     path: str
-    """Folder, or file where several SAEs lie in one folder; empty at the root."""
+    """Folder, or file if several SAEs are in one folder; empty at the root."""
     formats: tuple[Format, ...]
     """Families whose names these are; none for a file that was named and could be of any."""
     weights: str
@@ -72,7 +72,7 @@ def find(names: Collection[str]) -> list[Found]:
 
 
 def _configs(format: Format, folder: str, weights: str, known: Collection[str]) -> tuple[str, ...] | None:
-    """Settings files that `format` reads with these weights; None where one is missing without which it is not it."""
+    """Settings files that `format` reads with these weights; None if a required one is missing."""
     beside = format.naming.configs_of(weights, lambda name: join(folder, name) in known)
     if beside is None:
         return None
@@ -81,7 +81,7 @@ def _configs(format: Format, folder: str, weights: str, known: Collection[str]) 
 
 
 def _without_twins(weights: list[str]) -> list[str]:
-    """Without the pickles that lie beside the same file as safetensors."""
+    """Without pickles whose safetensors version is in the same folder."""
     stems = {splitext(name)[0] for name in weights if not name.endswith(PICKLES)}
     return [name for name in weights if not name.endswith(PICKLES) or splitext(name)[0] not in stems]
 
@@ -89,8 +89,8 @@ def _without_twins(weights: list[str]) -> list[str]:
 def choose(names: Collection[str], path: str | None) -> Found:
     """The one SAE at `path` (a folder, or a file) or, without a path, the only one there is.
 
-    `SAEAmbiguousError` names the first of several; `SAEUnsupportedError` where there are only files that no
-    reader opens; `RepositoryNotFoundError` where nothing is an SAE.
+    `SAEAmbiguousError` names the first of several; `SAEUnsupportedError` if there are only files that no reader opens;
+    `RepositoryNotFoundError` if nothing is an SAE.
     """
     known = set(names)
     if path is not None and path in known:
@@ -113,19 +113,19 @@ def choose(names: Collection[str], path: str | None) -> Found:
     if (refusal := _refused(inside)) is not None:
         raise refusal
     if any(name.endswith(PICKLES) for name in inside):
-        raise SAEUnsupportedError(f"{where} holds only pickles of no known format", check="pickle", path=path)
+        raise SAEUnsupportedError(f"{where} holds only pickles of unknown formats", check="pickle", path=path)
     if not inside:
         raise RepositoryNotFoundError(f"There is nothing at {where}", reason="not_found", kind="path", path=path)
     raise SAEUnsupportedError(f"No SAE of a known format is in {where}", check="format", path=path)
 
 
 def target(names: Collection[str], path: str | None) -> str:
-    """What to describe and load: the file that was asked for, or the SAE's folder."""
+    """What to describe and load: the requested file, or the SAE's folder."""
     return path if path is not None and path in names else choose(names, path).path
 
 
 def settings_names(weights: str) -> set[str]:
-    """Names of the settings files that lie beside or above this weight file (or in this folder) in any format."""
+    """Names of the settings files next to or above this weight file (or in this folder) in any format."""
     stem = splitext(weights.rpartition("/")[2])[0]
     naming = [each.naming for each in FORMATS]
     names = {name for each in naming for group in each.configs for name in group} | {n for e in naming for n in e.above}
@@ -146,8 +146,8 @@ def _named_file(path: str, known: Collection[str]) -> Found:
         if path == sae.weights:
             return sae
     if path.endswith(PICKLES) and not path.endswith(CONVERTIBLE):
-        raise SAEUnsupportedError(f"{path} is a pickle of a kind that is not opened", check="pickle", path=path)
+        raise SAEUnsupportedError(f"{path} is a pickle of a kind that is not read", check="pickle", path=path)
     if not path.endswith(WEIGHTS):
-        raise SAEUnsupportedError(f"{path} is not a file of weights", check="format", path=path)
+        raise SAEUnsupportedError(f"{path} is not a weights file", check="format", path=path)
     beside = (join(dirname(path), name) for name in sorted(settings_names(path)))
     return Found(path, (), path, tuple(config for config in beside if config in known))

@@ -11,7 +11,7 @@ attention and MLP run in parallel) is refused too.
     resid_post  what the block returns                                   hidden_size
     attn_out    what attention adds to the residual stream (bias and     hidden_size
                 post-norm included)
-    attn_z      heads side by side, before the output projection         heads · head_dim
+    attn_z      heads concatenated, before the output projection         heads · head_dim
     mlp_in      what the MLP reads (after its norm)                      hidden_size
     mlp_act     what the MLP's last matrix reads (gate included)         intermediate_size
     mlp_out     what the MLP adds to the residual stream (bias and       hidden_size

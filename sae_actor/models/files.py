@@ -1,6 +1,6 @@
 """What a model is made of on disk: the names of its files, the same for the hub that fetches and the engine that reads.
 
-Weights are safetensors files; pickles are not looked at, and nothing that could run is named here.
+Weights are safetensors files; pickles are not read, and nothing executable is listed here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .families import FAMILIES
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
-"""Settings, tokenizer, templates: all that a model needs beside its weights."""
+"""Settings, tokenizer, templates: all that a model needs besides its weights."""
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
 def local_path(model: str) -> Path:
-    """What `model` names if it is no id: `~` is the user's home."""
+    """The path that `model` names if it is not an id: `~` is the user's home."""
     return Path(os.path.expanduser(model))  # of a user who is unknown it stays as it is, and nothing is there
 
 
@@ -42,14 +42,14 @@ def is_hub_id(model: str) -> bool:
 
 
 def is_small(name: str) -> bool:
-    """Whether the file belongs to a model beside its weights; `name` is its path in the repository."""
+    """Whether the file belongs to a model besides its weights; `name` is its path in the repository."""
     return "/" not in name and any(fnmatchcase(name, pattern) for pattern in SMALL)
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Names of the files with the weights, from the index where there is one; the model's type is checked first.
+    """Names of the files with the weights, from the index if there is one; the model's type is checked first.
 
-    `ModelLoadError`; that the files are there is not looked at.
+    `ModelLoadError`; whether the files exist is not checked.
     """
     model_type = _read_json(folder / CONFIG).get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

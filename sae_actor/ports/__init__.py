@@ -3,11 +3,11 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   what a generation is asked with, and what it delivers
+    generation   the request for a generation, and what it delivers
     clock        the time; `progress`: how far slow work is
     durability   what adapters that write files share
 
-`actor` and `api` know nothing else of the world.
+`actor` and `api` know the world only through these.
 """
 
 from .clock import Clock

@@ -38,11 +38,11 @@ class TokenWeight(Struct, frozen=True):
 
 
 class FeatureDetails(Struct, frozen=True, kw_only=True):
-    """One feature, told by the SAE's weights, the model's unembedding, and what its folder records."""
+    """One feature: from the SAE's weights, the model's unembedding, and what its folder records."""
 
     feature: int
     decoder_norm: float
-    """|d| of the effective decoder row, but for a scale that changes from token to token."""
+    """|d| of the effective decoder row, except for a scale that changes from token to token."""
     bias: float | None
     """Of the encoder; None where it has none."""
     threshold: float | None
@@ -70,7 +70,8 @@ class Engine(Protocol):
         """
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
-        """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing behind."""
+        """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing on the
+        device."""
 
     async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
         """Free the SAE when its last request ended, or after `drain_seconds`, when those requests end with
@@ -85,7 +86,7 @@ class Engine(Protocol):
 
         `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing or
         a strength is beyond what the types of model and SAE hold (with `feature`, `strength`, `limit`),
-        `SAEInvalidError` where the SAE's statistics cannot be read, `SAENotAttachedError` where there is no SAE.
+        `SAEInvalidError` if the SAE's statistics cannot be read, `SAENotAttachedError` without an SAE.
         """
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
@@ -99,10 +100,10 @@ class Engine(Protocol):
     ) -> Tokenized:
         """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
 
-        What messages say is text, also where it spells a control token; `how` tells of a text whether it is. A prompt
-        that begins with the token that begins a text gets no second one. `BadRequestError` for an empty prompt that
-        nothing is put before, an id outside the vocabulary, a chat without a template, a beginning that is asked for
-        where there is none, or of ids.
+        Messages are text, even if they spell a control token; for a prompt `how` decides. A prompt that begins with BOS
+        gets no second one. `BadRequestError` for an empty prompt that
+        nothing is put before, an id outside the vocabulary, a chat without a template, or `prepend_bos` for ids or
+        without a BOS token.
         """
 
     def generate(self, request: GenerationRequest) -> GenerationItems:

@@ -1,4 +1,4 @@
-"""What a text is asked with, and what it delivers."""
+"""The request for a generation, and what it delivers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Tokenized(Struct, frozen=True, kw_only=True):
     """Which tokens are special ones of the tokenizer, such as marks of beginning, end and turns."""
     turns: tuple[MessageSpan, ...] | None = ()
     """The messages of a chat, as they follow in its tokens; one that the template leaves out has none, and neither has
-    a text that is no chat. None: the template does not tell."""
+    a prompt that is not a chat. None: the template does not show them."""
     reasoning: Reasoning | None = None
-    """Of a chat whose template knows thoughts: how its answer tells them apart."""
+    """For a chat whose template marks reasoning: how its answer separates it."""
 
 
 class FeatureActivation(Struct, frozen=True):
@@ -48,21 +48,20 @@ class Activations(Struct, frozen=True, kw_only=True):
 
 
 class Watch(Struct, frozen=True, kw_only=True):
-    """An SAE whose activations are told with a text; it may be in the intervention too."""
+    """An SAE whose activations are reported with a generation; it may be in the intervention too."""
 
     sae: ActiveSae
-    """Which resident, and where; its mode and steering are not asked for."""
+    """Which resident, and where; its mode and steering do not matter."""
     top_k: int | None = None
-    """So many of the largest activations of each position, by magnitude, those that are not 0; None, with
-    `features`: every one of those, in their order, also where it is 0."""
+    """At most this many of the largest activations of each position, by magnitude, without zeros. None, with
+    `features`: every one of those, in their order, zeros included."""
     features: tuple[int, ...] | None = None
     """Only of these; None: of all."""
     exclude: tuple[Exclusion, ...] = ()
-    """Positions of which none of the largest are told: their rows are empty. `features` without `top_k` are told of
-    every position."""
+    """Positions whose rows stay empty with `top_k`. `features` without `top_k` are reported for every position."""
     every_seconds: float | None = None
-    """Told at most so often, of the newest position of a step alone, and left out of the other tokens, or all of them
-    where the SAE is not there; None: of all positions. Such ones stand last in `GenerationRequest.watched`."""
+    """Limits the rate: only the newest position of a step, at most this often, and nothing if the SAE is not there.
+    None: all positions. Limited ones come last in `GenerationRequest.watched`."""
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
@@ -74,23 +73,23 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     intervention: Intervention
     deadline_seconds: float = 600.0
     logprobs: int | None = None
-    """Score each token, and so many of the most probable ones beside it; None: no scores."""
+    """Score each token and this many of the most probable ones; None: no scores."""
     watched: tuple[Watch, ...] = ()
-    """SAEs that are read on the way. One that is not there ends the text as one of the intervention does, unless it is
-    read at a limited rate: that one is told of no more, nothing waits for the text to free it."""
+    """SAEs to read. A missing one ends the generation as one of the intervention does, unless its rate is limited: then
+    it is no longer reported, and freeing it does not wait for the generation."""
     turns: tuple[MessageSpan, ...] = ()
-    """Of a chat, where an edit or a watch asks for roles or for what the template wrote; none otherwise."""
+    """The chat's messages, if an edit or a watch needs roles or the template's tokens; otherwise empty."""
     reasoning: Reasoning | None = None
-    """Tell what is thought from what is said, in this way; None: all is text."""
+    """How to separate reasoning from content; None: all is text."""
     sink_window: int | None = SINK_WINDOW
-    """A sink is told by the median norm of so many of the prompt's first positions, which are run at once; None: of all
-    of them, as in a log of before there was a window."""
+    """A sink is identified by the median norm of this many of the prompt's first positions, which run in one step.
+    None: of the whole prompt, as in older logs."""
     stop_when: StopWhen | None = None
     """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
     forced: tuple[int, ...] | None = None
-    """The tokens of an earlier answer, taken one by one in place of those that would be chosen (teacher forcing);
-    the text ends with the last of them, with reason `length` unless that is an end token. `Token.scored` and `top`
-    tell what the model made of each."""
+    """The tokens of an earlier answer, used instead of sampled ones (teacher forcing). The generation ends with the
+    last of them, with reason `length` unless that is an end token. `Token.scored` and `top` hold the model's scores of
+    each."""
     deterministic: bool = False
     """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
     model cannot be run so (`ModelFacts.can_be_deterministic`)."""
@@ -111,7 +110,7 @@ class ScoredToken(Struct, frozen=True, kw_only=True):
     text: str
     """As it is written, special tokens too; U+FFFD where it holds a part of a character."""
     bytes: bytes | None
-    """None where a part of a character cannot be told in bytes."""
+    """None if the bytes of a partial character are unknown."""
     logprob: float
 
 
@@ -124,10 +123,10 @@ class Token(Struct, frozen=True, kw_only=True):
     """Characters of the answer that were complete before it."""
     reasoning: str = ""
     content: str = ""
-    """Where `GenerationRequest.reasoning` tells them apart: what of the answer is thought, and what is said, that
-    became readable with the token. Without the marks between them, which are in `text` too."""
+    """With `GenerationRequest.reasoning`: the reasoning and the content that became readable with the token, without
+    the marks between them, which `text` includes."""
     scored: ScoredToken | None = None
-    """Where `GenerationRequest.logprobs` asks for it."""
+    """If `GenerationRequest.logprobs` is set."""
     top: tuple[ScoredToken, ...] = ()
     """The most probable tokens, best first; the chosen one may be among them."""
     activations: tuple[Activations, ...] = ()
@@ -155,9 +154,9 @@ class Finished(Struct, frozen=True, kw_only=True):
     text: str
     """The whole text, cut before a stop string."""
     rest: Rest = Rest()
-    """Of that text what stands behind the last token's."""
+    """The end of that text, after the last token's."""
     reasoning_tokens: int = 0
-    """Those of what is thought, marks included."""
+    """Tokens of the reasoning, marks included."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     edited_sinks: tuple[tuple[int, int], ...] = ()
@@ -171,7 +170,7 @@ class Finished(Struct, frozen=True, kw_only=True):
 
 
 class GenerationItems(Protocol):
-    """What a text delivers, one by one; closing it frees the text's place."""
+    """What a text delivers, one by one; closing it frees the generation's slot."""
 
     def __aiter__(self) -> AsyncIterator[Token | Finished]: ...
 

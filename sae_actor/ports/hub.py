@@ -50,7 +50,7 @@ class Hub(Protocol):
     async def locate(self, location: SaeLocation) -> str:
         """The folder (or file) to load the SAE from, its files checked against their sizes and digests.
 
-        `SAEInvalidError` where one is gone or differs.
+        `SAEInvalidError` if one is missing or differs.
         """
 
     async def delete(self, effect: DeleteEffect) -> int:
@@ -62,7 +62,7 @@ class Hub(Protocol):
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         """The SAEs of a repository before a byte of their weights is fetched, ordered by path.
 
-        Cancelling ends what was begun for it; `NotReadyError` where too many others are asked for already.
+        Cancelling ends what was begun for it; `NotReadyError` if too many others are waiting.
         """
 
     async def disk_use(self) -> int:

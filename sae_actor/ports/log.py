@@ -30,7 +30,7 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     """Events whose time is before that of the event before them: the clock went back. No damage, since positions alone
     order a log; the first hundred."""
     unproven: bool = False
-    """Nothing that was kept outside the log tells where it ends: events may have been lost there."""
+    """Nothing outside the log confirms where it ends: events may have been lost there."""
 
 
 class EventLog(Protocol):
@@ -45,7 +45,7 @@ class EventLog(Protocol):
         """The last durable event."""
 
     async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
-        """Store all drafts in one transaction behind position `expected`, durable when this returns.
+        """Store all drafts in one transaction after position `expected`, durable when this returns.
 
         Raises `LogConflictError` if the head is elsewhere, `DiskFullError` when there is no space (nothing
         stored), `LogError` after an I/O failure (the log takes no further append: stop the service).

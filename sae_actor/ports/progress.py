@@ -1,4 +1,4 @@
-"""How far slow work is."""
+"""Progress of slow work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the log holds of the texts that are to be run again."""
+"""The records of the generations to run again."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ..domain.views.provenance import Provenance, follow, payload_of
 
 
 class Recorded(Struct, frozen=True, kw_only=True):
-    """One text: what was there when it began, its beginning, its end."""
+    """One generation: the state when it began, its start, its end."""
 
     generation_id: str
     known: Provenance
-    """As it was before the text began."""
+    """As it was before the generation began."""
     position: int
     """Of its GenerationStarted."""
     started: ev.GenerationStarted | None
-    """None where the payload was erased, or is of a later version."""
+    """None if the payload was erased, or is of a later version."""
     digest: str = ""
     """`intervention_sha256` recomputed from the stored beginning."""
     finished: ev.GenerationFinished | None = None
-    """None where no end is on record, or none that can be read."""
+    """None if no readable end is recorded."""
 
 
 class Recordings:
-    """Follows a log and keeps the texts that are asked for. Feed every event from the first on."""
+    """Follows a log and keeps the requested generations. Feed every event from the first on."""
 
     def __init__(self, wanted: Collection[str] | None = None) -> None:
-        """Only the texts of these ids; None: every text whose id is told."""
+        """Only the generations of these ids; None: all with a known id."""
         self._wanted = wanted
         self._known = Provenance()
         self._texts: dict[str, Recorded] = {}
         self._erased: dict[int, Provenance] = {}
-        """Beginnings without a payload: which text each was is told by its end alone."""
+        """Starts without a payload: only the end identifies their generation."""
 
     @property
     def texts(self) -> tuple[Recorded, ...]:

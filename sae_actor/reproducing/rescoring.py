@@ -1,7 +1,7 @@
-"""The tokens of an answer scored one by one, and how near each was to what would be chosen here.
+"""The tokens of an answer scored one by one, and how near each was to the one chosen here.
 
-A text is run along its logged tokens (teacher forcing), so that every token is judged behind the same tokens as in
-the log, however the one before it was judged. Where the same tokens come out by themselves, that run scores them.
+A generation is run along its logged tokens (teacher forcing), so that every token is judged after the same tokens as in
+the log. If the same tokens come out by themselves, that run scores them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class TokenChoice(NamedTuple):
     logged: int
     here: int
     gap: float
-    """Logits that the one here is ahead of the logged one, noise and temperature taken in; where the logged one is
-    outside of what `top_p` keeps, those that would bring it in, if that is more."""
+    """Logits by which the one here is ahead of the logged one, noise and temperature included. If `top_p` drops the
+    logged one: those that would bring it in, if that is more."""
 
 
 async def scored(bench: Testbed, request: GenerationRequest) -> tuple[Finished, list[float]]:
-    """The end of the text, and the log probability of each of its tokens."""
+    """The end of the generation, and the log probability of each of its tokens."""
     found: list[float] = []
     end = await bench.run(replace(request, logprobs=0), lambda token: found.append(_own(token).logprob))
     return end, found
 
 
 async def forced(bench: Testbed, request: GenerationRequest, tokens: Sequence[int]) -> list[float]:
-    """Log probability of each of `tokens` behind those before it."""
+    """Log probability of each of `tokens` after those before it."""
     found: list[float] = []
     await _along(bench, request, tokens, 0, lambda token: found.append(_own(token).logprob))
     return found
@@ -80,7 +80,7 @@ def chosen(
 ) -> tuple[int, float]:
     """The token that is chosen, and how many logits it is ahead of `own`.
 
-    top: every token that could come, best first (greedy: the best one will do). noise: by token id; None for greedy.
+    top: every candidate token, best first (greedy: the best one is enough). noise: by token id; None for greedy.
     """
     best = top[0]
     if noise is None:
@@ -118,14 +118,14 @@ def _nucleus(scaled: Sequence[float], top_p: float) -> tuple[int, list[float]]:
 
 
 async def _along(bench: Testbed, request: GenerationRequest, tokens: Sequence[int], most: int, take: _Take) -> None:
-    """Run along `tokens`, with the `most` most probable ones beside each. Raises `NotComparable`."""
+    """Run along `tokens`, with the `most` most probable ones next to each. Raises `NotComparable`."""
     sampling = request.sampling
-    # Where the log went on behind an end token, so does this.
+    # If the log continued after an end token, so does this.
     settings = replace(sampling, max_tokens=len(tokens), stop=(), stop_token_ids=(), min_tokens=0)
     along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None, reasoning=None)
     end = await bench.run(along, take)
     if end.token_ids != tuple(tokens):
-        raise NotComparable("its tokens could not be scored to the last one")
+        raise NotComparable("its tokens could not all be scored")
 
 
 def _own(token: Token) -> ScoredToken:

@@ -1,4 +1,4 @@
-"""The model and the SAEs that a text ran under, on this machine again: found where they were, and checked."""
+"""The testbed: a generation's model and SAEs on this machine, found where they were, and checked."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEADLINE_SECONDS = 3600.0
 
 
 class NotComparable(Exception):  # noqa: N818 — no error: a verdict
-    """What the text ran under is not here, or the log does not say what it was. `str()` is the reason."""
+    """The generation's model or SAEs are not here, or the log does not name them. `str()` is the reason."""
 
 
 class Testbed:
-    """One model at a time, and the SAEs of one text. Nothing is fetched, nothing on disk is changed."""
+    """One model at a time, and the SAEs of one generation. Nothing is fetched, nothing on disk is changed."""
 
     def __init__(self, folder: Path) -> None:
         """`folder`: the data folder of the log, whose hub/ holds the SAEs."""
@@ -35,13 +35,13 @@ class Testbed:
         """What the log says of the model that is loaded."""
         self._facts: ModelFacts | None = None
         self._failed: tuple[ModelFacts, str] | None = None
-        """A model that could not be loaded is not tried again for the next text."""
+        """A model that failed to load is not tried again for the next generation."""
         self._residents: dict[tuple[object, ...], int] = {}
         self._last = 0
 
     @property
     def engine(self) -> Engine:
-        """With the model that was asked for last."""
+        """With the model requested last."""
         assert self._engine is not None
         return self._engine
 
@@ -54,7 +54,7 @@ class Testbed:
     async def model(self, known: Provenance) -> ModelFacts:
         """Have the recorded model loaded, in its type of number, with as many threads, on its device or else the CPU.
 
-        What it is here. Raises `NotComparable` where it is not to be had, or its files are others.
+        Returns its facts here. Raises `NotComparable` if it is not available, or its files differ.
         """
         state = known.state.model
         if state is None or state.facts is None:
@@ -90,7 +90,7 @@ class Testbed:
         return LoadModelEffect(
             request_position=self._number(),
             model=wanted.model_id,
-            # Without a commit it was a folder, whatever revision was asked for.
+            # Without a commit it was a folder, whatever the requested revision.
             revision=wanted.commit or "main",
             dtype=wanted.dtype,
             device=device,
@@ -108,7 +108,7 @@ class Testbed:
     async def place(self, saes: tuple[ActiveSae, ...], known: Provenance) -> dict[int, int]:
         """Have these SAEs, and no others, on the model: attach_position in the log → attach_position here.
 
-        Raises `NotComparable` where the files of one are gone or changed, or the log does not say which they were.
+        Raises `NotComparable` if the files of one are gone or changed, or the log does not name them.
         """
         keys = {sae.attach_position: _key(sae, known) for sae in saes}
         for key in set(self._residents) - set(keys.values()):
@@ -144,10 +144,10 @@ class Testbed:
             raise NotComparable(f"the SAE {sae.sae_id}: {error.detail}") from None
         return effect.request_position
 
-    # — text —
+    # — generations —
 
     async def run(self, request: GenerationRequest, take: Callable[[Token], None] | None = None) -> Finished:
-        """Run a text to its end; `take` gets each token. Raises `NotComparable` where it fails."""
+        """Run a generation to its end; `take` gets each token. Raises `NotComparable` if it fails."""
         try:
             async with contextlib.aclosing(
                 self.engine.generate(replace(request, deadline_seconds=DEADLINE_SECONDS))
@@ -158,7 +158,7 @@ class Testbed:
                     if take is not None:
                         take(item)
                 else:
-                    raise NotComparable("it could not be run again: it has no end")
+                    raise NotComparable("it could not be run again: it did not end")
         except SAEError as error:
             raise NotComparable(f"it could not be run again: {error.detail}") from None
         if item.reason == "error":
@@ -179,7 +179,7 @@ def _dtype(sae: ActiveSae, known: Provenance) -> str:
     attached = (a for a in known.state.attachments if a.request_position == sae.attach_position)
     attachment = next(attached, None)
     if attachment is None:
-        raise NotComparable(f"the log does not say in what {sae.sae_id} was computed: it was not attached")
+        raise NotComparable(f"the log does not say in which dtype {sae.sae_id} was computed; it was not attached")
     return attachment.dtype
 
 
@@ -202,7 +202,7 @@ def _same_files(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         raise NotComparable("the log does not say which files it was made of")
     changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
     if changed:
-        raise NotComparable(f"its files are not those that it was loaded from: {', '.join(changed)}")
+        raise NotComparable(f"its files are not the ones it was loaded from: {', '.join(changed)}")
 
 
 def _engine(threads: int | None) -> Engine:
@@ -213,4 +213,4 @@ def _engine(threads: int | None) -> Engine:
 
 
 def _quiet(_: str, __: dict[str, Any]) -> None:
-    """Nobody looks at the progress."""
+    """The progress is dropped."""

@@ -1,9 +1,9 @@
-"""`reproduce`: run a text again and judge what the log says of it.
+"""`reproduce`: run a generation again and judge its record in the log.
 
 identical        the same tokens
 equivalent       other tokens, and every token of the log is a near-tie here with the one that is chosen
-different        one is not: under what the log says was active, this is not what comes out
-not_comparable   what it ran under is not here, or the log does not hold enough of it; the reason is told
+different        one is not: under the recorded intervention, the output is another
+not_comparable   its model or SAEs are not here, or the log does not hold enough; with the reason
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ TOLERANCES = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
 does to a logit between batches and machines, with room to spare."""
 
 _NUMERICS = ("device", "dtype", "quantization")
-"""What of the environment decides whether a difference beyond a near-tie says anything."""
+"""Parts of the environment that must match for a difference beyond a near-tie to count."""
 _WHOLE = ("stop", "length", "feature")
-"""Ends that a text came to by itself: it is run to the same end. Others are run as far as they came."""
+"""Natural ends: such a generation is run to its end. Others are run as far as they came."""
 
 
 class Ran(Struct, frozen=True, kw_only=True):
-    """A text that was run again."""
+    """A generation that was run again."""
 
     facts: ModelFacts
     request: GenerationRequest
@@ -50,7 +50,7 @@ class Ran(Struct, frozen=True, kw_only=True):
 
 
 async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = ()) -> View:
-    """Run the text again; the verdict and what it rests on, as plain values ready for JSON.
+    """Run the generation again; returns the verdict and its grounds, as plain values ready for JSON.
 
     prompts: texts of files that may hold the prompt where the log does not: token ids or chat messages as JSON, or
     the prompt itself. The one is taken whose token ids have the recorded digest.
@@ -74,7 +74,7 @@ def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
     if finished is None:
         raise NotComparable("no end of it is on record, or its payload was erased")
     if not finished.output_sha256:
-        raise NotComparable(f"its tokens are not on record: it ended with {finished.finish_reason}")
+        raise NotComparable(f"its tokens are not on record; it ended with {finished.finish_reason}")
     return started, finished
 
 
@@ -127,13 +127,13 @@ async def _judged(
         "positions_agree": _positions_agree(finished, ran.again),
     }
     if logged is None:
-        told["reason"] = "its tokens were not recorded: only that others come out here can be told"
+        told["reason"] = "its tokens were not recorded; only a difference can be shown"
         # In float32 the same environment promises the same tokens.
         if environment["same"] and ran.facts.dtype == "float32":
             told["verdict"] = "different"
         return told
     if not same and _digest(finished, logged) != finished.output_sha256:
-        raise NotComparable("the recorded tokens are not those of the recorded digest")
+        raise NotComparable("the recorded tokens do not match the recorded digest")
     found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts.end_ids)
     told["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
@@ -145,7 +145,7 @@ async def _judged(
 
 
 def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | None:
-    """None: the text was cut off and nobody told what it had written to."""
+    """None: the generation was cut off and its edited positions are unknown."""
     if finished.receipt is None:
         return None
     return (again.edited, again.excluded) == (finished.edited, finished.excluded)
@@ -157,7 +157,7 @@ def _verdict(others: Sequence[TokenChoice], tolerance: float, environment: View,
         return {"verdict": "equivalent"}
     decisive = [name for name in environment["differs"] if name in _NUMERICS]
     if decisive:
-        return {"reason": f"it is run on another kind of machine here (other {', '.join(decisive)})"}
+        return {"reason": f"this machine is of another kind (other {', '.join(decisive)})"}
     return {"verdict": "different"}
 
 
@@ -188,7 +188,7 @@ async def _scores(
 
 
 def _count(finished: GenerationFinished) -> int:
-    """Tokens of a text that was ended from outside."""
+    """Tokens of a generation that was ended from outside."""
     if finished.output_token_ids is not None:
         count = len(finished.output_token_ids)
     elif finished.receipt is not None:
@@ -214,7 +214,7 @@ async def _prompt(
     recorded = finished.prompt_token_ids
     if recorded is not None:
         if _digest(finished, recorded) != finished.prompt_sha256:
-            raise NotComparable("the recorded prompt is not that of the recorded digest")
+            raise NotComparable("the recorded prompt does not match the recorded digest")
         return recorded, "log"
     for each in (candidate for prompt in prompts for candidate in _readings(prompt)):
         try:
@@ -223,7 +223,7 @@ async def _prompt(
             continue
         if _digest(finished, ids) == finished.prompt_sha256:
             return ids, "file"
-    raise NotComparable("the prompt of the file is not the one that was recorded as a digest")
+    raise NotComparable("the prompt of the file does not match the recorded digest")
 
 
 def _readings(prompt: str) -> list[Any]:
@@ -245,7 +245,7 @@ def _digest(finished: GenerationFinished, tokens: Sequence[int]) -> str:
     try:
         return token_digest(finished.salt, tokens)
     except (ValueError, OverflowError):
-        raise NotComparable("its salt or its tokens are not what the service writes") from None
+        raise NotComparable("its salt or its tokens are malformed") from None
 
 
 def _environment(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> View:

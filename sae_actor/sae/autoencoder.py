@@ -19,11 +19,11 @@ from .spec import SaeSpec
 LAYER_NORM_EPS = 1e-5
 
 CHOOSING = ("topk", "signed-topk", "abstopk", "groupmax")
-"""Activations whose features compete: one cannot be known without the others."""
+"""Activations whose features compete: computing one needs the others."""
 
 
 class Rows(NamedTuple):
-    """What normalising took out of each row: x = scale · x′ + mean, each [n, 1] or None."""
+    """The normalisation of each row: x = scale · x′ + mean, each [n, 1] or None."""
 
     mean: Tensor | None
     scale: Tensor | None
@@ -33,7 +33,7 @@ NO_ROWS = Rows(None, None)
 
 
 class SAE:
-    """One sparse autoencoder: values that do not change, no state between calls.
+    """One sparse autoencoder: immutable, without state between calls.
 
         x′ = norm(scale_in · x)                  per row: layer norm, constant norm, mean removed; or nothing
         z  = x′ − b_dec  or  x′
@@ -99,7 +99,7 @@ class SAE:
         return self.recipe.norm_output and (self.recipe.row_norm != "none" or self.recipe.centre)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
-        """The same SAE elsewhere or in another type; itself where nothing changes."""
+        """The same SAE on another device or in another type; itself if nothing changes."""
         weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}
         if all(weights[name] is tensor for name, tensor in self.weights.items()):
             return self
@@ -157,7 +157,7 @@ class SAE:
     def decode(self, acts: Tensor) -> Tensor:
         """The output that activations stand for, without skip terms: [..., d_sae] → [..., d_out].
 
-        `SAEUnsupportedError` where the output's scale is that of the row that was encoded: `sae(x)` has it.
+        `SAEUnsupportedError` if the output's scale depends on the encoded row: `sae(x)` has it.
         """
         if self.per_row:
             raise SAEUnsupportedError(
@@ -187,7 +187,7 @@ class SAE:
         return self.skip(y, flat).reshape(*lead, *(heads or (self.spec.d_out,)))
 
     def _sum(self, z: Tensor) -> Tensor:
-        """g @ W_dec for independent features, without writing the zeros where that is the slower way."""
+        """g @ W_dec for independent features, without writing the zeros if that is slower."""
         n = len(z)
         if z.device.type != "cpu":
             return weighted_rows(self.encoder(z), self.W_dec, self.gain)
@@ -197,7 +197,7 @@ class SAE:
         return (f if self.gain is None else f * self.gain) @ self.W_dec
 
     def skip(self, y: Tensor, x: Tensor) -> Tensor:
-        """y + x @ W_skipᵀ for y [n, d_out], x [n, d_in]; y where there is no skip connection."""
+        """y + x @ W_skipᵀ for y [n, d_out], x [n, d_in]; y without a skip connection."""
         W_skip = self.weights.get("W_skip")
         return y if W_skip is None else torch.addmm(y, x.to(self.dtype), W_skip.T)
 
@@ -212,9 +212,9 @@ class SAE:
     # decoder rows
 
     def decoder_rows(self, features: Tensor) -> Tensor:
-        """What one unit of each feature writes, but for the row's own scale: [m] → [m, d_out].
+        """What one unit of each feature writes, without the row's own scale: [m] → [m, d_out].
 
-        W_dec[i] times every constant scaling of the output; multiply by `Rows.scale` where there is one.
+        W_dec[i] times every constant scaling of the output; multiply by `Rows.scale` if there is one.
         """
         W = self.W_dec[features]  # [m, d_out]
         if self.recipe.decoder_norm:
@@ -241,7 +241,7 @@ class SAE:
         return gain
 
     def _flat(self, x: Tensor) -> tuple[Tensor, torch.Size, tuple[int, int] | None]:
-        """x as [n, d_in], its leading shape, and [n_heads, d_head] where the heads came apart."""
+        """x as [n, d_in], its leading shape, and [n_heads, d_head] if the heads were separate."""
         d_in = self.spec.d_in
         if x.ndim and x.shape[-1] == d_in:
             return x.reshape(-1, d_in), x.shape[:-1], None

@@ -1,4 +1,4 @@
-"""Encoders whose features do not look at each other, and the choice of the k largest where they do."""
+"""Encoders of independent features, and the choice of the k largest for competing ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Encoder:
     def firing(self, z: Tensor, most: int) -> Tensor | Active:
         """The activations that are not 0, if there are at most `most`; else all, [n, m].
 
-        On a CPU, ReLU and JumpReLU look at the product before b is added, and write no zeros. NaN counts as firing.
+        On a CPU, ReLU and JumpReLU check the product before b is added, and write no zeros. NaN counts as firing.
         """
         if self.b is None or self._rounds_once or self.kind not in ("relu", "jumprelu"):
             f = self(z)
@@ -122,8 +122,8 @@ class Encoder:
 FEW_ROWS = 128
 WIDE = 4096
 BLOCKS = 8
-"""Up to so many rows against so many columns, one product leaves most of a CPU's threads idle, since it is divided by
-rows; as a batch of so many blocks of columns it takes half the time or less (`tests/bench/bench_sae.py`)."""
+"""Up to this many rows and columns, one product leaves most of a CPU's threads idle, since it is divided by rows. As a
+batch of this many blocks of columns it takes half the time or less (`tests/bench/bench_sae.py`)."""
 
 
 def product(z: Tensor, W: Tensor) -> Tensor:

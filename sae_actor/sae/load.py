@@ -44,11 +44,11 @@ def load_sae(
     `weights_only=True`. repository_id: see `formats.describe`.
 
     mapped: matrices that need no conversion stay in the file and are read where they are touched, on the CPU.
-    Their values are not looked at (`formats.check_values` does), and a file that is truncated later ends the
-    process: only for files that nobody else writes.
+    Their values are not checked here (`formats.check_values` does), and a file truncated later ends the process: only
+    for files with no other writer.
 
     Raises `SAENotFoundError`, `SAEInvalidError` (keyword `check` names the test), `SAEUnsupportedError`;
-    `BadRequestError` for a device that this machine does not have, `ValueError` for a dtype that is none.
+    `BadRequestError` for a device that this machine does not have, `ValueError` for an unknown dtype.
     """
     wanted = None if dtype is None else _dtype(dtype)
     _check_device(device)
@@ -109,7 +109,7 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _canonical(name: str, weight: Weight, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """One canonical tensor in `dtype`, contiguous by features where rows of W_dec are gathered."""
+    """One canonical tensor in `dtype`, contiguous by features if rows of W_dec are gathered."""
     stored = weight.stored
     if weight.transposed and name != "W_dec":
         tensor = _read(stored, stored.shape, dtype, transposed=False).T  # the product is as fast from either side
@@ -123,7 +123,7 @@ def _canonical(name: str, weight: Weight, shape: tuple[int, ...], dtype: torch.d
 
 
 def _map(weight: Weight, shape: tuple[int, ...], dtype: torch.dtype, *, for_rows: bool) -> Tensor | None:
-    """A matrix as a private mapping of its file; None where it has to be read: converted, small, turned or zipped."""
+    """A matrix as a private mapping of its file; None if it has to be read: converted, small, turned or zipped."""
     stored = weight.stored
     source = _DTYPES[stored.dtype]
     turned = weight.transposed and for_rows  # rows that are gathered must lie together
@@ -141,7 +141,7 @@ def _read(stored: Stored, shape: tuple[int, ...], dtype: torch.dtype, *, transpo
     """The stored values as a contiguous tensor of `shape`, the sides on disk swapped if `transposed`."""
     target = torch.empty(shape, dtype=dtype)
     flipped = len(shape) == 2 and transposed != stored.fortran
-    # [rows, width], as on disk; where nothing is turned, one long column will do
+    # [rows, width], as on disk; without a transpose, one long column is enough
     view = target.T if flipped else target.view(-1, 1)
     if stored.value is not None:
         for rows, columns in _pieces(*view.shape):

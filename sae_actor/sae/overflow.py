@@ -1,4 +1,4 @@
-"""Strengths that a floating-point type cannot hold, told before anything is computed with them."""
+"""Strengths that a floating-point type cannot hold, found before any computation with them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ def refuse_overflow(sae: SAE, edits: Sequence[Edit], written_in: torch.dtype | N
     """`SAEUnsupportedError` with `feature`, `strength` and `limit` (the largest strength there can be) for an edit
     whose strength, or what it writes, is beyond the SAE's type or `written_in`, the model's.
 
-    Checked is what the strength alone decides. What depends on an activation, on the row's own scale or on the sum of
-    several edits shows only when it is computed.
-    """
+    Only the effect of the strength itself is checked. What depends on an activation, on the row's own scale or on the
+    sum of several edits shows only when it is computed."""
     if not edits:
         return
     types = [sae.dtype, *([] if written_in is None else [written_in])]
@@ -47,5 +46,5 @@ def _limit(edit: Edit, peak: float, length: float, largest: float, held: float) 
         return float("inf")  # above every activation it does nothing, and at least it writes the activation's own
     if edit.method == "set_projection":
         peak = peak / length if length else 0.0
-    # Damaged rows are no matter of the strength.
+    # Damaged rows are not the strength's fault.
     return min(held, largest / peak) if 0 < peak < float("inf") else held

@@ -1,4 +1,4 @@
-"""What `project` and `set_projection` add to activations: all that hold at a row act jointly."""
+"""The differences of `project` and `set_projection`: all edits that hold at a row act jointly."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 RANK_TOLERANCE = 1e-10
-"""Directions whose Gram matrix has a relative eigenvalue below this are taken as dependent."""
+"""Directions whose Gram matrix has a relative eigenvalue below this count as dependent."""
 DEFINITE = 1e-8
 """Above it a Gram matrix is factored as it is, and so is that of every subset: its eigenvalues lie in between."""
 MOST_VALUES = 2**21
-"""Numbers of the Gram matrices that are in memory at once."""
+"""Most numbers of Gram matrices in memory at a time."""
 
 
 class _Basis(NamedTuple):
@@ -93,9 +93,9 @@ class Projections:
         gram = self.V @ self.V.T  # [p, p]
         each = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
         if not bool(torch.isfinite(gram).all()):
-            # Of damaged rows comes what is not finite, which is told of the SAE; `eigh` would raise for all of them.
+            # Damaged rows give values that are not finite, reported as the SAE's fault; `eigh` would raise for all.
             return _Basis(self.V, each, gram, definite=True)
-        there = gram.diagonal() > 0.5  # a row of zeros is no direction
+        there = gram.diagonal() > 0.5  # a row of zeros is not a direction
         same = (gram.abs() >= 1 - RANK_TOLERANCE) & there
         first = same.int().argmax(dim=1)[there]  # [of those that are there], the first that is equal or opposite
         chosen, which = torch.unique(first, return_inverse=True)  # [g]

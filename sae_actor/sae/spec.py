@@ -1,4 +1,4 @@
-"""What an SAE in memory is and where it belongs."""
+"""The description of an SAE in memory, and where it belongs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SaeSpec:
     stored_dtype: str
     """Type of the weights on disk."""
     prepend_bos: bool | None = None
-    """Trained on texts that begin with BOS; None where the files do not say."""
+    """Trained on texts that begin with BOS; None if the files do not say."""
     ignored: Mapping[str, str] = field(default_factory=dict)
     """Settings of the files that play no part → why."""
     warnings: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ READING = frozenset({"set", "scale", "cap"})
 
 class Difference(NamedTuple):
     delta: Tensor
-    """[n, d_out] in the type of x; zero where nothing holds."""
+    """[n, d_out] in the type of x; zero where no edit holds."""
     held: Tensor
     """bool [n_edits, n]: `active`, narrowed by the edits' conditions. Write only rows where one holds."""
 
@@ -50,7 +50,7 @@ class Steering:
                         f"feature {feature} is not below d_sae {sae.spec.d_sae}", feature=feature, d_sae=sae.spec.d_sae
                     )
             if edit.unit != "raw":
-                raise BadRequestError(f"unit {edit.unit} has to be resolved to raw strengths first", param="unit")
+                raise BadRequestError(f"unit {edit.unit} must be resolved to raw strengths first", param="unit")
         self.sae = sae
         self.edits = tuple(edits)
         on = [n for n, edit in enumerate(edits) if edit.method in ON_ACTIVATION]
@@ -109,7 +109,7 @@ class Steering:
 
     @classmethod
     def joined(cls, several: Sequence[Steering]) -> Steering:
-        """The edits of texts that run beside each other under one SAE, in order: those of two never hold at one row."""
+        """The edits of several generations in one step under one SAE, in order: those of two never hold at one row."""
         edits: list[Edit] = []
         blocks = []
         for each in several:
@@ -139,7 +139,7 @@ class Steering:
 
     @property
     def nbytes(self) -> int:
-        """Bytes gathered beside the SAE's own."""
+        """Bytes gathered besides the SAE's own."""
         gathered = [self._rows, *([] if self._encoder is None else [self._encoder.W])]
         return sum(int(each.nbytes) for each in gathered) + sum(each.nbytes for _, each in self._blocks)
 

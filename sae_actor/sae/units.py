@@ -28,7 +28,7 @@ def resolve_units(
         norm   s · median |x| · v: s · median_norm / |d|
 
     `set_projection` is along v already: there unit is s, norm s · median_norm, max s · maximum · |d|.
-    Raises `BadRequestError` for a unit of a factor, `SAEUnsupportedError` where the statistic is missing, or |d|
+    Raises `BadRequestError` for a unit of a factor, `SAEUnsupportedError` if the statistic is missing, or |d|
     changes from row to row (normalisation by the row's own statistics) or is 0.
     """
     return tuple(edit if edit.unit == "raw" else _resolved(sae, edit, maxima or {}, median_norm) for edit in edits)
@@ -36,7 +36,7 @@ def resolve_units(
 
 def _resolved(sae: SAE, edit: Edit, maxima: Mapping[int, float], median_norm: float | None) -> Edit:
     if edit.method in FACTORS:
-        raise BadRequestError(f"the strength of {edit.method} is a factor and has no unit", param="unit")
+        raise BadRequestError(f"the strength of {edit.method} is a factor, without a unit", param="unit")
     amount = edit.strength
     if edit.unit == "max":
         if edit.feature not in maxima:

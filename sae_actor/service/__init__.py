@@ -2,8 +2,8 @@
 
 process            `run`: settings checked, port bound, exit codes
 service            wiring, start and graceful shutdown
-adapters           what stands behind the ports
-lazy_engine        the engine that imports torch when a model is first asked for
+adapters           the implementations of the ports
+lazy_engine        the engine that imports torch at the first load
 requested_model    the model of the settings next to that of the log
 capabilities       what this build can do, for `/api/capabilities`
 """

@@ -1,4 +1,4 @@
-"""What stands behind the ports of the service: the real adapters, or those that a caller of `serve.run` names."""
+"""The implementations of the service's ports: the real adapters, or those that a caller of `serve.run` passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine that is not there yet: torch is imported when a model is first wanted, off the event loop."""
+"""The lazy engine: torch is imported at the first load, off the event loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..ports import AttachedSae, Engine, FeatureDetails, GenerationItems, Genera
 class LazyEngine:
     """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing.
 
-    `fetch` brings the files of a model (id or path, revision) to this machine before the engine looks for them: in a
-    process of its own, because the engine's thread cannot be interrupted where it waits for a network.
+    `fetch` brings the files of a model (id or path, revision) to this machine before the engine looks for them: in its
+    own process, because the engine's thread cannot be interrupted while it waits for a network.
     """
 
     def __init__(self, make: Callable[[], Engine], fetch: Callable[[str, str, Progress], Awaitable[None]]) -> None:

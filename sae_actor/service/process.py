@@ -26,7 +26,7 @@ def run(
     settings = deployment.settings
     for root in settings.hub.import_roots:
         if not Path(root).expanduser().is_dir():
-            logs.say(f"warning: hub.import_roots: there is no folder {root}; nothing can be imported from it")
+            logs.say(f"warning: hub.import_roots: there is no folder {root}; imports from it are refused")
     try:
         tracing = Tracing() if settings.server.opentelemetry else None
         listener = listen(settings.server.host, settings.server.port)

@@ -1,4 +1,4 @@
-"""The model that the settings ask for, beside the one that the log has."""
+"""The model of the settings, compared with the one of the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def asked_for(settings: Settings) -> LoadModel | None:
 
 
 def check_path(settings: Settings) -> None:
-    """`ConfigurationError` where a path is asked for that no model is at; what may be an id is left to the hub."""
+    """`ConfigurationError` for a path without a model; the hub checks what may be an id."""
     model = settings.model.id
     if not model or is_hub_id(model):
         return
@@ -29,15 +29,15 @@ def check_path(settings: Settings) -> None:
     except OSError as error:
         raise ConfigurationError(f"model.id: {model} cannot be read: {error.strerror}") from None
     if is_folder:
-        why = f"the folder {path.absolute()} holds no model: it has no {CONFIG}"
+        why = f"the folder {path.absolute()} is not a model: it has no {CONFIG}"
     else:
         why = f"{path.absolute()} is not a folder" if there else f"there is no folder {path.absolute()}"
     raise ConfigurationError(f"model.id: {why}. Give a folder with a model, or an id of the hub such as org/name")
 
 
 def same(there: ModelState, wanted: LoadModel) -> bool:
-    """Whether what is there is as it is wanted: model, revision, dtype and device. Of the last three a default is no
-    wish: what a command asked for stays."""
+    """Whether the log's model matches: id, revision, dtype and device. Defaults of the last three match anything: what
+    a command chose stays."""
     plain = LoadModel(model=wanted.model)
     return (
         all(
@@ -50,12 +50,12 @@ def same(there: ModelState, wanted: LoadModel) -> bool:
 
 
 def check_model(settings: Settings, state: State) -> None:
-    """`ConfigurationError` where another one is asked for than the log's, and that one has an SAE attached."""
+    """`ConfigurationError` if the settings name another model than the log's, and that one has an SAE attached."""
     wanted, there = asked_for(settings), state.model
     if wanted is None or there is None or not state.attachments or same(there, wanted):
         return
     raise ConfigurationError(
-        f"the settings ask for {_in_words(wanted)}, the log has {_in_words(there)} with "
+        f"the settings require {_in_words(wanted)}, the log has {_in_words(there)} with "
         f"{state.attachments[0].sae_id} attached; detach it first, or start without --model ([model] id)"
     )
 

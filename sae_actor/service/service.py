@@ -65,7 +65,7 @@ class Service:
         self.exit_code = 0
         self.unanswered = InFlight()
         self.preparing: str | None = None
-        """What of the settings is not asked for or not in place yet."""
+        """What the settings require and is not requested or not there yet."""
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -96,7 +96,7 @@ class Service:
             self.actor.read_only = "the service was started with --read-only"
         else:
             if self.demo_sae is not None or self.settings.model.id:
-                self.preparing = "what the settings ask for is being brought"
+                self.preparing = "what the settings require is being loaded"
             await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
         wishes = asyncio.create_task(self._wishes(url, read_only=read_only))
@@ -113,7 +113,7 @@ class Service:
     async def _start(self) -> None:
         settings = self.settings
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
-        # Before any effect: what killed processes left behind goes, what a download can go on from stays.
+        # Before any effect: remove leftovers of killed processes, except what a download can continue.
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
         if self.log.truncation is not None:
             known = self.log.truncation
@@ -129,7 +129,7 @@ class Service:
         )
 
     async def _wishes(self, url: str, *, read_only: bool) -> None:
-        """What the settings ask for beyond the log: a model, or the demo's first contents."""
+        """What the settings require beyond the log: a model, or the demo's first contents."""
         print(f"sae-actor {__version__} on {url}", flush=True)
         if read_only:
             return
@@ -195,7 +195,7 @@ class Service:
             app,
             lifespan="off",
             log_level="error",
-            # Its lines go where ours do.
+            # Its log lines go where ours do.
             log_config=None,
             access_log=False,
             server_header=False,
@@ -211,7 +211,7 @@ class Service:
         )
 
     def _on_signal(self) -> None:
-        """End what would keep connections open: streams, texts and whoever waits are told why."""
+        """End what would keep connections open: streams, generations and waiting requests, with the reason."""
         self.broadcast.close()
         self.actor.let_go()
         self._ending = asyncio.ensure_future(self.unanswered.end(self.texts))
@@ -239,7 +239,7 @@ class Service:
 
 
 def _settle_collector() -> None:
-    """Look for garbage in cycles seldom, and not in what lives as long as the process.
+    """Collect cyclic garbage rarely, and not among long-lived objects.
 
     Each event makes thousands of short-lived objects where there are a thousand readers: with the thresholds that
     Python has, collections took an eighth of the time, and the longest of them 0.1 s, in which commands waited.

@@ -1,7 +1,7 @@
-"""Events as they are stored, for many readers.
+"""Subscriptions: events as they are stored, for many readers.
 
-broadcast    `Broadcast`: one ring of recent events, a cursor for each reader, the log for who is further back
-frames       server-sent events, each encoded once; `EventFilter`: which of them a reader asks for
+broadcast    `Broadcast`: one ring of recent events, a cursor for each reader, the log for readers further back
+frames       server-sent events, each encoded once; `EventFilter`: those a reader subscribes to
 """
 
 from .broadcast import PAGE, Broadcast

@@ -1,9 +1,9 @@
-"""Durable events and passing ones on their way to any number of readers.
+"""Durable and transient events for any number of readers.
 
 Readers pull: each knows the last position it has, takes what is newer from a ring of recent frames, falls back to
-the log when it lags further behind, and otherwise waits to be woken. So there is no queue per reader to overflow,
+the log when it lags further, and otherwise waits to be woken. So there is no queue per reader to overflow,
 and replay and live are one loop. A frame is encoded once; frames that follow one another are joined once for all
-readers that stand at the same place, and a page of the log is read once for all that are in it.
+readers at the same cursor, and a page of the log is read once for all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEARTBEAT = 15.0
 
 
 class Page(NamedTuple):
-    """What a reader gets at once, and where it stands afterwards. `data` is empty where its wishes leave out all."""
+    """What a reader gets in one go, and its cursor afterwards. `data` is empty if its filter leaves out everything."""
 
     data: bytes
     after: int
@@ -54,7 +54,7 @@ class Broadcast:
         self._ring = ring
         self._recent: dict[int, Frame] = {}
         self._oldest = self._last.position + 1
-        """Position of the first frame in the ring; behind the head while there is none."""
+        """Position of the first frame in the ring; after the head while there is none."""
         self._recent_bytes = 0
         self._passing: deque[tuple[int, Frame]] = deque(maxlen=PASSING_RING)
         self._passed = 0
@@ -79,14 +79,14 @@ class Broadcast:
         return self._last.position
 
     def checkpoint(self) -> bytes:
-        """The head as an event without id: who keeps it can tell later whether this log was changed."""
+        """The head as an event without id: a reader that keeps it can check later whether this log was changed."""
         return sse("checkpoint", msgspec.json.encode(self._last))
 
     def event_id(self, position: int) -> str:
         return f"{self._mark}.{position}"
 
     def position_of(self, event_id: str) -> int | None:
-        """The position that an id of this stream names; None for one that cannot be ours."""
+        """The position that an id of this stream names; None for one of another stream."""
         mark, _, number = event_id.partition(".")
         if mark != self._mark or not number.isascii() or not number.isdigit() or len(number) > 18:
             return None
@@ -123,10 +123,10 @@ class Broadcast:
         )
 
     def _wake(self) -> None:
-        """There is news: tell those who wait for it.
+        """Wake the readers that wait for news.
 
-        After that, for as long as it took to serve them, the loop is left to others, while further news gathers: so
-        a thousand readers take half of the time at most, and a command need not wait for them more than once.
+        Then the loop is left to others for as long as serving took, while further news gathers. So a thousand readers
+        take at most half of the time, and a command waits for them at most once.
         """
         self._joined.clear()
         if not self._resting or self._waking is not None:
@@ -147,7 +147,7 @@ class Broadcast:
         if resting:
             loop = asyncio.get_running_loop()
             self._woken = loop.time()
-            loop.call_soon(self._served)  # behind each of them
+            loop.call_soon(self._served)  # after each of them
 
     def _served(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -178,7 +178,7 @@ class Broadcast:
     async def read(
         self, after: int, wanted: EventFilter = EVERYTHING, *, heartbeat: float = HEARTBEAT
     ) -> AsyncGenerator[Page | None, None]:
-        """Every durable event with a position above `after`, once and in order, and passing ones as they come.
+        """Every durable event with a position above `after`, once and in order, and transient ones as they come.
 
         None every `heartbeat` seconds. Ends when the broadcast is closed.
         """
@@ -195,7 +195,7 @@ class Broadcast:
                 beat = clock() + heartbeat
                 yield None
             if self.head > after or self._passed > passed:
-                # Whoever replays a long log, or falls behind for ever, must not keep the others waiting.
+                # A reader that replays a long log, or always lags, must not keep the others waiting.
                 await asyncio.sleep(0)
             elif self._closed:
                 return
@@ -219,7 +219,7 @@ class Broadcast:
             self._resting.pop(news, None)
 
     async def _page(self, after: int, passed: int, wanted: EventFilter) -> Page:
-        """What comes next at this place: up to so many frames and bytes, and all that is passing."""
+        """What comes next at this cursor: a bounded page of frames, and all transient ones."""
         key = (after, passed, wanted)
         if key not in self._joined:
             frames = await self._newer(after)
@@ -251,7 +251,7 @@ class Broadcast:
         return Page(b"".join(parts), after, passed)
 
     async def _newer(self, after: int) -> Sequence[Frame]:
-        """At most a page of frames behind `after`: from the ring if it reaches back that far, else from the log."""
+        """At most a page of frames after `after`: from the ring if it reaches back that far, else from the log."""
         if after >= self.head:
             return ()
         if self._oldest <= after + 1:
@@ -266,7 +266,7 @@ class Broadcast:
                 loading.add_done_callback(lambda task: task.cancelled() or task.exception())
             # Others may wait for the same page: the one who leaves does not take it along.
             frames = await asyncio.shield(loading)
-        # What is durable and not published yet is nobody's to know: its id would be refused as one from the future.
+        # Durable events are not visible before they are published: their ids would be refused as future ones.
         return frames[after - first : self.head - first]
 
     async def _load(self, first: int) -> list[Frame]:
@@ -282,7 +282,7 @@ class Broadcast:
         return frames
 
     def _forget(self) -> None:
-        """Nobody reads: what was kept for the next one goes, but for the ring."""
+        """No readers: drop everything kept for the next one, except the ring."""
         self._joined.clear()
         self._stored.clear()
         self._stored_bytes = 0

@@ -1,4 +1,4 @@
-"""Server-sent events, each encoded once, and which of them a reader asks for."""
+"""Server-sent events, each encoded once, and the filter of a subscription."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Frame:
 
     @property
     def sae_ids(self) -> frozenset[str]:
-        """The SAEs that it names; found out when the first reader asks, once for all of them."""
+        """The SAEs that it names; computed once, when the first reader needs them."""
         if self._sae_ids is None:
             self._sae_ids = sae_ids(self.data.rpartition(b"\ndata: ")[2])
         return self._sae_ids
 
 
 class EventFilter(NamedTuple):
-    """What a reader asks for: all, or only some types, or only what names one SAE."""
+    """The filter of a subscription: all events, only some types, or only those of one SAE."""
 
     types: frozenset[str] | None = None
     sae_id: str | None = None
@@ -48,7 +48,7 @@ def sse(event_type: str, data: bytes, event_id: str | None = None) -> bytes:
 
 
 def names_sae(data: bytes, sae_id: str) -> bool:
-    """Whether an event, as JSON, says that it is about this SAE."""
+    """Whether an event, as JSON, names this SAE."""
     return msgspec.json.encode(sae_id) in data and sae_id in sae_ids(data)
 
 

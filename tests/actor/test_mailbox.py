@@ -1,4 +1,4 @@
-"""The bounded mailbox: commands may be turned away, reports never are."""
+"""The bounded mailbox: commands may be refused, reports never are."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class Answer(NamedTuple):
 
     def header(self, name: str) -> str | None:
         found = [value for key, value in self.headers if key == name]
-        assert len(found) < 2, f"{name} stands twice: {found}"
+        assert len(found) < 2, f"the header {name} was sent more than once: {found}"
         return found[0] if found else None
 
 

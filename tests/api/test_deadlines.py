@@ -54,7 +54,7 @@ async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> No
     answer = await service.client.post("/v1/completions", json=ASK)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (504, "deadline_exceeded")
-    assert error["message"] == "the text was not done within 0.2 seconds"
+    assert error["message"] == "the generation did not finish within 0.2 seconds"
     last = (await service.events())[-1]
     assert (last["type"], last["data"]["finish_reason"]) == ("GenerationFinished", "error")
     assert last["data"]["error"]["code"] == "deadline_exceeded"

@@ -113,7 +113,7 @@ async def test_they_are_on_record_and_explained(service: Running) -> None:
     view = (await service.client.get(f"/api/generations/{made['id']}")).json()
     assert view["sampling"] == recorded
     words = explanation({**view, "log": {"ok": True, "events": 1, "head": {"position": 1, "hash": ""}}})
-    for each in ("stop at token 257, 5", "end tokens did not end it", "no end before 3 tokens", "is shown",
+    for each in ("stop at token 257, 5", "end tokens were ignored", "at least 3 tokens", "stop string is part",
                  "special tokens are part of the text"):  # fmt: skip
         assert each in words
     await service.client.post(PATHS[0], json=ASK)

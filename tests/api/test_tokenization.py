@@ -50,7 +50,7 @@ async def test_a_prompt_is_begun_as_it_is_asked_for() -> None:
             assert await activations(service, prompt="hi", **asked) == ids, asked
         assert await ids_of(service, "/v1/completions", {**ASK, "prompt": "<end>hi"}) == [[END, *hi]]
         assert await ids_of(service, "/v1/completions", {**ASK, "prompt": ["", "hi"]}) == [[END], [END, *hi]]
-        assert await ids_of(service, "/v1/completions", {**ASK, "prompt": hi}) == [hi], "ids are taken as they are"
+        assert await ids_of(service, "/v1/completions", {**ASK, "prompt": hi}) == [hi], "ids are used as given"
 
 
 async def test_a_chat_is_begun_by_its_template_alone_unless_asked() -> None:

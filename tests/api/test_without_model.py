@@ -51,7 +51,7 @@ async def test_a_model_that_could_not_be_loaded_is_named() -> None:
         assert outcome.json()["status"] == "failed"
         answer = await service.client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "model_not_loaded")
-        assert "none/such could not be" in answer.json()["error"]["message"]
+        assert "none/such failed to load" in answer.json()["error"]["message"]
         ready = await service.client.get("/ready")
         assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
         assert [each["model"] for each in ready.json()["degraded"]] == ["none/such"]

@@ -95,7 +95,7 @@ def test_status_while_an_sae_is_brought_back(command: Command) -> None:
         while client.status()["model"]["status"] != "loaded":
             pass
         shown = command("status", "--url", second.url)
-        line = f"attaching   {sae_id} at resid_post.1, steer: it is being brought back"
+        line = f"attaching   {sae_id} at resid_post.1, steer: it is being attached again"
         assert shown.out.splitlines() == [
             f"not ready: SAE {sae_id} is being attached", f"model       {MODEL} (float32 on cpu, 4 layers of 16)", line,
         ]  # fmt: skip
@@ -184,23 +184,23 @@ def test_events_end_with_the_service(command: Command) -> None:
         ran = command("events", "--url", running.url)
     assert ran.code == 69
     assert "ActorStarted" in ran.out
-    assert "ended the stream" in ran.err
+    assert "closed the event stream" in ran.err
 
 
 def test_what_the_service_refuses(at: Command, client: Client) -> None:
     assert at("attach", "nothing") == (
         64,
         "",
-        "sae-actor: no SAE is called nothing or begins with it (sae_not_found)\n",
+        "sae-actor: no SAE has the id nothing or an id that begins with it (sae_not_found)\n",
     )
     assert at("generate", "Once").code == 64
     assert at("catalog", "none/such").code == 69
     assert at("catalog", "bad repo") == (
         64,
         "",
-        "sae-actor: repository_id takes owner/name of a repository, in letters, digits and . _ - (bad_request)\n",
+        "sae-actor: repository_id must be owner/name of a repository, in letters, digits and . _ - (bad_request)\n",
     )
-    assert "revision takes a branch, a tag or a commit" in at("catalog", "org/saes", "--revision", "a b").err
+    assert "revision must be a branch, a tag or a commit" in at("catalog", "org/saes", "--revision", "a b").err
     assert at("download", "none/such").code == 69
     client.load_model(MODEL)
     one = client.download(REPOSITORY, "layer.1")["sae_id"]
@@ -305,8 +305,8 @@ def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (("steer", "x"), "no edit is named: FEATURE=STRENGTH"),
-        (("steer", "x", "--clear", "5=1"), "--clear takes all edits away, and no FEATURE=STRENGTH goes with it"),
+        (("steer", "x"), "no edit given; give FEATURE=STRENGTH"),
+        (("steer", "x", "--clear", "5=1"), "--clear cannot be combined with FEATURE=STRENGTH"),
         (("steer", "x", "--unit", "raw", "5"), "'5' is not FEATURE=STRENGTH"),
         (("steer", "x", "1=1", "--nonsense"), "unrecognized arguments: --nonsense"),
         (("steer", "x", "-1=5"), "steer: '-1=5': '-1' is not a feature; features are numbered 0, 1, 2, …"),
@@ -314,10 +314,10 @@ def test_wrong_usage(argv: tuple[str, ...], command: Command) -> None:
         (("steer", "x", "--", "-1=5"), "'-1' is not a feature"),
         (("steer", "x", "-.5=5", "--method", "set"), "'-.5' is not a feature"),
         (("steer", "x", "1.5=3"), "'1.5' is not a feature"),
-        (("steer", "x", "584="), "'584=' gives no strength after '='"),
+        (("steer", "x", "584="), "'584=' has no strength after '='"),
         (("steer", "x", "584=--5"), "'584=--5': the strength '--5' is not a number"),
         (("steer", "x", "-1=5", "--nonsense"), "unrecognized arguments: -1=5 --nonsense"),
-        (("attach", "x", "--layer", "-1"), "argument --layer: '-1' is no layer: they count from 0"),
+        (("attach", "x", "--layer", "-1"), "argument --layer: '-1' is not a layer; layers are numbered from 0"),
     ],
 )
 def test_wrong_usage_is_told_in_words(argv: tuple[str, ...], told: str, command: Command) -> None:

@@ -118,7 +118,7 @@ def test_a_changed_export_is_refused(log: Path, tmp_path: Path, command: Command
     for other in (tmp_path / "text", tmp_path):
         odd = command("log", "import", str(other), "--data-dir", str(tmp_path / "back"))
         assert odd.code == 65
-        assert f"{other} is no export of a log: " in odd.err
+        assert f"{other} is not an export of a log: " in odd.err
 
 
 def test_without_a_log(tmp_path: Path, command: Command) -> None:
@@ -162,7 +162,7 @@ def test_redaction(log: Path, command: Command) -> None:
     events = [json.loads(line) for line in shown(log, command).splitlines()]
     assert events[8]["data"] is None
     assert events[13]["data"]["why"] == "the tag names a person"
-    for position, why in (("9", "erased already"), ("8", "rests on"), ("0", "no event 0"), ("99", "no event 99"),
+    for position, why in (("9", "already erased"), ("8", "depends on"), ("0", "no event 0"), ("99", "no event 99"),
                           ("13", "first")):  # fmt: skip
         refused = command("log", "redact", position, "--why", "w", *at)
         assert refused.code == 64

@@ -183,7 +183,7 @@ def test_row_78_a_copy_without_its_checkpoint_is_unproven(copy: tuple[Path, list
     before = content(folder)
     said = command("log", "verify", "--data-dir", str(folder))
     assert said.code == 65
-    assert said.out.startswith("unproven: 20 events that verify, head 20 ")
+    assert said.out.startswith("unproven: 20 events verify, head 20 ")
     assert "there is no head.checkpoint" in said.out
     assert "--head POSITION:HASH" in said.out
     told = command("log", "verify", "--json", "--data-dir", str(folder))
@@ -206,7 +206,7 @@ def test_row_78_a_head_that_was_noted_proves_it(copy: tuple[Path, list[str]], co
     assert "an event 30 was witnessed" in answer["detail"]
     other = command("log", "verify", "--data-dir", str(folder), "--head", f"7:{'0' * 64}")
     assert other.code == 65
-    assert other.out.startswith("damaged at position 7: event 7: it is not the one that was witnessed")
+    assert other.out.startswith("damaged at position 7: event 7: it is not the event that was witnessed")
 
 
 def test_a_log_with_its_checkpoint_is_held_to_a_head_too(
@@ -231,11 +231,11 @@ def test_what_is_read_of_an_unproven_log_says_so(
     for name in (("show",), ("state",), ("diff", "3", "9")):
         shown = command("log", *name, "--data-dir", str(folder))
         assert shown.code == 0
-        assert shown.err.startswith("sae-actor: warning: this log is unproven: 20 events that verify")
+        assert shown.err.startswith("sae-actor: warning: this log is unproven: 20 events verify")
         assert "give `log verify` a head that you noted" in shown.err
     exported = command("log", "export", "--data-dir", str(folder), str(tmp_path / "out.tar"))
     assert exported.code == 0
-    assert "whether events at the end are missing from the export cannot be told" in exported.err
+    assert "events missing at the end of the export would go unnoticed" in exported.err
     # An import is the whole of the export, whose head it has.
     imported = command("log", "import", "--data-dir", str(tmp_path / "new"), str(tmp_path / "out.tar"))
     assert (imported.code, command("log", "verify", "--data-dir", str(tmp_path / "new")).code) == (0, 0)

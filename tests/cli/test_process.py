@@ -181,7 +181,7 @@ def test_a_variable_that_sets_nothing_is_warned_of(
     folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAE_ACTOR_PORT", "9999")
-    warning = "SAE_ACTOR_PORT of the environment sets nothing; is it SAE_ACTOR_SERVER_PORT that was meant?"
+    warning = "SAE_ACTOR_PORT of the environment is not a setting; did you mean SAE_ACTOR_SERVER_PORT?"
     offline = command("log", "verify", "--data-dir", str(folder))
     assert (offline.code, offline.err) == (0, f"sae-actor: warning: {warning}\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -201,7 +201,7 @@ def test_settings_that_are_refused_are_said_in_their_own_form(tmp_path: Path) ->
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 78
     assert [json.loads(line)["message"] for line in ran.stderr.splitlines()] == [
-        "warning: SAE_ACTOR_PORT of the environment sets nothing; is it SAE_ACTOR_SERVER_PORT that was meant?",
+        "warning: SAE_ACTOR_PORT of the environment is not a setting; did you mean SAE_ACTOR_SERVER_PORT?",
         f"server.tls_certificate: {gone}: No such file or directory",
     ]
     assert not (tmp_path / "data").exists()
@@ -214,7 +214,7 @@ def test_import_roots_that_are_not_there_are_warned_of(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         served = command("serve", "--port", str(taken.getsockname()[1]), "--data-dir", str(folder))
     assert served.err.splitlines()[0] == (
-        f"sae-actor: warning: hub.import_roots: there is no folder {folder / 'gone'}; nothing can be imported from it"
+        f"sae-actor: warning: hub.import_roots: there is no folder {folder / 'gone'}; imports from it are refused"
     )
 
 
@@ -232,7 +232,7 @@ def test_a_path_without_a_model_is_refused_before_it_listens(
         refused = command("serve", "--port", port, "--data-dir", str(tmp_path / "data"), "--model", model)
     assert (refused.code, refused.out) == (78, "")
     assert str(tmp_path / name) in refused.err
-    assert {"empty": "holds no model", "model.safetensors": "is not a folder"}.get(name, "no folder") in refused.err
+    assert {"empty": "is not a model", "model.safetensors": "is not a folder"}.get(name, "no folder") in refused.err
     assert not (tmp_path / "data").exists()
 
 
@@ -267,7 +267,7 @@ def test_read_only(folder: Path, command: Command) -> None:
 def test_a_loss_that_is_none_is_not_accepted(folder: Path, tmp_path: Path, command: Command) -> None:
     intact = command("serve", "--port", "0", "--accept-truncation", "100", "--data-dir", str(folder))
     assert intact.code == 78
-    assert f"the log in {folder} ends at event 2, and nothing of it is lost" in intact.err
+    assert f"the log in {folder} ends at event 2, and no event is lost" in intact.err
     other = command("serve", "--port", "0", "--accept-truncation", "2", "--data-dir", str(tmp_path / "other"))
     assert other.code == 78
     assert f"there is no log in {tmp_path / 'other'}" in other.err

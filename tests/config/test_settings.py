@@ -59,21 +59,21 @@ def test_the_file_comes_from_the_flag_or_else_the_environment_and_never_from_the
         ("[server]\nprot = 1", "server.prot: no such key"),
         ("[sever]\nport = 1", "sever: no such section"),
         ("port = 1", "port: no such section"),
-        ('[server]\nport = "1"', "server.port: it takes a whole number from 0 to 65535"),
-        ("[server]\nport = true", "server.port: it takes a whole number from 0 to 65535"),
+        ('[server]\nport = "1"', "server.port: it must be a whole number from 0 to 65535"),
+        ("[server]\nport = true", "server.port: it must be a whole number from 0 to 65535"),
         ("[server]\nport = 65536", "server.port: "),
         ('[server]\nhost = ""', "server.host: "),
         ('[server]\ntoken = "two words"', "server.token: "),
-        ("[engine]\ndrain_seconds = -1", "engine.drain_seconds: it takes a number from 0 to 3600"),
+        ("[engine]\ndrain_seconds = -1", "engine.drain_seconds: it must be a number from 0 to 3600"),
         ("[engine]\ndrain_seconds = nan", "engine.drain_seconds: "),
         ("[engine]\ndrain_seconds = inf", "engine.drain_seconds: "),
         ("[gpu]\nmax_attachments = 0", "gpu.max_attachments: "),
-        ('[hub]\nimport_roots = "/a"', "hub.import_roots: it takes a list, each of it text without"),
-        ('[model]\ndtype = "float8"', "model.dtype: it takes auto, float32, float16 or bfloat16"),
+        ('[hub]\nimport_roots = "/a"', "hub.import_roots: it must be a list, each of it text without"),
+        ('[model]\ndtype = "float8"', "model.dtype: it must be auto, float32, float16 or bfloat16"),
         ('[model]\nid = "a\\nb"', "model.id: "),
-        ('[audit]\nrecord_text = "yes"', "audit.record_text: it takes true or false"),
-        ('[server]\nlog_level = "loud"', "server.log_level: it takes one of debug, error, info, warning"),
-        ("[engine]\ndeadline_seconds = 0", "engine.deadline_seconds: it takes a number above 0 up to 86400"),
+        ('[audit]\nrecord_text = "yes"', "audit.record_text: it must be true or false"),
+        ('[server]\nlog_level = "loud"', "server.log_level: it must be one of debug, error, info, warning"),
+        ("[engine]\ndeadline_seconds = 0", "engine.deadline_seconds: it must be a number above 0 up to 86400"),
         ("[server", "not TOML"),
         ("[server]\nport = 1\nport = 2", "not TOML"),
     ],
@@ -138,12 +138,12 @@ def test_what_is_wrong_in_the_environment_is_named(variable: str, value: str) ->
 )
 def test_a_variable_that_sets_nothing_is_told_with_what_was_meant(variable: str, meant: str | None) -> None:
     load(environment={variable: "a secret"})
-    hint = f"; is it {meant} that was meant?" if meant else ""
-    assert loading.strangers({variable: "a secret"}) == [f"{variable} of the environment sets nothing{hint}"]
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert loading.strangers({variable: "a secret"}) == [f"{variable} of the environment is not a setting{hint}"]
 
 
 def test_an_unknown_key_of_a_section_is_refused_with_what_was_meant() -> None:
-    with pytest.raises(ConfigurationError, match="SAE_ACTOR_SERVER_PORT that was meant"):
+    with pytest.raises(ConfigurationError, match="did you mean SAE_ACTOR_SERVER_PORT"):
         load(environment={"SAE_ACTOR_SERVER_PROT": "1"})
 
 
@@ -258,19 +258,19 @@ def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("alice", "line 1: takes a name"),
-        (f"alice viewer {DIGEST} more", "line 1: takes a name"),
-        (f"# first\nalice root {DIGEST}", "line 2: alice: the role is one of viewer, operator"),
+        ("alice", "line 1: must be a name"),
+        (f"alice viewer {DIGEST} more", "line 1: must be a name"),
+        (f"# first\nalice root {DIGEST}", "line 2: alice: the role must be one of viewer, operator"),
         (f"alice viewer {DIGEST[1:]}", "line 1: alice: the sha256"),
         ("alice viewer the-token-itself", "line 1: alice: the sha256"),
-        (f"token viewer {DIGEST}", "line 1: the name token stands for something else"),
-        (f"system viewer {DIGEST}", "line 1: the name system stands for something else"),
-        (f"al\x1bice viewer {DIGEST}", "line 1: the name takes"),
+        (f"token viewer {DIGEST}", "line 1: the name token is reserved"),
+        (f"system viewer {DIGEST}", "line 1: the name system is reserved"),
+        (f"al\x1bice viewer {DIGEST}", "line 1: the name must be"),
         (f"alice viewer {DIGEST}\nalice operator {'0' * 64}", "alice: another token has this name"),
         (f"alice viewer {DIGEST}\nbob operator {DIGEST}", "bob: another token has this sha256"),
-        ("# nobody\n", "names nobody"),
+        ("# nobody\n", "does not hold a token"),
         ("x" * 70_000, "larger than"),
-        ("\n".join(f"n{n} viewer {n:064x}" for n in range(257)), "257 tokens; 256 are the most"),
+        ("\n".join(f"n{n} viewer {n:064x}" for n in range(257)), "257 tokens; at most 256 are allowed"),
     ],
 )
 def test_what_is_wrong_with_a_token_is_named_and_not_repeated(tmp_path: Path, line: str, named: str) -> None:

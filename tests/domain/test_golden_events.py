@@ -27,14 +27,14 @@ def test_every_type_is_there() -> None:
     assert [event.position for event in EVENTS] == list(range(1, len(EVENTS) + 1))
 
 
-def test_types_are_those_of_the_contract() -> None:
-    contract = """
+def test_the_types_and_their_order_are_fixed() -> None:
+    recorded = """
         ActorStarted ActorStopped ModelLoadRequested ModelLoaded ModelLoadFailed ModelUnloaded DownloadRequested
         DownloadCompleted DownloadFailed DownloadCancelled AttachRequested SaeAttached AttachFailed DetachRequested
         SaeDetached DeleteRequested SaeDeleted DeleteFailed SteeringChanged MonitoringChanged EffectInterrupted
         HookFaulted GpuLost CommandRejected GenerationStarted GenerationFinished PayloadRedacted LogTruncated
     """
-    assert list(PAYLOADS) == contract.split()
+    assert list(PAYLOADS) == recorded.split()
 
 
 @pytest.mark.parametrize("number", range(len(EVENTS)))

@@ -122,7 +122,7 @@ async def test_special_tokens_are_told(given: Given) -> None:
     assert ended.special == (False,) * 5 + (True,)
 
 
-# — text —
+# — generations —
 
 
 async def test_tokens_then_their_end(given: Given) -> None:

@@ -62,7 +62,7 @@ async def conflicts(log: EventLog, draft: Draft) -> None:
             await log.append([draft], expected=expected)
         except LogConflictError:
             continue
-        raise AssertionError(f"an append behind {expected} was stored at {log.head.position}")
+        raise AssertionError(f"an append after {expected} was stored at {log.head.position}")
 
 
 @settings(max_examples=40, deadline=None)

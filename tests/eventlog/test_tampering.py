@@ -195,14 +195,14 @@ async def test_a_loss_is_accepted_only_where_one_is_proven(tmp_path: Path) -> No
     before = content(folder)
     for read_only in (False, True):
         for position in (4, 9, 100):
-            with pytest.raises(LogUnusableError, match=r"ends at event 9, and nothing of it is lost"):
+            with pytest.raises(LogUnusableError, match=r"ends at event 9, and no event is lost"):
                 await SqliteLog.open(folder, read_only=read_only, accept_truncation=position)
         with pytest.raises(LogUnusableError, match=r"there is no log in .*mistyped"):
             await SqliteLog.open(tmp_path / "mistyped", read_only=read_only, accept_truncation=9)
     assert content(folder) == before
     assert not (tmp_path / "mistyped").exists()
     (folder / CHECKPOINT).unlink()
-    with pytest.raises(LogUnusableError, match=r"without a head\.checkpoint no loss is proven"):
+    with pytest.raises(LogUnusableError, match=r"without a head\.checkpoint a loss is not proven"):
         await SqliteLog.open(folder, accept_truncation=9)
 
 

@@ -82,7 +82,7 @@ class FakeEngine:
     specials: Sequence[str] = ()
     """Special tokens behind the end token, as they are written."""
     reasoning: Reasoning | None = None
-    """How its chats tell thoughts apart."""
+    """How its chats separate reasoning."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     model: ModelFacts | None = None
@@ -227,7 +227,7 @@ class FakeEngine:
             ids = self._begun(ids, how, added=how.add_special_tokens is not False)
         elif all(isinstance(item, int) for item in prompt):
             if how.prepend_bos is not None:
-                raise BadRequestError("token ids are taken as they are", param="prepend_bos")
+                raise BadRequestError("token ids are used as given", param="prepend_bos")
             ids = tuple(item for item in prompt if isinstance(item, int))
         else:
             if not model.has_chat_template:
@@ -265,11 +265,11 @@ class FakeEngine:
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
         if len(self._streams) >= self.max_running + self.max_waiting:
-            raise MailboxFullError("too many texts are waiting", retry_after=1)
+            raise MailboxFullError("too many generations are waiting", retry_after=1)
         if request.deterministic and not model.can_be_deterministic:
             raise SAEUnsupportedError("the model's kernels are not deterministic")
         if not request.turns and any(edit.asks_for_roles for sae in request.intervention for edit in sae.steering):
-            raise BadRequestError("positions by role need a chat", param="positions")
+            raise BadRequestError("positions by role require a chat", param="positions")
         if any(not 0 <= each < self.vocabulary for each in request.sampling.stop_token_ids):
             raise BadRequestError("a stop token is outside the vocabulary", param="stop_token_ids")
         self._turn = self._turn or asyncio.Semaphore(self.max_running)

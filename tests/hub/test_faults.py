@@ -1,4 +1,4 @@
-"""Rows 42 to 51 of the fault table: a hub that lies, refuses, limits, stalls, cuts or redirects.
+"""Rows 42 to 51 of FAULTS.md: a hub that lies, refuses, limits, stalls, cuts or redirects.
 
 After every fault: the error that the table names, no file that counts as complete, nothing outside the hub's
 folder, no token or signed address in the error; and once a store is well again the next try succeeds.

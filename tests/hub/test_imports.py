@@ -124,7 +124,7 @@ async def test_a_digest_is_computed_again_only_when_the_file_changed(
 
 @pytest.mark.parametrize("change", ["one byte", "shorter", "gone", "swapped", "same time"])
 async def test_what_changed_on_disk_is_noticed(hub: HuggingFaceHub, roots: Path, change: str) -> None:
-    """Row 52, for an import; that of a download is in the contract."""
+    """Row 52, for an import; the contract suite has that of a download."""
     folder = write(roots / "one", sae_files())
     location = await placed(hub, folder)
     weights = folder / "sae_weights.safetensors"

@@ -66,7 +66,7 @@ async def test_a_mirror_that_sends_to_the_hub_for_what_it_was_asked_is_not_follo
 ) -> None:
     server.publish("org/saes", sae_files())
     server.fault("info", location=f"{HUB}/api/models/org/saes/revision/main?expand=sha")
-    with pytest.raises(SAEDownloadError, match="sends its readers to huggingface") as refused:
+    with pytest.raises(SAEDownloadError, match="redirects to huggingface") as refused:
         await make_hub().catalog("org/saes")
     assert refused.value.fields["reason"] == "redirect"
     assert len(server.asked("info")) == 1

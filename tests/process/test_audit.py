@@ -164,7 +164,7 @@ def test_the_log_tells_and_reproduces_every_text(tmp_path: Path, command: Callab
     # It says so in words (the command itself is asked for some); and run again, every text has the same tokens.
     verified = json.loads(command("log", "verify", "--json", "--data-dir", str(data)).out)
     words = {name: explanation({**view, "log": verified}) for name, view in explained.items()}
-    assert all("the recorded intervention is what the log comes to before it" in each for each in words.values())
+    assert all("the recorded intervention matches the events before it" in each for each in words.values())
     for name in list(explained)[::20]:
         assert command("log", "explain", name, "--data-dir", str(data)) == (0, words[name] + "\n", "")
     ran = command("log", "reproduce", "--all", "--json", "--data-dir", str(data))

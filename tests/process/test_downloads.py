@@ -1,4 +1,4 @@
-"""Rows 6, 7, 13 and 53 of the fault table, put through a real service with a hub on loopback."""
+"""Rows 6, 7, 13 and 53 of FAULTS.md, put through a real service with a hub on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 31 to 41 of the faults: what a client can send, or fail to send, to a real service process.
+"""Rows 31 to 41: what a client can send, or fail to send, to a real service process.
 
 row  test
 31   test_row_31_a_full_mailbox

@@ -44,7 +44,7 @@ def test_a_model_that_changed_or_is_gone(log: Log, tmp_path: Path, reproduce: Re
         assert str(log.model) in reason(reproduce, log.folder, log.texts["greedy"])
         save_tiny_model(log.model, seed=4)
         told = reason(reproduce, log.folder, log.texts["greedy"])
-        assert told.endswith("not those that it was loaded from: model.safetensors")
+        assert told.endswith("not the ones it was loaded from: model.safetensors")
         code, views = reproduce(log.folder, "--all")
         assert (code, {view["verdict"] for view in views}) == (69, {"not_comparable"})
     finally:
@@ -94,7 +94,7 @@ def test_another_kind_of_machine(log: Log, tmp_path: Path, reproduce: Reproduce)
     assert (same["verdict"], same["environment"]["differs"]) == ("identical", ["device"])
     assert (other["verdict"], other["reason"]) == (
         "not_comparable",
-        "it is run on another kind of machine here (other device)",
+        "this machine is of another kind (other device)",
     )
 
 

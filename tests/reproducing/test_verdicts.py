@@ -162,7 +162,7 @@ def test_from_digests_alone(log: Log, tmp_path: Path, reproduce: Reproduce) -> N
     prompt.write_text("a longer prompt of some word")
     code, (view,) = reproduce(folder, log.texts["sampled"], "--prompt-file", str(prompt))
     assert (code, view["verdict"]) == (69, "not_comparable")
-    assert "not the one that was recorded as a digest" in view["reason"]
+    assert "does not match the recorded digest" in view["reason"]
 
 
 def test_without_the_logged_tokens_other_ones_are_different(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:

@@ -321,7 +321,7 @@ def test_a_login_lets_the_page_in_and_a_logout_out(browser: Browser, tmp_path: P
         page.fill("#token", "wrong")
         page.click("#login button")
         page.until("document.querySelector('#refused').innerText !== ''")
-        assert page.text("#refused") == "the token is not known"
+        assert page.text("#refused") == "the token is not valid"
 
         log_in(page, "olga")
         assert page.text("#who span") == "olga"

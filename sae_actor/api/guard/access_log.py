@@ -1,6 +1,6 @@
-"""Every request, seen from outside: counted by route and status, timed, and told to the access log.
+"""Access log: every request is counted by route and status, timed, and written as a line.
 
-It stands around the checks, so that what they refuse is seen too. A line holds no query, no header and no body.
+It wraps the checks, so that refused requests are logged too. A line holds no query, no header and no body.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ access = logging.getLogger("sae_actor.access")
 """One line a request, at level INFO; the members of a line are `ACCESS`."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
-"""Stands for methods and addresses that are nobody's: whoever asks cannot make the labels grow."""
+"""Replaces unknown methods and paths, so that clients cannot make the labels grow."""
 GONE = "closed"
-"""In place of the status of a request whose sender left before it was answered."""
+"""Replaces the status of a request whose client disconnected before the answer."""
 
 
 class Requests:
@@ -70,7 +70,7 @@ def access_log_middleware(app: ASGIApp, requests: Requests) -> ASGIApp:
 
 
 def route_of(scope: Scope) -> str:
-    """The route as the table has it, told by the router; `OTHER` where the request did not come to one."""
+    """The route as in the table, from the router; `OTHER` if no route matched."""
     return str(scope.get("path_template") or OTHER)
 
 
@@ -85,10 +85,10 @@ def _log(scope: Any, path: str, status: int, seconds: float) -> None:
         scope.get("command_id"),
     )
     told = dict(zip(ACCESS, values, strict=True))
-    who = f" by {values[4]}" if values[4] else ""  # an open route asks nobody
+    who = f" by {values[4]}" if values[4] else ""  # an open route needs no caller
     access.info("%s %s %s in %s ms%s%s", *values[:4], who, f", command {values[5]}" if values[5] else "", extra=told)
 
 
 def _one_line(path: str) -> str:
-    """Nobody writes lines of their own into the log."""
+    """Clients cannot inject lines into the log."""
     return path[:200].encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""How often one address may fail to log in."""
+"""A limit on failed logins per address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sessions import Monotonic
 
 
 class Attempts:
-    """Failed logins: so many in a window for each address, and fifty times as many for all together."""
+    """Failed logins: a limit per window and address, and fifty times that for all together."""
 
     def __init__(self, each: int = 10, seconds: float = 60.0, *, clock: Monotonic = time.monotonic) -> None:
         self._each = each
@@ -23,14 +23,14 @@ class Attempts:
         """Never more addresses than failures in `_all`, so never more than fifty times `each`."""
 
     def check(self, address: str) -> None:
-        """Raises `TooManyAttemptsError`, before a token is looked at: a right one is not told apart then."""
+        """Raises `TooManyAttemptsError`, before the token is checked, so that a right one makes no difference."""
         now = self._clock()
         self._forget(now)
         own = self._of.get(_network(address), deque())
         for failures, most in ((own, self._each), (self._all, 50 * self._each)):
             if len(failures) >= most:
                 wait = self._seconds - (now - failures[0])
-                raise TooManyAttemptsError("too many logins have failed", retry_after=math.ceil(wait))
+                raise TooManyAttemptsError("too many failed logins; try again later", retry_after=math.ceil(wait))
 
     def failed(self, address: str) -> None:
         now = self._clock()
@@ -48,7 +48,7 @@ class Attempts:
 
 
 def plain_address(address: str) -> str:
-    """An IPv4 address as itself, also where a socket of IPv6 says ::ffff:192.0.2.1 for it."""
+    """An IPv4 address as itself, even if an IPv6 socket reports ::ffff:192.0.2.1."""
     try:
         mapped = ipaddress.IPv6Address(address).ipv4_mapped
     except ValueError:

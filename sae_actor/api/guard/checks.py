@@ -1,4 +1,4 @@
-"""Checks of a request before any route: host name, address, body and origin. Each raises what it refuses with."""
+"""Checks of a request before any route: host name, URL, body and origin. Each raises the error of its refusal."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def check_host(hosts: list[str], allowed: tuple[str, ...]) -> None:
         raise BadRequestError("exactly one Host header is needed")
     named = _HOST.fullmatch(hosts[0])
     if named is None or int(named[2] or 0) > 65535:
-        raise BadRequestError("the Host header names no host")
+        raise BadRequestError("the Host header does not name a host")
     if "*" not in allowed and _hostname(hosts[0]) not in allowed:
-        raise ForbiddenError("this service does not answer to that host name")
+        raise ForbiddenError("this service does not serve that host name; see [server] hosts")
 
 
 def check_address(query: bytes) -> None:
@@ -46,12 +46,12 @@ def check_address(query: bytes) -> None:
     try:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
     except ValueError:
-        raise BadRequestError(f"an address takes {MAX_PARAMETERS} parameters at most") from None
+        raise BadRequestError(f"the URL has too many parameters; at most {MAX_PARAMETERS} are allowed") from None
     names = [name for name, _ in pairs]
     if not SECRET_PARAMETERS.isdisjoint(map(str.lower, names)):
-        raise BadRequestError("a token does not belong into the address; use the Authorization header")
+        raise BadRequestError("tokens are not accepted in the URL; send an Authorization header")
     if len(set(names)) != len(names):
-        raise BadRequestError("a parameter stands twice in the address")
+        raise BadRequestError("a parameter was given more than once in the URL")
 
 
 def check_body(scope: Any) -> None:
@@ -71,7 +71,7 @@ def listed_origin(headers: Headers, policy: Policy) -> str | None:
 
 
 def is_own_origin(headers: Headers) -> bool:
-    """True where there is one Origin, and it is the host that was asked."""
+    """True if there is one Origin, and it is the requested host."""
     origins, hosts = header_values(headers, b"origin"), header_values(headers, b"host")
     if len(origins) != 1 or not origins[0].startswith(("http://", "https://")):
         return False

@@ -1,5 +1,5 @@
-"""How many requests begin in one turn of the event loop, that a turn stays short whatever comes at once, and how many
-do at the same time what takes long."""
+"""Limits on the requests that begin in one turn of the event loop, so that turns stay short, and on expensive work at
+the same time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RequestThrottle:
 
 
 class BoundedSemaphore:
-    """`most` at a time, `waiting` more until one is free; whoever comes then is told to come back by an `error`."""
+    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After."""
 
     def __init__(self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError) -> None:
         self._full = full

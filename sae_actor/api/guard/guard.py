@@ -1,14 +1,14 @@
-"""Who is let in: host name, origin, token and role are checked before any route is looked at.
+"""Access control: host name, origin, token and role are checked before any route.
 
     Host                   exactly one, and a name of ours
     Origin, Sec-Fetch-*    no page of another origin or site, unless `[server] cors_origins` lists it
-    Authorization          the token of a grant; in its place the cookie of a login, which needs our own Origin to write
+    Authorization          the token of a grant; or the cookie of a login, which needs our own Origin to write
     role                   a viewer reads (GET, HEAD, OPTIONS), an operator does the rest
     Content-Type           a body is application/json
     the query              no token, and nothing twice
 
-It wraps the whole application, so that an address without a route is no way around it. HEAD is answered as GET is,
-without the body.
+It wraps the whole application, so that paths without a route are checked too. HEAD is answered as GET without the
+body.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .policy import Policy
 
 
 def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
-    """`app` behind the checks: it is asked only what may be asked, and finds a `Caller` or None in the scope."""
+    """`app` after the checks: it gets only allowed requests, with a `Caller` or None in the scope."""
     open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
     reading, writing = RequestThrottle(), RequestThrottle()
-    # Two, so that who reads never stands behind a flood of commands; probes and the page stand behind nobody.
+    # Two, so that reads never wait for a flood of commands; probes and the page never wait.
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -79,7 +79,7 @@ def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
 
 
 async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """`app` is asked for all of it, and its client leaves before the body."""
+    """`app` gets the whole request; the client gets no body."""
     asked: Any = {**scope, "method": "GET"}
     begun = asyncio.Event()
 
@@ -96,7 +96,7 @@ async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
 
 
 async def _until(ended: asyncio.Event, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """`app` is told that its client has left once `ended` is set; a stream that it sends ends then."""
+    """Once `ended` is set, `app` sees a disconnected client, and ends a stream that it sends."""
     is_whole = True
 
     async def receiving() -> Any:

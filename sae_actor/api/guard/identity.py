@@ -1,4 +1,4 @@
-"""Who asks: a token, or the cookie of a login, and the role that comes with it."""
+"""The caller: from a token or the cookie of a login, with its role."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_TOKEN = 1024
 
 
 class Caller(NamedTuple):
-    """Who asks: the holder of a token, or anyone where none is asked for."""
+    """The caller: the holder of a token, or anyone if none is required."""
 
     name: str
     role: str
@@ -29,7 +29,7 @@ def cookie_name(scope: Any) -> str:
 
 
 def session_ids_of(scope: Any) -> list[str]:
-    """The cookies of logins: one, unless somebody has put another beside it."""
+    """The cookies of logins: one, unless another one was injected."""
     name = cookie_name(scope)
     parts = (part.partition("=") for line in header_values(scope["headers"], b"cookie") for part in line.split(";"))
     return [value.strip() for key, _, value in parts if key.strip() == name and len(value) <= MAX_TOKEN]
@@ -44,13 +44,13 @@ def session_id_of(scope: Any, policy: Policy) -> str | None:
 
 
 def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
-    """Who asks; None on an open route for somebody unknown. Raises `UnauthorizedError`, `ForbiddenError`."""
+    """The caller; None for an unknown one on an open route. Raises `UnauthorizedError`, `ForbiddenError`."""
     if not policy.access:
         return ANYONE
     writes = scope["method"] not in READING
     session_id = session_id_of(scope, policy)
     if session_id is not None and writes and not is_own_origin(scope["headers"]):
-        raise ForbiddenError("a login is good for the page itself only; send an Authorization header")
+        raise ForbiddenError("the login cookie works for the page only; send an Authorization header")
     try:
         if session_id is None:
             grant = _bearer(header_values(scope["headers"], b"authorization"), policy)
@@ -61,7 +61,7 @@ def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
             return None
         raise
     if writes and not is_open and grant.role != "operator":
-        raise ForbiddenError(f"{grant.name} may read only: the token is a {grant.role}'s")
+        raise ForbiddenError(f"{grant.name} may only read: the token has the role {grant.role}")
     return Caller(grant.name, grant.role)
 
 
@@ -70,12 +70,12 @@ def _bearer(given: list[str], policy: Policy) -> Grant:
         raise UnauthorizedError("send one Authorization: Bearer header")
     grant = policy.access.of(given[0][7:].strip(" \t").encode("latin-1"))
     if grant is None:
-        raise UnauthorizedError("the token is not known")
+        raise UnauthorizedError("the token is not valid")
     return grant
 
 
 def _session(session_id: str, policy: Policy) -> Grant:
     grant = policy.sessions.of(session_id)
     if grant is None:
-        raise UnauthorizedError("the login has ended; log in again")
+        raise UnauthorizedError("the login has expired; log in again")
     return grant

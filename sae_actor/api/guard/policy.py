@@ -1,4 +1,4 @@
-"""What the guard goes by."""
+"""The settings of the guard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Policy(Protocol):
 
     @property
     def access(self) -> Access:
-        """Who holds a token; nobody: no token is asked for."""
+        """Who holds a token; nobody: no token is required."""
 
     @property
     def sessions(self) -> Sessions:
@@ -25,4 +25,4 @@ class Policy(Protocol):
 
     @property
     def cors_origins(self) -> tuple[str, ...]:
-        """Origins whose pages may use the API; our own is one without being named."""
+        """Origins whose pages may use the API, besides our own."""

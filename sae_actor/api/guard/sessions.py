@@ -36,7 +36,7 @@ class Sessions:
         return len(self._open)
 
     def begin(self, grant: Grant) -> str:
-        """A new session; its id is told once and not kept."""
+        """A new session; its id is returned once and not kept."""
         now = self._clock()
         for key in [key for key, session in self._open.items() if session.expires <= now]:
             self._drop(key)
@@ -48,7 +48,7 @@ class Sessions:
         return session_id
 
     def of(self, session_id: str) -> Grant | None:
-        """Whose session it is; None for one that has ended or never was."""
+        """The session's grant; None if it has ended or never existed."""
         session = self._open.get(_key(session_id))
         return session.grant if session is not None and session.expires > self._clock() else None
 
@@ -79,5 +79,5 @@ class Sessions:
 
 
 def _key(session_id: str) -> bytes:
-    """Looked up by digest, so that the time of a look-up tells nothing about the ids."""
+    """Looked up by digest, so that the time of a look-up reveals nothing about the ids."""
     return hashlib.sha256(session_id.encode()).digest()

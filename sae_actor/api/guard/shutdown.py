@@ -1,4 +1,4 @@
-"""The end of the service, as requests see it: what is not answered by then is refused, each told why."""
+"""Graceful shutdown: requests still unanswered get 503 and the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY_SECONDS = 5
 QUICK_SECONDS = 0.2
 """For what would have been answered soon anyway."""
 TEXTS_SECONDS = 1.0
-"""For the ends of texts to come on record."""
+"""Time to record the ends of generations."""
 
 
 class InFlight:
@@ -35,7 +35,7 @@ class InFlight:
         self._tasks.discard(task)
 
     async def end(self, texts: Generations) -> None:
-        """Let go what ends in order, first of all the texts; refuse the rest."""
+        """Drain: end the generations first, then refuse the rest."""
         closing = asyncio.ensure_future(texts.close())
         await asyncio.sleep(QUICK_SECONDS)
         await asyncio.wait([closing], timeout=TEXTS_SECONDS)

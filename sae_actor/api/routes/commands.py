@@ -1,4 +1,4 @@
-"""`/api/commands`: the one door for every command, and what became of it."""
+"""`/api/commands`: every command, and its outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def post_command(request: AnyRequest) -> Answer:
     return await accept(request, await body_of(request, AnyCommand))
 
 
-@operation("GET", "/api/commands/{command_id}", "What became of a command; with `Prefer: wait=N`, once it is known",
+@operation("GET", "/api/commands/{command_id}", "The outcome of a command; `Prefer: wait=N` waits for it",
            returns=CommandOutcome, waits=True, errors=("not_found",), tag="commands")  # fmt: skip
 async def get_command(request: AnyRequest) -> Answer:
     seconds = wait_seconds(request)

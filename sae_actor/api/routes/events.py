@@ -24,15 +24,15 @@ OPENING = b": events follow\n\n"
 HEARTBEAT = b": still here\n"
 """A comment, and no empty line: some readers take that for an event, once they have seen an id."""
 RETRY = b"retry: 2000\n"
-"""Stands at the head of the first event: on its own some readers would take it for an empty one."""
+"""Precedes the first event: alone, some clients would read it as an empty event."""
 RETRY_BETWEEN = (1000, 4000)
-"""Milliseconds. Readers that are told to come back at different times do not all come at once."""
+"""Milliseconds, with jitter: clients do not all reconnect at the same time."""
 RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
 BYE = sse("bye", b'{"why":"the service is stopping"}')
 
 
 @operation("GET", "/api/events",
-           "Events as they happen (SSE). `checkpoint`, without id, tells the head every few seconds: position and hash",
+           "Events as they happen (SSE). Every few seconds a `checkpoint`, without id, reports the head of the log",
            query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), items=Event,
            errors=("mailbox_full",), tag="log")  # fmt: skip
 async def get_events(request: AnyRequest) -> Answer:
@@ -48,7 +48,7 @@ async def get_events(request: AnyRequest) -> Answer:
     elif after > broadcast.head:
         after, reset = 0, True
     if broadcast.readers >= context(request).max_readers:
-        raise MailboxFullError(f"{broadcast.readers} readers follow the events already", retry_after=5)
+        raise MailboxFullError(f"{broadcast.readers} clients already follow the events", retry_after=5)
     return _Frames(broadcast, _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat))
 
 

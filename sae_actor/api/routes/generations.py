@@ -1,4 +1,4 @@
-"""`/api/generations`: what was active for each answer, told from the log, as `log explain` tells it."""
+"""`/api/generations`: what was active for each answer, from the log, as in `log explain`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MAX_LIMIT = 1000
 
 @operation("GET", "/api/generations", "What was active for each answer",
            query=(Query("tag", {"type": "string"}, "only those with this tag"),
-                  Query("after", POSITION, "only those that began behind this position"),
+                  Query("after", POSITION, "only those that began after this position"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
-                        f"at most so many; {DEFAULT_LIMIT} without it")),
+                        f"at most this many (default: {DEFAULT_LIMIT})")),
            returns=ExplainedGenerations, tag="log")  # fmt: skip
 async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
@@ -46,12 +46,12 @@ async def get_generation(request: AnyRequest) -> Answer:
     await _read(request, wanted)
     view = next(iter(wanted.views.values()), None)
     if view is None:
-        raise NotFoundError(f"no text {generation_id[:80]} is in the log", generation_id=generation_id[:80])
+        raise NotFoundError(f"the log has no generation {generation_id[:80]}", generation_id=generation_id[:80])
     return answer(request, view)
 
 
 async def _read(request: AnyRequest, wanted: Explaining) -> None:
-    """Follow the log as it is now, page by page, as far as it has to be read."""
+    """Read the log as it is now, page by page, as far as needed."""
     log = context(request).log
     async with walking(request), aclosing(events(log, 0, until=log.head.position)) as found:
         async for event in found:

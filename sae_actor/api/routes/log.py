@@ -35,9 +35,9 @@ MAX_POSITION = 2**53
 MAX_SAE_ID = 200
 POSITION = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
 TYPES = Query("types", {"type": "array", "minItems": 1, "items": {"enum": [*PAYLOADS, *sorted(PASSING)]}},
-              "comma-separated event types; all without it")  # fmt: skip
-LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most so many; 500 without it")
-AFTER = Query("after", POSITION, "only events behind this position")
+              "comma-separated event types (default: all)")  # fmt: skip
+LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most this many (default: 500)")
+AFTER = Query("after", POSITION, "only events after this position")
 SAE = Query("sae_id", {"type": "string", "minLength": 1, "maxLength": MAX_SAE_ID}, "only events that name this SAE")
 
 
@@ -46,8 +46,8 @@ class LogPage(Struct, frozen=True, kw_only=True):
     head: Head
 
 
-@operation("GET", "/api/state", "The state as it was",
-           query=(Query("at", POSITION, "position; without it, now"),), returns=ServiceState,
+@operation("GET", "/api/state", "The state at a position",
+           query=(Query("at", POSITION, "position (default: the head)"),), returns=ServiceState,
            errors=("not_found",), tag="log")  # fmt: skip
 async def get_state(request: AnyRequest) -> Answer:
     now = state_of(request)
@@ -77,7 +77,7 @@ def wanted_events(request: AnyRequest) -> EventFilter:
     types = event_types(request)
     sae_id = request.query_params.get("sae_id")
     if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
-        raise BadRequestError(f"sae_id takes 1 to {MAX_SAE_ID} characters", param="sae_id")
+        raise BadRequestError(f"sae_id must have 1 to {MAX_SAE_ID} characters", param="sae_id")
     return EventFilter(None if types is None else frozenset(types), sae_id)
 
 
@@ -96,7 +96,7 @@ async def get_log(request: AnyRequest) -> Answer:
             first = await anext(lines)
         return Streamed(followed_by(first, lines), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
-    # What is short is read beside those who read much.
+    # Short reads do not wait for long ones.
     places = None if limit <= SHORT and wanted == EVERYTHING else walks
     found = events(log, after, until=head.position, wanted=wanted, limit=limit, places=places)
     held: list[Event] = []

@@ -19,7 +19,7 @@ MAX_LOGIN = 8 * 1024
 
 
 class LoginBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """A token as it would stand behind `Authorization: Bearer`."""
+    """A token as in `Authorization: Bearer`."""
 
     token: Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN)]
 
@@ -32,13 +32,13 @@ class Session(Struct, frozen=True, kw_only=True):
     tokens: bool
 
 
-@operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null for somebody unknown), and whether "
-           "the service asks for tokens", returns=Session, open=True, tag="service")  # fmt: skip
+@operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null if unknown), and whether "
+           "the service requires tokens", returns=Session, open=True, tag="service")  # fmt: skip
 async def get_session(request: AnyRequest) -> Answer:
     return _told(request, request.scope.get("caller"))
 
 
-@operation("POST", "/login", "Log in with a token: the answer sets a cookie, by which the page's requests are known",
+@operation("POST", "/login", "Log in with a token: the answer sets a cookie for the page's requests",
            body=LoginBody, returns=Session, errors=("too_many_attempts",), open=True, max_body=MAX_LOGIN,
            examples={"a token": {"token": "correct-horse-battery-staple"}}, tag="page")  # fmt: skip
 async def post_login(request: AnyRequest) -> Answer:
@@ -47,20 +47,20 @@ async def post_login(request: AnyRequest) -> Answer:
     known.attempts.check(address)
     body: LoginBody = await body_of(request, LoginBody)
     if not known.access:
-        raise BadRequestError("this service asks for no token")
+        raise BadRequestError("this service does not require a token")
     # Others may have failed while the body came.
     known.attempts.check(address)
     grant = known.access.of(body.token.encode())
     if grant is None:
         known.attempts.failed(address)
-        raise UnauthorizedError("the token is not known")
+        raise UnauthorizedError("the token is not valid")
     _end(request)
     response = _told(request, Caller(grant.name, grant.role))
     response.headers["set-cookie"] = _cookie(request, known.sessions.begin(grant), int(known.sessions.seconds))
     return response
 
 
-@operation("POST", "/logout", "End the login that the cookie stands for", returns=Session, open=True, tag="page")
+@operation("POST", "/logout", "End the login of the cookie", returns=Session, open=True, tag="page")
 async def post_logout(request: AnyRequest) -> Answer:
     _end(request)
     response = _told(request, None)
@@ -69,7 +69,7 @@ async def post_logout(request: AnyRequest) -> Answer:
 
 
 def _end(request: AnyRequest) -> None:
-    """All that the cookies name: who has put one of his own beside ours must not keep ours alive."""
+    """Every session that the cookies name: an injected cookie must not keep ours alive."""
     for session_id in session_ids_of(request.scope):
         context(request).sessions.end(session_id)
 

@@ -1,7 +1,7 @@
-"""`GET /metrics`: what there is to watch, in Prometheus' text format (0.0.4).
+"""`GET /metrics`: metrics in the Prometheus text format (0.0.4).
 
-Counters and histograms belong to this life of the process; the rest is read from the state when it is asked for.
-Label values are the service's own words (types, routes, statuses), so that nobody can make them many.
+Counters and histograms belong to this life of the process; the rest is read from the state on request.
+Label values are the service's own words (types, routes, statuses), so that their number is bounded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _BORN = time.time()
 
 
-@operation("GET", "/metrics", "What there is to watch, in Prometheus' text format",
+@operation("GET", "/metrics", "Metrics in the Prometheus text format",
            answers=((200, "text/plain"),))  # fmt: skip
 async def get_metrics(request: AnyRequest) -> Answer:
     registry = CollectorRegistry()  # the global one is of the process, which may run several services

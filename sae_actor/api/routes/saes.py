@@ -1,4 +1,4 @@
-"""`/api/saes`: SAEs as resources. Every write is one of the commands, sent through the same door."""
+"""`/api/saes`: SAEs as resources. Every write is one of the commands."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class DownloadBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EmptyBody(Struct, frozen=True, forbid_unknown_fields=True):
-    """Nothing but the right to say nothing: `{}`, or no body at all."""
+    """An empty body: `{}`, or no body at all."""
 
 
 class Attached(Struct, frozen=True, kw_only=True):
@@ -152,7 +152,7 @@ async def _nothing(request: AnyRequest) -> None:
         await body_of(request, EmptyBody)
 
 
-@operation("GET", "/api/saes", "All SAEs, and the attachment", returns=SaeList, tag="saes")
+@operation("GET", "/api/saes", "All SAEs and what is attached", returns=SaeList, tag="saes")
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
     saes = tuple(sae_view(record, state) for record in state.saes.values())
@@ -168,7 +168,7 @@ async def get_attachment(request: AnyRequest) -> Answer:
 @operation("GET", "/api/saes/{sae_id}/features/{feature}",
            "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
-           "out), and what `features.json` beside the weights says of it",
+           "out), and its entry in `features.json` next to the weights",
            returns=Feature,
            errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
                    "mailbox_full"),
@@ -176,7 +176,7 @@ async def get_attachment(request: AnyRequest) -> Answer:
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
     if not re.fullmatch(r"[0-9]{1,10}", asked):
-        raise BadRequestError("a feature is a whole number from 0", param="feature")
+        raise BadRequestError("a feature is a whole number, 0 or above", param="feature")
     engine = device(request)
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
     async with looking(request):
@@ -263,7 +263,7 @@ async def cancel(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
-           query=(Query("layer", LAYER, "instead of where it was trained"),),
+           query=(Query("layer", LAYER, "instead of the hook point it was trained at"),),
            returns=Compatibility, errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"),
            tag="saes")  # fmt: skip
 async def compatibility(request: AnyRequest) -> Answer:
@@ -300,6 +300,6 @@ async def get_catalog(request: AnyRequest) -> Answer:
         try:
             msgspec.convert(asked[name], type_)
         except msgspec.ValidationError:
-            raise BadRequestError(f"{name} takes {admissible(type_)}", param=name) from None
+            raise BadRequestError(f"{name} must be {admissible(type_)}", param=name) from None
     async with heard(request):
         return answer(request, await context(request).hub.catalog(asked["repository_id"], asked["revision"]))

@@ -38,13 +38,13 @@ async def get_capabilities(request: AnyRequest) -> Answer:
     return answer(request, replace(context(request).capabilities(), model=running_view(state_of(request))))
 
 
-@operation("GET", "/health", "Whether the process lives", returns=Health, open=True)
+@operation("GET", "/health", "Whether the process is alive", returns=Health, open=True)
 async def get_health(request: AnyRequest) -> Answer:
     return answer(request, Health(status="ok", position=state_of(request).position))
 
 
-@operation("GET", "/ready", "Whether everything wanted is in place. 503 says what is not in `reasons`, "
-           "and in `coming_back` which SAEs were attached before the last start and are on their way",
+@operation("GET", "/ready", "Whether everything required is in place. A 503 lists in `reasons` what is not, "
+           "and in `coming_back` the SAEs that are being attached again after the last start",
            returns=Ready, errors=("not_ready",), open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
     actor, preparing = context(request).actor, context(request).preparing()

@@ -57,7 +57,7 @@ def room_for(wanted: int) -> tuple[int, int]:
 
 
 class HttpServer(uvicorn.Server):
-    """First signal: end in order. Second: leave at once; the log needs no farewell."""
+    """First signal: graceful shutdown. Second: exit immediately; the log stays sound."""
 
     def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None], handshake_seconds: float) -> None:
         super().__init__(config)
@@ -65,7 +65,7 @@ class HttpServer(uvicorn.Server):
         self._on_signal = on_signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does it, but for handshakes: those of TLS are bounded like requests, not by a minute."""
+        """As in uvicorn, except that TLS handshakes are bounded like requests, not by a minute."""
         if self.config.ssl is None:
             await super().startup(sockets)
         else:

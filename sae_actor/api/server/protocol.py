@@ -1,19 +1,19 @@
-"""Connections that do not come forward, and more of them than there is room for.
+"""Timeouts for slow clients, and a limit on open connections.
 
-uvicorn waits for ever for the rest of a request, and for a reader of an answer. `TimeoutProtocol` is its HTTP/1.1
+uvicorn waits forever for the rest of a request, and for a client to read an answer. `TimeoutProtocol` is its HTTP/1.1
 protocol with a clock. It looks at its connection a few times per limit and asks what the peer owes it:
 
-    the head of a request    in `request_seconds`, at most `MAX_HEAD` bytes of it            408, 400
+    the header of a request  in `request_seconds`, at most `MAX_HEAD` bytes of it            408, 400
     the body                 in `request_seconds` and a second for every `BODY_RATE` bytes   408
     the rest of a body that was answered already (413, 401)   in `LINGER_SECONDS`            closed
     room for an answer       some of it in `stalled_seconds`, `READ_RATE` bytes a second     closed
     anything, when idle      in `request_seconds`                                            closed
 
-Requests that are sent before the one ahead of them is answered wait, a few of them; of what comes behind those nothing
-is looked at, and soon nothing taken from the system. Of trailers nothing is kept, and `MAX_FRAMING` bytes are heard.
+A few pipelined requests wait for the one before them. Bytes after those are not parsed, and soon no longer read.
+Trailers are dropped; at most `MAX_FRAMING` bytes of them are read.
 
-Beyond `connections` every request is answered 503, and beyond `spare` more nothing is read any more. Answers from
-here are problems, as all others are.
+Beyond `connections` every request gets 503, and beyond `spare` more nothing is read. Answers from here are problems,
+like all others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_HEADERS = 128
 MAX_FRAMING = 8 * 1024
 """Bytes of a body's framing, trailers among it, on end without a byte of the body."""
 MAX_WAITING = 8
-"""Requests behind the one that is answered; a few more, where they come in one piece."""
+"""Pipelined requests after the one being answered; a few more if they come in one piece."""
 PIECE = 256
 """Bytes that the parser is given at once: it cannot be stopped within, and a request may have 18."""
 TAKEN = 16 * 1024
@@ -126,13 +126,13 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 timer.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
-        # Of a pipeline uvicorn tells the newest request alone.
+        # Of a pipeline uvicorn knows only the newest request.
         self._disconnect(self._unanswered())
         self.pipeline.clear()
         self._unread = b""
 
     def shutdown(self) -> None:
-        """The request that is being answered is the last one: with those behind it nobody has begun."""
+        """The request being answered is the last one: those after it have not begun."""
         self._leaving = True
         self.pipeline.clear()
         if self._handled is None or self._handled.response_complete:
@@ -186,9 +186,9 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._head_since is not None:
             self._head_bytes += taken
         if self._head_bytes >= MAX_HEAD:
-            self._end(BadRequestError("the head of the request is too large"))
+            self._end(BadRequestError("the header of the request is too large"))
         elif self._framing_bytes > MAX_FRAMING:
-            self._end(BadRequestError("there is too much around the body of the request"))
+            self._end(BadRequestError("chunk extensions or trailers are too large"))
         return taken
 
     def _resume_reading(self) -> None:
@@ -208,7 +208,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_since is None:
-            return  # a trailer: it comes after the checks, and may say nothing that they should have seen
+            return  # a trailer: it comes after the checks, so it must not carry anything that they check
         super().on_header(name, value)
         # What is raised here, the parser makes a 400 of.
         if len(self.headers) > MAX_HEADERS:
@@ -217,11 +217,11 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         codings = [value.lower().strip() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or self.parser.get_http_version() == "1.0"):
-            raise ValueError("a coding that is not undone here")
+            raise ValueError("this transfer coding is not supported")
         lengths = [value for name, value in self.headers if name == b"content-length" and value.strip() != b"0"]
         if (codings or lengths) and self.parser.should_upgrade():
             # The parser takes the body of such a request for another protocol's, we would for the next request.
-            raise ValueError("a body behind an upgrade")
+            raise ValueError("a body after an upgrade")
         super().on_headers_complete()
         self._head_since = self._owed = None
         self._head_bytes = 0
@@ -300,7 +300,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         limit = self._limits.request_seconds
         if self._head_since is not None:
             if now - self._head_since > limit:
-                self._end(RequestTimeoutError("the head of the request did not arrive in time"))
+                self._end(RequestTimeoutError("the header of the request did not arrive in time"))
         elif self._body_since is not None:
             if self.cycle.response_complete:
                 if now - self._body_since > min(limit, LINGER_SECONDS):
@@ -319,8 +319,8 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     # — answers from here —
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's word for what is no HTTP."""
-        self._end(BadRequestError("this is not HTTP that can be read"))
+        """uvicorn's hook for input that is not HTTP."""
+        self._end(BadRequestError("the request is not valid HTTP"))
         del msg
 
     def _end(self, error: SAEError) -> None:

@@ -1,4 +1,4 @@
-"""Refusals that are made on the connection itself, without the application: problems, as all others are."""
+"""Refusals on the connection itself, without the application; problems like all others."""
 
 from __future__ import annotations
 

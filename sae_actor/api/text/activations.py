@@ -35,13 +35,13 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     top_k: Annotated[int, Meta(ge=1, le=1024)] = 5
     features: Annotated[tuple[Feature, ...], Meta(min_length=1, max_length=4096)] | None = None
     exclude: Exclusions = ("sink",)
-    """Tokens of which none of the `top_k` are told."""
+    """Tokens whose `top_k` lists stay empty."""
     sae: OwnIntervention | None = None
     add_special_tokens: bool | None = None
-    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    """Special tokens that the tokenizer puts around a text. null: added to a prompt, not to a chat, whose template
     writes its own."""
     prepend_bos: bool | None = None
-    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
+    """Begin with the BOS token, or do not; null: as the tokenizer, or the template, does."""
     parse_special: bool = True
     """False: a prompt that spells a control token does not mean it."""
 
@@ -58,7 +58,7 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         messages = None if self.messages is None else [message.plain() for message in self.messages]
         given = [each for each in (self.prompt, messages, self.token_ids) if each is not None]
         if len(given) != 1:
-            raise BadRequestError("give one of prompt, messages, token_ids", param="prompt")
+            raise BadRequestError("give exactly one of prompt, messages, token_ids", param="prompt")
         return given[0]
 
 
@@ -82,11 +82,11 @@ ERRORS = (
 
 
 @operation("POST", "/api/activations",
-           "Activations of an SAE at each token of a prompt, before the SAE's own edits: the `top_k` largest that are "
-           "not 0, but of tokens that `exclude` names, whose lists are empty; or those of `features`, in their order, "
-           "whatever they are, of every token. `is_sink` tells attention sinks: the first token, and tokens whose norm "
-           "at the hook point is above 5 times the median of the prompt's first 512. The prompt is run under no "
-           "intervention unless `sae` asks for one; nothing of it goes on record",
+           "Activations of an SAE at each token of a prompt, before the SAE's own edits. These are the `top_k` largest "
+           "without zeros, empty at tokens that `exclude` names; or those of `features`, in their order, at every "
+           "token. `is_sink` marks attention sinks: the first token, and tokens whose norm at the hook point is above "
+           "5 times the median of the prompt's first 512. The prompt runs without an intervention unless `sae` gives "
+           "one; the log records nothing of it",
            body=ActivationsBody, returns=ReadActivations, errors=ERRORS,
            examples={"largest": {"prompt": "I love this book", "top_k": 3}}, tag="text")  # fmt: skip
 async def post_activations(request: AnyRequest) -> Answer:

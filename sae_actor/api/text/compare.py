@@ -26,8 +26,8 @@ BRANCHES = ("steered", "baseline")
 
 
 @operation("POST", "/api/compare",
-           "A completion, or a chat where there are `messages`, with its intervention and with none, same prompt, "
-           "settings and seed, side by side: `{\"steered\": answer, \"baseline\": answer}`. Streamed, each event holds "
+           "A completion, or a chat if there are `messages`, once with its intervention and once without, with the "
+           "same prompt, settings and seed: `{\"steered\": answer, \"baseline\": answer}`. Streamed, each event holds "
            "a chunk of one of the two, under its name",
            body=CompletionBody, or_body=ChatBody, answers=ANSWERS, returns=(Comparison, ChatComparison),
            items=(ComparisonChunk, ChatComparisonChunk), errors=ERRORS,
@@ -38,7 +38,7 @@ async def post_compare(request: AnyRequest) -> Answer:
     body: TextBody = await body_of(request, ChatBody if kind == "chat" else CompletionBody)
     own = body.sae or SaeExtension()
     if own.baseline:
-        raise BadRequestError("sae.baseline: the baseline is what is compared with", param="sae.baseline")
+        raise BadRequestError("sae.baseline: the comparison always contains the baseline", param="sae.baseline")
     body = replace(body, seed=secrets.randbits(31) if body.seed is None else body.seed)
     bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None))
     steered = await opened(request, body, kind)
@@ -59,7 +59,7 @@ async def post_compare(request: AnyRequest) -> Answer:
 
 
 class _Asked(Struct):
-    """What tells a chat from a completion."""
+    """What distinguishes a chat from a completion."""
 
     messages: Raw | UnsetType = UNSET
     prompt: Raw | UnsetType = UNSET
@@ -69,16 +69,16 @@ def _kind_of(raw: bytes) -> Kind:
     try:
         asked = msgspec.json.decode(raw, type=_Asked)
     except (MsgspecError, ValueError, RecursionError):
-        return "completion"  # whoever decodes the whole of it says why it is none
+        return "completion"  # decoding the whole of it raises the right error
     if asked.messages is UNSET:
         return "completion"
     if asked.prompt is not UNSET:
-        raise BadRequestError("give one of prompt, messages", param="prompt")
+        raise BadRequestError("give exactly one of prompt, messages", param="prompt")
     return "chat"
 
 
 async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[Struct]:
-    """Chunks of both as they come, each under its name; where one fails, both end."""
+    """Chunks of both as they come, each under its name; if one fails, both end."""
     type_: type[Any] = ChatComparisonChunk if replies[0].kind == "chat" else ComparisonChunk
     try:
         async for branch, chunk in merged([chunks(reply, include_usage=include_usage) for reply in replies]):

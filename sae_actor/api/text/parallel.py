@@ -1,4 +1,4 @@
-"""Several texts of one request, read side by side."""
+"""Several generations of one request, read side by side."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ MOST_RANGES = 16
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text of an answer: a generation of its own."""
+    """One choice of an answer: a generation of its own."""
 
     kind: Kind
     index: int
@@ -54,9 +54,9 @@ class Choice:
     prompt: Tokenized
     echo: str = ""
     scores: bool = False
-    """Log probabilities were asked for."""
+    """Log probabilities were requested."""
     thoughts: bool = True
-    """What is thought is told, where the model's chats tell it apart."""
+    """The answer includes the reasoning, if the model's chats mark it."""
 
     @property
     def apart(self) -> bool:
@@ -83,7 +83,7 @@ class Choice:
         return ChatChoice(index=self.index, message=message, logprobs=logprobs, finish_reason=reason, sae=sae)
 
     def tells(self, token: Token) -> bool:
-        """Whether there is anything in the token for a stream."""
+        """Whether the token has anything to stream."""
         return self.scores or any(self._told(token))
 
     def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> Part:
@@ -98,7 +98,7 @@ class Choice:
         return self._part(content, reasoning, None, done.finished.reason, sae, first=first)
 
     def _told(self, token: Token | Rest) -> tuple[str, str]:
-        """What it brings of what is said, and of what is thought."""
+        """Its content, and its reasoning."""
         if not self.apart:
             return token.text, ""
         return token.content, token.reasoning if self.thoughts else ""
@@ -181,7 +181,7 @@ class Choice:
 
 
 def warnings(finished: Finished) -> list[str]:
-    """What is odd about how a text was made."""
+    """Warnings about how a generation ran."""
     if not finished.edited_sinks:
         return []
     ranges = finished.edited_sinks

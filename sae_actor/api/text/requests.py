@@ -26,7 +26,7 @@ TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
-    """`sae` in a request: this request's own intervention, and what to tell about it."""
+    """`sae` in a request: this request's own intervention, and what to report about it."""
 
     interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
     steering: Edits | None = None
@@ -44,12 +44,12 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _COMBINED = {
-    "echo": "with logprobs it",
-    "top_logprobs": "without logprobs it",
-    "stream_options": "without stream it",
-    "max_completion_tokens": "with another max_tokens it",
+    "echo": "with logprobs, this value",
+    "top_logprobs": "without logprobs, this value",
+    "stream_options": "without stream, this value",
+    "max_completion_tokens": "with another max_tokens, this value",
 }
-"""What is refused for what stands beside it, not for its value."""
+"""Fields refused because of another field, not for their value."""
 
 
 class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,10 +76,10 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     add_special_tokens: bool | None = None
-    """Those that the tokenizer puts around a text: null adds them to a prompt, and not to a chat, whose template
+    """Special tokens that the tokenizer puts around a text. null: added to a prompt, not to a chat, whose template
     writes its own."""
     prepend_bos: bool | None = None
-    """Begin with the token that begins a text, or do not; null: as the tokenizer, or the template, does."""
+    """Begin with the BOS token, or do not; null: as the tokenizer, or the template, does."""
     sae: SaeExtension | None = None
 
     def refused(self) -> dict[str, bool]:
@@ -102,7 +102,7 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def scores(self) -> int | None:
-        """How many of the most probable tokens are told with each token; None: no log probabilities."""
+        """How many of the most probable tokens to report with each token; None: no log probabilities."""
         raise NotImplementedError
 
     @property
@@ -112,7 +112,7 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def thoughts(self) -> bool:
-        """What is thought is told beside what is said."""
+        """The answer includes the reasoning next to the content."""
         return True
 
     def prompts(self) -> list[Prompt]:
@@ -174,7 +174,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
         if len(ids) == len(self.prompt):
             return [ids]
         if ids:
-            raise BadRequestError("prompt: a list holds texts, or token ids, or lists of them", param="prompt")
+            raise BadRequestError("prompt: a list must hold texts, token ids, or lists of token ids", param="prompt")
         if len(self.prompt) > MAX_PROMPTS:
             raise BadRequestError(f"prompt: at most {MAX_PROMPTS} in a request", param="prompt")
         return [each for each in self.prompt if not isinstance(each, int)]
@@ -231,7 +231,7 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
-    """The settings in force; the seed is chosen where none was given. A context overflow is refused."""
+    """The settings in force; a seed is chosen if none was given. A context overflow is refused."""
     room = model.context_length - tokens_prompt
     asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
     if room < 1 or (asked is not None and asked > room):
@@ -270,7 +270,7 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
 
 
 def _stop_tokens(body: TextBody, model: ModelFacts, min_tokens: int) -> tuple[int, ...]:
-    """Each once, in the order given. `BadRequestError` for one that there is not, or where all tokens would end."""
+    """Each once, in the order given. `BadRequestError` for an unknown one, or if all tokens would end."""
     tokens = tuple(dict.fromkeys(body.stop_token_ids or ()))
     if model.vocabulary is None:  # the engine knows
         return tokens
@@ -280,7 +280,7 @@ def _stop_tokens(body: TextBody, model: ModelFacts, min_tokens: int) -> tuple[in
             f"stop_token_ids: {wrong} is outside the vocabulary of {model.vocabulary}", param="stop_token_ids"
         )
     if min_tokens and len({*tokens, *model.end_ids}) >= model.vocabulary:
-        raise BadRequestError("min_tokens: every token ends the text, none is left to choose", param="min_tokens")
+        raise BadRequestError("min_tokens: every token ends the generation; none is left to choose", param="min_tokens")
     return tokens
 
 

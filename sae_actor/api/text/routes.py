@@ -46,7 +46,7 @@ async def get_v1_model(request: AnyRequest) -> Answer:
     model = state_of(request).model
     facts = model.facts if model is not None else None
     if facts is None or wanted not in (facts.model_id.strip("/"), "default"):
-        raise ModelNotFoundError(f"no model {wanted[:200]} is loaded", param="model")
+        raise ModelNotFoundError(f"the model {wanted[:200]} is not loaded", param="model")
     return answer(request, _model(facts))
 
 
@@ -55,12 +55,12 @@ def _model(facts: ModelFacts) -> ListedModel:
 
 
 @operation("POST", "/v1/completions",
-           "Complete a prompt, or several: each is a generation of its own. `sae` of the answer is the first one's; "
-           "where there are several, each choice has its own `sae` too (streamed: in the choice's last chunk). "
-           "`sae.features` are the activations at each position that was run, the prompt's and all generated tokens' "
-           "but the last one's (`features_by_sae` where several SAEs are attached), empty at those that "
-           "`sae.top_k_exclude` names, attention sinks unless it says otherwise. `sae.stop_when` is asked at each "
-           "generated token when the next one is made, which is then the last; `finish_reason` is `feature`",
+           "Complete a prompt, or several; each is its own generation. `sae` of the answer belongs to the first one. "
+           "With several, each choice has its own `sae` too (streamed: in the choice's last chunk). `sae.features` "
+           "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
+           "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
+           "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
+           "next one, which is then the last; `finish_reason` is `feature`",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip
@@ -70,10 +70,10 @@ async def completions(request: AnyRequest) -> Answer:
 
 
 @operation("POST", "/v1/chat/completions",
-           "Answer a chat. Where the model's template knows thoughts (the channels of gpt-oss, `<think>` blocks), they "
-           "are `reasoning_content` of the message and of the deltas, and `content` is what is said; "
-           "`include_reasoning: false` leaves them out. `logprobs`, `sae.features` and `usage` are of all tokens, and "
-           "`stop` is looked for in both",
+           "Answer a chat. If the model's template marks reasoning (the channels of gpt-oss, `<think>` blocks), it is "
+           "in `reasoning_content` of the message and of the deltas, separate from `content`; "
+           "`include_reasoning: false` leaves it out. `logprobs`, `sae.features` and `usage` cover all tokens, and "
+           "`stop` is searched in both",
            body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=ERRORS,
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
@@ -91,7 +91,7 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
-    """One admitted text for each prompt, in order; none is left running where one is refused."""
+    """One admitted generation per prompt, in order; if one is refused, none is left running."""
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)

@@ -1,4 +1,4 @@
-"""Texts as server-sent events."""
+"""Generations as server-sent events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .replies import Chunk, Reply
 async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[Chunk]:
     """Chunks of all choices as they come; the extension of each is in its last one, where there are several.
 
-    Whoever stops reading ends the texts, as does the first that fails: its error is raised.
+    Closing it ends the generations, and so does the first that fails: its error is raised.
     """
     unheard = {choice.index for choice in reply.choices}
     done: dict[int, Completed] = {}
@@ -52,7 +52,7 @@ async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[Chunk]:
 async def streamed(request: AnyRequest, parts: AsyncIterator[Struct], texts: Sequence[RunningGeneration]) -> Answer:
     """The answer that carries `parts`, and `[DONE]`.
 
-    The first comes before the status line: what fails at once is answered with its own status.
+    The first comes before the status line, so that an early failure gets its own status.
     """
     events = _events(parts)
     async with abandoned_with_client(request, texts):
@@ -81,7 +81,7 @@ def _event(value: object) -> bytes:
 
 @asynccontextmanager
 async def abandoned_with_client(request: AnyRequest, texts: Sequence[RunningGeneration]) -> AsyncIterator[None]:
-    """Stop the texts when the client hangs up: nobody would read them."""
+    """Stop the generations when the client disconnects."""
 
     async def watch() -> None:
         await left(request)

@@ -1,7 +1,7 @@
 """Answers as text for a person.
 
-answers        what a service answers
-explanation    why a generation came out so
+answers        answers of the service
+explanation    what was active for a generation
 difference     what changed between two positions of a log
-progress       a bar for what takes long
+progress       a bar for slow work
 """

@@ -1,4 +1,4 @@
-"""Answers as text for a person. What came from outside is stripped of what a terminal would obey."""
+"""Answers as text for a person. Control characters from outside are removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(1
 
 
 def plain(text: object) -> str:
-    """Without control characters, but for line ends and tabs."""
+    """Without control characters, except line ends and tabs."""
     return str(text).translate(_CONTROLS)
 
 
@@ -86,7 +86,7 @@ def status(answer: Answer) -> str:
     back = readiness.get("coming_back") or ()
     for each in back:
         where = f"{each['sae_id']} at {hook(each['hook_point'])}, {each['mode']}"
-        lines.append(f"attaching   {where}: it is being brought back")
+        lines.append(f"attaching   {where}: it is being attached again")
     others = [sae_id for sae_id in answer["attaching"] if sae_id not in [each["sae_id"] for each in back]]
     lines += [f"attaching   {sae_id}" for sae_id in others]
     if not (attachments or back or others):
@@ -207,7 +207,7 @@ def verification(answer: Answer) -> str:
     head = answer["head"]
     if answer.get("unproven"):
         return plain(
-            f"unproven: {answer['events']} events that verify, head {head['position']} {head['hash']}\n"
+            f"unproven: {answer['events']} events verify, head {head['position']} {head['hash']}\n"
             f"{answer['detail']}. Put the file back, or give `log verify` a head that you noted: --head POSITION:HASH"
         )
     if answer["ok"]:

@@ -1,4 +1,4 @@
-"""What the audit found, in plain words: the difference between two states."""
+"""The difference between two states, in plain words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .answers import hook, plain
 View = dict[str, Any]
 
 _QUIET = ("files", "attached_at")
-"""Fields whose values say nothing to a person: that they changed is said in words."""
+"""Fields whose values mean nothing to a person: a change is described in words."""
 
 
 def difference(view: View) -> str:
@@ -71,7 +71,7 @@ def _attachments(entries: View) -> Iterator[str]:
             yield f"  {'was':<8}  {_words(pair['before'])}"
             yield f"  {'is':<8}  {_words(pair['after'])}"
         if steering["reordered"]:
-            yield "  the edits stand in another order"
+            yield "  the edits are in another order"
 
 
 def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:

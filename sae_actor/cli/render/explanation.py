@@ -11,13 +11,13 @@ from .answers import hook, plain
 View = dict[str, Any]
 
 _REASONS = {
-    "stop": "it came to its end or to a stop text",
-    "length": "it was as long as was asked for",
-    "feature": "the feature that was to stop it was above its threshold",
+    "stop": "it reached its end or a stop string",
+    "length": "it reached the requested length",
+    "feature": "the feature of stop_when was above its threshold",
     "intervention_removed": "an SAE that it ran under was detached",
-    "cancelled": "nobody read it any more",
+    "cancelled": "no client was reading it any more",
     "error": "it failed",
-    "interrupted": "the service ended before it did",
+    "interrupted": "the service stopped before it was done",
 }
 
 
@@ -39,12 +39,12 @@ def _beginning(view: View) -> Iterator[str]:
     started = view["started"]
     kind = f"{view['kind']}, " if view["kind"] else ""
     tag = f", tag {view['tag']}" if view["tag"] else ""
-    yield f"{view['generation_id']}: {kind}asked for by {view['principal']}{tag}"
+    yield f"{view['generation_id']}: {kind}requested by {view['principal']}{tag}"
     yield f"began        position {started['position']}, {started['time']}"
     if view["erased"]:
-        yield "             the payload of that event was erased: what the request asked for is not on record any more"
+        yield "             the payload of that event was erased; the request is no longer on record"
     elif not view["readable"]:
-        yield "             this version cannot read the payload of that event: what the request asked for is not told"
+        yield "             this version cannot read the payload of that event; the request is not shown"
 
 
 def _model(model: View | None) -> Iterator[str]:
@@ -66,13 +66,13 @@ def _intervention(view: View) -> Iterator[str]:
         attached = ", ".join(view["attached"]) or "nothing"
         yield f"intervention none: the request asked for the baseline (attached was {attached})"
     elif not view["readable"]:
-        yield "intervention what was in force on the server when the text began:" if saes else (
-            "intervention nothing was in force on the server when the text began"
+        yield "intervention the server's, as it was when the generation began:" if saes else (
+            "intervention the server had none when the generation began"
         )  # fmt: skip
     elif not saes:
         yield "intervention none: no SAE was attached"
     elif view["own_steering"]:
-        yield "intervention brought by the request, in place of the server's:"
+        yield "intervention the request's own, in place of the server's:"
     else:
         yield "intervention the server's:"
     for sae in saes:
@@ -91,7 +91,7 @@ def _sae(sae: View) -> Iterator[str]:
     yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in sae["weights_files"])
     yield from (f"    edit     {edit['words']}" for edit in sae["steering"])
     if not sae["steering"]:
-        why = "the server's were out of force" if sae["steering_enabled"] is False else "nothing was steered"
+        why = "the server's steering was switched off" if sae["steering_enabled"] is False else "nothing was steered"
         yield f"    edit     none: {why}"
     yield from _since(sae["since"], "    ")
 
@@ -122,7 +122,7 @@ def _sampling(view: View) -> Iterator[str]:
     yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
     yield from (f"             {line}" for line in _ends(sampling))
     if view["reasoning"]:
-        yield f"             thoughts told apart: {_reasoning(view['reasoning'])}"
+        yield f"             reasoning marked {_reasoning(view['reasoning'])}"
     if view["stop_when"]:
         stop_when = view["stop_when"]
         feature = f"feature {stop_when['feature']} of {stop_when['sae_id']}"
@@ -131,7 +131,7 @@ def _sampling(view: View) -> Iterator[str]:
     if view["deterministic"]:
         yield "             deterministic: alone on the device"
     if view["watched"]:
-        yield f"             activations were told of {', '.join(view['watched'])}"
+        yield f"             activations reported for {', '.join(view['watched'])}"
 
 
 def _ends(sampling: View) -> Iterator[str]:
@@ -139,13 +139,13 @@ def _ends(sampling: View) -> Iterator[str]:
     if sampling["stop_token_ids"]:
         yield f"stop at token {', '.join(map(str, sampling['stop_token_ids']))}"
     if sampling["stop"] and not sampling["stop_in_hidden"]:
-        yield "stop looked for in the text alone, not in special tokens left out of it"
+        yield "stop strings were searched in the text only, without special tokens"
     if sampling["include_stop_str_in_output"]:
-        yield "what it stops at is shown"
+        yield "the stop string is part of the text"
     if sampling["ignore_eos"]:
-        yield "the model's own end tokens did not end it"
+        yield "the model's end tokens were ignored"
     if sampling["min_tokens"]:
-        yield f"no end before {sampling['min_tokens']} tokens"
+        yield f"at least {sampling['min_tokens']} tokens"
     if not sampling["skip_special_tokens"]:
         yield "special tokens are part of the text"
 
@@ -169,7 +169,7 @@ def _end(view: View) -> Iterator[str]:
         yield f"  error      {view['error']['detail']} ({view['error']['code']})"
     if receipt is None:
         counted = "" if view["tokens_prompt"] is None else f"{view['tokens_prompt']} of the prompt; "
-        yield f"tokens       {counted}no receipt: how many were generated is not on record"
+        yield f"tokens       {counted}no receipt: the number generated is not on record"
     else:
         yield f"tokens       {receipt['tokens_prompt']} of the prompt, {receipt['tokens_generated']} generated"
         yield f"  written to {receipt['tokens_edited']}, positions {ranges_in_words(view['edited'])}"
@@ -189,12 +189,12 @@ def _evidence(view: View) -> Iterator[str]:
     digest, log = view["digest"], view["log"]
     yield f"digest       recorded   {view['intervention_sha256'] or 'none'}"
     same = "the same" if digest["agrees"] else (
-        "another: what was recorded is not what is shown here"
+        "different: the record is not what is shown here"
     )  # fmt: skip
     yield f"             recomputed {digest['recomputed']}: {same}"
     if digest["state_agrees"] is not None:
-        what = "is what the log comes to before it" if digest["state_agrees"] else (
-            "is NOT what the log comes to before it"
+        what = "matches the events before it" if digest["state_agrees"] else (
+            "does NOT match the events before it"
         )  # fmt: skip
         yield f"             the recorded intervention {what}"
     head = log["head"]
@@ -204,4 +204,4 @@ def _evidence(view: View) -> Iterator[str]:
     elif log["ok"]:
         yield f"log          verified: {log['events']} events, head {head['position']} {head['hash']}"
     else:
-        yield f"log          damaged from position {log['first_bad']} on; all that is told here lies before it"
+        yield f"log          damaged from position {log['first_bad']} on; everything shown here lies before it"

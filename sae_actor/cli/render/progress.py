@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 STAGES = {
-    "wait": "waiting for another process that prepares the model",
+    "wait": "waiting for another process to prepare the model",
     "download": "fetching the model (93 MB)",
     "extract": "unpacking",
     "convert": "converting, once (about half a minute)",

@@ -1,14 +1,14 @@
-"""What happened: one payload struct per event type, and the envelope that the log stores.
+"""Events: one payload struct per type, and the envelope that the log stores.
 
     payload                             what all payloads share: a schema; a command's digest; a `Problem`
-    life, model, saes, generations      the payloads, by what they tell of
+    life, model, saes, generations      the payloads, by subject
     upcasting                           payloads of earlier schemas, as those of today
     envelope                            `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
 Events are facts: new fields have defaults, a field that must change is a new schema, so that every log still folds.
 
 An `Intent` is the first event of an accepted command, with the command's digest. `request_position` in an outcome is
-the position of the intent that asked for it, the fencing token.
+the position of its intent, the fencing token.
 """
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft

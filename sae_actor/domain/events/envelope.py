@@ -26,7 +26,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
     )
 }  # fmt: skip
-"""Event type → payload struct; the order is that of the contract."""
+"""Event type → payload struct. The order is fixed: a test pins it."""
 
 _DECODERS = {name: msgspec.json.Decoder(cls) for name, cls in PAYLOADS.items()}
 
@@ -61,7 +61,7 @@ class Event(Struct, frozen=True, kw_only=True):
 
     def payload(self) -> Payload | None:
         """The typed payload, one of an earlier schema as today's; None for a type or schema that this version does
-        not know, and where it was erased. Raises `MsgspecError`, `UnicodeDecodeError` for bytes that are no such."""
+        not know, and if it was erased. Raises `MsgspecError`, `UnicodeDecodeError` for malformed bytes."""
         cls = PAYLOADS.get(self.type)
         if cls is None or self.schema > cls.schema or memoryview(self.data) == ERASED:
             return None

@@ -1,4 +1,4 @@
-"""Texts: what one was made with, and what came of it."""
+"""Generations: what one was made with, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     seed: int
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the text, beside the model's own."""
+    """Tokens that end the generation, besides the model's own."""
     stop_in_hidden: bool = False
     """Stop strings are looked for in special tokens too that are left out of the text; False: in the text alone, as in
     logs of before."""
@@ -29,8 +29,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     """The model's own end tokens do not end the text."""
     min_tokens: int = 0
-    """So many tokens come before a token or a stop string may end the text; until then tokens that would end it are
-    not chosen, those of `ignore_eos` neither."""
+    """Fewest tokens before a token or a stop string may end the generation. Until then tokens that would end it are not
+    chosen, not even those of `ignore_eos`."""
     skip_special_tokens: bool = True
     """Special tokens are left out of the text."""
 
@@ -55,7 +55,7 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     tokens_prompt: int
     baseline: bool = False
     own_steering: bool = False
-    """The request brought its own edits in place of the server's."""
+    """The request brought its own edits instead of the server's."""
     tag: str | None = None
     deterministic: bool = False
     """The same tokens were promised for the same request, whatever else runs."""
@@ -63,14 +63,14 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     """SAEs whose activations are read; that they are does not change the text."""
     stop_when: StopWhen | None = None
     turns: tuple[MessageSpan, ...] = ()
-    """Of the chat, where an edit asks for them."""
+    """The chat's messages, if an edit needs them."""
     tokenization: Tokenization | None = None
     """What the request said of how its prompt becomes tokens; None: nothing."""
     reasoning: Reasoning | None = None
-    """How thoughts are told from what is said; None: all is said."""
+    """How reasoning is separated from content; None: all is content."""
     sink_window: int | None = None
-    """A sink's norm is compared with the median of so many of the prompt's first positions; None: of the whole prompt,
-    as in logs of before there was a window."""
+    """A sink's norm is compared with the median of the prompt's first positions, this many; None: of the whole prompt,
+    as in logs from before there was a window."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
@@ -99,6 +99,6 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     text: str | None = None
     """Only where `[audit] record_text` is on."""
     left_out: Problem | None = None
-    """Why some of what `record_text` asks for is not here, which its `fields` name as `left_out`: an event holds so
-    many bytes and no more."""
+    """Why parts of what `record_text` records are missing. Its `fields` name them as `left_out`: the size of an event
+    is limited."""
     error: Problem | None = None

@@ -11,7 +11,7 @@ MAX_PAYLOAD_BYTES = 255 * 1024
 
 
 class Problem(Struct, frozen=True):
-    """Why something failed, in the codes of the contract; never an exception's repr."""
+    """Why something failed: a code of `errors` and a detail; never an exception's repr."""
 
     code: str
     detail: str

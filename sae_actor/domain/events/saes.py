@@ -91,7 +91,7 @@ class SaeAttached(Payload, frozen=True, kw_only=True):
     weights_sha256: str = ""
     weights_files: WeightsFiles = ()
     memory_bytes: int = 0
-    """Estimate from the shapes, section 4 of the contract."""
+    """Estimate from the shapes of the weights."""
     device_bytes: int = 0
     """What the device really took."""
     steering: tuple[Edit, ...] = ()

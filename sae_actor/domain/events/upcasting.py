@@ -1,7 +1,7 @@
 """Payloads of earlier schemas, read as the ones of today.
 
-An event keeps the bytes it was written with: they are what is hashed, served and exported. Only who wants its meaning
-reads it through here, one step for each schema since. A payload gets a new schema when a field must go, or mean
+An event keeps the bytes it was written with: they are what is hashed, served and exported. Readers of its meaning
+read it through here, one step for each schema since. A payload gets a new schema when a field must go, or mean
 something else; a new optional field needs none.
 
 A step: the `schema` of the payload's struct grows by one, and an entry here makes of each old payload a new one. The
@@ -24,7 +24,7 @@ UPCASTERS: dict[tuple[str, int], Upcaster] = {}
 
 
 def upcast(type_: str, schema: int, to: int, data: Any) -> Any:
-    """The payload as one of schema `to`. Raises `ValidationError` for what no step can be made of."""
+    """The payload as one of schema `to`. Raises `ValidationError` for a payload that a step cannot read."""
     for step in range(schema, to):
         try:
             data = UPCASTERS[type_, step](data)

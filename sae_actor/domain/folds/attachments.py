@@ -46,7 +46,7 @@ def attachments_after(
                 else a
                 for a in attachments
             )
-            # A new attach says that someone has seen what is missing since the restart.
+            # A new attach shows that someone has seen what is missing since the restart.
             return done if payload.restored else tuple(a for a in done if a.status != "failed")
         case ev.AttachFailed():
             if payload.restored:
@@ -101,9 +101,9 @@ def attachments_after(
 
 
 def leaves(attachments: Iterable[AttachmentState], sae_id: str) -> AttachmentState | None:
-    """Which attachment a Detach takes out: the one that is in, else the one that is coming, else the one that failed.
+    """The attachment that a Detach removes: the attached one, else the one being attached, else the failed one.
 
-    Whatever else there is of the SAE (a move that is under way) never was in, and goes without a trace.
+    Anything else of the SAE, such as a move in progress, was never attached and is dropped.
     """
     order = ("attached", "attaching", "failed")
     mine = [a for a in attachments if a.sae_id == sae_id and a.status in order]

@@ -1,4 +1,4 @@
-"""What a start of the service makes of the state: device memory is empty, and deaths are counted."""
+"""The state after a start of the service: device memory is empty, and deaths are counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..state import MAX_ATTEMPTS, AttachmentState, ModelState, State
 
 
 def wanted_after_start(state: State, payload: ev.ActorStarted) -> State:
-    """Device memory is empty: what was there is wanted but missing.
+    """Device memory is empty: everything in it is wanted but missing.
 
     What an earlier start failed to bring back is tried again while it still belongs to this model and these files,
     and while no one has taken its place.
@@ -56,7 +56,7 @@ def _retried(attachment: AttachmentState, state: State, model: ModelState | None
 
 
 def in_a_row(attempts: int) -> int:
-    """Deaths that still count after an orderly failure: none, unless they were what it was given up for."""
+    """Deaths that still count after a reported failure: none, unless they were its cause."""
     return attempts if attempts >= MAX_ATTEMPTS else 0
 
 

@@ -1,6 +1,6 @@
-"""The rules, by subject: each function gives the events that follow, or raises what it refuses with.
+"""The rules, by subject. Each function returns the events that follow, or raises the error of its refusal.
 
-start          what the last process died under
+start          effects the last process died under
 models         load and unload a model
 downloads      download, import and delete SAEs
 attachments    attach, detach, steer and monitor them

@@ -1,4 +1,4 @@
-"""The rules of text: which intervention a request runs under, frozen at its admission."""
+"""Admission of generations: the intervention of a request, frozen at its admission."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
     _model_is_there(state, request.model_position)
     if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
         raise errors.PreconditionFailedError(
-            f"expected position {request.expect_position}, the state is of {state.revision}",
+            f"expected position {request.expect_position}, the state is at {state.revision}",
             expected=request.expect_position,
             position=state.revision,
         )
@@ -60,14 +60,14 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
-    """Refuse an edit of the request's own for a position that its text cannot come to have."""
+    """Refuse a request's edit for a position that its generation cannot reach."""
     longest = request.tokens_prompt + request.sampling.max_tokens - 1
     own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
     for edit in own:
         if (first := edit.named_position) >= longest:
             raise errors.BadRequestError(
                 f"position {first} is past the text: {request.tokens_prompt} tokens of prompt and at most "
-                f"{request.sampling.max_tokens} more, the last of which is not read",
+                f"{request.sampling.max_tokens} more, the last of which is not run",
                 param="positions",
             )
 
@@ -75,23 +75,23 @@ def _in_the_text(request: AdmitGeneration) -> None:
 def _turns(
     intervention: Intervention, turns: tuple[MessageSpan, ...] | None, exclude: Sequence[Exclusion] = ()
 ) -> tuple[MessageSpan, ...]:
-    """The turns that the intervention, and a reading that leaves out `exclude`, are told by; none where none asks."""
+    """The messages that the intervention, or a reading without `exclude`, needs; empty if neither needs any."""
     if "template" not in exclude and not any(sae.asks_for_turns for sae in intervention):
         return ()
     if turns is None:
         raise errors.PositionsUnknownError(
-            "the chat template does not tell where each message is: positions by role and exclude 'template' are "
+            "the chat template does not show where each message is: positions by role and exclude 'template' are "
             "not possible with this chat",
             param="messages",
         )
     if not turns and any(edit.asks_for_roles for sae in intervention for edit in sae.steering):
-        raise errors.BadRequestError("positions by role need a chat: this prompt has no roles", param="positions")
+        raise errors.BadRequestError("positions by role require a chat; this prompt has no roles", param="positions")
     return turns
 
 
 def _watched(state: State) -> Intervention:
     if not state.attached:
-        raise errors.SAENotAttachedError("no SAE is attached whose activations could be told")
+        raise errors.SAENotAttachedError("no SAE is attached, so no activations can be reported")
     return tuple(a.active() for a in state.attached)
 
 
@@ -105,10 +105,10 @@ def reading(
     exclude: Sequence[Exclusion] = (),
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[MessageSpan, ...], ActiveSae]:
-    """Under what a prompt is run to read an SAE's activations (nothing, unless `own` says otherwise), the turns that
-    this asks for, and the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
+    """The intervention under which a prompt is read (none, unless `own` gives one), the messages that this needs, and
+    the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
 
-    Raises what `admit` raises, `SAEAmbiguousError` where several could be meant, `FeatureOutOfRangeError`.
+    Raises what `admit` raises, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
     """
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
@@ -132,7 +132,7 @@ def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> A
         if not state.attached:
             raise errors.SAENotAttachedError("no SAE is attached")
         if len(state.attached) > 1:
-            raise errors.SAEAmbiguousError("several SAEs are attached: name one with sae_id")
+            raise errors.SAEAmbiguousError("several SAEs are attached; name one with sae_id")
         sae_id = state.attached[0].sae_id
     read = _active(state, sae_id, "steer", ())
     description = state.saes[sae_id].sae
@@ -144,25 +144,26 @@ def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> A
 def one_wish(
     *, baseline: bool, steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None
 ) -> None:
-    """`BadRequestError` where a request asks for more than one intervention in place of the server's."""
+    """`BadRequestError` if a request gives more than one intervention instead of the server's."""
     if baseline + (steering is not None) + (interventions is not None) > 1:
-        raise errors.BadRequestError("give one of sae.baseline, sae.steering, sae.interventions", param="sae")
+        raise errors.BadRequestError("give at most one of sae.baseline, sae.steering, sae.interventions", param="sae")
 
 
 def model_to_ask(state: State) -> tuple[ModelFacts, int]:
-    """As `model_and_position`, but `NotReadyError` while the model of before the restart is being brought back."""
+    """As `model_and_position`, but `NotReadyError` while the model of before the restart is being loaded again."""
     model = state.model
     if model is not None and model.status == "loading" and model.restored:
-        raise errors.NotReadyError(f"the model {model.model} is being brought back", retry_after=2)
+        raise errors.NotReadyError(f"the model {model.model} is being loaded again", retry_after=2)
     return model_and_position(state)
 
 
 def _model_is_there(state: State, model_position: int | None) -> None:
-    """`model_position`: of the model that the prompt was read for, where it was read already."""
+    """`model_position`: that of the model whose tokenizer read the prompt, if it was read already."""
     facts, position = model_to_ask(state)
     if model_position not in (None, position):
         raise errors.ModelNotLoadedError(
-            f"the model was replaced by {facts.model_id} while the prompt was read; ask again", status="loaded"
+            f"the model was replaced by {facts.model_id} while the prompt was tokenized; send the request again",
+            status="loaded",
         )
 
 
@@ -170,7 +171,7 @@ def _deterministic(state: State) -> None:
     facts = None if state.model is None else state.model.facts
     if facts is None or not facts.can_be_deterministic:
         raise errors.SAEUnsupportedError(
-            "deterministic needs a model in float32 on the CPU, or deterministic kernels on its device",
+            "deterministic requires a model in float32 on the CPU, or deterministic kernels on its device",
             param="sae.deterministic",
         )
 
@@ -183,7 +184,9 @@ def _intervention(
     if interventions is not None:
         active = tuple(_active(state, own.sae_id, own.mode, own.steering, own.exclude) for own in interventions)
         if len({sae.sae_id for sae in active}) != len(active):
-            raise errors.ConflictingEditsError("an SAE is named twice in sae.interventions: give all its edits in one")
+            raise errors.ConflictingEditsError(
+                "sae.interventions names an SAE more than once; give all its edits in one entry"
+            )
         points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
         if len(set(points)) != len(points):
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
@@ -201,7 +204,7 @@ def _whole(state: State) -> None:
     missing = [a.sae_id for a in state.attachments if a.status == "failed" or (a.restored and a.status == "attaching")]
     if missing:
         raise errors.NotReadyError(
-            "what was attached before the restart is not back; attach or detach it, or ask for sae.baseline",
+            "what was attached before the restart is not attached again; attach or detach it, or send sae.baseline",
             retry_after=2,
             degraded=missing,
         )
@@ -212,7 +215,7 @@ def meant(state: State, steering: tuple[Edit, ...]) -> str:
     `SAENotAttachedError`."""
     named = {edit.sae_id for edit in steering if edit.sae_id is not None}
     if len(named) > 1 or (not named and len(state.attached) > 1):
-        raise errors.SAEAmbiguousError("several SAEs are attached: use sae.interventions")
+        raise errors.SAEAmbiguousError("several SAEs are attached; use sae.interventions")
     if not state.attached:
         raise errors.SAENotAttachedError("no SAE is attached")
     return next(iter(named), state.attached[0].sae_id)
@@ -234,7 +237,7 @@ def _active(
     exclude: tuple[Exclusion, ...] | None = None,
 ) -> ActiveSae:
     if sae_id not in state.saes:
-        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+        raise errors.SAENotFoundError(f"there is no SAE {sae_id}", sae_id=sae_id)
     attachment = state.attachment(sae_id)
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:

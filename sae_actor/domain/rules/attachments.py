@@ -1,4 +1,4 @@
-"""The rules of attach, detach and steer: where an SAE may go, and what it meets there."""
+"""The rules of attach, detach and steer: where an SAE may go, and what is there already."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .edits import checked, in_range, named_once, passed
 def known(state: State, sae_id: str) -> SaeRecord:
     record = state.saes.get(sae_id)
     if record is None:
-        raise errors.SAENotFoundError(f"no SAE {sae_id}", sae_id=sae_id)
+        raise errors.SAENotFoundError(f"there is no SAE {sae_id}", sae_id=sae_id)
     return record
 
 
@@ -34,7 +34,7 @@ def model_and_position(state: State) -> tuple[ModelFacts, int]:
     if model.status == "loading":
         raise errors.ModelNotLoadedError(f"the model {model.model} is being loaded", status=model.status)
     if model.facts is None or model.status != "loaded":
-        why = "" if model.error is None else f": {model.model} could not be ({model.error.detail})"
+        why = "" if model.error is None else f": {model.model} failed to load ({model.error.detail})"
         raise errors.ModelNotLoadedError(f"no model is loaded{why}", status=model.status)
     return model.facts, model.request_position
 
@@ -88,7 +88,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
 
 
 def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
-    """Which attached SAEs make room; refuses when there is none and `replace` was not asked for."""
+    """Which attached SAEs make room; refuses if there is none and `replace` is not set."""
     holding = [a for a in state.attachments if a.status != "failed"]
     same = next((a for a in holding if a.sae_id == command.sae_id), None)
     if same is None and len(holding) < state.max_attachments:
@@ -96,7 +96,7 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
     in_the_way = same or _in_the_way(holding, point)
     if not command.replace:
         raise errors.SAEAlreadyAttachedError(
-            f"{in_the_way.sae_id} is {in_the_way.status} already: send replace to move it"
+            f"{in_the_way.sae_id} is {in_the_way.status} already; send replace to move it"
             if same is not None
             else f"{in_the_way.sae_id} is {in_the_way.status}, and [gpu] max_attachments is {state.max_attachments}: "
             "detach it, or send replace",
@@ -107,7 +107,7 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
         why = f"{in_the_way.sae_id} cannot be replaced while it is {in_the_way.status}"
         raise errors.SAEInUseError(why, sae_id=in_the_way.sae_id)
     if any(in_the_way.sae_id in a.replaces for a in holding):
-        raise errors.SAEInUseError(f"{in_the_way.sae_id} is being replaced already", sae_id=in_the_way.sae_id)
+        raise errors.SAEInUseError(f"{in_the_way.sae_id} is already being replaced", sae_id=in_the_way.sae_id)
     return (in_the_way.sae_id,)
 
 
@@ -123,7 +123,8 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         return []
     known = mine.weights_sha256 if mine.restored else report.weights_sha256
     if known != report.weights_sha256 and not names(known, report.weights_files):
-        # Fetched anew by force while it was attached: a restart brings back what was there, or says that it cannot.
+        # Fetched again by force while it was attached: a restart attaches the old files again, or reports that it
+        # cannot.
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
         return [failure(mine, changed)]
     gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
@@ -246,12 +247,12 @@ def steer(command: Steer, state: State) -> list[ev.Payload]:
 
 
 def _can_be_told(state: State, asked: bool, param: str) -> None:
-    """Refuse at once what would turn away every chat: what lasts is set for chats that nobody has seen yet. `asked`:
-    it takes knowing where the messages are."""
+    """Refuse early what would refuse every chat: steering is set before the chats are known. `asked`: it needs the
+    positions of the messages."""
     facts = None if state.model is None else state.model.facts
     if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
         raise errors.PositionsUnknownError(
-            "the model's chat template, or its tokenizer, does not tell where each message is: positions by role and "
+            "the model's chat template or tokenizer does not show where each message is: positions by role and "
             "exclude 'template' are not possible",
             param=param,
         )

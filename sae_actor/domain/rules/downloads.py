@@ -67,7 +67,7 @@ def cancel(command: CancelDownload, state: State) -> list[ev.Payload]:
     record = known(state, command.sae_id)
     if record.status != "downloading":
         raise errors.SAENotDownloadingError(
-            f"there is nothing to cancel: {command.sae_id} is {record.status}", sae_id=command.sae_id
+            f"nothing to cancel: {command.sae_id} is {record.status}", sae_id=command.sae_id
         )
     return [ev.DownloadCancelled(request_position=record.request_position, sae_id=record.sae_id)]
 

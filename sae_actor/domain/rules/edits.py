@@ -28,7 +28,7 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
             raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
         in_range((edit.feature,) if edit.when is None else (edit.feature, edit.when.feature), sae_id, d_sae)
     for edit in edits:
-        # None of them is resolved where one of them names no feature: that is told first.
+        # If one of them does not name a feature, none is resolved: that error comes first.
         _refuse_unresolved(edit)
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:
@@ -42,7 +42,7 @@ def named_once(exclude: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
 
 
 def passed(exclude: Sequence[Exclusion] | None) -> tuple[Exclusion, ...] | None:
-    """What `reconstruct` was told to pass through, as it is kept."""
+    """What `reconstruct` leaves unchanged, as it is stored."""
     return None if exclude is None else named_once(exclude)
 
 
@@ -78,9 +78,9 @@ def _same(one: Positions, other: Positions) -> bool:
 
 
 def _overlap(one: Positions, other: Positions) -> bool:
-    """Whether some prompt makes the two meet; a span and a name are taken to meet, but for what can never be.
+    """Whether the two can meet in some prompt. A span and a name count as meeting, unless they never can.
 
-    A token is in the message of one role at most, and what is generated is in none.
+    A token is in the messages of at most one role; generated tokens are in none.
     """
     roles = [each.role for each in (one, other) if isinstance(each, Span) and each.role is not None]
     if len(roles) == 2:

@@ -1,4 +1,4 @@
-"""Rules of the model: what loads it, what unloads it, what a load leads to."""
+"""The rules of the model: loading, unloading, and the outcome of a load."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _nothing_attached(state: State, what: str) -> None:
 
 
 def _superseded(state: State, why: str) -> list[ev.Payload]:
-    """The outcome of the load that gives way; behind the intent, which comes first."""
+    """The outcome of the superseded load; it follows the intent."""
     model = state.model
     if model is None or model.status != "loading":
         return []

@@ -1,4 +1,4 @@
-"""Rules of a start: what the last process died under, and what killed it three times."""
+"""The rules of a start: the effects the last process died under, and those that killed it three times."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tokens, one step after another.
 
-scheduler       who is in a step, what becomes of it, who waits for room
-model_runner    the forward pass: all generations in one, or one after another where the model cannot
+scheduler       the generations of a step, its outcome, and those that wait for room
+model_runner    the forward pass: all generations in one batch, or one after another if the model cannot
 attention       many generations in one forward pass, registered with transformers
 kv_cache        where their keys and values are
 generation      one of them: prefill, decode, deliver; its receipt

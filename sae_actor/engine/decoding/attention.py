@@ -1,8 +1,8 @@
-"""Attention of one step in which several texts run at once, registered with transformers under `NAME`.
+"""Attention of one step with several generations, registered with transformers under `NAME`.
 
-The rows of a step stand one behind another, [1, n]. Pieces of prompts come first, each with tensors of its own; then
-the texts that make tokens, one row each, grouped by the tensor that their keys are in. Nothing is copied for that, and
-no row can see another text's keys.
+The rows of a step follow one another, [1, n]. Chunks of prompts come first, each with its own tensors; then the
+generations in decode, one row each, grouped by the tensor that holds their keys. Nothing is copied for that, and no row
+can see another generation's keys.
 
 softmax(cap(scale · q kᵀ) + mask) v, over the keys up to the row's own position, from `sliding_window` before it where
 the layer has one; cap(w) = softcap · tanh(w / softcap) (Gemma 2); a sink adds a column that takes weight and gives
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 NAME = "sae_actor"
 QUERIES = 256
-"""Rows of a prompt that are computed at once where torch's own kernel cannot be used."""
+"""Prompt rows computed at a time when torch's own kernel cannot be used."""
 
 
 class ScheduledTokens(NamedTuple):
-    """Tokens of one text that a step runs: those of `ids`, behind what is kept."""
+    """Tokens of one generation in a step: those of `ids`, after the cached ones."""
 
     kept: KVCache
     ids: Sequence[int]
     decoding: bool
-    """One token that the text made itself."""
+    """One generated token."""
 
 
 class Alone(NamedTuple):
@@ -53,7 +53,7 @@ class Alone(NamedTuple):
 
 @dataclass(eq=False)
 class DecodeGroup:
-    """Texts that make a token each, rows [start, stop), whose keys are in one tensor."""
+    """Generations in decode, rows [start, stop), whose keys are in one tensor."""
 
     start: int
     stop: int
@@ -68,7 +68,7 @@ class DecodeGroup:
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[n, 1, 1, longest]: 0 where the row looks, −inf elsewhere."""
+        """[n, 1, 1, longest]: 0 where the row attends, −inf elsewhere."""
         mask = self.masks.get(window)
         if mask is None:
             key = torch.arange(self.longest, device=self.positions.device)
@@ -81,7 +81,7 @@ class DecodeGroup:
 
 
 class StepLayout:
-    """Where the pieces of a step are among its rows."""
+    """Where the chunks of a step are among its rows."""
 
     def __init__(self, pieces: Sequence[ScheduledTokens], device: torch.device) -> None:
         """Every piece has its room already."""
@@ -200,7 +200,7 @@ def attention(
 
 
 def _tokens(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, kind: Kind) -> Tensor:
-    """One row of each text: q [n, heads, d], keys [n, key heads, longest, d]; → [n, heads, d]."""
+    """One row of each generation: q [n, heads, d], keys [n, key heads, longest, d]; → [n, heads, d]."""
     n, heads, width = q.shape
     # Queries that share a key head take the place of a longer query.
     asked = q.reshape(n, keys.shape[1], -1, width)  # [n, key heads, heads / key heads, d]
@@ -214,7 +214,8 @@ def _tokens(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, kind: K
 
 
 def _prompt(q: Tensor, keys: Tensor, values: Tensor, kind: Kind) -> Tensor:
-    """Rows of one text: q [1, heads, m, d] at the last m positions of keys [1, key heads, l, d]; → [1, heads, m, d]."""
+    """Rows of one generation: q [1, heads, m, d] at the last m positions of keys [1, key heads, l, d]; → [1, heads, m,
+    d]."""
     m, total = q.shape[2], keys.shape[2]
     past, window = total - m, kind.window
     shared = q.shape[1] // keys.shape[1]

@@ -1,4 +1,4 @@
-"""One text: what it feeds to the model, what it makes of the logits, what it delivers, its receipt."""
+"""One generation: prefill, decode, delivery, and its receipt."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .logprobs import scored
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
-"""What a text delivers: tokens, then one of the others."""
+"""What a generation delivers: tokens, then one of the others."""
 
 
 class Opens(Protocol):
-    """Opens the room for a text's keys and values (`ModelRunner.open`)."""
+    """Opens a generation's KV cache (`ModelRunner.open`)."""
 
     def __call__(self, *, alone: bool) -> KVCache: ...
 
@@ -38,7 +38,7 @@ class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
 
 
 class Generation:
-    """One admitted request from its first step to its end. Belongs to the device thread, but for `cancelled`."""
+    """One admitted request from its first step to its end. Belongs to the device thread, except `cancelled`."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class Generation:
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
         self.cancelled = False
-        """Set from any thread: nobody reads any more."""
+        """Set from any thread: the client disconnected."""
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
         self.alone = request.deterministic
-        """Its steps have nobody beside it."""
+        """It runs alone in its steps."""
         self._fed = 0
         """Tokens that were run."""
         self._tokenizer: Tokenizer | None = tokenizer
@@ -74,7 +74,7 @@ class Generation:
         self._text = ""
         self._scores: Scores = (None, ())
         self._told: dict[Probe, Activations] = {}
-        """Both of the newest step; what a prompt in pieces tells is joined until the first token."""
+        """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
         self._thoughts = 0
         own = () if request.sampling.ignore_eos else tokenizer.end_ids
@@ -115,8 +115,8 @@ class Generation:
 
     @property
     def at_once(self) -> int:
-        """So many tokens of the prompt are run in its next piece at least: for the norms that tell sinks, or all of
-        them for the sake of the same sums."""
+        """Fewest prompt tokens in the next chunk: for the norms that identify sinks, or all of them to keep sums
+        equal."""
         if self.alone:
             return len(self.request.token_ids)
         return self.applied.first_piece if self.applied is not None and self._fed == 0 else 1
@@ -124,21 +124,21 @@ class Generation:
     def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         if self._apply is None:
-            raise InternalError("the text is over")
+            raise InternalError("the generation has ended")
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
         self.kept = open_(alone=self.alone)
 
     def next_tokens(self, most: int) -> Sequence[int]:
-        """The ids of the next step: of the prompt at most `most`, where it may be cut there, then the newest token."""
+        """The ids of the next step: at most `most` of the prompt if it may be cut there, later the newest token."""
         prompt = self.request.token_ids
         if not self.in_prefill:
             return self._ids[-1:]
         return prompt[self._fed : self._fed + max(most, self.at_once)]
 
     def ran(self, count: int, texts: int) -> bool:
-        """A step of so many texts ran `count` of its tokens; whether there is a next one to be chosen. `HookFault`."""
+        """A step ran `count` of its tokens. Returns whether to choose a next one. Raises `HookFault`."""
         fewest, most = self._batch or (texts, texts)
         self._batch = (min(fewest, texts), max(most, texts))
         if self.applied is not None:
@@ -153,7 +153,7 @@ class Generation:
         """The next token is chosen, from `logits` [vocabulary]."""
         tokenizer, answer = self._tokenizer, self._answer
         if tokenizer is None or answer is None:
-            raise InternalError("the text is over")
+            raise InternalError("the generation has ended")
         stops = self._stops()
         self._ids.append(token)
         if self.applied is not None:
@@ -169,7 +169,7 @@ class Generation:
         self._told = {}
 
     def _stops(self) -> bool:
-        """Whether the step's token is one at which `stop_when` holds; what was read for that is not told."""
+        """Whether `stop_when` holds at the step's token; its reading is not delivered."""
         stop = self.request.stop_when
         if stop is None:
             return False
@@ -180,7 +180,7 @@ class Generation:
         return bool(self._ids) and not read.excluded[-1] and read.rows[-1][0].activation > stop.above
 
     def _show(self, token: int, answer: Answer, reason: FinishReason | None, *, ends: bool) -> None:
-        """Deliver a token with the text that may be shown. ends: it is one that ends the text."""
+        """Deliver a token with the text that may be shown. ends: the token ends the generation."""
         part = answer.push(token, ends=ends, last=reason is not None)
         self._text += part.text
         self._thoughts = answer.reasoning_tokens
@@ -203,25 +203,25 @@ class Generation:
     # — the end —
 
     def end_due(self) -> None:
-        """End a text that is `due`."""
+        """End a generation that is `due`."""
         if self.cancelled:
             self.finish("cancelled")
         else:
             seconds = self.request.deadline_seconds
-            self.finish("error", NotReadyError(f"the text was not done within {seconds:g} seconds"))
+            self.finish("error", NotReadyError(f"the generation did not finish within {seconds:g} seconds"))
 
     def end_with(self, error: Exception) -> None:
-        """End the text with what went wrong in its step."""
+        """End the generation with the error of its step."""
         match error:
             case InterventionGone():
                 self.finish("intervention_removed")
             case HookFault():
                 self.finish("error", error.error, error.attach_position)
             case _:
-                self.finish("error", explained(error, "making the text"))
+                self.finish("error", explained(error, "generating"))
 
     def finish(self, reason: FinishReason, error: SAEError | None = None, faulted: int | None = None) -> None:
-        """End the text, once: deliver `Finished`, let go of the intervention."""
+        """End the generation, once: deliver `Finished`, release the intervention."""
         if self.over:
             return
         tally, rest = self._tally, Rest() if self._answer is None else self._answer.rest()
@@ -250,35 +250,35 @@ class Generation:
         self._deliver(finished)
 
     def fail(self, error: SAEError) -> None:
-        """End the text with an error that is raised to its reader: the device is lost."""
+        """End the generation with an error that is raised to its reader: the device is lost."""
         if not self.over:
             self._let_go()
             self._deliver(error)
 
     def _let_go(self) -> None:
-        """Hold nothing of the model: whoever reads the text may keep it for long."""
+        """Release the model: the reader may keep this object for long."""
         self.over = True
         self.applied = self._tokenizer = self._apply = self._answer = None
         self._told = {}
 
 
 def ending_ids(request: GenerationRequest, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that `min_tokens` holds off: all that end a text, the model's own even where they are ignored."""
+    """Tokens that `min_tokens` suppresses: all that end a generation, the model's own even if they are ignored."""
     return tokenizer.end_ids.union(request.sampling.stop_token_ids)
 
 
 def check_ends(request: GenerationRequest, tokenizer: Tokenizer) -> None:
-    """`BadRequestError` for stop tokens that there are not, or that leave `min_tokens` none to choose."""
+    """`BadRequestError` for unknown stop tokens, or if they leave `min_tokens` none to choose."""
     if not all(0 <= each < tokenizer.vocabulary for each in request.sampling.stop_token_ids):
         raise BadRequestError(
             f"a stop token is outside the vocabulary of {tokenizer.vocabulary}", param="stop_token_ids"
         )
     if request.sampling.min_tokens and len(ending_ids(request, tokenizer)) >= tokenizer.vocabulary:
-        raise BadRequestError("every token ends the text: min_tokens leaves none to choose", param="min_tokens")
+        raise BadRequestError("every token ends the generation; min_tokens leaves none to choose", param="min_tokens")
 
 
 def tokens_at_most(request: GenerationRequest, context_length: int) -> int:
-    """Tokens of the answer: as many as are asked for, or as the model's context holds."""
+    """Tokens of the answer: as many as requested, or as the model's context holds."""
     most = request.sampling.max_tokens if request.forced is None else len(request.forced)
     return min(most, context_length - len(request.token_ids) + 1)
 

@@ -1,12 +1,12 @@
-"""Keys and values of the texts that run, kept so that a step of many texts reads them where they are.
+"""The KV cache, laid out so that a step of many generations reads it in place.
 
-A text whose prompt is being read has tensors of its own. Once it makes tokens it takes a slot among others of about
-its length, so that one product serves all of them: slots of one size are one tensor, those in use stand in front.
-A text that outgrows its slot moves to the next size, and sizes double, so that moving costs less than the tokens did.
+A generation in prefill has its own tensors. In decode it takes a slot among others of about its length, so that one
+product serves all of them: slots of one size are one tensor, with those in use in front. A generation that outgrows its
+slot moves to the next size. Sizes double, so that moving costs less than the tokens did.
 
-What is allocated is bounded: slots are added several at a time only while that leaves room, and are given back before
-anything else is taken. A text alone in its tensor is never copied as a whole, its tensor grows layer by layer; so no
-more is taken for it than it needs at the end, and one layer. Beside others it is in two places while it moves.
+Allocation is bounded: slots are added several at a time only while that leaves room, and are given back before anything
+else is taken. A generation alone in its tensor is never copied as a whole: its tensor grows layer by layer, so it takes
+no more than it needs at the end, and one layer. In a shared tensor it is in two places while it moves.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ..failures import explained
 SMALLEST = 128
 """Positions of the smallest slots."""
 GROWTH = 4
-"""Slots that are added at a time, where there is room."""
+"""Slots added at a time if there is room."""
 
 
 def capacity_for(positions: int) -> int:
-    """Positions of the slots in which so many fit."""
+    """Positions of the smallest slot that holds this many."""
     capacity = SMALLEST
     while capacity < positions:
         capacity *= 2
@@ -34,7 +34,7 @@ def capacity_for(positions: int) -> int:
 
 
 def longest_for(positions: int) -> int:
-    """The most positions that a text may have where there is room for so many: slots are not cut. 0: none fits."""
+    """The most positions for a generation with room for this many; slots are not cut. 0: none fits."""
     capacity = SMALLEST
     while capacity * 2 <= positions:
         capacity *= 2
@@ -44,8 +44,8 @@ def longest_for(positions: int) -> int:
 class KVSlots:
     """Room for some sequences of up to `capacity` positions. Tensors come with the first write to a layer.
 
-    What lies behind a sequence's end is finite: it is masked, but 0 · NaN would not be 0. Rooms begin as zeros, and a
-    sequence that comes into a slot (`copy`) leaves nothing of the one before it.
+    Values after a sequence's end are finite: they are masked, but 0 · NaN would not be 0. Slots begin as zeros, and a
+    sequence copied into one (`copy`) overwrites all of the previous one.
     """
 
     def __init__(self, capacity: int, count: int = 1) -> None:
@@ -77,8 +77,8 @@ class KVSlots:
         self.nbytes += sum(each.nbytes for each in both) - sum(each.nbytes for each in before)
 
     def reshape(self, count: int, capacity: int) -> None:
-        """More or fewer slots, longer ones; what is in those that stay is kept. Layer by layer, so that no more than
-        one is there twice. Where the memory is full, all is as it was, but for slots that were to go."""
+        """More or fewer slots, or longer ones; those that stay keep their contents. Layer by layer, so that only one is
+        there twice. If memory is full, everything stays as it was, except slots to be removed."""
         kept = min(count, self.count)
         for layer, both in tuple(self.layers.items()):
             new = []
@@ -96,7 +96,7 @@ class KVSlots:
         return sum(each.shape[1] * each.shape[3] * each.itemsize for both in self.layers.values() for each in both)
 
     def copy(self, slot: int, source: KVSlots, at: int, length: int) -> None:
-        """Take over the first `length` positions of another's slot; zeros behind them."""
+        """Copy the first `length` positions of another slot; zeros after them."""
         for layer, both in source.layers.items():
             mine = self._layer(layer, both[0].shape[1], *both)
             for to, from_ in zip(mine, both, strict=True):
@@ -105,11 +105,11 @@ class KVSlots:
 
 
 class KVCache:
-    """One text's keys and values: where they are, and how many positions count."""
+    """One generation's keys and values: where they are, and how many positions are valid."""
 
     def __init__(self, *, alone: bool) -> None:
         self.alone = alone
-        """It never shares a tensor, so that nothing that runs beside it changes how it is computed."""
+        """It never shares a tensor, so that other generations cannot change how it is computed."""
         self.length = 0
         self.slots = KVSlots(0)
         self.slot = 0
@@ -121,17 +121,17 @@ class KVCachePool:
 
     def __init__(self) -> None:
         self.limit: int | None = None
-        """Bytes beyond which there are no spare slots."""
+        """Above this many bytes there are no spare slots."""
         self._sizes: dict[int, KVSlots] = {}
         self._held: dict[int, list[KVCache]] = {}
         """Size → who has slot 0, 1, …"""
         self._own: set[KVCache] = set()
         """Those that have tensors of their own."""
         self._per_position = 0
-        """Bytes; 0 until the first text has some."""
+        """Bytes; 0 until the first generation has some."""
 
     def make_room(self, kept: KVCache, positions: int, *, decoding: bool) -> None:
-        """Room for positions up to `positions`; in a shared tensor once the text makes tokens (`decoding`)."""
+        """Room for positions up to `positions`; in a shared tensor during decode (`decoding`)."""
         share = kept.shared or (decoding and not kept.alone)
         if positions <= kept.slots.capacity and kept.shared == share:
             return
@@ -140,7 +140,7 @@ class KVCachePool:
         if share and (capacity in self._sizes or (kept.shared and len(self._held[kept.slots.capacity]) > 1)):
             self._move(kept, capacity)
             return
-        # Nobody is beside it, neither here nor there.
+        # It is alone, here and there.
         self._afford((capacity - kept.slots.capacity) * self._per_position)
         before = kept.slots.capacity
         kept.slots.reshape(1, capacity)
@@ -223,7 +223,7 @@ def _shrink(slots: KVSlots, count: int) -> None:
 
 
 def rows_in_front(kept: Sequence[KVCache]) -> bool:
-    """Whether texts of one tensor are all that is in front of it, in order."""
+    """Whether these generations of one tensor are exactly those in front of it, in order."""
     return all(each.slot == at for at, each in enumerate(kept))
 
 

@@ -1,4 +1,4 @@
-"""Log probabilities of the tokens that could come next."""
+"""Log probabilities of the candidates for the next token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...ports import ScoredToken
 from ..tokens.token_text import TokenTexts
 
 LEAST = -9999.0
-"""In place of −inf, which JSON cannot say."""
+"""Replaces −inf, which JSON does not have."""
 
 
 def scored(logits: Tensor, chosen: int, most: int, pieces: TokenTexts) -> tuple[ScoredToken, tuple[ScoredToken, ...]]:

@@ -1,7 +1,7 @@
-"""How a model makes the next token: for many texts in one forward pass, or for one after the other.
+"""The model runner: one forward pass for many generations, or for one after the other.
 
 `BatchedRunner` is for every model whose results it reproduces: `runner_for` compares them with the model's own forward
-pass when it is loaded, and takes `SequentialRunner` where they differ.
+pass when it is loaded, and returns `SequentialRunner` if they differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .kv_cache import KVCache, KVCachePool, as_index
 logger = logging.getLogger(__name__)
 
 SCALED_BY_LENGTH = frozenset({"dynamic", "longrope"})
-"""Rotary embeddings that change with the longest text of a batch."""
+"""Rotary embeddings that depend on the longest sequence of a batch."""
 TOLERANCE = {torch.float32: 1e-3}
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward pass may call its cache: the name since transformers 5.24, and the one before."""
@@ -42,26 +42,26 @@ class Spans(Protocol):
 
 
 class ModelRunner(Protocol):
-    """Runs pieces of texts through the model."""
+    """Runs chunks of generations through the model."""
 
     together: bool
     """Whether a step may have several pieces."""
 
     @property
     def nbytes(self) -> int:
-        """Of the keys and values of all texts; changes with every step."""
+        """Bytes of the KV cache of all generations; changes with every step."""
 
     def bound(self, nbytes: int) -> None:
-        """Take no more than so many bytes where texts can do with them."""
+        """Take at most this many bytes if generations can do with them."""
 
     def open(self, *, alone: bool) -> KVCache:
         """Begin a text."""
 
     def arrange(self, pieces: Sequence[ScheduledTokens]) -> Any:
-        """Make room, and say where the pieces' rows will be (`Spans`)."""
+        """Make room, and return where the chunks' rows will be (`Spans`)."""
 
     def logits(self, arranged: Any) -> Tensor:
-        """Run the step: [pieces, vocabulary], behind the last token of each. Nothing counts as kept until `keep`."""
+        """Run the step: [chunks, vocabulary], after the last token of each. Nothing counts as cached until `keep`."""
 
     def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
         """The step is good."""
@@ -111,7 +111,7 @@ class BatchedRunner:
 
 
 class OwnForward:
-    """The model's own forward pass over one text, with transformers' own attention and cache."""
+    """The model's own forward pass over one generation, with transformers' own attention and cache."""
 
     def __init__(self, network: Any) -> None:
         """Raises `ModelLoadError` for a model whose forward pass takes no cache."""
@@ -135,7 +135,7 @@ class OwnForward:
 
 
 class _Own(KVCache):
-    """What transformers keeps of one text."""
+    """The cache that transformers keeps for one generation."""
 
     def __init__(self, cache: Any) -> None:
         super().__init__(alone=True)
@@ -165,7 +165,7 @@ class SequentialRunner:
         self.nbytes = 0
 
     def bound(self, nbytes: int) -> None:
-        """Texts have what they need and nothing to spare: it is enough that no more are admitted."""
+        """Generations hold only what they need: it is enough to admit no more."""
 
     def open(self, *, alone: bool) -> KVCache:  # noqa: ARG002 — all are
         return _Own(self._forward.cache())
@@ -195,7 +195,7 @@ class SequentialRunner:
 
 def _own(kept: KVCache) -> _Own:
     if not isinstance(kept, _Own):
-        raise InternalError("the text was opened by another runner")
+        raise InternalError("the generation was opened by another runner")
     return kept
 
 
@@ -230,13 +230,15 @@ def runner_for(network: Any, vocabulary: int) -> Fitted:
     worst = float((found.float() - reference).abs().max() / reference.abs().max())
     if worst <= TOLERANCE.get(network.dtype, COARSE):
         return Fitted(BatchedRunner(network), size)
-    logger.warning("texts of this model run one after the other: together they differ by %.1e of the logits", worst)
+    logger.warning(
+        "this model's generations run one after the other; in a batch they differ by %.1e of the logits", worst
+    )
     network.set_attn_implementation(own)
     return Fitted(SequentialRunner(forward), size)
 
 
 def _together(runner: BatchedRunner, first: Sequence[int], second: Sequence[int]) -> Tensor:
-    """[2, vocabulary] behind both, run beside each other: prompts in pieces, then token by token."""
+    """[2, vocabulary] after both, run in one batch: prompts in chunks, then token by token."""
     kept = runner.open(alone=False), runner.open(alone=False)
     steps = [
         [ScheduledTokens(kept[0], first[:5], False), ScheduledTokens(kept[1], second[:4], False)],

@@ -1,4 +1,4 @@
-"""The next token from the logits, with noise that depends on (seed, token index) and on nothing else.
+"""The next token from the logits, with noise that depends only on (seed, token index).
 
 Gumbel-max (Gumbel 1954): argmaxᵢ(lᵢ/T + gᵢ), gᵢ = −log(−log uᵢ), uᵢ uniform, is a draw from softmax(l/T).
 The uᵢ come from torch's CPU generator (MT19937, the same on every platform) seeded with the first 8 bytes of
@@ -26,7 +26,7 @@ FEW = 1024
 
 
 class Asked(NamedTuple):
-    """A text whose next token is chosen."""
+    """A generation whose next token is chosen."""
 
     row: int
     """Of the logits."""
@@ -38,8 +38,8 @@ class Asked(NamedTuple):
 
 
 def choose_all(logits: Tensor, asked: Sequence[Asked]) -> list[int | None]:
-    """`choose` for several texts, from `logits` [rows, vocabulary]. A forced text takes the token it is given. None
-    where the row's logits are not finite."""
+    """`choose` for several generations, from `logits` [rows, vocabulary]. A forced one takes its given token. None if
+    the row's logits are not finite."""
     best = logits.argmax(dim=-1)  # [rows]; torch's argmax returns a NaN's place if there is one
     finite = torch.isfinite(logits.gather(1, best[:, None])[:, 0])
     greedy, good = best.tolist(), finite.tolist()

@@ -1,8 +1,8 @@
-"""The texts that run, and one step of them: all together in one forward pass where the model allows it.
+"""The scheduler: the running generations, and one step of them, in one forward pass if the model allows it.
 
-Every text that makes tokens is in every step; prompts join in pieces of so many tokens a step, so that a long one does
-not hold up the others. A text that has to be alone takes steps of its own in between, and so does every text of a
-model that runs them in turn. A step that fails is tried again for each of its texts, so that one ends and not all.
+Every generation in decode is in every step. Prompts are prefilled in chunks, so that a long one does not hold up the
+others. A generation that must run alone takes its own steps in between, and so does every generation of a model without
+batching. A failed step is tried again for each of its generations, so that only the one at fault ends.
 Nothing but `DeviceLostError` leaves a step.
 """
 
@@ -39,11 +39,11 @@ class SchedulerLimits:
 
     running: int
     prompt_tokens: int
-    """Of prompts, in one step, where they may be cut."""
+    """Prompt tokens in one step, if prompts may be cut."""
 
 
 class _Turn(NamedTuple):
-    """What a text runs in a step."""
+    """What a generation runs in a step."""
 
     text: Generation
     piece: ScheduledTokens
@@ -62,7 +62,7 @@ class Scheduler:
         self._alone_next = False
 
     def use(self, runner: ModelRunner | None, cache_bytes: int = 0) -> None:
-        """Another model, or none: no text is running. Texts may take `cache_bytes` together."""
+        """Another model, or none; nothing is running. Generations may take `cache_bytes` together."""
         self._runner, self._cache_bytes = runner, cache_bytes
         if runner is not None:
             runner.bound(cache_bytes)
@@ -78,15 +78,15 @@ class Scheduler:
         return not self._running
 
     def admit(self, text: Generation) -> None:
-        """Behind all that wait. A text whose model was unloaded between its request and this ends."""
+        """Queue it after all that wait. It ends if its model was unloaded since its request."""
         if self._runner is None:
-            text.finish("error", ModelNotLoadedError("the model was unloaded before the text began"))
+            text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
         self._waiting.append(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
-        """End all texts that `which` holds for."""
+        """End all generations that `which` holds for."""
         for text in (*self._running, *self._waiting):
             if which(text):
                 text.finish(reason, error)
@@ -101,12 +101,12 @@ class Scheduler:
         self._joins.clear()
 
     def give_up(self, error: SAEError) -> None:
-        """A step failed, and no text is to blame: those that run end with it."""
+        """A step failed through no generation's fault: all running ones end."""
         running = frozenset(self._running)
         self.end(lambda text: text in running, "error", error)
 
     def fail(self, error: DeviceLostError) -> None:
-        """The device is lost. Nothing is asked of it any more, not even to free what the texts had."""
+        """The device is lost. It is not used any more, not even to free memory."""
         texts = (*self._running, *self._waiting)
         self._running.clear()
         self._waiting.clear()
@@ -115,7 +115,7 @@ class Scheduler:
             text.fail(DeviceLostError(error.detail))
 
     def sweep(self) -> None:
-        """Let go of texts that are over and take waiting ones into their places, in order, while there is room."""
+        """Release ended generations and admit waiting ones, in order, while there is room."""
         for text in (*self._running, *self._waiting):
             if text.over:
                 self._release(text)
@@ -128,9 +128,9 @@ class Scheduler:
             self._running.append(self._waiting.popleft())
 
     def _needed(self, texts: Sequence[Generation]) -> int:
-        """Bytes of keys and values of several texts, once each is as long as it may become."""
+        """KV cache bytes of several generations at their greatest length."""
         sizes = [text.cache_bytes for text in texts]
-        # A text that moves to another tensor is in both meanwhile.
+        # A generation that moves to another tensor is in both meanwhile.
         moving = max(sizes) if self._runner is not None and self._runner.together else 0
         return sum(sizes) + moving
 
@@ -140,11 +140,11 @@ class Scheduler:
             return
         try:
             self._runner.release(kept)
-        except Exception as error:  # the text is over: what goes wrong with its room concerns nobody else
-            logger.error("the room of a text could not be freed: %s", _ended(error))
+        except Exception as error:  # the generation has ended: an error in freeing its cache concerns no other
+            logger.error("the KV cache of a generation could not be freed: %s", _ended(error))
 
     def step(self) -> None:
-        """Make a token of every text that is to make one. `DeviceLostError` if the device does nothing any more."""
+        """Make a token for every generation that is due one. Raises `DeviceLostError`."""
         runner = self._runner
         if runner is None:
             self.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
@@ -161,7 +161,7 @@ class Scheduler:
         self.sweep()
 
     def _choose(self, runner: ModelRunner) -> list[_Turn]:
-        """Whose turn it is."""
+        """The generations of the next step."""
         texts = [text for text in self._running if not text.over]
         alone = [text for text in texts if text.alone or not runner.together]
         together = [text for text in texts if not text.alone and runner.together]
@@ -188,7 +188,7 @@ class Scheduler:
     def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:
         try:
             logits = self._forward(runner, turns)
-        except Exception as error:  # whatever a model raises ends texts, not the thread
+        except Exception as error:  # an error of a model ends generations, not the thread
             ended = _ended(error)
         else:
             _settle(turns, logits)
@@ -219,7 +219,7 @@ class Scheduler:
 
 def _turn(text: Generation, most: int) -> _Turn:
     if text.kept is None:
-        raise InternalError("the text has not begun")
+        raise InternalError("the generation has not begun")
     return _Turn(text, ScheduledTokens(text.kept, text.next_tokens(most), not text.in_prefill))
 
 
@@ -244,7 +244,7 @@ def _asked(row: int, text: Generation) -> Asked:
 
 
 def _choose_one(logits: Tensor, text: Generation) -> int | None:
-    """`choose_all` for one text; `logits` [vocabulary]."""
+    """`choose_all` for one generation; `logits` [vocabulary]."""
     return choose_all(logits[None], [_asked(0, text)])[0]
 
 
@@ -255,11 +255,11 @@ def _append(text: Generation, token: int | None, logits: Tensor) -> None:
 
 
 def _attempt(text: Generation, act: Callable[[], T]) -> T | None:
-    """What `act` gives. Where it raises, the text ends with that: an SAE that is gone, edits that do not fit, a
-    tokenizer that raises what it likes. `DeviceLostError`."""
+    """The result of `act`. If it raises, the generation ends with that error: a missing SAE, edits that do not fit, any
+    error of a tokenizer. Raises `DeviceLostError`."""
     try:
         return act()
-    except Exception as error:  # it ends this text, not the thread
+    except Exception as error:  # it ends this generation, not the thread
         ended = _ended(error)
     # Outside of the block above: the traceback and the tensors in its frames are gone.
     text.end_with(ended)
@@ -267,7 +267,7 @@ def _attempt(text: Generation, act: Callable[[], T]) -> T | None:
 
 
 def _ended(error: Exception) -> Exception:
-    """`error` as `Generation.end_with` takes it, without its traceback. Raises `DeviceLostError` where it is one."""
+    """`error` as `Generation.end_with` takes it, without its traceback. Raises `DeviceLostError` if it is one."""
     match error:
         case InterventionGone():
             return InterventionGone()
@@ -275,7 +275,7 @@ def _ended(error: Exception) -> Exception:
             if isinstance(error.error, DeviceLostError):
                 raise DeviceLostError(error.error.detail)
             return HookFault(error.attach_position, error.error)
-    failure = explained(error, "making the text")
+    failure = explained(error, "generating")
     if isinstance(failure, DeviceLostError):
         raise failure
     return failure

@@ -1,4 +1,4 @@
-"""Edits of texts that run together, as one set for the SAE that they share."""
+"""Edits of generations in one step, as one set for the SAE that they share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOINED_BYTES = 64 * 2**20
 
 
 class Joined(NamedTuple):
-    """The edits of all texts in a group, over the rows [m] of all."""
+    """The edits of all generations in a group, over the rows [m] of all."""
 
     steering: Steering
     covered: Flags
@@ -29,20 +29,20 @@ class Joined(NamedTuple):
     without_sinks: Flags
     """[edits]"""
     left_out: Flags | None
-    """[edits, m]: for their tokens' sake; None for none."""
+    """[edits, m]: rows excluded because of their tokens; None for none."""
     starts: Sequence[int]
-    """Of each text: where its edits begin among all."""
+    """For each generation: where its edits begin among all."""
 
 
 class MergedEdits:
-    """The edits of texts that run together as one set, kept from step to step while the same ones do."""
+    """The edits of generations in one step as one set, kept from step to step while the same ones run."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Steering, ...], Steering] = OrderedDict()
 
     def of(self, group: Sequence[SaeRows]) -> Joined:
-        """What the texts of a group, all at one SAE, do to its rows in their order. Texts with the same edits share
-        them. `InternalError` where edits cannot be joined."""
+        """The edits of a group of generations at one SAE, over its rows in order. Generations with the same edits share
+        them. `InternalError` if edits cannot be joined."""
         if len(group) == 1:
             part, entry, _, covered = group[0]
             return Joined(part.steering, covered, part.without_sinks, part.left_out(entry.first, entry.stop), (0,))
@@ -79,7 +79,7 @@ class MergedEdits:
         joined = self._kept.pop(steerings, None)
         if joined is None:
             if not all(each.finite for each in steerings):
-                raise InternalError("what the SAE gave for an edit is not finite")
+                raise InternalError("the SAE's result for an edit is not finite")
             joined = Steering.joined(steerings)
         self._kept[steerings] = joined
         taken = sum(each.nbytes for each in self._kept.values())

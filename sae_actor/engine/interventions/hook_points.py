@@ -1,6 +1,6 @@
 """The hook points of a loaded model: the places that `families` names, found in its modules.
 
-A hook reads an activation and may put another in its place; widths are those of the modules themselves.
+A hook reads an activation and may replace it; widths are those of the modules themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
 from ...models.families import FAMILIES, Where
 
 Edit = Callable[[Tensor], Tensor | None]
-"""Gets an activation [..., width]; returns what takes its place (same shape and type), or None to leave it."""
+"""Gets an activation [..., width]; returns its replacement (same shape and type), or None to leave it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ class Hook:
     width: int
     before_gain: bool = False
     gain: Gain | None = field(default=None, compare=False)
-    """Where the hook point lies before a norm's gain: what is hooked is the activation after it, whose gain whoever
-    reads takes `off`, and whoever writes puts `on` again."""
+    """A hook point before a norm's gain. The hooked activation is the one after it: readers take the gain `off`,
+    writers put it `on` again."""
 
     @property
     def comes_first(self) -> bool:
@@ -67,7 +67,7 @@ class Hook:
     def install(self, edit: Edit) -> RemovableHandle:
         """Call `edit` with the activation of every forward pass until the handle is removed.
 
-        What `edit` raises goes through the model's forward pass. Where a module gets or returns no activation
+        Errors of `edit` pass through the model's forward pass. If a module gets or returns no activation
         (a tensor, the first of a tuple or ModelOutput, the first argument or the keyword `hidden_states`),
         `edit` is not called: count the calls.
         """
@@ -108,7 +108,7 @@ class Architecture:
     def __init__(self, model: nn.Module, config: Any) -> None:
         """Find the blocks and the width of every kind.
 
-        Raises `ModelLoadError` for a model type that is not known, or a model that is not built as its type says.
+        Raises `ModelLoadError` for an unknown model type, or a model whose modules do not match its type.
         """
         self.model_type: str = config.model_type
         family = FAMILIES.get(self.model_type)
@@ -135,14 +135,14 @@ class Architecture:
         except AttributeError:
             modules, norms = [], []
         if not modules:
-            raise ModelLoadError(f"the model is not built like one of type {self.model_type}")
+            raise ModelLoadError(f"the model's modules do not match the type {self.model_type}")
         self.num_layers = len(modules)
         self.hidden_size: int = config.hidden_size
         self.widths: dict[HookKind, int] = {
             kind: _columns(modules[0][kind]) if kind in ("attn_z", "mlp_act") else self.hidden_size for kind in places
         }
         self.before: dict[HookKind, tuple[Before, ...]] = family.before
-        """Kind that comes out of a norm → on which sides of that norm there is a hook point too."""
+        """Kind that is a norm's output → on which sides of that norm there is a hook point too."""
         self.layer_norm = family.layer_norm
         self._gain_offset = family.gain_offset
         self._places = places

@@ -1,4 +1,4 @@
-"""A hook point that a generation writes to: its rows in one step, which SAE writes there, what was done to them."""
+"""A hook point that a generation writes to: its rows in one step, the SAE that writes there, the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sae_intervention import SaeIntervention
 
 @dataclass
 class SiteReport:
-    """What a hook did to the rows of one text in one step."""
+    """What a hook did to the rows of one generation in one step."""
 
     calls: int = 0
     failure: SAEError | None = None
@@ -28,7 +28,7 @@ class SiteReport:
     x_finite: bool = True
     new_finite: bool = True
     edited: Sequence[bool] = ()
-    """Of each row; empty where nothing was to be done."""
+    """For each row; empty if there was nothing to do."""
     passed: Sequence[bool] = ()
     """Rows that were left alone as excluded."""
     sinks: Sequence[bool] = ()
@@ -37,7 +37,7 @@ class SiteReport:
 
 
 class SiteRows(NamedTuple):
-    """A text at a hook point: positions first … stop − 1 are the rows from `row` on."""
+    """A generation at a hook point: positions first … stop − 1 are the rows from `row` on."""
 
     site: HookSite
     first: int
@@ -51,7 +51,7 @@ class SiteRows(NamedTuple):
 
 
 class SaeRows(NamedTuple):
-    """One SAE of one text in one step."""
+    """One SAE of one generation in one step."""
 
     part: SaeIntervention
     entry: SiteRows
@@ -62,7 +62,7 @@ class SaeRows(NamedTuple):
 
 
 class HookFault(Exception):  # noqa: N818 — a fault of an SAE, named as in the event log
-    """The intervention could not be applied. `attach_position` is the SAE at fault; None where it is none's."""
+    """The intervention could not be applied. `attach_position` is the SAE at fault; None if no SAE is."""
 
     def __init__(self, attach_position: int | None, error: SAEError) -> None:
         super().__init__(error.detail)
@@ -88,14 +88,14 @@ class Tally:
 
 
 class HookSite:
-    """One hook point that one text writes to."""
+    """One hook point that one generation writes to."""
 
     def __init__(self, point: HookPoint, hook: Hook, parts: list[SaeIntervention]) -> None:
         self.point = point
         self.hook = hook
         self.parts = parts
         self.behind_others = False
-        """The same text may write at a hook point before this one: what arrives is not the model's alone."""
+        """The same generation may write at an earlier hook point: the activation here is not the model's alone."""
         self.limit: Tensor | None = None
         """Norm above which a position is a sink; measured with the prompt."""
         self.window: int | None = SINK_WINDOW
@@ -109,18 +109,18 @@ class HookSite:
 
     @property
     def knows_sinks(self) -> bool:
-        """Where a median of all the prompt tells them, only if they are left out: it costs that prompt's one piece."""
+        """With a median over the whole prompt, only if they are left out: it needs the prefill in one piece."""
         return self.window is not None or self.leaves_out_sinks
 
     @cached_property
     def jointly(self) -> Projections | None:
-        """The projections of all SAEs, where more than one has some: they act together. Those of an SAE in
-        `reconstruct` act on its output."""
+        """The projections of all SAEs, if more than one has some: they act together. Those of an SAE in `reconstruct`
+        act on its output."""
         several = [part.projections for part in self.parts if part.projections is not None]
         return Projections.joined(several) if len(several) > 1 else None
 
     def settle(self, first: int, tally: Tally) -> None:
-        """Count what was written; raise `HookFault` where it could not be. `first` is the step's first position."""
+        """Count what was written; raise `HookFault` if that failed. `first` is the step's first position."""
         reading, self.reading = self.reading, SiteReport()
         if reading.failure is not None:
             raise HookFault(reading.at_fault, reading.failure)
@@ -131,7 +131,7 @@ class HookSite:
             raise HookFault(None, InternalError(f"the model's activation at {self.point} is not finite"))
         if not reading.new_finite:
             if reading.at_fault is None:
-                beyond = f"the edits at {self.point} lead beyond the numbers that the model or the SAE can hold"
+                beyond = f"the edits at {self.point} exceed the numbers that the model or the SAE can hold"
                 raise HookFault(None, SAEUnsupportedError(beyond, param="strength"))
             raise HookFault(reading.at_fault, InternalError(f"the SAE's result at {self.point} is not finite"))
         for row, edited in enumerate(reading.edited):

@@ -1,9 +1,9 @@
-"""Interventions on one forward pass: hooks that are there for one step, of one text or of several beside each other.
+"""Interventions on one forward pass: hooks that exist for one step of one or several generations.
 
-Of one hook point, everything is computed from the same activation x [n, width]: every steering difference, every
-reconstruction, the norms that tell a sink. Rows that no edit is active on are passed on bit for bit, rows of other
-texts too. A hook never raises through the model: what goes wrong is noted, the activation passes unchanged, and
-`settle` raises it once the step is over.
+At one hook point everything is computed from the same activation x [n, width]: every steering difference, every
+reconstruction, the norms that identify a sink. Rows without an active edit pass bit for bit, and so do rows of other
+generations. A hook never raises through the model: an error is noted, the activation passes unchanged, and `settle`
+raises it after the step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .step_hook import StepHook
 
 
 class PreparedIntervention:
-    """An intervention, and what is read on the way, ready for one text."""
+    """An intervention and its probes, ready for one generation."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PreparedIntervention:
         """SAEs that read elsewhere than they write, and where."""
         self.probes = list(probes)
         self.stop: Probe | None = None
-        """The one of them that ends the text, and is not told."""
+        """The one for `stop_when`, which is not reported."""
         self._marks = marks
         self._window = window
         for site in sites:
@@ -81,7 +81,7 @@ class PreparedIntervention:
 
     @property
     def first_piece(self) -> int:
-        """So many of the prompt's first tokens are run at once, for the norms that tell sinks."""
+        """This many of the prompt's first tokens run in one step, for the norms that identify sinks."""
         left_out = [*(site.leaves_out_sinks for site in self.sites), *(each.leaves_out_sinks for each in self.probes)]
         if self._window is None and not any(left_out):
             return 0
@@ -110,7 +110,7 @@ def _behind_others(point: HookPoint, written: Iterable[HookPoint]) -> bool:
 
 
 class StepRows(NamedTuple):
-    """A text's rows in a step: positions first … stop − 1 are the rows from `row` on."""
+    """A generation's rows in a step: positions first … stop − 1 are the rows from `row` on."""
 
     applied: PreparedIntervention
     first: int
@@ -124,7 +124,7 @@ class StepRows(NamedTuple):
 
 @contextmanager
 def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -> Iterator[None]:
-    """The hooks of all these texts are on the model inside of this block, for a forward pass of `rows` rows."""
+    """Inside this block the hooks of all these generations are on the model, for a forward pass of `rows` rows."""
     joints: dict[Hook, list[SiteRows]] = {}
     readers: dict[Hook, list[tuple[SaeIntervention, slice]]] = {}
     probes: dict[Hook, ProbeHook] = {}

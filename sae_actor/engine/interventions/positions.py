@@ -17,7 +17,7 @@ from ...domain.refs import Edit, Positions
 from ...errors import BadRequestError
 
 END = 2**62
-"""Behind every position there can be."""
+"""After every possible position."""
 
 Ranges = tuple[tuple[int, int], ...]
 Flags = NDArray[np.bool_]
@@ -41,13 +41,13 @@ def group_of(edit: Edit, prompt: int, turns: Sequence[MessageSpan] = ()) -> Posi
 
 
 class TokenKinds:
-    """What is known of single positions, told by their tokens: special ones, and those that a template wrote."""
+    """What tokens show about single positions: special ones, and those that a template wrote."""
 
     def __init__(self, ids: Sequence[int], special: frozenset[int], turns: Sequence[MessageSpan]) -> None:
         self._special_ids = special
         self._special = [each in special for each in ids]
         said = {at for turn in turns for part in turn.said for at in range(*part)}
-        # A prompt that is no chat has no template, and what is generated is written by the model.
+        # A prompt that is not a chat has no template, and the model writes generated tokens.
         self._template = [at not in said for at in range(len(ids))] if turns else []
 
     def add(self, token: int) -> None:
@@ -67,9 +67,9 @@ class TokenKinds:
 def ranges_of(positions: Positions, prompt: int, turns: Sequence[MessageSpan] = ()) -> Ranges:
     """The positions that are meant in a request with `prompt` prompt tokens (at least 1).
 
-    Those of a role are the tokens of its messages, the template's around them too, but for another role's message that
-    the template writes within; the answer that is opened at the end is no message. `BadRequestError` for a role where
-    the prompt has no turns.
+    A role's positions are the tokens of its messages, the template's around them included, without nested messages of
+    other roles. The answer opened at the end is not a message. `BadRequestError` for a role if the prompt has no
+    messages.
     """
     match positions:
         case "all":
@@ -84,7 +84,7 @@ def ranges_of(positions: Positions, prompt: int, turns: Sequence[MessageSpan] = 
             return ((prompt - 1, prompt),)
     if positions.role is not None:
         if not turns:
-            raise BadRequestError("positions by role need a chat", param="positions")
+            raise BadRequestError("positions by role require a chat", param="positions")
         return merged(positions_of(positions.role, turns))
     if positions.tokens is not None:
         return merged(positions.tokens)

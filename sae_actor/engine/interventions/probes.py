@@ -21,13 +21,13 @@ from .positions import TokenKinds
 from .sinks import limit_of, norms_of
 
 MOST_VALUES = 16 * 2**20
-"""Activations that are in memory at once: long prompts are encoded some rows at a time."""
+"""Most activations in memory at a time: long prompts are encoded in groups of rows."""
 
 Row = tuple[FeatureActivation, ...]
 
 
 class Probe:
-    """One SAE that is read during one text."""
+    """One SAE that is read during one generation."""
 
     def __init__(
         self,
@@ -51,18 +51,18 @@ class Probe:
         self.sae = sae
         self.watch = watch
         self.passing = watch.every_seconds is not None
-        """Looked at now and then: it never ends a text."""
+        """Read at a limited rate; it never ends a generation."""
         self.behind_others = False
-        """The text may write at a hook point before this one: what arrives is not the model's alone."""
+        """The generation may write at an earlier hook point: the activation here is not the model's alone."""
         self.rows = slice(0, 0)
         """Its rows in the step."""
         self.told: Activations | None = None
-        """Of the newest step; None where it was not looked at."""
+        """Of the newest step; None if it was not read."""
         self.failure: SAEError | None = None
         self.at_fault: int | None = None
-        """attach_position, where what the model gave was found good."""
+        """attach_position, if the model's activation was finite."""
         self.best = 0 if watch.top_k is None or watch.features is not None else watch.top_k
-        """So many of all features."""
+        """This many of all features."""
         self.features = watch.features or (() if self.best else tuple(range(d_sae)))
         """Otherwise: these."""
         self.limit = math.inf
@@ -79,7 +79,7 @@ class Probe:
         found = self._encoders.get(features)
         if found is None:
             found = self.sae.encoder.select(torch.tensor(features, dtype=torch.long, device=self.sae.device))
-            self._encoders = {features: found}  # those of the texts that run beside this one change rarely
+            self._encoders = {features: found}  # those of the other generations in a step change rarely
         return found
 
     @property
@@ -163,7 +163,7 @@ class ProbeHook:
 
 
 def joined(before: Activations, told: Activations) -> Activations:
-    """Of two pieces of a prompt, one behind the other."""
+    """The readings of two successive prefill chunks."""
     return replace(
         before,
         rows=before.rows + told.rows,
@@ -173,11 +173,11 @@ def joined(before: Activations, told: Activations) -> Activations:
 
 
 def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:
-    """Read together; each on its own where that fails."""
+    """Read together; each on its own if that fails."""
     try:
         _read(x, probes)
         return
-    except Exception as error:  # whatever torch raises ends the texts at fault, not the thread
+    except Exception as error:  # an error of torch ends the generations at fault, not the thread
         failure = explained(error, "computing the SAE's activations")
     if len(probes) == 1:
         probes[0].fail(failure, at_fault=not isinstance(failure, OutOfMemoryError))
@@ -187,7 +187,7 @@ def _attempt(x: Tensor, probes: Sequence[Probe]) -> None:
 
 
 def _read(x: Tensor, probes: Sequence[Probe]) -> None:
-    """Encode the rows of all, once, and tell each its own."""
+    """Encode the rows of all, once, and give each its own."""
     for probe in probes:
         probe.measure(x)
     rows = x[probes[0].rows] if len(probes) == 1 else torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
@@ -218,7 +218,7 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
         if not all(finite[row] for row in mine):
             probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
         elif not all(sound[row] for row in mine):
-            # Where the text's own edits lead there, the SAE is none the worse for it.
+            # If the generation's own edits caused it, the SAE is not at fault.
             probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=not probe.behind_others)
         elif probe.best:
             probe.tell([best[row][: probe.best] for row in mine], norms[mine.start : mine.stop])
@@ -236,7 +236,7 @@ def _largest(acts: Tensor, most: int) -> list[Row]:
 
 
 def _of(probe: Probe, activations: list[float]) -> Row:
-    """Of the features that are asked for: all in their order, or the largest."""
+    """The requested features: all in their order, or the largest."""
     row = [FeatureActivation(f, a) for f, a in zip(probe.features, activations, strict=True)]
     if probe.watch.top_k is None:
         return tuple(row)

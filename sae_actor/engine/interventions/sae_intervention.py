@@ -16,7 +16,7 @@ from .positions import Flags, TokenKinds, group_of, mask
 
 
 class SaeIntervention:
-    """One SAE of an intervention at its hook point, for one text."""
+    """One SAE of an intervention at its hook point, for one generation."""
 
     def __init__(
         self,
@@ -26,15 +26,15 @@ class SaeIntervention:
         turns: Sequence[MessageSpan] = (),
         marks: TokenKinds | None = None,
     ) -> None:
-        """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens, `marks` tells their kinds
-        where an edit leaves some out. Raises as `group_of`."""
+        """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens, `marks` holds their
+        kinds if an edit excludes some. Raises as `group_of`."""
         self.attach_position = sae.attach_position
         self.steering = steering
         self.reconstructs = sae.mode == "reconstruct"
         self.read_at = sae.hook_point
         self.write_at = sae.hook_point_out or sae.hook_point
         self.read: Tensor | None = None
-        """This step's activation at `read_at` [n, d_in], where that is another hook point than `write_at`."""
+        """This step's activation at `read_at` [n, d_in], if that differs from `write_at`."""
         of_edit = [group_of(edit, prompt, turns) for edit in sae.steering]
         self._groups = list(dict.fromkeys(of_edit))
         self._group_of_edit = np.array([self._groups.index(group) for group in of_edit], dtype=np.intp)
@@ -56,14 +56,14 @@ class SaeIntervention:
         return None if self.reconstructs else self.steering.projections
 
     def covered(self, first: int, stop: int) -> Flags | None:
-        """[n_edits, n]: which positions the edits cover; None where the SAE has nothing to do."""
+        """[n_edits, n]: which positions the edits cover; None if the SAE has nothing to do."""
         if not self._groups:
             return np.zeros((0, stop - first), dtype=np.bool_) if self.reconstructs else None
         masks = np.stack([mask(group.ranges, first, stop) for group in self._groups])
         return masks[self._group_of_edit] if self.reconstructs or masks.any() else None
 
     def left_out(self, first: int, stop: int) -> Flags | None:
-        """[n_edits, n]: which positions are left alone for their tokens' sake; None for none."""
+        """[n_edits, n]: which positions are excluded because of their tokens; None for none."""
         if not any(group.without_special or group.without_template for group in self._groups):
             return None
         special, template = self._kinds(first, stop)

@@ -1,7 +1,7 @@
-"""What tells an attention sink at a hook point: the first position of a text, and outliers of the norm.
+"""Attention sinks at a hook point: the first position, and outliers of the norm.
 
-The norm is compared with the median of the prompt's first positions. How many those are is the text's record's to say:
-so many (`SINK_WINDOW`), or all of the prompt, as in logs of before there was a window.
+The norm is compared with the median of the prompt's first positions. The generation's record says how many:
+`SINK_WINDOW`, or the whole prompt, as in logs from before there was a window.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import InternalError
 
 SINK_FACTOR = 5.0
-"""A position is a sink where |x| is above so many times the median |x|."""
+"""A position is a sink if |x| is above this many times the median |x|."""
 
 
 def measured(prompt: int, window: int | None) -> int:
@@ -27,7 +27,7 @@ def norms_of(x: Tensor) -> Tensor:
 
 
 def limit_of(norms: Tensor, prompt: int, window: int | None) -> Tensor:
-    """The norm above which a position is a sink, from those of the first piece of a prompt of so many tokens."""
+    """The norm above which a position is a sink, from those of the first chunk of a prompt of that many tokens."""
     count = measured(prompt, window)
     if len(norms) < count:
         raise InternalError("the prompt's median norm needs more of its first positions at once")

@@ -1,7 +1,7 @@
-"""One hook point in one step: the edits of all texts that write there, computed together.
+"""One hook point in one step: the edits of all generations that write there, computed together.
 
-A row is touched by its own text's edits alone: every edit has a mask over the rows. What fails for all is tried for
-each text on its own, so that only the text at fault ends.
+Only its own generation's edits touch a row: every edit has a mask over the rows. If the group fails, each generation is
+tried on its own, so that only the one at fault ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Report:
     values: Tensor
     """[6, n] float32: edited, passed by as excluded, a sink, |difference| / |x|; x and the result are finite."""
     x: Tensor
-    """[n, width]: what arrived, should anyone ask who is at fault."""
+    """[n, width]: the input, kept to find the SAE at fault."""
 
 
 @dataclass
@@ -42,13 +42,13 @@ class _Change:
     """What the SAEs of one group do to n rows."""
 
     values: Tensor
-    """[n, width]: the difference, or in reconstruct what takes the row's place; 0 where it does nothing."""
+    """[n, width]: the difference, or in reconstruct the row's replacement; 0 where it does nothing."""
     touched: Tensor
     passed: Tensor
     """bool [n]"""
     reconstructs: bool
     projecting: dict[SaeIntervention, Tensor]
-    """bool [p, rows of its text]: where projections hold that are left to be computed with other SAEs'."""
+    """bool [p, rows of its generation]: where projections hold that are computed later, with other SAEs'."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class StepHook:
     _computing: SaeIntervention | None = None
 
     def edit(self, x: Tensor) -> Tensor | None:
-        """The activation [1, rows, width] or [rows, width] with the edits in it; None where it is as it was."""
+        """The activation [1, rows, width] or [rows, width] with the edits applied; None if unchanged."""
         for entry in self.entries:
             entry.site.reading.calls += 1
         rows = x.reshape(-1, x.shape[-1])
@@ -95,7 +95,7 @@ class StepHook:
         for entry in entries:
             reading = entry.site.reading
             reading.failure = failure
-            # Lack of memory is nobody's fault; the SAE stays.
+            # Lack of memory is not the SAE's fault; it stays attached.
             innocent = isinstance(failure, OutOfMemoryError)
             reading.at_fault = None if innocent or computing is None else computing.attach_position
 
@@ -154,7 +154,7 @@ class StepHook:
         return put if index is None else rows.index_copy(0, index, put)
 
     def _change(self, group: list[SaeRows], x: Tensor, sinks: Tensor) -> _Change:
-        """What the SAE of a group makes of its texts' rows of x [n, width], of which the sinks [n] are marked."""
+        """The SAE's result for the group's rows of x [n, width], with the sinks [n] marked."""
         self._computing = first = group[0].part
         mine = None if sum(each.entry.size for each in group) == len(x) else _rows_of(group, x.device)
         own, own_sinks = (x, sinks) if mine is None else (x[mine], sinks[mine])
@@ -190,7 +190,7 @@ class StepHook:
         return _Change(values, touched, passed, first.reconstructs, projecting)
 
     def settle(self) -> None:
-        """After the step: tell each text's site what was done to its rows."""
+        """After the step: report to each generation's site what was done to its rows."""
         for report in self._reports:
             values = report.values.tolist()
             edited, passed, sinks, ratios, x_finite, new_finite = values
@@ -207,8 +207,8 @@ class StepHook:
 
 
 def _at_fault(entry: SiteRows, x: Tensor, written: list[int]) -> int | None:
-    """attach_position of the first SAE that, at the `written` ones of a text's rows x [n, width], is not finite even
-    without its edits; None where the edits made it so. What lower edits of the text made of x is no SAE's fault."""
+    """attach_position of the first SAE that is not finite at the `written` rows x [n, width], even without its edits.
+    None if the edits caused it: what a generation's lower edits made of x is not an SAE's fault."""
     for part in entry.site.parts:
         if part.covered(entry.first, entry.stop) is None:
             continue
@@ -225,14 +225,14 @@ def _at_fault(entry: SiteRows, x: Tensor, written: list[int]) -> int | None:
 
 
 def _passed(group: Sequence[SaeRows], sinks: Tensor) -> Tensor:
-    """bool [m]: rows that `reconstruct` passes through; of them, sinks [m] are those where |x| tells."""
+    """bool [m]: rows that `reconstruct` leaves unchanged; sinks [m] are those found by |x|."""
     marked = np.concatenate([each.part.passed(each.entry.first, each.entry.stop) for each in group])
     without = np.repeat(["sink" in each.part.passes for each in group], [each.entry.size for each in group])
     return torch.from_numpy(marked).to(sinks.device) | (torch.from_numpy(without).to(sinks.device) & sinks)
 
 
 def _alone(group: Sequence[SaeRows], device: torch.device) -> Tensor | None:
-    """bool [m]: rows of texts that project with this SAE alone; None for all."""
+    """bool [m]: rows of generations that project with this SAE alone; None for all."""
     if all(each.entry.site.jointly is None for each in group):
         return None
     rows = [each.entry.site.jointly is None for each in group for _ in range(each.entry.size)]
@@ -240,7 +240,7 @@ def _alone(group: Sequence[SaeRows], device: torch.device) -> Tensor | None:
 
 
 def _projecting(group: Sequence[SaeRows], starts: Sequence[int], held: Tensor) -> dict[SaeIntervention, Tensor]:
-    """`_Change.projecting`, of held [edits, m]; the edits of each text begin at `starts`."""
+    """`_Change.projecting`, of held [edits, m]; the edits of each generation begin at `starts`."""
     found, at = {}, 0
     for (part, entry, _, _), start in zip(group, starts, strict=True):
         if entry.site.jointly is not None and part.projections is not None:
@@ -250,7 +250,8 @@ def _projecting(group: Sequence[SaeRows], starts: Sequence[int], held: Tensor) -
 
 
 def _jointly(chosen: Sequence[tuple[SiteRows, int]], x: Tensor, changes: Sequence[_Change]) -> list[Tensor]:
-    """What the projections of several SAEs add to x [n, width], for the texts that have some; none: no such text."""
+    """What the projections of several SAEs add to x [n, width], for the generations that have some; None: there are
+    none."""
     held = {part: where for change in changes for part, where in change.projecting.items()}
     if not held:
         return []
@@ -287,7 +288,7 @@ def _in_order(chosen: Sequence[tuple[SiteRows, int]]) -> bool:
 
 
 def _index(chosen: Sequence[tuple[SiteRows, int]], device: torch.device) -> Tensor:
-    """[n]: the rows of these texts in the step."""
+    """[n]: the rows of these generations in the step."""
     rows = [row for entry, _ in chosen for row in range(entry.row, entry.row + entry.size)]
     return torch.tensor(rows, dtype=torch.long, device=device)
 
@@ -298,7 +299,7 @@ def _rows_of(group: Sequence[SaeRows], device: torch.device) -> Tensor:
 
 
 def _sinks(chosen: Sequence[tuple[SiteRows, int]], norms: Tensor) -> Tensor:
-    """[n] bool: the first position, and those whose norm is above the limit of their text."""
+    """[n] bool: the first position, and those whose norm is above their generation's limit."""
     if not any(entry.site.knows_sinks for entry, _ in chosen):
         return torch.zeros_like(norms, dtype=torch.bool)
     limits = torch.full_like(norms, torch.inf)
@@ -317,7 +318,7 @@ def _sinks(chosen: Sequence[tuple[SiteRows, int]], norms: Tensor) -> Tensor:
 
 
 def _read(group: Sequence[SaeRows]) -> Tensor:
-    """[m, d_in]: what arrived where the SAE reads."""
+    """[m, d_in]: the activation where the SAE reads."""
     seen = []
     for each in group:
         read = each.part.read

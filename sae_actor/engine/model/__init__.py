@@ -2,5 +2,5 @@
 
 loading        load, check, move, try, free a model
 source         its files: found, digested
-environment    what it ran with, for the record
+environment    versions and device, for the log
 """

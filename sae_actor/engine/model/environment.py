@@ -1,4 +1,4 @@
-"""What a text depends on besides the request: versions, device, digests. Logged with `ModelLoaded`."""
+"""What a generation depends on besides the request: versions, device, digests. Logged with `ModelLoaded`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 def environment(
     commit: str | None, digests: dict[str, str], model: Any, tokenizer: Any, device: torch.device
 ) -> dict[str, Any]:
-    """The `environment` of the contract; `digests` are those of the model's files."""
+    """The `environment` that a model's facts record; `digests` are those of the model's files."""
     of_tokenizer = "\n".join(f"{name} {digests[name]}" for name in _TOKENIZER_FILES if name in digests)
     template = tokenizer.chat_template
     return {

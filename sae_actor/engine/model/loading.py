@@ -40,7 +40,7 @@ class LoadedModel:
     """One model with its tokenizer."""
 
     position: int
-    """`request_position` of the effect that asked for it."""
+    """`request_position` of its effect."""
     network: Any
     """The transformers model, in eval mode, without gradients."""
     tokenizer: Tokenizer
@@ -52,7 +52,7 @@ class LoadedModel:
     bytes_per_position: int = 0
     """Of keys and values."""
     cache_bytes: int = 0
-    """What all texts may take of them together."""
+    """Bytes for all generations together."""
 
 
 def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
@@ -140,11 +140,11 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
 
 
 def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer adds to a text that is not asked to be alone."""
+    """What the tokenizer adds to a text by default."""
     bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
     at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
     if at is None:
-        raise ModelLoadError("the tokenizer changes a text when it adds special tokens to it")
+        raise ModelLoadError("the tokenizer changes the text when it adds special tokens")
     return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 
@@ -167,7 +167,7 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
 
 
 def device_of(wanted: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device of this machine; `ModelLoadError` where there is none."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device of this machine; `ModelLoadError` if there is none."""
     available = torch.cuda.is_available()
     if wanted == "cpu" or (wanted == "auto" and not available):
         return torch.device("cpu")

@@ -33,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class LoadCancelled(Exception):  # noqa: N818 — no error: somebody changed their mind
-    """Raised inside of a load that nobody waits for any more."""
+    """Raised inside a cancelled load."""
 
 
 class ModelFiles(NamedTuple):
@@ -47,7 +47,7 @@ class ModelFiles(NamedTuple):
 
 
 DEFAULT_REVISION = "main"
-"""Nothing else can be asked for of a folder."""
+"""The only revision of a folder."""
 
 
 def find_model(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
@@ -67,7 +67,7 @@ def find_model(model: str, revision: str, progress: Progress, cancelled: threadi
 
 
 def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
-    """sha256 of every file. `ModelLoadError` for one from the hub's cache that is not what its name says.
+    """sha256 of every file. `ModelLoadError` for one in the hub's cache that does not match its name.
 
     The cache names what is in large-file storage by its sha256, and does not check it.
     """
@@ -97,7 +97,7 @@ def _files_of(folder: Path, commit: str | None) -> ModelFiles:
 def _cached(model: str, revision: str) -> ModelFiles | None:
     """The model as it is in the user's cache, if it is complete there."""
     try:
-        # For one file: asked for all, it says no where a file that nobody needs was never fetched.
+        # One file at a time: for all, it fails if any unneeded file was never fetched.
         folder = Path(
             huggingface_hub.snapshot_download(
                 model, revision=revision, local_files_only=True, allow_patterns=["config.json"]
@@ -135,7 +135,7 @@ def _fetch(model: str, revision: str, bar: type[tqdm]) -> ModelFiles:
 
     folder = download(list(SMALL), revision)
     if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{model} holds no model: it has no config.json", model=model)
+        raise ModelNotFoundError(f"{model} is not a model: it has no config.json", model=model)
     commit = folder.name
     weights = weight_names(folder)
     download(weights, commit)
@@ -151,19 +151,19 @@ def _hub_failure(error: Exception, model: str, revision: str) -> SAEError:
                 f"{model} is gated: accept its terms on the hub and set HF_TOKEN", model=model, reason="gated"
             )
         case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
-            return ModelNotFoundError(f"the hub has no {model} at {revision}, or hides it", model=model)
+            return ModelNotFoundError(f"the hub has no {model} at {revision}, or it is private", model=model)
         case LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
             return ModelNotFoundError(f"{model} is not in the cache, and HF_HUB_OFFLINE is set", model=model)
         case LocalEntryNotFoundError():
-            return ModelLoadError(f"the hub could not be reached for {model}", model=model, reason="network")
+            return ModelLoadError(f"the hub could not be reached to load {model}", model=model, reason="network")
         case EntryNotFoundError():
-            return ModelNotFoundError(f"the hub has no {model} at {revision}, or hides it", model=model)
+            return ModelNotFoundError(f"the hub has no {model} at {revision}, or it is private", model=model)
     ours = explained(error, f"fetching {model}")
     return ours if ours.code != "internal" else ModelLoadError(ours.detail, model=model, reason="network")
 
 
 def _bar(model: str, progress: Progress, cancelled: threading.Event) -> type[tqdm]:
-    """A progress bar that shows nothing, reports bytes, and ends the download when nobody waits for it."""
+    """A progress bar that shows nothing, reports bytes, and ends a cancelled download."""
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

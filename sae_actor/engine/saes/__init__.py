@@ -2,5 +2,5 @@
 
 residents          load, check, place, measure, free an SAE
 feature_details    one feature: norm, neighbours, tokens that it promotes
-statistics         what an SAE's folder says of its features
+statistics         statistics of features in an SAE's folder
 """

@@ -1,4 +1,4 @@
-"""One feature of an SAE, looked at through its weights."""
+"""One feature of an SAE, from its weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .statistics import Statistics
 SHOWN = 10
 """Nearest features, tokens promoted, tokens suppressed."""
 INTO_RESIDUAL = frozenset({"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"})
-"""Hook kinds whose activation is, or is added to, what the unembedding reads at the end; not that before a norm."""
+"""Hook kinds in the residual stream, which the unembedding reads; not those before a norm."""
 
 
 def feature_details(

@@ -54,9 +54,8 @@ class Resident:
 def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resident:
     """The SAE of `effect` on the CPU, checked against the model. Blocks: for a worker thread.
 
-    For a model on the CPU, matrices in files that the service alone writes stay there and are read where they are
-    touched; the hub looked at their values when they came. Others may be cut short under us, so they are copied,
-    and looked at on the way.
+    For a model on the CPU, matrices in files that only the service writes stay mapped; the hub checked their values on
+    arrival. Others could be truncated meanwhile, so they are copied and checked.
 
     `SAEIncompatibleError` (with `sae_d_in`, `model_d`), `LayerOutOfRangeError`, and what `load_sae` raises.
     """
@@ -89,7 +88,7 @@ def is_mapped(effect: AttachEffect, model: ModelFacts) -> bool:
 
 
 def check_fit(point: HookPoint, width: int, model: ModelFacts) -> None:
-    """`SAEIncompatibleError` or `LayerOutOfRangeError` where `model` has no activation of this width at `point`."""
+    """`SAEIncompatibleError` or `LayerOutOfRangeError` if `model` has no activation of this width at `point`."""
     if point.layer >= model.num_layers:
         raise LayerOutOfRangeError(
             f"the model has layers 0 to {model.num_layers - 1}, not {point.layer}", num_layers=model.num_layers
@@ -126,7 +125,7 @@ def place(resident: Resident, device: torch.device) -> None:
 
 
 def free(residents: dict[int, Resident], position: int) -> int:
-    """Drop one resident; the bytes that its device has more for it. 0 where there is none."""
+    """Drop one resident; returns the bytes freed on its device, 0 if there is none."""
     resident = residents.pop(position, None)
     if resident is None:
         return 0

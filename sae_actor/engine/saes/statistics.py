@@ -1,4 +1,4 @@
-"""What was measured of an SAE's features and kept beside its weights: `features.json`.
+"""Measured statistics of an SAE's features, next to its weights: `features.json`.
 
     {"median_norm": 171.2, "0": {"max": 45.02, "label": "the sea", "density": 0.029, "top_tokens": [" sea"]}, "1": …}
 
@@ -38,9 +38,9 @@ class Statistics(Struct, frozen=True):
 
 
 def read_statistics(folder: str) -> Statistics:
-    """The statistics of the SAE in `folder`; none where it is one file, or has no `features.json`.
+    """The statistics of the SAE in `folder`; empty for a single file, or without `features.json`.
 
-    `SAEInvalidError` where there is one that cannot be understood.
+    `SAEInvalidError` for one that cannot be read.
     """
     path = Path(folder) / NAME
     if not path.is_file():

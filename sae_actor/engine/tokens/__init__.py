@@ -3,9 +3,9 @@
 tokenizer         the tokenizer of a model, and what is known of its tokens
 prompts           text, chats, ids → token ids
 chat_templates    chats as a model's template writes them
-chat_spans        where a chat's messages are among the tokens, told by `marks`
-control_tokens    what merely spells a control token stays text
-answers           the answer as it is made: `reasoning` apart from what is said, cut at `stop_strings`
+chat_spans        where a chat's messages are among the tokens, found by `marks`
+control_tokens    text that spells a control token stays text
+answers           the answer during generation: `reasoning` separated, cut at `stop_strings`
 runs              what an answer's text is made of
 detokenizer       tokens → text without half characters
 token_text        text and bytes of single tokens

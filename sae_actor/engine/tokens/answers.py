@@ -1,4 +1,4 @@
-"""The answer as it is made: tokens to what its reader is shown, its thoughts apart, cut at a stop string."""
+"""The answer during generation: tokens to text, with its reasoning separated, cut at a stop string."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Answer:
-    """Belongs to the thread that makes the text, but for its construction."""
+    """Belongs to the device thread, except its construction."""
 
     def __init__(self, voice: Voice, prompt: Sequence[int], sampling: Sampling, reasoning: Reasoning | None) -> None:
         self.reasoning_tokens = 0
@@ -66,7 +66,7 @@ class Answer:
         """Tokens that may still count as thought."""
 
     def push(self, token: int, *, ends: bool = False, last: bool = False) -> Part:
-        """ends: it is one that ends the text; last: so does anything else. What was held back comes with the last."""
+        """ends: the token ends the generation; last: something else does. Text held back comes with the last."""
         parser = self._parser_of_prompt()
         thinking = parser.thinking
         runs = self._runs(token, parser, ends=ends)
@@ -85,7 +85,7 @@ class Answer:
         return Part(*self._read(shown), offset, stopped)
 
     def rest(self) -> Rest:
-        """What is still held back, of a text that is ended from outside."""
+        """The text still held back, if a generation is ended from outside."""
         if self._over or not self._made:
             return Rest()
         self._over = True
@@ -105,7 +105,7 @@ class Answer:
         if ends and not self._included:
             return []
         if token in self._marks:
-            # Bytes on both sides of a mark are no character.
+            # Bytes on both sides of a mark do not form a character.
             rest, self._decoder = self._decoder.flush(), IncrementalDetokenizer(self._decode, ())
             otherwise = RunKind.HIDDEN if token in self._hidden else None
             return [*parser.text(rest), *parser.mark(self._voice.written(token), otherwise)]

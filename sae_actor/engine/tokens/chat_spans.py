@@ -1,9 +1,9 @@
 """Where the messages of a chat are among its tokens.
 
-What is said is told by marks, in one rendering of the whole (`templates`). What the template writes around it belongs
-to the message before or behind: the end of a message is what the chat that stops there ends with; its beginning is
-what is written before it wherever one of its role comes. A system message that the template puts into another one is
-a turn within that turn.
+Marks in one rendering of the chat (`chat_templates`) show each message's content. What the template writes around it
+belongs to the message before or after. A message ends as the chat that stops there ends. It begins with what the
+template writes before every message of its role. A system message that the template puts into another one is a span
+within that span.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MOST_ENDS = 32
 """Of one chat, each is a rendering: a template has a few, one for each role that comes after each other."""
 
 _SAID: Mapping[str, str] = {"system": "Be kind.", "user": "How are you?", "assistant": "Well, thanks."}
-"""What is said in chats that tell what a template is like."""
+"""Contents of the chats that probe a template."""
 
 
 class Area(NamedTuple):
-    """Characters [start, stop) of a message's turn, and the pieces of what is said in it."""
+    """Characters [start, stop) of a message, and the pieces of its content."""
 
     role: str
     start: int
@@ -37,8 +37,8 @@ class Area(NamedTuple):
 def turns_of(
     messages: Sequence[Message], rendering: Rendering, spans: Sequence[tuple[int, int]], template: ChatTemplate
 ) -> tuple[MessageSpan, ...] | None:
-    """The messages' turns in the rendering, opened for an answer, whose tokens hold the characters `spans` [from, to).
-    A message that the template leaves out has none. None where the template does not tell."""
+    """The messages' spans in the rendering, opened for an answer, whose tokens hold the characters `spans` [from, to).
+    A message that the template leaves out has none. None if the template does not show them."""
     if not rendering.pieces:
         return None
     starts = [start for start, _ in spans]
@@ -76,14 +76,14 @@ class _Areas:
         *,
         probing: bool = False,
     ) -> None:
-        """borders: where tokens begin. probing: this chat is to tell what the template is like."""
+        """borders: where tokens begin. probing: this chat probes the template."""
         self._messages = messages
         self._text = rendering.text
         self._template = template
         self._borders = borders
         self._probing = probing
         self._groups = [tuple(group) for _, group in groupby(rendering.pieces or (), lambda piece: piece.message)]
-        """Pieces of one message that stand together."""
+        """Adjacent pieces of one message."""
         edges = [0, *(edge for group in self._groups for edge in (group[0].start, group[-1].end)), len(self._text)]
         self._gaps = [(edges[at], edges[at + 1]) for at in range(0, len(edges), 2)]
         """Around the groups, one more than those: what the template writes."""
@@ -105,7 +105,7 @@ class _Areas:
         ]
 
     def heads(self) -> list[str]:
-        """What is written before each group, behind the end of the one before."""
+        """What is written before each group, after the end of the one before."""
         cuts = [0, *self._cuts()]
         return [self._gap(at)[cuts[at] :].removeprefix(self._template.beginning) for at in range(len(self._groups))]
 
@@ -124,14 +124,14 @@ class _Areas:
     # — where a message ends —
 
     def _cuts(self) -> list[int]:
-        """Characters of the gap behind each group that belong to it."""
+        """Characters of the gap after each group that belong to it."""
         ends = [self._end(at) for at in range(len(self._groups))]
         known = [each for each in ends if each]
         return [self._cut(at, known) if end is None else len(end) for at, end in enumerate(ends)]
 
     def _end(self, at: int) -> str | None:
-        """What the message ends with: what the chat that stops with it does, if the whole goes on with that; else what
-        stands before the known beginning of the next one."""
+        """The end of the message: that of the chat that stops with it, if the whole continues with it; else what
+        precedes the known beginning of the next one."""
         key = (self._role(at), self._gap(at + 1))
         if key not in self._ends:
             tried = (self._template, self._template.bare) if len(self._ends) < MOST_ENDS else ()
@@ -150,7 +150,7 @@ class _Areas:
         return frozenset() if self._probing else _heads_of(role, self._template)
 
     def _cut(self, at: int, ends: Sequence[str]) -> int:
-        """Where nothing tells the end: a chat that stops may end otherwise, with a mark for that. It ends as other
+        """The end is unknown if a chat that stops ends differently, with a mark for that. Then it ends as other
         messages do, or with as many tokens as both have."""
         gap, start = self._gap(at + 1), self._gaps[at + 1][0]
         if known := {end for end in ends if gap.startswith(end)}:
@@ -185,8 +185,8 @@ class _Areas:
     # — messages within messages —
 
     def _around(self, at: int) -> list[Area] | None:
-        """The areas where the message at `at` is within another: those of the chat without it, and it between them.
-        None where the chat without it is not the same but for that."""
+        """The areas if the message at `at` is within another: those of the chat without it, and it between them. None
+        if the chat without it differs elsewhere too."""
         group = self._groups[at]
         left = _left(self._template, self._messages, group[0].message)
         if left is None or not left.pieces:
@@ -248,7 +248,7 @@ def _common(one: str, other: str) -> str:
 
 
 def _behind(template: ChatTemplate, messages: Sequence[Message]) -> str | None:
-    """What is written behind the last message, where that is written, and as the last one."""
+    """What is written after the last message, if that one is written, and as the last."""
     try:
         text, pieces = template.rendered(messages)
     except FAILURES:
@@ -264,7 +264,7 @@ def _left(template: ChatTemplate, messages: Sequence[Message], at: int) -> Rende
         return None
 
 
-# — whether a template tells —
+# — whether a template shows the messages —
 
 _TRIED = (
     ("user",),
@@ -275,7 +275,7 @@ _TRIED = (
 
 
 def tells(template: ChatTemplate, chats: Iterable[Sequence[str]] = _TRIED) -> bool:
-    """Whether the places of messages are told in chats of one to three turns; those that are refused do not count."""
+    """Whether messages are found in chats of one to three messages; refused chats do not count."""
     if not template.has_places:
         return False
     for roles in chats:

@@ -1,4 +1,4 @@
-"""Chats as a model's template writes them, and where in that each message is."""
+"""Chats rendered by a model's template, and where each message is in that."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .marks import Marked, Marks, Message, Piece, said
 
 FAILURES = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a template raises: what it says itself, and what comes of messages that it did not expect."""
+"""Errors of a template: its own, and those of messages that it did not expect."""
 
 
 class Rendering(NamedTuple):
-    """A chat as text, and the pieces of it that the messages say, in the order of the text."""
+    """A chat as text, and the pieces that are contents of messages, in the order of the text."""
 
     text: str
     pieces: tuple[Piece, ...] | None
-    """None where the template does not tell."""
+    """None if the template does not show them."""
 
 
 class ChatTemplate:
@@ -35,22 +35,22 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._tools = list(tools or ()) or None
         self.bare = ChatTemplate(tokenizer) if self._tools else None
-        """The same without tools; None where there are none."""
+        """The same without tools; None if there are none."""
         self.heads: dict[str, frozenset[str]] = {}
         """Kept by `turns`: what is written before the messages of a role."""
 
     @property
     def has_places(self) -> bool:
-        """Whether the tokenizer tells which characters a token holds."""
+        """Whether the tokenizer reports which characters a token holds."""
         return bool(self._tokenizer.is_fast)
 
     @property
     def beginning(self) -> str:
-        """The token that begins a text, as it is written; empty where there is none."""
+        """The BOS token as text; empty if there is none."""
         return self._tokenizer.bos_token or ""
 
     def borders(self, text: str) -> list[int]:
-        """Where tokens of the text begin; nowhere, with a tokenizer that does not tell."""
+        """Where tokens of the text begin; empty with a tokenizer that does not report it."""
         if not self.has_places:
             return []
         spans = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
@@ -67,7 +67,7 @@ class ChatTemplate:
         """Raises as `text`. The places are those of a rendering with marks, which is the same without them."""
         text = self.text(messages, opened=opened)
         texts = [text, *(each for message in messages for each in said(message).values())]
-        # Where a message says nothing, a mark may keep blanks of the template from being trimmed: it goes without one.
+        # An empty message gets no mark: it could keep the template from trimming blanks.
         ways = ((self._seen_through, True), (self._in_plain, True), (self._seen_through, False))
         for way, nothing in ways:
             marks = Marks(texts, nothing=nothing)
@@ -98,7 +98,7 @@ class ChatTemplate:
         return template.render(**given, messages=marked, add_generation_prompt=opened)
 
     def _in_plain(self, messages: Sequence[Message], marks: Marks, opened: bool) -> str:
-        """Marks that are characters of the text, by the library's own way."""
+        """Marks as characters of the text, through the library's own rendering."""
         marked = [
             {**each, **{key: marks.wrapped(text, at) for key, text in said(each).items()}}
             for at, each in enumerate(messages)
@@ -106,7 +106,7 @@ class ChatTemplate:
         return self.text(marked, opened=opened)
 
     def _without_blanks(self, messages: Sequence[Message], text: str, opened: bool) -> frozenset[int]:
-        """The messages whose blanks at the ends make no difference: those that stand there are the template's own."""
+        """Messages whose outer blanks make no difference: the blanks there are the template's own."""
         stripped = [{**each, **{key: found.strip() for key, found in said(each).items()}} for each in messages]
         changed = frozenset(at for at, each in enumerate(messages) if each != stripped[at])
         try:

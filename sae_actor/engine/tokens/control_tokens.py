@@ -1,8 +1,8 @@
-"""Control tokens: those of a template, and text that merely reads like one.
+"""Control tokens: those of a template, and text that merely spells one.
 
-What a message says is text, also where it spells a special token. A second tokenizer, made once it is needed, is the
-model's own but for the names of its control tokens: they are characters for private use. Those of the template are
-written so; what a message spells is no token to it, and all else, the borders too, is as it was.
+A message's content is text, even if it spells a special token. A second tokenizer, made on demand, is the model's own
+except for the names of its control tokens, which are private-use characters. The template's are written so; it reads
+what a message spells as text, and everything else, borders included, as before.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import tokenizers
 from ...errors import BadRequestError
 
 _PRIVATE = (range(0x100000, 0x108000), range(0x108000, 0x10FFFE), range(0xF0000, 0xF8000))
-"""Three sets of names, for a text that holds some of one."""
+"""Three sets of names, in case a text holds some of one."""
 
 
 class Saying(NamedTuple):
-    """Characters [start, end) that a message says."""
+    """Characters [start, end) of a message's content."""
 
     start: int
     end: int
@@ -63,11 +63,11 @@ class Controls:
         """The tokenizer under other names, by which of the sets they are from."""
 
     def spelled(self, text: str) -> bool:
-        """Whether the text spells a control token, be it one to the tokenizer there or not."""
+        """Whether the text spells a control token, even if the tokenizer does not read it as one there."""
         return self._spelled is not None and self._spelled.search(text) is not None
 
     def among(self, text: str, read: Encoded) -> list[Control]:
-        """Those that the tokenizer found in a text. What is unknown to it has the id of one, but not its name."""
+        """Those that the tokenizer found in a text. Unknown text has the id of one, but not its name."""
         found = []
         for each, (start, end) in zip(read.ids, read.spans, strict=True):
             name = self._names.get(each)
@@ -76,16 +76,16 @@ class Controls:
         return found
 
     def forged(self, found: Control, said: Sequence[Saying]) -> bool:
-        """Whether it is what a message says, some of it at least. `said`: in order."""
+        """Whether it overlaps a message's content. `said`: in order."""
         at = bisect_right(said, found.end - 1, key=lambda each: each.start) - 1
         if at < 0 or said[at].end <= found.start:
             return False
         return found.name in self._special or not said[at].own
 
     def as_text(self, text: str, read: Encoded, said: Sequence[Saying]) -> Encoded:
-        """A text that was `read`, as tokens among which those that were forged are text.
+        """The tokens of a text that was `read`, with forged control tokens as text.
 
-        `BadRequestError` where the tokenizer cannot keep the two apart.
+        `BadRequestError` if the tokenizer cannot keep the two apart.
         """
         names, backend = self._renamed(text)
         parts: list[str] = []

@@ -1,14 +1,14 @@
-"""Token ids to text as it becomes readable: no half characters."""
+"""Token ids to text as it becomes readable, without partial characters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
-"""What decoders put for bytes that are no character, such as the first bytes of one that is not complete."""
+"""What decoders write for bytes that are not a character, such as the first bytes of an incomplete one."""
 
 MOST_HALF = 3
-"""Replacements at the end of a text that one character may still take back: it has at most four bytes."""
+"""Replacements at the end of a text that one more token may still complete: a character has at most four bytes."""
 
 Decode = Callable[[list[int]], str]
 
@@ -16,9 +16,9 @@ Decode = Callable[[list[int]], str]
 class IncrementalDetokenizer:
     """Turns tokens into text one by one.
 
-    Only a short window is decoded each time: the tokens of the last piece shown and those behind it, so that
-    a decoder that treats the first token of a text apart (a leading space dropped) treats both sides alike.
-    The first window is the end of the prompt: the text is what follows the prompt.
+    Only a short window is decoded each time: the tokens of the last piece shown and those after it. So a
+    decoder that treats the first token of a text specially (a dropped leading space) treats both sides alike. The
+    first window is the end of the prompt.
     """
 
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
@@ -28,7 +28,7 @@ class IncrementalDetokenizer:
         self._shown = decode(self._ids)
 
     def push(self, token: int) -> str:
-        """The text that became readable with this token, up to a character that is not complete."""
+        """The text that became readable with this token, up to an incomplete character."""
         self._ids.append(token)
         text = self._decode(self._ids)
         if text.endswith(REPLACEMENT):
@@ -48,9 +48,9 @@ class IncrementalDetokenizer:
         return piece
 
     def _settled(self, text: str) -> str:
-        """What of `text` is new and stays, whatever comes behind its last replacements."""
+        """The new part of `text` that stays, whatever follows its last replacements."""
         settled = text[: len(text) - min(MOST_HALF, len(text) - len(text.rstrip(REPLACEMENT)))]
-        # A decoder may show characters that were complete as broken beside a half one, until that is complete.
+        # A decoder may show complete characters as broken next to a partial one, until that is complete.
         if len(settled) <= len(self._shown) or not settled.startswith(self._shown):
             return ""
         piece = settled[len(self._shown) :]

@@ -1,8 +1,8 @@
-"""Marks in what messages say, so that a rendering of the whole chat tells where each of them is written.
+"""Marks in the contents of messages, so that a rendering of the chat shows where each is written.
 
-A template tests what it writes (`'</think>' in content`, `content | length`), changes it and takes it apart. `Marked`
-is seen by it without marks, and hands them on to what is made of it; where it is joined to other text, they are
-characters of that text. They stand inside of the blanks at the ends, so that what was joined can still be trimmed.
+A template tests what it writes (`'</think>' in content`, `content | length`), changes it and splits it. It sees
+`Marked` without the marks, and results keep them; joined to other text, they become characters of that text. Marks are
+inside the blanks at the ends, so that joined text can still be trimmed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _FREE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """For private use: in no template and, as good as surely, in no message; those that are in one are not taken."""
 
 SAID = frozenset({"content", "reasoning_content", "reasoning", "thinking"})
-"""Keys of a message whose text is what is said."""
+"""Keys of a message that hold its content."""
 
 
 class Piece(NamedTuple):
-    """Characters [start, end) of a rendering, which are what message `message` says, or some of it."""
+    """Characters [start, end) of a rendering that are content of message `message`, or part of it."""
 
     message: int
     start: int
@@ -35,7 +35,7 @@ class _Mark(NamedTuple):
     opens: bool
     core: str
     blanks: str
-    """What stands on the outer side of the mark."""
+    """The text on the outer side of the mark."""
 
 
 class Marks:
@@ -50,7 +50,7 @@ class Marks:
         self._told: dict[str, _Mark] = {}
 
     def wrapped(self, text: str, message: int, *, blanks: bool = False) -> str:
-        """The text with marks around what is not blank at its ends, or around the `blanks` too. `ValueError` where no
+        """The text with marks around what is not blank at its ends, or around the `blanks` too. `ValueError` if no
         mark is left."""
         core = text if blanks else text.strip()
         if not (core or self._nothing):
@@ -61,7 +61,7 @@ class Marks:
         if key not in self._pairs:
             opening, closing = next(self._free, ""), next(self._free, "")
             if not closing:
-                raise ValueError("there are no marks left")
+                raise ValueError("no marks are left")
             self._pairs[key] = opening, closing
             self._told[opening] = _Mark(message, True, core, lead)
             self._told[closing] = _Mark(message, False, core, trail)
@@ -69,8 +69,8 @@ class Marks:
         return f"{lead}{opening}{core}{closing}{trail}"
 
     def found(self, rendered: str, *, blanks: bool) -> tuple[str, list[Piece]]:
-        """The rendering without the marks, and the pieces that they tell of, in order. `blanks`: those at the ends of
-        what is said were written too, where they stand there."""
+        """The rendering without the marks, and the pieces that they delimit, in order. `blanks`: blanks at the ends of
+        contents were written too, if they are there."""
         parts, marks, at, behind = [], [], 0, 0
         for each in _PRIVATE.finditer(rendered):
             if (mark := self._told.get(each.group())) is None:
@@ -91,8 +91,8 @@ def _within_blanks(piece: Piece, lead: str, trail: str, text: str) -> Piece:
 
 
 def _pieces(marks: Sequence[tuple[_Mark, int]], text: str) -> Iterator[tuple[Piece, str, str]]:
-    """Each piece with the blanks that were around it. One that lost a mark, for a template cut it off with other text,
-    reaches as far as the text agrees with what was said."""
+    """Each piece with the blanks around it. One that lost a mark, because a template trimmed it, reaches as far as the
+    text agrees with the content."""
     at = 0
     while at < len(marks):
         mark, start = marks[at]
@@ -116,7 +116,7 @@ def _agree(one: str, other: str) -> int:
 
 
 class Marked(str):
-    """What a message says; to a template it is the text without the marks."""
+    """A message's content; a template sees the text without the marks."""
 
     seen: str
     message: int
@@ -128,7 +128,7 @@ class Marked(str):
         return self
 
     def again(self, made: Any) -> Any:
-        """What was made of the text, marked as that."""
+        """A result of the text, marked as it is."""
         if isinstance(made, str):
             return Marked(made, self.message, self.marks)
         return type(made)(map(self.again, made)) if isinstance(made, list | tuple) else made

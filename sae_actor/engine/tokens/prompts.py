@@ -20,7 +20,7 @@ from .marks import said
 from .tokenizer import Tokenizer
 
 CHARACTERS_A_TOKEN = 16
-"""More than tokens have on average: the beginning that is tried first holds so many for each of the context."""
+"""More characters than tokens have on average: the part tried first has this many per token of the context."""
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 Turns = tuple[MessageSpan, ...] | None
@@ -30,11 +30,11 @@ AS_IT_IS = Tokenization()
 def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS) -> Tokenized:
     """The prompt as the model sees it. Blocks: templates and long texts take time.
 
-    Text gets the special tokens that the tokenizer adds, a chat what the template writes, the answer opened, unless
-    `how` says otherwise; neither a second token that begins a text. Control tokens in a text are such unless
-    `parse_special` is false; what messages say is text. A text far longer than the context is refused by its beginning
-    alone. `BadRequestError` for an empty prompt that nothing begins, one longer than the context, an id outside the
-    vocabulary, a chat that the template refuses or a model without one.
+    Text gets the special tokens that the tokenizer adds, a chat what the template writes with the answer opened, unless
+    `how` differs; neither gets a second BOS. Control tokens in a text are read as such unless `parse_special` is false;
+    messages are text. A text far longer than the context is refused after its first part. `BadRequestError` for a
+    prompt without any token, one longer than the context, an id outside the vocabulary, a chat that the template
+    refuses, or a model without a template.
     """
     turns: Turns = ()
     reasoning: Reasoning | None = None
@@ -50,12 +50,12 @@ def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS
                 f"token id {wrong} is outside the vocabulary of {tokenizer.vocabulary}", param="prompt"
             )
         if how.prepend_bos is not None:
-            raise BadRequestError("prepend_bos: token ids are taken as they are", param="prepend_bos")
+            raise BadRequestError("prepend_bos: token ids are used as given", param="prepend_bos")
     elif all(isinstance(item, Mapping) for item in prompt):
         ids, turns = _chat(prompt, tokenizer, how)
         reasoning = tokenizer.reasoning
     else:
-        raise BadRequestError("a prompt is text, messages or token ids", param="prompt")
+        raise BadRequestError("a prompt must be text, messages or token ids", param="prompt")
     if not ids:
         raise BadRequestError("the prompt is empty", param="prompt")
     _refuse_long(ids, tokenizer)
@@ -87,11 +87,11 @@ def _begun(ids: list[int], tokenizer: Tokenizer, how: Tokenization, *, added: bo
 
 
 def _encoded(text: str, tokenizer: Tokenizer, **how: Any) -> Any:
-    """What the tokenizer makes of the text alone, token ids and, where asked for, offsets.
+    """The tokenizer's result for the text alone: token ids and, on request, offsets.
 
-    A long text takes seconds and hundreds of megabytes. So a beginning of it is tried first, and twice as much of it as
-    long as that would fit: one that comes to more than twice the context on its own is refused, for no end of a text
-    takes back half of the tokens before it. `BadRequestError` then.
+    A long text takes seconds and hundreds of megabytes. So its first part is tried first, doubled as long as it
+    fits. If a part has more than twice the tokens of the context, the text is refused, since no rest of a text can
+    halve the tokens before it. `BadRequestError` then.
     """
     context, tried = tokenizer.context_length, CHARACTERS_A_TOKEN * tokenizer.context_length
     while tried < len(text):
@@ -104,13 +104,13 @@ def _encoded(text: str, tokenizer: Tokenizer, **how: Any) -> Any:
 
 
 def _as_text(text: str, read: Encoded, tokenizer: Tokenizer, said: Sequence[Saying], param: str) -> Encoded:
-    """A text that was read, where what is said holds no control token; `param` is what asks for that."""
+    """A text that was read, without control tokens in its content; `param` is the field that requires this."""
     if tokenizer.raw.is_fast:
         found = tokenizer.controls.among(text, read)
         forged = any(tokenizer.controls.forged(each, said) for each in found)
         return tokenizer.controls.as_text(text, read, said) if forged else read
     if any(tokenizer.controls.spelled(text[start:end]) for start, end, _ in said):
-        message = "this model's tokenizer does not tell the text of a control token from the token"
+        message = "this model's tokenizer cannot read the text of a control token as text"
         raise BadRequestError(f"{param}: {message}", param=param)
     return read
 
@@ -137,7 +137,7 @@ def _chat(messages: Sequence[Any], tokenizer: Tokenizer, how: Tokenization) -> t
         text = _encodable(tokenizer.template.text(messages, opened=True))
         read = _read(text, tokenizer)
         rendering = tokenizer.template.rendered(messages, opened=True)  # once it is known that it is not too long
-        read = read if rendering.text == text else _read(rendering.text, tokenizer)  # a template may tell the time
+        read = read if rendering.text == text else _read(rendering.text, tokenizer)  # a template may use the time
     except jinja2.TemplateError as error:
         why = error.message or "it does not say why"
         raise BadRequestError(f"the chat template refuses the messages: {why[:200]}", param="messages") from None
@@ -152,7 +152,7 @@ def _chat(messages: Sequence[Any], tokenizer: Tokenizer, how: Tokenization) -> t
 
 
 def _read(text: str, tokenizer: Tokenizer) -> Encoded:
-    """Without the places of tokens where the tokenizer does not tell them. `BadRequestError` for a long text."""
+    """Without offsets if the tokenizer does not report them. `BadRequestError` for a long text."""
     if not tokenizer.raw.is_fast:
         return Encoded(_encoded(text, tokenizer).input_ids, [])
     encoded = _encoded(text, tokenizer, return_offsets_mapping=True)
@@ -165,7 +165,7 @@ def _spanned(messages: Sequence[Any], rendering: Rendering, read: Encoded, token
     text, pieces = rendering
     if pieces is None:
         if any(map(tokenizer.controls.spelled, _said(messages))):
-            message = "a message spells a control token, and the chat template does not tell the two apart"
+            message = "a message spells a control token, and the chat template does not keep the two apart"
             raise BadRequestError(message, param="messages")
         return read
     said = [Saying(start, end, messages[at].get("role") == "assistant") for at, start, end in pieces]
@@ -177,7 +177,7 @@ def _said(messages: Sequence[Any]) -> list[str]:
 
 
 def _moved(turns: Turns, ids: Sequence[int], whole: Sequence[int]) -> Turns:
-    """The turns where tokens came before the chat's, or the first of them went."""
+    """The spans, if tokens were put before the chat's, or its first was removed."""
     by = next((n for n in range(len(whole)) if whole[n : n + len(ids)] == ids), -1)
     if turns is None or by == 0:
         return turns
@@ -198,7 +198,7 @@ def _moved(turns: Turns, ids: Sequence[int], whole: Sequence[int]) -> Turns:
 
 
 def _encodable(text: str) -> str:
-    """Lone surrogates are no characters, and the tokenizer cannot take them."""
+    """Lone surrogates are not characters, and the tokenizer cannot read them."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""What a chat's answer thinks and what it says, told apart by the marks that its template knows.
+"""Reasoning and content of a chat's answer, separated by the marks of its template.
 
-`Channels`: gpt-oss' harmony, messages of several channels behind one another, `<|start|>assistant<|channel|>analysis
-<|message|>…<|end|>`. `Block`: thoughts in front of what is said, `<think>…</think>`, which the prompt may have opened.
+`Channels`: gpt-oss' harmony, messages of several channels in a row, `<|start|>assistant<|channel|>analysis
+<|message|>…<|end|>`. `Block`: reasoning before the content, `<think>…</think>`, which the prompt may have opened.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _CHANNEL_MARKS = frozenset((START, CHANNEL, MESSAGE, "<|constrain|>", *_ENDS))
 _BLOCKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"), ("◁think▷", "◁/think▷"))
 _RECIPIENT = " to="
-"""Begins what a message is addressed to, where it is no answer but the call of a tool."""
+"""Begins the addressee of a message that calls a tool."""
 LOOKED_AT = 64
-"""Tokens at the end of a prompt that tell where the answer begins."""
+"""Tokens at the end of a prompt that show where the answer begins."""
 
 
 def reasoning_of(tokenizer: Any, model_type: str) -> Reasoning | None:
-    """How the model's chats tell thoughts apart; None where the template knows no marks of them."""
+    """How the model's chats mark reasoning; None if the template has no marks for it."""
     template = str(tokenizer.chat_template or "")
     if not template:
         return None
@@ -38,7 +38,7 @@ def reasoning_of(tokenizer: Any, model_type: str) -> Reasoning | None:
 
 
 def mark_ids(reasoning: Reasoning | None, tokenizer: Any) -> frozenset[int]:
-    """Tokens that are marks. Those of a block that are no special tokens are text, and found there."""
+    """Tokens that are marks. Those of a block that are not special tokens are text, and found there."""
     if reasoning is None:
         return frozenset()
     added = tokenizer.added_tokens_decoder.items()
@@ -49,7 +49,7 @@ def mark_ids(reasoning: Reasoning | None, tokenizer: Any) -> frozenset[int]:
 
 
 class Parser(Protocol):
-    """Tells the runs of an answer apart as it is made."""
+    """Separates the runs of an answer during generation."""
 
     @property
     def thinking(self) -> bool:
@@ -57,20 +57,20 @@ class Parser(Protocol):
 
     @property
     def undecided(self) -> bool:
-        """What came last may turn out to belong to either."""
+        """The newest text may still belong to either."""
 
     def text(self, piece: str) -> Iterator[Run]:
         """Text that became readable."""
 
     def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
-        """A mark, or a special token. otherwise: what it is where no mark is expected; None: text like other text."""
+        """A mark, or a special token. otherwise: its kind if no mark is expected; None: plain text."""
 
     def flush(self) -> Iterator[Run]:
         """What was held back because a mark might have begun."""
 
 
 class Plain:
-    """All is said."""
+    """All is content."""
 
     thinking = undecided = False
 
@@ -86,7 +86,7 @@ class Plain:
 
 
 class Block:
-    """Thoughts between two marks in front of what is said; line ends around the marks belong to them."""
+    """Reasoning between two marks, before the content; line ends around the marks belong to them."""
 
     def __init__(self, begin: str, end: str, prompt: str) -> None:
         """prompt: how it ends, special tokens shown; it may have opened the block."""
@@ -165,7 +165,7 @@ class Block:
         yield from self._give(len(text[: len(text) - half].rstrip("\n")), RunKind.THOUGHT)
 
     def _thought(self, upto: int) -> Iterator[Run]:
-        """The last thought, and the line ends behind it."""
+        """The end of the reasoning, and the line ends after it."""
         thought = len(self._held[:upto].rstrip("\n"))
         yield from self._give(thought, RunKind.THOUGHT)
         yield from self._give(upto - thought, RunKind.FORM)
@@ -177,8 +177,8 @@ class Block:
 
 
 class Channels:
-    """Messages of several channels: `final` is said, and so is what a `commentary` tells the reader; `analysis` and
-    what is addressed to a tool is thought."""
+    """Messages of several channels: `final`, and `commentary` for the reader, are content; `analysis` and messages to a
+    tool are reasoning."""
 
     def __init__(self, prompt: Sequence[tuple[str, bool]]) -> None:
         """prompt: how it ends, pieces and whether each is a mark; it has begun the first message."""
@@ -190,11 +190,11 @@ class Channels:
         self._had: set[RunKind] = set()
         """Of what there was a message before."""
         self._opened = False
-        """Nothing of the answer yet, behind the role that the prompt named."""
+        """Nothing of the answer yet, after the role that the prompt named."""
         self._held = ""
         for written, is_mark in prompt:
             for _ in self.mark(written, None) if is_mark else self.text(written):
-                pass  # where the prompt ends is asked for, not what is in it
+                pass  # only the end of the prompt matters
         self._had.clear()
         self._opened = self._state == "role"
 

@@ -1,4 +1,4 @@
-"""What an answer's text is made of, run by run."""
+"""The runs of an answer's text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class RunKind(Enum):
     SAID = "said"
     THOUGHT = "thought"
     MARK = "mark"
-    """A whole mark between what is thought and what is said: a part of the text, but of neither."""
+    """A whole mark between reasoning and content: part of the text, but of neither."""
     FORM = "form"
     """As a mark, but not a whole one: a channel's name, line ends around a block."""
     HIDDEN = "hidden"
@@ -25,7 +25,7 @@ class Run(NamedTuple):
     text: str
     kind: RunKind
     field: RunKind = RunKind.SAID
-    """Of a joint: which of the two it belongs to."""
+    """For a joint: which of the two it belongs to."""
 
     @property
     def whole(self) -> str:
@@ -34,5 +34,5 @@ class Run(NamedTuple):
 
 
 def told(runs: list[Run], kind: RunKind) -> str:
-    """What of the runs is said, or thought."""
+    """The content, or the reasoning, of the runs."""
     return "".join(run.text for run in runs if run.kind is kind or (run.kind is RunKind.JOINT and run.field is kind))

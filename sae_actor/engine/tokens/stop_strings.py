@@ -1,4 +1,4 @@
-"""Stop strings: looked for in what is shown, and in what is left out of it, before anything is given out."""
+"""Stop strings: searched in the shown text, and in what is left out of it, before anything is delivered."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Found = tuple[int, int, str]
 class StopStrings:
     """Cuts an answer before the first stop string, and holds back what could become one.
 
-    A stop string is looked for in the text that is shown, each of what is said and what is thought for itself, and in
-    the answer as the model wrote it where it holds at least one whole mark or hidden token there: `end` is not found in
-    `<|end|>`, nor `final` in a channel's name.
+    A stop string is searched in the shown text, in content and reasoning separately. It is also searched in the answer
+    as the model wrote it, if it holds at least one whole mark or hidden token there: `end` is not found in `<|end|>`,
+    nor `final` in a channel's name.
     """
 
     def __init__(self, stop: Sequence[str], *, hidden: bool = True, included: bool = False) -> None:
-        """hidden: look into what is left out of the text. included: the stop string is shown."""
+        """hidden: search what is left out of the text. included: the stop string is shown."""
         self._stop = stop
         self._hidden = hidden
         self._included = included
@@ -39,8 +39,8 @@ class StopStrings:
         self._held: list[tuple[int, Run]] = []
 
     def push(self, runs: Sequence[Run], *, counts: bool = True) -> tuple[list[Run], bool]:
-        """What may be given out of the answer so far, and whether a stop string was met (all behind it is dropped).
-        counts: a stop string that is complete with these runs, and not before, is one."""
+        """What may be delivered of the answer so far, and whether a stop string was met (the rest is dropped). counts:
+        a stop string that is complete only with these runs is one."""
         if not self._stop:
             return [*runs], False
         for run in runs:
@@ -88,7 +88,7 @@ class StopStrings:
         return [*shown, Run(stop, self._field)] if self._included else shown
 
     def _release(self, limit: int | None) -> list[Run]:
-        """Give out what stands before `limit`; None: everything."""
+        """Deliver everything before `limit`; None: everything."""
         given: list[Run] = []
         held: list[tuple[int, Run]] = []
         for place, run in self._held:
@@ -105,7 +105,7 @@ class StopStrings:
 
 
 class _Search:
-    """Stop strings in a text that comes in pieces, each character with its place in the whole."""
+    """Stop strings in a text that arrives in pieces, each character with its place in the whole."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop
@@ -120,11 +120,11 @@ class _Search:
         self._text, self._places = "", []
 
     def first(self, default: int) -> int:
-        """Where what is looked at begins."""
+        """Where the searched text begins."""
         return self._places[0] if self._places else default
 
     def found(self, after: int) -> Iterator[Found]:
-        """All stop strings that end behind `after`."""
+        """All stop strings that end after `after`."""
         for each in self._stop:
             at = self._text.find(each)
             while at >= 0:

@@ -19,7 +19,7 @@ _SPACE = "\u2581"
 
 
 class TokenTexts:
-    """Text and bytes of each token of a tokenizer, kept once told. Used by one thread."""
+    """Text and bytes of each token of a tokenizer, cached. Used by one thread."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -28,7 +28,7 @@ class TokenTexts:
     def __call__(self, token: int) -> tuple[str, bytes | None]:
         """Text of the token, special ones as they are written, and its bytes.
 
-        A part of a character is U+FFFD in the text; its bytes are those of the vocabulary, None where it has none.
+        A part of a character is U+FFFD in the text; its bytes are those of the vocabulary, None if it has none.
         """
         known = self._known.get(token)
         if known is None:

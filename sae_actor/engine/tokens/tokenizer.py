@@ -22,18 +22,18 @@ class Tokenizer:
     vocabulary: int
     """Rows of the embedding: every id below can be fed."""
     special_ids: frozenset[int]
-    """Tokens that are no text: begin, end, turns."""
+    """Tokens that are not text: begin, end, messages."""
     pieces: TokenTexts
     """Text and bytes of single tokens. For the device thread."""
     controls: Controls
     template: ChatTemplate | None
     around: tuple[tuple[int, ...], tuple[int, ...]]
-    """The special tokens that the tokenizer puts before a text and behind it."""
+    """The special tokens that the tokenizer puts before and after a text."""
     beginning: int | None
-    """The token that begins a text, whether or not the tokenizer puts it there; None: there is none."""
+    """The BOS token, whether or not the tokenizer adds it; None: there is none."""
     context_length: int
     reasoning: Reasoning | None = None
-    """How its chats tell thoughts apart."""
+    """How its chats separate reasoning."""
     mark_ids: frozenset[int] = frozenset()
     """Tokens that are marks of that."""
 

@@ -1,4 +1,4 @@
-"""What is done with a log by those who do not write it.
+"""Work on a log without its writer.
 
 offline      verify and read a folder, without a service and without changing a byte
 bundle       export and import; `verifier`: the program that goes with an export

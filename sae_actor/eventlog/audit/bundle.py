@@ -37,10 +37,10 @@ _BATCH = 500
 
 
 async def export_bundle(folder: Path, to: Path) -> Head:
-    """Write the log of a data folder to `to`: a folder, or a tar where the name ends in `.tar`. Its head.
+    """Write the log of a data folder to `to`: a folder, or a tar if the name ends in `.tar`. Returns its head.
 
-    The log is verified first. Raises `BadRequestError` where `to` is there already, `LogUnusableError` where it
-    cannot be made, and the errors of `inspect`.
+    The log is verified first. Raises `BadRequestError` if `to` exists, `LogUnusableError` if it cannot be made, and
+    the errors of `inspect`.
     """
     lock = await FolderLock.acquire(folder, shared=True)
     try:
@@ -52,9 +52,8 @@ async def export_bundle(folder: Path, to: Path) -> Head:
 async def import_bundle(bundle: Path, folder: Path) -> Head:
     """Make a data folder's log from an export, the same to the last hash; its head.
 
-    Raises `LogUnusableError` where the folder has a log, `NotFoundError` where there is no `bundle`, and
-    `LogDamagedError` where it is no export or (`first_bad`) does not verify; then the folder is as it was, and not
-    made where it was missing.
+    Raises `LogUnusableError` if the folder has a log, `NotFoundError` if there is no `bundle`, and `LogDamagedError` if
+    it is not an export or (`first_bad`) does not verify. Then the folder stays as it was, or missing.
     """
     if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
         await asyncio.to_thread(_check, bundle)
@@ -68,7 +67,7 @@ async def import_bundle(bundle: Path, folder: Path) -> Head:
 
 def _export(folder: Path, to: Path) -> Head:
     if to.exists() or to.is_symlink():
-        raise BadRequestError(f"{to} is there already: an export overwrites nothing")
+        raise BadRequestError(f"{to} exists already; an export overwrites nothing")
     findings = inspect(folder, thorough=True)
     fresh = to.with_name(f"{to.name}.new")
     _make_anew(fresh, {EVENTS, ABOUT, VERIFIER, to.name})
@@ -98,7 +97,7 @@ def _make_anew(fresh: Path, ours: set[str]) -> None:
             shutil.rmtree(fresh)
         fresh.mkdir(parents=True)
     except FileExistsError:
-        raise LogUnusableError(f"{fresh} is in the way: move it, or export to another place") from None
+        raise LogUnusableError(f"{fresh} is in the way; move it, or export to another place") from None
     except OSError as error:
         raise LogUnusableError(f"{fresh} cannot be made: {error.strerror}") from None
 
@@ -133,7 +132,7 @@ def _line(row: Row) -> bytes:
 
 def _import(bundle: Path, folder: Path) -> Head:
     if not missing_log(folder):
-        raise LogUnusableError(f"{folder} has a log already: an import overwrites nothing")
+        raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
         with _opened(bundle) as (about, batches), NewDatabase(folder, about.log_id, about.created) as database:
             for rows in batches:
@@ -165,14 +164,14 @@ class _About(NamedTuple):
 
 @contextlib.contextmanager
 def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
-    """What a bundle says of itself, and its rows, each batch verified before it is given out, the end at the end."""
+    """A bundle's `log.json`, and its rows, each batch verified before it is yielded, the head at the end."""
     with _files(bundle) as (said, lines):
         try:
             head = Head(said["head"]["position"], said["head"]["hash"])
             about = _About(said["log_id"], str(said["created"]), head)
             walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
-            raise LogDamagedError(f"{bundle}: {ABOUT} does not say which log it is of") from None
+            raise LogDamagedError(f"{bundle}: {ABOUT} does not name its log") from None
         try:
             yield about, _verified(lines, walk, head)
         except tarfile.TarError as error:
@@ -185,7 +184,7 @@ def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[R
             raise _damage(walk, walk.position + 1, walk.bad or "")
         yield rows
     if (bare := walk.unexplained()) is not None:
-        raise _damage(walk, bare, "the payload is gone and no PayloadRedacted names it")
+        raise _damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
     if walk.head != said:
         raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
 
@@ -218,7 +217,7 @@ def _damage(walk: Walk, first_bad: int, what: str) -> LogDamagedError:
 
 @contextlib.contextmanager
 def _files(bundle: Path) -> Iterator[tuple[Any, IO[bytes]]]:
-    """What `log.json` says, and the lines of the events; from a tar by name alone, nothing is unpacked."""
+    """The contents of `log.json`, and the lines of the events; from a tar by name only, without unpacking."""
     with contextlib.ExitStack() as stack:
         try:
             if bundle.is_dir():
@@ -232,7 +231,7 @@ def _files(bundle: Path) -> Iterator[tuple[Any, IO[bytes]]]:
             if not bundle.exists():
                 raise NotFoundError(f"there is no {bundle}") from None
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise LogDamagedError(f"{bundle} is no export of a log: {why}") from None
+            raise LogDamagedError(f"{bundle} is not an export of a log: {why}") from None
         yield about, lines
 
 
@@ -240,4 +239,4 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     for member in tar:
         if member.isfile() and member.name.rpartition("/")[2] == name and (file := tar.extractfile(member)) is not None:
             return file
-    raise ValueError(f"it holds no {name}")
+    raise ValueError(f"it does not contain {name}")

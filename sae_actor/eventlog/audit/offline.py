@@ -17,14 +17,14 @@ from ..lock import FolderLock
 from ..reader import PAGE_ROWS, Reader
 from ..schema import NAME, READ_ERRORS, prepare_reader, read_only_uri
 
-_NO_CHECKPOINT = "there is no head.checkpoint: whether events at the end were dropped cannot be told"
+_NO_CHECKPOINT = "there is no head.checkpoint: events dropped at the end would go unnoticed"
 
 
 async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verification:
-    """What `log verify` says; damage is an answer (`ok` False), and `first_bad` None where it is no one event's.
+    """The result of `log verify`. Damage is an answer (`ok` False); `first_bad` is None if no single event is at fault.
 
-    heads: what somebody witnessed, and the log is held to. Raises `LogHeldError` while a service runs,
-    `LogUnusableError` where there is no log of this version.
+    heads: witnessed heads that the log must contain. Raises `LogHeldError` while a service runs, `LogUnusableError`
+    without a log of this version.
     """
     lock = await FolderLock.acquire(folder, shared=True)
     try:
@@ -50,9 +50,9 @@ async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verificatio
 
 async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = None) -> AsyncGenerator[Event, None]:
     """The events of a folder with position above `after`, as they are stored: the chain is not verified here, so
-    that a damaged log can be looked at. Close the iterator (`aclosing`) if it is left early.
+    that a damaged log can be read. Close the iterator (`aclosing`) if it is left early.
 
-    Raises `LogHeldError`, `LogUnusableError`, and `LogDamagedError` where reading cannot go on.
+    Raises `LogHeldError`, `LogUnusableError`, and `LogDamagedError` if reading cannot continue.
     """
     lock = await FolderLock.acquire(folder, shared=True)
     try:

@@ -1,7 +1,7 @@
 """`log redact`: erase one payload for good, on record, with the chain still whole.
 
 The chain holds a payload by its salted digest alone, so payload and salt can go and every hash still verifies. The
-PayloadRedacted comes first and names the event; a kill before the deed leaves it to the next start.
+PayloadRedacted comes first and names the event; after a kill the next start completes the erasure.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ others: without their payloads a restart would find another service."""
 async def redact(folder: Path, position: int, why: str, *, time: str, principal: str = "local") -> Event:
     """Erase the payload of an event; returns the PayloadRedacted that records it.
 
-    time: now, RFC 3339 UTC with microseconds. The end of a text can be redacted only after its beginning, or the
-    fold would take the text for one that still runs.
+    time: now, RFC 3339 UTC with microseconds. The end of a generation can be redacted only after its start, or
+    the fold would take the generation for a running one.
 
-    Raises `NotFoundError` past the head, `BadRequestError` for what cannot be redacted, and the errors of
+    Raises `NotFoundError` after the head, `BadRequestError` for an event that cannot be redacted, and the errors of
     `SqliteLog.open`: no service may run on the folder.
     """
     log = await SqliteLog.open(folder)
@@ -43,12 +43,12 @@ async def _check(log: SqliteLog, position: int) -> None:
         raise NotFoundError(f"there is no event {position}: the log ends at {log.head.position}")
     (event,) = await log.read(position - 1, 1)
     if bytes(event.data) == ERASED:
-        raise BadRequestError(f"the payload of event {position} is erased already")
+        raise BadRequestError(f"the payload of event {position} is already erased")
     if event.type not in REDACTABLE:
-        raise BadRequestError(f"event {position} is a {event.type}, which the state rests on: it cannot be redacted")
+        raise BadRequestError(f"event {position} is a {event.type}, which the state depends on; it cannot be redacted")
     payload = event.payload()
     started = getattr(payload, "started_position", None)
     if started is not None:
         (beginning,) = await log.read(started - 1, 1)
         if bytes(beginning.data) != ERASED:
-            raise BadRequestError(f"redact event {started} first, the beginning of the text that event {position} ends")
+            raise BadRequestError(f"redact event {started} first: event {position} ends the generation that it began")

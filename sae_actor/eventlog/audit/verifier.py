@@ -55,7 +55,7 @@ def read_line(line: bytes) -> tuple[dict[str, Any], bytes]:
     if tuple(fields) != FIELDS or write_line(fields, data) != line:
         raise ValueError("not as it was exported")
     if type(fields["position"]) is not int or type(fields["schema"]) is not int:
-        raise ValueError("a number is none")
+        raise ValueError("a number is malformed")
     return fields, data
 
 
@@ -92,14 +92,14 @@ def walk(lines: Iterable[bytes], log_id: str) -> Iterator[tuple[int, str]]:
         position, previous = position + 1, stored
         yield position, previous.hex()
     if erased:
-        raise BadEventError(min(erased), "the payload is gone and no PayloadRedacted names it")
+        raise BadEventError(min(erased), "the payload is missing, and no PayloadRedacted names it")
 
 
 def _salt(fields: dict[str, Any], position: int) -> bytes:
     try:
         salt = bytes.fromhex(fields["salt"])
     except (TypeError, ValueError):
-        raise BadEventError(position, "the salt is none") from None
+        raise BadEventError(position, "the salt is malformed") from None
     if salt.hex() != fields["salt"]:
         raise BadEventError(position, "the salt is not as it was exported")
     return salt

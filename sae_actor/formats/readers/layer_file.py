@@ -4,7 +4,7 @@
                                                               W_enc [d_sae, d_in], W_dec [d_sae, d_out]
 
     relu       the usual one
-    jumprelu   h · 1[h > activation_function.threshold], a tensor beside the others
+    jumprelu   h · 1[h > activation_function.threshold], a tensor next to the others
     topk       the k largest h, as they are: nothing is cut off at 0
 
 `config.yaml` says for all layers which activation it is, where x is read and ŷ written, and the model;

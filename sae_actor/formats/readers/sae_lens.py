@@ -1,4 +1,4 @@
-"""SAELens: `cfg.json` (or `config.json`) beside `sae_weights.safetensors`, from the first releases to v6.
+"""SAELens: `cfg.json` (or `config.json`) next to `sae_weights.safetensors`, from the first releases to v6.
 
     oldest   d_in, d_sae, hook_point, hook_point_layer, model_name; a boolean normalize_activations
     v3 – v5  flat: architecture, activation_fn_str, activation_fn_kwargs, hook_name, hook_layer
@@ -89,7 +89,7 @@ def recognise(files: SaeFiles) -> bool:
 def read(files: SaeFiles) -> Layout:
     name = files.first("cfg.json", "config.json")
     if name is None:
-        raise SAEInvalidError(f"{WEIGHTS} has no cfg.json beside it", check="config")
+        raise SAEInvalidError(f"cfg.json is missing next to {WEIGHTS}", check="config")
     cfg = files.config(name)
     meta = cfg.section("metadata")
     legacy = _is_legacy(cfg, meta)

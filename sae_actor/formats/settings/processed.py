@@ -74,7 +74,7 @@ class Processed:
             )
 
     def may_lack_value_bias(self, training_version: str) -> bool:
-        """Whether heads may have given their values without the bias: the library moved it behind them up to 3.21."""
+        """Whether heads may have given their values without the bias: the library moved it after them up to 3.21."""
         if self.point is None or self.point.kind != "attn_z" or _NO_VALUE_BIAS.search(self.model or ""):
             return False
         version = re.match(r"(\d{1,4})\.(\d{1,4})", training_version)

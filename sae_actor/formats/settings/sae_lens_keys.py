@@ -103,4 +103,4 @@ MODEL = Keys(
         "default_prepend_bos": "prepend_bos says it",
     },
 )
-"""How the library was told to open the model: some of that changes activations."""
+"""How the library opened the model: some of these settings change activations."""

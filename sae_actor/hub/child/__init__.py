@@ -1,6 +1,6 @@
 """One download or catalog, in a process of its own (`python -m sae_actor.hub.child`), which imports the hub's library.
 
-__main__    dies with the service, tells no secrets
+__main__    dies with the service, reveals no secrets
 fetch       the download from commit to description
 remote      the hub over HTTP: guarded origins, classified refusals
 endpoint    addresses in the hub's answers, rebased onto HF_ENDPOINT

@@ -1,7 +1,7 @@
 """The process of one download (`python -m sae_actor.hub.child`): reads a job, writes messages, ends.
 
-It dies with the service, by the kernel where it can say so and by the end of standard input anywhere else;
-it imports no torch, and it never says more of an unforeseen error than its kind and place: exceptions of the
+It dies with the service, through the kernel if possible, otherwise at the end of standard input. It imports
+no torch, and reports only kind and place of an unforeseen error: exceptions of the
 hub's library hold tokens and signed addresses.
 """
 

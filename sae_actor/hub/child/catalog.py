@@ -1,6 +1,6 @@
 """The SAEs of a repository from its file list and small settings files, before a byte of weights is fetched.
 
-Runs in the child process: the hub is asked there alone.
+Runs in the child process, which alone talks to the hub.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .transfer import retried
 MAX_CONFIG_BYTES = 1 << 20
 CONFIG_THREADS = 16
 CONFIG_SECONDS = 10.0
-"""Settings files are read for this long; the entries whose turn did not come are listed without widths."""
+"""Settings files are read for this long; remaining entries are listed without widths."""
 
 _WIDTHS_IN = ("d_in", "d_model", "input_dim", "activation_dim", "act_size")
 _WIDTHS_SAE = ("d_sae", "num_latents", "dict_size", "d_hidden", "width")
@@ -49,7 +49,7 @@ def listing(job: CatalogJob, send: Callable[[Working], None]) -> Listed:
 
 
 def _entry(found: Found, files: dict[str, RemoteFile], settings: dict[str, dict[str, Any]]) -> CatalogEntry | None:
-    """What the files say; None where the settings are those of something else than the names promise."""
+    """The settings; None if they belong to something else than the names promise."""
     read = next((settings[path] for path in found.configs[:1] if path in settings), None)
     formats = found.formats if read is None else found.agreeing(read)
     if not formats:
@@ -108,7 +108,7 @@ def _settings(hub: RemoteHub, job: CatalogJob, commit: str, configs: Iterable[Re
 
 
 def _text(hub: RemoteHub, repository_id: str, commit: str, file: RemoteFile) -> bytes:
-    """The bytes of a small file; ValueError where they are not those that the list names."""
+    """The bytes of a small file; ValueError if they differ from the list."""
     text = b""
     with hub.body(hf_hub_url(repository_id, file.path, revision=commit), 0) as answer:
         for chunk in answer.iter_raw():

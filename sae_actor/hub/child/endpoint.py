@@ -1,7 +1,7 @@
 """Addresses that a hub's answers name, rebased onto the endpoint that is configured.
 
-A mirror hands on what the hub it copies wrote: `Link` headers and redirects name that hub, or the mirror without its
-port or path. Who configured a mirror wants that one asked, and often can reach no other.
+A mirror passes on what its hub wrote: `Link` headers and redirects name that hub, or the mirror without its port or
+path. A configured mirror must be used, and is often the only reachable host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port; ValueError for a port that is none."""
+    """Scheme, host and port; ValueError for an invalid port."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
 
@@ -33,9 +33,9 @@ class Endpoint:
         self._is_mirror = self.origin[1] not in CANONICAL
 
     def page(self, asked: str, link: str) -> str:
-        """Where the page is that a `Link` header of the answer from `asked` names: always on the endpoint.
+        """The page that a `Link` header of the answer from `asked` names: always on the endpoint.
 
-        ValueError for what is no address.
+        ValueError for an invalid URL.
         """
         target = urljoin(asked, link)
         path = urlsplit(target).path
@@ -46,8 +46,8 @@ class Endpoint:
     def redirect(self, asked: str, location: str) -> str:
         """Where a `Location` of the answer from `asked` leads.
 
-        What only a hub serves is on the endpoint, whoever is named, and so is all that a mirror would have from the
-        hub itself; files may lie on other hosts. ValueError for what is no address.
+        What only a hub serves is on the endpoint, whichever host is named, and so is everything a mirror takes from the
+        hub itself; files may be on other hosts. ValueError for an invalid URL.
         """
         target = urljoin(asked, location)
         if self._holds(target):
@@ -73,6 +73,6 @@ class Endpoint:
 
 
 def _from(path: str, marks: tuple[str, ...]) -> str | None:
-    """`path` from the first of `marks` in it on: before it stands the path of whoever wrote the address."""
+    """`path` from the first of `marks` in it on: before it is the path of the host that wrote the URL."""
     found = [at for mark in marks if (at := path.find(mark)) >= 0]
     return path[min(found) :] if found else None

@@ -1,6 +1,6 @@
 """The whole of one download, in the child process: commit, list, choice, space, bytes, links, description.
 
-Nothing is linked into a snapshot before every file is verified, and what `describe` refuses is taken out again.
+Nothing is linked into a snapshot before every file is verified, and what `describe` refuses is removed again.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Fetch:
     # — putting it there —
 
     def _claim(self, commit: str, files: Sequence[RemoteFile]) -> Claim:
-        """Say what will be here, before any of it is; what earlier tries left, and this one will not use, goes."""
+        """Claim the files before fetching any; leftovers of earlier tries that this one will not use are removed."""
         job = self._job
         claims = claimed.read(self._repository, job.sae_id) or self._no_claims()
         wanted = tuple(ClaimedFile(file.path, file.digest, file.bytes) for file in files)
@@ -178,7 +178,7 @@ class Fetch:
         return claim
 
     def _place(self, claim: Claim, files: Sequence[RemoteFile]) -> list[Placed]:
-        """Every blob verified, then every link made; again where another SAE's deletion took a blob away meanwhile."""
+        """Every blob verified, then every link made; again if another SAE's deletion removed a blob meanwhile."""
         fetched = set(claim.fetched)
         for _ in range(3):
             found: list[tuple[RemoteFile, str, Stamp]] = []

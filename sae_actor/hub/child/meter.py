@@ -1,4 +1,4 @@
-"""Counts what arrives and says so, at most four times a second; waits in a way that says so too."""
+"""Counts and reports what arrives, at most four times a second; reports waits too."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Meter:
         self._file = file
 
     def add(self, count: int, *, received: bool) -> None:
-        """`count` more bytes of the file are right, so far; `received` tells the network from the disk."""
+        """`count` more bytes of the file are right, so far; `received` separates the network from the disk."""
         self._current += count
         self._phase = "body" if received else "verifying"
         if received:

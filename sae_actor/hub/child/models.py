@@ -32,7 +32,7 @@ class ModelFetch:
         self._meter = Meter(send)
 
     def run(self) -> Fetched:
-        """Every error is an `SAEError`, or an OSError of the disk. Without the network where that is possible."""
+        """Every error is an `SAEError`, or an OSError of the disk. Without the network if possible."""
         commit = self._on_disk()
         if commit is not None or constants.is_offline_mode():
             return Fetched(commit=commit)
@@ -43,7 +43,7 @@ class ModelFetch:
         listed = retried(partial(hub.files, job.model, commit), job.patience, self._meter)
         by_name = {file.path: file for file in listed}
         if CONFIG not in by_name:
-            raise ModelNotFoundError(f"{job.model} holds no model: it has no {CONFIG}", model=job.model)
+            raise ModelNotFoundError(f"{job.model} is not a model: it has no {CONFIG}", model=job.model)
         transfer = Transfer(hub, self._repository, job.patience, self._meter)
         small = [file for name, file in sorted(by_name.items()) if is_small(name)]
         self._bring(transfer, commit, small)

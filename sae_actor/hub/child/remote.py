@@ -3,8 +3,8 @@
 The library brings the session with its endpoint, token, offline mode and proxies, and the headers of a file. What
 it leaves out is done here, in hooks of that session, so that it holds for every request and every redirect: which
 origins may be talked to, that a token goes to none but the hub's own, and that a refusal becomes an error of this
-package before the library sleeps for as long as a server likes. Lists are decoded strictly: a hub may lie.
-Imported by the child process alone.
+package before the library sleeps as long as a server demands. Lists are decoded strictly: a hub may lie.
+Only the child process imports it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RemoteHub:
 
         set_client_factory(factory)
 
-    # — what the hub is asked —
+    # — requests to the hub —
 
     def commit(self, repository_id: str, revision: str) -> str:
         """The commit that the revision stands for now."""
@@ -140,12 +140,12 @@ class RemoteHub:
         return files, [check_path(entry.path) for entry in entries if entry.type == "directory"]
 
     def address(self, repository_id: str, commit: str, file: RemoteFile) -> str:
-        """Where the bytes are, after the headers agreed with the list; may be a signed URL: never shown."""
+        """The URL of the bytes, after the headers agreed with the list; it may be signed and is never shown."""
         url = hf_hub_url(repository_id, file.path, revision=commit)
         with self._asking():
             found = get_hf_file_metadata(url, timeout=self._patience.request_seconds)
         if check_commit(found.commit_hash) != commit:
-            raise SAEDownloadError("The hub answers for another commit", reason="moved", file=file.path)
+            raise SAEDownloadError("The hub answered for another commit", reason="moved", file=file.path)
         if found.etag is None or DIGEST.fullmatch(found.etag) is None:
             raise SAEDownloadError("The hub's ETag is not a digest", reason="bad_etag", file=file.path)
         if found.etag != file.digest:
@@ -167,7 +167,7 @@ class RemoteHub:
     # — inside —
 
     def _ask(self, method: str, url: str, form: dict[str, Any] | None = None) -> tuple[bytes, str | None]:
-        """The answer's text, and the address of the next page where there is one."""
+        """The answer's text, and the URL of the next page, if any."""
         text = bytearray()
         with self._asking(), get_session().stream(method, url, headers=build_hf_headers(), data=form) as answer:
             for chunk in answer.iter_bytes():
@@ -178,7 +178,7 @@ class RemoteHub:
             try:
                 return bytes(text), self._endpoint.page(str(answer.url), following) if following else None
             except ValueError:
-                raise SAEDownloadError("The hub's next page has no address", reason="protocol") from None
+                raise SAEDownloadError("The hub's next page has no URL", reason="protocol") from None
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -197,13 +197,13 @@ class RemoteHub:
             signal.signal(signal.SIGALRM, before)
 
     def _guard(self, request: Any) -> None:
-        """Refuse a request to where no hub sends its readers, and keep the token from all but the hub's origin."""
+        """Refuse requests to other hosts than a hub may redirect to, and send the token only to the hub's origin."""
         origin = origin_of(str(request.url))
         if origin == self._endpoint.origin:
             return
         scheme, host, port = origin
         allowed = any(host == each or host.endswith(f".{each}") or f"{host}:{port}" == each for each in self._hosts)
-        # Plain HTTP only where the hub itself is plain: a mirror on a closed network, a test.
+        # Plain HTTP only if the hub itself is plain: a mirror on a closed network, a test.
         if (
             not allowed
             or scheme not in {"https", self._endpoint.origin[0]}
@@ -227,7 +227,7 @@ class RemoteHub:
         if target == asked:
             named = origin_of(urljoin(asked, location))[1]
             raise SAEDownloadError(
-                f"{self._endpoint.origin[1]} does not serve this and sends its readers to {named}, which is not the "
+                f"{self._endpoint.origin[1]} does not serve this and redirects to {named}, which is not the "
                 "endpoint: set HF_ENDPOINT to it if it may be asked",
                 reason="redirect",
             )
@@ -257,13 +257,15 @@ def _refuse(response: Any) -> None:
         return
     code = headers.get("X-Error-Code", "")
     if code == "GatedRepo":
-        raise GatedError("The repository is gated: ask for access on its page, and give HF_TOKEN", reason="gated")
+        raise GatedError("The repository is gated; request access on its page and set HF_TOKEN", reason="gated")
     kinds = {"RepoNotFound": "repository", "RevisionNotFound": "revision", "EntryNotFound": "path"}
     if code in kinds:
         kind = kinds[code]
-        raise RepositoryNotFoundError(f"The hub has no such {kind}, or hides it", reason="not_found", kind=kind)
+        raise RepositoryNotFoundError(f"The hub has no such {kind}, or it is private", reason="not_found", kind=kind)
     if status == 401:
-        raise RepositoryNotFoundError("The hub wants a valid token, or has no such repository", reason="auth_required")
+        raise RepositoryNotFoundError(
+            "The hub requires a valid token, or has no such repository", reason="auth_required"
+        )
     if status == 403:
         raise ForbiddenError("The hub refuses access", reason="forbidden")
     if status in (404, 410):
@@ -273,12 +275,12 @@ def _refuse(response: Any) -> None:
     if status == 408 or status >= 500:
         raise TransientError("hub_unavailable", f"The hub answers {status}", _retry_after(headers))
     if status == 416:
-        raise TransientError("bad_range", "The hub refuses to continue from where the file ends")
+        raise TransientError("bad_range", "The hub refused to resume the file")
     raise SAEDownloadError(f"The hub answers {status}", reason="http", http_status=status)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After asks for: a number or a date; None for anything else."""
+    """Seconds of Retry-After: a number or a date; None for anything else."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit() and len(text) <= 18:
         return float(text)
@@ -293,13 +295,13 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def _transport() -> Iterator[None]:
-    """Errors of the HTTP library as ours; their messages hold URLs and headers and are left behind."""
+    """Errors of the HTTP library as ours; their messages hold URLs and headers and are dropped."""
     try:
         yield
     except OfflineModeIsEnabled:
         raise SAEDownloadError("HF_HUB_OFFLINE is set, and the files are not here", reason="offline") from None
     except (_http.TooManyRedirects, _http.UnsupportedProtocol, _http.InvalidURL):
-        raise SAEDownloadError("The hub redirects without end, or to no address", reason="redirect") from None
+        raise SAEDownloadError("The hub redirects endlessly, or without an address", reason="redirect") from None
     except _http.TimeoutException:
         raise TransientError("timeout", "The hub does not answer in time") from None
     except _http.HTTPError as error:
@@ -317,8 +319,8 @@ def _host_of(error: _http.HTTPError) -> str:
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], text: bytes) -> T:
-    """The answer as the hub's protocol has it; a login page or JSON of another shape is none."""
+    """The answer as the hub's protocol has it; a login page or JSON of another shape is an error."""
     try:
         return decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise SAEDownloadError("The hub's answer is not one of its protocol", reason="protocol") from None
+        raise SAEDownloadError("The hub's answer does not follow its protocol", reason="protocol") from None

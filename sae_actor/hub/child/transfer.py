@@ -135,7 +135,7 @@ class Transfer:
             os.ftruncate(descriptor, 0)
             self._meter.start(file.path)
             if not continued:
-                raise SAEDownloadError("The bytes are not those the hub lists", reason="integrity", file=file.path)
+                raise SAEDownloadError("The bytes do not match the hub's list", reason="integrity", file=file.path)
             # What an earlier process left may have been the wrong part (a power cut): once more, from nothing.
             continued = False
 
@@ -167,18 +167,18 @@ class Transfer:
                     since, mark = time.monotonic(), filling.arrived
 
     def _agree(self, answer: Any, file: RemoteFile, filling: _Filling) -> None:
-        """Compare the answer's status and headers with what was asked for, before any of its bytes."""
+        """Compare the answer's status and headers with the request, before any of its bytes."""
 
         def refuse(what: str, reason: str) -> SAEDownloadError:
             return SAEDownloadError(f"The hub's answer has {what}", reason=reason, file=file.path)
 
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise refuse("an encoding that was not asked for", "encoding")
+            raise refuse("an encoding that was not requested", "encoding")
         length = answer.headers.get("Content-Length")
         if answer.status_code == 206:
             found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if found is None or tuple(map(int, found.groups())) != (filling.have, file.bytes - 1, file.bytes):
-                raise refuse("another range than was asked for", "bad_range")
+                raise refuse("another range than requested", "bad_range")
         elif answer.status_code == 200:
             filling.restart()
         else:
@@ -186,7 +186,7 @@ class Transfer:
         if length is not None and length != str(file.bytes - filling.have):
             if answer.status_code == 200 and length.isdigit() and int(length) <= MAX_POINTER_BYTES < file.bytes:
                 _refuse_pointer(b"".join(answer.iter_raw()), file)
-            raise refuse("another length than the list", "bad_size")
+            raise refuse("another length than listed", "bad_size")
 
 
 def _refuse_pointer(content: bytes, file: RemoteFile) -> None:

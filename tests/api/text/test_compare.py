@@ -112,7 +112,7 @@ async def test_what_is_neither(service: Running, body: dict[str, Any], param: st
     refused = await service.client.post("/api/compare", json=body)
     assert (refused.status_code, refused.json().get("param")) == (400, param), refused.text
     if "prompt" in body:
-        assert refused.json()["detail"] == "give one of prompt, messages"
+        assert refused.json()["detail"] == "give exactly one of prompt, messages"
 
 
 async def test_warnings(service: Running) -> None:

@@ -170,13 +170,16 @@ async def test_what_is_not_honoured_is_refused_by_name(service: Running, fields:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"prompt": "a", "echo": True, "logprobs": 0}, "echo: with logprobs it is not supported"),
-        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options: without stream it is not"),
+        ({"prompt": "a", "echo": True, "logprobs": 0}, "echo: with logprobs, this value is not supported"),
+        (
+            {"prompt": "a", "stream_options": {"include_usage": True}},
+            "stream_options: without stream, this value is not",
+        ),
         ({"prompt": "a", "n": 2}, "n: this value is not supported"),
-        ({"messages": [], "top_logprobs": 2}, "top_logprobs: without logprobs it is not supported"),
+        ({"messages": [], "top_logprobs": 2}, "top_logprobs: without logprobs, this value is not supported"),
         (
             {"messages": [], "max_tokens": 4, "max_completion_tokens": 5},
-            "max_completion_tokens: with another max_tokens it is not supported",
+            "max_completion_tokens: with another max_tokens, this value is not supported",
         ),
     ],
 )

@@ -42,7 +42,7 @@ def test_in_plain_words(log: Path, explain: Command, command: Command) -> None:
     ran = explain("gen-2")
     assert (ran.code, ran.err) == (0, "")
     lines = ran.out.splitlines()
-    assert lines[0] == "gen-2: completion, asked for by carol"
+    assert lines[0] == "gen-2: completion, requested by carol"
     expected = (
         "began        position 12, 2026-01-01T00:00:12.000000Z",
         f"model        {MODEL}, float32 on cpu",
@@ -63,7 +63,7 @@ def test_in_plain_words(log: Path, explain: Command, command: Command) -> None:
         "tokens       5 of the prompt, 3 generated",
         "  written to 6, positions 1–6",
         "  excluded   1, positions 0",
-        "             the recorded intervention is what the log comes to before it",
+        "             the recorded intervention matches the events before it",
         f"log          verified: 13 events, head 13 {head['hash']}",
     )
     assert [line for line in expected if line not in lines] == []
@@ -97,7 +97,7 @@ def _reconstructing(**changes: Any) -> dict[str, object]:
         ({"baseline": True}, f"intervention none: the request asked for the baseline (attached was {A})"),
         (
             {"steering": (Edit(feature=9, strength=1.0),)},
-            "intervention brought by the request, in place of the server's:",
+            "intervention the request's own, in place of the server's:",
         ),
         ({"steering": ()}, "    edit     none: nothing was steered"),
         (
@@ -115,7 +115,7 @@ def _reconstructing(**changes: Any) -> dict[str, object]:
             _reconstructing(steering=(Edit(feature=9, strength=1.0, exclude=("template",)),)),
             "    passes   the tokens of the chat template through",
         ),
-        ({"watch": True}, f"             activations were told of {A}"),
+        ({"watch": True}, f"             activations reported for {A}"),
         ({"deterministic": True}, "             deterministic: alone on the device"),
     ],
 )
@@ -153,7 +153,7 @@ def test_without_an_end_and_out_of_force(tmp_path: Path, command: Command) -> No
     write(tmp_path / "other", admitted(off, "g"))
     ran = command("log", "explain", "g", "--data-dir", str(tmp_path / "other"))
     assert "ended        no end is on record" in ran.out.splitlines()
-    assert "    edit     none: the server's were out of force" in ran.out.splitlines()
+    assert "    edit     none: the server's steering was switched off" in ran.out.splitlines()
 
 
 def test_after_an_erasure(log: Path, explain: Command, command: Command) -> None:
@@ -161,7 +161,7 @@ def test_after_an_erasure(log: Path, explain: Command, command: Command) -> None
     ran = explain("gen-1")
     assert ran.code == 0
     assert "the payload of that event was erased" in ran.out
-    assert "intervention what was in force on the server when the text began:" in ran.out
+    assert "intervention the server's, as it was when the generation began:" in ran.out
     assert ": the same" in ran.out
     assert command("log", "redact", "10", "--why", "asked for", "--data-dir", str(log)).code == 0
     gone = explain("gen-1")
@@ -170,7 +170,7 @@ def test_after_an_erasure(log: Path, explain: Command, command: Command) -> None
 
 
 def test_what_is_not_there(explain: Command, tmp_path: Path, command: Command) -> None:
-    assert explain("gen-3") == (64, "", "sae-actor: no text gen-3 is in the log (not_found)\n")
+    assert explain("gen-3") == (64, "", "sae-actor: the log has no generation gen-3 (not_found)\n")
     assert explain().code == 64
     assert command("log", "explain", "g", "--data-dir", str(tmp_path / "none")).code == 78
 
@@ -179,7 +179,7 @@ def test_a_damaged_log(log: Path, explain: Command) -> None:
     damage(log, 13, b"{}")
     told = explain("gen-1")
     assert told.code == 0
-    assert told.out.endswith("log          damaged from position 13 on; all that is told here lies before it\n")
+    assert told.out.endswith("log          damaged from position 13 on; everything shown here lies before it\n")
     for name in ("gen-2", "gen-3"):  # of the one only the beginning is sound, the other may be in what is not
         refused = explain(name)
         assert (refused.code, refused.out) == (65, "")

@@ -105,7 +105,7 @@ def conflict(one: Edit, other: Edit) -> bool:
          "feature 3 has an edit with the method set and one with scale, at every position: only one of set, scale and "
          "cap can decide an activation"),
         (edit(when=When(1, 0.5)), edit(when=When(2, 0.5)),
-         "feature 3 has two edits with the method add at every position; a condition does not tell them apart: send "
+         "feature 3 has two edits with the method add at every position; their conditions do not separate them: send "
          "one, with the strength that you want"),
     ],
 )  # fmt: skip

@@ -161,7 +161,7 @@ def test_unknown_model_types_are_refused_by_name() -> None:
 
 def test_a_model_built_otherwise_is_refused() -> None:
     llama: Any = tiny_model("llama")
-    with pytest.raises(ModelLoadError, match="not built like"):
+    with pytest.raises(ModelLoadError, match="do not match the type"):
         Architecture(nn.Linear(1, 1), llama.config)
     with pytest.raises(ModelLoadError, match="do_layer_norm_before"):
         Architecture(*_opt_350m())

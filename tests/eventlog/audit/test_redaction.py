@@ -102,7 +102,7 @@ async def test_what_cannot_be_redacted_is_refused_and_nothing_changes(
 async def test_a_payload_is_redacted_once_and_the_record_of_it_never(tmp_path: Path) -> None:
     await make(tmp_path)
     await redact(tmp_path, 2, "x", time=TIME)
-    with pytest.raises(BadRequestError, match="erased already"):
+    with pytest.raises(BadRequestError, match="already erased"):
         await redact(tmp_path, 2, "x", time=TIME)
     with pytest.raises(BadRequestError, match="PayloadRedacted"):
         await redact(tmp_path, 6, "x", time=TIME)
