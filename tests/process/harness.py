@@ -80,7 +80,7 @@ class Process:
         return found
 
 
-def until(holds: Callable[[], bool], seconds: float = 10) -> None:
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something another process does."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -130,7 +130,7 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, condition: str, seconds: float = 10.0) -> None:
+    def until(self, condition: str, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not self.evaluate(condition):
             assert time.monotonic() < deadline, f"not so in time: {condition}; the page shows: {self.text('body')}"
