@@ -121,17 +121,12 @@ def test_row_63_a_slow_reader_and_one_that_stops_for_ever(tmp_path: Path) -> Non
             while stopped.recv(1 << 16):
                 pass
         # The slow one has it all over its one connection, the other one where it resumes.
-        got += received(slow, whole_up_to(last))
+        got += received(slow, lambda part: ID.findall(part[-2000:])[-1:] == [b"%d" % last])
         assert seen(got) == list(range(1, last + 1))
         mark = re.findall(rb"id: (\w{8})\.", got)[0].decode()
         rest = follow(process, "", f"Last-Event-ID: {mark}.{taken[-1]}")
-        more = seen(received(rest, whole_up_to(last)))
+        more = seen(received(rest, lambda part: ID.findall(part[-2000:])[-1:] == [b"%d" % last]))
         assert taken + more == list(range(1, last + 1))
-
-
-def whole_up_to(last: int) -> Callable[[bytes], bool]:
-    """Whether the frame of this position has come to its end: its id comes first, and may come alone."""
-    return lambda part: part.endswith(b"\n\n") and ID.findall(part[-2000:])[-1:] == [b"%d" % last]
 
 
 def sip(opened: socket.socket, ended: threading.Event) -> bytes:
