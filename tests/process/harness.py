@@ -77,7 +77,7 @@ class Process:
         outcome: dict[str, Any] = answer.json()
         return outcome
 
-    def until_ready(self, seconds: float = 20) -> None:
+    def until_ready(self, seconds: float = 60) -> None:
         until(lambda: self.client.get("/ready").status_code == 200, seconds)
 
     def events(self) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def race(data: Path) -> None:
         for _ in range(2)
     ]  # fmt: skip
     try:
-        until(lambda: any(each.poll() is not None for each in both), 20)
+        until(lambda: any(each.poll() is not None for each in both))
         loser = next(each for each in both if each.poll() is not None)
         winner = next(each for each in both if each is not loser)
         assert loser.returncode == 75
