@@ -9,15 +9,14 @@ from typing import Any
 from litestar import Request
 
 from ..actor import Actor
-from ..config.access import Access
 from ..domain.views.capabilities import Capabilities
 from ..errors import MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..ports import Engine, EventLog, Hub
-from .guard.access_log import Requests
+from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
 from .guard.concurrency import BoundedSemaphore
-from .guard.sessions import Sessions
+from .guard.policy import Policy
 from .guard.shutdown import InFlight
 from .log_pages import StateCache
 
@@ -31,8 +30,8 @@ LOOKS_WAITING = 32
 """Looks at features that wait for the one before them."""
 
 
-@dataclass(slots=True)
-class Context:
+@dataclass(slots=True, kw_only=True)
+class Context(Policy):
     actor: Actor
     texts: Generations
     log: EventLog
@@ -48,14 +47,8 @@ class Context:
     """What the settings require and is not there yet; None: nothing, or it was given up."""
     quota_bytes: int | None = None
     """Bytes on disk for all downloads together; None: no limit."""
-    access: Access = field(default_factory=Access)
-    """Who holds a token; nobody: no token is required."""
-    sessions: Sessions = field(default_factory=Sessions)
-    """Who has logged in to the page."""
     attempts: Attempts = field(default_factory=Attempts)
     """Logins that failed recently."""
-    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
-    """Host names that a request may be addressed to; `*`: any."""
     walks: BoundedSemaphore = field(
         default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
@@ -74,12 +67,8 @@ class Context:
     """Held while weights are read on the device for who looks at a feature."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
-    requests: Requests = field(default_factory=Requests)
-    """Counts of requests."""
-    unanswered: InFlight = field(default_factory=InFlight)
-    """Requests in flight."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the API, besides our own."""
+    access_log: AccessLog = field(default_factory=AccessLog)
+    in_flight: InFlight = field(default_factory=InFlight)
 
 
 def context(request: Request[Any, Any, Any]) -> Context:

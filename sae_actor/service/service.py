@@ -63,7 +63,7 @@ class Service:
         self.demo_model = deployment.demo_model
         self.demo_sae = None if self.demo_model is None else place_sae(self.demo_model).resolve()
         self.exit_code = 0
-        self.unanswered = InFlight()
+        self.in_flight = InFlight()
         self.preparing: str | None = None
         """What the settings require and is not requested or not there yet."""
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
@@ -185,7 +185,7 @@ class Service:
                 sessions=Sessions(server.session_hours * 3600),
                 hosts=self.deployment.hosts,
                 cors_origins=server.cors_origins,
-                unanswered=self.unanswered,
+                in_flight=self.in_flight,
                 max_readers=server.max_readers,
                 heartbeat=server.heartbeat_seconds,
             ),
@@ -214,7 +214,7 @@ class Service:
         """End what would keep connections open: streams, generations and waiting requests, with the reason."""
         self.broadcast.close()
         self.actor.let_go()
-        self._ending = asyncio.ensure_future(self.unanswered.end(self.texts))
+        self._ending = asyncio.ensure_future(self.in_flight.end(self.texts))
 
     async def _end_on_failure(self, server: HttpServer) -> None:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""

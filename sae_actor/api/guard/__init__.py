@@ -1,5 +1,6 @@
 """Middleware: checks and records around every route.
 
+middleware     the shape that all of it has
 guard          the order of the checks; `policy`: their settings
 checks         host name, address, body, origin
 identity       token, cookie of a login, role

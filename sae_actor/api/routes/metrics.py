@@ -51,7 +51,7 @@ class ServiceCollector(Collector):
 
 
 def _of_the_service(service: Context) -> Iterator[Metric]:
-    actor, texts, requests = service.actor, service.texts, service.requests
+    actor, texts, requests = service.actor, service.texts, service.access_log
     state, counts = actor.state, actor.counts
     yield _gauges("build_info", "1, with the version of the package", ("version",), {(__version__,): 1})
     yield _gauge("log_position", "Position of the last event", state.position)
