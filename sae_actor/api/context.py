@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from litestar import Request
 
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
-from ..errors import MailboxFullError, ReadOnlyError
+from ..errors import MailboxFullError, NotReadyError, ReadOnlyError, SAEError
 from ..generations import Generations
+from ..limits import BoundedSemaphore
 from ..ports import Engine, EventLog, Hub
 from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
-from .guard.concurrency import BoundedSemaphore
 from .guard.policy import Policy
 from .guard.shutdown import InFlight
 from .log_pages import StateCache
 
 WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
-WALKS_WAITING = 32
-"""Further ones, until it is their turn."""
 PROMPTS_WAITING = 96
 """Prompts that wait for the tokenizer, which does one at a time: as many as generations may run and wait."""
 LOOKS_WAITING = 32
 """Looks at features that wait for the one before them."""
+
+
+def _few(most: int, waiting: int, error: type[SAEError], full: str) -> Callable[[], BoundedSemaphore]:
+    return partial(BoundedSemaphore, most, waiting, partial(error, full, retry_after=1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,21 +53,17 @@ class Context(Policy):
     attempts: Attempts = field(default_factory=Attempts)
     """Logins that failed recently."""
     walks: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
+        default_factory=_few(WALKS, 32, NotReadyError, "too many requests are reading the log")
     )
     """Held while an answer is made of much of the log."""
     prompts: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(
-            1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError
-        )
+        default_factory=_few(1, PROMPTS_WAITING, MailboxFullError, "too many prompts are waiting")
     )
     """Held while a prompt becomes tokens."""
     looks: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(
-            1, LOOKS_WAITING, full="too many feature requests are waiting", error=MailboxFullError
-        )
+        default_factory=_few(1, LOOKS_WAITING, MailboxFullError, "too many feature requests are waiting")
     )
-    """Held while weights are read on the device for who looks at a feature."""
+    """Held while weights are read on the device, which competes with generation."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
     access_log: AccessLog = field(default_factory=AccessLog)

@@ -6,7 +6,6 @@ checks         host name, address, body, origin
 identity       token, cookie of a login, role
 sessions       logins of browsers; `attempts`: how often one address may fail
 headers        hardening, and CORS for listed origins
-concurrency    limits on requests that begin at once, and on expensive work
 access_log     every request counted, timed, logged
 shutdown       requests still unanswered when the service stops get 503
 """

@@ -19,9 +19,9 @@ from typing import Any
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import SAEError
+from ...limits import RequestThrottle
 from ..operations import OPERATIONS
 from .checks import READING, check_address, check_body, check_host, check_origin, header_values, listed_origin
-from .concurrency import RequestThrottle
 from .headers import answer_preflight, harden, is_preflight
 from .identity import caller_of, session_id_of
 from .middleware import Middleware, on_start, refuse

@@ -14,7 +14,6 @@ from ...ports import Head, Verification
 from ...subscriptions import EVERYTHING, EventFilter
 from ..answers import answer, state_of
 from ..context import context
-from ..limits import walking
 from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import whole_number
@@ -56,7 +55,7 @@ async def get_state(request: AnyRequest) -> Answer:
         raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
     if at == now.position:
         return answer(request, state_view(now))
-    async with walking(request):
+    async with heard(request), context(request).walks.taken():
         return answer(request, state_view(await context(request).past.state(context(request).log, at)))
 
 
@@ -140,5 +139,5 @@ async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
 async def verify_log(request: AnyRequest) -> Answer:
-    async with walking(request):
+    async with heard(request), context(request).walks.taken():
         return answer(request, await context(request).log.verify())
