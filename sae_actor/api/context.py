@@ -46,8 +46,8 @@ class Context(Policy):
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
-    preparing: Callable[[], str | None] = lambda: None
-    """What the settings require and is not there yet; None: nothing, or it was given up."""
+    seeding: Callable[[], bool] = lambda: False
+    """Whether the demo's first contents are still on their way."""
     quota_bytes: int | None = None
     """Bytes on disk for all downloads together; None: no limit."""
     attempts: Attempts = field(default_factory=Attempts)

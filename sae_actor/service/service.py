@@ -21,18 +21,18 @@ from pathlib import Path
 import uvicorn
 
 from .. import __version__
-from ..actor import Actor, Performer
+from ..actor import Accepted, Actor, Performer
 from ..api import Context, InFlight, Sessions, create_app
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
-from ..config import Deployment
+from ..config import ConfigurationError, Deployment
 from ..demo.model import NAME
 from ..demo.sae import place_sae
 from ..demo.seed import seed
 from ..domain.commands import LoadModel
 from ..domain.events import LogTruncated
 from ..domain.messages import Start
-from ..errors import SAEError
+from ..errors import SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..generations import Generations
 from ..subscriptions import Broadcast
@@ -41,11 +41,10 @@ from ..telemetry.traces import Tracing
 from .adapters import Adapters
 from .capabilities import capabilities
 from .lazy_engine import LazyEngine
-from .requested_model import asked_for, check_model, same
 
 logger = logging.getLogger("sae_actor")
 
-EX_UNAVAILABLE, EX_SOFTWARE, EX_CONFIG = 69, 70, 78
+EX_UNAVAILABLE, EX_SOFTWARE = 69, 70
 STOP_SECONDS = 4.0
 """For open requests to end after the first signal."""
 CLOSE_SECONDS = 1.0
@@ -60,12 +59,10 @@ class Service:
         self.deployment = deployment
         self.settings = settings = deployment.settings
         self.log = log
-        self.demo_model = deployment.demo_model
-        self.demo_sae = None if self.demo_model is None else place_sae(self.demo_model).resolve()
+        self.demo_sae = None if deployment.demo_model is None else place_sae(deployment.demo_model).resolve()
+        self.seeding = self.demo_sae is not None
         self.exit_code = 0
         self.in_flight = InFlight()
-        self.preparing: str | None = None
-        """What the settings require and is not requested or not there yet."""
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -89,17 +86,15 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
-        check_model(self.settings, self.actor.state)
         _settle_collector()
         server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
+        asked = None
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
         else:
-            if self.demo_sae is not None or self.settings.model.id:
-                self.preparing = "what the settings require is being loaded"
-            await self._start()
+            asked = await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
-        wishes = asyncio.create_task(self._wishes(url, read_only=read_only))
+        wishes = asyncio.create_task(self._wishes(url, asked))
         ended = asyncio.create_task(self._end_on_failure(server))
         self._server = server
         try:
@@ -110,7 +105,8 @@ class Service:
             await self._close()
         return self.exit_code
 
-    async def _start(self) -> None:
+    async def _start(self) -> Accepted | None:
+        """The command for the model of the settings, if it was missing."""
         settings = self.settings
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
         # Before any effect: remove leftovers of killed processes, except what a download can continue.
@@ -120,43 +116,35 @@ class Service:
             await self.actor.acknowledge(
                 LogTruncated(known_position=known.position, known_hash=known.hash, why="--accept-truncation")
             )
-        await self.actor.start(
-            Start(
-                version=__version__,
-                max_attachments=settings.gpu.max_attachments,
-                drain_seconds=settings.engine.drain_seconds,
-            )
+        start = Start(
+            version=__version__,
+            max_attachments=settings.gpu.max_attachments,
+            drain_seconds=settings.engine.drain_seconds,
+            model=self.deployment.model,
         )
+        try:
+            return await self.actor.start(start)
+        except SAEInUseError as error:
+            raise ConfigurationError(error.detail) from None
 
-    async def _wishes(self, url: str, *, read_only: bool) -> None:
+    async def _wishes(self, url: str, asked: Accepted | None) -> None:
         """What the settings require beyond the log: a model, or the demo's first contents."""
         print(f"sae-actor {__version__} on {url}", flush=True)
-        if read_only:
-            return
         try:
-            if self.demo_model is not None and self.demo_sae is not None:
-                await self._seed(url, self.demo_model, self.demo_sae)
-            elif self.settings.model.id:
-                await self._load_model()
+            if self.deployment.demo_model is not None and self.demo_sae is not None:
+                settings, path = self.settings.model, str(self.deployment.demo_model / NAME)
+                model = LoadModel(model=path, dtype=settings.dtype, device=settings.device)
+                await seed(self.actor, self.log, model, url, self.demo_sae, token=bool(self.deployment.access))
+            elif asked is not None and self.deployment.model is not None:
+                name = self.deployment.model.model
+                outcome = await self.actor.outcome(asked.command_id, wait=3600)
+                if outcome.error is not None:
+                    detail = outcome.error.detail
+                    logs.say(detail if detail.startswith(name) else f"{name}: {detail}")
         except SAEError as error:
             logs.say(error.detail)
         finally:
-            self.preparing = None
-
-    async def _seed(self, url: str, folder: Path, sae: Path) -> None:
-        asked = self.settings.model
-        model = LoadModel(model=str(folder / NAME), dtype=asked.dtype, device=asked.device)
-        await seed(self.actor, self.log, model, url, sae, token=bool(self.deployment.access))
-
-    async def _load_model(self) -> None:
-        wanted, model = asked_for(self.settings), self.actor.state.model
-        if wanted is None or (model is not None and same(model, wanted) and model.status != "error"):
-            return
-        accepted = await self.actor.submit(wanted, principal="configuration")
-        outcome = await self.actor.outcome(accepted.command_id, wait=3600)
-        if outcome.error is not None:
-            detail = outcome.error.detail
-            logs.say(detail if detail.startswith(wanted.model) else f"{wanted.model}: {detail}")
+            self.seeding = False
 
     def _announce(self, event_type: str, data: dict[str, object]) -> None:
         """Progress from whatever thread has some."""
@@ -178,7 +166,7 @@ class Service:
                 log=self.log,
                 hub=self.hub,
                 engine=self.engine,
-                preparing=lambda: self.preparing,
+                seeding=lambda: self.seeding,
                 capabilities=lambda: capabilities(self.settings),
                 quota_bytes=self.settings.hub.quota_bytes or None,
                 access=self.deployment.access,

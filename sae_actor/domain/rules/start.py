@@ -10,11 +10,12 @@ from ..messages import Start
 from ..pending import pending
 from ..state import MAX_ATTEMPTS, State
 from . import attachments
-from .models import model_failed
+from .models import missing, model_failed
 
 
 def start(message: Start, state: State) -> list[ev.Payload]:
     """Take the log over: count what the last process died under, and give up what killed it three times."""
+    missing(message.model, state)  # refuses a start for another model than the one that an SAE is attached to
     started = ev.ActorStarted(
         version=message.version, max_attachments=message.max_attachments, drain_seconds=message.drain_seconds
     )
