@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from litestar import Request
 
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
@@ -20,6 +17,7 @@ from .guard.attempts import Attempts
 from .guard.policy import Policy
 from .guard.shutdown import InFlight
 from .log_pages import StateCache
+from .types import AnyRequest
 
 WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
@@ -46,7 +44,7 @@ class Context(Policy):
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
-    seeding: Callable[[], bool] = lambda: False
+    seeding: bool = False
     """Whether the demo's first contents are still on their way."""
     quota_bytes: int | None = None
     """Bytes on disk for all downloads together; None: no limit."""
@@ -70,12 +68,12 @@ class Context(Policy):
     in_flight: InFlight = field(default_factory=InFlight)
 
 
-def context(request: Request[Any, Any, Any]) -> Context:
+def context(request: AnyRequest) -> Context:
     found: Context = request.app.state.context
     return found
 
 
-def device(request: Request[Any, Any, Any]) -> Engine:
+def device(request: AnyRequest) -> Engine:
     """The engine, to generate or read with. Raises `ReadOnlyError` if the model exists in the log only. With a full
     disk it is still on the device, and can be read."""
     asked = context(request)
@@ -84,6 +82,6 @@ def device(request: Request[Any, Any, Any]) -> Engine:
     return asked.engine
 
 
-def principal(request: Request[Any, Any, Any]) -> str:
+def principal(request: AnyRequest) -> str:
     """The caller, as the checks found: the name of the grant, `local` if no token is required."""
     return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `guard`

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, TypedDict, cast
 
 import msgspec
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import HTTPException
 from msgspec import Meta
 
 from ..domain.events import Problem
 from ..errors import BadRequestError, InternalError, NotFoundError, NotReadyError, SAEError, TooLargeError, from_code
+from .types import AnyRequest
 
 logger = logging.getLogger(__name__)
-
-AnyRequest = Request[Any, Any, Any]
 
 
 class ProblemDetails(TypedDict):

@@ -22,7 +22,7 @@ import uvicorn
 
 from .. import __version__
 from ..actor import Accepted, Actor, Performer
-from ..api import Context, InFlight, Sessions, create_app
+from ..api import Context, Sessions, create_app
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
 from ..config import ConfigurationError, Deployment
@@ -60,9 +60,7 @@ class Service:
         self.settings = settings = deployment.settings
         self.log = log
         self.demo_sae = None if deployment.demo_model is None else place_sae(deployment.demo_model).resolve()
-        self.seeding = self.demo_sae is not None
         self.exit_code = 0
-        self.in_flight = InFlight()
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -82,6 +80,22 @@ class Service:
             record_text=settings.audit.record_text,
             deadline_seconds=settings.engine.deadline_seconds,
             places=settings.engine.max_running + settings.engine.max_waiting,
+        )
+        self.context = Context(
+            actor=self.actor,
+            texts=self.texts,
+            log=log,
+            hub=self.hub,
+            engine=self.engine,
+            seeding=self.demo_sae is not None,
+            capabilities=lambda: capabilities(settings),
+            quota_bytes=settings.hub.quota_bytes or None,
+            access=deployment.access,
+            sessions=Sessions(settings.server.session_hours * 3600),
+            hosts=deployment.hosts,
+            cors_origins=settings.server.cors_origins,
+            max_readers=settings.server.max_readers,
+            heartbeat=settings.server.heartbeat_seconds,
         )
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
@@ -144,7 +158,7 @@ class Service:
         except SAEError as error:
             logs.say(error.detail)
         finally:
-            self.seeding = False
+            self.context.seeding = False
 
     def _announce(self, event_type: str, data: dict[str, object]) -> None:
         """Progress from whatever thread has some."""
@@ -159,28 +173,8 @@ class Service:
         server = self.settings.server
         certificate, key = self.deployment.tls or (None, None)
         most, spare = room_for(server.max_connections)
-        app = create_app(
-            Context(
-                actor=self.actor,
-                texts=self.texts,
-                log=self.log,
-                hub=self.hub,
-                engine=self.engine,
-                seeding=lambda: self.seeding,
-                capabilities=lambda: capabilities(self.settings),
-                quota_bytes=self.settings.hub.quota_bytes or None,
-                access=self.deployment.access,
-                sessions=Sessions(server.session_hours * 3600),
-                hosts=self.deployment.hosts,
-                cors_origins=server.cors_origins,
-                in_flight=self.in_flight,
-                max_readers=server.max_readers,
-                heartbeat=server.heartbeat_seconds,
-            ),
-            *(() if self.tracing is None else self.tracing.middleware),
-        )
         return uvicorn.Config(
-            app,
+            create_app(self.context, *(() if self.tracing is None else self.tracing.middleware)),
             lifespan="off",
             log_level="error",
             # Its log lines go where ours do.
@@ -202,7 +196,7 @@ class Service:
         """End what would keep connections open: streams, generations and waiting requests, with the reason."""
         self.broadcast.close()
         self.actor.let_go()
-        self._ending = asyncio.ensure_future(self.in_flight.end(self.texts))
+        self._ending = asyncio.ensure_future(self.context.in_flight.end(self.texts))
 
     async def _end_on_failure(self, server: HttpServer) -> None:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""

@@ -59,10 +59,10 @@ async def test_a_model_that_could_not_be_loaded_is_named() -> None:
 
 async def test_a_demo_is_not_ready_before_its_contents_are_there() -> None:
     async with serving() as service:
-        service.context.seeding = lambda: True
+        service.context.seeding = True
         ready = await service.client.get("/ready")
         assert (ready.status_code, ready.json()["reasons"]) == (503, ["the demo is being set up"])
-        service.context.seeding = lambda: False
+        service.context.seeding = False
         assert (await service.client.get("/ready")).status_code == 200
 
 

@@ -59,21 +59,14 @@ async def get_state(request: AnyRequest) -> Answer:
         return answer(request, state_view(await context(request).past.state(context(request).log, at)))
 
 
-def event_types(request: AnyRequest) -> tuple[str, ...] | None:
-    """The types of `?types=A,B`; unknown names are refused."""
-    raw = request.query_params.get("types")
-    if raw is None:
-        return None
-    types = tuple(name.strip() for name in raw.split(",") if name.strip())
-    unknown = [name for name in types if name not in PAYLOADS and name not in PASSING]
-    if unknown or not types:
-        raise BadRequestError(f"unknown event type {unknown[0][:80] if unknown else ''}", param="types")
-    return types
-
-
 def wanted_events(request: AnyRequest) -> EventFilter:
-    """What `?types=` and `?sae_id=` leave."""
-    types = event_types(request)
+    """What `?types=A,B` and `?sae_id=` leave; unknown types are refused."""
+    types, raw = None, request.query_params.get("types")
+    if raw is not None:
+        types = [name.strip() for name in raw.split(",") if name.strip()]
+        unknown = [name for name in types if name not in PAYLOADS and name not in PASSING]
+        if unknown or not types:
+            raise BadRequestError(f"unknown event type {unknown[0][:80] if unknown else ''}", param="types")
     sae_id = request.query_params.get("sae_id")
     if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
         raise BadRequestError(f"sae_id must have 1 to {MAX_SAE_ID} characters", param="sae_id")

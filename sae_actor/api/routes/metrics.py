@@ -103,18 +103,18 @@ def _of_the_process() -> Iterator[Metric]:
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"sae_actor_{name}", about, value)
+    return _gauges(name, about, (), {(): value})
 
 
 def _gauges(name: str, about: str, labels: Labels, values: Mapping[Labels, float]) -> Metric:
-    family = GaugeMetricFamily(f"sae_actor_{name}", about, labels=labels)
-    for each, value in sorted(values.items()):
-        family.add_metric(each, value)
-    return family
+    return _filled(GaugeMetricFamily(f"sae_actor_{name}", about, labels=labels), values)
 
 
 def _counters(name: str, about: str, labels: Labels, values: Mapping[Labels, float]) -> Metric:
-    family = CounterMetricFamily(f"sae_actor_{name}", about, labels=labels)
+    return _filled(CounterMetricFamily(f"sae_actor_{name}", about, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]) -> Metric:
     for each, value in sorted(values.items()):
         family.add_metric(each, value)
     return family

@@ -48,7 +48,7 @@ async def get_health(request: AnyRequest) -> Answer:
            returns=Ready, errors=("not_ready",), open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
     actor = context(request).actor
-    reasons = waiting_for(actor.state) or ["the demo is being set up"] * context(request).seeding()
+    reasons = waiting_for(actor.state) or ["the demo is being set up"] * context(request).seeding
     if reasons and actor.read_only is None:
         coming = coming_back(actor.state)
         raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -12,7 +12,9 @@ from ..refs import Edit
 from ..state import AttachmentState, ModelState, SaeRecord, State
 
 View = dict[str, Any]
-T = TypeVar("T")
+_OF_SAE = ("status", "source", "repository_id", "revision", "path", "commit", "weights_sha256", "files", "error")
+_OF_ATTACHMENT = ("status", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "weights_sha256", "attached_at",
+                  "steering", "steering_enabled", "monitoring", "error")  # fmt: skip
 
 
 def difference(before: State, after: State) -> View:
@@ -98,34 +100,16 @@ def _model(model: ModelState | None) -> View | None:
 
 
 def _sae(record: SaeRecord) -> View:
-    return {
-        "status": record.status,
-        "source": record.source,
-        "repository_id": record.repository_id,
-        "revision": record.revision,
-        "path": record.path,
-        "commit": record.commit,
-        "weights_sha256": record.weights_sha256 or None,
-        "files": _plain(record.files),
-        "error": _plain(record.error),
-    }
+    return _fields(record, _OF_SAE, weights_sha256=record.weights_sha256 or None)
 
 
 def _attachment(each: AttachmentState) -> View:
-    return {
-        "status": each.status,
-        "hook_point": _plain(each.hook_point),
-        "hook_point_out": _plain(each.hook_point_out),
-        "mode": each.mode,
-        "exclude": _plain(each.exclude),
-        "dtype": each.dtype,
-        "weights_sha256": each.weights_sha256 or None,
-        "attached_at": each.attached_at,
-        "steering": _plain(each.steering),
-        "steering_enabled": each.enabled,
-        "monitoring": _plain(each.monitoring),
-        "error": _plain(each.error),
-    }
+    digest = each.weights_sha256 or None
+    return _fields(each, _OF_ATTACHMENT, weights_sha256=digest, steering_enabled=each.enabled)
+
+
+def _fields(of: SaeRecord | AttachmentState, names: Iterable[str], **own: object) -> View:
+    return {name: own[name] if name in own else _plain(getattr(of, name)) for name in names}
 
 
 def _entries(before: Mapping[str, View], after: Mapping[str, View]) -> View:
