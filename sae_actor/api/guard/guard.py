@@ -29,7 +29,7 @@ from .policy import Policy
 
 
 class Guard(Middleware):
-    """Passes on only allowed requests, with a `Caller` or None in the scope."""
+    """Passes on only allowed requests, with the caller's `Grant` or None in the scope."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
