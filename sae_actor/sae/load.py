@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..domain.structs import filled
 from ..errors import BadRequestError, SAEInvalidError, SAEUnsupportedError
 from ..formats.files import SaeFiles
 from ..formats.headers import open_stored
@@ -88,7 +89,14 @@ def load_layout(
         if bias not in weights:
             weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
     warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder and not mapped else ()
-    return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
+    spec = filled(
+        SaeSpec,
+        description,
+        dtype=str(held).removeprefix("torch."),
+        stored_dtype=description.dtype,
+        warnings=description.warnings + warnings,
+    )
+    return SAE(spec, recipe, weights)
 
 
 def _check_device(device: torch.device | str) -> None:

@@ -11,8 +11,9 @@ from ..former_hook_names import reread
 from ..placement import outdated
 from ..refs import HookPoint, SaeFile
 from ..state import AttachmentState, SaeRecord, State
+from ..structs import filled
 from ..weights import WeightsFiles
-from .fields import Bytes, Time, filled
+from .fields import Bytes, Time
 
 SaeStatus: TypeAlias = Literal["downloading", "cached", "attaching", "attached", "deleting", "error"]
 
