@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from ..domain.former_hook_names import HOOKS_READ
+from ..domain.placement import HOOKS_READ
 from ..domain.refs import HookPoint, SaeDescription
 from ..errors import SAEInvalidError
 from .headers import TensorFile

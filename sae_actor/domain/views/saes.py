@@ -7,8 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..events import Problem
-from ..former_hook_names import reread
-from ..placement import outdated
+from ..placement import outdated, reread
 from ..refs import HookPoint, SaeFile
 from ..state import AttachmentState, SaeRecord, State
 from ..structs import filled
