@@ -190,6 +190,7 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
 
 
 BYTES_PER_PARAMETER = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Types that weights may have."""
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):

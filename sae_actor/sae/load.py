@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..domain.structs import filled
 from ..errors import BadRequestError, SAEInvalidError, SAEUnsupportedError
 from ..formats.files import SaeFiles
-from ..formats.headers import open_stored
+from ..formats.headers import fill, open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
 from ..formats.pickles import read_pickle
 from ..formats.registry import read_layout
@@ -162,10 +161,10 @@ def _read(stored: Stored, shape: tuple[int, ...], dtype: torch.dtype, *, transpo
         for rows, columns in _pieces(*view.shape):
             part = view[rows, columns]
             if straight:
-                _fill(file, part.view(-1).view(torch.uint8).numpy().data, stored)
+                fill(file, part.view(-1).view(torch.uint8).numpy().data, stored)
                 _check(part, part, stored)
             else:
-                _fill(file, memoryview(buffer)[: part.numel() * source.itemsize], stored)
+                fill(file, memoryview(buffer)[: part.numel() * source.itemsize], stored)
                 _place(part, torch.frombuffer(buffer, dtype=source, count=part.numel()).view(part.shape), stored)
     return target
 
@@ -176,15 +175,6 @@ def _pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, rows, step):
         for column in range(0, width, PIECE_VALUES):
             yield slice(first, min(first + step, rows)), slice(column, min(column + PIECE_VALUES, width))
-
-
-def _fill(file: Any, part: memoryview, stored: Stored) -> None:
-    at = 0
-    while at < len(part):
-        got = file.readinto(part[at:])
-        if not got:
-            raise SAEInvalidError(f"{stored.path.name} ends inside {stored.name}", check="truncated")
-        at += got
 
 
 def _place(target: Tensor, piece: Tensor, stored: Stored) -> None:
