@@ -26,8 +26,6 @@ from .finite import check_finite
 from .format import Format
 from .registry import FORMATS, read_layout
 
-__all__ = ["FORMATS", "Format", "check_values", "describe", "weight_files"]
-
 
 def describe(path: str | os.PathLike[str], *, repository_id: str | None = None) -> SaeDescription:
     """What the files at `path` (a folder, or the weight file in it) say, without reading a weight.

@@ -52,7 +52,8 @@ def read(files: SaeFiles) -> Layout:
     sizes = sizes_of(file, _NAMES)
     warnings: list[str] = []
     model, site = _release(files.origin)
-    layer = next((int(found[1]) for part in reversed(files.origin.parts) if (found := _LAYER.fullmatch(part))), None)
+    placed = files.origin.named(_LAYER)
+    layer = int(placed[1]) if placed else None
     embedding = "embedding" in files.origin.parts[-3:] and layer is None
     transcoder = site == "transcoders"
     hook_name, point = None, None
@@ -88,11 +89,11 @@ def read(files: SaeFiles) -> Layout:
 
 def _release(origin: Origin) -> tuple[str | None, str | None]:
     """Model and site, by the name of the repository or of a folder that is called like it."""
-    for name in (*(origin.repository_id or "").split("/"), *reversed(origin.parts)):
-        if match := _REPOSITORY.fullmatch(name):
-            size, tuned, site = match.groups()
-            return f"gemma-2-{size}" + ("-it" if tuned == "it" else ""), site
-    return None, None
+    match = origin.named(_REPOSITORY)
+    if match is None:
+        return None, None
+    size, tuned, site = match.groups()
+    return f"gemma-2-{size}" + ("-it" if tuned == "it" else ""), site
 
 
 FORMAT = Format("gemma_scope", NAMING, ("jumprelu", "jumprelu_transcoder"), recognise, read)

@@ -132,10 +132,8 @@ def _model(cfg: Config, files: SaeFiles) -> str | None:
     if name:
         name = name.replace("-v3-", "-3-")
         return name if "/" in name else f"google/{name}"
-    for part in (*(files.origin.repository_id or "").split("/"), *reversed(files.origin.parts)):
-        if match := _REPOSITORY.fullmatch(part):
-            return f"google/gemma-3-{match[1]}-{match[2]}"
-    return None
+    match = files.origin.named(_REPOSITORY)
+    return f"google/gemma-3-{match[1]}-{match[2]}" if match else None
 
 
 _ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")

@@ -231,10 +231,8 @@ def _place(
 def _model(files: SaeFiles, config: Config, run: Config) -> str | None:
     if found := config.text("model_name") or run.text("model_name"):
         return found
-    for part in ((files.origin.repository_id or "").rpartition("/")[2], *reversed(files.origin.parts)):
-        if match := _REPOSITORY.fullmatch(part):
-            return f"Qwen/Qwen3-{match[1]}B"
-    return None
+    match = files.origin.named(_REPOSITORY)
+    return f"Qwen/Qwen3-{match[1]}B" if match else None
 
 
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")

@@ -71,7 +71,7 @@ NORMS = Keys(
 )
 
 NORM = "dataset_average_activation_norm"
-_MODEL = re.compile(r"(?:Llama3_1|Llama-3\.1)-8B(-Base|-Instruct)?-L")
+_MODEL = re.compile(r"(?:Llama3_1|Llama-3\.1)-8B(-Base|-Instruct)?-L.*")
 
 
 def recognise(files: SaeFiles) -> bool:
@@ -192,10 +192,8 @@ def activation_of(cfg: Config) -> Activation:
 
 
 def _model(origin: Origin) -> str | None:
-    for part in (*reversed(origin.parts), (origin.repository_id or "").rpartition("/")[2]):
-        if match := _MODEL.match(part):
-            return "meta-llama/Llama-3.1-8B" + ("-Instruct" if match[1] == "-Instruct" else "")
-    return None
+    match = origin.named(_MODEL)
+    return "meta-llama/Llama-3.1-8B" + ("-Instruct" if match[1] == "-Instruct" else "") if match else None
 
 
 FORMAT = Format("llama_scope", NAMING, ARCHITECTURES, recognise, read)

@@ -54,12 +54,11 @@ def read(files: SaeFiles) -> Layout:
 
 
 def _release(origin: Origin) -> tuple[str, int]:
-    for part in ((origin.repository_id or "").rpartition("/")[2], *reversed(origin.parts)):
-        if match := _REPOSITORY.fullmatch(part):
-            return match["model"], int(match["k"])
-    raise SAEInvalidError(
-        "k is in the repository's name alone (SAE-Res-…-L0_k), which is not known here: give repository_id", check="k"
-    )
+    match = origin.named(_REPOSITORY)
+    if match is None:
+        why = "k is in the repository's name alone (SAE-Res-…-L0_k), which is not known here: give repository_id"
+        raise SAEInvalidError(why, check="k")
+    return match["model"], int(match["k"])
 
 
 FORMAT = Format("qwen_scope", NAMING, ("topk",), recognise, read)
