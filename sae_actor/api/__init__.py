@@ -22,5 +22,3 @@ web/           the page
 from .app import create_app
 from .context import Context
 from .guard.sessions import Sessions
-
-__all__ = ["Context", "Sessions", "create_app"]

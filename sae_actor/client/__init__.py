@@ -14,5 +14,3 @@ By default edits and readings leave out attention sinks (`exclude: ["sink"]`), a
 from .calls import DEFAULT_URL, Client
 from .sse import StreamEvent
 from .wire import UnreachableError
-
-__all__ = ["DEFAULT_URL", "Client", "StreamEvent", "UnreachableError"]

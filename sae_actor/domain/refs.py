@@ -175,7 +175,7 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     """The library it was trained with had moved the norms' gains and biases into the next matrices: what a LayerNorm
     gives is then surely what it gives before its gain."""
     hooks_read: int = 0
-    """Which reading of hook names made `hook_point` of `hook_name`; see `rereading`."""
+    """Which reading of hook names made `hook_point` of `hook_name`; see `placement.reread`."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -190,6 +190,7 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
 
 
 BYTES_PER_PARAMETER = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Types that weights may have."""
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):

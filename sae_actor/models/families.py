@@ -47,26 +47,23 @@ class HookPlace:
 
 def _places(
     *,
-    attn_out: str,
-    attn_z: str,
-    mlp_in: str,
-    mlp_act: str | None,
-    mlp_out: str,
-    resid_mid: str | None,
+    attn_out: str = "self_attn",
+    attn_z: str = "self_attn.o_proj",
+    mlp_in: str = "mlp",
+    mlp_act: str | None = "mlp.down_proj",
+    mlp_out: str = "mlp",
+    resid_mid: str | None = "post_attention_layernorm",
 ) -> dict[HookKind, HookPlace]:
-    places: dict[HookKind, HookPlace] = {
+    """Where not named: as in Llama's blocks."""
+    inputs: dict[HookKind, str | None] = {"attn_z": attn_z, "mlp_in": mlp_in, "mlp_act": mlp_act}
+    return {
         "resid_pre": HookPlace("", "input"),
         "resid_post": HookPlace("", "output"),
         "attn_out": HookPlace(attn_out, "output"),
-        "attn_z": HookPlace(attn_z, "input"),
-        "mlp_in": HookPlace(mlp_in, "input"),
         "mlp_out": HookPlace(mlp_out, "output"),
+        **{kind: HookPlace(path, "input") for kind, path in inputs.items() if path is not None},
+        **({} if resid_mid is None else {"resid_mid": HookPlace(resid_mid, "input", in_place=True)}),
     }
-    if mlp_act is not None:
-        places["mlp_act"] = HookPlace(mlp_act, "input")
-    if resid_mid is not None:
-        places["resid_mid"] = HookPlace(resid_mid, "input", in_place=True)
-    return places
 
 
 @dataclass(frozen=True)
@@ -95,25 +92,11 @@ class Family:
         return dict.fromkeys(self.norms, ("gain",) if self.shared_norm else ("gain", "norm"))
 
 
-_LLAMA = Family(
-    "model.layers",
-    _places(
-        attn_out="self_attn",
-        attn_z="self_attn.o_proj",
-        mlp_in="mlp",
-        mlp_act="mlp.down_proj",
-        mlp_out="mlp",
-        resid_mid="post_attention_layernorm",
-    ),
-    {"mlp_in": "post_attention_layernorm"},
-)
+_LLAMA = Family("model.layers", _places(), {"mlp_in": "post_attention_layernorm"})
 _GEMMA2 = Family(
     "model.layers",
     _places(
         attn_out="post_attention_layernorm",
-        attn_z="self_attn.o_proj",
-        mlp_in="mlp",
-        mlp_act="mlp.down_proj",
         mlp_out="post_feedforward_layernorm",
         resid_mid="pre_feedforward_layernorm",
     ),
@@ -136,69 +119,30 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": _GEMMA2,
     "gpt2": Family(
         "transformer.h",
-        _places(
-            attn_out="attn",
-            attn_z="attn.c_proj",
-            mlp_in="mlp",
-            mlp_act="mlp.c_proj",
-            mlp_out="mlp",
-            resid_mid="ln_2",
-        ),
+        _places(attn_out="attn", attn_z="attn.c_proj", mlp_act="mlp.c_proj", resid_mid="ln_2"),
         {"mlp_in": "ln_2"},
         layer_norm=True,
         needs={"add_cross_attention": False},
     ),
     "gpt_neox": Family(
         "gpt_neox.layers",
-        _places(
-            attn_out="attention",
-            attn_z="attention.dense",
-            mlp_in="mlp",
-            mlp_act="mlp.dense_4h_to_h",
-            mlp_out="mlp",
-            resid_mid="post_attention_layernorm",
-        ),
+        _places(attn_out="attention", attn_z="attention.dense", mlp_act="mlp.dense_4h_to_h"),
         {"mlp_in": "post_attention_layernorm"},
         layer_norm=True,
         parallel_when="use_parallel_residual",
     ),
     "opt": Family(
         "model.decoder.layers",
-        _places(
-            attn_out="self_attn",
-            attn_z="self_attn.out_proj",
-            mlp_in="fc1",
-            mlp_act="fc2",
-            mlp_out="fc2",
-            resid_mid="final_layer_norm",
-        ),
+        _places(attn_z="self_attn.out_proj", mlp_in="fc1", mlp_act="fc2", mlp_out="fc2", resid_mid="final_layer_norm"),
         {"mlp_in": "final_layer_norm"},
         layer_norm=True,
         needs={"do_layer_norm_before": True},
     ),
-    "gpt_oss": Family(
-        "model.layers",
-        # The experts' inner activations are one per expert and token: there is no single place for mlp_act.
-        _places(
-            attn_out="self_attn",
-            attn_z="self_attn.o_proj",
-            mlp_in="mlp",
-            mlp_act=None,
-            mlp_out="mlp",
-            resid_mid="post_attention_layernorm",
-        ),
-        {"mlp_in": "post_attention_layernorm"},
-    ),
+    # The experts' inner activations are one per expert and token: there is no single place for mlp_act.
+    "gpt_oss": replace(_LLAMA, places=_places(mlp_act=None)),
     "phi": Family(
         "model.layers",
-        _places(
-            attn_out="self_attn",
-            attn_z="self_attn.dense",
-            mlp_in="mlp",
-            mlp_act="mlp.fc2",
-            mlp_out="mlp",
-            resid_mid=None,
-        ),
+        _places(attn_z="self_attn.dense", mlp_act="mlp.fc2", resid_mid=None),
         {"mlp_in": "input_layernorm"},
         layer_norm=True,
         shared_norm=True,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..config import Settings
-from ..domain.views.fields import filled
+from ..domain.structs import filled
 from ..eventlog import SqliteLog
 from ..hub import HuggingFaceHub
 from ..ports import Clock, Engine

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from .. import __version__
 from ..config import Settings
 from ..domain.refs import MAX_EDITS, MAX_STRENGTH, Exclusion, HookKind, Method, Mode, NamedPositions, Unit
+from ..domain.structs import filled
 from ..domain.views.capabilities import Capabilities, Limits
-from ..domain.views.fields import filled
 from ..formats import FORMATS
 from ..models.families import FAMILIES
 

@@ -32,6 +32,7 @@ from ..demo.seed import seed
 from ..domain.commands import LoadModel
 from ..domain.events import LogTruncated
 from ..domain.messages import Start
+from ..domain.structs import filled
 from ..errors import SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..generations import Generations
@@ -121,7 +122,6 @@ class Service:
 
     async def _start(self) -> Accepted | None:
         """The command for the model of the settings, if it was missing."""
-        settings = self.settings
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
         # Before any effect: remove leftovers of killed processes, except what a download can continue.
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
@@ -130,13 +130,8 @@ class Service:
             await self.actor.acknowledge(
                 LogTruncated(known_position=known.position, known_hash=known.hash, why="--accept-truncation")
             )
-        start = Start(
-            version=__version__,
-            max_attachments=settings.gpu.max_attachments,
-            drain_seconds=settings.engine.drain_seconds,
-            model=self.deployment.model,
-        )
         try:
+            start = filled(Start, self.settings.gpu, self.settings.engine, self.deployment, version=__version__)
             return await self.actor.start(start)
         except SAEInUseError as error:
             raise ConfigurationError(error.detail) from None

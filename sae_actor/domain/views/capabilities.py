@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ..refs import HookKind, Mode
 from ..state import State
-from .fields import filled
+from ..structs import filled
 
 
 class Limits(Struct, frozen=True, kw_only=True):

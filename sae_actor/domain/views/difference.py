@@ -12,9 +12,11 @@ from ..refs import Edit
 from ..state import AttachmentState, ModelState, SaeRecord, State
 
 View = dict[str, Any]
-_OF_SAE = ("status", "source", "repository_id", "revision", "path", "commit", "weights_sha256", "files", "error")
-_OF_ATTACHMENT = ("status", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "weights_sha256", "attached_at",
-                  "steering", "steering_enabled", "monitoring", "error")  # fmt: skip
+
+_SAE = ("status", "source", "repository_id", "revision", "path", "commit", "weights_sha256", "files", "error")
+_ATTACHMENT = ("status", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "weights_sha256", "attached_at",
+               "steering", "enabled", "monitoring", "error")  # fmt: skip
+"""Fields that are compared, in the order in which they are shown."""
 
 
 def difference(before: State, after: State) -> View:
@@ -100,16 +102,12 @@ def _model(model: ModelState | None) -> View | None:
 
 
 def _sae(record: SaeRecord) -> View:
-    return _fields(record, _OF_SAE, weights_sha256=record.weights_sha256 or None)
+    return {**_fields(record, _SAE), "weights_sha256": record.weights_sha256 or None}
 
 
 def _attachment(each: AttachmentState) -> View:
-    digest = each.weights_sha256 or None
-    return _fields(each, _OF_ATTACHMENT, weights_sha256=digest, steering_enabled=each.enabled)
-
-
-def _fields(of: SaeRecord | AttachmentState, names: Iterable[str], **own: object) -> View:
-    return {name: own[name] if name in own else _plain(getattr(of, name)) for name in names}
+    fields = {**_fields(each, _ATTACHMENT), "weights_sha256": each.weights_sha256 or None}
+    return {"steering_enabled" if name == "enabled" else name: value for name, value in fields.items()}
 
 
 def _entries(before: Mapping[str, View], after: Mapping[str, View]) -> View:
@@ -129,6 +127,10 @@ def _changes(before: View | None, after: View | None) -> View:
     names = dict.fromkeys([*(before or {}), *(after or {})])
     pairs = {name: {"before": (before or {}).get(name), "after": (after or {}).get(name)} for name in names}
     return {name: pair for name, pair in pairs.items() if pair["before"] != pair["after"]}
+
+
+def _fields(of: SaeRecord | AttachmentState, names: Iterable[str]) -> View:
+    return {name: _plain(getattr(of, name)) for name in names}
 
 
 def _plain(value: object) -> Any:

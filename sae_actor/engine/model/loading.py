@@ -81,7 +81,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
         progress("model_progress", {"model": effect.model, "stage": name})
 
     stage("finding")
-    files = find_model(effect.model, effect.revision, progress, cancelled)
+    files = find_model(effect.model, effect.revision)
     stage("checking")
     found = digests(files, cancelled)
     stage("loading")
