@@ -1,4 +1,4 @@
-"""Limiters: so many at a time, so many in a turn of the event loop, so many in a second."""
+"""Limiters: so many in a turn of the event loop, so many at a time, so many in a second."""
 
 from __future__ import annotations
 
@@ -6,32 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from .errors import SAEError
-
-
-class BoundedSemaphore(asyncio.Semaphore):
-    """`most` at a time, and `waiting` more until one is free; further ones get the error that `full` makes."""
-
-    def __init__(self, most: int, waiting: int, full: Callable[[], SAEError]) -> None:
-        super().__init__(most)
-        self._most_waiting = waiting
-        self._now_waiting = 0
-        self._full = full
-
-    @contextlib.asynccontextmanager
-    async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
-        """begun: an answer has begun, and is not refused any more."""
-        if not begun and self.locked() and self._now_waiting >= self._most_waiting:
-            raise self._full()
-        self._now_waiting += 1
-        try:
-            await self.acquire()
-        finally:
-            self._now_waiting -= 1
-        try:
-            yield
-        finally:
-            self.release()
+from .errors import NotReadyError, SAEError
 
 
 class RequestThrottle:
@@ -46,6 +21,39 @@ class RequestThrottle:
     async def enter(self) -> None:
         await self._free.acquire()
         asyncio.get_running_loop().call_soon(self._free.release)
+
+
+class BoundedSemaphore:
+    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After."""
+
+    def __init__(
+        self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError, retry_after: int = 1
+    ) -> None:
+        self._full = full
+        self._error = error
+        self._retry_after = retry_after
+        self._free = asyncio.Semaphore(most)
+        self._most_waiting = waiting
+        self._waiting = 0
+
+    def locked(self) -> bool:
+        """Whether none is free."""
+        return self._free.locked()
+
+    @contextlib.asynccontextmanager
+    async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
+        """begun: an answer has begun, and is not refused any more. Raises the `error`."""
+        if not begun and self._free.locked() and self._waiting >= self._most_waiting:
+            raise self._error(self._full, retry_after=self._retry_after)
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 class TokenBucket:

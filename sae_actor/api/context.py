@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
-from ..errors import MailboxFullError, NotReadyError, ReadOnlyError, SAEError
+from ..errors import MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..limits import BoundedSemaphore
 from ..ports import Engine, EventLog, Hub
@@ -21,14 +20,12 @@ from .types import AnyRequest
 
 WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
+WALKS_WAITING = 32
+"""Further ones, until it is their turn."""
 PROMPTS_WAITING = 96
 """Prompts that wait for the tokenizer, which does one at a time: as many as generations may run and wait."""
 LOOKS_WAITING = 32
 """Looks at features that wait for the one before them."""
-
-
-def _few(most: int, waiting: int, error: type[SAEError], full: str) -> Callable[[], BoundedSemaphore]:
-    return partial(BoundedSemaphore, most, waiting, partial(error, full, retry_after=1))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,15 +48,19 @@ class Context(Policy):
     attempts: Attempts = field(default_factory=Attempts)
     """Logins that failed recently."""
     walks: BoundedSemaphore = field(
-        default_factory=_few(WALKS, 32, NotReadyError, "too many requests are reading the log")
+        default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
     """Held while an answer is made of much of the log."""
     prompts: BoundedSemaphore = field(
-        default_factory=_few(1, PROMPTS_WAITING, MailboxFullError, "too many prompts are waiting")
+        default_factory=lambda: BoundedSemaphore(
+            1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError
+        )
     )
     """Held while a prompt becomes tokens."""
     looks: BoundedSemaphore = field(
-        default_factory=_few(1, LOOKS_WAITING, MailboxFullError, "too many feature requests are waiting")
+        default_factory=lambda: BoundedSemaphore(
+            1, LOOKS_WAITING, full="too many feature requests are waiting", error=MailboxFullError
+        )
     )
     """Held while weights are read on the device, which competes with generation."""
     past: StateCache = field(default_factory=StateCache)

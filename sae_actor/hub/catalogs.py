@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 
-from ..errors import NotReadyError
 from ..limits import BoundedSemaphore
 from ..ports import CatalogEntry
 
@@ -24,8 +22,8 @@ class Listings:
 
     def __init__(self, entries: Callable[[str, str], Awaitable[list[CatalogEntry]]]) -> None:
         self._entries = entries
-        full = partial(NotReadyError, "too many repositories are being listed", retry_after=5)
-        self._turns = BoundedSemaphore(RUNNING, WAITING, full)
+        full = "too many repositories are being listed"
+        self._turns = BoundedSemaphore(RUNNING, WAITING, full=full, retry_after=5)
         self._asked: dict[Asked, asyncio.Task[list[CatalogEntry]]] = {}
         self._heard: dict[asyncio.Task[list[CatalogEntry]], int] = {}
         """How many wait for each."""

@@ -18,9 +18,9 @@ from ...generations import read_activations
 from ...ports import FeatureActivation, Watch
 from ..answers import answer, state_of
 from ..context import context, device
+from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 from .requests import ChatMessage
 
@@ -96,8 +96,7 @@ async def post_activations(request: AnyRequest) -> Answer:
     state = state_of(request)
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read
     position = model_and_position(state)[1]
-    async with heard(request), context(request).prompts.taken():
-        prompt = await engine.tokenize(asked, body.tokenization)
+    prompt = await tokens_of(request, engine, asked, body.tokenization)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
     state = state_of(request)

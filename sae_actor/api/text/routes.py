@@ -12,9 +12,9 @@ from ...errors import ModelNotFoundError
 from ...generations import TokenOptions
 from ..answers import answer, state_of
 from ..context import context, device, principal
+from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
 from .parallel import abandon, ends
@@ -95,10 +95,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
-    prompts = []
-    for asked in body.prompts():
-        async with heard(request), context(request).prompts.taken():
-            prompts.append(await engine.tokenize(asked, body.tokenization))
+    prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
     own_sae = body.sae or SaeExtension()
     choices: list[Choice] = []
