@@ -73,8 +73,8 @@ def test_before_the_gain_is_what_the_norm_divides_alone(model_type: str, kind: H
     found = run(architecture, model, see=(point,))[point]
     x = got[0].double()
     x = x - x.mean(-1, keepdim=True) if family.layer_norm else x
-    eps = getattr(norm, "variance_epsilon", None) or norm.eps
-    wanted = x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-5))  # OLMo's has it in its forward pass
+    wanted = x / (x.pow(2).mean(-1, keepdim=True) + float(eps)).sqrt()
     torch.testing.assert_close(hook.seen(found).double(), wanted, rtol=1e-4, atol=1e-5)
     assert torch.allclose(found.double(), wanted, atol=1e-2) == (hook.gain is None)
     assert (hook.gain is None) == (model_type == "olmo"), "the one whose norms have no gain"
