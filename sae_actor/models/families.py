@@ -110,6 +110,16 @@ class Family:
         """Kind → on which sides of its norm there is a place too."""
         return dict.fromkeys(self.norms, ("gain",) if self.shared_norm else ("gain", "norm"))
 
+    @property
+    def lacks(self) -> dict[str, str]:
+        """Kinds that models of the family lack, or some layers of theirs, or some variants, and why."""
+        found: dict[str, str] = {**self.without}
+        for values, variant in self.variants:
+            where = ", ".join(f"{name} {str(value).lower()}" for name, value in values.items())
+            for kind, reason in variant.without.items():
+                found.setdefault(kind, f"with {where}: {reason}")
+        return found
+
     def of(self, config: Any) -> Family:
         """The variant that a model's config asks for."""
         return next((variant for values, variant in self.variants if _holds(values, config)), self)

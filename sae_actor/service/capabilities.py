@@ -23,11 +23,7 @@ def capabilities(settings: Settings) -> Capabilities:
         architectures=tuple(sorted({name for each in FORMATS for name in each.architectures})),
         hook_points=typing.get_args(HookKind),
         families={name: tuple(sorted(family.places)) for name, family in sorted(FAMILIES.items())},
-        families_without={
-            name: {str(kind): reason for kind, reason in family.without.items()}
-            for name, family in sorted(FAMILIES.items())
-            if family.without
-        },
+        families_without={name: family.lacks for name, family in sorted(FAMILIES.items()) if family.lacks},
         text_parts=dict(sorted(TEXT_PART.items())),
         methods=typing.get_args(Method),
         modes=typing.get_args(Mode),

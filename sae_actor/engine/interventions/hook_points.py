@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from ...domain.refs import Before, HookKind, HookPoint
 from ...errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
-from ...models.families import FAMILIES, Where
+from ...models.families import FAMILIES, Family, Where
 
 HOOK_KINDS: tuple[HookKind, ...] = get_args(HookKind)
 
@@ -107,13 +107,13 @@ def _with_first(output: Any, new: Tensor) -> Any:
 class Architecture:
     """The hook points of one loaded model."""
 
-    def __init__(self, model: nn.Module, config: Any) -> None:
-        """Find the blocks and the width of every kind.
+    def __init__(self, model: nn.Module, config: Any, family: Family | None = None) -> None:
+        """Find the blocks and the width of every kind; `family` is that of the model's type.
 
         Raises `ModelLoadError` for an unknown model type, or a model whose modules do not match its type.
         """
         self.model_type: str = config.model_type
-        family = FAMILIES.get(self.model_type)
+        family = family or FAMILIES.get(self.model_type)
         if family is None:
             known = ", ".join(sorted(FAMILIES))
             raise ModelLoadError(

@@ -181,7 +181,7 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
     adopt()
     network, info = transformers.AutoModelForCausalLM.from_pretrained(
         files.folder,
-        config=_text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
+        config=text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
         key_mapping=TEXT_NAMES,
         dtype=dtype,
         use_safetensors=True,
@@ -194,11 +194,11 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _text_config(config: Any) -> Any:
+def text_config(config: Any) -> Any:
     """The config of the part that reads and writes text; the config itself where there is no other part."""
     if config.model_type not in TEXT_PART:
         return config
-    text = config.get_text_config()
+    text = config.gettext_config()
     tied = config.to_diff_dict().get("tie_word_embeddings")
     if tied is not None:  # some name it for the whole model alone
         text.tie_word_embeddings = tied

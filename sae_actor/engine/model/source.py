@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not marked as exported
 
 from ...errors import ModelLoadError, ModelNotFoundError, SAEError
-from ...models.files import SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
+from ...models.files import CONFIG, SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
 from ...ports import Progress
 from ..failures import explained
 
@@ -64,6 +64,21 @@ def find_model(model: str, revision: str, progress: Progress, cancelled: threadi
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
     cached = _cached(model, revision)
     return cached if cached is not None else _fetched(model, revision, progress, cancelled)
+
+
+def settings_folder(model: str, revision: str) -> Path:
+    """A folder with the config of `model`; of a hub's model nothing else is fetched. Raises as `find_model`."""
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    if not is_hub_id(model):
+        raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
+    failure: SAEError
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=[CONFIG]))
+    except Exception as error:  # the hub's client raises errors of several libraries; all become ours
+        failure = _hub_failure(error, model, revision)
+    raise failure
 
 
 def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
