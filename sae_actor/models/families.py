@@ -113,7 +113,7 @@ class Family:
     @property
     def lacks(self) -> dict[str, str]:
         """Kinds that models of the family lack, or some layers of theirs, or some variants, and why."""
-        found: dict[str, str] = {**self.without}
+        found: dict[str, str] = {str(kind): reason for kind, reason in self.without.items()}
         for values, variant in self.variants:
             where = ", ".join(f"{name} {str(value).lower()}" for name, value in values.items())
             for kind, reason in variant.without.items():
