@@ -9,7 +9,7 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import ModelNotLoadedError
-from ..ports import AttachedSae, Engine, FeatureDetails, GenerationItems, GenerationRequest, Progress, Tokenized
+from ..ports import AttachedSae, Engine, FeatureDetails, GenerationRequest, GenerationStream, Progress, Tokenized
 
 
 class LazyEngine:
@@ -58,7 +58,7 @@ class LazyEngine:
     ) -> Tokenized:
         return await self._loaded().tokenize(prompt, how)
 
-    def generate(self, request: GenerationRequest) -> GenerationItems:
+    def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)
 
     async def close(self) -> None:
