@@ -10,7 +10,7 @@ from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
-from ..ports import Finished, GenerationStream, Token
+from ..ports import Finished, GenerationStream, Token, news_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,7 @@ async def interleaved(texts: Sequence[RunningGeneration]) -> AsyncIterator[tuple
                 del unread[index]
             yield index, item
         if not found:
-            news = [texts[index].stream.news for index in unread]
-            await asyncio.wait(news, return_when=asyncio.FIRST_COMPLETED)
+            await news_of([texts[index].stream for index in unread])
 
 
 async def ends(texts: Sequence[RunningGeneration]) -> list[Completed]:

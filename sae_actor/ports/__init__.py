@@ -23,7 +23,7 @@ from .generation import (
     Tokenized,
     Watch,
 )
-from .generation_stream import GenerationStream
+from .generation_stream import GenerationStream, news_of
 from .hub import CatalogEntry, Hub, HubSae
 from .log import EventLog, Head, Verification
 from .progress import Progress
@@ -52,4 +52,5 @@ __all__ = [
     "Tokenized",
     "Verification",
     "Watch",
+    "news_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from ..errors import SAEError
 from .generation import Finished, Token
@@ -23,8 +23,8 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         """None also after `aclose`, if the generation had not ended."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when nothing more comes."""
-        self.news = self.ended.get_loop().create_future()
-        """Done, and another one there, when there is something to read."""
+        self.waiting: set[asyncio.Future[None]] = set()
+        """Of readers that have read everything."""
         self.stopped = False
         """The engine ends the generation after its step; read by any thread."""
         self._on_end = on_end
@@ -43,8 +43,9 @@ class GenerationStream(AsyncIterator[Token | Finished]):
 
     def wake(self) -> None:
         """Wake all readers."""
-        news, self.news = self.news, self.ended.get_loop().create_future()
-        news.set_result(None)
+        for news in self.waiting:
+            if not news.done():
+                news.set_result(None)
 
     def _end(self) -> None:
         if not self.ended.done():
@@ -55,7 +56,7 @@ class GenerationStream(AsyncIterator[Token | Finished]):
     async def has(self, position: int) -> bool:
         """Wait for this token; False if the generation ends before."""
         while position >= len(self.tokens) and not self.ended.done():
-            await asyncio.wait([self.news])
+            await news_of([self])
         return position < len(self.tokens)
 
     async def __anext__(self) -> Token | Finished:
@@ -78,3 +79,16 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         """Stop the generation; its slot is free immediately."""
         self.stop()
         self._end()
+
+
+async def news_of(streams: Sequence[GenerationStream]) -> None:
+    """Wait until there is something to read in one of them."""
+    # One future for each reader: who is cancelled while waiting for a shared one would cancel it for all.
+    news = asyncio.get_running_loop().create_future()
+    for stream in streams:
+        stream.waiting.add(news)
+    try:
+        await news
+    finally:
+        for stream in streams:
+            stream.waiting.discard(news)
