@@ -245,7 +245,7 @@ class TorchEngine:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
         stream = GenerationStream(self._streams.pop)
         apply, made = partial(self._applied, model), self._device.made
-        text = Generation(request, model.tokenizer, model.bytes_per_position, apply, stream=stream, made=made)
+        text = Generation(request, model.tokenizer, model.cache_size, apply, stream=stream, made=made)
         self._streams[stream] = text.uses
         self._device.start(text)
         return stream

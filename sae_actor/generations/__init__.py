@@ -10,14 +10,3 @@ monitoring     activations of monitored SAEs, published as they are read
 from .activations import read_activations
 from .generations import Generations
 from .running import Completed, RunningGeneration, TokenOptions, abandon, ends, interleaved
-
-__all__ = [
-    "Completed",
-    "Generations",
-    "RunningGeneration",
-    "TokenOptions",
-    "abandon",
-    "ends",
-    "interleaved",
-    "read_activations",
-]

@@ -27,30 +27,3 @@ from .generation_stream import GenerationStream, news_of
 from .hub import CatalogEntry, Hub, HubSae
 from .log import EventLog, Head, Verification
 from .progress import Progress
-
-__all__ = [
-    "Activations",
-    "AttachedSae",
-    "CatalogEntry",
-    "Clock",
-    "Engine",
-    "EventLog",
-    "FeatureActivation",
-    "FeatureDetails",
-    "Finished",
-    "GenerationRequest",
-    "GenerationStream",
-    "Head",
-    "Hub",
-    "HubSae",
-    "NearFeature",
-    "Progress",
-    "Rest",
-    "ScoredToken",
-    "Token",
-    "TokenWeight",
-    "Tokenized",
-    "Verification",
-    "Watch",
-    "news_of",
-]
