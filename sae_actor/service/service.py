@@ -153,7 +153,7 @@ class Service:
         if wanted is None or (model is not None and same(model, wanted) and model.status != "error"):
             return
         accepted = await self.actor.submit(wanted, principal="configuration")
-        outcome = await self.actor.outcome(accepted.command_id, wait=3600)
+        outcome = await self.actor.outcome(accepted.command_id, 3600, accepted)
         if outcome.error is not None:
             detail = outcome.error.detail
             logs.say(detail if detail.startswith(wanted.model) else f"{wanted.model}: {detail}")

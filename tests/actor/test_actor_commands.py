@@ -83,7 +83,7 @@ async def test_an_outcome_waits() -> None:
         for outcome in await asyncio.gather(*waiting):
             assert (outcome.status, outcome.position, outcome.error) == ("completed", accepted.position, None)
             assert [event.type for event in outcome.events] == ["ModelLoadRequested", "ModelLoaded"]
-        assert world.actor._waiters == {}
+        assert world.actor._open == {}
 
 
 async def test_an_outcome_of_nothing() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.decide import decide
@@ -202,17 +202,8 @@ def attached_steered() -> tuple[Step, ...]:
 
 def event(payload: Payload, position: int, command_id: str | None = None) -> Event:
     made = draft(payload, time=f"2026-01-01T00:00:{position % 60:02d}.000000Z", command_id=command_id, principal="me")
-    return Event(
-        position=position,
-        event_id=f"00000000-0000-4000-8000-{position:012d}",
-        type=made.type,
-        schema=made.schema,
-        time=made.time,
-        command_id=made.command_id,
-        principal=made.principal,
-        data=made.data,
-        hash="",
-    )
+    known = {"position": position, "event_id": f"00000000-0000-4000-8000-{position:012d}"}
+    return Event(**{**asdict(made), **known}, hash="")
 
 
 class Story:

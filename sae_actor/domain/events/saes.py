@@ -102,6 +102,10 @@ class SaeAttached(Payload, frozen=True, kw_only=True):
     exclude: tuple[Exclusion, ...] | None = None
     """As of `ActiveSae`."""
 
+    @property
+    def layer(self) -> int:
+        return self.hook_point.layer
+
 
 class AttachFailed(Payload, frozen=True, kw_only=True):
     request_position: int

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from .. import events as ev
-from ..events import ERASED, Event
+from ..events import ERASED, Event, payload_of
 from ..refs import ActiveSae, FinishReason, Intervention, canonical_sha256, intervention_sha256
 from ..state import AttachmentState, State
 from ..weights import WeightsFiles, of_record
@@ -24,7 +24,7 @@ from .explained import (
     StopCondition,
 )
 from .fields import filled
-from .provenance import Cited, Provenance, cited, follow, payload_of
+from .provenance import Cited, Provenance, cited, follow
 
 _STATES: dict[FinishReason, GenerationState] = {
     "error": "failed",
