@@ -13,8 +13,9 @@ from ..domain.commands import Command, Steer
 from ..domain.effects import Residents
 from ..domain.events import Draft, Event, draft, stored
 from ..domain.evolve import evolve
-from ..domain.messages import AdmitGeneration, Message, Report, Start, Stop
+from ..domain.messages import AdmitGeneration, Message, Start, Stop
 from ..domain.pending import pending, residents
+from ..domain.reports import Report
 from ..domain.state import EMPTY
 from ..domain.views.outcomes import Outcome, outcome
 from ..errors import (

@@ -10,16 +10,9 @@ from msgspec import Struct
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
+from ..domain.reports import AttachedSae
 from .generation import GenerationItems, GenerationRequest, Tokenized
 from .progress import Progress
-
-
-class AttachedSae(Struct, frozen=True, kw_only=True):
-    """What the engine measured when an SAE came to the device."""
-
-    memory_bytes: int
-    device_bytes: int
-    dtype: str
 
 
 class NearFeature(Struct, frozen=True):

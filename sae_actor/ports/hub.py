@@ -7,20 +7,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
-from ..domain.refs import SaeDescription, SaeFile
-from ..domain.weights import WeightsFiles
+from ..domain.reports import HubSae
 from .progress import Progress
-
-
-class HubSae(Struct, frozen=True, kw_only=True):
-    """What the hub adapter knows of an SAE whose files are complete and verified."""
-
-    commit: str | None
-    files: tuple[SaeFile, ...]
-    sae: SaeDescription
-    weights_sha256: str
-    weights_files: WeightsFiles = ()
-    """The files that hold the weights, in the order of `files`."""
 
 
 class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):

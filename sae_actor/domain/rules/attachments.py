@@ -5,11 +5,13 @@ from __future__ import annotations
 from ... import errors
 from .. import events as ev
 from ..commands import Attach, Detach, Monitor, Steer
+from ..effects import AttachEffect
 from ..events import Problem
 from ..folds.attachments import leaves
 from ..former_hook_names import reread
 from ..placement import agree, target
 from ..refs import HookPoint, ModelFacts, SaeDescription
+from ..reports import AttachedSae, SaeFailed
 from ..state import AttachmentState, SaeRecord, State
 from ..weights import names
 from .edits import checked, in_range, named_once, passed
@@ -116,13 +118,13 @@ def _in_the_way(holding: list[AttachmentState], point: HookPoint) -> AttachmentS
     return next((a for a in holding if a.hook_point == point), holding[0])
 
 
-def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
+def attached(effect: AttachEffect, made: AttachedSae, state: State) -> list[ev.Payload]:
     """The engine has it: what it replaces goes in the same transaction."""
-    mine = _attaching(state, report.request_position)
+    mine = _attaching(state, effect.request_position)
     if mine is None:
         return []
-    known = mine.weights_sha256 if mine.restored else report.weights_sha256
-    if known != report.weights_sha256 and not names(known, report.weights_files):
+    known = mine.weights_sha256 if mine.restored else effect.weights_sha256
+    if known != effect.weights_sha256 and not names(known, effect.weights_files):
         # Fetched again by force while it was attached: a restart attaches the old files again, or reports that it
         # cannot.
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
@@ -149,11 +151,11 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         hook_point=mine.hook_point,
         hook_point_out=mine.hook_point_out,
         mode=mine.mode,
-        dtype=report.dtype,
+        dtype=made.dtype,
         weights_sha256=known,
-        weights_files=report.weights_files,
-        memory_bytes=report.memory_bytes,
-        device_bytes=report.device_bytes,
+        weights_files=effect.weights_files,
+        memory_bytes=made.memory_bytes,
+        device_bytes=made.device_bytes,
         steering=moved.steering,
         enabled=moved.enabled,
         monitoring=moved.monitoring,
@@ -163,11 +165,9 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
     return [*detached, come]
 
 
-def attach_failed(report: ev.AttachFailed, state: State) -> list[ev.Payload]:
-    mine = _attaching(state, report.request_position)
-    if mine is None:
-        return []
-    return [failure(mine, report.error)]
+def attach_failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
+    mine = _attaching(state, at)
+    return [] if mine is None else [failure(mine, error)]
 
 
 def failure(attachment: AttachmentState, error: Problem) -> ev.AttachFailed:
@@ -210,31 +210,29 @@ def detach(command: Detach, state: State) -> list[ev.Payload]:
     return requested
 
 
-def detached(report: ev.SaeDetached, state: State) -> list[ev.Payload]:
-    leaving = any(
-        a.request_position == report.attach_position and a.detach_position == report.request_position
+def detached(at: int, freed: int, state: State) -> list[ev.Payload]:
+    return [
+        ev.SaeDetached(request_position=at, attach_position=a.request_position, sae_id=a.sae_id, freed_bytes=freed)
         for a in state.attachments
-    )
-    return [report] if leaving else []
+        if a.detach_position == at
+    ]
 
 
-def hook_faulted(report: ev.HookFaulted, state: State) -> list[ev.Payload]:
+def hook_faulted(report: SaeFailed, state: State) -> list[ev.Payload]:
     """An SAE that cannot be computed is taken out, on record."""
-    mine = next(
-        (a for a in state.attached if a.request_position == report.request_position),
-        None,
-    )
+    at = report.attach_position
+    mine = next((a for a in state.attached if a.request_position == at), None)
     if mine is None:
         return []
     gone = ev.SaeDetached(
-        request_position=report.request_position,
-        attach_position=mine.request_position,
+        request_position=at,
+        attach_position=at,
         sae_id=mine.sae_id,
         freed_bytes=0,
         held_bytes=mine.device_bytes,
         reason="fault",
     )
-    return [report, gone]
+    return [ev.HookFaulted(sae_id=mine.sae_id, request_position=at, error=report.error), gone]
 
 
 def steer(command: Steer, state: State) -> list[ev.Payload]:
