@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import traceback
-from typing import Any
 
 from ..domain import events as ev
 from ..domain.effects import (
@@ -19,7 +18,7 @@ from ..domain.effects import (
 from ..domain.refs import ModelFacts
 from ..domain.reports import AttachedSae, EffectDone, EffectFailed, HubSae, Report
 from ..errors import DeviceLostError, InternalError, SAEError
-from ..ports import Engine, Hub, Progress
+from ..ports import Engine, Hub, OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def problem(error: SAEError) -> ev.Problem:
 class Performer:
     """Binds effects to the hub and the engine."""
 
-    def __init__(self, engine: Engine, hub: Hub, progress: Progress, drain_seconds: float) -> None:
+    def __init__(self, engine: Engine, hub: Hub, progress: OnProgress, drain_seconds: float) -> None:
         self._engine = engine
         self._hub = hub
         self._progress = progress
@@ -66,10 +65,10 @@ class Performer:
     async def _download(self, effect: DownloadEffect) -> HubSae:
         at = effect.request_position
 
-        def heard(event_type: str, data: dict[str, Any]) -> None:
+        def heard(progress: Progress) -> None:
             # From any thread: one assignment, no sum.
-            self._under_way[at] = max(self._under_way.get(at, 0), data.get("bytes", 0))
-            self._progress(event_type, data)
+            self._under_way[at] = max(self._under_way.get(at, 0), progress.done)
+            self._progress(progress)
 
         try:
             return await self._hub.download(effect, heard)

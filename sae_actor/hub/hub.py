@@ -24,13 +24,13 @@ from ..errors import (
 )
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
-from ..ports import CatalogEntry, HubSae, Progress
+from ..ports import CatalogEntry, HubSae, OnProgress, Progress
 from . import conversion, imports, removal
 from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
 from .process import run_job
-from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience, Working
+from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience
 from .selection import target
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
@@ -77,19 +77,7 @@ class HuggingFaceHub:
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
 
-    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
-        def heard(message: Working) -> None:
-            told = {
-                "sae_id": effect.sae_id,
-                "phase": message.phase,
-                "bytes": message.bytes,
-                "total": message.total,
-                "rate": message.rate,
-                "seconds_left": message.seconds_left,
-                "file": message.file,
-            }
-            progress("download_progress", told if message.reason is None else {**told, "reason": message.reason})
-
+    async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         job = DownloadJob(
             parent=os.getpid(),
             root=str(self.folder),
@@ -105,9 +93,9 @@ class HuggingFaceHub:
             patience=self._patience,
         )
         if self._turns.value == 0:
-            heard(Working(phase="waiting", reason="other_downloads"))
+            progress(Progress(kind="download", subject=effect.sae_id, phase="waiting", reason="other_downloads"))
         async with self._turns:
-            done = await self._run(job, heard)
+            done = await self._run(job, progress)
         if not isinstance(done, Done):
             raise SAEDownloadError("The download process gave an unexpected answer", reason="process")
         return self._placed(done)
@@ -170,7 +158,7 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: Progress) -> None:
+    async def fetch_model(self, model: str, revision: str, progress: OnProgress) -> None:
         """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
@@ -178,12 +166,6 @@ class HuggingFaceHub:
         """
         if local_folder(model) is not None or not is_hub_id(model):
             return
-
-        def heard(message: Working) -> None:
-            told = {"model": model, "stage": "fetching", "phase": message.phase, "bytes": message.bytes}
-            rest = {"rate": message.rate, "seconds_left": message.seconds_left, "file": message.file}
-            told |= {"total_bytes": message.total or None, **rest}
-            progress("model_progress", told if message.reason is None else {**told, "reason": message.reason})
 
         try:
             job = ModelJob(
@@ -194,7 +176,7 @@ class HuggingFaceHub:
                 download_hosts=self._download_hosts,
                 patience=self._patience,
             )
-            await self._run(job, heard)
+            await self._run(job, progress)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(
                 f"the hub has no {model} at {revision}, or it is private",
@@ -221,7 +203,7 @@ class HuggingFaceHub:
         for scope in tuple(self._running):
             scope.cancel()
 
-    async def _run(self, job: Job, heard: Callable[[Working], None]) -> Done | Listed | Fetched:
+    async def _run(self, job: Job, heard: OnProgress) -> Done | Listed | Fetched:
         with anyio.CancelScope() as scope:
             if self._closed:
                 scope.cancel()

@@ -27,7 +27,7 @@ from .generation import (
 )
 from .hub import CatalogEntry, Hub
 from .log import EventLog, Head, Verification
-from .progress import Progress
+from .progress import OnProgress, Progress
 
 __all__ = [
     "Activations",
@@ -45,6 +45,7 @@ __all__ = [
     "Hub",
     "HubSae",
     "NearFeature",
+    "OnProgress",
     "Progress",
     "Rest",
     "ScoredToken",

@@ -12,7 +12,7 @@ from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Reside
 from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
 from .generation import GenerationItems, GenerationRequest, Tokenized
-from .progress import Progress
+from .progress import OnProgress
 
 
 class NearFeature(Struct, frozen=True):
@@ -56,7 +56,7 @@ class Engine(Protocol):
     The event loop is never blocked: everything that runs or changes the model happens on the engine's thread.
     """
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """Load (and keep) the model; a model already there for another request is dropped first.
 
         Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
 from ..domain.reports import HubSae
-from .progress import Progress
+from .progress import OnProgress
 
 
 class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,7 +26,7 @@ class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Hub(Protocol):
     """SAEs on disk: fetched from a hub, imported, found again, deleted. Raises errors of `errors` only."""
 
-    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
+    async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         """Fetch exactly one SAE. Cancelling ends the child process before the await returns."""
 
     async def resolve_import(self, path: str) -> str:

@@ -15,7 +15,7 @@ from ..domain.views.provenance import Provenance
 from ..errors import ModelLoadError, SAEError
 from ..hub import HuggingFaceHub
 from ..models.files import CONFIG, is_complete, local_folder
-from ..ports import Engine, Finished, GenerationRequest, Token
+from ..ports import Engine, Finished, GenerationRequest, Progress, Token
 
 DEADLINE_SECONDS = 3600.0
 
@@ -212,5 +212,5 @@ def _engine(threads: int | None) -> Engine:
     return TorchEngine(EngineSettings(threads=threads))
 
 
-def _quiet(_: str, __: dict[str, Any]) -> None:
+def _quiet(_: Progress) -> None:
     """The progress is dropped."""

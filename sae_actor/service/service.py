@@ -35,7 +35,8 @@ from ..domain.messages import Start
 from ..errors import SAEError
 from ..eventlog import SqliteLog
 from ..generations import Generations
-from ..subscriptions import Broadcast
+from ..ports import Progress
+from ..subscriptions import Broadcast, progress_frame
 from ..telemetry import logs
 from ..telemetry.traces import Tracing
 from .adapters import Adapters
@@ -158,10 +159,10 @@ class Service:
             detail = outcome.error.detail
             logs.say(detail if detail.startswith(wanted.model) else f"{wanted.model}: {detail}")
 
-    def _announce(self, event_type: str, data: dict[str, object]) -> None:
+    def _announce(self, progress: Progress) -> None:
         """Progress from whatever thread has some."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.broadcast.announce, event_type, data)
+            self._loop.call_soon_threadsafe(self.broadcast.announce, *progress_frame(progress))
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:

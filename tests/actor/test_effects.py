@@ -25,7 +25,7 @@ async def test_the_whole_script() -> None:
         await world.done(Detach(A), Delete(A), UnloadModel())
         await turns()
         assert (world.engine.residents, world.engine.model, world.hub.disk) == ({}, None, {})
-        assert set(world.progress) == {"model_progress", "download_progress"}
+        assert set(world.progress) == {"load", "download"}
         assert world.state.commands == {}
 
 

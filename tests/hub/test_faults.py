@@ -18,7 +18,7 @@ import pytest
 
 from sae_actor.errors import SAEError
 from sae_actor.hub import HuggingFaceHub, Patience
-from sae_actor.ports import HubSae
+from sae_actor.ports import HubSae, Progress
 from tests.fakes.hub_handler import SIGNATURE
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
@@ -277,10 +277,10 @@ async def test_failures_that_end_are_waited_out_and_said(server: HubServer, make
     patience = Patience(backoff_seconds=0.2, backoff_cap_seconds=0.3)
     told = Told()
     await make_hub(patience=patience).download(download(path=PATH), told)
-    waits = [message for message in told.messages if message["phase"] == "waiting"]
+    waits = [message for message in told.messages if message.phase == "waiting"]
     assert waits
-    assert {wait["reason"] for wait in waits} == {"hub_unavailable"}
-    assert all(wait["seconds_left"] > 0 for wait in waits)
+    assert {wait.reason for wait in waits} == {"hub_unavailable"}
+    assert all(wait.seconds_left is not None and wait.seconds_left > 0 for wait in waits)
 
 
 def test_the_defaults_are_those_of_the_fault_table() -> None:
@@ -315,9 +315,9 @@ async def test_a_branch_that_moves_does_not_mix_two_commits(server: HubServer, h
     server.fault("store", cut_after=SIZE // 2, times=1)
     told = Told()
 
-    def moving(name: str, message: dict[str, Any]) -> None:
-        told(name, message)
-        if message["phase"] == "body":
+    def moving(message: Progress) -> None:
+        told(message)
+        if message.phase == "body":
             server.publish("org/saes", newer)
 
     found = await hub.download(download(path=PATH), moving)

@@ -26,7 +26,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # document
 
 from ...errors import ModelLoadError, ModelNotFoundError, SAEError
 from ...models.files import SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
-from ...ports import Progress
+from ...ports import OnProgress, Progress
 from ..failures import explained
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +50,7 @@ DEFAULT_REVISION = "main"
 """The only revision of a folder."""
 
 
-def find_model(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
+def find_model(model: str, revision: str, progress: OnProgress, cancelled: threading.Event) -> ModelFiles:
     """Bring the files of `model` (hub id, or path of a folder) to this machine.
 
     Raises `ModelNotFoundError`, `ModelLoadError`, `DiskFullError`; `LoadCancelled` when `cancelled` is set.
@@ -108,7 +108,7 @@ def _cached(model: str, revision: str) -> ModelFiles | None:
     return _files_of(folder, folder.name) if is_complete(folder) else None
 
 
-def _fetched(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
+def _fetched(model: str, revision: str, progress: OnProgress, cancelled: threading.Event) -> ModelFiles:
     failure: SAEError
     try:
         return _fetch(model, revision, _bar(model, progress, cancelled))
@@ -162,7 +162,7 @@ def _hub_failure(error: Exception, model: str, revision: str) -> SAEError:
     return ours if ours.code != "internal" else ModelLoadError(ours.detail, model=model, reason="network")
 
 
-def _bar(model: str, progress: Progress, cancelled: threading.Event) -> type[tqdm]:
+def _bar(model: str, progress: OnProgress, cancelled: threading.Event) -> type[tqdm]:
     """A progress bar that shows nothing, reports bytes, and ends a cancelled download."""
 
     class Bar(tqdm):
@@ -177,15 +177,8 @@ def _bar(model: str, progress: Progress, cancelled: threading.Event) -> type[tqd
                 raise LoadCancelled
             self._done += n or 0
             if self._bytes:
-                progress(
-                    "model_progress",
-                    {
-                        "model": model,
-                        "stage": "fetching",
-                        "bytes": int(self._done),
-                        "total_bytes": int(self.total) if self.total else None,
-                    },
-                )
+                done, total = int(self._done), int(self.total or 0)
+                progress(Progress(kind="load", subject=model, phase="fetching", done=done, total=total))
             return None
 
     return Bar

@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from sae_actor.engine.model.loading import load_model
 from sae_actor.engine.model.source import LoadCancelled
 from sae_actor.errors import ModelLoadError, ModelNotFoundError, SAEError
+from sae_actor.ports import Progress
 from tests.engine.asking import load
 from tests.engine.damage import loaded, pickle_weights, set_in_config
 from tests.fakes.hub_server import HubServer
@@ -48,14 +49,14 @@ def test_a_model_of_the_hub_is_fetched_once(hub: HubServer, tiny_llama: Path) ->
         "README.md": b"",
     }
     commit = hub.publish(HUB_ID, {**files_of(tiny_llama), **extra})
-    seen: list[dict[str, Any]] = []
-    model = load_model(load(HUB_ID), lambda _, data: seen.append(data), threading.Event())
+    seen: list[Progress] = []
+    model = load_model(load(HUB_ID), seen.append, threading.Event())
     assert model.facts.commit == commit
     assert model.facts.environment["model_commit"] == commit
     assert set(model.facts.environment["model_files"]) == set(files_of(tiny_llama))
     assert not [each for each in hub.asked("get", "store") if "consolidated" in each.target or ".bin" in each.target]
-    assert [data["stage"] for data in seen if data["stage"] != "fetching"] == ["finding", "checking", "loading"]
-    fetched = [data["bytes"] for data in seen if data["stage"] == "fetching"]
+    assert [each.phase for each in seen if each.phase != "fetching"] == ["finding", "checking", "loading"]
+    fetched = [each.done for each in seen if each.phase == "fetching"]
     assert max(fetched) >= (tiny_llama / "model.safetensors").stat().st_size
 
     asked = len(hub.asked("info", "tree", "head", "get", "store"))
@@ -152,8 +153,8 @@ def test_a_cancelled_download_ends(hub: HubServer, tiny_llama: Path, monkeypatch
     hub.fault("store", rate=50_000)
     cancelled = threading.Event()
 
-    def cancel_at_the_weights(_: str, data: dict[str, Any]) -> None:
-        if data.get("bytes", 0) > 10_000:
+    def cancel_at_the_weights(progress: Progress) -> None:
+        if progress.done > 10_000:
             cancelled.set()
 
     with pytest.raises(LoadCancelled):
@@ -166,5 +167,5 @@ def test_a_folder_with_a_git_lfs_pointer(tiny_llama: Path, tmp_path: Path, name:
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     (folder / name).write_bytes(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n".encode())
     with pytest.raises(ModelLoadError, match=f"^{name} of the model is a git-lfs pointer, .*`git lfs pull`") as refused:
-        load_model(load(str(folder)), lambda _, __: None, threading.Event())
+        load_model(load(str(folder)), lambda _: None, threading.Event())
     assert refused.value.fields["check"] == "lfs_pointer"
