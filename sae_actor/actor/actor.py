@@ -260,7 +260,9 @@ class Actor:
         envelope.answer(events if command_id is None else self._accepted(command_id, events))
 
     def _accepted(self, command_id: str, events: Sequence[Event]) -> Accepted:
-        accepted = Accepted(command_id, list(events), min(self.state.revision, events[-1].position), self._future())
+        # Its turn may also have ended another command: that event is not its own.
+        own = [event for event in events if event.command_id == command_id]
+        accepted = Accepted(command_id, own, min(self.state.revision, events[-1].position), self._future())
         return self._open.setdefault(command_id, accepted) if command_id in self.state.commands else accepted
 
     def _close(self, recorded: Sequence[Event] = (), *, everyone: bool = False) -> None:
