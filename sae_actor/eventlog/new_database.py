@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..ports.clock import rfc3339_now
+from ..ports.clock import SystemClock
 from ..ports.durability import fsync_path
 from .schema import APPLICATION_ID, NAME, SCHEMA, USER_VERSION, insert_statement
 
@@ -53,7 +53,7 @@ class NewDatabase:
             self._db.execute(f"PRAGMA user_version = {USER_VERSION}")
             for statement in SCHEMA.values():
                 self._db.execute(statement)
-            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created or rfc3339_now()))
+            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created or SystemClock().now()))
         except BaseException:
             self.discard()
             raise

@@ -231,7 +231,7 @@ class HuggingFaceHub:
         else:
             base = Repository.of(self.folder, location.repository_id).snapshot(location.commit or "")
             again = "download it again with force"
-        converted = conversion.loaded_files(self.folder, location)
+        converted = conversion.loaded_files(self.folder, location) if location.converted else []
         for path, file in converted or [(base / file.path, file) for file in location.files]:
             fields = {"file": file.path, "repository_id": location.repository_id}
             try:

@@ -23,7 +23,7 @@ from sae_actor.domain.state import encode
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
-from sae_actor.service.adapters import SystemClock
+from sae_actor.ports.clock import SystemClock
 from sae_actor.subscriptions import Broadcast, progress_frame
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description

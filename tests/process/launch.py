@@ -23,8 +23,9 @@ from sae_actor.config import ConfigurationError, load, resolve
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports.clock import SystemClock
 from sae_actor.service import process
-from sae_actor.service.adapters import Adapters, SystemClock
+from sae_actor.service.adapters import Adapters
 from sae_actor.telemetry import logs
 from tests.fakes.engine import FakeEngine
 from tests.hub.conftest import QUICK

@@ -21,7 +21,7 @@ from ..refs import (
 )
 from ..state import State
 from .attachments import model_and_position
-from .edits import checked, in_range, named_once, passed
+from .edits import checked, in_range, named_once
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
@@ -242,7 +242,7 @@ def _active(
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), passed(exclude))
+    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), exclude and named_once(exclude))
 
 
 def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:

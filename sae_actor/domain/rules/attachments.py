@@ -14,7 +14,7 @@ from ..refs import HookPoint, ModelFacts, SaeDescription
 from ..reports import AttachedSae, SaeFailed
 from ..state import AttachmentState, SaeRecord, State
 from ..weights import names
-from .edits import checked, in_range, named_once, passed
+from .edits import checked, in_range, named_once
 
 
 def known(state: State, sae_id: str) -> SaeRecord:
@@ -84,7 +84,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
             dtype=command.dtype,
             replaces=replaces,
             warnings=place.warnings,
-            exclude=passed(command.exclude),
+            exclude=command.exclude and named_once(command.exclude),
         )
     ]
 
