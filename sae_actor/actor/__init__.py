@@ -20,5 +20,3 @@ from .history import Accepted
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request
-
-__all__ = ["Accepted", "Actor", "Envelope", "Mailbox", "Performer", "raw_request"]

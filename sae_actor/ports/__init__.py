@@ -28,30 +28,3 @@ from .generation import (
 from .hub import CatalogEntry, Hub
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress
-
-__all__ = [
-    "Activations",
-    "AttachedSae",
-    "CatalogEntry",
-    "Clock",
-    "Engine",
-    "EventLog",
-    "FeatureActivation",
-    "FeatureDetails",
-    "Finished",
-    "GenerationItems",
-    "GenerationRequest",
-    "Head",
-    "Hub",
-    "HubSae",
-    "NearFeature",
-    "OnProgress",
-    "Progress",
-    "Rest",
-    "ScoredToken",
-    "Token",
-    "TokenWeight",
-    "Tokenized",
-    "Verification",
-    "Watch",
-]

@@ -16,8 +16,8 @@ class Progress(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="worki
     subject: str
     """The SAE's id, the repository, or the model."""
     phase: str
-    """Of a load: finding, checking or loading, and fetching where the engine itself has to. Else resolving, listing,
-    checking, waiting, body, verifying, converting or describing."""
+    """Of a load: finding, checking or loading. Else resolving, listing, checking, waiting, body, verifying, converting
+    or describing."""
     done: int = 0
     total: int = 0
     """Bytes; 0: unknown."""

@@ -53,8 +53,7 @@ def progress_frame(progress: Progress) -> tuple[str, dict[str, Any]]:
     """Type and data of the frame that shows how far something is."""
     subject, phase, done, total = progress.subject, progress.phase, progress.done, progress.total
     if progress.kind == "load":
-        size: dict[str, Any] = {"bytes": done, "total_bytes": total or None} if phase == "fetching" else {}
-        return "model_progress", {"model": subject, "stage": phase, **size}
+        return "model_progress", {"model": subject, "stage": phase}
     now: dict[str, Any] = {name: getattr(progress, name) for name in ("rate", "seconds_left", "file")}
     if progress.reason is not None:
         now["reason"] = progress.reason

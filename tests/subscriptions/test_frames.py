@@ -40,11 +40,6 @@ from sae_actor.subscriptions import progress_frame
             "model_progress",
             b'{"model":"org/m","stage":"checking"}',
         ),
-        (
-            Progress(kind="load", subject="org/m", phase="fetching", done=5),
-            "model_progress",
-            b'{"model":"org/m","stage":"fetching","bytes":5,"total_bytes":null}',
-        ),
     ],
 )
 def test_the_frame_of_progress(progress: Progress, name: str, data: bytes) -> None:
