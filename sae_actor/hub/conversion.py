@@ -18,8 +18,8 @@ from pathlib import Path
 from posixpath import basename, splitext
 from typing import TypeVar
 
-from ..domain.effects import SaeLocation
 from ..domain.refs import SaeFile, import_id_of
+from ..domain.state import SaeLocation
 from ..formats.files import SaeFiles
 from ..formats.pickles import convert
 from ..ports.durability import fsync_path

@@ -10,7 +10,8 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect
+from ..domain.state import SaeLocation
 from ..domain.structs import filled
 from ..errors import (
     ForbiddenError,

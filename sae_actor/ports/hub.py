@@ -6,8 +6,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect
 from ..domain.reports import HubSae
+from ..domain.state import SaeLocation
 from .progress import OnProgress
 
 

@@ -9,8 +9,9 @@ import pytest
 from sae_actor.actor.performer import failed
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, CancelDownload, Command, Delete, Detach, Import, LoadModel, UnloadModel
-from sae_actor.domain.effects import DeleteEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect
 from sae_actor.domain.reports import EffectFailed
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import DeviceLostError, InternalError, OutOfMemoryError, SAEInvalidError
 from tests.actor.world import LOAD, A, B, get, living, turns, until
 from tests.fakes.hub import description

@@ -21,8 +21,9 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect
 from sae_actor.domain.refs import HookPoint, SaeDescription, SaeFile
+from sae_actor.domain.state import SaeLocation
 from sae_actor.domain.weights import WeightsFile, weights_sha256
 from sae_actor.errors import (
     ForbiddenError,

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import pytest
 
-from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, ImportEffect
 from sae_actor.domain.refs import SaeFile
+from sae_actor.domain.state import SaeLocation
 from sae_actor.domain.weights import WeightsFile
 from sae_actor.errors import ForbiddenError, NotFoundError, RepositoryNotFoundError, SAEAmbiguousError, SAEInvalidError
 from sae_actor.ports import Hub

@@ -135,22 +135,15 @@ def attached(effect: AttachEffect, made: AttachedSae, state: State) -> list[ev.P
         )
         for a in gone
     ]
-    come = ev.SaeAttached(
-        request_position=mine.request_position,
-        sae_id=mine.sae_id,
-        hook_point=mine.hook_point,
-        hook_point_out=mine.hook_point_out,
-        mode=mine.mode,
-        dtype=made.dtype,
+    come = filled(
+        ev.SaeAttached,
+        made,
+        mine,
         weights_sha256=known,
         weights_files=effect.weights_files,
-        memory_bytes=made.memory_bytes,
-        device_bytes=made.device_bytes,
         steering=moved.steering,
         enabled=moved.enabled,
         monitoring=moved.monitoring,
-        restored=mine.restored,
-        exclude=mine.exclude,
     )
     return [*detached, come]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from ... import errors
 from .. import events as ev
@@ -68,7 +68,7 @@ def downloaded(at: int, found: HubSae, state: State) -> list[ev.Payload]:
     if names(record.weights_sha256, found.weights_files):
         # The same weights as before keep the digest that the log knows them by, in whichever form that is.
         found = replace(found, weights_sha256=record.weights_sha256)
-    return [ev.DownloadCompleted(request_position=at, sae_id=record.sae_id, source=record.source, **asdict(found))]
+    return [filled(ev.DownloadCompleted, found, record)]
 
 
 def failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
