@@ -10,7 +10,7 @@ import msgspec
 from .. import events as ev
 from ..events import ERASED, Event
 from ..refs import ActiveSae, FinishReason, Intervention, canonical_sha256, intervention_sha256
-from ..state import AttachmentState, State
+from ..state import State
 from ..structs import filled
 from ..weights import WeightsFiles, of_record
 from ..words import edit_in_words
@@ -132,6 +132,7 @@ def explain(
         recomputed = intervention_sha256(intervention)
     brought = started is not None and started.own_steering
     receipt = None if finished is None else finished.receipt
+    stop = None if started is None else started.stop_when
     return filled(
         ExplainedGeneration,
         started,
@@ -154,7 +155,7 @@ def explain(
             state_agrees=_state_agrees(started, intervention, state),
         ),
         watched=tuple(sae.sae_id for sae in started.watched) if started else (),
-        stop_when=_stop_when(started),
+        stop_when=filled(StopCondition, stop, sae_id=stop.sae.sae_id) if stop else None,
         edited=finished.edited if finished else (),
         excluded=finished.excluded if finished else (),
         salt=(finished.salt if finished else None) or None,
@@ -220,7 +221,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         dtype=attachment.dtype if attachment else None,
         steering=tuple(filled(ExplainedEdit, edit, words=edit_in_words(edit)) for edit in sae.steering),
         steering_from="request" if brought else "server",
-        steering_enabled=_enabled(attachment, brought=brought),
+        steering_enabled=True if brought else attachment and attachment.enabled,
         since=tuple(each for each in since if each is not None),
     )
 
@@ -235,16 +236,3 @@ def _new(steered: Cited | None, known: Provenance, sae: ActiveSae) -> Iterable[C
     """The event that set the steering, unless it is one of the attachment's own."""
     if steered is not None and steered not in known.attached.get(sae.attach_position, ()):
         yield steered
-
-
-def _enabled(attachment: AttachmentState | None, *, brought: bool) -> bool | None:
-    if brought:
-        return True
-    return None if attachment is None else attachment.enabled
-
-
-def _stop_when(started: ev.GenerationStarted | None) -> StopCondition | None:
-    stop = started.stop_when if started else None
-    if stop is None:
-        return None
-    return filled(StopCondition, stop, sae_id=stop.sae.sae_id)

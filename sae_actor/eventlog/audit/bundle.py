@@ -25,7 +25,7 @@ from ...ports import Head
 from ...ports.durability import fsync_path
 from ..chain import Row, Walk, as_read
 from ..checkpoint import Checkpoint
-from ..inspection import Findings, inspect, missing_log, reading
+from ..inspection import Findings, damage, inspect, missing_log, reading
 from ..lock import NAME as LOCK_NAME
 from ..lock import FolderLock, make_folder
 from ..new_database import NewDatabase
@@ -175,18 +175,18 @@ def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
         try:
             yield about, _verified(lines, walk, head)
         except tarfile.TarError as error:
-            raise _damage(walk, walk.position + 1, f"{bundle} cannot be read further: {error}") from None
+            raise damage(walk, walk.position + 1, f"{bundle} cannot be read further: {error}") from None
 
 
 def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[Row]]:
     for rows in _batches(lines, walk):
         if not walk.feed(map(as_read, rows)):
-            raise _damage(walk, walk.position + 1, walk.bad or "")
+            raise damage(walk, walk.position + 1, walk.bad or "")
         yield rows
     if (bare := walk.unexplained()) is not None:
-        raise _damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
+        raise damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
     if walk.head != said:
-        raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
+        raise damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
 
 
 def _batches(lines: Iterable[bytes], walk: Walk) -> Iterator[list[Row]]:
@@ -196,7 +196,7 @@ def _batches(lines: Iterable[bytes], walk: Walk) -> Iterator[list[Row]]:
             rows.append(_row(line))
         except (ValueError, TypeError, RecursionError) as error:
             walk.feed(map(as_read, rows))
-            raise _damage(walk, walk.position + 1, walk.bad or f"the line cannot be read: {error}") from None
+            raise damage(walk, walk.position + 1, walk.bad or f"the line cannot be read: {error}") from None
         if len(rows) == _BATCH:
             yield rows
             rows = []
@@ -209,10 +209,6 @@ def _row(line: bytes) -> Row:
     erased = fields["salt"] is None and data == ERASED
     fields["salt"] = None if erased else bytes.fromhex(fields["salt"])
     return Row(**fields, data=None if erased else data)
-
-
-def _damage(walk: Walk, first_bad: int, what: str) -> LogDamagedError:
-    return LogDamagedError(f"event {first_bad}: {what}", first_bad=first_bad, events=walk.position, head=walk.head)
 
 
 @contextlib.contextmanager
