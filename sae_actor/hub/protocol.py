@@ -90,7 +90,7 @@ class Working(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="workin
     bytes: int = 0
     total: int = 0
     rate: float = 0.0
-    """Bytes a second, lately."""
+    """Bytes a second, recently."""
     seconds_left: float | None = None
     file: str | None = None
     reason: str | None = None

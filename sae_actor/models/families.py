@@ -138,7 +138,7 @@ FAMILIES: Mapping[str, Family] = {
         layer_norm=True,
         needs={"do_layer_norm_before": True},
     ),
-    # The experts' inner activations are one per expert and token: there is no single place for mlp_act.
+    # The experts' inner activations are one per expert and token: mlp_act does not have a single place.
     "gpt_oss": replace(_LLAMA, places=_places(mlp_act=None)),
     "phi": Family(
         "model.layers",

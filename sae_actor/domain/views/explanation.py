@@ -1,4 +1,4 @@
-"""What was active for one answer, told from the log alone: the fold behind `log explain` and `/api/generations`."""
+"""What was active for one answer, by the log alone: the fold of `log explain` and `/api/generations`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _STATES: dict[FinishReason, GenerationState] = {
     "cancelled": "cancelled",
     "interrupted": "interrupted",
 }
-"""Finish reason → state of a text that did not come to an end of its own; any other is `finished`."""
+"""Finish reason → state of a generation that did not come to an end of its own; any other is `finished`."""
 
 
 class Explaining:
-    """Follows a log and explains the texts that are asked for, each once its end is on record.
+    """Follows a log and explains the generations that are asked for, each once its end is on record.
 
     Feed every event from the first on. `views` are those found so far, by the position at which each began.
     """
@@ -49,9 +49,9 @@ class Explaining:
         limit: int | None = None,
         live: bool = True,
     ) -> None:
-        """Only this text, only those with this tag, only those that began behind `after`, at most so many.
+        """Only this generation, only those with this tag, only those that began after `after`, at most so many.
 
-        live: the service that makes the texts is there; without it, one that has no end on record will get none.
+        live: the service that runs the generations is there; without it, one that has no end on record will get none.
         """
         self.views: dict[int, ExplainedGeneration] = {}
         self._generation_id = generation_id
@@ -63,7 +63,7 @@ class Explaining:
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
         """Asked for, without an end yet."""
         self._erased: dict[int, tuple[Provenance, Event]] = {}
-        """Beginnings whose payload is gone, or cannot be read: which text each was is told by its end alone."""
+        """Beginnings whose payload is gone, or cannot be read: only its end says which generation it was."""
 
     @property
     def complete(self) -> bool:
@@ -74,7 +74,7 @@ class Explaining:
 
     @property
     def erased(self) -> tuple[int, ...]:
-        """Beginnings without a payload that no end has told about."""
+        """Beginnings without a payload that no end names."""
         return tuple(self._erased)
 
     def feed(self, event: Event) -> None:
@@ -116,11 +116,11 @@ def explain(
     *,
     open_state: GenerationState = "running",
 ) -> ExplainedGeneration:
-    """All that the log says of one text.
+    """All that the log says of one generation.
 
-    known: as it was before the text began. started: None where its payload was erased or is of a later version; then
+    known: as it was before. started: None where its payload was erased or is of a later version; then
     `intervention` is what was in force for whoever asked for nothing else, and `digest.agrees` whether it was that.
-    open_state: `state` of a text without an end on record.
+    open_state: `state` of a generation without an end on record.
     """
     state = known.state
     if started is not None:
