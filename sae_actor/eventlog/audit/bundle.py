@@ -42,11 +42,8 @@ async def export_bundle(folder: Path, to: Path) -> Head:
     The log is verified first. Raises `BadRequestError` if `to` exists, `LogUnusableError` if it cannot be made, and
     the errors of `inspect`.
     """
-    lock = await FolderLock.acquire(folder, shared=True)
-    try:
+    with contextlib.closing(await FolderLock.acquire(folder, shared=True)):
         return await asyncio.to_thread(_export, folder, to)
-    finally:
-        lock.release()
 
 
 async def import_bundle(bundle: Path, folder: Path) -> Head:
@@ -58,11 +55,8 @@ async def import_bundle(bundle: Path, folder: Path) -> Head:
     if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
         await asyncio.to_thread(_check, bundle)
     await asyncio.to_thread(make_folder, folder)
-    lock = await FolderLock.acquire(folder, shared=False)
-    try:
+    with contextlib.closing(await FolderLock.acquire(folder, shared=False)):
         return await asyncio.to_thread(_import, bundle, folder)
-    finally:
-        lock.release()
 
 
 def _export(folder: Path, to: Path) -> Head:
@@ -134,7 +128,9 @@ def _import(bundle: Path, folder: Path) -> Head:
     if not missing_log(folder):
         raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
-        with _opened(bundle) as (about, batches), NewDatabase(folder, about.log_id, about.created) as database:
+        with contextlib.ExitStack() as stack:
+            about, batches = stack.enter_context(_opened(bundle))
+            database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
             database.publish()
