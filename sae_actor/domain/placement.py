@@ -103,12 +103,14 @@ def _exists(point: HookPoint, model: ModelFacts) -> None:
             layer=point.layer,
             num_layers=model.num_layers,
         )
-    if point.kind not in model.widths:
-        raise errors.SAEIncompatibleError(f"{model.model_type} has no hook point of kind {point.kind}", kind=point.kind)
+    if model.width(point) == 0:
+        where = f"layer {point.layer} of {model.model_type}" if point.kind in model.widths else model.model_type
+        reason = f": {model.without[point.kind]}" if point.kind in model.without else ""
+        raise errors.SAEIncompatibleError(f"{where} has no hook point of kind {point.kind}{reason}", kind=point.kind)
 
 
 def _fits(point: HookPoint, name: str, width: int, model: ModelFacts) -> None:
-    model_d = model.widths[point.kind]
+    model_d = model.width(point)
     if model_d != width:
         raise errors.SAEIncompatibleError(
             f"the SAE's {name} is {width}, the model is {model_d} wide at {point}",

@@ -35,6 +35,10 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     architectures: tuple[str, ...]
     hook_points: tuple[HookKind, ...]
     families: dict[str, tuple[str, ...]]
+    families_without: dict[str, dict[str, str]]
+    """Model type → hook points that it, or some of its layers, lack → why."""
+    text_parts: dict[str, str]
+    """Multimodal model type → the model type of its text part, which alone is loaded."""
     methods: tuple[str, ...]
     modes: tuple[Mode, ...]
     positions: tuple[str, ...]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ...errors import ModelLoadError, ModelNotFoundError
 from ...models.files import CONFIG, SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
@@ -56,6 +56,19 @@ def find_model(model: str, revision: str) -> ModelFiles:
         why = "and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"or not whole at {revision}"
         raise ModelNotFoundError(f"{model} is not in the cache, {why}", model=model)
     return cached
+
+
+def settings_folder(model: str, revision: str) -> Path:
+    """A folder with the config of `model`; of a hub's model nothing else is fetched. Raises as `find_model`."""
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    if not is_hub_id(model):
+        raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=[CONFIG]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelNotFoundError(f"the hub gives no settings of {model} at {revision}: {error}", model=model) from error
 
 
 def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:

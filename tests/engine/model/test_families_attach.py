@@ -222,7 +222,8 @@ async def attached(
     model_folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Attached]:
-    monkeypatch.setattr(families, "D_OUT", D_IN)  # a transcoder writes to a stream as wide as the one it reads
+    for module in (families, scopes):
+        monkeypatch.setattr(module, "D_OUT", D_IN)  # a transcoder writes to a stream as wide as the one it reads
     model_type, make = CASES[request.param]
     case = make(tmp_path / "imports")
     with HubServer() as server:
