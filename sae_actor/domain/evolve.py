@@ -30,6 +30,14 @@ OPENING: dict[type[ev.Payload], str] = {
 """Intents whose command stays open until an outcome names their position → the command's name."""
 
 
+_OUTCOMES = (
+    ev.ModelLoaded | ev.ModelLoadFailed
+    | ev.DownloadCompleted | ev.DownloadFailed | ev.DownloadCancelled
+    | ev.SaeAttached | ev.AttachFailed
+    | ev.SaeDeleted | ev.DeleteFailed
+)  # fmt: skip
+
+
 def fold(events: Iterable[Event], state: State = EMPTY) -> State:
     """The state after all events."""
     for event in events:
@@ -182,23 +190,9 @@ def _commands(state: State, event: Draft, payload: ev.Payload) -> State:
 
 def closes(payload: ev.Payload) -> bool:
     """Whether the payload is the outcome of the request it names."""
-    match payload:
-        case ev.SaeDetached():
-            return payload.reason != "replaced"
-        case (
-            ev.ModelLoaded()
-            | ev.ModelLoadFailed()
-            | ev.DownloadCompleted()
-            | ev.DownloadFailed()
-            | ev.DownloadCancelled()
-            | ev.SaeAttached()
-            | ev.AttachFailed()
-            | ev.SaeDeleted()
-            | ev.DeleteFailed()
-        ):
-            return True
-        case _:
-            return False
+    if isinstance(payload, ev.SaeDetached):
+        return payload.reason != "replaced"
+    return isinstance(payload, _OUTCOMES)
 
 
 def _with_record(state: State, sae_id: str, record: SaeRecord | None) -> State:

@@ -63,7 +63,7 @@ class RequestedStop(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdmitGeneration(Struct, frozen=True, kw_only=True):
-    """A text request that is ready to run: freeze the intervention of this moment for it."""
+    """A generation that is ready to run: freeze the intervention of this moment for it."""
 
     generation_id: str
     kind: Literal["completion", "chat"]

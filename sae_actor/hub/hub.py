@@ -164,7 +164,6 @@ class HuggingFaceHub:
         return await self._removing(partial(removal.sweep, self.folder, dict(commits)))
 
     async def disk_use(self) -> int:
-        """Bytes of everything that was downloaded, finished or not."""
         return await to_thread.run_sync(blobs_bytes, self.folder)
 
     async def close(self) -> None:

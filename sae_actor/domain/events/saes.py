@@ -127,7 +127,7 @@ class SaeDetached(Payload, frozen=True, kw_only=True):
     freed_bytes: int
     """What was free again when this was written."""
     held_bytes: int = 0
-    """What the device still held of it then: of one that was replaced, or failed, until its last text has ended."""
+    """What the device still held of it: of one that was replaced, or failed, until its last generation has ended."""
     reason: Literal["requested", "replaced", "fault"] = "requested"
 
 

@@ -51,7 +51,7 @@ class Meter:
         self._say()
 
     def wait(self, seconds: float, reason: str) -> None:
-        """Sleep, telling every second that this is a wait."""
+        """Sleep, and report every second that this is a wait."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if time.monotonic() - self._said >= INTERVAL:
