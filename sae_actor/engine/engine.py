@@ -24,7 +24,7 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, GenerationStream, Progress, Tokenized, Watch
+from ..ports import AttachedSae, FeatureDetails, GenerationRequest, GenerationStream, OnProgress, Tokenized, Watch
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation, InterventionGone
@@ -89,7 +89,7 @@ class TorchEngine:
 
     # — the model —
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """See the port. The old model goes first: two may not fit."""
         if self._model is not None and self._model.position == effect.request_position:
             return self._model.facts

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from ..actor.token_bucket import TokenBucket
 from ..domain.state import AttachmentState, State
+from ..limits import TokenBucket
 from ..ports import Activations, Watch
 from ..subscriptions import Broadcast
 from .running import RunningGeneration
@@ -46,8 +46,7 @@ class Monitors:
 
     def __init__(self, broadcast: Broadcast) -> None:
         self._broadcast = broadcast
-        self._clock = asyncio.get_running_loop().time
-        self._allowance = TokenBucket(PER_SECOND, BURST, self._clock())
+        self._allowance = TokenBucket(PER_SECOND, BURST, asyncio.get_running_loop().time)
 
     async def follow(self, text: RunningGeneration, prompt: Sequence[str | None], state: Callable[[], State]) -> None:
         """Publish what a generation's tokens hold besides the readings of its request, and keep none of it.
@@ -68,7 +67,7 @@ class Monitors:
         """The newest position of each reading."""
         for each in told:
             attachment = state.attachment(each.sae_id)
-            if attachment is None or attachment.monitoring is None or not self._allowance.take(self._clock()):
+            if attachment is None or attachment.monitoring is None or not self._allowance.take():
                 continue
             position = each.first + len(each.rows) - 1
             event = {

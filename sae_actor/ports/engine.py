@@ -10,17 +10,10 @@ from msgspec import Struct
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
+from ..domain.reports import AttachedSae
 from .generation import GenerationRequest, Tokenized
 from .generation_stream import GenerationStream
-from .progress import Progress
-
-
-class AttachedSae(Struct, frozen=True, kw_only=True):
-    """What the engine measured when an SAE came to the device."""
-
-    memory_bytes: int
-    device_bytes: int
-    dtype: str
+from .progress import OnProgress
 
 
 class NearFeature(Struct, frozen=True):
@@ -64,7 +57,7 @@ class Engine(Protocol):
     The event loop is never blocked: everything that runs or changes the model happens on the engine's thread.
     """
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """Load (and keep) the model; a model already there for another request is dropped first.
 
         Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.

@@ -9,7 +9,7 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import ModelNotLoadedError
-from ..ports import AttachedSae, Engine, FeatureDetails, GenerationRequest, GenerationStream, Progress, Tokenized
+from ..ports import AttachedSae, Engine, FeatureDetails, GenerationRequest, GenerationStream, OnProgress, Tokenized
 
 
 class LazyEngine:
@@ -19,13 +19,13 @@ class LazyEngine:
     own process, because the engine's thread cannot be interrupted while it waits for a network.
     """
 
-    def __init__(self, make: Callable[[], Engine], fetch: Callable[[str, str, Progress], Awaitable[None]]) -> None:
+    def __init__(self, make: Callable[[], Engine], fetch: Callable[[str, str, OnProgress], Awaitable[None]]) -> None:
         self._make = make
         self._fetch = fetch
         self._engine: Engine | None = None
         self._making: asyncio.Task[Engine] | None = None
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         if self._engine is None:
             self._making = making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
             try:

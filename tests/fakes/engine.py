@@ -31,6 +31,7 @@ from sae_actor.ports import (
     FeatureDetails,
     GenerationRequest,
     NearFeature,
+    OnProgress,
     Progress,
     Tokenized,
     TokenWeight,
@@ -105,13 +106,13 @@ class FakeEngine:
         """The tokens of a text in which special ones are written out."""
         return self.voice.ids(text)
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         self.calls.append(("load_model", effect.request_position))
         if self.model is not None and self.model_position == effect.request_position:
             return self.model
         self._drop_model()
         await _pause(self.load_seconds, self.load_gate)
-        progress("model_progress", {"stage": "loading", "model": effect.model})
+        progress(Progress(kind="load", subject=effect.model, phase="loading"))
         if effect.model in self.missing:
             raise ModelNotFoundError(f"no model {effect.model}", model=effect.model)
         if self.load_error is not None:

@@ -20,7 +20,7 @@ from ...domain.effects import LoadModelEffect
 from ...domain.refs import ModelFacts
 from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
-from ...ports import Progress
+from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
@@ -65,7 +65,7 @@ class LoadedModel:
     """Bytes for all generations together."""
 
 
-def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     """Load a model on the CPU. Blocks: for a worker thread.
 
     Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`, `DiskFullError`; `LoadCancelled` at the next
@@ -82,13 +82,13 @@ def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading
     raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
 
 
-def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     device = device_of(effect.device)
 
     def stage(name: str) -> None:
         if cancelled.is_set():
             raise LoadCancelled
-        progress("model_progress", {"model": effect.model, "stage": name})
+        progress(Progress(kind="load", subject=effect.model, phase=name))
 
     stage("finding")
     files = find_model(effect.model, effect.revision)

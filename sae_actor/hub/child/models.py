@@ -7,7 +7,7 @@ nothing in that cache is ever removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from huggingface_hub import constants
 
 from ...errors import ModelLoadError, ModelNotFoundError
 from ...models.files import CONFIG, is_complete, is_small, refuse_pointers, weight_names
+from ...ports import OnProgress
 from ..layout import Repository, link_blob, refuse_full, write_durably
-from ..protocol import Fetched, ModelJob, Working
+from ..protocol import Fetched, ModelJob
 from .meter import Meter
 from .remote import RemoteFile, RemoteHub
 from .transfer import Transfer, retried
@@ -25,10 +26,10 @@ from .transfer import Transfer, retried
 class ModelFetch:
     """One model job; `send` takes the progress."""
 
-    def __init__(self, job: ModelJob, send: Callable[[Working], None]) -> None:
+    def __init__(self, job: ModelJob, send: OnProgress) -> None:
         self._job = job
         self._repository = Repository.of(Path(constants.HF_HUB_CACHE), job.model)
-        self._meter = Meter(send)
+        self._meter = Meter(send, "fetch", job.model)
 
     def run(self) -> Fetched:
         """Every error is an `SAEError`, or an OSError of the disk. Without the network if possible."""
