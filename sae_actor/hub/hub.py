@@ -146,8 +146,9 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: Progress) -> None:
-        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
+    async def fetch_model(self, model: str, revision: str, progress: Progress, *, weights: bool = True) -> None:
+        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder; without
+        `weights` its settings alone.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
         `DiskFullError`. The engine refuses what is not a hub id.
@@ -162,7 +163,9 @@ class HuggingFaceHub:
             progress("model_progress", told if message.reason is None else {**told, "reason": message.reason})
 
         try:
-            job = filled(ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision))
+            job = filled(
+                ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision), weights=weights
+            )
             await self._run(job, heard)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(

@@ -11,7 +11,7 @@
 """
 
 from .clock import Clock
-from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeight
+from .engine import AttachedSae, Engine, FeatureDetails, ModelSize, NearFeature, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,
