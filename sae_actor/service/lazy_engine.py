@@ -22,7 +22,7 @@ from ..ports import (
 )
 
 
-class Fetch(Protocol):
+class FetchModel(Protocol):
     """Brings the files of a model (id or path, revision) to this machine, or without `weights` its settings alone."""
 
     def __call__(self, model: str, revision: str, progress: Progress, *, weights: bool = True) -> Awaitable[None]: ...
@@ -35,7 +35,7 @@ class LazyEngine:
     thread cannot be interrupted while it waits for a network.
     """
 
-    def __init__(self, make: Callable[[], Engine], fetch: Fetch) -> None:
+    def __init__(self, make: Callable[[], Engine], fetch: FetchModel) -> None:
         self._make = make
         self._fetch = fetch
         self._engine: Engine | None = None

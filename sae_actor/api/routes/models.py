@@ -12,10 +12,10 @@ from ...domain.views.fields import Bytes
 from ...errors import BadRequestError
 from ...ports import ModelSize
 from ..answers import answer, state_of
-from ..context import device
-from ..limits import looking
+from ..context import context, device
 from ..openapi.json_schema import REVISION
 from ..operations import Query, operation
+from ..streaming import heard
 from ..types import Answer, AnyRequest
 
 CONTEXT = 2048
@@ -57,8 +57,8 @@ class Fit(Struct, frozen=True, kw_only=True):
                         required=True),
                   Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit of a hub's model"),
                   Query("sae_id", {"type": "string"}, "an SAE on disk, held in float32"),
-                  Query("dtype", {"enum": ["auto", "float32", "bfloat16", "float16"], "default": "auto"},
-                        "type of the weights in memory"),
+                  Query("dtype", {"type": "string", "default": "auto"},
+                        "type of the weights in memory: auto, float32, float16 or bfloat16"),
                   Query("device", {"type": "string", "default": "auto"}, "auto, cpu, cuda or cuda:N")),
            returns=Fit,
            errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
@@ -71,7 +71,7 @@ async def get_fit(request: AnyRequest) -> Answer:
         record = attachments.known(state_of(request), sae_id)
         beside = attachments.described(record).memory_bytes("float32")
     engine = device(request)
-    async with looking(request):
+    async with heard(request), context(request).looks.taken():
         size = await engine.model_size(asked.model, asked.revision, asked.dtype, asked.device, beside)
     return answer(request, _fit(size, beside))
 
