@@ -135,8 +135,9 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: OnProgress) -> None:
-        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
+    async def fetch_model(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> None:
+        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder; without
+        `weights` its settings alone.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
         `DiskFullError`. The engine refuses what is not a hub id.
@@ -145,7 +146,9 @@ class HuggingFaceHub:
             return
 
         try:
-            job = filled(ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision))
+            job = filled(
+                ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision), weights=weights
+            )
             await self._run(job, progress)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(

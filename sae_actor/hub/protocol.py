@@ -58,6 +58,8 @@ class ModelJob(_HubJob, frozen=True, kw_only=True, tag="model"):
     model: str
     reserve_bytes: int
     """Free disk that a download must leave."""
+    weights: bool
+    """Also its weights, besides its settings."""
 
 
 class DownloadJob(_HubJob, frozen=True, kw_only=True, tag="download"):

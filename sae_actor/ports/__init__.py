@@ -12,7 +12,7 @@
 
 from ..domain.reports import AttachedSae, HubSae
 from .clock import Clock
-from .engine import Engine, FeatureDetails, NearFeature, TokenWeight
+from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,

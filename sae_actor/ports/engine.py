@@ -16,6 +16,24 @@ from .generation_stream import GenerationStream
 from .progress import OnProgress
 
 
+class ModelSize(Struct, frozen=True, kw_only=True):
+    """What a model would take on a device, from its settings alone."""
+
+    model: str
+    model_type: str
+    dtype: str
+    device: str
+    weights_bytes: int
+    kv_bytes_per_token: int
+    state_bytes: int
+    """Of one text, however long: states of linear attention."""
+    context_length: int
+    free_bytes: int | None
+    """On the device, once everything that the engine holds is gone; None: not known."""
+    max_context: int
+    """Positions that one text could have; 0: none fits."""
+
+
 class NearFeature(Struct, frozen=True):
     """A feature whose decoder row points the same way."""
 
@@ -62,6 +80,10 @@ class Engine(Protocol):
 
         Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
         """
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        """What that model would take here, next to so many bytes of SAEs; its weights are not fetched. Raises
+        `ModelNotFoundError`, `ModelLoadError`."""
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
         """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing on the

@@ -30,6 +30,7 @@ from sae_actor.ports import (
     AttachedSae,
     FeatureDetails,
     GenerationRequest,
+    ModelSize,
     NearFeature,
     OnProgress,
     Progress,
@@ -144,6 +145,23 @@ class FakeEngine:
         )
         self.model_position = effect.request_position
         return self.model
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        self.calls.append(("model_size", beside))
+        if model in self.missing:
+            raise ModelNotFoundError(f"no model {model}", model=model)
+        return ModelSize(
+            model=model,
+            model_type="fake",
+            dtype="float32" if dtype == "auto" else dtype,
+            device="cpu" if device == "auto" else device,
+            weights_bytes=4 * self.hidden_size * VOCABULARY,
+            kv_bytes_per_token=8 * self.hidden_size * self.num_layers,
+            state_bytes=0,
+            context_length=self.context_length,
+            free_bytes=10**9,
+            max_context=self.context_length,
+        )
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
         self.calls.append(("attach", effect.request_position))

@@ -83,7 +83,7 @@ class _FastClock(SystemClock):
 class _HubWithoutModels(HuggingFaceHub):
     """The models of the engine without torch have no files."""
 
-    async def fetch_model(self, *_: Any) -> None:
+    async def fetch_model(self, *_: Any, **__: Any) -> None:
         pass
 
 

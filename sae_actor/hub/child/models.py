@@ -47,6 +47,8 @@ class ModelFetch:
         transfer = Transfer(hub, self._repository, job.patience, self._meter)
         small = [file for name, file in sorted(by_name.items()) if is_small(name)]
         self._bring(transfer, commit, small)
+        if not job.weights:
+            return Fetched(commit=commit)
         names = weight_names(self._repository.snapshot(commit))
         if any(name not in by_name for name in names):
             raise ModelLoadError(f"{job.model} has no weights as safetensors; other kinds are not read")
@@ -57,9 +59,13 @@ class ModelFetch:
         return Fetched(commit=commit)
 
     def _on_disk(self) -> str | None:
-        """The commit of the revision, if the model is complete at it."""
+        """The commit of the revision, if all that is wanted of the model is there."""
         commit = self._repository.commit_of(self._job.revision)
-        return commit if commit and is_complete(self._repository.snapshot(commit)) else None
+        if commit is None:
+            return None
+        snapshot = self._repository.snapshot(commit)
+        there = is_complete(snapshot) if self._job.weights else (snapshot / CONFIG).is_file()
+        return commit if there else None
 
     def _bring(self, transfer: Transfer, commit: str, files: Sequence[RemoteFile]) -> None:
         """Fetch and verify each file, and let the snapshot lead to it."""
