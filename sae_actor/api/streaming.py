@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 from anyio import CancelScope
 from litestar.response import Stream
 from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive
 
 from ..errors import BadRequestError
+from ..subscriptions import one_line
 from .types import AnyRequest
 
 
@@ -37,6 +39,11 @@ class Streamed(Stream):
 
     def answer(self, headers: dict[str, str]) -> Streaming:
         return Streaming(iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200)
+
+
+def line_of(value: object) -> bytes:
+    """`value` as JSON on one line, whatever its reader takes for the end of one."""
+    return one_line(msgspec.json.encode(value))
 
 
 async def followed_by(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

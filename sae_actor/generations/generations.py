@@ -24,6 +24,7 @@ from ..errors import (
     DeviceLostError,
     InternalError,
     MailboxFullError,
+    NotReadyError,
     SAEError,
     TooLargeError,
 )
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """After a generation's deadline the engine ends it by itself, if the cancel did not reach it."""
+
+STOPPING_SECONDS = 5
+"""After which a text that the end of the service cut short may be sent again."""
 
 FAREWELL_SECONDS = 2.0
 """A cancelled generation ends after its step; wait this long for the engine's `Finished`."""
@@ -106,7 +110,7 @@ class Generations:
         """Cancel what runs and wait until each end is on record."""
         while self._running or self._opening:
             for text in self._running.values():
-                text.abandon()
+                text.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
     async def _open(
@@ -185,6 +189,8 @@ class Generations:
             text.items.put_nowait(ended)
         elif ended.reason == "error":
             text.items.put_nowait(failure(ended))
+        elif ended.reason == "cancelled" and text.cut_short is not None:
+            text.items.put_nowait(text.cut_short)
         else:
             text.items.put_nowait(Completed(ended, record))
 

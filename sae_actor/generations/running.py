@@ -59,13 +59,19 @@ class RunningGeneration:
         self.made: list[Token] = []
         self.written = [*prompt]
         """Text of each token, the prompt's first; None if unknown."""
-        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once the reader has gone."""
+        self.left: asyncio.Future[SAEError | None] = asyncio.get_running_loop().create_future()
+        """Done once nobody waits for the rest: the reader has gone, or is to get this error for the end."""
 
-    def abandon(self) -> None:
-        """The reader has gone: stop the generation and free its slot. Harmless after the end."""
+    def abandon(self, why: SAEError | None = None) -> None:
+        """Stop the generation and free its slot: the reader has gone, or gets the error `why`. Harmless after the
+        end."""
         if not self.left.done():
-            self.left.set_result(None)
+            self.left.set_result(why)
+
+    @property
+    def cut_short(self) -> SAEError | None:
+        """The error that a reader gets if the generation was cancelled."""
+        return self.left.result() if self.left.done() else None
 
     async def __aiter__(self) -> AsyncGenerator[Token | Completed, None]:
         try:

@@ -18,7 +18,7 @@ from ..limits import walking
 from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import whole_number
-from ..streaming import Streamed, followed_by, heard
+from ..streaming import Streamed, followed_by, heard, line_of
 from ..types import Answer, AnyRequest
 
 PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
@@ -124,7 +124,7 @@ async def _page(begun: bytes, found: AsyncIterator[Event], head: Head) -> AsyncI
 
 async def _lines(found: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     async for event in found:
-        yield msgspec.json.encode(event) + b"\n"
+        yield line_of(event) + b"\n"
 
 
 async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -12,6 +12,17 @@ from ...domain.views.fields import Count, Digest, Position
 from ...domain.weights import WeightsFiles
 from ...ports import FeatureActivation
 
+FinalReason: TypeAlias = Literal["stop", "length", "content_filter", "tool_calls"]
+"""OpenAI's finish reasons; its clients know no other."""
+FINAL: dict[FinishReason, FinalReason] = {
+    "stop": "stop",
+    "length": "length",
+    "feature": "stop",
+    "intervention_removed": "length",
+    "cancelled": "length",
+}
+"""The nearest one for each of ours. A text that ends for another reason is answered with an error."""
+
 Rows: TypeAlias = tuple[tuple[FeatureActivation, ...], ...]
 
 
@@ -33,6 +44,8 @@ class AppliedIntervention(Struct, frozen=True, kw_only=True):
     position: Position
     interventions: tuple[AppliedSae, ...]
     intervention_sha256: Digest
+    finish_reason: FinishReason
+    """Why the text ended; OpenAI's nearest word for it is the choice's `finish_reason`."""
     receipt: Receipt
     warnings: tuple[str, ...]
     seed: int
@@ -79,12 +92,12 @@ class CompletionPart(Struct, frozen=True, kw_only=True):
     index: Count
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: FinalReason | None
     sae: AppliedIntervention | UnsetType = UNSET
 
 
 class CompletionChoice(CompletionPart, frozen=True, kw_only=True):
-    finish_reason: FinishReason
+    finish_reason: FinalReason
 
 
 class ChatAnswer(Struct, frozen=True, kw_only=True):
@@ -103,7 +116,7 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     index: Count
     message: ChatAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: FinalReason
     sae: AppliedIntervention | UnsetType = UNSET
 
 
@@ -111,7 +124,7 @@ class ChatPart(Struct, frozen=True, kw_only=True):
     index: Count
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: FinalReason | None
     sae: AppliedIntervention | UnsetType = UNSET
 
 

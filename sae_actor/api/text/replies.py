@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from ...domain.refs import FinishReason, ModelFacts
+from ...domain.refs import ModelFacts
 from ...domain.views.fields import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
 from ...ports import Finished, Rest, ScoredToken, Token, Tokenized
 from .answers import (
+    FINAL,
     AppliedIntervention,
     AppliedSae,
     ChatAnswer,
@@ -30,6 +31,7 @@ from .answers import (
     CompletionLogprobs,
     CompletionPart,
     CompletionTokensDetails,
+    FinalReason,
     Rows,
     ScoredChatToken,
     Usage,
@@ -64,7 +66,7 @@ class Choice:
 
     def whole(self, done: Completed, sae: AppliedIntervention | UnsetType) -> CompletionChoice | ChatChoice:
         """The choice at its end."""
-        made, reason = self.text.made, done.finished.reason
+        made, reason = self.text.made, FINAL[done.finished.reason]
         if self.kind == "completion":
             return CompletionChoice(
                 index=self.index,
@@ -95,7 +97,7 @@ class Choice:
     def last(self, done: Completed, sae: AppliedIntervention | UnsetType, *, first: bool = False) -> Part:
         """The choice in its last chunk."""
         content, reasoning = self._told(done.finished.rest)
-        return self._part(content, reasoning, None, done.finished.reason, sae, first=first)
+        return self._part(content, reasoning, None, FINAL[done.finished.reason], sae, first=first)
 
     def _told(self, token: Token | Rest) -> tuple[str, str]:
         """Its content, and its reasoning."""
@@ -108,7 +110,7 @@ class Choice:
         content: str,
         reasoning: str,
         tokens: Sequence[Token] | None,
-        finish_reason: FinishReason | None = None,
+        finish_reason: FinalReason | None = None,
         sae: AppliedIntervention | UnsetType = UNSET,
         *,
         first: bool,
@@ -164,6 +166,7 @@ class Choice:
                 filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
                 for sae, files in zip(started.intervention, self.text.weights, strict=True)
             ),
+            finish_reason=done.finished.reason,
             receipt=done.finished.receipt,
             warnings=tuple(warnings(done.finished)),
             seed=started.sampling.seed,

@@ -60,7 +60,7 @@ def _model(facts: ModelFacts) -> ListedModel:
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
            "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
-           "next one, which is then the last; `finish_reason` is `feature`",
+           "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip

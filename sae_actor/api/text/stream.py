@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ...errors import SAEError
 from ...generations import Completed, RunningGeneration
 from ..problems import openai_view
-from ..streaming import Streamed, followed_by, left
+from ..streaming import Streamed, followed_by, left, line_of
 from ..types import Answer, AnyRequest
 from .parallel import abandon, merged
 from .replies import Chunk, Reply
@@ -76,7 +75,7 @@ async def _events(parts: AsyncIterator[Struct]) -> AsyncIterator[bytes]:
 
 
 def _event(value: object) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    return b"data: " + line_of(value) + b"\n\n"
 
 
 @asynccontextmanager

@@ -264,7 +264,9 @@ async def test_detach_ends_the_text_that_uses_it(service: Running) -> None:
     detached = await asyncio.wait_for(service.client.post(f"/api/saes/{sae_id}/detach"), 2)
     assert detached.status_code == 200
     answer = (await running).json()
-    assert answer["choices"][0]["finish_reason"] == "intervention_removed"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["sae"]["finish_reason"] == "intervention_removed"
+    assert (await service.events())[-1]["data"]["finish_reason"] == "intervention_removed"
 
 
 async def test_a_hook_that_fails_ends_its_request_and_takes_the_sae_out(service: Running) -> None:
