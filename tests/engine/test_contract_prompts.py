@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sae_actor.domain.chats import Tokenization
@@ -69,3 +71,33 @@ async def test_token_ids_are_taken_as_they_are(given: Given) -> None:
         with pytest.raises(BadRequestError) as refused:
             await given.engine.tokenize([5], how)
         assert refused.value.fields["param"] == "prepend_bos"
+
+
+async def told(given: Given, messages: list[dict[str, str]], **how: Any) -> str:
+    return "".join((await given.engine.tokenize(messages, Tokenization(**how))).tokens)
+
+
+async def test_the_last_message_is_continued(given: Given) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure, I"}]
+    opened, closed = await told(given, messages), await told(given, messages, add_generation_prompt=False)
+    assert opened.startswith(closed)
+    assert len(opened) > len(closed)
+    continued = await given.engine.tokenize(messages, Tokenization(continue_final_message=True))
+    text = "".join(continued.tokens)
+    assert text.endswith("Sure, I")
+    assert closed.removeprefix(text) == "\n"
+    assert continued.turns is not None
+    assert [turn.role for turn in continued.turns] == ["user", "assistant"]
+    last = continued.turns[-1]
+    assert "".join(continued.tokens[slice(*last.content)]) == "Sure, I"
+    assert (last.content[1], last.stop) == (len(continued.token_ids),) * 2
+
+
+async def test_variables_of_the_template(given: Given) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    plain = await told(given, messages)
+    assert await told(given, messages, chat_template_kwargs={"mood": "kind"}) == f"{plain}(kind)"
+    assert await told(given, messages, chat_template_kwargs={"nobody_reads_it": 1}) == plain
+    with pytest.raises(BadRequestError) as refused:
+        await told(given, messages, reasoning_effort="low")
+    assert refused.value.fields["param"] == "reasoning_effort"

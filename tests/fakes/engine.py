@@ -240,7 +240,16 @@ class FakeEngine:
                 said = (len(ids) + len(head), len(ids) + len(head) + len(content))
                 told.append(MessageSpan(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
                 ids += (*head, *content, 10)
-            ids += tuple(b"<assistant>")
+            if how.reasoning_effort is not None:
+                raise BadRequestError("the template does not read it", param="reasoning_effort")
+            if how.continue_final_message:
+                ids = ids[:-1]
+                told[-1] = replace(told[-1], stop=told[-1].content[1])
+            elif how.add_generation_prompt:
+                ids += tuple(b"<assistant>")
+            mood = (how.chat_template_kwargs or {}).get("mood")
+            if mood is not None and not how.continue_final_message:
+                ids += tuple(_bytes(f"({mood})"))
         if not ids:
             raise BadRequestError("the prompt is empty", param="prompt")
         if any(not 0 <= each < self.vocabulary for each in ids):

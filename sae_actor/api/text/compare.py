@@ -49,7 +49,7 @@ async def post_compare(request: AnyRequest) -> Answer:
         raise
     texts = (*steered.texts, *baseline.texts)
     if body.stream:
-        parts = _side_by_side((steered, baseline), include_usage=body.includes_usage)
+        parts = _side_by_side((steered, baseline), body)
         return await streamed(request, parts, texts)
     async with abandoned_with_client(request, texts):
         done = await ends(texts)
@@ -77,11 +77,12 @@ def _kind_of(raw: bytes) -> Kind:
     return "chat"
 
 
-async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[Struct]:
+async def _side_by_side(replies: tuple[Reply, Reply], body: TextBody) -> AsyncIterator[Struct]:
     """Chunks of both as they come, each under its name; if one fails, both end."""
     type_: type[Any] = ChatComparisonChunk if replies[0].kind == "chat" else ComparisonChunk
+    usage = {"include_usage": body.includes_usage, "counts_usage": body.counts_usage}
     try:
-        async for branch, chunk in merged([chunks(reply, include_usage=include_usage) for reply in replies]):
+        async for branch, chunk in merged([chunks(reply, **usage) for reply in replies]):
             yield type_(**{BRANCHES[branch]: chunk})
     finally:
         abandon([text for reply in replies for text in reply.texts])

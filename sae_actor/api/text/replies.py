@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from ...domain.refs import ModelFacts
 from ...domain.views.fields import filled
@@ -258,12 +259,14 @@ class Reply:
     def _own(self, choice: Choice, done: Completed) -> AppliedIntervention | UnsetType:
         return choice.extension(done) if len(self.choices) > 1 else UNSET
 
-    def usage(self, ends: Sequence[Completed]) -> Usage:
+    def usage_so_far(self, made: int) -> Usage:
+        """After this many tokens of all choices."""
         read = sum(len(choice.prompt.token_ids) for choice in self.choices)
+        return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+
+    def usage(self, ends: Sequence[Completed]) -> Usage:
         made = sum(len(done.finished.token_ids) for done in ends)
         details: CompletionTokensDetails | UnsetType = UNSET
         if any(choice.apart for choice in self.choices):
             details = CompletionTokensDetails(reasoning_tokens=sum(done.finished.reasoning_tokens for done in ends))
-        return Usage(
-            prompt_tokens=read, completion_tokens=made, total_tokens=read + made, completion_tokens_details=details
-        )
+        return replace(self.usage_so_far(made), completion_tokens_details=details)

@@ -84,7 +84,9 @@ async def chat_completions(request: AnyRequest) -> Answer:
 async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
     reply = await opened(request, body, kind)
     if body.stream:
-        return await streamed(request, chunks(reply, include_usage=body.includes_usage), reply.texts)
+        return await streamed(
+            request, chunks(reply, include_usage=body.includes_usage, counts_usage=body.counts_usage), reply.texts
+        )
     async with abandoned_with_client(request, reply.texts):
         done = await ends(reply.texts)
     return answer(request, reply.whole(done))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from ...errors import SAEError
@@ -15,31 +15,38 @@ from ..problems import openai_view
 from ..streaming import Streamed, followed_by, left, line_of
 from ..types import Answer, AnyRequest
 from .parallel import abandon, merged
-from .replies import Chunk, Reply
+from .replies import Chunk, Part, Reply
 
 
-async def chunks(reply: Reply, *, include_usage: bool) -> AsyncIterator[Chunk]:
+async def chunks(reply: Reply, *, include_usage: bool, counts_usage: bool = False) -> AsyncIterator[Chunk]:
     """Chunks of all choices as they come; the extension of each is in its last one, where there are several.
+    counts_usage: each has the usage so far.
 
     Closing it ends the generations, and so does the first that fails: its error is raised.
     """
     unheard = {choice.index for choice in reply.choices}
     done: dict[int, Completed] = {}
-    held = reply.chunk()
+    made = 0
+
+    def told(*parts: Part) -> Chunk:
+        return reply.chunk(*parts, usage=reply.usage_so_far(made) if counts_usage else UNSET)
+
+    held = told()
     try:
         for choice in reply.choices:
             if choice.echo:
-                yield reply.chunk(choice.part(text=choice.echo))
+                yield told(choice.part(text=choice.echo))
         async for index, item in merged([choice.text for choice in reply.choices]):
             choice, first = reply.choices[index], index in unheard
             unheard.discard(index)
+            made += not isinstance(item, Completed)
             if isinstance(item, Completed):
                 done[index] = item
-                held = reply.chunk(reply.last(choice, item, first=first))
+                held = told(reply.last(choice, item, first=first))
                 if include_usage or len(done) < len(reply.choices):
                     yield held
             elif choice.tells(item) or first:
-                yield reply.chunk(choice.part((item,), first=first))
+                yield told(choice.part((item,), first=first))
     finally:
         abandon([choice.text for choice in reply.choices])
     ended = [done[choice.index] for choice in reply.choices]

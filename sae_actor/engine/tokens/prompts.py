@@ -13,7 +13,7 @@ from ...domain.chats import MessageSpan, Reasoning, Tokenization
 from ...errors import BadRequestError
 from ...ports import Tokenized
 from .chat_spans import turns_of
-from .chat_templates import FAILURES, Rendering
+from .chat_templates import FAILURES, ChatTemplate, Rendering
 from .control_tokens import Encoded, Saying
 from .detokenizer import IncrementalDetokenizer
 from .marks import said
@@ -54,6 +54,8 @@ def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS
     elif all(isinstance(item, Mapping) for item in prompt):
         ids, turns = _chat(prompt, tokenizer, how)
         reasoning = tokenizer.reasoning
+        if how.continue_final_message and reasoning is not None and reasoning.format == "channels":
+            reasoning = None  # it is content that is continued
     else:
         raise BadRequestError("a prompt must be text, messages or token ids", param="prompt")
     if not ids:
@@ -133,10 +135,17 @@ def _chat(messages: Sequence[Any], tokenizer: Tokenizer, how: Tokenization) -> t
     """Token ids, and where the messages are among them."""
     if tokenizer.template is None:
         raise BadRequestError("the model has no chat template", param="messages")
+    template = _template(tokenizer.template, how)
+    opened = how.add_generation_prompt and not how.continue_final_message
     try:
-        text = _encodable(tokenizer.template.text(messages, opened=True))
+        text = _encodable(template.text(messages, opened=opened))
         read = _read(text, tokenizer)
-        rendering = tokenizer.template.rendered(messages, opened=True)  # once it is known that it is not too long
+        # Once it is known that it is not too long.
+        found = template.continued(messages) if how.continue_final_message else None
+        if how.continue_final_message and found is None:
+            message = "the chat template does not show where the content of the last message ends"
+            raise BadRequestError(f"continue_final_message: {message}", param="continue_final_message")
+        rendering = found or template.rendered(messages, opened=opened)
         read = read if rendering.text == text else _read(rendering.text, tokenizer)  # a template may use the time
     except jinja2.TemplateError as error:
         why = error.message or "it does not say why"
@@ -144,11 +153,22 @@ def _chat(messages: Sequence[Any], tokenizer: Tokenizer, how: Tokenization) -> t
     except FAILURES as error:
         raise BadRequestError(f"the chat template fails on the messages: {error!s:.200}", param="messages") from None
     ids, spans = _spanned(messages, rendering, read, tokenizer)
-    turns = None if not spans else turns_of(messages, rendering, spans, tokenizer.template)
+    turns = None if not spans else turns_of(messages, rendering, spans, template)
     whole = _begun(ids, tokenizer, how, added=how.add_special_tokens is True)
     if how.prepend_bos is False and whole[:1] == [tokenizer.beginning]:
         whole = whole[1:]
     return whole, _moved(turns, ids, whole)
+
+
+def _template(template: ChatTemplate, how: Tokenization) -> ChatTemplate:
+    """With the request's variables."""
+    variables = dict(how.chat_template_kwargs or {})
+    if how.reasoning_effort is not None:
+        if not template.knows("reasoning_effort"):
+            message = "this value is not supported: the model's chat template does not read it"
+            raise BadRequestError(f"reasoning_effort: {message}", param="reasoning_effort")
+        variables.setdefault("reasoning_effort", how.reasoning_effort)
+    return template.given(variables)
 
 
 def _read(text: str, tokenizer: Tokenizer) -> Encoded:
