@@ -21,7 +21,8 @@ import pytest
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
 from sae_actor.api.operations import OPERATIONS
 from sae_actor.api.requests import MAX_PROMPTS
-from sae_actor.api.text.requests import ChatBody, ChatMessage, CompletionBody
+from sae_actor.api.text.messages import ChatMessage
+from sae_actor.api.text.requests import ChatBody, CompletionBody
 from sae_actor.cli.arguments import parse
 from sae_actor.cli.exit_codes import MEANINGS
 from sae_actor.cli.render.progress import STAGES

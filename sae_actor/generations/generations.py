@@ -146,6 +146,7 @@ class Generations:
             intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
             logprobs=tell.logprobs,
+            prompt_logprobs=tell.prompt_logprobs,
             watched=(*asked_for, *watches(self._actor.state)),
             stop_when=payload.stop_when,
             turns=payload.turns,

@@ -30,7 +30,8 @@ class TokenOptions:
     """What is reported with each token."""
 
     logprobs: int | None = None
-    """As in `GenerationRequest`."""
+    prompt_logprobs: int | None = None
+    """Both as in `GenerationRequest`."""
     top_k_features: int = 0
     """This many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)

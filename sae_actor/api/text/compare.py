@@ -16,9 +16,10 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
+from .options import SaeExtension
 from .parallel import abandon, ends, merged
 from .replies import Kind, Reply
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody
+from .requests import ChatBody, CompletionBody, TextBody
 from .routes import ANSWERS, ERRORS, EXAMPLE, opened
 from .stream import abandoned_with_client, chunks, streamed
 

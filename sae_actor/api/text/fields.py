@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from .published import Inert, Lacking, Neutral, Shape, Unsaid, together
+from .published import Inert, Lacking, Neutral, Row, Shape, Unsaid, together
 
 _MARKS = "it is for the cache of a provider"
 _TOOLS = "the model is given no tools"
@@ -74,12 +74,12 @@ _BOTH = together(
         "repetition_penalty": Neutral("number", "repetitions are not penalised", (1,)),
     },
 )
-_COMPLETION = {
+_COMPLETION: dict[str, Row] = {
     "suffix": Neutral("string", "texts are continued at their end"),
     "prompt_embeds": Neutral("any", "prompts are texts or token ids"),
     "response_format": Neutral("object", "the format of a completion is free", ({"type": "text"},)),
 }
-_CHAT = {
+_CHAT: dict[str, Row] = {
     # — OpenAI —
     "tools": Neutral("array", _TOOLS, unless=("tool_choice", "none")),
     "tool_choice": Neutral("any", _TOOLS, ("none", "auto")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType
@@ -13,7 +14,7 @@ from ...domain.refs import ModelFacts
 from ...domain.views.fields import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
-from ...ports import Finished, Rest, ScoredToken, Token, Tokenized
+from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized
 from .answers import (
     FINAL,
     AppliedIntervention,
@@ -72,7 +73,7 @@ class Choice:
             return CompletionChoice(
                 index=self.index,
                 text=self.echo + done.finished.text,
-                logprobs=self._completion_logprobs(made),
+                logprobs=self._completion_logprobs(made, done.finished.prompt),
                 finish_reason=reason,
                 sae=sae,
             )
@@ -89,10 +90,20 @@ class Choice:
         """Whether the token has anything to stream."""
         return self.scores or any(self._told(token))
 
-    def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> Part:
-        """The choice in a chunk that brings `text` and these tokens."""
+    @property
+    def echoes_scores(self) -> bool:
+        """The prompt is told with its log probabilities, once those are there."""
+        return bool(self.echo) and self.scores
+
+    def echoed(self, prompt: Sequence[PromptToken] = ()) -> Part:
+        """The choice in the chunk that brings the prompt."""
+        logprobs = self._completion_logprobs((), prompt) if self.scores else None
+        return CompletionPart(index=self.index, text=self.echo, logprobs=logprobs, finish_reason=None)
+
+    def part(self, tokens: Sequence[Token], *, first: bool = False) -> Part:
+        """The choice in a chunk that brings these tokens."""
         told = [self._told(token) for token in tokens]
-        content, reasoning = text + "".join(said for said, _ in told), "".join(thought for _, thought in told)
+        content, reasoning = "".join(said for said, _ in told), "".join(thought for _, thought in told)
         return self._part(content, reasoning, tokens or None, first=first)
 
     def last(self, done: Completed, sae: AppliedIntervention | UnsetType, *, first: bool = False) -> Part:
@@ -131,17 +142,20 @@ class Choice:
         logprobs = self._chat_logprobs(tokens)
         return ChatPart(index=self.index, delta=delta, logprobs=logprobs, finish_reason=finish_reason, sae=sae)
 
-    def _completion_logprobs(self, tokens: Sequence[Token] | None) -> CompletionLogprobs | None:
-        """One entry per counted token, so also for the end token; None where none were asked for."""
+    def _completion_logprobs(
+        self, tokens: Sequence[Token] | None, prompt: Sequence[PromptToken] = ()
+    ) -> CompletionLogprobs | None:
+        """One entry per counted token, so also for the end token; None where none were asked for. prompt: what is
+        echoed with them."""
         if tokens is None or not self.scores:
             return None
         scored = _scored(tokens)
+        offsets = [0, *accumulate(map(len, self.prompt.tokens))]
         return CompletionLogprobs(
-            tokens=tuple(_written(own) for _, own in scored),
-            token_logprobs=tuple(own.logprob for _, own in scored),
-            # The chosen one is always among them, as OpenAI's are.
-            top_logprobs=tuple({_written(each): each.logprob for each in (*t.top, own)} for t, own in scored),
-            text_offset=tuple(len(self.echo) + t.offset for t, _ in scored),
+            tokens=tuple(map(_written, (*prompt, *(own for _, own in scored)))),
+            token_logprobs=tuple(own.logprob for own in (*prompt, *(own for _, own in scored))),
+            top_logprobs=(*(_top(each.top, each) for each in prompt), *(_top(t.top, own) for t, own in scored)),
+            text_offset=(*offsets[: len(prompt)], *(len(self.echo) + t.offset for t, _ in scored)),
         )
 
     def _chat_logprobs(self, tokens: Sequence[Token] | None) -> ChatLogprobs | None:
@@ -157,7 +171,7 @@ class Choice:
     def extension(self, done: Completed) -> AppliedIntervention:
         """`sae` in the answer: what was active, and the receipt of what was written."""
         started = self.text.started
-        rows = self._rows()
+        rows = self._rows(done.finished)
         one = len(rows) == 1
         return filled(
             AppliedIntervention,
@@ -175,10 +189,11 @@ class Choice:
             features_by_sae=UNSET if one else rows or UNSET,
         )
 
-    def _rows(self) -> dict[str, Rows]:
+    def _rows(self, finished: Finished) -> dict[str, Rows]:
         """Of each SAE that is watched, the activations at each position that was run."""
-        read = [told for token in self.text.made for told in token.activations]
         watched = self.text.started.watched
+        read = [told for token in self.text.made for told in token.activations]
+        read += finished.activations[: len(watched)]
         return {
             sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
         }
@@ -205,7 +220,14 @@ def _chat(type_: type[T], scored: ScoredToken, **more: Any) -> T:
     return type_(token=scored.text, logprob=scored.logprob, bytes=written, **more)
 
 
-def _written(scored: ScoredToken) -> str:
+def _top(top: Sequence[ScoredToken], own: ScoredToken | PromptToken) -> dict[str, float] | None:
+    """The most probable tokens and, as OpenAI has it, the chosen one always; None if nothing was there to choose."""
+    if own.logprob is None:
+        return None
+    return {**{_written(each): each.logprob for each in top}, _written(own): own.logprob}
+
+
+def _written(scored: ScoredToken | PromptToken) -> str:
     r"""The token's text; of a part of a character its bytes, `bytes:\xe2\x80`: texts are keys, and would be one."""
     if scored.bytes is None or scored.bytes == scored.text.encode():
         return scored.text

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 
 from ...domain.chats import Tokenization
 from ...domain.events import Sampling
-from ...domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
-from ...domain.refs import Edits, ModelFacts, ReadingExclusions
+from ...domain.messages import AdmitGeneration
+from ...domain.refs import ModelFacts
 from ...errors import BadRequestError, ModelNotFoundError
 from ...ports import Tokenized
 from ..requests import MAX_PROMPTS
 from .fields import CHAT, COMPLETION
 from .messages import ChatMessage, TemplateVariables, check_variables
+from .options import SaeExtension, StreamOptions
 from .published import Shape
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -28,29 +29,8 @@ MAX_STOP_TOKENS = 1024
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
-class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
-    """`sae` in a request: this request's own intervention, and what to report about it."""
-
-    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
-    steering: Edits | None = None
-    baseline: bool = False
-    top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
-    top_k_exclude: ReadingExclusions = ("sink",)
-    stop_when: RequestedStop | None = None
-    deterministic: bool = False
-    tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
-    expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
-
-
-class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool = False
-    """One more chunk at the end, with the usage of the whole."""
-    continuous_usage_stats: bool = False
-    """Every chunk brings the usage so far."""
-
-
 _COMBINED = {
-    "echo": "with logprobs, this value",
+    "max_tokens": "without echo, this value",
     "top_logprobs": "without logprobs, this value",
     "stream_options": "without stream, this value",
     "max_completion_tokens": "with another max_tokens, this value",
@@ -161,7 +141,10 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     """`POST /v1/completions`."""
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """0, with `echo`: the prompt alone."""
     echo: bool | None = None
+    """The text begins with the prompt and, with `logprobs`, the prompt's log probabilities."""
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     parse_special: bool | None = None
     """False: a prompt that spells a control token does not mean it."""
@@ -175,8 +158,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     def refused(self) -> dict[str, bool]:
         return {
             **super().refused(),
-            # The prompt's own log probabilities would be meant too, and they are not computed.
-            "echo": bool(self.echo) and self.logprobs is not None,
+            "max_tokens": self.max_tokens == 0 and not self.echo,
         }
 
     @property
@@ -259,24 +241,25 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
     """The settings in force; a seed is chosen if none was given. A context overflow is refused."""
     room = model.context_length - tokens_prompt
     asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
-    if room < 1 or (asked is not None and asked > room):
+    if room < (1 if asked is None else asked):
         raise BadRequestError(
             f"the prompt's {tokens_prompt} tokens and {asked or 1} more pass the context of {model.context_length}",
             param="max_tokens" if room >= 1 else "prompt",
             tokens_prompt=tokens_prompt,
             context_length=model.context_length,
         )
-    fits = room if model.cache_positions is None else min(room, model.cache_positions - tokens_prompt + 1)
-    if fits < (asked or 1):
+    cached = model.cache_positions
+    if cached is not None and cached - tokens_prompt + 1 < (asked or 1):
         needed = tokens_prompt + (asked or 1) - 1
         raise BadRequestError(
-            f"the text needs {needed} positions of keys and values, of which it may have {model.cache_positions}",
-            param="max_tokens" if fits >= 1 else "prompt",
+            f"the text needs {needed} positions of keys and values, of which it may have {cached}",
+            param="max_tokens" if cached >= tokens_prompt else "prompt",
             needed_positions=needed,
-            cache_positions=model.cache_positions,
+            cache_positions=cached,
         )
+    fits = room if cached is None else min(room, cached - tokens_prompt + 1)
     default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
-    most, fewest = asked or default, body.min_tokens or 0
+    most, fewest = default if asked is None else asked, body.min_tokens or 0
     if fewest > most:
         raise BadRequestError(f"min_tokens: {fewest} are more than the {most} there may be", param="min_tokens")
     return Sampling(

@@ -17,9 +17,10 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
+from .options import SaeExtension
 from .parallel import abandon, ends
 from .replies import Choice, Kind, Reply
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
+from .requests import ChatBody, CompletionBody, TextBody, admission, sampling
 from .stream import abandoned_with_client, chunks, streamed
 
 ERRORS = (
@@ -106,6 +107,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
             ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
             tell = TokenOptions(
                 logprobs=body.scores,
+                prompt_logprobs=body.scores if body.echoes else None,
                 top_k_features=own_sae.top_k_features or 0,
                 exclude=own_sae.top_k_exclude,
                 prompt=prompt.tokens,

@@ -34,11 +34,13 @@ async def chunks(reply: Reply, *, include_usage: bool, counts_usage: bool = Fals
     held = told()
     try:
         for choice in reply.choices:
-            if choice.echo:
-                yield told(choice.part(text=choice.echo))
+            if choice.echo and not choice.echoes_scores:
+                yield told(choice.echoed())
         async for index, item in merged([choice.text for choice in reply.choices]):
             choice, first = reply.choices[index], index in unheard
             unheard.discard(index)
+            if first and choice.echoes_scores:
+                yield told(choice.echoed(item.finished.prompt if isinstance(item, Completed) else item.prompt))
             made += not isinstance(item, Completed)
             if isinstance(item, Completed):
                 done[index] = item

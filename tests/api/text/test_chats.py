@@ -74,6 +74,7 @@ async def test_variables_of_the_template(service: Running) -> None:
     assert view["tokenization"] == wanted
     words = explanation({**view, "log": {"ok": True, "events": 1, "head": {"position": 1, "hash": ""}}})
     assert "template variables mood kind, enable_thinking false; not on record: story" in words
+    nothing: Any
     for nothing in (None, {}):
         assert await prompt_of(service, USER, chat_template_kwargs=nothing) == plain
         assert await recorded(service) is None

@@ -22,8 +22,9 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from sae_actor.api.text.fields import CHAT, COMPLETION, MESSAGE
 from sae_actor.api.text.messages import ChatMessage, TextPart
+from sae_actor.api.text.options import StreamOptions
 from sae_actor.api.text.published import Inert, Neutral, Shape
-from sae_actor.api.text.requests import ChatBody, CompletionBody, StreamOptions
+from sae_actor.api.text.requests import ChatBody, CompletionBody
 
 from ..conftest import Running
 from .test_routes import ASK, chunks
@@ -181,6 +182,7 @@ async def test_what_changes_no_text_is_accepted(service: Running, path: str, nam
 @pytest.mark.parametrize("path", PATHS)
 async def test_what_nobody_publishes_is_unknown(service: Running, path: str) -> None:
     await service.ready()
+    value: Any
     for value in (None, "", [], 1):
         status, answer = await asked(service, path, nonsense=value)
         assert (status, answer["error"]["param"]) == (400, "nonsense")
@@ -188,7 +190,7 @@ async def test_what_nobody_publishes_is_unknown(service: Running, path: str) -> 
 
 
 MESSAGE_SAID = {"role": "assistant", "content": "Hi"}
-ECHOED = {
+ECHOED: dict[str, Any] = {
     "role": "assistant", "content": None, "refusal": None, "tool_calls": None, "function_call": None, "audio": None,
     "annotations": [], "name": "me", "reasoning_content": None, "cache_control": {"type": "ephemeral"},
 }  # fmt: skip
