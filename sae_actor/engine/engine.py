@@ -24,7 +24,7 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Progress, Tokenized, Watch
+from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Progress, Tokenized, TokenizerInfo, Watch
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation, InterventionGone
@@ -41,6 +41,7 @@ from .saes.feature_details import feature_details
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
 from .streams import GenerationStream
+from .tokens.info import detokenized, info_of
 from .tokens.prompts import tokenized
 from .worker import Worker
 
@@ -225,11 +226,23 @@ class TorchEngine:
     # — generations —
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         """See the port."""
-        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization())
+        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization(), any_length=any_length)
         return await self._tokenizer.run(read, "reading the prompt")
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See the port."""
+        return await self._tokenizer.run(partial(detokenized, token_ids, self._loaded().tokenizer), "decoding tokens")
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        """See the port."""
+        return info_of(self._loaded().tokenizer)
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns.

@@ -11,7 +11,7 @@
 """
 
 from .clock import Clock
-from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeight
+from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenizerInfo, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,
@@ -52,6 +52,7 @@ __all__ = [
     "Token",
     "TokenWeight",
     "Tokenized",
+    "TokenizerInfo",
     "Verification",
     "Watch",
 ]

@@ -9,7 +9,16 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import ModelNotLoadedError
-from ..ports import AttachedSae, Engine, FeatureDetails, GenerationItems, GenerationRequest, Progress, Tokenized
+from ..ports import (
+    AttachedSae,
+    Engine,
+    FeatureDetails,
+    GenerationItems,
+    GenerationRequest,
+    Progress,
+    Tokenized,
+    TokenizerInfo,
+)
 
 
 class LazyEngine:
@@ -54,9 +63,19 @@ class LazyEngine:
         return await self._loaded().feature(attach_position, feature)
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
-        return await self._loaded().tokenize(prompt, how)
+        return await self._loaded().tokenize(prompt, how, any_length=any_length)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._loaded().detokenize(token_ids)
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        return await self._loaded().tokenizer_info()
 
     def generate(self, request: GenerationRequest) -> GenerationItems:
         return self._loaded().generate(request)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from sae_actor.domain.chats import Tokenization
+from sae_actor.engine import TorchEngine
 from sae_actor.errors import BadRequestError
 from tests.engine.conftest import Given
+from tests.engine.tiny import CHAT_TEMPLATE, CONTEXT, VOCABULARY
 
 pytestmark = pytest.mark.anyio
 
@@ -101,3 +103,39 @@ async def test_variables_of_the_template(given: Given) -> None:
     with pytest.raises(BadRequestError) as refused:
         await told(given, messages, reasoning_effort="low")
     assert refused.value.fields["param"] == "reasoning_effort"
+
+
+# — to count, and back —
+
+
+async def test_a_prompt_of_any_length_is_counted(given: Given) -> None:
+    for text in ("", "hi", "x" * 5000):
+        found = await given.engine.tokenize(text, any_length=True)
+        assert len(found.token_ids) == len(text)
+        assert await given.engine.detokenize(found.token_ids) == text
+    with pytest.raises(BadRequestError):
+        await given.engine.tokenize("x" * 5000)
+    short = await given.engine.tokenize("hi", any_length=True)
+    assert short == await given.engine.tokenize("hi")
+    chat = [{"role": "user", "content": "y" * 3000}]
+    assert len((await given.engine.tokenize(chat, any_length=True)).token_ids) > 3000
+
+
+async def test_tokens_as_text(given: Given) -> None:
+    ids = (await given.engine.tokenize(f"Hé{given.control}")).token_ids
+    assert await given.engine.detokenize(ids) == f"Hé{given.control}"
+    for wrong in (-1, 10**6):
+        with pytest.raises(BadRequestError):
+            await given.engine.detokenize([wrong])
+
+
+async def test_what_is_known_of_the_tokenizer(given: Given) -> None:
+    found = await given.engine.tokenizer_info()
+    assert (found.bos_token, found.eos_token, found.pad_token) == (given.control, given.control, None)
+    assert found.add_bos_token is False
+    assert found.chat_template is not None
+    assert found.model_max_length == (CONTEXT if isinstance(given.engine, TorchEngine) else 256)
+    if isinstance(given.engine, TorchEngine):
+        assert found.chat_template == CHAT_TEMPLATE
+        assert found.additional_special_tokens == ("<|user|>", "<|assistant|>", "<|system|>")
+        assert found.vocab_size == VOCABULARY

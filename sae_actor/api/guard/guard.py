@@ -3,7 +3,7 @@
     Host                   exactly one, and a name of ours
     Origin, Sec-Fetch-*    no page of another origin or site, unless `[server] cors_origins` lists it
     Authorization          the token of a grant; or the cookie of a login, which needs our own Origin to write
-    role                   a viewer reads (GET, HEAD, OPTIONS), an operator does the rest
+    role                   a viewer reads (GET, HEAD, OPTIONS, and routes that say so), an operator does the rest
     Content-Type           a body is application/json
     the query              no token, and nothing twice
 
@@ -33,6 +33,7 @@ from .policy import Policy
 def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
     """`app` after the checks: it gets only allowed requests, with a `Caller` or None in the scope."""
     open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
+    reading_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.reads)
     reading, writing = RequestThrottle(), RequestThrottle()
     # Two, so that reads never wait for a flood of commands; probes and the page never wait.
 
@@ -56,7 +57,7 @@ def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
                 await answer_preflight(hardened)
                 return
             is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in open_routes
-            caller = caller_of(scope, policy, is_open)
+            caller = caller_of(scope, policy, is_open, reads=(scope["method"], scope["path"]) in reading_routes)
             check_body(scope)
             scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
         except SAEError as error:

@@ -53,7 +53,13 @@ class ChatTemplate:
 
     def knows(self, variable: str) -> bool:
         """Whether the template reads a variable of that name."""
-        return variable in _variables_of(self._tokenizer.get_chat_template(tools=self._tools))
+        return variable in _variables_of(self.source)
+
+    @property
+    def source(self) -> str:
+        """As it is written."""
+        written: str = self._tokenizer.get_chat_template(tools=self._tools)
+        return written
 
     @property
     def has_places(self) -> bool:
@@ -118,7 +124,7 @@ class ChatTemplate:
     def _seen_through(self, messages: Sequence[Message], marks: Marks, opened: bool) -> str:
         """Marks that the template does not see. The library hands on plain strings alone, so this is its environment
         made once more; what differs in it is found out, for the rendering is compared."""
-        template = _compiled(self._tokenizer.get_chat_template(tools=self._tools))
+        template = _compiled(self.source)
         marked = [
             {**each, **{key: Marked(text, at, marks) for key, text in said(each).items()}}
             for at, each in enumerate(messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,26 +17,35 @@ from .chat_spans import turns_of
 from .chat_templates import FAILURES, ChatTemplate, Rendering
 from .control_tokens import Encoded, Saying
 from .detokenizer import IncrementalDetokenizer
+from .info import check_ids
 from .marks import said
 from .tokenizer import Tokenizer
 
 CHARACTERS_A_TOKEN = 16
 """More characters than tokens have on average: the part tried first has this many per token of the context."""
 
+MOST_TOKENS = 2**31
+"""Of a prompt that is not run: there are no more in any body."""
+
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 Turns = tuple[MessageSpan, ...] | None
 AS_IT_IS = Tokenization()
 
 
-def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS) -> Tokenized:
+def tokenized(
+    prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS, *, any_length: bool = False
+) -> Tokenized:
     """The prompt as the model sees it. Blocks: templates and long texts take time.
 
     Text gets the special tokens that the tokenizer adds, a chat what the template writes with the answer opened, unless
     `how` differs; neither gets a second BOS. Control tokens in a text are read as such unless `parse_special` is false;
     messages are text. A text far longer than the context is refused after its first part. `BadRequestError` for a
     prompt without any token, one longer than the context, an id outside the vocabulary, a chat that the template
-    refuses, or a model without a template.
+    refuses, or a model without a template. any_length as `Engine.tokenize` has it.
     """
+    context = tokenizer.context_length
+    if any_length:
+        tokenizer = dataclasses.replace(tokenizer, context_length=MOST_TOKENS)
     turns: Turns = ()
     reasoning: Reasoning | None = None
     if isinstance(prompt, str):
@@ -44,11 +54,7 @@ def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS
         )
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         ids = [item for item in prompt if isinstance(item, int)]
-        wrong = next((each for each in ids if not 0 <= each < tokenizer.vocabulary), None)
-        if wrong is not None:
-            raise BadRequestError(
-                f"token id {wrong} is outside the vocabulary of {tokenizer.vocabulary}", param="prompt"
-            )
+        check_ids(ids, tokenizer)
         if how.prepend_bos is not None:
             raise BadRequestError("prepend_bos: token ids are used as given", param="prepend_bos")
     elif all(isinstance(item, Mapping) for item in prompt):
@@ -58,9 +64,11 @@ def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS
             reasoning = None  # it is content that is continued
     else:
         raise BadRequestError("a prompt must be text, messages or token ids", param="prompt")
-    if not ids:
+    if not ids and not any_length:
         raise BadRequestError("the prompt is empty", param="prompt")
     _refuse_long(ids, tokenizer)
+    if not 1 <= len(ids) <= context:
+        return Tokenized(token_ids=tuple(ids), turns=None)
     special = tuple(token in tokenizer.special_ids for token in ids)
     pieces = _pieces(ids, tokenizer)
     return Tokenized(token_ids=tuple(ids), tokens=pieces, special=special, turns=turns, reasoning=reasoning)
