@@ -150,10 +150,11 @@ class Choice:
         if tokens is None or not self.scores:
             return None
         scored = _scored(tokens)
+        told: list[ScoredToken | PromptToken] = [*prompt, *(own for _, own in scored)]
         offsets = [0, *accumulate(map(len, self.prompt.tokens))]
         return CompletionLogprobs(
-            tokens=tuple(map(_written, (*prompt, *(own for _, own in scored)))),
-            token_logprobs=tuple(own.logprob for own in (*prompt, *(own for _, own in scored))),
+            tokens=tuple(map(_written, told)),
+            token_logprobs=tuple(each.logprob for each in told),
             top_logprobs=(*(_top(each.top, each) for each in prompt), *(_top(t.top, own) for t, own in scored)),
             text_offset=(*offsets[: len(prompt)], *(len(self.echo) + t.offset for t, _ in scored)),
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_actor.domain.refs import Edit
+from sae_actor.domain.refs import ActiveSae, Edit
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.engine.decoding.logprobs import LEAST, scored_prompt
 from sae_actor.engine.decoding.model_runner import SequentialRunner
@@ -60,7 +60,7 @@ async def test_they_are_those_of_a_plain_forward_pass(
     assert engine._model is not None
     assert isinstance(engine._model.runner, SequentialRunner) is in_turn
     reference: Any = tiny_model("llama", **config)
-    saes = ()
+    saes: tuple[ActiveSae, ...] = ()
     if steered:
         await engine.attach(attach(5), str(tiny_sae))
         saes = (active(5, Edit(feature=3, strength=STRENGTH, exclude=())),)
