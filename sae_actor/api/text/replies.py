@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from ...domain.refs import ModelFacts
-from ...domain.views.fields import filled
+from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
 from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized
