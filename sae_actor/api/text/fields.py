@@ -123,6 +123,8 @@ MESSAGE = Shape(
     "ChatMessage",
     {
         "role": Lacking(("tool", "function"), _TOOLS),
+        # lm-evaluation-harness puts it beside the content.
+        "type": Neutral("string", _TEXT_ONLY, ("text",)),
         "name": Inert(str, "templates name roles, not speakers"),
         "refusal": Neutral("string", _TEXT_ONLY),
         "annotations": Neutral("array", _TEXT_ONLY),
