@@ -116,7 +116,7 @@ async def test_a_clients_first_example(service: Running, path: str, body: dict[s
     sent = {"model": "default", "max_tokens": 8, **body}
     if "max_completion_tokens" in body:
         del sent["max_tokens"]
-    tokens: int = sent.get("max_completion_tokens", sent.get("max_tokens"))
+    tokens = int(sent["max_completion_tokens"] if "max_completion_tokens" in sent else sent["max_tokens"])
     if body.get("stream"):
         found = await chunks(service, path, sent)
         choices = [choice for each in found for choice in each["choices"]]
