@@ -7,7 +7,6 @@
     mailbox          bounded, with reserved room for reports
     effect_runner    starts and cancels the effects that the state owes; performer: how each is done
     history          a command in the log: its outcome, its idempotency key
-    token_bucket     limits how many refusals are recorded
     strengths        strengths in other units, resolved to raw before a command is decided
     counts           for `GET /metrics`
 
@@ -15,7 +14,8 @@ Several waiting envelopes are decided one after the other and stored in one tran
 or published is durable. Reads take `actor.state`, an immutable value, and never wait.
 """
 
-from .actor import Accepted, Actor
+from .actor import Actor
+from .history import Accepted
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request

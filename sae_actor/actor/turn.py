@@ -13,11 +13,11 @@ from ..domain.events import Draft, Event, Payload, draft
 from ..domain.evolve import evolve
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
+from ..limits import TokenBucket
 from ..ports import Clock, EventLog
 from .history import accepted_events, same_request
 from .mailbox import Envelope
 from .performer import problem
-from .token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,12 @@ class Refusals:
     """How many refusals are recorded: all of them, until there is a flood."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
+        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic)
         self._not_recorded = 0
 
     def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
         """The event for this refusal, or None if there were too many recently."""
-        if not self._allowance.take(self._clock.monotonic()):
+        if not self._allowance.take():
             self._not_recorded += 1
             return None
         skipped, self._not_recorded = self._not_recorded, 0
@@ -88,12 +87,12 @@ class Turn:
             return None
         for other, answer in self.answers:
             if other.command_id == envelope.command_id and isinstance(answer, slice):
-                same_request(self.drafts[answer.start].data, envelope.message)
+                same_request(self.drafts[answer.start], envelope.message)
                 return answer
         events = await accepted_events(self._log, envelope.command_id)
         if not events:
             return None
-        same_request(events[0].data, envelope.message)
+        same_request(events[0], envelope.message)
         return tuple(events)
 
     def _check_revision(self, envelope: Envelope) -> None:
@@ -123,7 +122,7 @@ class Turn:
         for payload in payloads:
             made = self._draft(payload, envelope, state)
             drafts.append(made)
-            state = evolve(state, _provisional(made, state.position + 1))
+            state = evolve(state, made)
         first = len(self.drafts)
         self.drafts += drafts
         self.state = state
@@ -133,7 +132,9 @@ class Turn:
         command_id, principal = _owner(payload, envelope, state)
         if isinstance(payload, ev.Intent) and isinstance(envelope.message, Command):
             payload = replace(payload, request_sha256=envelope.message.digest())
-        made = draft(payload, time=self._clock.now(), command_id=command_id, principal=principal)
+        made = draft(
+            payload, time=self._clock.now(), command_id=command_id, principal=principal, position=state.position + 1
+        )
         size = memoryview(made.data).nbytes
         if size > ev.MAX_PAYLOAD_BYTES:
             raise TooLargeError(
@@ -151,18 +152,3 @@ def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | No
     if command is not None:
         return command.command_id, command.principal
     return envelope.command_id, envelope.principal
-
-
-def _provisional(made: Draft, position: int) -> Event:
-    """The event before the log has hashed it: all that `evolve` looks at."""
-    return Event(
-        position=position,
-        event_id=made.event_id,
-        type=made.type,
-        schema=made.schema,
-        time=made.time,
-        command_id=made.command_id,
-        principal=made.principal,
-        data=made.data,
-        hash="",
-    )

@@ -90,6 +90,11 @@ def _add_resources(commands: _Commands) -> None:
     catalog = _client(commands, "catalog", "the SAEs inside a hub repository")
     catalog.add_argument("repository", metavar="REPO")
     catalog.add_argument("--revision", default="main")
+    fit = _client(commands, "fit", "what a model would take of the service's memory, before its weights are fetched")
+    fit.add_argument("model", metavar="MODEL", help="hub id, or a path on the service's machine")
+    fit.add_argument("sae", nargs="?", metavar="SAE", help="an sae_id that is attached to it (any unique prefix works)")
+    fit.add_argument("--revision", metavar="R", default="main")
+    fit.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     download = _client(commands, "download", "fetch one SAE from the hub and wait for it")
     download.add_argument("repository", metavar="REPO")
     download.add_argument("--path", metavar="P", help="folder or file of the SAE inside the repository")
@@ -101,13 +106,7 @@ def _add_resources(commands: _Commands) -> None:
     attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
     attach.add_argument("--replace", action="store_true", help="replace what is attached")
-    attach.add_argument(
-        "--exclude",
-        action="append",
-        choices=(*get_args(Exclusion), "none"),
-        help="positions that reconstruct passes through, may be given several times (default: what the edits leave "
-        "out, or sink)",
-    )
+    _exclude(attach, "positions that reconstruct passes through", "what the edits leave out, or sink")
     _sae(_client(commands, "detach", "detach an SAE from the model and free its memory"))
     _sae(_client(commands, "delete", "delete an SAE's files; of an import, forget the record"))
 
@@ -121,12 +120,7 @@ def _add_steering(commands: _Commands) -> None:
     steer.add_argument("--method", choices=get_args(Method), default="add")
     steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
     steer.add_argument("--unit", choices=get_args(Unit), default="raw")
-    steer.add_argument(
-        "--exclude",
-        action="append",
-        choices=(*get_args(Exclusion), "none"),
-        help="positions that are left alone, may be given several times (default: sink)",
-    )
+    _exclude(steer, "positions that are left alone", "sink")
 
 
 def _add_text(commands: _Commands) -> None:
@@ -207,6 +201,11 @@ def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
 
 def _sae(each: argparse.ArgumentParser) -> None:
     each.add_argument("sae", metavar="SAE", help="an sae_id (any unique prefix works)")
+
+
+def _exclude(each: argparse.ArgumentParser, what: str, usual: str) -> None:
+    about = f"{what}, may be given several times (default: {usual})"
+    each.add_argument("--exclude", action="append", choices=(*get_args(Exclusion), "none"), help=about)
 
 
 def _edit(text: str) -> tuple[int, float]:

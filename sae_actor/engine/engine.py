@@ -10,34 +10,40 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from msgspec import Struct
 
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import (
-    ConflictingEditsError,
     DeviceLostError,
     FeatureOutOfRangeError,
-    InternalError,
     MailboxFullError,
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Progress, Tokenized, TokenizerInfo, Watch
+from ..ports import (
+    AttachedSae,
+    FeatureDetails,
+    GenerationRequest,
+    ModelSize,
+    OnProgress,
+    Tokenized,
+    TokenizerInfo,
+)
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
-from .decoding.generation import Generation, InterventionGone
+from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
 from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
-from .interventions.positions import TokenKinds
-from .interventions.probes import Probe
-from .interventions.sae_intervention import SaeIntervention
-from .memory import check_room
+from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
+from .model.sizes import fitted, model_size
 from .request_checks import check_request
 from .saes.feature_details import feature_details
+from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
 from .streams import GenerationStream
@@ -90,7 +96,7 @@ class TorchEngine:
 
     # — the model —
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """See the port. The old model goes first: two may not fit."""
         if self._model is not None and self._model.position == effect.request_position:
             return self._model.facts
@@ -104,6 +110,19 @@ class TorchEngine:
             cancelled.set()
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        """See the port."""
+        size = await self._loader.run(partial(model_size, model, revision, dtype, device), "measuring a model")
+        return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
+
+    def _fitted(self, size: ModelSize, beside: int) -> ModelSize:
+        """With what another model would find: the one that is there and its SAEs go first."""
+        free = available(torch.device(size.device))
+        if free is not None and self._model is not None and str(self._model.device) == size.device:
+            held = sum(resident.device_bytes for resident in self._residents.values())
+            free += self._model.facts.memory_bytes + self._device.scheduler.cache_used + held
+        return fitted(size, free, beside, self._settings.cache_bytes)
 
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)
@@ -267,40 +286,7 @@ class TorchEngine:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
-        parts, turns = [], request.turns
-        marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
-        for sae in request.intervention:
-            resident = self._residents.get(sae.attach_position)
-            if resident is None:
-                raise InterventionGone
-            if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
-                raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
-            if sae.changes_text:
-                steering = resident.steering(sae.steering, model.network.dtype)
-                parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
-        reconstructed = [part.write_at for part in parts if part.reconstructs]
-        if len(set(reconstructed)) < len(reconstructed):
-            raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        stop = request.stop_when
-        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,), exclude=stop.exclude),)
-        found = [self._probe(watch, model, request, marks) for watch in (*last, *request.watched)]
-        probes = [probe for probe in found if probe is not None]
-        if not (parts or probes):
-            return None
-        prompt, window = len(request.token_ids), request.sink_window
-        applied = PreparedIntervention.of(parts, model.architecture, prompt, probes, marks, window=window)
-        applied.stop = probes[0] if last else None
-        return applied
-
-    def _probe(self, watch: Watch, model: LoadedModel, request: GenerationRequest, marks: TokenKinds) -> Probe | None:
-        """None for a missing one whose rate is limited."""
-        resident = self._residents.get(watch.sae.attach_position)
-        if resident is not None:
-            hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)
-            return Probe(watch, resident.sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
-        if watch.every_seconds is not None:
-            return None
-        raise InterventionGone
+        return prepared(request, model, self._residents)
 
     # — the end —
 

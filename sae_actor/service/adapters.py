@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..config import Settings
+from ..domain.structs import filled
 from ..eventlog import SqliteLog
 from ..hub import HuggingFaceHub
 from ..ports import Clock, Engine
-from ..ports.clock import rfc3339_now
-
-
-class SystemClock:
-    """Wall time and monotonic time of this machine."""
-
-    def now(self) -> str:
-        return rfc3339_now()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
+from ..ports.clock import SystemClock
 
 
 def torch_engine(settings: Settings) -> Engine:
     """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
     from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
 
-    engine = settings.engine
-    return TorchEngine(
-        EngineSettings(
-            max_running=engine.max_running,
-            max_waiting=engine.max_waiting,
-            prompt_tokens=engine.prompt_tokens,
-            cache_bytes=engine.cache_bytes,
-            threads=engine.threads or None,
-            drain_seconds=engine.drain_seconds,
-        )
-    )
+    return TorchEngine(filled(EngineSettings, settings.engine, threads=settings.engine.threads or None))
 
 
 @dataclass(frozen=True)

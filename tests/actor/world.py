@@ -182,15 +182,16 @@ async def begin(
     *,
     max_attachments: int = 1,
     drain_seconds: float = 0.05,
+    model: LoadModel | None = None,
 ) -> World:
     """Start a service on a log (a fresh one without), with the hub's disk as it is and an empty device."""
     faulty = log if isinstance(log, FaultyLog) else FaultyLog(log or MemoryLog())
     hub, engine, clock = hub or shelves(), engine or FakeEngine(), Clock()
     progress: list[str] = []
-    performer = Performer(engine, hub, lambda name, _: progress.append(name), drain_seconds)
+    performer = Performer(engine, hub, lambda each: progress.append(each.kind), drain_seconds)
     actor = Actor(faulty, engine, performer, clock, Broadcast(faulty))
     await actor.replay()
-    await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
+    await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds, model=model))
     return World(faulty, hub, engine, clock, actor, Generations(actor, engine), progress)
 
 

@@ -21,10 +21,12 @@ from typing import Any
 
 from sae_actor.config import ConfigurationError, load, resolve
 from sae_actor.demo import SAE_FOLDER
+from sae_actor.errors import LogError
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports.clock import SystemClock
 from sae_actor.service import process
-from sae_actor.service.adapters import Adapters, SystemClock
+from sae_actor.service.adapters import Adapters
 from sae_actor.telemetry import logs
 from tests.fakes.engine import FakeEngine
 from tests.hub.conftest import QUICK
@@ -61,11 +63,10 @@ def main() -> int:
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
     logs.set_up(settings.server.log_format, settings.server.log_level)
     try:
-        deployment = resolve(settings)
-    except ConfigurationError as error:  # as the command line does it
+        return process.run(resolve(settings), adapters=adapters)
+    except (ConfigurationError, LogError) as error:  # as the command line does it
         logs.say(str(error))
         return error.exit_code
-    return process.run(deployment, adapters=adapters)
 
 
 class _FastClock(SystemClock):
@@ -82,7 +83,7 @@ class _FastClock(SystemClock):
 class _HubWithoutModels(HuggingFaceHub):
     """The models of the engine without torch have no files."""
 
-    async def fetch_model(self, *_: Any) -> None:
+    async def fetch_model(self, *_: Any, **__: Any) -> None:
         pass
 
 

@@ -6,9 +6,37 @@ from ... import errors
 from .. import events as ev
 from ..commands import LoadModel
 from ..events import Problem
-from ..state import State
+from ..refs import ModelFacts
+from ..state import ModelState, State
 from ..structs import filled
 from . import attachments
+
+
+def missing(wanted: LoadModel | None, state: State) -> LoadModel | None:
+    """What is to be asked for so that the model of the settings is there. Raises `SAEInUseError`."""
+    there = state.model
+    if wanted is None or there is None:
+        return wanted
+    if not _is(there, wanted):
+        if state.attachments:
+            raise errors.SAEInUseError(
+                f"the settings require {_in_words(wanted)}, the log has {_in_words(there)} with "
+                f"{state.attachments[0].sae_id} attached; detach it first, or start without --model ([model] id)"
+            )
+        return wanted
+    return wanted if there.status == "error" and all(a.status == "failed" for a in state.attachments) else None
+
+
+def _is(there: ModelState, wanted: LoadModel) -> bool:
+    """Defaults of revision, dtype and device match anything: what a command chose stays."""
+    usual = LoadModel(model=there.model)
+    return wanted.model == there.model and all(
+        getattr(wanted, name) in (getattr(there, name), getattr(usual, name)) for name in usual.__struct_fields__
+    )
+
+
+def _in_words(model: ModelState | LoadModel) -> str:
+    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device})"
 
 
 def load_model(command: LoadModel, state: State) -> list[ev.Payload]:
@@ -58,20 +86,20 @@ def _superseded(state: State, why: str) -> list[ev.Payload]:
     return [ev.ModelLoadFailed(request_position=model.request_position, error=error, restored=model.restored)]
 
 
-def model_loaded(report: ev.ModelLoaded, state: State) -> list[ev.Payload]:
+def model_loaded(at: int, facts: ModelFacts, state: State) -> list[ev.Payload]:
     model = state.model
-    if model is None or model.status != "loading" or model.request_position != report.request_position:
+    if model is None or model.status != "loading" or model.request_position != at:
         return []
-    return [ev.ModelLoaded(request_position=report.request_position, model=report.model, restored=model.restored)]
+    return [ev.ModelLoaded(request_position=at, model=facts, restored=model.restored)]
 
 
-def model_failed(report: ev.ModelLoadFailed, state: State) -> list[ev.Payload]:
+def model_failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
     """Without its model nothing that waits for it can be attached."""
     model = state.model
-    if model is None or model.status != "loading" or model.request_position != report.request_position:
+    if model is None or model.status != "loading" or model.request_position != at:
         return []
     without = Problem(code="model_not_loaded", detail="the model could not be loaded")
     return [
-        ev.ModelLoadFailed(request_position=report.request_position, error=report.error, restored=model.restored),
+        ev.ModelLoadFailed(request_position=at, error=error, restored=model.restored),
         *(attachments.failure(a, without) for a in state.attachments if a.status == "attaching"),
     ]
