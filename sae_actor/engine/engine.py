@@ -24,7 +24,7 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Progress, Tokenized, Watch
+from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Grammar, Progress, Tokenized, Watch
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation, InterventionGone
@@ -77,6 +77,7 @@ class TorchEngine:
         self._device = DeviceThread(limits, self._settings.threads)
         self._loader = Worker("sae-actor-loader")
         self._tokenizer = Worker("sae-actor-tokenizer")
+        self._grammars = Worker("sae-actor-grammars")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
@@ -231,6 +232,11 @@ class TorchEngine:
         read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization())
         return await self._tokenizer.run(read, "reading the prompt")
 
+    async def grammar(self, schema: str) -> Grammar:
+        """See the port."""
+        compile_ = partial(self._loaded().grammars.compiled, schema)
+        return await self._grammars.run(compile_, "compiling the schema")
+
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns.
 
@@ -303,7 +309,12 @@ class TorchEngine:
             task.cancel()
         with contextlib.suppress(DeviceLostError):
             await self._device.run(self._drop_everything, "freeing the device")
-        for worker, seconds in ((self._tokenizer, 1.0), (self._loader, 0.0), (self._device, 5.0)):
+        for worker, seconds in (
+            (self._tokenizer, 1.0),
+            (self._grammars, 0.0),
+            (self._loader, 0.0),
+            (self._device, 5.0),
+        ):
             await asyncio.to_thread(worker.stop, seconds)
 
     def _drop_everything(self) -> None:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
-from .generation import GenerationItems, GenerationRequest, Tokenized
+from .generation import GenerationItems, GenerationRequest, Grammar, Tokenized
 from .progress import Progress
 
 
@@ -104,6 +104,13 @@ class Engine(Protocol):
         gets no second one. `BadRequestError` for an empty prompt that
         nothing is put before, an id outside the vocabulary, a chat without a template, or `prepend_bos` for ids or
         without a BOS token.
+        """
+
+    async def grammar(self, schema: str) -> Grammar:
+        """Compile a JSON schema, given as JSON, for texts of the model that is there; kept for the next time.
+
+        `BadRequestError` with the reason if the texts that follow it have no grammar, `SAEUnsupportedError` if the
+        model's tokenizer allows none.
         """
 
     def generate(self, request: GenerationRequest) -> GenerationItems:

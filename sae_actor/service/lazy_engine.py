@@ -9,7 +9,16 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import ModelNotLoadedError
-from ..ports import AttachedSae, Engine, FeatureDetails, GenerationItems, GenerationRequest, Progress, Tokenized
+from ..ports import (
+    AttachedSae,
+    Engine,
+    FeatureDetails,
+    GenerationItems,
+    GenerationRequest,
+    Grammar,
+    Progress,
+    Tokenized,
+)
 
 
 class LazyEngine:
@@ -57,6 +66,9 @@ class LazyEngine:
         self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
     ) -> Tokenized:
         return await self._loaded().tokenize(prompt, how)
+
+    async def grammar(self, schema: str) -> Grammar:
+        return await self._loaded().grammar(schema)
 
     def generate(self, request: GenerationRequest) -> GenerationItems:
         return self._loaded().generate(request)

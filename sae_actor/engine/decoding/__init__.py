@@ -6,5 +6,7 @@ attention       many generations in one forward pass, registered with transforme
 kv_cache        where their keys and values are
 generation      one of them: prefill, decode, deliver; its receipt
 sampler         logits → token, noise keyed by (seed, index)
+penalties       logits of single tokens, changed by what came before and by `logit_bias`
+grammars        JSON schemas → the tokens that may come next
 logprobs        logits → log probabilities
 """

@@ -19,8 +19,10 @@ from ..interventions.positions import merged
 from ..interventions.probes import Probe, joined
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
+from .grammars import CompiledGrammar, GrammarState
 from .kv_cache import KVCache, capacity_for
 from .logprobs import scored
+from .penalties import Penalties
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
@@ -59,6 +61,9 @@ class Generation:
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
+        self.penalties = Penalties.of(request)
+        self._grammar: GrammarState | None = None
+        """Once it has begun."""
         self.alone = request.deterministic
         """It runs alone in its steps."""
         self._fed = 0
@@ -102,7 +107,13 @@ class Generation:
     def banned(self) -> Sequence[int]:
         """Tokens that may not be the next one."""
         early = len(self._ids) < self.request.sampling.min_tokens and self.request.forced is None
-        return self._held_off if early else ()
+        # Where the grammar leaves an end alone, the text ends early.
+        return self._held_off if early and not (self._grammar is not None and self._grammar.over) else ()
+
+    @property
+    def binding(self) -> GrammarState | None:
+        """The grammar that the next token has to follow."""
+        return self._grammar if self._grammar is not None and self._grammar.binds else None
 
     @property
     def at(self) -> int:
@@ -128,7 +139,16 @@ class Generation:
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
+        self._grammar = self._beginning()
         self.kept = open_(alone=self.alone)
+
+    def _beginning(self) -> GrammarState | None:
+        compiled = self.request.grammar
+        if not isinstance(compiled, CompiledGrammar) or self._tokenizer is None or self._answer is None:
+            return None
+        grammar = GrammarState(compiled, self._tokenizer.end_ids)
+        grammar.waits = self._answer.thinking
+        return grammar
 
     def next_tokens(self, most: int) -> Sequence[int]:
         """The ids of the next step: at most `most` of the prompt if it may be cut there, later the newest token."""
@@ -154,19 +174,28 @@ class Generation:
         tokenizer, answer = self._tokenizer, self._answer
         if tokenizer is None or answer is None:
             raise InternalError("the generation has ended")
-        stops = self._stops()
+        stops, grammar = self._stops(), self._grammar
+        complete = grammar is not None and grammar.over
         self._ids.append(token)
+        if self.penalties is not None:
+            self.penalties.add(token)
+        if grammar is not None:
+            grammar.add(token)
         if self.applied is not None:
             self.applied.add(token)
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, tokenizer.pieces)
         reason: FinishReason | None = None
-        if ends := token in self._ends and len(self._ids) > self.request.sampling.min_tokens:
+        if ends := token in self._ends and (complete or len(self._ids) > self.request.sampling.min_tokens):
             reason = "stop"
+        elif grammar is not None and grammar.over and not tokenizer.end_ids:
+            reason = "stop"  # the model has no token to say so
         elif stops or len(self._ids) >= self._most:
             reason = "feature" if stops else "length"
         self._show(token, answer, reason, ends=ends)
         self._told = {}
+        if grammar is not None:
+            grammar.waits = answer.thinking
 
     def _stops(self) -> bool:
         """Whether `stop_when` holds at the step's token; its reading is not delivered."""
@@ -258,7 +287,7 @@ class Generation:
     def _let_go(self) -> None:
         """Release the model: the reader may keep this object for long."""
         self.over = True
-        self.applied = self._tokenizer = self._apply = self._answer = None
+        self.applied = self._tokenizer = self._apply = self._answer = self._grammar = self.penalties = None
         self._told = {}
 
 
