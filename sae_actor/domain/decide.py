@@ -19,7 +19,7 @@ from .commands import (
     Steer,
     UnloadModel,
 )
-from .messages import AdmitGeneration, Message, Start, Stop
+from .messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
 from .rules import admission, attachments, downloads
 from .rules.models import load_model, model_failed, model_loaded, unload_model
 from .rules.start import start
@@ -71,6 +71,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return attachments.monitor(message, state)
         case AdmitGeneration():
             return admission.admit(message, state)
+        case AdmitGenerations():
+            return [payload for each in message.requests for payload in admission.admit(each, state)]
         case ev.GenerationFinished():
             return admission.finished(message, state)
         case ev.GpuLost():

@@ -89,6 +89,12 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 
 
+class AdmitGenerations(Struct, frozen=True, kw_only=True):
+    """Text requests that belong together: all are admitted under one state, or none."""
+
+    requests: tuple[AdmitGeneration, ...]
+
+
 Report: TypeAlias = (
     ev.ModelLoaded
     | ev.ModelLoadFailed
@@ -104,4 +110,4 @@ Report: TypeAlias = (
     | ev.GenerationFinished
 )
 
-Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | Report
+Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | AdmitGenerations | Report

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.messages import AdmitGeneration
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import (
     InternalError,
     SAEError,
 )
-from ..ports import Finished, Token
+from ..ports import Finished, Grammar, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,21 @@ class TokenOptions:
     """Positions without any of them."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for what is monitored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A text that is asked for."""
+
+    ask: Callable[[str], AdmitGeneration]
+    """Makes the request under a generation id."""
+    token_ids: Sequence[int]
+    """Of its prompt."""
+    tell: TokenOptions = field(default_factory=TokenOptions)
+    grammar: Grammar | None = None
+    """Of its response format."""
+    schema: str | None = None
+    """The schema of that, for the record."""
 
 
 class RunningGeneration:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
 from sae_actor.ports import Activations, FeatureActivation, Finished, GenerationRequest, Rest, ScoredToken, Token, Watch
+from tests.fakes.choosing import Choosing, changes
 from tests.fakes.coverage import covered, left_out, ranges
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ class RunningText(AsyncIterator[Token | Finished]):
         self._ends = {*(() if sampling.ignore_eos else (END,)), *sampling.stop_token_ids}
         self._held_off = {END, *sampling.stop_token_ids}
         self._answer = self._told_apart()
+        self._choosing: Choosing | None = None
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
+
+        if changes(request):
+            self._choosing = Choosing(request, self._key, engine.vocabulary, END)
 
     def _told_apart(self) -> Any:
         """The service's own `Answer`, where the text is more than letters and stop strings."""
@@ -71,6 +76,8 @@ class RunningText(AsyncIterator[Token | Finished]):
             token = script[index] if index < len(script) else END
         elif ends_after is not None and index == max(ends_after, self.request.sampling.min_tokens):
             token = END
+        if self._choosing is not None:
+            return self._choosing.token(token, self.ids, self._held_off if early else ())
         if early and token in self._held_off:
             token = next(each for each in (self._digest(index) % 256 + n for n in range(257)) if self._allowed(each))
         return token
@@ -83,9 +90,10 @@ class RunningText(AsyncIterator[Token | Finished]):
 
     def step(self, ends_after: int | None) -> None:
         """Make one token."""
+        complete = self._choosing is not None and self._choosing.over
         token = self._next(len(self.ids), ends_after)
         self.ids.append(token)
-        ends = token in self._ends and len(self.ids) > self.request.sampling.min_tokens
+        ends = token in self._ends and (complete or len(self.ids) > self.request.sampling.min_tokens)
         if self._answer is not None:
             self._tell(token, ends=ends)
             return

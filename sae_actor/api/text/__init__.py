@@ -2,6 +2,7 @@
 
 routes         `/v1/completions`, `/v1/chat/completions`, `/v1/models`
 requests       OpenAI's requests: what is honoured, neutral, or refused by name
+sampling       fields that change which token is chosen; `response_format` as a grammar
 answers        OpenAI's answers as structs; `replies`: made of what was generated
 stream         answers sent token by token
 parallel       several generations of one request, next to each other

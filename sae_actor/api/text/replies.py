@@ -216,6 +216,8 @@ class Reply:
     model: ModelFacts
     choices: tuple[Choice, ...]
     created: int
+    n: int = 1
+    """Choices for each prompt."""
 
     @property
     def texts(self) -> tuple[RunningGeneration, ...]:
@@ -256,7 +258,7 @@ class Reply:
         return choice.extension(done) if len(self.choices) > 1 else UNSET
 
     def usage(self, ends: Sequence[Completed]) -> Usage:
-        read = sum(len(choice.prompt.token_ids) for choice in self.choices)
+        read = sum(len(choice.prompt.token_ids) for choice in self.choices[:: self.n])
         made = sum(len(done.finished.token_ids) for done in ends)
         details: CompletionTokensDetails | UnsetType = UNSET
         if any(choice.apart for choice in self.choices):

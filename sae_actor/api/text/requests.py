@@ -17,6 +17,7 @@ from ...domain.refs import Edits, ModelFacts, ReadingExclusions
 from ...errors import BadRequestError, ModelNotFoundError
 from ...ports import Tokenized
 from ..requests import MAX_PROMPTS
+from .sampling import SamplingFields
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
@@ -48,11 +49,12 @@ _COMBINED = {
     "top_logprobs": "without logprobs, this value",
     "stream_options": "without stream, this value",
     "max_completion_tokens": "with another max_tokens, this value",
+    "best_of": "with another n, this value",
 }
 """Fields refused because of another field, not for their value."""
 
 
-class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TextBody(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What completions and chat have in common."""
 
     model: Annotated[str, Meta(max_length=4096)] = "default"
@@ -66,12 +68,8 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     skip_special_tokens: bool | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -85,10 +83,6 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def refused(self) -> dict[str, bool]:
         """Parameter → whether it was given a value that is not honoured."""
         return {
-            "n": self.n not in (None, 1),
-            "frequency_penalty": bool(self.frequency_penalty),
-            "presence_penalty": bool(self.presence_penalty),
-            "logit_bias": bool(self.logit_bias),
             "stream_options": self.stream_options is not None and not self.stream,
         }
 
@@ -153,7 +147,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     def refused(self) -> dict[str, bool]:
         return {
             **super().refused(),
-            "best_of": self.best_of not in (None, 1),
+            "best_of": self.best_of not in (None, self.choices),
             # The prompt's own log probabilities would be meant too, and they are not computed.
             "echo": bool(self.echo) and self.logprobs is not None,
             "suffix": bool(self.suffix),
@@ -204,7 +198,6 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
-    response_format: dict[str, Any] | None = None
     include_reasoning: bool | None = None
 
     def refused(self) -> dict[str, bool]:
@@ -214,7 +207,6 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "top_logprobs": bool(self.top_logprobs) and not self.logprobs,
             "tools": bool(self.tools),
             "tool_choice": self.tool_choice not in (None, "none", "auto"),
-            "response_format": self.response_format not in (None, {"type": "text"}),
             "max_completion_tokens": both and self.max_tokens != self.max_completion_tokens,
         }
 
@@ -230,8 +222,14 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return [[message.plain() for message in self.messages]]
 
 
-def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
+def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts) -> Sampling:
     """The settings in force; a seed is chosen if none was given. A context overflow is refused."""
+    tokens_prompt = len(prompt.token_ids)
+    if prompt.reasoning is not None and prompt.reasoning.format == "channels" and body.schema is not None:
+        raise BadRequestError(
+            "response_format: this model answers in channels, of which none can be given a form; not supported",
+            param="response_format",
+        )
     room = model.context_length - tokens_prompt
     asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
     if room < 1 or (asked is not None and asked > room):
@@ -266,6 +264,7 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
         ignore_eos=bool(body.ignore_eos),
         min_tokens=fewest,
         skip_special_tokens=body.skip_special_tokens is not False,
+        **body.processors(model),
     )
 
 

@@ -6,10 +6,12 @@ import time
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...errors import ModelNotFoundError
-from ...generations import TokenOptions
+from ...generations import Requested, TokenOptions
 from ..answers import answer, state_of
 from ..context import context, device, principal
 from ..limits import tokens_of
@@ -17,9 +19,10 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
-from .parallel import abandon, ends
+from .parallel import ends
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
+from .sampling import grammar_of
 from .stream import abandoned_with_client, chunks, streamed
 
 ERRORS = (
@@ -91,28 +94,38 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
-    """One admitted generation per prompt, in order; if one is refused, none is left running."""
+    """The generations of a request, `n` for each prompt, in order: all are admitted, or none."""
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
-    settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
+    settings = [sampling(body, prompt, model) for prompt in prompts]
+    grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
-    choices: list[Choice] = []
-    try:
-        for prompt, own in zip(prompts, settings, strict=True):
-            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
-            tell = TokenOptions(
-                logprobs=body.scores,
-                top_k_features=own_sae.top_k_features or 0,
-                exclude=own_sae.top_k_exclude,
-                prompt=prompt.tokens,
-            )
-            text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
-            echo = "".join(prompt.tokens) if body.echoes else ""
-            scores, thoughts = body.scores is not None, body.thoughts
-            choices.append(Choice(kind, len(choices), text, prompt, echo, scores=scores, thoughts=thoughts))
-    except BaseException:
-        abandon([choice.text for choice in choices])
-        raise
-    return Reply(kind, model, tuple(choices), int(time.time()))
+    asked, of = [], []
+    for prompt, own in zip(prompts, settings, strict=True):
+        tell = TokenOptions(
+            logprobs=body.scores,
+            top_k_features=own_sae.top_k_features or 0,
+            exclude=own_sae.top_k_exclude,
+            prompt=prompt.tokens,
+        )
+        for i in range(body.choices):
+            seeded = replace(own, seed=own.seed + i)
+            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position)
+            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
+            of.append(prompt)
+    opened = await texts.open_all(asked, principal=principal(request))
+    choices = tuple(
+        Choice(
+            kind,
+            index,
+            text,
+            prompt,
+            "".join(prompt.tokens) if body.echoes else "",
+            scores=body.scores is not None,
+            thoughts=body.thoughts,
+        )
+        for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
+    )
+    return Reply(kind, model, choices, int(time.time()), body.choices)

@@ -6,6 +6,7 @@ a copy. Compiling and masking are bounded by the library's own fuel (`_limits`),
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -21,11 +22,12 @@ from torch import Tensor
 from ...errors import BadRequestError, SAEUnsupportedError
 from ...ports import Grammar
 
-ANY_OBJECT = '{"type":"object"}'
+logger = logging.getLogger(__name__)
+
 SETTINGS: Any = {
     "whitespace_flexible": True,
-    # As written by people and by models, and never without end.
-    "whitespace_pattern": r"[ \n\t]{0,24}",
+    # A space, or a new line with its indent: as models write JSON, and never without end.
+    "whitespace_pattern": r"( |\n[ \t]{0,24})?",
     "lenient": False,
     "coerce_one_of": False,
     "item_separator": ",",
@@ -43,6 +45,21 @@ def _limits() -> llguidance.LLParserLimits:
     return llguidance.LLParserLimits(max_lexer_states=30_000, verbose_errors=False)
 
 
+def byte_tokens(tokenizer: Any, vocabulary: int, end_ids: Collection[int]) -> llguidance.LLTokenizer | None:
+    """The tokens of a tokenizer of transformers as bytes; None if it does not show them.
+
+    Takes part of a second, without letting other threads run: for the time when a model is loaded.
+    """
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+        return None
+    size, slices = max(vocabulary, len(tokenizer)), llguidance.LLTokenizer.json_slices()
+    try:
+        return from_tokenizer(tokenizer, n_vocab=size, eos_token=sorted(end_ids) or None, slices=slices)
+    except (ValueError, TypeError) as error:  # it knows the common kinds of tokenizers
+        logger.warning("no text of this model can be given a form: %s", error)
+        return None
+
+
 class CompiledGrammar(Grammar):
     """A grammar for the tokens of one model."""
 
@@ -58,15 +75,10 @@ class CompiledGrammar(Grammar):
 class Grammars:
     """Compiles for one model, and keeps what it compiled. Belongs to one thread, but for its construction."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int, end_ids: Collection[int]) -> None:
-        """Takes part of a second, without letting other threads run: for the time when a model is loaded."""
+    def __init__(self, tokens: llguidance.LLTokenizer | None) -> None:
+        """tokens: those of the model; None if its tokenizer does not show their bytes."""
         self._known: OrderedDict[str, CompiledGrammar] = OrderedDict()
-        self.tokens: llguidance.LLTokenizer | None = None
-        if isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
-            size = max(vocabulary, len(tokenizer))
-            slices = llguidance.LLTokenizer.json_slices()
-            ends = sorted(end_ids) or None
-            self.tokens = from_tokenizer(tokenizer, n_vocab=size, eos_token=ends, slices=slices)
+        self.tokens = tokens
 
     def compiled(self, schema: str) -> CompiledGrammar:
         """The grammar of the texts that follow a JSON schema. `BadRequestError` with the reason if there is none,
@@ -119,7 +131,7 @@ class GrammarState:
     @property
     def over(self) -> bool:
         """The text is complete: only an end may follow."""
-        return self.binds and self._matcher.is_stopped()
+        return self.binds and (self._ended or self._matcher.is_stopped())
 
     @property
     def matcher(self) -> llguidance.LLMatcher | None:
@@ -139,11 +151,12 @@ class GrammarState:
         """The text goes on with a token; one that the grammar does not allow (of an earlier answer) leaves it."""
         if not self.binds or self._ended:
             return
-        if not self._matcher.validate_tokens([token]):
+        if token in self._end_ids and self._matcher.is_accepting():
+            self._ended = True
+        elif self._matcher.validate_tokens([token]):
+            self._matcher.consume_token(token)
+        else:
             self._left = True
-            return
-        self._matcher.consume_token(token)
-        self._ended = token in self._end_ids
 
 
 class Masks:

@@ -20,7 +20,7 @@ from ...domain.refs import ModelFacts
 from ...errors import ModelLoadError, SAEError
 from ...ports import Progress
 from ...telemetry.libraries import adopt
-from ..decoding.grammars import Grammars
+from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import longest_for
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
@@ -115,7 +115,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             mark_ids=mark_ids(reasoning, tokenizer),
             context_length=network.config.max_position_embeddings,
         ),
-        grammars=Grammars(tokenizer, vocabulary, end_ids),
+        grammars=Grammars(byte_tokens(tokenizer, vocabulary, end_ids)),
         architecture=architecture,
         device=device,
         facts=ModelFacts(
