@@ -120,6 +120,7 @@ class Generations:
 
     async def _open(self, asked: Sequence[Requested], principal: str) -> list[RunningGeneration]:
         opening = asyncio.current_task()
+        assert opening is not None
         begun: list[RunningGeneration] = []
 
         def begin(event: Event) -> None:

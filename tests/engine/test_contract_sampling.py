@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import jsonschema
 import pytest
@@ -49,7 +50,7 @@ async def test_a_biased_token_that_there_is_not(given: Given) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"frequency_penalty": 20.0}, {"presence_penalty": 50.0}])
-async def test_penalties_for_what_the_answer_has(given: Given, settings: dict[str, float]) -> None:
+async def test_penalties_for_what_the_answer_has(given: Given, settings: dict[str, Any]) -> None:
     """With 70 and 71 far ahead of all others, they take turns; the prompt does not count."""
     ids = (70, 70, 70, 71)
     bias = ((70, 90.0), (71, 80.0))

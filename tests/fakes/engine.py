@@ -269,7 +269,8 @@ class FakeEngine:
     async def grammar(self, schema: str) -> Grammar:
         self._loaded()
         self._grammars = self._grammars or grammars(END, self.specials)
-        return self._grammars.compiled(schema)
+        compiled: Grammar = self._grammars.compiled(schema)
+        return compiled
 
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()

@@ -86,6 +86,8 @@ class Generation:
         self._ends = frozenset((*own, *request.sampling.stop_token_ids))
         """Tokens that end it."""
         self._held_off = tuple(ending_ids(request, tokenizer))
+        self._ahead = tuple(tokenizer.end_ids)
+        """Tokens that may not come before what has a form."""
         self._tally = Tally()
         self._batch: tuple[int, int] | None = None
 
@@ -106,9 +108,13 @@ class Generation:
     @property
     def banned(self) -> Sequence[int]:
         """Tokens that may not be the next one."""
-        early = len(self._ids) < self.request.sampling.min_tokens and self.request.forced is None
+        grammar, forced = self._grammar, self.request.forced is not None
+        if grammar is not None and grammar.waits:
+            # The reasoning has to end, for the form to come.
+            return self._ahead if not forced or self.request.processed_scores else ()
+        early = len(self._ids) < self.request.sampling.min_tokens and not forced
         # Where the grammar leaves an end alone, the text ends early.
-        return self._held_off if early and not (self._grammar is not None and self._grammar.over) else ()
+        return self._held_off if early and not (grammar is not None and grammar.over) else ()
 
     @property
     def binding(self) -> GrammarState | None:

@@ -134,10 +134,10 @@ def candidates(scaled: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         kept = nucleus(scaled, sampling.top_p) if kept is None else kept[nucleus(scaled[kept], sampling.top_p)]
     if sampling.min_p:
-        least = math.log(sampling.min_p)
+        enough = math.log(sampling.min_p)
         if kept is None:
-            return (scaled >= least).nonzero().squeeze(1)
-        kept = kept[scaled[kept] >= least]
+            return (scaled >= enough).nonzero().squeeze(1)
+        kept = kept[scaled[kept] >= enough]
     return torch.arange(len(scaled)) if kept is None else kept
 
 
