@@ -63,7 +63,12 @@ def _model(facts: ModelFacts) -> ListedModel:
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
            "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
-           "next one, which is then the last; `finish_reason` is `feature`",
+           "next one, which is then the last; `finish_reason` is `feature`. Of `n` choices for each prompt, choice i "
+           "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
+           "changed in this order: `repetition_penalty` (tokens of prompt and answer), `frequency_penalty` and "
+           "`presence_penalty` (of the answer), `logit_bias`, `min_tokens`, `response_format`, `temperature`, "
+           "`top_k`, `top_p`, `min_p`; `logprobs` are those before all of these. Under a `response_format` a text that "
+           "ends with `stop` is the whole JSON, unless a stop string or token cut it; with `length` its beginning",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 import sae_actor.engine.decoding.grammars  # noqa: F401 - the fake engine imports it, and torch, where a client would wait
+from sae_actor.cli.render.explanation import explanation
 from sae_actor.domain.chats import Reasoning
 from sae_actor.errors import MailboxFullError
 from tests.fakes.engine import FakeEngine
@@ -149,6 +150,14 @@ async def test_settings_change_the_text_and_are_on_record(service: Running, path
     assert text_of(whole) == "A" * 8 != plain
     assert await streamed(service, path, body) == {0: "A" * 8}
     recorded = (await started(service))[-1]["sampling"]
+    view = (await service.client.get(f"/api/generations/{(await started(service))[-1]['generation_id']}")).json()
+    told = explanation({**view, "log": {"ok": True, "events": 1, "head": {"position": 1, "hash": ""}}})
+    for line in (
+        "of the probable tokens alone: top_k 40, min_p 0.1",
+        "repetition_penalty 1.5, frequency_penalty 0.5, presence_penalty -0.5",
+        "logits of 2 tokens were raised or lowered",
+    ):
+        assert f"             {line}\n" in told
     wanted = {**fields, "logit_bias": [[65, 100.0], [90, 3.0]]}
     assert {name: recorded[name] for name in fields} == wanted
     neutral = (await started(service))[0]["sampling"]

@@ -126,7 +126,8 @@ async def test_log_probabilities_are_the_model_s_own(engine: TorchEngine) -> Non
     for one, other in zip(tokens, plain, strict=True):
         assert one.scored is not None
         assert other.scored is not None
-        assert (one.scored.id, one.scored.logprob) == (other.scored.id, pytest.approx(other.scored.logprob, abs=1e-5))
+        assert one.scored.id == other.scored.id
+        assert one.scored.logprob == pytest.approx(other.scored.logprob, abs=1e-5)
         assert [each.id for each in one.top] == [each.id for each in other.top]
     processed = replace(forced, sampling=changed.sampling, grammar=grammar, processed_scores=True)
     chosen, _ = await read(engine.generate(processed))
