@@ -19,5 +19,3 @@ from .actor import Accepted, Actor
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request
-
-__all__ = ["Accepted", "Actor", "Envelope", "Mailbox", "Performer", "raw_request"]

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_steering(commands)
     _add_text(commands)
     _add_log(commands)
+    _add_families(commands)
     return top
 
 
@@ -142,6 +143,17 @@ def _add_text(commands: _Commands) -> None:
     events = _client(commands, "events", "follow the service's events")
     events.add_argument("--after", type=_position, metavar="N", help="only events after position N")
     events.add_argument("--types", metavar="A,B", help="only these types")
+
+
+def _add_families(commands: _Commands) -> None:
+    about = "the model types that are supported, and their hook points"
+    families = commands.add_parser("families", help=about, description=about)
+    families.add_argument(
+        "--check",
+        metavar="MODEL",
+        help="what the blocks of this model are made of: a folder, or a hub id (its config.json alone is fetched)",
+    )
+    families.add_argument("--revision", metavar="R", default="main", help="of a hub id")
 
 
 def _add_log(commands: _Commands) -> None:

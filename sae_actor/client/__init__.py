@@ -13,5 +13,3 @@ By default edits and readings leave out attention sinks (`exclude: ["sink"]`), a
 
 from .calls import DEFAULT_URL, Client, StreamEvent
 from .wire import UnreachableError
-
-__all__ = ["DEFAULT_URL", "Client", "StreamEvent", "UnreachableError"]

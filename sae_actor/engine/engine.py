@@ -250,9 +250,7 @@ class TorchEngine:
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
         stream = GenerationStream(self._streams.discard)
-        text = Generation(
-            request, model.tokenizer, model.bytes_per_position, partial(self._applied, model), stream.deliver
-        )
+        text = Generation(request, model.tokenizer, model.cache_size, partial(self._applied, model), stream.deliver)
         stream.text = text
         self._streams.add(stream)
         self._device.start(text)

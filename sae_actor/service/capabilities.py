@@ -10,7 +10,7 @@ from ..config import Settings
 from ..domain.refs import MAX_EDITS, MAX_STRENGTH, Exclusion, HookKind, Method, Mode, NamedPositions, Unit
 from ..domain.views.capabilities import Capabilities, Limits
 from ..formats import FORMATS
-from ..models.families import FAMILIES
+from ..models.families import FAMILIES, TEXT_PART
 
 LIBRARIES = ("torch", "transformers", "safetensors", "huggingface_hub", "litestar", "msgspec")
 
@@ -23,6 +23,8 @@ def capabilities(settings: Settings) -> Capabilities:
         architectures=tuple(sorted({name for each in FORMATS for name in each.architectures})),
         hook_points=typing.get_args(HookKind),
         families={name: tuple(sorted(family.places)) for name, family in sorted(FAMILIES.items())},
+        families_without={name: family.lacks for name, family in sorted(FAMILIES.items()) if family.lacks},
+        text_parts=dict(sorted(TEXT_PART.items())),
         methods=typing.get_args(Method),
         modes=typing.get_args(Mode),
         positions=(*typing.get_args(NamedPositions), "tokens", "from/to", "role"),

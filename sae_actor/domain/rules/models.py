@@ -7,22 +7,18 @@ from .. import events as ev
 from ..commands import LoadModel
 from ..events import Problem
 from ..state import State
+from ..structs import filled
 from . import attachments
 
 
 def load_model(command: LoadModel, state: State) -> list[ev.Payload]:
     model = state.model
-    same = model is not None and (model.model, model.revision, model.dtype, model.device) == (
-        command.model,
-        command.revision,
-        command.dtype,
-        command.device,
+    same = model is not None and all(
+        getattr(model, name) == getattr(command, name) for name in command.__struct_fields__
     )
-    requested = ev.ModelLoadRequested(
-        model=command.model,
-        revision=command.revision,
-        dtype=command.dtype,
-        device=command.device,
+    requested = filled(
+        ev.ModelLoadRequested,
+        command,
         joined=model.request_position if model is not None and same and model.status == "loading" else None,
         reused=model is not None and same and model.status == "loaded",
     )
