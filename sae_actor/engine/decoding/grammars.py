@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 SETTINGS: Any = {
     "whitespace_flexible": True,
     # A space, or a new line with its indent: as models write JSON, and never without end.
-    "whitespace_pattern": r"( |\n[ \t]{0,24})?",
+    "whitespace_pattern": r"( |\n {0,20}|\n\t{0,5})?",
     "lenient": False,
     "coerce_one_of": False,
     "item_separator": ",",
