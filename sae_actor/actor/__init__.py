@@ -7,7 +7,6 @@
     mailbox          bounded, with reserved room for reports
     effect_runner    starts and cancels the effects that the state owes; performer: how each is done
     history          a command in the log: its outcome, its idempotency key
-    token_bucket     limits how many refusals are recorded
     strengths        strengths in other units, resolved to raw before a command is decided
     counts           for `GET /metrics`
 

@@ -13,11 +13,11 @@ from ..domain.events import Draft, Event, Payload, draft
 from ..domain.evolve import evolve
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
+from ..limits import TokenBucket
 from ..ports import Clock, EventLog
 from .history import accepted_events, same_request
 from .mailbox import Envelope
 from .performer import problem
-from .token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,12 @@ class Refusals:
     """How many refusals are recorded: all of them, until there is a flood."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
+        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic)
         self._not_recorded = 0
 
     def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
         """The event for this refusal, or None if there were too many recently."""
-        if not self._allowance.take(self._clock.monotonic()):
+        if not self._allowance.take():
             self._not_recorded += 1
             return None
         skipped, self._not_recorded = self._not_recorded, 0

@@ -101,13 +101,7 @@ def _add_resources(commands: _Commands) -> None:
     attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
     attach.add_argument("--replace", action="store_true", help="replace what is attached")
-    attach.add_argument(
-        "--exclude",
-        action="append",
-        choices=(*get_args(Exclusion), "none"),
-        help="positions that reconstruct passes through, may be given several times (default: what the edits leave "
-        "out, or sink)",
-    )
+    _exclude(attach, "positions that reconstruct passes through", "what the edits leave out, or sink")
     _sae(_client(commands, "detach", "detach an SAE from the model and free its memory"))
     _sae(_client(commands, "delete", "delete an SAE's files; of an import, forget the record"))
 
@@ -121,12 +115,7 @@ def _add_steering(commands: _Commands) -> None:
     steer.add_argument("--method", choices=get_args(Method), default="add")
     steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
     steer.add_argument("--unit", choices=get_args(Unit), default="raw")
-    steer.add_argument(
-        "--exclude",
-        action="append",
-        choices=(*get_args(Exclusion), "none"),
-        help="positions that are left alone, may be given several times (default: sink)",
-    )
+    _exclude(steer, "positions that are left alone", "sink")
 
 
 def _add_text(commands: _Commands) -> None:
@@ -211,6 +200,11 @@ def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
 
 def _sae(each: argparse.ArgumentParser) -> None:
     each.add_argument("sae", metavar="SAE", help="an sae_id (any unique prefix works)")
+
+
+def _exclude(each: argparse.ArgumentParser, what: str, usual: str) -> None:
+    about = f"{what}, may be given several times (default: {usual})"
+    each.add_argument("--exclude", action="append", choices=(*get_args(Exclusion), "none"), help=about)
 
 
 def _edit(text: str) -> tuple[int, float]:

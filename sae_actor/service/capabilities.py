@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .. import __version__
 from ..config import Settings
 from ..domain.refs import MAX_EDITS, MAX_STRENGTH, Exclusion, HookKind, Method, Mode, NamedPositions, Unit
+from ..domain.structs import filled
 from ..domain.views.capabilities import Capabilities, Limits
 from ..formats import FORMATS
 from ..models.families import FAMILIES, TEXT_PART
@@ -31,13 +32,7 @@ def capabilities(settings: Settings) -> Capabilities:
         exclusions=typing.get_args(Exclusion),
         units=typing.get_args(Unit),
         conditions=("when", "stop_when"),
-        limits=Limits(
-            max_attachments=settings.gpu.max_attachments,
-            max_edits=MAX_EDITS,
-            max_strength=MAX_STRENGTH,
-            max_running=settings.engine.max_running,
-            max_waiting=settings.engine.max_waiting,
-        ),
+        limits=filled(Limits, settings.gpu, settings.engine, max_edits=MAX_EDITS, max_strength=MAX_STRENGTH),
         versions={name: _version(name) for name in LIBRARIES},
         model=None,
     )

@@ -32,7 +32,6 @@ from ...errors import BadRequestError, SAEError
 from ...ports import CatalogEntry, NearFeature, TokenWeight
 from ..answers import answer, state_of
 from ..context import context, device
-from ..limits import looking
 from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
@@ -180,7 +179,7 @@ async def get_feature(request: AnyRequest) -> Answer:
         raise BadRequestError("a feature is a whole number, 0 or above", param="feature")
     engine = device(request)
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
-    async with looking(request):
+    async with heard(request), context(request).looks.taken():
         details = await engine.feature(sae.attach_position, int(asked))
     return answer(request, filled(Feature, details, sae_id=sae_id))
 

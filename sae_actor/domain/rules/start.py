@@ -11,11 +11,12 @@ from ..pending import pending
 from ..state import MAX_ATTEMPTS, State
 from ..structs import filled
 from . import attachments
-from .models import model_failed
+from .models import missing, model_failed
 
 
 def start(message: Start, state: State) -> list[ev.Payload]:
     """Take the log over: count what the last process died under, and give up what killed it three times."""
+    missing(message.model, state)  # refuses a start for another model than the one that an SAE is attached to
     started = filled(ev.ActorStarted, message)
     cut_off: list[ev.Payload] = [
         filled(ev.GenerationFinished, g, started_position=g.position, finish_reason="interrupted")
