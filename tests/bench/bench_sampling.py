@@ -3,7 +3,8 @@
     python -m tests.bench.bench_sampling [--texts 8 32] [--tokens 48] [--rounds 5] [--threads 2] [--device cpu]
 
 The cases are measured in turn, round by round; of each the median of its ratios to the plain case of the same round is
-printed. The clock runs from the moment when every text has its first token to that when the first one has its last.
+printed, and the same of the CPU time that whole runs took, prompts included: on a machine with other work the ratio of
+times is noise. The clock runs from the moment when every text has its first token to that when the first one has its last.
 The schema is one that no text comes to the end of. Needs the demo's model (prepared at the first run).
 """
 
@@ -99,15 +100,21 @@ async def measure(folder: str, asked: argparse.Namespace) -> None:
           f"{asked.rounds} rounds")  # fmt: skip
     for count in asked.texts:
         rates: dict[str, list[float]] = {name: [] for name in cases}
+        spent: dict[str, list[float]] = {name: [] for name in cases}
         for round_ in range(asked.rounds + 1):
             for name, more in cases.items():
+                began = time.process_time()
                 rate = steady(await asyncio.gather(*(one(n, more) for n in range(count))))
                 if round_:  # the first warms up
                     rates[name].append(rate)
+                    spent[name].append(time.process_time() - began)
         for name, each in rates.items():
-            beside = rates["sampled" if name.startswith("sampled") else "plain"]
-            ratio = statistics.median(mine / theirs for mine, theirs in zip(each, beside, strict=True))
-            print(f"{count:3} texts, {name:24}{statistics.median(each):8.1f} tokens/s {ratio:6.2f}")
+            beside = "sampled" if name.startswith("sampled") else "plain"
+            ratio = statistics.median(mine / theirs for mine, theirs in zip(each, rates[beside], strict=True))
+            by_cpu = statistics.median(theirs / mine for mine, theirs in zip(spent[name], spent[beside], strict=True))
+            print(
+                f"{count:3} texts, {name:24}{statistics.median(each):8.1f} tokens/s {ratio:6.2f}, by CPU time {by_cpu:.2f}"
+            )
     await engine.close()
 
 
