@@ -4,8 +4,8 @@
 
 The cases are measured in turn, round by round; of each the median of its ratios to the plain case of the same round is
 printed, and the same of the CPU time that whole runs took, prompts included: on a machine with other work the ratio of
-times is noise. The clock runs from the moment when every text has its first token to that when the first one has its last.
-The schema is one that no text comes to the end of. Needs the demo's model (prepared at the first run).
+times is noise. The clock runs from the moment when every text has its first token to that when the first one has its
+last. The schema is one that no text comes to the end of. Needs the demo's model (prepared at the first run).
 """
 
 from __future__ import annotations
@@ -112,9 +112,8 @@ async def measure(folder: str, asked: argparse.Namespace) -> None:
             beside = "sampled" if name.startswith("sampled") else "plain"
             ratio = statistics.median(mine / theirs for mine, theirs in zip(each, rates[beside], strict=True))
             by_cpu = statistics.median(theirs / mine for mine, theirs in zip(spent[name], spent[beside], strict=True))
-            print(
-                f"{count:3} texts, {name:24}{statistics.median(each):8.1f} tokens/s {ratio:6.2f}, by CPU time {by_cpu:.2f}"
-            )
+            rate = statistics.median(each)
+            print(f"{count:3} texts, {name:24}{rate:8.1f} tokens/s {ratio:6.2f}, by CPU time {by_cpu:.2f}")
     await engine.close()
 
 
