@@ -7,6 +7,7 @@ a copy. Compiling and masking are bounded by the library's own fuel (`_limits`),
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -36,6 +37,9 @@ SETTINGS: Any = {
 """All of them: a schema could set those that are left out."""
 MOST_KEPT = 64
 """Compiled grammars that are kept."""
+FEW = 8
+MANY_CORES = 4
+"""So many masks are computed one after the other, and all of them on a machine of fewer cores."""
 _WORD = 32
 _BIT = np.uint32(1) << np.arange(_WORD, dtype=np.uint32)
 
@@ -184,8 +188,13 @@ class Masks:
             # Its rows are as wide as its vocabulary, which may be a little more than that of the logits.
             size = -(-states[0].vocabulary // _WORD)
             filled = np.zeros((len(states), size), dtype=np.int32)
-            self._executor = self._executor or llguidance.LLExecutor()
-            self._executor.unsafe_compute_mask_ptr(bound, filled.ctypes.data, size * 4, len(states))
+            if len(bound) <= FEW or (os.cpu_count() or 1) < MANY_CORES:
+                # Microseconds each: less than to wait for another thread.
+                for matcher, row in bound:
+                    matcher.unsafe_compute_mask_ptr(filled[row].ctypes.data, size * 4)
+            else:
+                self._executor = self._executor or llguidance.LLExecutor()
+                self._executor.unsafe_compute_mask_ptr(bound, filled.ctypes.data, size * 4, len(states))
             words[:, :size] = filled[:, : words.shape[1]]
         for row, state in enumerate(states):
             if state.matcher is None:

@@ -55,8 +55,13 @@ def grammars() -> Grammars:
     return Grammars(byte_tokens(tiny_tokenizer(), VOCABULARY, [END]))
 
 
-async def test_masks_are_those_of_the_library_s_matcher(grammars: Grammars) -> None:
+@pytest.mark.parametrize("few", [0, 100], ids=["next to each other", "one by one"])
+async def test_masks_are_those_of_the_library_s_matcher(
+    grammars: Grammars, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows at different places of different grammars, in one step and for a wider vocabulary than theirs."""
+    monkeypatch.setattr("sae_actor.engine.decoding.grammars.FEW", few)
+    monkeypatch.setattr("sae_actor.engine.decoding.grammars.MANY_CORES", 0)
     generator, masks = torch.Generator().manual_seed(0), Masks()
     compiled = [grammars.compiled(json.dumps(schema)) for schema in SCHEMAS.values()]
     states = [GrammarState(each, frozenset({END})) for each in compiled]
