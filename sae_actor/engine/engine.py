@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from msgspec import Struct
+import torch
 
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
@@ -24,7 +24,17 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Grammar, Progress, Tokenized, Watch
+from ..ports import (
+    AttachedSae,
+    FeatureDetails,
+    GenerationRequest,
+    GenerationStream,
+    Grammar,
+    ModelSize,
+    OnProgress,
+    Tokenized,
+    Watch,
+)
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation, InterventionGone
@@ -34,34 +44,18 @@ from .interventions.hooks import PreparedIntervention
 from .interventions.positions import TokenKinds
 from .interventions.probes import Probe
 from .interventions.sae_intervention import SaeIntervention
-from .memory import check_room
+from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
+from .model.sizes import fitted, model_size
 from .request_checks import check_request
 from .saes.feature_details import feature_details
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
-from .streams import GenerationStream
+from .settings import EngineSettings
 from .tokens.prompts import tokenized
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
-
-
-class EngineSettings(Struct, frozen=True, kw_only=True):
-    """What a deployment chooses."""
-
-    max_running: int = 32
-    """Generations that run at the same time, in one forward pass if the model allows it."""
-    max_waiting: int = 64
-    """Generations that may wait; one more is refused with `mailbox_full`."""
-    prompt_tokens: int = 512
-    """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""
-    cache_bytes: int = 0
-    """Bytes for the KV cache of all generations; 0: half of what is free after the model is loaded."""
-    threads: int | None = None
-    """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
-    drain_seconds: float = 3.0
-    """How long a generation may continue under an SAE that `retain` drops."""
 
 
 class TorchEngine:
@@ -82,7 +76,8 @@ class TorchEngine:
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
         """attach_position → folder of the SAE; its statistics are read on request."""
-        self._streams: set[GenerationStream] = set()
+        self._streams: dict[GenerationStream, frozenset[int]] = {}
+        """Of what has not ended: attach_position of every SAE that it needs."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -90,7 +85,7 @@ class TorchEngine:
 
     # — the model —
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """See the port. The old model goes first: two may not fit."""
         if self._model is not None and self._model.position == effect.request_position:
             return self._model.facts
@@ -104,6 +99,19 @@ class TorchEngine:
             cancelled.set()
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        """See the port."""
+        size = await self._loader.run(partial(model_size, model, revision, dtype, device), "measuring a model")
+        return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
+
+    def _fitted(self, size: ModelSize, beside: int) -> ModelSize:
+        """With what another model would find: the one that is there and its SAEs go first."""
+        free = available(torch.device(size.device))
+        if free is not None and self._model is not None and str(self._model.device) == size.device:
+            held = sum(resident.device_bytes for resident in self._residents.values())
+            free += self._model.facts.memory_bytes + self._device.scheduler.cache_used + held
+        return fitted(size, free, beside, self._settings.cache_bytes)
 
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)
@@ -162,7 +170,7 @@ class TorchEngine:
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
-        users = [stream.ended for stream in self._streams if position in stream.uses]
+        users = [stream.ended for stream, uses in self._streams.items() if position in uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
         self._folders.pop(position, None)
@@ -249,10 +257,10 @@ class TorchEngine:
         check_request(request, model)
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        stream = GenerationStream(self._streams.discard)
-        text = Generation(request, model.tokenizer, model.cache_size, partial(self._applied, model), stream.deliver)
-        stream.text = text
-        self._streams.add(stream)
+        stream = GenerationStream(self._streams.pop)
+        apply, made = partial(self._applied, model), self._device.made
+        text = Generation(request, model.tokenizer, model.cache_size, apply, stream=stream, made=made)
+        self._streams[stream] = text.uses
         self._device.start(text)
         return stream
 

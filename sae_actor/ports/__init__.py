@@ -3,20 +3,20 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   the request for a generation, and what it delivers
+    generation   the request for a generation, and what it delivers: a `GenerationStream`
     clock        the time; `progress`: how far slow work is
     durability   what adapters that write files share
 
 `actor` and `api` know the world only through these.
 """
 
+from ..domain.reports import AttachedSae, HubSae
 from .clock import Clock
-from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeight
+from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,
     Finished,
-    GenerationItems,
     GenerationRequest,
     Grammar,
     Rest,
@@ -25,6 +25,7 @@ from .generation import (
     Tokenized,
     Watch,
 )
-from .hub import CatalogEntry, Hub, HubSae
+from .generation_stream import GenerationStream, news_of
+from .hub import CatalogEntry, Hub
 from .log import EventLog, Head, Verification
-from .progress import Progress
+from .progress import OnProgress, Progress

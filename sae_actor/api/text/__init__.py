@@ -5,7 +5,6 @@ requests       OpenAI's requests: what is honoured, neutral, or refused by name
 sampling       fields that change which token is chosen; `response_format` as a grammar
 answers        OpenAI's answers as structs; `replies`: made of what was generated
 stream         answers sent token by token
-parallel       several generations of one request, next to each other
 compare        `/api/compare`: one prompt with and without an intervention
 activations    `/api/activations`: what SAEs read in a given text
 """

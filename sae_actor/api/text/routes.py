@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...errors import ModelNotFoundError
-from ...generations import Requested, TokenOptions
+from ...generations import Requested, TokenOptions, ends
 from ..answers import answer, state_of
 from ..context import context, device, principal
 from ..limits import tokens_of
@@ -19,11 +19,10 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
-from .parallel import ends
 from .replies import Choice, Kind, Reply
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
+from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, fingerprint, sampling
 from .sampling import grammar_of
-from .stream import abandoned_with_client, chunks, streamed
+from .stream import abandoned_with_client, streamed
 
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
@@ -92,7 +91,7 @@ async def chat_completions(request: AnyRequest) -> Answer:
 async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
     reply = await opened(request, body, kind)
     if body.stream:
-        return await streamed(request, chunks(reply, include_usage=body.includes_usage), reply.texts)
+        return await streamed(request, (reply,), include_usage=body.includes_usage)
     async with abandoned_with_client(request, reply.texts):
         done = await ends(reply.texts)
     return answer(request, reply.whole(done))
@@ -133,4 +132,4 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )
-    return Reply(kind, model, choices, int(time.time()), body.choices)
+    return Reply(kind, model.model_id, fingerprint(model), choices, int(time.time()), body.choices)

@@ -51,7 +51,7 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
-        """All that the text needs on the device, each once or more."""
+        """All that it needs on the device, each once or more."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
         return (*self.intervention, *self.watched, *stop)
 
@@ -66,7 +66,7 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     """Ranges [from, to) of positions that were written to."""
     excluded: tuple[tuple[int, int], ...] = ()
     batch: tuple[int, int] | None = None
-    """Fewest and most texts in a step of it, itself counted."""
+    """Fewest and most generations in a step of it, itself counted."""
     salt: str = ""
     prompt_sha256: str = ""
     output_sha256: str = ""
