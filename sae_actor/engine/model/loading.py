@@ -21,6 +21,7 @@ from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
 from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
+from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
@@ -53,6 +54,7 @@ class LoadedModel:
     network: Any
     """The transformers model, in eval mode, without gradients."""
     tokenizer: Tokenizer
+    grammars: Grammars
     architecture: Architecture
     device: torch.device
     facts: ModelFacts
@@ -123,6 +125,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             mark_ids=mark_ids(reasoning, tokenizer),
             context_length=context_length,
         ),
+        grammars=Grammars(byte_tokens(tokenizer, vocabulary, end_ids)),
         architecture=architecture,
         device=device,
         facts=ModelFacts(
