@@ -53,7 +53,7 @@ def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
             check_address(scope["query_string"])
             check_origin(scope["headers"], policy)
             if listed is not None and is_preflight(scope):
-                await answer_preflight(hardened)
+                await answer_preflight(scope, hardened)
                 return
             is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in open_routes
             caller = caller_of(scope, policy, is_open)
