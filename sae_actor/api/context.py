@@ -25,10 +25,13 @@ WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
 WALKS_WAITING = 32
 """Further ones, until it is their turn."""
-PROMPTS_WAITING = 96
-"""Prompts that wait for the tokenizer, which does one at a time: as many as generations may run and wait."""
 LOOKS_WAITING = 32
 """Looks at features that wait for the one before them."""
+
+
+def prompt_queue(waiting: int) -> BoundedSemaphore:
+    """One at a time, as the tokenizer takes them; as many may wait as generations may run and wait."""
+    return BoundedSemaphore(1, waiting, full="too many prompts are waiting", error=MailboxFullError)
 
 
 @dataclass(slots=True)
@@ -60,11 +63,7 @@ class Context:
         default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
     """Held while an answer is made of much of the log."""
-    prompts: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(
-            1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError
-        )
-    )
+    prompts: BoundedSemaphore = field(default_factory=lambda: prompt_queue(32 + 1024))
     """Held while a prompt becomes tokens."""
     looks: BoundedSemaphore = field(
         default_factory=lambda: BoundedSemaphore(

@@ -52,7 +52,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
 
     max_running: int = 32
     """Generations that run at the same time, in one forward pass if the model allows it."""
-    max_waiting: int = 64
+    max_waiting: int = 1024
     """Generations that may wait; one more is refused with `mailbox_full`."""
     prompt_tokens: int = 512
     """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""
@@ -245,7 +245,12 @@ class TorchEngine:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
         stream = GenerationStream(self._streams.discard)
         text = Generation(
-            request, model.tokenizer, model.bytes_per_position, partial(self._applied, model), stream.deliver
+            request,
+            model.tokenizer,
+            model.bytes_per_position,
+            partial(self._applied, model),
+            stream.deliver,
+            begins=stream.begin,
         )
         stream.text = text
         self._streams.add(stream)

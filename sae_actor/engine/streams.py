@@ -20,6 +20,7 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         self._items: asyncio.Queue[Item] = asyncio.Queue()
         self._on_end = on_end
         self._read_all = False
+        self.begun: asyncio.Future[None] = self._loop.create_future()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.text: Generation | None = None
 
@@ -33,6 +34,15 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         # A loop that is closed has no reader.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._receive, item)
+
+    def begin(self) -> None:
+        """Called on the device thread, with the first step."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     def _receive(self, item: Item) -> None:
         self._items.put_nowait(item)

@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..ports import Engine, Finished, GenerationItems, GenerationRequest, Token, Watch
 from ..telemetry.metrics import Labels
+from ..telemetry.throughput import Throughput
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, RunningGeneration, TokenOptions
@@ -54,8 +55,9 @@ class Generations:
         deadline_seconds: float = 600.0,
         places: int | None = None,
     ) -> None:
-        """deadline_seconds: stop a generation that is unfinished this long after its admission. places: how many
-        generations the engine takes; further ones are refused before anything is recorded."""
+        """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
+        long for it. places: how many generations the engine takes; further ones are refused before anything is
+        recorded."""
         self.deadline_seconds = deadline_seconds
         self.farewell_seconds = FAREWELL_SECONDS
         self.places = places
@@ -67,6 +69,7 @@ class Generations:
         """By finish reason, in this life of the process."""
         self.tokens: Counter[Labels] = Counter()
         """`prompt` and `generated`."""
+        self._throughput = Throughput()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: set[asyncio.Task[RunningGeneration]] = set()
 
@@ -81,7 +84,9 @@ class Generations:
         """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
         `MailboxFullError`."""
         if self.places is not None and len(self._running) + len(self._opening) >= self.places:
-            raise MailboxFullError("too many generations are waiting", retry_after=1)
+            # Those that run are next to end; who comes back is to find those gone that wait now.
+            seconds = self._throughput.seconds_for(self.waiting + len(self._opening))
+            raise MailboxFullError("too many generations are waiting", retry_after=seconds)
         opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
@@ -157,8 +162,7 @@ class Generations:
         except Exception:
             stream = _unexpected(text)
         reading = asyncio.create_task(self._collect(text, stream), name=payload.generation_id)
-        stop = (lambda: None) if isinstance(stream, SAEError) else stream.stop
-        task = asyncio.create_task(self._run(text, reading, stop, token_ids), name=f"{payload.generation_id} record")
+        task = asyncio.create_task(self._run(text, reading, stream, token_ids), name=f"{payload.generation_id} record")
         self._running[task] = text
         task.add_done_callback(self._running.pop)
         return text
@@ -167,11 +171,12 @@ class Generations:
         self,
         text: RunningGeneration,
         reading: asyncio.Task[Finished | SAEError],
-        stop: Callable[[], None],
+        stream: GenerationItems | SAEError,
         token_ids: tuple[int, ...],
     ) -> None:
         """Record the end of a generation, then deliver it."""
-        ended = await self._end(text, reading, stop, len(token_ids))
+        ended = await self._end(text, reading, stream, len(token_ids))
+        self._throughput.ended()
         record = record_of(text.event, text.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
@@ -192,16 +197,21 @@ class Generations:
         self,
         text: RunningGeneration,
         reading: asyncio.Task[Finished | SAEError],
-        stop: Callable[[], None],
+        stream: GenerationItems | SAEError,
         tokens_prompt: int,
     ) -> Finished | SAEError:
         """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
+        if isinstance(stream, SAEError):
+            return await reading
         either: list[asyncio.Future[Any]] = [reading, text.left]
-        await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*either, stream.begun], timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        begun = stream.begun.done()
+        if begun:
+            await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         if reading.done():
             return reading.result()
         late = not text.left.done()
-        stop()
+        stream.stop()
         await asyncio.wait([reading], timeout=self.farewell_seconds)
         if not reading.done():
             reading.cancel()
@@ -209,7 +219,8 @@ class Generations:
         ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
         if not late or isinstance(ended, SAEError):
             return ended
-        error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
+        what = "finish" if begun else "begin"
+        error = DeadlineExceededError(f"the generation did not {what} within {self.deadline_seconds:g} seconds")
         return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -72,6 +73,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     sampling: Sampling
     intervention: Intervention
     deadline_seconds: float = 600.0
+    """For the text to wait for its first step, and again from there to its end."""
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
     watched: tuple[Watch, ...] = ()
@@ -171,6 +173,10 @@ class Finished(Struct, frozen=True, kw_only=True):
 
 class GenerationItems(Protocol):
     """What a text delivers, one by one; closing it frees the generation's slot."""
+
+    @property
+    def begun(self) -> asyncio.Future[None]:
+        """Done with the text's first step: from then on `deadline_seconds` count anew."""
 
     def __aiter__(self) -> AsyncIterator[Token | Finished]: ...
 

@@ -23,6 +23,7 @@ import uvicorn
 from .. import __version__
 from ..actor import Actor, Performer
 from ..api import Context, InFlight, Sessions, create_app
+from ..api.context import prompt_queue
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
 from ..config import Deployment
@@ -168,7 +169,7 @@ class Service:
         return self.actor.failure.get_loop()
 
     def _uvicorn(self) -> uvicorn.Config:
-        server = self.settings.server
+        server, engine = self.settings.server, self.settings.engine
         certificate, key = self.deployment.tls or (None, None)
         most, spare = room_for(server.max_connections)
         app = create_app(
@@ -185,6 +186,7 @@ class Service:
                 sessions=Sessions(server.session_hours * 3600),
                 hosts=self.deployment.hosts,
                 cors_origins=server.cors_origins,
+                prompts=prompt_queue(engine.max_running + engine.max_waiting),
                 unanswered=self.unanswered,
                 max_readers=server.max_readers,
                 heartbeat=server.heartbeat_seconds,

@@ -32,6 +32,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._engine = engine
@@ -80,6 +81,11 @@ class RunningText(AsyncIterator[Token | Finished]):
 
     def _digest(self, index: int) -> int:
         return hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()[0]
+
+    def begin(self) -> None:
+        """Its first step is next."""
+        if not self.begun.done():
+            self.begun.set_result(None)
 
     def step(self, ends_after: int | None) -> None:
         """Make one token."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from ...errors import NotReadyError, SAEError
+from ...telemetry.throughput import Throughput
 
 
 class RequestThrottle:
@@ -45,7 +46,8 @@ class RequestThrottle:
 
 
 class BoundedSemaphore:
-    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After."""
+    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with the seconds until
+    those before it will be through."""
 
     def __init__(self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError) -> None:
         self._full = full
@@ -53,6 +55,7 @@ class BoundedSemaphore:
         self._free = asyncio.Semaphore(most)
         self._most_waiting = waiting
         self._waiting = 0
+        self._throughput = Throughput()
 
     def locked(self) -> bool:
         """Whether none is free."""
@@ -62,7 +65,7 @@ class BoundedSemaphore:
     async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
         """begun: an answer has begun, and is not refused any more. Raises the `error`."""
         if not begun and self._free.locked() and self._waiting >= self._most_waiting:
-            raise self._error(self._full, retry_after=1)
+            raise self._error(self._full, retry_after=self._throughput.seconds_for(self._waiting))
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -71,4 +74,5 @@ class BoundedSemaphore:
         try:
             yield
         finally:
+            self._throughput.ended()
             self._free.release()

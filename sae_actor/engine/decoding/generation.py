@@ -47,10 +47,12 @@ class Generation:
         bytes_per_position: int,
         apply: Callable[[GenerationRequest], PreparedIntervention | None],
         deliver: Callable[[Item], None],
+        *,
+        begins: Callable[[], None] = lambda: None,
     ) -> None:
         """`bytes_per_position`: of keys and values. `apply` makes the intervention ready (None: nothing to do) or
         raises `InterventionGone`; it is called on the device thread with the first step. `deliver` is called there
-        too."""
+        too, and `begins` once, with the first step."""
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
@@ -66,6 +68,7 @@ class Generation:
         self._tokenizer: Tokenizer | None = tokenizer
         self._apply: Callable[[GenerationRequest], PreparedIntervention | None] | None = apply
         self._deliver = deliver
+        self._begins = begins
         self._deadline = time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, tokenizer.context_length)
         self.cache_bytes = bytes_per_position * positions_at_most(request, tokenizer.context_length)
@@ -125,6 +128,8 @@ class Generation:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         if self._apply is None:
             raise InternalError("the generation has ended")
+        self._deadline = time.monotonic() + self.request.deadline_seconds
+        self._begins()
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
@@ -207,8 +212,8 @@ class Generation:
         if self.cancelled:
             self.finish("cancelled")
         else:
-            seconds = self.request.deadline_seconds
-            self.finish("error", NotReadyError(f"the generation did not finish within {seconds:g} seconds"))
+            what, seconds = "finish" if self.begun else "begin", self.request.deadline_seconds
+            self.finish("error", NotReadyError(f"the generation did not {what} within {seconds:g} seconds"))
 
     def end_with(self, error: Exception) -> None:
         """End the generation with the error of its step."""

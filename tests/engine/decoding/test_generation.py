@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from sae_actor.domain.refs import ActiveSae, Edit, HookKind, HookPoint
 from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.engine.decoding import generation
 from sae_actor.engine.decoding.attention import ScheduledTokens
+from sae_actor.engine.decoding.generation import Generation, Item
+from sae_actor.engine.decoding.kv_cache import KVCache
 from sae_actor.errors import BadRequestError, DeviceLostError
 from sae_actor.ports import Finished
 from sae_actor.sae import load_sae
@@ -132,6 +135,32 @@ async def test_a_deadline_ends_the_text(engine: TorchEngine) -> None:
     end = await finished(engine, request(IDS, tokens=100, deadline=0.0))
     assert (end.reason, end.error_code) == ("error", "not_ready")
     assert (await finished(engine, request(IDS))).reason == "length"
+
+
+async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And waiting has the same limit of its own."""
+    now, told = 100.0, list[Item]()
+    monkeypatch.setattr(generation.time, "monotonic", lambda: now)
+    assert engine._model is not None
+
+    def waiting() -> Generation:
+        asked = request(IDS, tokens=100, deadline=10.0)
+        return Generation(asked, engine._model.tokenizer, 1, lambda _: None, told.append)  # type: ignore[union-attr]
+
+    text, other = waiting(), waiting()
+    now += 9.0
+    assert not text.due
+    text.begin(KVCache)
+    now += 9.0
+    assert (text.due, other.due) == (False, True)
+    other.end_due()
+    now += 2.0
+    assert text.due
+    text.end_due()
+    assert [each.error_detail for each in told if isinstance(each, Finished)] == [
+        "the generation did not begin within 10 seconds",
+        "the generation did not finish within 10 seconds",
+    ]
 
 
 @pytest.mark.parametrize(
