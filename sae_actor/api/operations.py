@@ -91,7 +91,7 @@ def _options(path: str, methods: set[str]) -> HTTPRouteHandler:
     async def options(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
         return Response(content=b"", status_code=204, headers={"allow": allowed})
 
-    made: HTTPRouteHandler = route(path, http_method=["OPTIONS"], status_code=200)(options)  # type: ignore[list-item]
+    made: HTTPRouteHandler = route(path, http_method=["OPTIONS"], status_code=200)(options)
     return made
 
 

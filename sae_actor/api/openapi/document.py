@@ -19,7 +19,7 @@ from ...domain.views.outcomes import AcceptedCommand
 from ...errors import BY_CODE, SAEError
 from ..operations import OPERATIONS, Operation
 from ..problems import OpenAIError, ProblemDetails, openai_view, problem_view
-from .json_schema import Schemas
+from .json_schema import Schemas, in_dialect
 
 Json = dict[str, Any]
 
@@ -32,7 +32,7 @@ SAE_ID = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pr
 
 _COMMAND_HEADERS = (
     ("Idempotency-Key", "The same key and command have one effect, for the life of the log",
-     {"type": "string", "pattern": "^[!-~]{1,128}$"}, "attach-1"),
+     {"type": "string", "pattern": "^[!-~]{1,128}$"}, None),
     ("If-Match", "The ETag of the state that the command is meant for; 412 where that has moved on",
      {"type": "string", "pattern": '^(\\*|"[0-9]{1,15}")$'}, "*"),
     ("Prefer", "`wait=N`: wait up to N seconds, at most 300, for the outcome", {"type": "string"}, "wait=30"),
@@ -148,7 +148,7 @@ def _parameters(each: Operation) -> list[Json]:
         schema, example, about = _PATH[name]
         found.append(_parameter(name, "path", schema, about, required=True, example=example))
     for q in each.query:
-        made = _parameter(q.name, "query", q.schema, q.about, required=q.required)
+        made = _parameter(q.name, "query", in_dialect(q.schema), q.about, required=q.required)
         # Comma-separated.
         found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
     if each.command or each.waits:
@@ -213,7 +213,7 @@ def _refusals(each: Operation) -> dict[int, list[str]]:
 
 def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) -> Json:
     shape, media_type = (OpenAIError, "application/json") if on_v1 else (ProblemDetails, "application/problem+json")
-    own = {"properties": {"code": {"enum": codes}}}
+    own = {"properties": {"code": {"type": "string", "enum": codes}}}
     narrowed: Json = {"properties": {"error": own}} if on_v1 else own
     made: Json = {
         "description": "; ".join(f"`{code}`: {_title(code)}" for code in codes),

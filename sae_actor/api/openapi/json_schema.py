@@ -20,12 +20,18 @@ Json = dict[str, Any]
 _AT = "#/components/schemas/"
 
 
-def _only(name: str, type_: str, *others: str) -> Json:
-    """An object with member `name`, and without the others (or with null in their place)."""
-    return {
-        "required": [name],
-        "properties": {name: {"type": type_}, **{other: {"type": "null"} for other in others}},
-    }
+def _given(*names: str) -> Json:
+    """All of these members, none of them null."""
+    return {"required": [*names], "properties": {name: {"not": {"type": "null"}} for name in names}}
+
+
+def _one_of(*groups: tuple[str, ...]) -> Json:
+    """Members of exactly one of the groups are given. Said by `not` alone, which generators of clients pass over: to
+    them a union of the forms would be one of nameless types."""
+    first = [(one, other) for at, one in enumerate(groups) for other in groups[at + 1 :]]
+    both = [_given(a, b) for one, other in first for a in one for b in other]
+    none = {"not": {"anyOf": [_given(name) for group in groups for name in group]}}
+    return {"not": {"anyOf": [*both, none]}}
 
 
 def _without(*patterns: str) -> Json:
@@ -43,19 +49,23 @@ _DOWNLOAD: Json = {
 }
 _TOKENS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXT: Json = {"type": "string", "minLength": 1}
+_NOTHING: Json = {"type": "null"}
+_PLAIN: Json = {
+    "type": "object",
+    "properties": {"type": {"type": "string", "const": "text"}},
+    "required": ["type"],
+    "additionalProperties": False,
+}
 _NEUTRAL: Json = {
-    "n": {"enum": [1, None]},
-    "frequency_penalty": {"enum": [0, None]},
-    "presence_penalty": {"enum": [0, None]},
+    "n": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1}, _NOTHING]},
+    "frequency_penalty": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 0}, _NOTHING]},
+    "presence_penalty": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 0}, _NOTHING]},
     "logit_bias": {"maxProperties": 0},
 }
 """Parameters of `/v1` that are taken where they ask for nothing."""
 
 _PASSED: Json = {
-    "anyOf": [
-        {"properties": {"exclude": {"type": "null"}}},
-        {"properties": {"mode": {"const": "reconstruct"}}, "required": ["mode"]},
-    ]
+    "not": {**_given("exclude"), "not": {"properties": {"mode": {"const": "reconstruct"}}, "required": ["mode"]}}
 }
 """Only what reconstructs can be told what to pass through."""
 
@@ -63,18 +73,12 @@ RULES: dict[str, Json] = {
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,
-    "ActivationsBody": {
-        "anyOf": [
-            _only("prompt", "string", "messages", "token_ids"),
-            _only("messages", "array", "prompt", "token_ids"),
-            _only("token_ids", "array", "prompt", "messages"),
-        ]
-    },
+    "ActivationsBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "CompletionBody": {
         "properties": {
             **_NEUTRAL,
-            "best_of": {"enum": [1, None]},
-            "suffix": {"enum": ["", None]},
+            "best_of": _NEUTRAL["n"],
+            "suffix": {"anyOf": [{"type": "string", "maxLength": 0}, _NOTHING]},
             "prompt": {
                 "anyOf": [
                     _TEXT,
@@ -89,18 +93,11 @@ RULES: dict[str, Json] = {
         "properties": {
             **_NEUTRAL,
             "tools": {"maxItems": 0},
-            "tool_choice": {"enum": ["none", "auto", None]},
-            "response_format": {"enum": [{"type": "text"}, None]},
+            "tool_choice": {"anyOf": [{"type": "string", "enum": ["none", "auto"]}, _NOTHING]},
+            "response_format": {"anyOf": [_PLAIN, _NOTHING]},
         }
     },
-    "Span": {
-        "anyOf": [
-            _only("tokens", "array", "from", "to", "role"),
-            _only("from", "integer", "tokens", "role"),
-            _only("to", "integer", "tokens", "role"),
-            _only("role", "string", "tokens", "from", "to"),
-        ]
-    },
+    "Span": _one_of(("tokens",), ("from", "to"), ("role",)),
     "LoadModel": {"properties": {"revision": _REVISION}},
     "Download": _DOWNLOAD,
     "DownloadBody": _DOWNLOAD,
@@ -115,14 +112,14 @@ class Schemas:
         parts = (each if isinstance(each, tuple) else (each,) for each in types)
         listed = [*(part for each in parts for part in each), *PAYLOADS.values()]
         made, components = msgspec.json.schema_components(listed, ref_template=_AT + "{name}")
-        self._of = {id(each): _in_dialect(schema) for each, schema in zip(listed, made, strict=True)}
-        self.components: Json = {name: _in_dialect(schema) for name, schema in sorted(components.items())}
+        self._of = {id(each): in_dialect(schema) for each, schema in zip(listed, made, strict=True)}
+        self.components: Json = {name: in_dialect(schema) for name, schema in sorted(components.items())}
         if Event.__name__ in self.components:
             self._tell_events_apart()
         for name, rule in RULES.items():
             if name in self.components:
                 self.components[name] = _joined(self.components[name], rule)
-        self.components["ProblemDetails"]["properties"]["code"] = {"enum": sorted(BY_CODE)}
+        self.components["ProblemDetails"]["properties"]["code"] = {"type": "string", "enum": sorted(BY_CODE)}
 
     def of(self, type_: Any) -> Json:
         """The schema of one of the types, usually a reference; of a tuple: of any of them."""
@@ -136,7 +133,7 @@ class Schemas:
         base = self.components["Event"]
         for name in PAYLOADS:
             data = {"anyOf": [{"$ref": _AT + name}, {"type": "null"}]}
-            own = {"type": {"const": name}, "data": data}
+            own = {"type": {"type": "string", "const": name}, "data": data}
             self.components[f"{name}Event"] = {
                 "title": f"{name}Event",
                 "type": "object",
@@ -152,18 +149,39 @@ class Schemas:
         }
 
 
-def _in_dialect(schema: Any) -> Any:
-    r"""JSON as it is sent (no tuples), patterns as ECMA has them: `^` and `$` for Python's `\A` and `\Z`."""
+def in_dialect(schema: Any) -> Any:
+    r"""JSON as it is sent, and as generators of clients take it.
+
+    Tuples are lists; of a type alone, since `items: false` after `prefixItems` is more than they read. Lists say what
+    is in them. Patterns are as ECMA has them: `^` and `$` for Python's `\A` and `\Z`.
+    """
     match schema:
+        case {"type": "array", "prefixItems": [first, *others], **more} if all(each == first for each in others):
+            return in_dialect({**more, "type": "array", "items": first})
+        case {"type": "array", **more} if more.keys().isdisjoint(("items", "prefixItems")):
+            return in_dialect({**schema, "items": {}})
+        case {"anyOf": alternatives, "discriminator": _, **more}:
+            # Its tag makes it one of them, which is a union of types to generators.
+            return in_dialect({**more, "oneOf": alternatives, "discriminator": schema["discriminator"]})
+        case {"additionalProperties": {"type": "array", "items": {"enum": _}} as lists}:
+            # openapi-generator looks the lists themselves up among the words.
+            return in_dialect({**schema, "additionalProperties": {**lists, "items": {"type": "string"}}})
         case dict():
-            return {
-                key: value.replace(r"\A", "^").replace(r"\Z", "$") if key == "pattern" else _in_dialect(value)
+            typed = {} if "type" in schema or not _is_words(schema) else {"type": "string"}
+            return typed | {
+                key: value.replace(r"\A", "^").replace(r"\Z", "$") if key == "pattern" else in_dialect(value)
                 for key, value in schema.items()
             }
         case list() | tuple():
-            return [_in_dialect(each) for each in schema]
+            return [in_dialect(each) for each in schema]
         case _:
             return schema
+
+
+def _is_words(schema: Json) -> bool:
+    """A choice of words, whose type generators do not read from the words."""
+    said = schema.get("enum", [schema.get("const")])
+    return isinstance(said, list) and all(isinstance(each, str) for each in said)
 
 
 def _joined(schema: Json, rule: Json) -> Json:
@@ -176,6 +194,6 @@ def _joined(schema: Json, rule: Json) -> Json:
     return {**schema, "properties": properties, **others}
 
 
-REPOSITORY: Json = {**_in_dialect(msgspec.json.schema(RepositoryId)), **_REPOSITORY}
-REVISION: Json = {**_in_dialect(msgspec.json.schema(Revision)), **_REVISION}
+REPOSITORY: Json = {**in_dialect(msgspec.json.schema(RepositoryId)), **_REPOSITORY}
+REVISION: Json = {**in_dialect(msgspec.json.schema(Revision)), **_REVISION}
 """Of query parameters."""

@@ -188,7 +188,7 @@ class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
 class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["system", "user", "assistant"]
     content: str | list[TextPart]
-    name: None = None
+    name: str | None = None
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

@@ -300,7 +300,7 @@ async def test_the_description_covers_the_table(service: Running) -> None:
     assert described["openapi"].startswith("3.1")
     listed = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
     assert listed == {(each.method, each.path) for each in OPERATIONS}
-    assert described["components"]["schemas"]["Attach"]["properties"]["type"] == {"enum": ["Attach"]}
+    assert described["components"]["schemas"]["Attach"]["properties"]["type"]["enum"] == ["Attach"]
 
 
 async def test_the_page_holds_no_secret_and_loads_nothing_foreign(secured: Running) -> None:

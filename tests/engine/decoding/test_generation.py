@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +141,7 @@ async def test_a_deadline_ends_the_text(engine: TorchEngine) -> None:
 async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """And waiting has the same limit of its own."""
     now, told = 100.0, list[Item]()
-    monkeypatch.setattr(generation.time, "monotonic", lambda: now)
+    monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=lambda: now))
     assert engine._model is not None
 
     def waiting() -> Generation:
