@@ -30,7 +30,7 @@ ON_COMMANDS = ("idempotency_key_reused", "precondition_failed", "mailbox_full", 
 STREAMS = ("text/event-stream", "application/x-ndjson")
 SAE_ID = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
 
-_COMMAND_HEADERS = (
+_COMMAND_HEADERS: tuple[tuple[str, str, Json, str | None], ...] = (
     ("Idempotency-Key", "The same key and command have one effect, for the life of the log",
      {"type": "string", "pattern": "^[!-~]{1,128}$"}, None),
     ("If-Match", "The ETag of the state that the command is meant for; 412 where that has moved on",
@@ -95,7 +95,7 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
             "description": "Every write is a command: `POST /api/commands` takes each of them, the other routes are "
             "short for one. Errors are `application/problem+json`, under `/v1` in OpenAI's shape.",
         },
-        "externalDocs": {"description": "The same, to be read in a browser", "url": "/schema.html"},
+        "externalDocs": {"description": "The same, to be read in a browser", "url": "schema.html"},
         "tags": [{"name": name} for name in dict.fromkeys(each.tag for each in OPERATIONS)],
         "paths": paths,
         "components": {

@@ -33,7 +33,7 @@ def test_the_document_is_valid() -> None:
 
 def test_generators_of_clients_can_read_it() -> None:
     """What openapi-python-client and openapi-generator stumble over, or make a type without a name or sense of."""
-    wrong = []
+    wrong: list[str] = []
 
     def look(schema: Any, where: str, *, negated: bool) -> None:
         if isinstance(schema, list):
