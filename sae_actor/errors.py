@@ -37,6 +37,7 @@ Each class names its `code` and the HTTP `status` it is answered with; the messa
     ├── UnsupportedMediaTypeError   unsupported_media_type 415
     ├── TooLargeError               too_large              413
     ├── IdempotencyKeyReusedError   idempotency_key_reused 422
+    ├── AnswerGoneError             answer_gone            409
     ├── PreconditionFailedError     precondition_failed    412
     ├── NotFoundError               not_found              404
     ├── InternalError               internal               500
@@ -206,6 +207,12 @@ class TooLargeError(SAEError):
 
 class IdempotencyKeyReusedError(SAEError):
     code, status, title = "idempotency_key_reused", 422, "The key was used for another command"
+
+
+class AnswerGoneError(SAEError):
+    """`generation_id` is the one that was made, which the log tells of."""
+
+    code, status, title = "answer_gone", 409, "The answer is not kept any more"
 
 
 class PreconditionFailedError(SAEError):

@@ -16,8 +16,9 @@ or published is durable. Reads take `actor.state`, an immutable value, and never
 """
 
 from .actor import Accepted, Actor
+from .history import command_id_of
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request
 
-__all__ = ["Accepted", "Actor", "Envelope", "Mailbox", "Performer", "raw_request"]
+__all__ = ["Accepted", "Actor", "Envelope", "Mailbox", "Performer", "command_id_of", "raw_request"]

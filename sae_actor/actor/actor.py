@@ -162,15 +162,23 @@ class Actor:
         return Accepted(command_id, events[0].position, min(self.state.revision, events[-1].position))
 
     async def admit(
-        self, request: AdmitGeneration, *, principal: str, begin: Callable[[Event], None] | None = None
+        self,
+        request: AdmitGeneration,
+        *,
+        principal: str,
+        begin: Callable[[Event], None] | None = None,
+        command_id: str | None = None,
     ) -> Event:
         """Admit a text request: the GenerationStarted, durable, with the intervention it will run under.
 
         begin: called with that event in its turn, before the device loses anything. It must not wait or raise.
+        command_id: of a request under an idempotency key.
         """
         self._open_for_writing(request)
         request = await raw_request(request, self.state, self._engine)
-        events: tuple[Event, ...] = await self._send(Envelope(request, principal, self._future(), begin=begin))
+        keyed = command_id is not None
+        envelope = Envelope(request, principal, self._future(), begin=begin, command_id=command_id, keyed=keyed)
+        events: tuple[Event, ...] = await self._send(envelope)
         return events[0]
 
     def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
@@ -193,7 +201,7 @@ class Actor:
 
         A service that ends, or cannot write any more, is not waited for: the command is still open then.
         """
-        if wait > 0 and command_id in self.state.commands and not self._unwaited and self.read_only is None:
+        if wait > 0 and self.state.is_open(command_id) and not self._unwaited and self.read_only is None:
             closed = self._future()
             self._waiters.setdefault(command_id, []).append(closed)
             try:
@@ -204,7 +212,7 @@ class Actor:
                     waiting.remove(closed)
                 if not waiting:
                     self._waiters.pop(command_id, None)
-        is_open = command_id in self.state.commands
+        is_open = self.state.is_open(command_id)
         events = await accepted_events(self._log, command_id)
         if not events:
             raise NotFoundError(f"there is no command {command_id}")
@@ -270,7 +278,7 @@ class Actor:
 
     def _release_waiters(self, *, everyone: bool = False) -> None:
         """Wake the waiters of commands that are closed, or that this process will not close."""
-        for command_id in [each for each in self._waiters if everyone or each not in self.state.commands]:
+        for command_id in [each for each in self._waiters if everyone or not self.state.is_open(each)]:
             for waiter in self._waiters.pop(command_id):
                 if not waiter.done():
                     waiter.set_result(None)

@@ -8,7 +8,6 @@ import uuid
 import msgspec
 
 from ..domain import events as ev
-from ..domain.commands import Command
 from ..domain.events import Event
 from ..domain.evolve import OPENING, closes
 from ..errors import IdempotencyKeyReusedError
@@ -51,7 +50,7 @@ def _ends(event: Event, request_position: int) -> bool:
     return payload is not None and closes(payload) and getattr(payload, "request_position", None) == request_position
 
 
-def same_request(intent: msgspec.Raw, command: Command) -> None:
-    """Raises `IdempotencyKeyReusedError` unless the recorded intent came from an equal command."""
-    if msgspec.json.decode(intent).get("request_sha256") != command.digest():
+def same_request(intent: msgspec.Raw, request_sha256: str | None) -> None:
+    """Raises `IdempotencyKeyReusedError` unless the recorded intent came from an equal command, or text."""
+    if msgspec.json.decode(intent).get("request_sha256") != request_sha256:
         raise IdempotencyKeyReusedError("the idempotency key was used for another command")

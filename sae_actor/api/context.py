@@ -19,6 +19,7 @@ from .guard.attempts import Attempts
 from .guard.concurrency import BoundedSemaphore
 from .guard.sessions import Sessions
 from .guard.shutdown import InFlight
+from .kept_answers import KeptAnswers
 from .log_pages import StateCache
 
 WALKS = 4
@@ -73,6 +74,8 @@ class Context:
     """Held while weights are read on the device for who looks at a feature."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
+    kept: KeptAnswers = field(default_factory=KeptAnswers)
+    """Answers under an idempotency key."""
     requests: Requests = field(default_factory=Requests)
     """Counts of requests."""
     unanswered: InFlight = field(default_factory=InFlight)

@@ -54,6 +54,8 @@ class Operation:
     """Takes Idempotency-Key, If-Match and Prefer."""
     waits: bool = False
     """Takes Prefer."""
+    keyed: bool = False
+    """Takes Idempotency-Key, unless it streams."""
     open: bool = False
     """Answered without a token."""
     rest: bool = False

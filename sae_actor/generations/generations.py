@@ -80,14 +80,15 @@ class Generations:
         *,
         principal: str,
         tell: TokenOptions | None = None,
+        command_id: str | None = None,
     ) -> RunningGeneration:
-        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
-        `MailboxFullError`."""
+        """Admit a request under a fresh generation id and start it; `command_id`: of its idempotency key. Raises what
+        the rules refuse it with, and `MailboxFullError`."""
         if self.places is not None and len(self._running) + len(self._opening) >= self.places:
             # Those that run are next to end; who comes back is to find those gone that wait now.
             seconds = self._throughput.seconds_for(self.waiting + len(self._opening))
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
-        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
+        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions(), command_id))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
@@ -120,6 +121,7 @@ class Generations:
         token_ids: tuple[int, ...],
         principal: str,
         tell: TokenOptions,
+        command_id: str | None,
     ) -> RunningGeneration:
         opening = asyncio.current_task()
         begun: list[RunningGeneration] = []
@@ -128,7 +130,7 @@ class Generations:
             self._opening.discard(opening)
             begun.append(self._begin(event, token_ids, tell))
 
-        await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin)
+        await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin, command_id=command_id)
         return begun[0]
 
     def _begin(self, event: Event, token_ids: tuple[int, ...], tell: TokenOptions) -> RunningGeneration:

@@ -24,6 +24,7 @@ from .. import __version__
 from ..actor import Actor, Performer
 from ..api import Context, InFlight, Sessions, create_app
 from ..api.context import prompt_queue
+from ..api.kept_answers import KeptAnswers
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
 from ..config import Deployment
@@ -64,6 +65,7 @@ class Service:
         self.demo_model = deployment.demo_model
         self.demo_sae = None if self.demo_model is None else place_sae(self.demo_model).resolve()
         self.exit_code = 0
+        self.clock = adapters.clock
         self.unanswered = InFlight()
         self.preparing: str | None = None
         """What the settings require and is not requested or not there yet."""
@@ -187,6 +189,7 @@ class Service:
                 hosts=self.deployment.hosts,
                 cors_origins=server.cors_origins,
                 prompts=prompt_queue(engine.max_running + engine.max_waiting),
+                kept=KeptAnswers(clock=self.clock.monotonic),
                 unanswered=self.unanswered,
                 max_readers=server.max_readers,
                 heartbeat=server.heartbeat_seconds,

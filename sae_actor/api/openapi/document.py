@@ -38,6 +38,11 @@ _COMMAND_HEADERS: tuple[tuple[str, str, Json, str | None], ...] = (
     ("Prefer", "`wait=N`: wait up to N seconds, at most 300, for the outcome", {"type": "string"}, "wait=30"),
 )  # fmt: skip
 
+_KEYED = (
+    "The same key and request are answered once, without a stream: a repetition joins it, or gets its answer for 10 "
+    "minutes, and later if the log records texts. The text is made to its end, whoever leaves"
+)
+
 _PATH: dict[str, tuple[Json, str, str]] = {
     "sae_id": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,119}$"}, SAE_ID, "Id of an SAE"),
     "command_id": ({"type": "string"}, "0b7f2c1e-54a1-4c0e-9d5c-5a8f5a0e7f10", "Id of a command, from its answer"),
@@ -151,9 +156,12 @@ def _parameters(each: Operation) -> list[Json]:
         made = _parameter(q.name, "query", in_dialect(q.schema), q.about, required=q.required)
         # Comma-separated.
         found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
+    if each.keyed:
+        _, _, schema, _ = _COMMAND_HEADERS[0]
+        found.append(_parameter("Idempotency-Key", "header", schema, _KEYED, required=False))
     if each.command or each.waits:
-        for name, about, schema, example in _COMMAND_HEADERS if each.command else _COMMAND_HEADERS[-1:]:
-            found.append(_parameter(name, "header", schema, about, required=False, example=example))
+        for name, about, schema, shown in _COMMAND_HEADERS if each.command else _COMMAND_HEADERS[-1:]:
+            found.append(_parameter(name, "header", schema, about, required=False, example=shown))
     return found
 
 

@@ -3,6 +3,7 @@
 routes         `/v1/completions`, `/v1/chat/completions`, `/v1/models`
 requests       OpenAI's requests: what is honoured, neutral, or refused by name
 answers        OpenAI's answers as structs; `replies`: made of what was generated
+idempotency    unstreamed texts under a key: made once, answered again
 stream         answers sent token by token
 parallel       several generations of one request, next to each other
 compare        `/api/compare`: one prompt with and without an intervention

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Any
 
@@ -17,9 +16,10 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
+from .idempotency import Made, answered_once, asked_under_key, created_at
 from .parallel import abandon, ends
 from .replies import Choice, Kind, Reply
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
+from .requests import ChatBody, CompletionBody, RequestKey, SaeExtension, TextBody, admission, sampling
 from .stream import abandoned_with_client, chunks, streamed
 
 ERRORS = (
@@ -27,6 +27,7 @@ ERRORS = (
     "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
     "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
 )  # fmt: skip
+KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
 EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "temperature": 0.0, "max_tokens": 12}
 _CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "Tell me about your day."}]}
@@ -61,7 +62,8 @@ def _model(facts: ModelFacts) -> ListedModel:
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
            "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
            "next one, which is then the last; `finish_reason` is `feature`",
-           body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
+           body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=KEYED,
+           keyed=True,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
@@ -74,7 +76,8 @@ async def completions(request: AnyRequest) -> Answer:
            "in `reasoning_content` of the message and of the deltas, separate from `content`; "
            "`include_reasoning: false` leaves it out. `logprobs`, `sae.features` and `usage` cover all tokens, and "
            "`stop` is searched in both",
-           body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=ERRORS,
+           body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=KEYED,
+           keyed=True,
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
@@ -82,16 +85,26 @@ async def chat_completions(request: AnyRequest) -> Answer:
 
 
 async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
+    asked = await asked_under_key(request, body, kind)
+    if asked is not None:
+        begin = partial(opened, body=body, kind=kind)
+        return await answered_once(request, asked, lambda each, key: begin(each, key=key), _shown)
     reply = await opened(request, body, kind)
     if body.stream:
         return await streamed(request, chunks(reply, include_usage=body.includes_usage), reply.texts)
     async with abandoned_with_client(request, reply.texts):
         done = await ends(reply.texts)
+    return _shown(request, (reply, done))
+
+
+def _shown(request: AnyRequest, made: Made) -> Answer:
+    reply, done = made
     return answer(request, reply.whole(done))
 
 
-async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
-    """One admitted generation per prompt, in order; if one is refused, none is left running."""
+async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
+    """One admitted generation per prompt, in order; if one is refused, none is left running. `key`: of the request's
+    idempotency key."""
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
@@ -101,18 +114,26 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     choices: list[Choice] = []
     try:
         for prompt, own in zip(prompts, settings, strict=True):
-            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
+            ask = partial(
+                admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position, key=key
+            )
             tell = TokenOptions(
                 logprobs=body.scores,
                 top_k_features=own_sae.top_k_features or 0,
                 exclude=own_sae.top_k_exclude,
                 prompt=prompt.tokens,
             )
-            text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
+            text = await texts.open(
+                ask,
+                prompt.token_ids,
+                principal=principal(request),
+                tell=tell,
+                command_id=None if key is None else key.command_id,
+            )
             echo = "".join(prompt.tokens) if body.echoes else ""
             scores, thoughts = body.scores is not None, body.thoughts
             choices.append(Choice(kind, len(choices), text, prompt, echo, scores=scores, thoughts=thoughts))
     except BaseException:
         abandon([choice.text for choice in choices])
         raise
-    return Reply(kind, model, tuple(choices), int(time.time()))
+    return Reply(kind, model, tuple(choices), created_at(choices[0].text.event))
