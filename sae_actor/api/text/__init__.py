@@ -6,6 +6,7 @@ answers        OpenAI's answers as structs; `replies`: made of what was generate
 idempotency    unstreamed texts under a key: made once, answered again
 stream         answers sent token by token
 parallel       several generations of one request, next to each other
+responses/     `/v1/responses`, as a chat
 compare        `/api/compare`: one prompt with and without an intervention
 activations    `/api/activations`: what SAEs read in a given text
 """
