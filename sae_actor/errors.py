@@ -2,51 +2,7 @@
 
 Each class names its `code` and the HTTP `status` it is answered with; the message is the problem's
 `detail`, and keyword arguments become further fields of the problem (`sae_d_in`, `model_d`, …).
-
-    SAEError
-    ├── SAENotFoundError            sae_not_found          404
-    ├── SAEIncompatibleError        sae_incompatible       422
-    ├── SAEAlreadyAttachedError     sae_already_attached   409
-    ├── SAENotAttachedError         sae_not_attached       409
-    ├── SAEInUseError               sae_in_use             409
-    ├── SAENotDownloadingError      sae_not_downloading    409
-    ├── SAEAmbiguousError           sae_ambiguous          422
-    ├── SAEInvalidError             sae_invalid            422
-    ├── SAEUnsupportedError         sae_unsupported        422
-    ├── SAEDownloadError            sae_download_failed    502
-    │   ├── RepositoryNotFoundError not_found_or_private   404
-    │   ├── GatedError              gated                  403
-    │   └── DiskFullError           disk_full              507
-    ├── FeatureOutOfRangeError      feature_out_of_range   422
-    ├── ConflictingEditsError       conflicting_edits      422
-    ├── LayerOutOfRangeError        layer_out_of_range     422
-    ├── PositionsUnknownError       positions_unknown      422
-    ├── ModelNotLoadedError         model_not_loaded       409
-    ├── ModelNotFoundError          model_not_found        404
-    ├── ModelLoadError              model_load_failed      422
-    ├── OutOfMemoryError            out_of_memory          507
-    ├── MailboxFullError            mailbox_full           429
-    ├── TooManyAttemptsError        too_many_attempts      429
-    ├── RequestTimeoutError         request_timeout        408
-    ├── DeadlineExceededError       deadline_exceeded      504
-    ├── NotReadyError               not_ready              503
-    ├── ReadOnlyError               read_only              503
-    ├── UnauthorizedError           unauthorized           401
-    ├── ForbiddenError              forbidden              403
-    ├── BadRequestError             bad_request            400
-    ├── UnsupportedMediaTypeError   unsupported_media_type 415
-    ├── TooLargeError               too_large              413
-    ├── IdempotencyKeyReusedError   idempotency_key_reused 422
-    ├── AnswerGoneError             answer_gone            409
-    ├── PreconditionFailedError     precondition_failed    412
-    ├── NotFoundError               not_found              404
-    ├── InternalError               internal               500
-    │   └── DeviceLostError         the device cannot be used again by this process: exit 70
-    └── LogError                    (start of the service: no HTTP answer, an exit code)
-        ├── LogHeldError            exit 75
-        ├── LogDamagedError         exit 65
-        ├── LogUnusableError        exit 78
-        └── LogConflictError        the head is not where the writer thought: a second writer; fail-stop
+`LogError` and those below it end a start of the service: no HTTP answer, but an exit code.
 """
 
 from __future__ import annotations

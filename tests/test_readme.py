@@ -31,7 +31,7 @@ from sae_actor.demo.model import NAME
 from sae_actor.domain.refs import Exclusion, Method, NamedPositions, Unit
 from sae_actor.formats import FORMATS
 from sae_actor.formats.readers import sae_lens
-from sae_actor.models.families import FAMILIES
+from sae_actor.models.families import FAMILIES, TEXT_PART
 from sae_actor.reproducing import TOLERANCES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +90,7 @@ def test_the_table_of_formats_is_the_code_s() -> None:
     text = section("SAE formats")
     assert names(text.split("Refused by name")[1].split(".")[0]) == list(sae_lens._REFUSED)
     assert names(text.split("Model types:")[1].split(". ")[0]) == list(FAMILIES)
+    assert names(text.split("Of multimodal models")[1].split("the text part")[0]) == list(TEXT_PART)
 
 
 def test_the_table_of_methods_is_the_code_s() -> None:

@@ -7,7 +7,6 @@
     mailbox          bounded, with reserved room for reports
     effect_runner    starts and cancels the effects that the state owes; performer: how each is done
     history          a command in the log: its outcome, its idempotency key
-    token_bucket     limits how many refusals are recorded
     strengths        strengths in other units, resolved to raw before a command is decided
     counts           for `GET /metrics`
 
@@ -20,5 +19,3 @@ from .history import command_id_of
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request
-
-__all__ = ["Accepted", "Actor", "Envelope", "Mailbox", "Performer", "command_id_of", "raw_request"]

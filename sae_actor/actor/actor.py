@@ -16,6 +16,7 @@ from ..domain.events import Draft, Event, draft
 from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, Message, Report, Start, Stop
 from ..domain.pending import pending, residents
+from ..domain.rules.models import missing
 from ..domain.state import EMPTY
 from ..domain.views.outcomes import Outcome, outcome
 from ..errors import (
@@ -95,13 +96,19 @@ class Actor:
                 self.state = evolve(self.state, event)
             await asyncio.sleep(0)
 
-    async def start(self, start: Start) -> None:
-        """Take the log over and begin to restore its state. Raises `LogError`."""
+    async def start(self, start: Start) -> Accepted | None:
+        """Take the log over, begin to restore its state, and ask for the model of the settings if it is missing.
+
+        Raises `LogError`, and what the rules refuse it with.
+        """
         self._task = asyncio.create_task(self._turns(), name="actor")
         self.started = True
         # With a full disk the service still serves reads; read_only says so.
         with contextlib.suppress(DiskFullError):
             await self._send(Envelope(start, "system", self._future(), reserved=True))
+            if (model := missing(start.model, self.state)) is not None:
+                return await self.submit(model, principal="configuration")
+        return None
 
     async def acknowledge(self, loss: ev.LogTruncated) -> None:
         """Put an accepted loss on record, before anything else happens."""
@@ -169,15 +176,12 @@ class Actor:
         begin: Callable[[Event], None] | None = None,
         command_id: str | None = None,
     ) -> Event:
-        """Admit a text request: the GenerationStarted, durable, with the intervention it will run under.
-
-        begin: called with that event in its turn, before the device loses anything. It must not wait or raise.
-        command_id: of a request under an idempotency key.
-        """
+        """Admit a text request: the GenerationStarted, durable, with the intervention it will run under. `begin` is
+        called with it in its turn, before the device loses anything, and must not wait or raise. `command_id`: of an
+        idempotency key."""
         self._open_for_writing(request)
         request = await raw_request(request, self.state, self._engine)
-        keyed = command_id is not None
-        envelope = Envelope(request, principal, self._future(), begin=begin, command_id=command_id, keyed=keyed)
+        envelope = Envelope(request, principal, self._future(), command_id=command_id, begin=begin)
         events: tuple[Event, ...] = await self._send(envelope)
         return events[0]
 

@@ -14,11 +14,11 @@ from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
+from ..limits import TokenBucket
 from ..ports import Clock, EventLog
 from .history import accepted_events, same_request
 from .mailbox import Envelope
 from .performer import problem
-from .token_bucket import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,12 @@ class Refusals:
     """How many refusals are recorded: all of them, until there is a flood."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic())
+        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic)
         self._not_recorded = 0
 
     def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
         """The event for this refusal, or None if there were too many recently."""
-        if not self._allowance.take(self._clock.monotonic()):
+        if not self._allowance.take():
             self._not_recorded += 1
             return None
         skipped, self._not_recorded = self._not_recorded, 0
@@ -87,11 +86,11 @@ class Turn:
         """The events of an earlier command under the same key, or None; a text is made, if need be once more: one
         request may have several."""
         message = envelope.message
-        if not envelope.keyed or envelope.command_id is None:
+        if envelope.command_id is None:
             return None
         if isinstance(message, AdmitGeneration):
             request_sha256, is_text = message.request_sha256, True
-        elif isinstance(message, Command):
+        elif isinstance(message, Command) and envelope.keyed:
             request_sha256, is_text = message.digest(), False
         else:
             return None

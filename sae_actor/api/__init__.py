@@ -24,6 +24,3 @@ web/           the page
 from .app import create_app
 from .context import Context
 from .guard.sessions import Sessions
-from .guard.shutdown import InFlight
-
-__all__ = ["Context", "InFlight", "Sessions", "create_app"]

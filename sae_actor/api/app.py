@@ -5,15 +5,14 @@ from __future__ import annotations
 from litestar import Litestar, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.types import ASGIApp, Middleware
+from litestar.types import ASGIApp
+from litestar.types import Middleware as RouteMiddleware
 
 from ..errors import SAEError
 from . import web
 from .context import Context, context
-from .guard.access_log import access_log_middleware
-from .guard.guard import guard_middleware
+from .guard.guard import Guard
 from .guard.identity import cookie_name
-from .guard.shutdown import shutdown_middleware
 from .openapi.document import encoded
 from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
@@ -37,7 +36,7 @@ async def get_schema(request: AnyRequest) -> Answer:
     return Response(content=content, media_type="application/vnd.oai.openapi+json")
 
 
-def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
+def create_app(context: Context, *middleware: RouteMiddleware) -> ASGIApp:
     """The service over HTTP; the caller starts and stops it. `middleware` wraps each route."""
     app = Litestar(
         route_handlers=handlers(),
@@ -52,6 +51,4 @@ def create_app(context: Context, *middleware: Middleware) -> ASGIApp:
         logging_config=None,
         middleware=middleware,
     )
-    return access_log_middleware(
-        guard_middleware(shutdown_middleware(app, context.unanswered), context), context.requests
-    )
+    return context.access_log(Guard(context)(context.in_flight(app)))

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from litestar import Request
 
 from ..actor import Actor
-from ..config.access import Access
 from ..domain.views.capabilities import Capabilities
 from ..errors import MailboxFullError, ReadOnlyError
 from ..generations import Generations
+from ..limits import BoundedSemaphore
 from ..ports import Engine, EventLog, Hub
-from .guard.access_log import Requests
+from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
-from .guard.concurrency import BoundedSemaphore
-from .guard.sessions import Sessions
+from .guard.policy import Policy
 from .guard.shutdown import InFlight
 from .kept_answers import KeptAnswers
 from .log_pages import StateCache
+from .types import AnyRequest
 
 WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
@@ -35,8 +32,8 @@ def prompt_queue(waiting: int) -> BoundedSemaphore:
     return BoundedSemaphore(1, waiting, full="too many prompts are waiting", error=MailboxFullError)
 
 
-@dataclass(slots=True)
-class Context:
+@dataclass(slots=True, kw_only=True)
+class Context(Policy):
     actor: Actor
     texts: Generations
     log: EventLog
@@ -48,18 +45,12 @@ class Context:
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
-    preparing: Callable[[], str | None] = lambda: None
-    """What the settings require and is not there yet; None: nothing, or it was given up."""
+    seeding: bool = False
+    """Whether the demo's first contents are still on their way."""
     quota_bytes: int | None = None
     """Bytes on disk for all downloads together; None: no limit."""
-    access: Access = field(default_factory=Access)
-    """Who holds a token; nobody: no token is required."""
-    sessions: Sessions = field(default_factory=Sessions)
-    """Who has logged in to the page."""
     attempts: Attempts = field(default_factory=Attempts)
     """Logins that failed recently."""
-    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
-    """Host names that a request may be addressed to; `*`: any."""
     walks: BoundedSemaphore = field(
         default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
@@ -71,25 +62,21 @@ class Context:
             1, LOOKS_WAITING, full="too many feature requests are waiting", error=MailboxFullError
         )
     )
-    """Held while weights are read on the device for who looks at a feature."""
+    """Held while weights are read on the device, which competes with generation."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
     kept: KeptAnswers = field(default_factory=KeptAnswers)
     """Answers under an idempotency key."""
-    requests: Requests = field(default_factory=Requests)
-    """Counts of requests."""
-    unanswered: InFlight = field(default_factory=InFlight)
-    """Requests in flight."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the API, besides our own."""
+    access_log: AccessLog = field(default_factory=AccessLog)
+    in_flight: InFlight = field(default_factory=InFlight)
 
 
-def context(request: Request[Any, Any, Any]) -> Context:
+def context(request: AnyRequest) -> Context:
     found: Context = request.app.state.context
     return found
 
 
-def device(request: Request[Any, Any, Any]) -> Engine:
+def device(request: AnyRequest) -> Engine:
     """The engine, to generate or read with. Raises `ReadOnlyError` if the model exists in the log only. With a full
     disk it is still on the device, and can be read."""
     asked = context(request)
@@ -98,6 +85,6 @@ def device(request: Request[Any, Any, Any]) -> Engine:
     return asked.engine
 
 
-def principal(request: Request[Any, Any, Any]) -> str:
+def principal(request: AnyRequest) -> str:
     """The caller, as the checks found: the name of the grant, `local` if no token is required."""
     return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `guard`

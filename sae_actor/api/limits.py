@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 
 from ..domain.chats import Tokenization
 from ..ports import Engine, Tokenized
@@ -22,20 +21,3 @@ async def tokens_of(
     prompts are waiting."""
     async with heard(request), context(request).prompts.taken():
         return await engine.tokenize(prompt, how)
-
-
-@asynccontextmanager
-async def looking(request: AnyRequest) -> AsyncIterator[None]:
-    """Limits reading of weights on the device, which competes with generation. Raises `MailboxFullError`."""
-    async with heard(request), context(request).looks.taken():
-        yield
-
-
-@asynccontextmanager
-async def walking(request: AnyRequest) -> AsyncIterator[None]:
-    """Limits answers that read much of the log: few at a time, and none for a client that disconnected.
-
-    Raises `NotReadyError` if too many are waiting.
-    """
-    async with heard(request), context(request).walks.taken():
-        yield

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from time import perf_counter
 
 from ..domain.events import Event
 from ..domain.evolve import evolve
 from ..domain.state import EMPTY, State
+from ..limits import BoundedSemaphore
 from ..ports import EventLog
 from ..subscriptions import EVERYTHING, PAGE, EventFilter, names_sae
-from .guard.concurrency import BoundedSemaphore
 
 PAGE_BYTES = 512 * 1024
 """Of payloads, about: a page of large events is a short one."""
@@ -55,11 +56,8 @@ async def events(
     while after < until:
         if limit is not None and wanted.sae_id is None:
             rows = min(rows, limit - given)
-        if places is None:
+        async with places.taken(begun=begun) if places is not None else nullcontext():
             page = await log.read(after, rows, types)
-        else:
-            async with places.taken(begun=begun):
-                page = await log.read(after, rows, types)
         begun = True
         pace = Pace()
         for event in page:

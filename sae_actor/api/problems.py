@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, NotRequired, TypedDict, cast
+from typing import Annotated, NotRequired, TypedDict, cast
 
 import msgspec
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import HTTPException
 from msgspec import Meta
 
@@ -21,10 +21,9 @@ from ..errors import (
     TooLargeError,
     from_code,
 )
+from .types import AnyRequest
 
 logger = logging.getLogger(__name__)
-
-AnyRequest = Request[Any, Any, Any]
 
 
 class ProblemDetails(TypedDict):
@@ -83,7 +82,7 @@ def openai_view(error: SAEError) -> OpenAIError:
     return {"error": fault}
 
 
-def problem_response(request: AnyRequest, error: SAEError) -> Response[bytes]:
+def problem_response(path: str, error: SAEError) -> Response[bytes]:
     """The answer for an error on this path."""
     headers = {"cache-control": "no-store"}
     retry_after = error.fields.get("retry_after")
@@ -91,7 +90,7 @@ def problem_response(request: AnyRequest, error: SAEError) -> Response[bytes]:
         headers["retry-after"] = str(max(1, int(retry_after or 1)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    on_v1 = request.scope["path"].startswith("/v1/")
+    on_v1 = path.startswith("/v1/")
     return Response(
         content=msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error)),
         status_code=error.status,
@@ -101,7 +100,7 @@ def problem_response(request: AnyRequest, error: SAEError) -> Response[bytes]:
 
 
 def on_error(request: AnyRequest, error: SAEError) -> Response[bytes]:
-    return problem_response(request, error)
+    return problem_response(request.scope["path"], error)
 
 
 def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
@@ -118,7 +117,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
         mine = BadRequestError("the request is not valid")
     else:
         mine = InternalError()
-    response = problem_response(request, mine)
+    response = problem_response(request.scope["path"], mine)
     for name, value in (error.headers or {}).items():
         response.headers.setdefault(name, value)
     return response
@@ -135,10 +134,10 @@ class _MethodNotAllowedError(BadRequestError):
 def on_fault(request: AnyRequest, error: Exception) -> Response[bytes]:
     """A fault of ours: the cause goes to the service's log, not to the client."""
     logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return problem_response(request, InternalError("the request failed; the service's log has the cause"))
+    return problem_response(request.scope["path"], InternalError("the request failed; the service's log has the cause"))
 
 
 def on_no_memory(request: AnyRequest, error: Exception) -> Response[bytes]:
     """The process may not take what this request needs; the next one may be smaller."""
     logger.error("%s %s: no memory: %s", request.method, request.scope["path"], error or "refused by the system")
-    return problem_response(request, NotReadyError("not enough memory for this request", retry_after=5))
+    return problem_response(request.scope["path"], NotReadyError("not enough memory for this request", retry_after=5))

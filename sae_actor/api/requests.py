@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import msgspec
-from litestar import Request
 
 from ..errors import BadRequestError, PreconditionFailedError, UnsupportedMediaTypeError
+from .types import AnyRequest
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def _refuse_twins(text: str) -> None:
             keys = opened.pop()
 
 
-async def body_of(request: Request[Any, Any, Any], type_: type[T] | Any) -> T:
+async def body_of(request: AnyRequest, type_: type[T] | Any) -> T:
     """The body as `type_`. Raises `UnsupportedMediaTypeError`, `BadRequestError`; the framework answers 413."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -81,15 +81,11 @@ def decoded(raw: bytes, type_: type[T] | Any) -> T:
         value: T = _decoder(cast("Hashable", type_)).decode(raw)
         _refuse_twins(raw.decode())
     except msgspec.ValidationError as error:
-        raise BadRequestError(_says(error), param=_param(str(error))) from None
+        raise BadRequestError(str(error)[:500], param=_param(str(error))) from None
     except (ValueError, RecursionError) as error:
         # Malformed JSON, invalid UTF-8, twin keys, or nesting that no decoder follows.
         raise BadRequestError(f"not valid JSON: {str(error)[:200] or 'too deep'}") from None
     return value
-
-
-def _says(error: msgspec.ValidationError) -> str:
-    return str(error)[:500]
 
 
 def _param(message: str) -> str | None:
@@ -101,7 +97,7 @@ def _param(message: str) -> str | None:
     return (where.group(1)[:80] or None) if where is not None else None
 
 
-def _one(request: Request[Any, Any, Any], name: str) -> str | None:
+def _one(request: AnyRequest, name: str) -> str | None:
     """The value of a header; of two neither is taken."""
     given = request.headers.getall(name, [])
     if len(given) > 1:
@@ -109,14 +105,14 @@ def _one(request: Request[Any, Any, Any], name: str) -> str | None:
     return given[0] if given else None
 
 
-def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
+def idempotency_key(request: AnyRequest) -> str | None:
     key = _one(request, "Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise BadRequestError("Idempotency-Key must be 1 to 128 visible ASCII characters", param="Idempotency-Key")
     return key
 
 
-def expected_revision(request: Request[Any, Any, Any]) -> int | None:
+def expected_revision(request: AnyRequest) -> int | None:
     """The position that If-Match names."""
     raw = _one(request, "If-Match")
     if raw is None or raw.strip() == "*":
@@ -131,7 +127,7 @@ def expected_revision(request: Request[Any, Any, Any]) -> int | None:
     return int(match.group(1))
 
 
-def wait_seconds(request: Request[Any, Any, Any]) -> int | None:
+def wait_seconds(request: AnyRequest) -> int | None:
     """Seconds from `Prefer: wait=N`, clamped to 300. Invalid values are ignored; two waits are an error."""
     wishes = _WAIT.findall(", ".join(request.headers.getall("prefer", [])))
     if len(wishes) > 1:
@@ -139,7 +135,7 @@ def wait_seconds(request: Request[Any, Any, Any]) -> int | None:
     return min(int(wishes[0]), MAX_WAIT) if wishes else None
 
 
-def whole_number(request: Request[Any, Any, Any], name: str, *, default: int, low: int, high: int) -> int:
+def whole_number(request: AnyRequest, name: str, *, default: int, low: int, high: int) -> int:
     """A query parameter that is a plain decimal integer within bounds."""
     raw = request.query_params.get(name)
     if raw is None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from anyio import CancelScope
 from litestar.response import Stream
 from litestar.response.streaming import ASGIStreamingResponse
-from litestar.types import Receive
+from litestar.types import Receive, Scope, Send
 
 from ..errors import BadRequestError
 from .types import AnyRequest
 
 
 class Streaming(ASGIStreamingResponse):
-    """Ends with its reader, whatever body that still sends: the framework takes each piece of it one call deeper."""
+    """Ends with its reader, whatever body that still sends: the framework takes each piece of it one call deeper.
+
+    `during` is entered while it lasts, whether or not its reader stays for the first piece."""
+
+    def __init__(self, during: Callable[[], AbstractContextManager[None]], **given: Any) -> None:
+        super().__init__(**given)
+        self._during = during
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._during():
+            await super().__call__(scope, receive, send)
 
     async def _listen_for_disconnect(self, cancel_scope: CancelScope, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -28,15 +38,18 @@ class Streaming(ASGIStreamingResponse):
 class Streamed(Stream):
     """The answer before it is one."""
 
-    def __init__(self, parts: AsyncIterator[bytes], *, media_type: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        parts: AsyncIterator[bytes],
+        media_type: str,
+        headers: dict[str, str] | None = None,
+        during: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__(parts, media_type=media_type, headers=headers)
-        self._parts = parts
+        self._given: dict[str, Any] = {"during": during, "iterator": parts, "media_type": media_type}
 
     def to_asgi_response(self, *_: Any, headers: dict[str, str] | None = None, **__: Any) -> Streaming:
-        return self.answer({**(headers or {}), **self.headers})
-
-    def answer(self, headers: dict[str, str]) -> Streaming:
-        return Streaming(iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200)
+        return Streaming(**self._given, headers={**(headers or {}), **self.headers}, status_code=200)
 
 
 async def followed_by(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

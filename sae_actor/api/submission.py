@@ -11,7 +11,8 @@ from ..actor import Accepted
 from ..domain.commands import Command, Import
 from ..domain.events import Event, Payload
 from ..domain.refs import sae_id_of
-from ..domain.views.fields import Position, filled
+from ..domain.structs import filled
+from ..domain.views.fields import Position
 from ..domain.views.outcomes import AcceptedCommand, Outcome
 from ..errors import BadRequestError
 from .answers import answer, state_of

@@ -3,6 +3,7 @@
     arguments         the grammar; wrong usage exits with 64 before any heavy import
     client_commands   clients of a running service: one function per command, over `sae_actor.client`
     serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
+    families          `families`: the model families, and what the blocks of another model are made of
     log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
     log_reproduce     `log reproduce`: generations run again, the one command here that loads a model
     log_bundles       `log export|import|redact`: export a log, import one, erase a payload
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
 from ..telemetry import logs
-from . import client_commands, exit_codes, log_commands, serve_commands
+from . import client_commands, exit_codes, families, log_commands, serve_commands
 from .arguments import SERVING, parse
 
 
@@ -56,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return serve_commands.serve(arguments)
         case "demo":
             return serve_commands.demo(arguments)
+        case "families":
+            return families.run(arguments)
         case "log":
             return log_commands.run(arguments)
         case _:

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_steering(commands)
     _add_text(commands)
     _add_log(commands)
+    _add_families(commands)
     return top
 
 
@@ -100,13 +101,7 @@ def _add_resources(commands: _Commands) -> None:
     attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
     attach.add_argument("--replace", action="store_true", help="replace what is attached")
-    attach.add_argument(
-        "--exclude",
-        action="append",
-        choices=(*get_args(Exclusion), "none"),
-        help="positions that reconstruct passes through, may be given several times (default: what the edits leave "
-        "out, or sink)",
-    )
+    _exclude(attach, "positions that reconstruct passes through", "what the edits leave out, or sink")
     _sae(_client(commands, "detach", "detach an SAE from the model and free its memory"))
     _sae(_client(commands, "delete", "delete an SAE's files; of an import, forget the record"))
 
@@ -120,12 +115,7 @@ def _add_steering(commands: _Commands) -> None:
     steer.add_argument("--method", choices=get_args(Method), default="add")
     steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
     steer.add_argument("--unit", choices=get_args(Unit), default="raw")
-    steer.add_argument(
-        "--exclude",
-        action="append",
-        choices=(*get_args(Exclusion), "none"),
-        help="positions that are left alone, may be given several times (default: sink)",
-    )
+    _exclude(steer, "positions that are left alone", "sink")
 
 
 def _add_text(commands: _Commands) -> None:
@@ -142,6 +132,17 @@ def _add_text(commands: _Commands) -> None:
     events = _client(commands, "events", "follow the service's events")
     events.add_argument("--after", type=_position, metavar="N", help="only events after position N")
     events.add_argument("--types", metavar="A,B", help="only these types")
+
+
+def _add_families(commands: _Commands) -> None:
+    about = "the model types that are supported, and their hook points"
+    families = commands.add_parser("families", help=about, description=about)
+    families.add_argument(
+        "--check",
+        metavar="MODEL",
+        help="what the blocks of this model are made of: a folder, or a hub id (its config.json alone is fetched)",
+    )
+    families.add_argument("--revision", metavar="R", default="main", help="of a hub id")
 
 
 def _add_log(commands: _Commands) -> None:
@@ -195,6 +196,11 @@ def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
 
 def _sae(each: argparse.ArgumentParser) -> None:
     each.add_argument("sae", metavar="SAE", help="an sae_id (any unique prefix works)")
+
+
+def _exclude(each: argparse.ArgumentParser, what: str, usual: str) -> None:
+    about = f"{what}, may be given several times (default: {usual})"
+    each.add_argument("--exclude", action="append", choices=(*get_args(Exclusion), "none"), help=about)
 
 
 def _edit(text: str) -> tuple[int, float]:

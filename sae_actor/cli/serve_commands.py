@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..config import Deployment, Settings, load, resolve, strangers
+from ..config import ConfigurationError, Deployment, Settings, load, resolve, strangers
 from ..demo.model import prepare_model
-from ..service.requested_model import check_path
+from ..models.files import CONFIG, is_hub_id, local_folder, local_path
 from ..telemetry import logs
 from .render.progress import Bar
 
@@ -18,9 +18,27 @@ FLAGS = {"host": "server.host", "port": "server.port", "data_dir": "data.dir", "
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it. Raises `ConfigurationError`."""
     deployment = resolve(_settings(arguments))
-    if not arguments.read_only:
-        check_path(deployment.settings)
+    if deployment.model is not None and not arguments.read_only:
+        _check_path(deployment.model.model)
     return _run(deployment, read_only=arguments.read_only, accept_truncation=arguments.accept_truncation)
+
+
+def _check_path(model: str) -> None:
+    """`ConfigurationError` for a path without a model; the hub checks what may be an id."""
+    if is_hub_id(model):
+        return
+    path = local_path(model)
+    try:
+        if local_folder(model) is not None:
+            return
+        there, is_folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise ConfigurationError(f"model.id: {model} cannot be read: {error.strerror}") from None
+    if is_folder:
+        why = f"the folder {path.absolute()} is not a model: it has no {CONFIG}"
+    else:
+        why = f"{path.absolute()} is not a folder" if there else f"there is no folder {path.absolute()}"
+    raise ConfigurationError(f"model.id: {why}. Give a folder with a model, or an id of the hub such as org/name")
 
 
 def demo(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ A refusal is raised as its class of `sae_actor.errors`, with the problem's field
 By default edits and readings leave out attention sinks (`exclude: ["sink"]`), as everywhere.
 """
 
-from .calls import DEFAULT_URL, Client, StreamEvent
+from .calls import DEFAULT_URL, Client
+from .sse import StreamEvent
 from .wire import UnreachableError
-
-__all__ = ["DEFAULT_URL", "Client", "StreamEvent", "UnreachableError"]

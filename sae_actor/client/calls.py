@@ -6,13 +6,13 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast, overload
+from typing import Any, Literal, Self, TypeAlias, cast, overload
 from urllib.parse import quote
 
 import httpx
 
 from ..errors import SAEAmbiguousError, SAENotFoundError
-from .sse import frames
+from .sse import StreamEvent, frames
 from .wire import Answer, UnreachableError, Wire, problem_error
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
@@ -27,14 +27,6 @@ TEXT_SECONDS = 660.0
 """An unstreamed answer arrives at its end; the service stops it before this."""
 SILENCE_SECONDS = 60.0
 """The event stream carries a comment every 15 s; one that is silent for longer is dead."""
-
-
-class StreamEvent(NamedTuple):
-    """One frame of `/api/events`: `id` is None for what is not in the log (progress, `reset`)."""
-
-    id: str | None
-    type: str
-    data: Any
 
 
 class Client:
@@ -287,7 +279,7 @@ class Client:
         headers = {"Last-Event-ID": last_event_id} if last_event_id is not None else {}
         with self._wire.stream("GET", "/api/events", silence=SILENCE_SECONDS, query=query, headers=headers) as chunks:
             for frame in frames(chunks):
-                yield StreamEvent(frame.id, frame.type, json.loads(frame.data))
+                yield frame._replace(data=json.loads(frame.data))
         raise UnreachableError("the service closed the event stream")
 
     # — shapes of answers —

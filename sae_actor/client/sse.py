@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
-class ServerSentEvent(NamedTuple):
-    """One event of the stream as it was sent; `id` is None if the frame had none."""
+class StreamEvent(NamedTuple):
+    """One frame of a stream: in `/api/events` `id` is None for what is not in the log (progress, `reset`)."""
 
     id: str | None
     type: str
-    data: str
+    data: Any
+    """Text as it was sent, and JSON that has been read from it."""
 
 
-def frames(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
+def frames(chunks: Iterable[bytes]) -> Iterator[StreamEvent]:
     """The events of a stream; comments and an unfinished last frame are left out."""
     event_id: str | None = None
     event_type = "message"
@@ -23,7 +24,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[ServerSentEvent]:
     for line in _lines(chunks):
         if not line:
             if data:
-                yield ServerSentEvent(event_id, event_type, "\n".join(data))
+                yield StreamEvent(event_id, event_type, "\n".join(data))
             event_id, event_type, data = None, "message", []
             continue
         field, _, value = line.partition(":")

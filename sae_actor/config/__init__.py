@@ -15,19 +15,3 @@ from .deployment import Deployment, resolve
 from .folders import data_folder
 from .loading import load, strangers
 from .settings import ConfigurationError, FlagError, LogFormat, LogLevel, Settings
-
-__all__ = [
-    "ConfigurationError",
-    "Deployment",
-    "FlagError",
-    "LogFormat",
-    "LogLevel",
-    "Settings",
-    "check_exposure",
-    "data_folder",
-    "is_loopback",
-    "load",
-    "resolve",
-    "strangers",
-    "tls_files",
-]

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..domain.commands import LoadModel
 from .access import Access
 from .checks import check_exposure, is_loopback, tls_files
 from .folders import data_folder, demo_model_folder
-from .settings import Settings
+from .settings import ConfigurationError, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     settings: Settings
-    """Without `[server] token`, which `access` knows by its digest; the demo's also without `[model] id`."""
+    """Without `[server] token`, which `access` knows by its digest."""
     folder: Path
     """The data folder."""
+    model: LoadModel | None
+    """The model that is to be there; None: whichever the log has. The demo has its own."""
     demo_model: Path | None
     """The folder of the demo's model; None: not the demo."""
     access: Access
@@ -32,12 +35,17 @@ class Deployment:
 
 
 def resolve(settings: Settings, *, demo: bool = False) -> Deployment:
-    """Raises `ConfigurationError` where `check_exposure` or `tls_files` does."""
-    server, kept = settings.server, settings.replace("server.token", "")
+    """Raises `ConfigurationError` where `check_exposure` or `tls_files` does, and for a model that cannot be named."""
+    server, asked = settings.server, settings.model
+    try:
+        model = LoadModel(model=asked.id, revision=asked.revision, dtype=asked.dtype, device=asked.device)
+    except ValueError as error:
+        raise ConfigurationError(f"model.revision: {error}") from None
     own = ("localhost", "127.0.0.1", "[::1]", _bracketed(server.host))
     return Deployment(
-        settings=kept.replace("model.id", "") if demo else kept,
+        settings=settings.replace("server.token", ""),
         folder=data_folder(settings, demo=demo),
+        model=model if asked.id and not demo else None,
         demo_model=demo_model_folder(settings) if demo else None,
         access=check_exposure(settings),
         tls=tls_files(settings),

@@ -8,7 +8,7 @@ events/      what happened
 state, refs, weights    the state, and the values that all of these share
 chats                   prompts and answers of chats among their tokens
 words                   edits and ranges in plain words
-placement               where an SAE goes on the loaded model; `former_hook_names`: records of older versions, whose
-                        hook names meant other places
+placement               where an SAE goes on the loaded model
+structs                 structs made of others
 views/       states and events as answers, explanations, differences
 """

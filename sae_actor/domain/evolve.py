@@ -7,7 +7,7 @@ Total: it never raises and knows no clock, no randomness and no I/O. An event th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec import MsgspecError
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from .events import Event
 from .folds.attachments import attachments_after
 from .folds.restart import in_a_row, interrupted, wanted_after_start
 from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
+from .structs import filled
 
 T = TypeVar("T")
 
@@ -78,17 +79,12 @@ def _apply(state: State, event: Event, payload: ev.Payload) -> State:
             kept = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
             return _with_record(replace(state, attachments=kept), payload.sae_id, None)
         case ev.AttachRequested():
-            added = AttachmentState(
-                sae_id=payload.sae_id,
+            added = filled(
+                AttachmentState,
+                payload,
                 status="attaching",
                 request_position=event.position,
                 model_position=0 if state.model is None else state.model.request_position,
-                hook_point=payload.hook_point,
-                hook_point_out=payload.hook_point_out,
-                mode=payload.mode,
-                exclude=payload.exclude,
-                dtype=payload.dtype,
-                replaces=payload.replaces,
                 position=event.position,
             )
             return replace(state, attachments=(*state.attachments, added))
@@ -121,14 +117,7 @@ def _model(model: ModelState | None, position: int, payload: ev.Payload) -> Mode
         case ev.ModelLoadRequested():
             if payload.joined is not None or payload.reused:
                 return model
-            return ModelState(
-                status="loading",
-                request_position=position,
-                model=payload.model,
-                revision=payload.revision,
-                dtype=payload.dtype,
-                device=payload.device,
-            )
+            return filled(ModelState, payload, status="loading", request_position=position)
         case ev.ModelLoaded() if model is not None and payload.request_position == model.request_position:
             return replace(model, status="loaded", facts=payload.model, error=None, attempts=0)
         case ev.ModelLoadFailed() if model is not None and payload.request_position == model.request_position:
@@ -151,44 +140,18 @@ def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeR
         case ev.DownloadRequested():
             if record is not None and (payload.joined is not None or payload.reused):
                 return record
-            fresh = SaeRecord(
-                sae_id=payload.sae_id,
-                source=payload.source,
-                repository_id=payload.repository_id,
-                revision=payload.revision,
-                path=payload.path,
-                status="downloading",
-                request_position=event.position,
-                created_at=event.time,
-                force=payload.force,
-            )
+            now: dict[str, Any] = {"status": "downloading", "request_position": event.position}
             if record is None:
-                return fresh
-            return replace(
-                record,
-                status="downloading",
-                request_position=event.position,
-                force=payload.force,
-                attempts=0,
-                error=None,
-            )
+                return filled(SaeRecord, payload, **now, created_at=event.time)
+            return replace(record, **now, force=payload.force, attempts=0, error=None)
         case _ if record is None or getattr(payload, "request_position", event.position) not in (
             record.request_position,
             event.position,
         ):
             return record
         case ev.DownloadCompleted():
-            return replace(
-                record,
-                status="cached",
-                commit=payload.commit,
-                files=payload.files,
-                sae=payload.sae,
-                weights_sha256=payload.weights_sha256,
-                weights_files=payload.weights_files,
-                error=None,
-                attempts=0,
-            )
+            known = filled(SaeRecord, payload, record, request_position=record.request_position, source=record.source)
+            return replace(known, status="cached", error=None, attempts=0)
         case ev.DownloadFailed():
             return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
         case ev.DownloadCancelled():

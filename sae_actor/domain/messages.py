@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand
+from .commands import AnyCommand, LoadModel
 from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
 
 
@@ -22,6 +22,8 @@ class Start(Struct, frozen=True, kw_only=True):
     version: str
     max_attachments: int = 1
     drain_seconds: float = 3.0
+    model: LoadModel | None = None
+    """What the settings name, if anything: to be asked for unless the log has it."""
 
 
 class Stop(Struct, frozen=True):

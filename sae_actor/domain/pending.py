@@ -19,6 +19,7 @@ from .effects import (
     Residents,
 )
 from .state import State
+from .structs import filled
 
 
 def pending(state: State) -> tuple[Effect, ...]:
@@ -38,35 +39,19 @@ def residents(state: State) -> Residents:
 def _model(state: State) -> Iterator[Effect]:
     model = state.model
     if model is not None and model.status == "loading":
-        yield LoadModelEffect(
-            request_position=model.request_position,
-            model=model.model,
-            revision=model.revision,
-            dtype=model.dtype,
-            device=model.device,
-        )
+        yield filled(LoadModelEffect, model)
 
 
 def _records(state: State) -> Iterator[Effect]:
     for record in state.saes.values():
         if record.status == "downloading" and record.source == "import":
-            yield ImportEffect(request_position=record.request_position, sae_id=record.sae_id, path=record.path or "")
+            yield filled(ImportEffect, record, path=record.path or "")
         elif record.status == "downloading":
-            yield DownloadEffect(
-                request_position=record.request_position,
-                sae_id=record.sae_id,
-                repository_id=record.repository_id or "",
-                revision=record.revision or "main",
-                path=record.path,
-                force=record.force,
-            )
+            whence = record.repository_id or "", record.revision or "main"
+            yield filled(DownloadEffect, record, repository_id=whence[0], revision=whence[1])
         elif record.status == "deleting":
-            yield DeleteEffect(
-                request_position=record.request_position,
-                sae_id=record.sae_id,
-                location=record.location,
-                kept=tuple(r.location for r in state.saes.values() if r.sae_id != record.sae_id and r.files),
-            )
+            kept = tuple(r.location for r in state.saes.values() if r.sae_id != record.sae_id and r.files)
+            yield filled(DeleteEffect, record, kept=kept)
 
 
 def _detaches(state: State) -> Iterator[Effect]:
@@ -86,16 +71,6 @@ def _next_attach(state: State) -> Iterator[Effect]:
     for attachment in state.attachments:
         record = state.saes.get(attachment.sae_id)
         if attachment.status == "attaching" and record is not None and record.sae is not None:
-            yield AttachEffect(
-                request_position=attachment.request_position,
-                sae_id=attachment.sae_id,
-                weights_sha256=record.weights_sha256,
-                weights_files=record.weights,
-                location=record.location,
-                sae=record.sae,
-                hook_point=attachment.hook_point,
-                hook_point_out=attachment.hook_point_out,
-                mode=attachment.mode,
-                dtype=attachment.dtype,
-            )
+            weights = {"weights_sha256": record.weights_sha256, "weights_files": record.weights}
+            yield filled(AttachEffect, attachment, record, **weights)
             return

@@ -1,13 +1,33 @@
-"""Where an SAE goes on the loaded model, and warnings about the place."""
+"""Where an SAE goes on the loaded model, and warnings about the place.
+
+Older versions took some names of hooks for other places. An event says what was believed when it was written, and
+stays; what was attached then was attached there. An attach from now on goes where the name means (`reread`):
+`hook_mlp_in` was taken for what the norm before the MLP gives, the `hook_normalized` of a norm for what it gives after
+its gain, and the module of an MLP or of attention for what is added to the stream, also where a norm comes between.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from .. import errors
-from .former_hook_names import reread
 from .refs import HookPoint, ModelFacts, SaeDescription
+
+HOOKS_READ = 1
+"""Of descriptions that this version makes."""
+
+_NORMED = re.compile(r"\.ln2\.hook_normalized\Z")
+_IN_DOUBT = "ln2.hook_normalized lies before the norm's own weight"
+"""Begins the warning of older versions that they might take it for another place; they did."""
+_BRANCH = re.compile(r"\.hook_mlp_in\Z")
+_MODULE = re.compile(
+    r"\.mlp\.hook_out\Z|(?:\A|\.)(?:layers|h|blocks)\.\d+\.(?:mlp|self_attn|attention|attn)(?:\.output)?\Z"
+)
+
 
 NO_BOS = (
     "trained on texts that begin with BOS (prepend_bos), which this model's tokenizer does not add by itself: "
@@ -83,12 +103,14 @@ def _exists(point: HookPoint, model: ModelFacts) -> None:
             layer=point.layer,
             num_layers=model.num_layers,
         )
-    if point.kind not in model.widths:
-        raise errors.SAEIncompatibleError(f"{model.model_type} has no hook point of kind {point.kind}", kind=point.kind)
+    if model.width(point) == 0:
+        where = f"layer {point.layer} of {model.model_type}" if point.kind in model.widths else model.model_type
+        reason = f": {model.without[point.kind]}" if point.kind in model.without else ""
+        raise errors.SAEIncompatibleError(f"{where} has no hook point of kind {point.kind}{reason}", kind=point.kind)
 
 
 def _fits(point: HookPoint, name: str, width: int, model: ModelFacts) -> None:
-    model_d = model.widths[point.kind]
+    model_d = model.width(point)
     if model_d != width:
         raise errors.SAEIncompatibleError(
             f"the SAE's {name} is {width}, the model is {model_d} wide at {point}",
@@ -180,3 +202,28 @@ def placed(point: HookPoint, sae: SaeDescription, model: ModelFacts, *, given: b
             hook_point=str(point),
         )
     return point
+
+
+def reread(sae: SaeDescription) -> SaeDescription:
+    """The description with its hook points read as this version reads their name."""
+    name, point = sae.hook_name or "", sae.hook_point
+    if sae.hooks_read >= HOOKS_READ or point is None:
+        return sae
+    out = sae.hook_point_out
+    warnings = sae.warnings
+    if _NORMED.search(name):
+        warnings = tuple(each for each in warnings if not each.startswith(_IN_DOUBT))
+        point = _moved(point, "mlp_in", lambda old: HookPoint("mlp_in", old.layer, before="gain"))
+    elif _BRANCH.search(name) and out is not None:
+        point = _moved(point, "mlp_in", lambda old: HookPoint("resid_mid", old.layer))
+    elif _BRANCH.search(name):
+        point = _moved(point, "mlp_in", lambda old: HookPoint("mlp_in", old.layer, before="norm"))
+    elif _MODULE.search(name):
+        for kind in ("attn_out", "mlp_out"):
+            point = _moved(point, kind, lambda old: replace(old, before="norm"))
+            out = out and _moved(out, kind, lambda old: replace(old, before="norm"))
+    return replace(sae, hook_point=point, hook_point_out=out, hooks_read=HOOKS_READ, warnings=warnings)
+
+
+def _moved(point: HookPoint, kind: str, to: Callable[[HookPoint], HookPoint]) -> HookPoint:
+    return to(point) if point.kind == kind and point.before is None else point

@@ -175,7 +175,7 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     """The library it was trained with had moved the norms' gains and biases into the next matrices: what a LayerNorm
     gives is then surely what it gives before its gain."""
     hooks_read: int = 0
-    """Which reading of hook names made `hook_point` of `hook_name`; see `rereading`."""
+    """Which reading of hook names made `hook_point` of `hook_name`; see `placement.reread`."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -190,6 +190,7 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
 
 
 BYTES_PER_PARAMETER = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Types that weights may have."""
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
@@ -207,7 +208,11 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Bytes of the parameters and buffers, as measured."""
     widths: dict[str, int]
-    """Hook kind → width of the activation there; kinds that this model lacks are absent."""
+    """Hook kind → width of the activation there, the largest of all layers; kinds that this model lacks are absent."""
+    layer_widths: dict[str, tuple[int, ...]] = {}
+    """The same at each layer, of kinds that are not as wide in all of them; 0 where a layer has no such hook point."""
+    without: dict[str, str] = {}
+    """Hook kind that this model, or some of its layers, lack → why."""
     before: dict[str, tuple[Before, ...]] = {}
     """Hook kind that is a norm's output → on which sides of that norm there is a hook point too."""
     layer_norm: bool = False
@@ -225,6 +230,13 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """Every token id below this can be fed; None: unknown."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a text, in order."""
+
+    def width(self, point: HookPoint) -> int:
+        """Of the activation there; 0 if the layer has no such hook point."""
+        widths = self.layer_widths.get(point.kind)
+        if point.layer >= self.num_layers:
+            return 0
+        return self.widths.get(point.kind, 0) if widths is None else widths[point.layer]
 
     @property
     def can_be_deterministic(self) -> bool:

@@ -21,6 +21,7 @@ from .refs import (
     SaeDescription,
     SaeFile,
 )
+from .structs import filled
 from .weights import WeightsFiles, names, of_record
 
 ModelStatus: TypeAlias = Literal["loading", "loaded", "error"]
@@ -76,13 +77,7 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def location(self) -> SaeLocation:
-        return SaeLocation(
-            source=self.source,
-            repository_id=self.repository_id,
-            commit=self.commit,
-            path=self.path,
-            files=self.files,
-        )
+        return filled(SaeLocation, self)
 
 
 class AttachmentState(Struct, frozen=True, kw_only=True):
@@ -125,16 +120,8 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
         self, mode: Mode = "steer", steering: tuple[Edit, ...] = (), exclude: tuple[Exclusion, ...] | None = None
     ) -> ActiveSae:
         """It as a part of an intervention; without edits, as one that is read."""
-        return ActiveSae(
-            sae_id=self.sae_id,
-            weights_sha256=self.weights_sha256,
-            hook_point=self.hook_point,
-            hook_point_out=self.hook_point_out,
-            mode=mode,
-            steering=steering,
-            exclude=exclude,
-            attach_position=self.request_position,
-        )
+        asked = {"mode": mode, "steering": steering, "exclude": exclude}
+        return filled(ActiveSae, self, **asked, attach_position=self.request_position)
 
     def steered(self, steering: tuple[Edit, ...] = ()) -> ActiveSae:
         """It in the mode in which it is attached."""

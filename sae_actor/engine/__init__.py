@@ -27,5 +27,3 @@ library. No prefix is shared between generations, so none is read that was compu
 """
 
 from .engine import EngineSettings, TorchEngine
-
-__all__ = ["EngineSettings", "TorchEngine"]

@@ -247,7 +247,7 @@ class TorchEngine:
         text = Generation(
             request,
             model.tokenizer,
-            model.bytes_per_position,
+            model.cache_size,
             partial(self._applied, model),
             stream.deliver,
             begins=stream.begin,

@@ -27,12 +27,12 @@ def available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def cache_budget(asked: int, device: torch.device, bytes_per_position: int, context: int) -> int:
-    """Bytes for the KV cache: the setting, or a share of what is free, or one generation of full length."""
+def cache_budget(asked: int, device: torch.device, longest: int) -> int:
+    """Bytes for the KV cache: the setting, or a share of what is free, or those of one generation of full length."""
     if asked:
         return asked
     free = available(device)
-    return bytes_per_position * context if free is None else int(SHARE * free)
+    return longest if free is None else int(SHARE * free)
 
 
 def check_room(needed: int, device: torch.device, promised: int) -> None:

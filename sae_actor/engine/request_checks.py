@@ -32,7 +32,7 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
         )
     if request.logprobs is not None and not 0 <= request.logprobs <= model.tokenizer.vocabulary:
         raise BadRequestError(f"logprobs must be between 0 and {model.tokenizer.vocabulary}", param="logprobs")
-    needed, most = model.bytes_per_position * positions_at_most(request, model.facts.context_length), model.cache_bytes
+    needed, most = model.cache_size.of(positions_at_most(request, model.facts.context_length)), model.cache_bytes
     if needed > most:
         raise BadRequestError(
             f"the generation's KV cache may take {needed} bytes, all together have {most}; request fewer tokens",

@@ -16,5 +16,3 @@ from .audit.offline import events_of, verify_folder
 from .audit.redaction import redact
 from .memory import MemoryLog
 from .sqlite import SqliteLog
-
-__all__ = ["MemoryLog", "SqliteLog", "events_of", "export_bundle", "import_bundle", "redact", "verify_folder"]

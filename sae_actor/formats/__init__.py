@@ -6,7 +6,7 @@
     hook_names, file_names    hook points told by the names of hooks and files
     settings/                 what becomes of every key of a settings file
     lfs                       git-lfs pointers in place of files
-    readers/                  one per family: `recognise(files)`, `read(files) -> Layout`
+    format, readers/          `Format`, and one module per family
     registry, refused         `FORMATS`, the choice among them, and what is refused by name
     finite                    a look at every stored number, without torch
     pickles, pickle_child     state dicts read by torch's restricted reader, or made safetensors by a child
@@ -23,9 +23,8 @@ import os
 from ..domain.refs import SaeDescription
 from .files import SaeFiles
 from .finite import check_finite
-from .registry import FORMATS, Format, read_layout
-
-__all__ = ["FORMATS", "Format", "check_values", "describe", "weight_files"]
+from .format import Format
+from .registry import FORMATS, read_layout
 
 
 def describe(path: str | os.PathLike[str], *, repository_id: str | None = None) -> SaeDescription:

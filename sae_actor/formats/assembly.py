@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from ..domain.former_hook_names import HOOKS_READ
-from ..domain.refs import HookPoint, SaeDescription
+from ..domain.placement import HOOKS_READ
+from ..domain.refs import BYTES_PER_PARAMETER, HookPoint, SaeDescription
 from ..errors import SAEInvalidError
-from .headers import TensorFile
-from .layout import ITEM_BYTES, Layout, Recipe, Weight, shapes
-from .settings.keys import Account
+from .config import Config
+from .headers import TensorFile, bad
+from .hook_names import parse_layer
+from .layout import Layout, Recipe, Weight, shapes
+from .settings.keys import Account, Keys
 
 
 class Alias(NamedTuple):
@@ -61,34 +63,30 @@ def assemble(
         present = [alias for alias in aliases if alias.name in file]
         if not present:
             if canonical not in optional:
-                raise _invalid(file, "missing_tensor", f"{aliases[0].name} is not in the file")
+                raise bad(file.name, "missing_tensor", f"{aliases[0].name} is not in the file")
             continue
         if len(present) > 1:
             both = " and ".join(alias.name for alias in present)
-            raise _invalid(file, "duplicate_tensor", f"{both} are the same tensor twice")
+            raise bad(file.name, "duplicate_tensor", f"{both} are the same tensor twice")
         found[canonical] = _weight(file, present[0], wanted[canonical], canonical in broadcast)
         used.add(present[0].name)
     foreign = sorted(set(file.tensors) - used - set(ignored))
     if foreign:
         shown = ", ".join(name[:60] for name in foreign[:5])
-        raise _invalid(file, "foreign_tensor", f"tensors that this kind of SAE does not have: {shown}")
+        raise bad(file.name, "foreign_tensor", f"tensors that this kind of SAE does not have: {shown}")
     return found
 
 
 def _weight(file: TensorFile, alias: Alias, wanted: tuple[int, ...], broadcast: bool) -> Weight:
     stored = file.tensors[alias.name]
-    if stored.dtype not in ITEM_BYTES:
-        raise _invalid(file, "dtype", f"{alias.name} has the type {stored.dtype}, which cannot hold weights")
+    if stored.dtype not in BYTES_PER_PARAMETER:
+        raise bad(file.name, "dtype", f"{alias.name} has the type {stored.dtype}, which cannot hold weights")
     if broadcast and stored.count == 1 and wanted != (1,):
         return Weight(stored, exponential=alias.exponential, broadcast=True)
     on_disk = wanted[::-1] if alias.transposed else wanted
     if stored.shape != on_disk:
-        raise _invalid(file, "shape", f"{alias.name} is {list(stored.shape)}, the sizes require {list(on_disk)}")
+        raise bad(file.name, "shape", f"{alias.name} is {list(stored.shape)}, the sizes require {list(on_disk)}")
     return Weight(stored, alias.transposed, alias.exponential)
-
-
-def _invalid(file: TensorFile, check: str, why: str) -> SAEInvalidError:
-    return SAEInvalidError(f"{file.name}: {why}", check=check, file=file.name)
 
 
 def side(file: TensorFile, names: Names, canonical: str, axis: int) -> int:
@@ -99,8 +97,13 @@ def side(file: TensorFile, names: Names, canonical: str, axis: int) -> int:
             shape = shape[::-1] if alias.transposed else shape
             if -len(shape) <= axis < len(shape) and shape[axis] > 0:
                 return shape[axis]
-            raise _invalid(file, "shape", f"{alias.name} is {list(shape)}")
-    raise _invalid(file, "missing_tensor", f"{names[canonical][0].name} is not in the file")
+            raise bad(file.name, "shape", f"{alias.name} is {list(shape)}")
+    raise bad(file.name, "missing_tensor", f"{names[canonical][0].name} is not in the file")
+
+
+def sizes_of(file: TensorFile, names: Names) -> Sizes:
+    """All sizes out of the header, for a family that says them nowhere else."""
+    return Sizes(side(file, names, "W_enc", 0), side(file, names, "W_enc", 1), side(file, names, "W_dec", 1))
 
 
 def widest(weights: Mapping[str, Weight]) -> str:
@@ -126,7 +129,6 @@ def layout(
     recipe: Recipe,
     sizes: Sizes,
     *,
-    format: str,
     architecture: str,
     trained_on: str | None = None,
     trained_layer: int | None = None,
@@ -135,18 +137,28 @@ def layout(
     hook_point_out: HookPoint | None = None,
     norms_folded: bool = False,
     warnings: Collection[str] = (),
-    account: Account | None = None,
+    settled: Iterable[tuple[Config, Keys, str]] = (),
+    left: Mapping[str, str] = {},
+    extras: Collection[str] = (),
     prepend_bos: bool | None = None,
     unit_decoder: bool = False,
     ones_only: Collection[str] = (),
     never_negative: Collection[str] = (),
 ) -> Layout:
-    """A `Layout` whose weights all come from `file`. `account`: what became of its settings; None: it has none."""
-    if account is None:
-        account = Account()
-        account.extras(file)
+    """A `Layout` whose weights all come from `file`; called when all its settings have been read.
+
+    settled: each object of settings, its keys, and what goes before their names on record. left: stored tensors that
+    play no part, each with the reason. extras: names of a pickle's plain values that are known.
+    """
+    account = Account()
+    for cfg, keys, at in settled:
+        account.settle(cfg, keys, at)
+    account.tensors(file, left)
+    account.extras(file, extras)
+    if trained_layer is None:
+        trained_layer = hook_point.layer if hook_point else parse_layer(hook_name)
     description = SaeDescription(
-        format=format,
+        format="",
         architecture=architecture,
         d_in=sizes.d_in,
         d_sae=sizes.d_sae,
@@ -154,7 +166,7 @@ def layout(
         dtype=widest(weights),
         has_threshold=recipe.activation == "jumprelu",
         trained_on=trained_on,
-        trained_layer=trained_layer if trained_layer is not None else (hook_point.layer if hook_point else None),
+        trained_layer=trained_layer,
         hook_name=hook_name,
         hook_point=hook_point,
         hook_point_out=hook_point_out,

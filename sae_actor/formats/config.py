@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..errors import SAEInvalidError
+from ..errors import SAEInvalidError, SAEUnsupportedError
 
 MAX_CONFIG_BYTES = 4 << 20
 """A runner config with a dataset's worth of settings has some tens of kilobytes."""
@@ -84,6 +84,11 @@ class Config:
         shown = repr(self.values.get(key))[:80]
         return SAEInvalidError(f"{self.where}: {key} must be {wanted}, not {shown}", check=f"config.{key}")
 
+    def unsupported(self, key: str, why: str = "") -> SAEUnsupportedError:
+        """That a value is of a kind that is refused, by the key's name."""
+        detail = f"{self.where}: {key} {str(self.values.get(key))[:60]}{why}"
+        return SAEUnsupportedError(detail, **{"check": f"config.{key}", "key": key})
+
     def section(self, key: str) -> Config:
         """A nested object, the same each time; an absent one is empty."""
         value = self.get(key)
@@ -138,3 +143,10 @@ class Config:
         if len(set(found.values())) > 1:
             raise SAEInvalidError(f"{self.where}: sizes contradict each other: {found}", check=f"config.{keys[0]}")
         return next(iter(found.values()), None)
+
+    def needed(self, *keys: str) -> int:
+        """A size, by any of its spellings."""
+        value = self.same_count(keys)
+        if value is None:
+            raise SAEInvalidError(f"{self.where} does not say {keys[0]}", check=f"config.{keys[0]}")
+        return value

@@ -27,6 +27,11 @@ class Origin:
     parts: tuple[str, ...]
     """Parts of the path inside the repository, or of the whole path where there is no repository."""
 
+    def named(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """By the name of the repository, or else of the innermost folder, that `pattern` matches as a whole."""
+        names = (*(self.repository_id or "").split("/"), *reversed(self.parts))
+        return next((match for name in names if (match := pattern.fullmatch(name))), None)
+
 
 class SaeFiles:
     """A folder, or one file in it, seen as an SAE.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import SAEInvalidError
-from .headers import open_stored
-from .layout import ITEM_BYTES, Stored
+from .headers import bad, fill, open_stored
+from .layout import Stored
 
 PIECE_BYTES = 8 << 20
 
@@ -21,22 +20,11 @@ def check_finite(stored: Stored) -> None:
     import numpy as np  # noqa: PLC0415  # `describe` must work without it
 
     code, exponent = _EXPONENT[stored.dtype]
-    left = stored.count * ITEM_BYTES[stored.dtype]
+    buffer = memoryview(bytearray(PIECE_BYTES))
     with open_stored(stored) as file:
-        while left:
-            data = file.read(min(left, PIECE_BYTES))
-            if not data:
-                raise SAEInvalidError(f"{stored.path.name} ends inside {stored.name}", check="truncated")
-            while len(data) % ITEM_BYTES[stored.dtype]:
-                more = file.read(ITEM_BYTES[stored.dtype] - len(data) % ITEM_BYTES[stored.dtype])
-                if not more:
-                    raise SAEInvalidError(f"{stored.path.name} ends inside {stored.name}", check="truncated")
-                data += more
-            left -= len(data)
+        for begun in range(0, stored.nbytes, PIECE_BYTES):
+            data = buffer[: stored.nbytes - begun]
+            fill(file, data, stored)
             bits = np.frombuffer(data, dtype=code)
             if ((bits & bits.dtype.type(exponent)) == exponent).any():
-                raise SAEInvalidError(
-                    f"{stored.path.name}: {stored.name} has values that are not finite",
-                    check="finite",
-                    file=stored.path.name,
-                )
+                raise bad(stored.path.name, "finite", f"{stored.name} has values that are not finite")

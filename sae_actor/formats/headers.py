@@ -52,7 +52,8 @@ def identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _bad(name: str, check: str, why: str) -> SAEInvalidError:
+def bad(name: str, check: str, why: str) -> SAEInvalidError:
+    """What is wrong with the file `name`; `check` is the test that failed."""
     return SAEInvalidError(f"{name}: {why}", check=check, file=name)
 
 
@@ -62,26 +63,26 @@ def read_safetensors(path: Path, name: str) -> TensorFile:
         status = os.fstat(file.fileno())
         prefix = file.read(8)
         if len(prefix) < 8:
-            raise _bad(name, "header", "the file is shorter than the length of its header")
+            raise bad(name, "header", "the file is shorter than the length of its header")
         (length,) = struct.unpack("<Q", prefix)
         if length > MAX_HEADER_BYTES or length > status.st_size - 8:
-            raise _bad(name, "header", f"the header claims {length} bytes of a file of {status.st_size}")
+            raise bad(name, "header", f"the header claims {length} bytes of a file of {status.st_size}")
         text = file.read(length)
     if text[:1] != b"{":
-        raise _bad(name, "header", "this is not a safetensors file")
+        raise bad(name, "header", "this is not a safetensors file")
     header = strict_json(text, name, "header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _bad(name, "header", "__metadata__ is not an object of strings")
+        raise bad(name, "header", "__metadata__ is not an object of strings")
     if len(header) > MAX_TENSORS:
-        raise _bad(name, "header", f"{len(header)} tensors")
+        raise bad(name, "header", f"{len(header)} tensors")
     data_bytes = status.st_size - 8 - length
     places: list[tuple[int, int]] = []
     tensors: dict[str, Stored] = {}
     for tensor, entry in header.items():
         dtype, shape, begin, end = _entry(name, tensor, entry)
         if end > data_bytes:
-            raise _bad(name, "truncated", f"{tensor} ends at byte {end} of {data_bytes} bytes of data")
+            raise bad(name, "truncated", f"{tensor} ends at byte {end} of {data_bytes} bytes of data")
         places.append((begin, end))
         tensors[tensor] = Stored(
             name=tensor,
@@ -94,10 +95,10 @@ def read_safetensors(path: Path, name: str) -> TensorFile:
     at = 0
     for begin, end in sorted(places):
         if begin != at:
-            raise _bad(name, "header", f"the tensors leave or share bytes at {min(at, begin)}")
+            raise bad(name, "header", f"the tensors leave or share bytes at {min(at, begin)}")
         at = end
     if at != data_bytes:
-        raise _bad(name, "truncated" if at > data_bytes else "header", f"tensors cover {at} of {data_bytes} bytes")
+        raise bad(name, "truncated" if at > data_bytes else "header", f"tensors cover {at} of {data_bytes} bytes")
     return _converted(TensorFile(name, tensors, dict(metadata)))
 
 
@@ -114,23 +115,21 @@ def _converted(file: TensorFile) -> TensorFile:
         origin = note["repository_id"], tuple(note["parts"])
         return TensorFile(file.name, file.tensors, dict(note["extras"]), origin)
     except (KeyError, TypeError, ValueError):
-        raise _bad(file.name, "header", "the note of its conversion is malformed") from None
+        raise bad(file.name, "header", "the note of its conversion is malformed") from None
 
 
 def _entry(name: str, tensor: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(name, "header", f"the entry of {tensor[:80]} does not describe a tensor")
+        raise bad(name, "header", f"the entry of {tensor[:80]} does not describe a tensor")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise _bad(name, "dtype", f"{tensor[:80]} has the unknown type {str(dtype)[:20]}")
+        raise bad(name, "dtype", f"{tensor[:80]} has the unknown type {str(dtype)[:20]}")
     if not _whole(shape) or len(shape) > 8 or not _whole(offsets) or len(offsets) != 2:
-        raise _bad(name, "header", f"shape or place of {tensor[:80]} is malformed")
-    size = _BYTES[dtype]
-    for side in shape:
-        size *= side
+        raise bad(name, "header", f"shape or place of {tensor[:80]} is malformed")
+    size = _BYTES[dtype] * math.prod(shape)
     begin, end = offsets
     if end - begin != size:
-        raise _bad(name, "header", f"{tensor[:80]} of shape {shape} takes {size} bytes, not {end - begin}")
+        raise bad(name, "header", f"{tensor[:80]} of shape {shape} takes {size} bytes, not {end - begin}")
     return dtype, tuple(shape), begin, end
 
 
@@ -150,42 +149,42 @@ def read_npz(path: Path, name: str) -> TensorFile:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > MAX_TENSORS:
-                raise _bad(name, "header", f"{len(members)} members")
+                raise bad(name, "header", f"{len(members)} members")
             for member in members:
                 tensor = member.filename.removesuffix(".npy")
                 if tensor in tensors or not member.filename.endswith(".npy"):
-                    raise _bad(name, "header", f"member {member.filename[:80]!r} does not belong in an npz file")
+                    raise bad(name, "header", f"member {member.filename[:80]!r} does not belong in an npz file")
                 if member.compress_type not in _ZIP_METHODS or member.flag_bits & 1:
-                    raise _bad(name, "header", f"{tensor} is packed in a way that numpy does not write")
+                    raise bad(name, "header", f"{tensor} is packed in a way that numpy does not write")
                 if member.compress_type == zipfile.ZIP_STORED and member.file_size > status.st_size:
-                    raise _bad(name, "truncated", f"{tensor} claims {member.file_size} of {status.st_size} bytes")
+                    raise bad(name, "truncated", f"{tensor} claims {member.file_size} of {status.st_size} bytes")
                 with archive.open(member) as data:
                     tensors[tensor] = _npy(name, tensor, data, size=member.file_size, path=path, status=status)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
-        raise _bad(name, "truncated", f"this is not a whole npz file: {str(error)[:120]}") from None
+        raise bad(name, "truncated", f"this is not a whole npz file: {str(error)[:120]}") from None
     return TensorFile(name, tensors, {})
 
 
 def _npy(name: str, tensor: str, data: Any, *, size: int, path: Path, status: os.stat_result) -> Stored:
     magic = data.read(8)
     if magic[:6] != b"\x93NUMPY" or len(magic) < 8:
-        raise _bad(name, "header", f"{tensor} is not an npy array")
+        raise bad(name, "header", f"{tensor} is not an npy array")
     width, form = (2, "<H") if magic[6] == 1 else (4, "<I")
     (length,) = struct.unpack(form, data.read(width).ljust(width, b"\0"))
     if length > 1 << 16 or length > size:
-        raise _bad(name, "header", f"the header of {tensor} claims {length} bytes")
+        raise bad(name, "header", f"the header of {tensor} claims {length} bytes")
     text = data.read(length)
     if not _NPY_HEADER.match(text):
-        raise _bad(name, "header", f"the header of {tensor} is malformed")
+        raise bad(name, "header", f"the header of {tensor} is malformed")
     try:
         header = ast.literal_eval(text.decode("latin-1").strip())
         descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
-        raise _bad(name, "header", f"the header of {tensor} is malformed") from None
+        raise bad(name, "header", f"the header of {tensor} is malformed") from None
     if descr not in _NPY_DTYPES:
-        raise _bad(name, "dtype", f"{tensor} has the type {str(descr)[:40]}")
+        raise bad(name, "dtype", f"{tensor} has the type {str(descr)[:40]}")
     if not isinstance(shape, tuple) or not _whole(list(shape)) or len(shape) > 8:
-        raise _bad(name, "header", f"the shape of {tensor} is malformed")
+        raise bad(name, "header", f"the shape of {tensor} is malformed")
     stored = Stored(
         name=tensor,
         dtype=_NPY_DTYPES[descr],
@@ -197,7 +196,7 @@ def _npy(name: str, tensor: str, data: Any, *, size: int, path: Path, status: os
         fortran=bool(fortran) and len(shape) > 1,
     )
     if stored.offset + stored.nbytes != size:
-        raise _bad(name, "truncated", f"{tensor} of shape {shape} needs {stored.nbytes} bytes, its member differs")
+        raise bad(name, "truncated", f"{tensor} of shape {shape} needs {stored.nbytes} bytes, its member differs")
     return stored
 
 
@@ -207,7 +206,7 @@ def scalar(stored: Stored) -> float:
     if stored.value is not None and stored.count == 1:
         number = float(stored.value)
     elif stored.value is not None or stored.count != 1 or stored.dtype not in form:
-        raise _bad(stored.path.name, "shape", f"{stored.name} is not one number")
+        raise bad(stored.path.name, "shape", f"{stored.name} is not one number")
     else:
         with open_stored(stored) as file:
             data = file.read(_BYTES.get(stored.dtype, stored.nbytes))
@@ -215,10 +214,20 @@ def scalar(stored: Stored) -> float:
         try:
             number = float(struct.unpack(form[stored.dtype], data)[0])
         except struct.error:
-            raise _bad(stored.path.name, "truncated", f"the file ends inside {stored.name}") from None
+            raise bad(stored.path.name, "truncated", f"the file ends inside {stored.name}") from None
     if not math.isfinite(number):
-        raise _bad(stored.path.name, "finite", f"{stored.name} is not finite")
+        raise bad(stored.path.name, "finite", f"{stored.name} is not finite")
     return number
+
+
+def fill(file: BinaryIO, part: memoryview, stored: Stored) -> None:
+    """The next bytes of `stored`, all of `part`; `SAEInvalidError` with check `truncated` where the file ends early."""
+    at = 0
+    while at < len(part):
+        got = file.readinto(part[at:])  # type: ignore[attr-defined]  # binary files have it
+        if not got:
+            raise SAEInvalidError(f"{stored.path.name} ends inside {stored.name}", check="truncated")
+        at += got
 
 
 @contextmanager
@@ -226,7 +235,7 @@ def open_stored(stored: Stored) -> Iterator[BinaryIO]:
     """The file of `stored`, at the first byte of its data; `SAEInvalidError` if it is not the one described."""
     with stored.path.open("rb") as file:
         if identity(os.fstat(file.fileno())) != stored.identity:
-            raise _bad(stored.path.name, "changed", "the file changed after its header was read")
+            raise bad(stored.path.name, "changed", "the file changed after its header was read")
         if stored.member is None:
             file.seek(stored.offset)
             yield file
@@ -236,4 +245,4 @@ def open_stored(stored: Stored) -> Iterator[BinaryIO]:
                 member.seek(stored.offset)
                 yield cast(BinaryIO, member)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise _bad(stored.path.name, "truncated", f"{stored.name}: {str(error)[:120]}") from None
+            raise bad(stored.path.name, "truncated", f"{stored.name}: {str(error)[:120]}") from None

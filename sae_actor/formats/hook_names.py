@@ -62,15 +62,17 @@ _MODULE = re.compile(
 )
 """Path of a block, or of a module in it, as transformers names them."""
 
-_ATTENTION = r"(?:self_attn|attention|attn)"
+_ATTENTION = r"(?:self_attn|self_attention|linear_attn|attn\.attention|attention|attn)"
+_MLP = r"(?:mlp|feed_forward)"
+_LAST = rf"(?:{_MLP}\.(?:down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|fc2)"
 _MODULES: tuple[tuple[str, _Side], ...] = (
     (r"(?:output)?", ("resid_post", None)),
     (r"input", ("resid_pre", None)),
     (rf"{_ATTENTION}(?:\.(?:o_proj|out_proj|dense|c_proj))?(?:\.output)?", ("attn_out", "norm")),
     (rf"{_ATTENTION}\.(?:o_proj|out_proj|dense|c_proj)\.input", ("attn_z", None)),
-    (r"(?:mlp|mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)(?:\.output)?", ("mlp_out", "norm")),
-    (r"(?:mlp|fc1)\.input", ("mlp_in", None)),
-    (r"(?:mlp\.(?:down_proj|c_proj|dense_4h_to_h|fc2)|fc2)\.input", ("mlp_act", None)),
+    (rf"(?:{_MLP}|{_LAST})(?:\.output)?", ("mlp_out", "norm")),
+    (rf"(?:{_MLP}|fc1)\.input", ("mlp_in", None)),
+    (rf"{_LAST}\.input", ("mlp_act", None)),
     (r"(?:pre_feedforward_layernorm|ln_2|final_layer_norm)(?:\.output)?", ("mlp_in", None)),
     (r"(?:pre_feedforward_layernorm|ln_2|final_layer_norm)\.input", ("mlp_in", "norm")),
     (r"post_feedforward_layernorm(?:\.output)?", ("mlp_out", None)),
@@ -91,14 +93,16 @@ _SITES: dict[str, _Side] = {
 _SITE = re.compile(r"\A([a-z_]+?)(?:_layer)?[_.]?(\d{1,4})\Z")
 """`resid_post_layer_3` and its like (dictionary_learning), which hooks modules."""
 
-_POST_NORMED = re.compile(r"gemma-?[23](?!\d*b\b)", re.IGNORECASE)
+_POST_NORMED = re.compile(r"gemma-?[234](?!\d*b\b)|olmo-?[23]\b|exaone-?4", re.IGNORECASE)
 """Models that normalise what attention and MLP give before adding it; gemma-2b is of the first generation."""
 _NOT_POST_NORMED = re.compile(
-    r"llama|mistral|qwen|smollm|pythia|neox|gpt-?2|gpt-?oss|\bopt-|phi-|gemma-?(?:2|7)b\b", re.IGNORECASE
+    r"llama|mi[sx]tral|qwen|smollm|pythia|neox|gpt-?[2j]|gpt-?neo|gpt-?oss|\bopt-|phi-|gemma-?(?:2|7)b\b"
+    r"|deepseek|stablelm|starcoder|falcon|bloom|nemotron|olmoe|seed-?oss",
+    re.IGNORECASE,
 )
 """Models that do not: what their attention and MLP return is what these add. A `post_attention_layernorm` of theirs is
 the norm before the MLP."""
-_PARALLEL = re.compile(r"pythia|neox|gpt-?j|falcon|phi-?[12]", re.IGNORECASE)
+_PARALLEL = re.compile(r"pythia|neox|gpt-?j|falcon|phi-?[12]|command-?r|c4ai|\bcohere", re.IGNORECASE)
 """Models whose attention and MLP read the same stream: nothing lies between them."""
 
 

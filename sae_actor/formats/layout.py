@@ -9,17 +9,15 @@ names and shapes:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ..domain.refs import SaeDescription
+from ..domain.refs import BYTES_PER_PARAMETER, SaeDescription
 
 Activation: TypeAlias = Literal["relu", "tanh-relu", "jumprelu", "gated", "topk", "signed-topk", "abstopk", "groupmax"]
 RowNorm: TypeAlias = Literal["none", "layer_norm", "constant_norm"]
-
-ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Types that weights may have."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,11 @@ class Stored:
 
     @property
     def count(self) -> int:
-        n = 1
-        for side in self.shape:
-            n *= side
-        return n
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        return self.count * ITEM_BYTES.get(self.dtype, 8)
+        return self.count * BYTES_PER_PARAMETER.get(self.dtype, 8)
 
 
 @dataclass(frozen=True)

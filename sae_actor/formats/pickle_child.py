@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import math
 import os
@@ -82,7 +81,7 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
     note = {"repository_id": job["repository_id"], "parts": job["parts"], "extras": _plain(file.extras)}
     part = target.with_suffix(".part")
     with part.open("wb") as written:
-        digest = _write(written, file, note)
+        _write(written, file, note)
         written.flush()
         os.fsync(written.fileno())
     for config in ("config.json", f"{stem}_cfg.json"):
@@ -90,13 +89,11 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
         if beside is not None and beside.stat().st_size <= MAX_CONFIG_BYTES:
             shutil.copyfile(beside, out / config)
     part.replace(target)
-    with source.open("rb") as original:
-        source_digest = hashlib.file_digest(original, "sha256").hexdigest()
-    return {"file": str(target), "sha256": digest, "source_sha256": source_digest}
+    return {"file": str(target)}
 
 
-def _write(written: BinaryIO, file: TensorFile, note: dict[str, Any]) -> str:
-    """The tensors as safetensors, in pieces; the sha256 of what was written."""
+def _write(written: BinaryIO, file: TensorFile, note: dict[str, Any]) -> None:
+    """The tensors as safetensors, in pieces."""
     header: dict[str, Any] = {"__metadata__": {CONVERTED: json.dumps(note, allow_nan=False)}}
     at = 0
     for name, stored in file.tensors.items():
@@ -108,19 +105,12 @@ def _write(written: BinaryIO, file: TensorFile, note: dict[str, Any]) -> str:
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-
-    def put(data: bytes) -> None:
-        digest.update(data)
-        written.write(data)
-
-    put(struct.pack("<Q", len(text)) + text)
+    written.write(struct.pack("<Q", len(text)) + text)
     for stored in file.tensors.values():
         rows = stored.value.reshape(stored.value.shape[0] if stored.value.dim() > 1 else 1, -1)
         step = max(1, PIECE_BYTES // max(1, rows.shape[1] * rows.element_size()))
         for piece in rows.split(step) if rows.numel() else ():
-            put(piece.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+            written.write(piece.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _plain(value: Any) -> Any:

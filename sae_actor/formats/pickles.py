@@ -14,7 +14,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ from .layout import Stored
 MEMORY_LIMIT = 8 << 30
 """Bytes that a conversion may take besides torch itself; the file is mapped, so its size counts."""
 TIMEOUT_SECONDS = 900.0
-
-
-@dataclass(frozen=True)
-class Converted:
-    """One pickle turned into one safetensors file with the same tensor names."""
-
-    file: Path
-    sha256: str
-    source_sha256: str
 
 
 def read_pickle(path: Path, name: str) -> TensorFile:
@@ -75,8 +65,10 @@ def convert(
     timeout_seconds: float = TIMEOUT_SECONDS,
     repository_id: str | None = None,
     parts: Sequence[str] = (),
-) -> Converted:
+) -> Path:
     """Write `out_dir/<stem>.safetensors` from the pickle at `path`, and its config next to it; blocks until done.
+
+    Returns the file, which has the same tensor names.
 
     `repository_id` and `parts` (folders of the path inside the repository) are kept in the new file's metadata,
     for formats that say their place there. Raises `SAEInvalidError` with check `pickle` (not a state dict of
@@ -119,4 +111,4 @@ def convert(
         raise DiskFullError("The disk is full", reason="no_space", file=source.name)
     if "check" in answer:
         raise SAEInvalidError(answer["detail"], check=answer["check"], file=source.name)
-    return Converted(Path(answer["file"]), answer["sha256"], answer["source_sha256"])
+    return Path(answer["file"])

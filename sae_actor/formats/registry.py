@@ -1,24 +1,21 @@
-"""What a format is, and the tuple of all of them."""
+"""All formats, and the choice among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from ..errors import SAEInvalidError, SAEUnsupportedError
-from .file_names import PICKLES, Naming
+from .file_names import PICKLES
 from .files import SaeFiles
+from .format import Format
 from .layout import Layout
 from .readers import (
-    deepseek_r1,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
-    goodfire,
     kissane,
     layer_file,
     llama_scope,
     llama_scope_r1,
+    named_file,
     openai,
     qwen_scope,
     sae_lens,
@@ -26,38 +23,19 @@ from .readers import (
 )
 from .refused import refuse_by_name
 
-
-@dataclass(frozen=True)
-class Format:
-    """One on-disk family."""
-
-    name: str
-    files: tuple[str, ...]
-    """Names or patterns in the SAE's folder that it reads, the weights' first."""
-    naming: Naming
-    """By which names it is found in a list of files."""
-    architectures: tuple[str, ...]
-    recognise: Callable[[SaeFiles], bool]
-    read: Callable[[SaeFiles], Layout]
-
-
-_READERS = (
-    sae_lens,
-    gemma_scope,
-    gemma_scope_2,
-    llama_scope,
-    llama_scope_r1,
-    sparsify,
-    dictionary_learning,
-    openai,
-    qwen_scope,
-    goodfire,
-    deepseek_r1,
-    kissane,
-    layer_file,
-)
-FORMATS: tuple[Format, ...] = tuple(
-    Format(each.NAME, each.FILES, each.NAMING, each.ARCHITECTURES, each.recognise, each.read) for each in _READERS
+FORMATS: tuple[Format, ...] = (
+    sae_lens.FORMAT,
+    gemma_scope.FORMAT,
+    gemma_scope_2.FORMAT,
+    llama_scope.FORMAT,
+    llama_scope_r1.FORMAT,
+    sparsify.FORMAT,
+    dictionary_learning.FORMAT,
+    openai.FORMAT,
+    qwen_scope.FORMAT,
+    *named_file.FORMATS,
+    kissane.FORMAT,
+    layer_file.FORMAT,
 )
 """Every format that is read; the order means nothing, since two that match are an error."""
 

@@ -10,5 +10,3 @@ monitoring     activations of monitored SAEs, published as they are read
 from .activations import read_activations
 from .generations import Generations
 from .running import Completed, RunningGeneration, TokenOptions
-
-__all__ = ["Completed", "Generations", "RunningGeneration", "TokenOptions", "read_activations"]

@@ -27,9 +27,9 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
+from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationItems, GenerationRequest, Token, Watch
 from ..telemetry.metrics import Labels
-from ..telemetry.throughput import Throughput
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, RunningGeneration, TokenOptions

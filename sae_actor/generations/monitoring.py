@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..actor.token_bucket import TokenBucket
 from ..domain.state import AttachmentState, State
+from ..limits import TokenBucket
 from ..ports import Activations, Watch
 from ..subscriptions import Broadcast
 
@@ -43,8 +43,7 @@ class Monitors:
 
     def __init__(self, broadcast: Broadcast) -> None:
         self._broadcast = broadcast
-        self._clock = asyncio.get_running_loop().time
-        self._allowance = TokenBucket(PER_SECOND, BURST, self._clock())
+        self._allowance = TokenBucket(PER_SECOND, BURST, asyncio.get_running_loop().time)
 
     def tell(
         self, generation_id: str, told: Sequence[Activations], written: Sequence[str | None], state: State
@@ -55,7 +54,7 @@ class Monitors:
         """
         for each in told:
             attachment = state.attachment(each.sae_id)
-            if attachment is None or attachment.monitoring is None or not self._allowance.take(self._clock()):
+            if attachment is None or attachment.monitoring is None or not self._allowance.take():
                 continue
             position = each.first + len(each.rows) - 1
             event = {

@@ -14,5 +14,3 @@ child/       what runs in that process
 
 from .hub import DOWNLOAD_HOSTS, HuggingFaceHub
 from .protocol import Patience
-
-__all__ = ["DOWNLOAD_HOSTS", "HuggingFaceHub", "Patience"]

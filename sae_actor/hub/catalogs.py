@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from ..errors import NotReadyError
+from ..limits import BoundedSemaphore
 from ..ports import CatalogEntry
 
 RUNNING = 2
@@ -22,7 +22,8 @@ class Listings:
 
     def __init__(self, entries: Callable[[str, str], Awaitable[list[CatalogEntry]]]) -> None:
         self._entries = entries
-        self._turns = asyncio.Semaphore(RUNNING)
+        full = "too many repositories are being listed"
+        self._turns = BoundedSemaphore(RUNNING, WAITING, full=full, retry_after=5)
         self._asked: dict[Asked, asyncio.Task[list[CatalogEntry]]] = {}
         self._heard: dict[asyncio.Task[list[CatalogEntry]], int] = {}
         """How many wait for each."""
@@ -35,8 +36,6 @@ class Listings:
         asked = (repository_id, revision)
         listing = self._asked.get(asked)
         if listing is None:
-            if len(self._asked) >= RUNNING + WAITING:
-                raise NotReadyError("too many repositories are being listed", retry_after=5)
             listing = self._asked[asked] = asyncio.create_task(self._in_turn(asked))
             self._heard[listing] = 0
             # Where all who waited have gone, nobody needs to hear of its failure.
@@ -53,5 +52,5 @@ class Listings:
                 listing.cancel()
 
     async def _in_turn(self, asked: Asked) -> list[CatalogEntry]:
-        async with self._turns:
+        async with self._turns.taken():
             return await self._entries(*asked)

@@ -90,7 +90,7 @@ def make(
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(into)
     # The process that wrote it had read a file that anyone may have made: the digest on record is of what is there.
-    target = into / made.file.name
+    target = into / made.name
     stamp = Stamp.of(target)
     path = f"{prefix}{splitext(pickle)[0]}.safetensors"
     file = SaeFile(path, stamp.bytes, sha256_of(target), converted_from=f"{prefix}{pickle}")

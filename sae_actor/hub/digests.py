@@ -11,9 +11,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..domain.refs import SaeFile
-from ..domain.weights import weights_sha256
-
-__all__ = ["CHUNK", "BlobDigest", "KnownDigests", "Stamp", "feed", "sha256_of", "weights_sha256"]
 
 CHUNK = 1 << 20
 

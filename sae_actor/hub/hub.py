@@ -11,6 +11,7 @@ import anyio
 from anyio import to_thread
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from ..domain.structs import filled
 from ..errors import (
     ForbiddenError,
     GatedError,
@@ -65,11 +66,11 @@ class HuggingFaceHub:
         self.folder = Path(os.path.abspath(folder))
         self._import_roots = tuple(import_roots)
         self._environment = environment
-        self._quota_bytes = quota_bytes
-        self._reserve_bytes = reserve_bytes
-        self._download_hosts = tuple(download_hosts)
+        self.quota_bytes = quota_bytes
+        self.reserve_bytes = reserve_bytes
+        self.download_hosts = tuple(download_hosts)
         self._turns = anyio.Semaphore(max_downloads)
-        self._patience = patience or Patience()
+        self.patience = patience or Patience()
         self._silence_seconds = silence_seconds
         self._removals = anyio.Lock()
         self._known = KnownDigests()
@@ -90,20 +91,8 @@ class HuggingFaceHub:
             }
             progress("download_progress", told if message.reason is None else {**told, "reason": message.reason})
 
-        job = DownloadJob(
-            parent=os.getpid(),
-            root=str(self.folder),
-            sae_id=effect.sae_id,
-            request_position=effect.request_position,
-            repository_id=effect.repository_id,
-            revision=_checked_revision(effect.revision),
-            path=effect.path,
-            force=effect.force,
-            quota_bytes=self._quota_bytes,
-            reserve_bytes=self._reserve_bytes,
-            download_hosts=self._download_hosts,
-            patience=self._patience,
-        )
+        revision = _checked_revision(effect.revision)
+        job = filled(DownloadJob, effect, self, parent=os.getpid(), root=str(self.folder), revision=revision)
         if self._turns.value == 0:
             heard(Working(phase="waiting", reason="other_downloads"))
         async with self._turns:
@@ -115,14 +104,7 @@ class HuggingFaceHub:
     def _placed(self, done: Done) -> HubSae:
         for placed in done.files:
             self._known.remember(Path(placed.at), placed.stamp, placed.file.sha256)
-        files = tuple(placed.file for placed in done.files)
-        return HubSae(
-            commit=done.commit,
-            files=files,
-            sae=done.sae,
-            weights_sha256=done.weights_sha256,
-            weights_files=done.weights_files,
-        )
+        return filled(HubSae, done, files=tuple(placed.file for placed in done.files))
 
     async def resolve_import(self, path: str) -> str:
         return await to_thread.run_sync(imports.resolve, path, self._import_roots)
@@ -134,7 +116,7 @@ class HuggingFaceHub:
         except SAEUnsupportedError as error:
             if error.fields.get("check") != "pickle" or not str(error.fields.get("file")).endswith(CONVERTIBLE):
                 raise
-        job = ImportJob(parent=os.getpid(), root=str(self.folder), sae_id=effect.sae_id, path=effect.path)
+        job = filled(ImportJob, effect, parent=os.getpid(), root=str(self.folder))
         try:
             done = await self._run(job, lambda _: None)
         except BaseException:
@@ -158,13 +140,7 @@ class HuggingFaceHub:
         return await self._listings.of(repository_id, _checked_revision(revision))
 
     async def _catalog(self, repository_id: str, revision: str) -> list[CatalogEntry]:
-        job = CatalogJob(
-            parent=os.getpid(),
-            repository_id=repository_id,
-            revision=revision,
-            download_hosts=self._download_hosts,
-            patience=self._patience,
-        )
+        job = filled(CatalogJob, self, parent=os.getpid(), repository_id=repository_id, revision=revision)
         listed = await self._run(job, lambda _: None)
         if not isinstance(listed, Listed):
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
@@ -186,14 +162,7 @@ class HuggingFaceHub:
             progress("model_progress", told if message.reason is None else {**told, "reason": message.reason})
 
         try:
-            job = ModelJob(
-                parent=os.getpid(),
-                model=model,
-                revision=_checked_revision(revision),
-                reserve_bytes=self._reserve_bytes,
-                download_hosts=self._download_hosts,
-                patience=self._patience,
-            )
+            job = filled(ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision))
             await self._run(job, heard)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(

@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import dirname
 
-from ..errors import SAEDownloadError
+from ..errors import DiskFullError, SAEDownloadError
 from ..ports.durability import fsync_path
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -65,6 +66,16 @@ class Repository:
 
     def ref(self, revision: str) -> Path:
         return self.folder / "refs" / revision
+
+    def commit_of(self, revision: str) -> str | None:
+        """The commit that a download of this revision found, as far as it is on record here."""
+        if COMMIT.fullmatch(revision):
+            return revision
+        try:
+            commit = self.ref(revision).read_text().strip()
+        except OSError:
+            return None
+        return commit if COMMIT.fullmatch(commit) else None
 
 
 def is_safe_path(path: str) -> bool:
@@ -125,6 +136,16 @@ def link_blob(repository: Repository, commit: str, path: str, digest: str) -> No
     temporary.symlink_to(text)
     temporary.replace(link)
     fsync_path(link.parent)
+
+
+def refuse_full(folder: Path, what: str, needed: int, reserve_bytes: int) -> None:
+    """`DiskFullError` unless the disk has room for what is `needed`, beyond the reserve."""
+    free = max(0, shutil.disk_usage(folder).free - reserve_bytes)
+    if needed > free:
+        raise DiskFullError(
+            f"The {what} needs {needed} bytes, and {free} are free for it",
+            reason="no_space", needed_bytes=needed, free_bytes=free,
+        )  # fmt: skip
 
 
 def remove_empty(folder: Path, stop: Path) -> None:

@@ -37,51 +37,47 @@ class Patience(Struct, frozen=True, kw_only=True):
     worthwhile_bytes: int = 1 << 20
 
 
-class DownloadJob(Struct, frozen=True, kw_only=True, tag="download"):
+class _Job(Struct, frozen=True, kw_only=True):
     parent: int
     """Process id of the service."""
+
+
+class _HubJob(_Job, frozen=True, kw_only=True):
+    revision: str
+    download_hosts: tuple[str, ...]
+    patience: Patience
+
+
+class CatalogJob(_HubJob, frozen=True, kw_only=True, tag="catalog"):
+    repository_id: str
+
+
+class ModelJob(_HubJob, frozen=True, kw_only=True, tag="model"):
+    """Bring a model's files into the user's hub cache."""
+
+    model: str
+    reserve_bytes: int
+    """Free disk that a download must leave."""
+
+
+class DownloadJob(_HubJob, frozen=True, kw_only=True, tag="download"):
     root: str
     """The data folder's hub/."""
     sae_id: str
     request_position: int
     repository_id: str
-    revision: str
     path: str | None
     force: bool
     quota_bytes: int | None
     reserve_bytes: int
-    """Free disk that a download must leave."""
-    download_hosts: tuple[str, ...]
-    patience: Patience
 
 
-class CatalogJob(Struct, frozen=True, kw_only=True, tag="catalog"):
-    parent: int
-    repository_id: str
-    revision: str
-    download_hosts: tuple[str, ...]
-    patience: Patience
-
-
-class ImportJob(Struct, frozen=True, kw_only=True, tag="import"):
+class ImportJob(_Job, frozen=True, kw_only=True, tag="import"):
     """Register a folder whose weights are in a pickle."""
 
-    parent: int
     root: str
-    """The data folder's hub/."""
     sae_id: str
     path: str
-
-
-class ModelJob(Struct, frozen=True, kw_only=True, tag="model"):
-    """Bring a model's files into the user's hub cache."""
-
-    parent: int
-    model: str
-    revision: str
-    reserve_bytes: int
-    download_hosts: tuple[str, ...]
-    patience: Patience
 
 
 Job: TypeAlias = DownloadJob | CatalogJob | ImportJob | ModelJob

@@ -33,6 +33,15 @@ class _Kept:
     links: set[tuple[str, str]] = field(default_factory=set)
     converted: set[str] = field(default_factory=set)
 
+    @classmethod
+    def of(cls, repository: Repository, *, without: str | None = None) -> _Kept:
+        """What all SAEs but one claim."""
+        kept = cls()
+        for claims in claimed.every(repository):
+            if claims.sae_id != without:
+                kept.add(claims)
+        return kept
+
     def add(self, claims: Claims) -> None:
         self.converted.update(claim.converted for claim in claims.claims if claim.converted is not None)
         for commit, file in claims.files:
@@ -62,13 +71,10 @@ def delete(root: Path, effect: DeleteEffect) -> int:
     if not repository.folder.is_dir():
         return 0
     own = claimed.read(repository, effect.sae_id)
-    kept = _Kept()
+    kept = _Kept.of(repository, without=effect.sae_id)
     for other in effect.kept:
         if other.source == "hub" and other.repository_id == location.repository_id:
             kept.locate(repository, other)
-    for claims in claimed.every(repository):
-        if claims.sae_id != effect.sae_id:
-            kept.add(claims)
     links = {(location.commit or "", file.path): _blob_of(repository, location.commit or "", file.path)
              for file in location.files if location.commit is not None}  # fmt: skip
     if own is not None:
@@ -109,7 +115,7 @@ def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
     new log over an old folder finds them again.
     """
     freed = 0
-    kept = _Kept()
+    converted: set[str] = set()
     for folder in sorted(root.glob("models--*")):
         repository = Repository(folder)
         for own in claimed.every(repository):
@@ -117,9 +123,8 @@ def sweep(root: Path, commits: Mapping[str, str | None]) -> int:
             freed += _drop(root, repository, own, gone)
         freed += _sweep_blobs(repository)
         _tidy(root, repository, quiet=True)
-        for own in claimed.every(repository):
-            kept.add(own)
-    return freed + conversion.sweep(root, kept.converted)
+        converted |= _Kept.of(repository).converted
+    return freed + conversion.sweep(root, converted)
 
 
 def _wanted(claim: Claim, own: Claims, commits: Mapping[str, str | None]) -> bool:
@@ -133,11 +138,8 @@ def _drop(root: Path, repository: Repository, own: Claims, gone: Iterable[Claim]
     if not gone:
         return 0
     left = own.without(gone)
-    kept = _Kept()
+    kept = _Kept.of(repository, without=own.sae_id)
     kept.add(left)
-    for claims in claimed.every(repository):
-        if claims.sae_id != own.sae_id:
-            kept.add(claims)
     links: dict[tuple[str, str], str | None] = {
         (claim.commit, file.path): file.blob for claim in gone for file in claim.files
     }
@@ -172,9 +174,7 @@ def _remove_begun(root: Path, keys: Iterable[str | None]) -> int:
 
 
 def _sweep_blobs(repository: Repository) -> int:
-    claims = _Kept()
-    for own in claimed.every(repository):
-        claims.add(own)
+    claims = _Kept.of(repository)
     linked = {
         os.path.basename(os.readlink(link)) for link in repository.folder.glob("snapshots/**/*") if link.is_symlink()
     }

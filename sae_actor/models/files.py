@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ModelLoadError
 from ..formats.lfs import REMEDY, pointer_at
-from .families import FAMILIES
+from .families import FAMILIES, text_type
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
@@ -51,7 +51,7 @@ def weight_names(folder: Path) -> list[str]:
 
     `ModelLoadError`; whether the files exist is not checked.
     """
-    model_type = _read_json(folder / CONFIG).get("model_type")
+    model_type = text_type(_read_json(folder / CONFIG))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelLoadError(
             f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",

@@ -27,29 +27,3 @@ from .generation import (
 from .hub import CatalogEntry, Hub, HubSae
 from .log import EventLog, Head, Verification
 from .progress import Progress
-
-__all__ = [
-    "Activations",
-    "AttachedSae",
-    "CatalogEntry",
-    "Clock",
-    "Engine",
-    "EventLog",
-    "FeatureActivation",
-    "FeatureDetails",
-    "Finished",
-    "GenerationItems",
-    "GenerationRequest",
-    "Head",
-    "Hub",
-    "HubSae",
-    "NearFeature",
-    "Progress",
-    "Rest",
-    "ScoredToken",
-    "Token",
-    "TokenWeight",
-    "Tokenized",
-    "Verification",
-    "Watch",
-]

@@ -11,5 +11,3 @@
 from .recorded import Recorded, Recordings
 from .testbed import Testbed
 from .verdict import TOLERANCES, reproduce
-
-__all__ = ["TOLERANCES", "Recorded", "Recordings", "Testbed", "reproduce"]

@@ -184,7 +184,7 @@ def _dtype(sae: ActiveSae, known: Provenance) -> str:
 
 
 def _check_here(wanted: ModelFacts) -> None:
-    """The engine would fetch what is not on this machine; here nothing is."""
+    """Nothing is fetched here: `NotComparable` for what is not on this machine."""
     if wanted.commit is None:
         if local_folder(wanted.model_id) is None:
             raise NotComparable("its folder is gone")

@@ -17,5 +17,3 @@ from .load import load_sae
 from .spec import SaeSpec
 from .steering import Difference, Steering
 from .units import resolve_units
-
-__all__ = ["SAE", "Difference", "SaeSpec", "Steering", "load_sae", "resolve_units"]

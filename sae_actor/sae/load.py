@@ -5,14 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..domain.structs import filled
 from ..errors import BadRequestError, SAEInvalidError, SAEUnsupportedError
 from ..formats.files import SaeFiles
-from ..formats.headers import open_stored
+from ..formats.headers import fill, open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
 from ..formats.pickles import read_pickle
 from ..formats.registry import read_layout
@@ -88,7 +88,14 @@ def load_layout(
         if bias not in weights:
             weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
     warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder and not mapped else ()
-    return SAE(SaeSpec.of(description, str(held).removeprefix("torch."), warnings), recipe, weights)
+    spec = filled(
+        SaeSpec,
+        description,
+        dtype=str(held).removeprefix("torch."),
+        stored_dtype=description.dtype,
+        warnings=description.warnings + warnings,
+    )
+    return SAE(spec, recipe, weights)
 
 
 def _check_device(device: torch.device | str) -> None:
@@ -154,10 +161,10 @@ def _read(stored: Stored, shape: tuple[int, ...], dtype: torch.dtype, *, transpo
         for rows, columns in _pieces(*view.shape):
             part = view[rows, columns]
             if straight:
-                _fill(file, part.view(-1).view(torch.uint8).numpy().data, stored)
+                fill(file, part.view(-1).view(torch.uint8).numpy().data, stored)
                 _check(part, part, stored)
             else:
-                _fill(file, memoryview(buffer)[: part.numel() * source.itemsize], stored)
+                fill(file, memoryview(buffer)[: part.numel() * source.itemsize], stored)
                 _place(part, torch.frombuffer(buffer, dtype=source, count=part.numel()).view(part.shape), stored)
     return target
 
@@ -168,15 +175,6 @@ def _pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, rows, step):
         for column in range(0, width, PIECE_VALUES):
             yield slice(first, min(first + step, rows)), slice(column, min(column + PIECE_VALUES, width))
-
-
-def _fill(file: Any, part: memoryview, stored: Stored) -> None:
-    at = 0
-    while at < len(part):
-        got = file.readinto(part[at:])
-        if not got:
-            raise SAEInvalidError(f"{stored.path.name} ends inside {stored.name}", check="truncated")
-        at += got
 
 
 def _place(target: Tensor, piece: Tensor, stored: Stored) -> None:

@@ -4,6 +4,5 @@ process            `run`: settings checked, port bound, exit codes
 service            wiring, start and graceful shutdown
 adapters           the implementations of the ports
 lazy_engine        the engine that imports torch at the first load
-requested_model    the model of the settings next to that of the log
 capabilities       what this build can do, for `/api/capabilities`
 """

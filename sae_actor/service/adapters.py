@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..config import Settings
+from ..domain.structs import filled
 from ..eventlog import SqliteLog
 from ..hub import HuggingFaceHub
 from ..ports import Clock, Engine
@@ -27,17 +28,7 @@ def torch_engine(settings: Settings) -> Engine:
     """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
     from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
 
-    engine = settings.engine
-    return TorchEngine(
-        EngineSettings(
-            max_running=engine.max_running,
-            max_waiting=engine.max_waiting,
-            prompt_tokens=engine.prompt_tokens,
-            cache_bytes=engine.cache_bytes,
-            threads=engine.threads or None,
-            drain_seconds=engine.drain_seconds,
-        )
-    )
+    return TorchEngine(filled(EngineSettings, settings.engine, threads=settings.engine.threads or None))
 
 
 @dataclass(frozen=True)

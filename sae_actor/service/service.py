@@ -21,20 +21,21 @@ from pathlib import Path
 import uvicorn
 
 from .. import __version__
-from ..actor import Actor, Performer
-from ..api import Context, InFlight, Sessions, create_app
+from ..actor import Accepted, Actor, Performer
+from ..api import Context, Sessions, create_app
 from ..api.context import prompt_queue
 from ..api.kept_answers import KeptAnswers
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
-from ..config import Deployment
+from ..config import ConfigurationError, Deployment
 from ..demo.model import NAME
 from ..demo.sae import place_sae
 from ..demo.seed import seed
 from ..domain.commands import LoadModel
 from ..domain.events import LogTruncated
 from ..domain.messages import Start
-from ..errors import SAEError
+from ..domain.structs import filled
+from ..errors import SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..generations import Generations
 from ..subscriptions import Broadcast
@@ -43,11 +44,10 @@ from ..telemetry.traces import Tracing
 from .adapters import Adapters
 from .capabilities import capabilities
 from .lazy_engine import LazyEngine
-from .requested_model import asked_for, check_model, same
 
 logger = logging.getLogger("sae_actor")
 
-EX_UNAVAILABLE, EX_SOFTWARE, EX_CONFIG = 69, 70, 78
+EX_UNAVAILABLE, EX_SOFTWARE = 69, 70
 STOP_SECONDS = 4.0
 """For open requests to end after the first signal."""
 CLOSE_SECONDS = 1.0
@@ -62,13 +62,8 @@ class Service:
         self.deployment = deployment
         self.settings = settings = deployment.settings
         self.log = log
-        self.demo_model = deployment.demo_model
-        self.demo_sae = None if self.demo_model is None else place_sae(self.demo_model).resolve()
+        self.demo_sae = None if deployment.demo_model is None else place_sae(deployment.demo_model).resolve()
         self.exit_code = 0
-        self.clock = adapters.clock
-        self.unanswered = InFlight()
-        self.preparing: str | None = None
-        """What the settings require and is not requested or not there yet."""
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -89,20 +84,36 @@ class Service:
             deadline_seconds=settings.engine.deadline_seconds,
             places=settings.engine.max_running + settings.engine.max_waiting,
         )
+        self.context = Context(
+            actor=self.actor,
+            texts=self.texts,
+            log=log,
+            hub=self.hub,
+            engine=self.engine,
+            seeding=self.demo_sae is not None,
+            capabilities=lambda: capabilities(settings),
+            quota_bytes=settings.hub.quota_bytes or None,
+            access=deployment.access,
+            sessions=Sessions(settings.server.session_hours * 3600),
+            hosts=deployment.hosts,
+            cors_origins=settings.server.cors_origins,
+            prompts=prompt_queue(settings.engine.max_running + settings.engine.max_waiting),
+            kept=KeptAnswers(clock=adapters.clock.monotonic),
+            max_readers=settings.server.max_readers,
+            heartbeat=settings.server.heartbeat_seconds,
+        )
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
-        check_model(self.settings, self.actor.state)
         _settle_collector()
         server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
+        asked = None
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
         else:
-            if self.demo_sae is not None or self.settings.model.id:
-                self.preparing = "what the settings require is being loaded"
-            await self._start()
+            asked = await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
-        wishes = asyncio.create_task(self._wishes(url, read_only=read_only))
+        wishes = asyncio.create_task(self._wishes(url, asked))
         ended = asyncio.create_task(self._end_on_failure(server))
         self._server = server
         try:
@@ -113,8 +124,8 @@ class Service:
             await self._close()
         return self.exit_code
 
-    async def _start(self) -> None:
-        settings = self.settings
+    async def _start(self) -> Accepted | None:
+        """The command for the model of the settings, if it was missing."""
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
         # Before any effect: remove leftovers of killed processes, except what a download can continue.
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
@@ -123,43 +134,30 @@ class Service:
             await self.actor.acknowledge(
                 LogTruncated(known_position=known.position, known_hash=known.hash, why="--accept-truncation")
             )
-        await self.actor.start(
-            Start(
-                version=__version__,
-                max_attachments=settings.gpu.max_attachments,
-                drain_seconds=settings.engine.drain_seconds,
-            )
-        )
+        try:
+            start = filled(Start, self.settings.gpu, self.settings.engine, self.deployment, version=__version__)
+            return await self.actor.start(start)
+        except SAEInUseError as error:
+            raise ConfigurationError(error.detail) from None
 
-    async def _wishes(self, url: str, *, read_only: bool) -> None:
+    async def _wishes(self, url: str, asked: Accepted | None) -> None:
         """What the settings require beyond the log: a model, or the demo's first contents."""
         print(f"sae-actor {__version__} on {url}", flush=True)
-        if read_only:
-            return
         try:
-            if self.demo_model is not None and self.demo_sae is not None:
-                await self._seed(url, self.demo_model, self.demo_sae)
-            elif self.settings.model.id:
-                await self._load_model()
+            if self.deployment.demo_model is not None and self.demo_sae is not None:
+                settings, path = self.settings.model, str(self.deployment.demo_model / NAME)
+                model = LoadModel(model=path, dtype=settings.dtype, device=settings.device)
+                await seed(self.actor, self.log, model, url, self.demo_sae, token=bool(self.deployment.access))
+            elif asked is not None and self.deployment.model is not None:
+                name = self.deployment.model.model
+                outcome = await self.actor.outcome(asked.command_id, wait=3600)
+                if outcome.error is not None:
+                    detail = outcome.error.detail
+                    logs.say(detail if detail.startswith(name) else f"{name}: {detail}")
         except SAEError as error:
             logs.say(error.detail)
         finally:
-            self.preparing = None
-
-    async def _seed(self, url: str, folder: Path, sae: Path) -> None:
-        asked = self.settings.model
-        model = LoadModel(model=str(folder / NAME), dtype=asked.dtype, device=asked.device)
-        await seed(self.actor, self.log, model, url, sae, token=bool(self.deployment.access))
-
-    async def _load_model(self) -> None:
-        wanted, model = asked_for(self.settings), self.actor.state.model
-        if wanted is None or (model is not None and same(model, wanted) and model.status != "error"):
-            return
-        accepted = await self.actor.submit(wanted, principal="configuration")
-        outcome = await self.actor.outcome(accepted.command_id, wait=3600)
-        if outcome.error is not None:
-            detail = outcome.error.detail
-            logs.say(detail if detail.startswith(wanted.model) else f"{wanted.model}: {detail}")
+            self.context.seeding = False
 
     def _announce(self, event_type: str, data: dict[str, object]) -> None:
         """Progress from whatever thread has some."""
@@ -171,33 +169,11 @@ class Service:
         return self.actor.failure.get_loop()
 
     def _uvicorn(self) -> uvicorn.Config:
-        server, engine = self.settings.server, self.settings.engine
+        server = self.settings.server
         certificate, key = self.deployment.tls or (None, None)
         most, spare = room_for(server.max_connections)
-        app = create_app(
-            Context(
-                actor=self.actor,
-                texts=self.texts,
-                log=self.log,
-                hub=self.hub,
-                engine=self.engine,
-                preparing=lambda: self.preparing,
-                capabilities=lambda: capabilities(self.settings),
-                quota_bytes=self.settings.hub.quota_bytes or None,
-                access=self.deployment.access,
-                sessions=Sessions(server.session_hours * 3600),
-                hosts=self.deployment.hosts,
-                cors_origins=server.cors_origins,
-                prompts=prompt_queue(engine.max_running + engine.max_waiting),
-                kept=KeptAnswers(clock=self.clock.monotonic),
-                unanswered=self.unanswered,
-                max_readers=server.max_readers,
-                heartbeat=server.heartbeat_seconds,
-            ),
-            *(() if self.tracing is None else self.tracing.middleware),
-        )
         return uvicorn.Config(
-            app,
+            create_app(self.context, *(() if self.tracing is None else self.tracing.middleware)),
             lifespan="off",
             log_level="error",
             # Its log lines go where ours do.
@@ -219,7 +195,7 @@ class Service:
         """End what would keep connections open: streams, generations and waiting requests, with the reason."""
         self.broadcast.close()
         self.actor.let_go()
-        self._ending = asyncio.ensure_future(self.unanswered.end(self.texts))
+        self._ending = asyncio.ensure_future(self.context.in_flight.end(self.texts))
 
     async def _end_on_failure(self, server: HttpServer) -> None:
         """The log failed or the device is lost: a process that cannot keep its promises ends."""

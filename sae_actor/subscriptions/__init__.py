@@ -6,5 +6,3 @@ frames       server-sent events, each encoded once; `EventFilter`: those a reade
 
 from .broadcast import PAGE, Broadcast
 from .frames import EVERYTHING, EventFilter, names_sae, sse
-
-__all__ = ["EVERYTHING", "PAGE", "Broadcast", "EventFilter", "names_sae", "sse"]

@@ -50,6 +50,19 @@ async def test_everything_as_it_was(crash: bool, tmp_path: Path) -> None:
     await log.close()
 
 
+async def test_the_model_of_the_settings_is_asked_for_once() -> None:
+    world = await begin(model=LOAD)
+    assert world.state.model is not None
+    assert world.state.model.status == "loading", "nobody finds the service ready before"
+    await world.converged()
+    await world.actor.stop()
+    again = await begin(world.log, world.hub, model=LOAD)
+    await again.converged()
+    await again.actor.stop()
+    asked = [event for event in await again.events() if event.type == "ModelLoadRequested"]
+    assert [(event.principal, event.command_id is not None) for event in asked] == [("configuration", True)]
+
+
 async def test_in_the_order_of_the_log() -> None:
     async with living(max_attachments=3) as world:
         await world.ready("a", "b", "c")

@@ -182,6 +182,7 @@ async def begin(
     *,
     max_attachments: int = 1,
     drain_seconds: float = 0.05,
+    model: LoadModel | None = None,
 ) -> World:
     """Start a service on a log (a fresh one without), with the hub's disk as it is and an empty device."""
     faulty = log if isinstance(log, FaultyLog) else FaultyLog(log or MemoryLog())
@@ -190,7 +191,7 @@ async def begin(
     performer = Performer(engine, hub, lambda name, _: progress.append(name), drain_seconds)
     actor = Actor(faulty, engine, performer, clock, Broadcast(faulty))
     await actor.replay()
-    await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
+    await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds, model=model))
     return World(faulty, hub, engine, clock, actor, Generations(actor, engine), progress)
 
 

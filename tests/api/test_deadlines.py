@@ -9,8 +9,8 @@ from openai import AsyncOpenAI
 
 from sae_actor.config import Settings
 from sae_actor.generations.records import token_digest
+from sae_actor.limits import Throughput
 from sae_actor.ports import GenerationRequest
-from sae_actor.telemetry.throughput import Throughput
 
 from .conftest import Running
 from .text.test_routes import ASK, chunks

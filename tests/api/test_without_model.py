@@ -57,6 +57,15 @@ async def test_a_model_that_could_not_be_loaded_is_named() -> None:
         assert [each["model"] for each in ready.json()["degraded"]] == ["none/such"]
 
 
+async def test_a_demo_is_not_ready_before_its_contents_are_there() -> None:
+    async with serving() as service:
+        service.context.seeding = True
+        ready = await service.client.get("/ready")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["the demo is being set up"])
+        service.context.seeding = False
+        assert (await service.client.get("/ready")).status_code == 200
+
+
 async def test_a_service_that_only_reads_makes_nothing() -> None:
     async with serving() as service:
         sae_id = await service.ready()

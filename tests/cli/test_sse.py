@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.client.sse import ServerSentEvent, frames
+from sae_actor.client.sse import StreamEvent, frames
 
 STREAM = (
     "retry: 2000\n\n"
@@ -18,9 +18,9 @@ STREAM = (
     "id: 0a1b2c3d.2\ndata: unfinished"
 ).encode()
 EXPECTED = [
-    ServerSentEvent("0a1b2c3d.1", "SaeAttached", '{"x":"\u2028 \U0001f600 \x0b"}'),
-    ServerSentEvent(None, "download_progress", "1\n2"),
-    ServerSentEvent(None, "message", "bare"),
+    StreamEvent("0a1b2c3d.1", "SaeAttached", '{"x":"\u2028 \U0001f600 \x0b"}'),
+    StreamEvent(None, "download_progress", "1\n2"),
+    StreamEvent(None, "message", "bare"),
 ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae_actor.config import ConfigurationError, Deployment, load, resolve
+from sae_actor.domain.commands import LoadModel
 
 
 def resolved(**server: object) -> Deployment:
@@ -60,6 +61,11 @@ def test_the_demo_has_its_own_folders_and_model(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     settings = load({"model.id": "org/name", "demo.model_dir": str(tmp_path / "model")}, environment={})
     plain, demo = resolve(settings), resolve(settings, demo=True)
-    assert (plain.folder, plain.demo_model, plain.settings.model.id) == (tmp_path / "data/sae-actor", None, "org/name")
+    assert (plain.folder, plain.demo_model, plain.model) == (tmp_path / "data/sae-actor", None, LoadModel("org/name"))
     assert demo.folder == tmp_path / "data/sae-actor/demo"
-    assert (demo.demo_model, demo.settings.model.id) == (tmp_path / "model", "")
+    assert (demo.demo_model, demo.model) == (tmp_path / "model", None)
+
+
+def test_a_revision_that_leads_out_of_a_folder_is_no_revision() -> None:
+    with pytest.raises(ConfigurationError, match=r"model\.revision: revision is not the name of a branch"):
+        resolve(load({"model.id": "org/name", "model.revision": "a..b"}, environment={}))

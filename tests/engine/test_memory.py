@@ -39,12 +39,12 @@ def test_the_narrower_of_machine_and_container(tmp_path: Path, monkeypatch: pyte
     assert memory.available(CPU) == 5000 * 1024
     limit.write_text("3000000\n")
     assert memory.available(CPU) == 2_000_000
-    assert memory.cache_budget(0, CPU, 100, 50) == 1_000_000
-    assert memory.cache_budget(77, CPU, 100, 50) == 77
+    assert memory.cache_budget(0, CPU, 5000) == 1_000_000
+    assert memory.cache_budget(77, CPU, 5000) == 77
     meminfo.unlink()
     limit.unlink()
     assert memory.available(CPU) is None
-    assert memory.cache_budget(0, CPU, 100, 50) == 5000
+    assert memory.cache_budget(0, CPU, 5000) == 5000
 
 
 @pytest.mark.anyio

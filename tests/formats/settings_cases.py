@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sae_actor.formats.readers import dictionary_learning, gemma_scope_2, kissane, layer_file, llama_scope, sparsify
 from sae_actor.formats.settings import sae_lens_keys
 from sae_actor.formats.settings.keys import Keys
-from tests.formats import families
+from tests.formats import families, scopes
 from tests.formats.dictionaries import dictionary
 from tests.formats.readers.test_sae_lens import BASIC, FLAT, NESTED, OLDEST, write
 from tests.formats.written import D_IN, D_OUT, D_SAE, put, weights
@@ -212,7 +212,7 @@ CASES = [
     ),
     Case(
         "gemma_scope_2",
-        family(families.gemma_scope_2),
+        family(scopes.gemma_scope_2),
         "config.json",
         gemma_scope_2.KEYS,
         {
@@ -225,11 +225,11 @@ CASES = [
             "type": "transcoder",
         },
     ),
-    Case("llama_scope", uneven(families.llama_scope_transcoder), "hyperparams.json", llama_scope.KEYS, LM_SAES),
-    Case("llama_scope_r1", uneven(families.llama_scope_r1), "config.json", llama_scope.KEYS, LM_SAES),
+    Case("llama_scope", uneven(scopes.llama_scope_transcoder), "hyperparams.json", llama_scope.KEYS, LM_SAES),
+    Case("llama_scope_r1", uneven(scopes.llama_scope_r1), "config.json", llama_scope.KEYS, LM_SAES),
     Case(
         "llama_scope norms",
-        family(families.llama_scope_transcoder),
+        family(scopes.llama_scope_transcoder),
         "hyperparams.json",
         llama_scope.NORMS,
         {"in": 4.0, "out": 4.0},

@@ -18,7 +18,7 @@ from sae_actor.formats.readers import dictionary_learning, layer_file, llama_sco
 from sae_actor.formats.settings import sae_lens_keys
 from sae_actor.formats.settings.keys import UNASKED, Keys
 from sae_actor.sae import SAE, load_sae
-from tests.formats import families
+from tests.formats import families, scopes
 from tests.formats.dictionaries import dictionary
 from tests.formats.library_keys import LIBRARY_KEYS
 from tests.formats.readers.test_sae_lens import FLAT, NESTED, OLDEST, write
@@ -176,11 +176,11 @@ def test_prepend_bos_is_told(nested: bool, value: bool | None, tmp_path: Path) -
 
 def test_prepend_bos_of_files_that_do_not_say(tmp_path: Path) -> None:
     assert describe(write(tmp_path / "a", OLDEST)).prepend_bos is None
-    assert describe(families.gemma_scope_2(tmp_path / "b").path).prepend_bos is None
+    assert describe(scopes.gemma_scope_2(tmp_path / "b").path).prepend_bos is None
 
 
 @pytest.mark.parametrize(
-    ("which", "file"), [(families.llama_scope_transcoder, "hyperparams.json"), (families.llama_scope_r1, "config.json")]
+    ("which", "file"), [(scopes.llama_scope_transcoder, "hyperparams.json"), (scopes.llama_scope_r1, "config.json")]
 )
 def test_decoder_norms_count_before_the_threshold(which: Callable[[Path], Any], file: str, tmp_path: Path) -> None:
     """lm-saes: the mask is 1[h · ‖W_dec[i]‖ > threshold], the activation stays h; without the setting, 1[h > …]."""
@@ -223,7 +223,7 @@ def test_a_buffer_that_read_the_input_of_the_submodule(
 
 def test_gemma_scope_2_where_it_writes(tmp_path: Path) -> None:
     """An output that is named and not known is no reason to take the usual one."""
-    case = families.gemma_scope_2_affine(tmp_path)
+    case = scopes.gemma_scope_2_affine(tmp_path)
     config = {
         "hf_hook_point_in": "model.layers.5.pre_feedforward_layernorm.output",
         "hf_hook_point_out": "model.layers.5.somewhere",

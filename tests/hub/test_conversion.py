@@ -20,7 +20,7 @@ from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.digests import sha256_of
 from sae_actor.sae import load_sae
 from tests.fakes.hub_server import HubServer
-from tests.formats import families
+from tests.formats import families, scopes
 from tests.formats.dictionaries import dictionary
 from tests.formats.written import D_IN, Written, put, weights
 from tests.hub.conftest import MakeHub, Told, download, files_below, located
@@ -200,7 +200,7 @@ async def test_values_that_are_not_finite_are_never_cached(
         tensors["encoder.weight"][3, 4] = torch.nan
         put(case.path, "ae.pt", tensors)
     else:
-        case = families.gemma_scope_2(tmp_path / "imports")
+        case = scopes.gemma_scope_2(tmp_path / "imports")
         w = {name.lower(): w for name, w in weights(4).items() if name != "W_skip"}
         w["w_dec"][3, 4] = -torch.inf
         put(case.path, "params.safetensors", w)

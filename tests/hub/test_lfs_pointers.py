@@ -15,7 +15,7 @@ from sae_actor.formats.lfs import is_pointer
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.sae import load_sae
 from tests.fakes.hub_server import HubServer
-from tests.formats import families
+from tests.formats import families, scopes
 from tests.formats.dictionaries import dictionary
 from tests.hub.build import sae_files, write
 from tests.hub.conftest import MakeHub, Told, download, files_below
@@ -35,7 +35,7 @@ def named(error: SAEError, file: str) -> None:
 
 SAVED: dict[str, Callable[[Path], Path]] = {
     "safetensors": lambda root: write(root, sae_files()),
-    "npz": lambda root: families.gemma_scope(root).path,
+    "npz": lambda root: scopes.gemma_scope(root).path,
     "pt": lambda root: dictionary(root, "AutoEncoder").path,
     "pth": lambda root: families.goodfire(root).path,
 }

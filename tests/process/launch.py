@@ -21,6 +21,7 @@ from typing import Any
 
 from sae_actor.config import ConfigurationError, load, resolve
 from sae_actor.demo import SAE_FOLDER
+from sae_actor.errors import LogError
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.service import process
@@ -61,11 +62,10 @@ def main() -> int:
     settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
     logs.set_up(settings.server.log_format, settings.server.log_level)
     try:
-        deployment = resolve(settings)
-    except ConfigurationError as error:  # as the command line does it
+        return process.run(resolve(settings), adapters=adapters)
+    except (ConfigurationError, LogError) as error:  # as the command line does it
         logs.say(str(error))
         return error.exit_code
-    return process.run(deployment, adapters=adapters)
 
 
 class _FastClock(SystemClock):

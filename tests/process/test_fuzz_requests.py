@@ -25,8 +25,8 @@ from sae_actor.api.openapi import document
 from sae_actor.api.operations import OPERATIONS
 
 from .harness import Process, until
+from .network import ENVIRONMENT, TOKEN, whole
 from .test_kill import SAE_ID, SCRIPT
-from .test_network import ENVIRONMENT, TOKEN, whole
 
 AT_ONCE = 64
 PATIENCE = 0.3

@@ -122,6 +122,9 @@ def test_not_while_an_sae_is_attached_to_the_one_of_the_log(tmp_path: Path) -> N
         assert f"{name} {value}" in said
         assert f"{name} {there[name]}" in said
         assert sae_id in said
+    reading = ["sae_actor", "serve", "--port", "0", "--data-dir", str(data), "--read-only"]
+    with Process(data, command=reading, environment=asking(dtype="bfloat16")) as process:
+        assert process.client.get("/api/model").json()["status"] == "loaded"
     # What is not said is no wish.
     with Process(data, environment=asking()) as process:
         process.until_ready()

@@ -1,4 +1,4 @@
-"""Rows 31 to 41: what a client can send, or fail to send, to a real service process.
+"""Rows 31 to 36: what a client can send, or fail to send, to a real service process.
 
 row  test
 31   test_row_31_a_full_mailbox
@@ -7,11 +7,7 @@ row  test
 34   test_row_34_nesting_and_keys
 35   test_row_35_bodies_too_large_or_too_slow (the rest of it: tests/api/server/test_protocol.py)
 36   test_row_36_other_media_types
-37   test_row_37_numbers_that_are_none
-38   test_row_38_integers_that_are_none
-39   test_row_39_features_and_layers_that_are_not_there
-40   test_row_40_names_beyond_ascii
-41   test_row_41_paths_that_lead_elsewhere
+37   … 41: test_network_values.py
 70   test_row_70_strangers, test_row_71_tokens, 73 and 74: test_network_access.py and test_network_limits.py
 """
 
@@ -24,118 +20,29 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil  # type: ignore[import-untyped]  # has no stubs here
-import pytest
 
 from tests.api.raw import parsed
 from tests.children import child
-from tests.fold_by_hand import Books
+from tests.process.network import (
+    COMMANDS,
+    LIMIT,
+    TOKEN,
+    connected,
+    head,
+    position,
+    refused,
+    resident,
+    started,
+    to_the_end,
+    whole,
+)
 
 from .harness import Process, until
 from .test_kill import SAE_ID, SCRIPT
-
-TOKEN = "canary-4f1c9d0b7a6e"
-LIMIT = 1.0
-ENVIRONMENT = {
-    "SAE_ACTOR_SERVER_TOKEN": TOKEN,
-    "SAE_ACTOR_SERVER_REQUEST_SECONDS": str(LIMIT),
-    "SAE_ACTOR_SERVER_STALLED_SECONDS": str(LIMIT),
-}
-COMMANDS = "/api/commands"
-D_SAE, LAYERS = 2304, 30
-
-
-def started(data: Path, *arguments: str, module: str = "tests.process.launch", **environment: str) -> Process:
-    process = Process(data, *arguments, module=module, environment={**ENVIRONMENT, **environment})
-    process.client.headers["authorization"] = f"Bearer {TOKEN}"
-    return process
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """One process for all rows: none of them may hurt it. A model is loaded, the bundled SAE attached."""
-    with started(tmp_path_factory.mktemp("network") / "data") as process:
-        for key, command in SCRIPT[:3]:
-            assert process.send(key, **command)["status"] == "completed"
-        yield process
-
-
-@pytest.fixture
-def service(running: Process) -> Iterator[Process]:
-    yield running
-    whole(running)
-
-
-def whole(process: Process) -> None:
-    """What is kept, and neither a token nor a fault of ours among what was said."""
-    kept(process)
-    assert TOKEN not in process.stderr.read_text()
-    assert "Traceback" not in process.stderr.read_text()
-
-
-def kept(process: Process) -> None:
-    """The chain is whole, without a gap, the live state its fold, and no token in it."""
-    assert process.client.get("/api/log/verify").json()["ok"]
-    text = process.client.get("/api/log", headers={"accept": "application/x-ndjson"}).text
-    events = [json.loads(line) for line in text.splitlines()]
-    assert [event["position"] for event in events] == list(range(1, len(events) + 1))
-    books = Books()
-    for event in events:
-        books.enter(event)
-    assert books.view() == process.client.get("/api/state").json()
-    assert TOKEN not in text
-
-
-def position(process: Process) -> int:
-    found: int = process.client.get("/health").json()["position"]
-    return found
-
-
-def refused(process: Process, status: int, body: bytes | Any, path: str = COMMANDS, method: str = "POST", *,
-            kind: str | None = "application/json") -> dict[str, Any]:  # fmt: skip
-    """The problem that these bytes are answered with; nothing but a refusal by the rules went on record."""
-    before = position(process)
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {} if kind is None else {"content-type": kind}
-    answer = process.client.request(method, path, content=content, headers=headers)
-    assert answer.status_code == status, (content[:200], answer.text)
-    on_v1 = path.startswith("/v1/")
-    assert answer.headers["content-type"] == ("application/json" if on_v1 else "application/problem+json")
-    problem: dict[str, Any] = answer.json()
-    assert ("error" in problem) if on_v1 else (problem["status"] == status)
-    grown = process.client.get("/api/log", params={"after": before}).json()["events"]
-    assert {event["type"] for event in grown} <= {"CommandRejected"}, grown
-    return problem
-
-
-def connected(process: Process) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(process.url.rpartition(":")[2])), timeout=15)
-
-
-def head(path: str, *lines: str) -> bytes:
-    own = (f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {TOKEN}")
-    return "\r\n".join([*own, "Content-Type: application/json", *lines, "", ""]).encode("latin-1")
-
-
-def to_the_end(raw: socket.socket) -> bytes:
-    found = b""
-    try:
-        while more := raw.recv(1 << 16):
-            found += more
-    except ConnectionError:
-        pass
-    return found
-
-
-def resident(process: Process) -> int:
-    size: int = psutil.Process(process.pid).memory_info().rss
-    return size
-
 
 # — the mailbox —
 
@@ -298,160 +205,6 @@ def test_row_36_other_media_types(service: Process) -> None:
     assert resident(service) - before < 16 * 1024 * 1024
     answer = service.client.post(COMMANDS, content=b"{}", headers={"content-type": "Application/JSON ; charset=utf-8"})
     assert answer.status_code == 400  # read, and found wanting
-
-
-# — numbers —
-
-
-def _edits(strength: str) -> list[tuple[str, str, str]]:
-    """Everywhere that an edit can be sent."""
-    edits = f'[{{"feature":1,"strength":{strength}}}]'
-    return [
-        ("POST", COMMANDS, f'{{"type":"Steer","sae_id":"{SAE_ID}","features":{edits}}}'),
-        ("PUT", f"/api/saes/{SAE_ID}/steering", f'{{"features":{edits}}}'),
-        ("POST", "/v1/completions", f'{{"prompt":"a","max_tokens":1,"sae":{{"steering":{edits}}}}}'),
-        ("POST", "/api/compare", f'{{"prompt":"a","max_tokens":1,"sae":{{"steering":{edits}}}}}'),
-    ]
-
-
-def test_row_37_numbers_that_are_none(service: Process) -> None:
-    for strength in ("NaN", "Infinity", "-Infinity", "nan", "inf", "1e999", "-1e999", '"nan"', '"inf"', '"1"', "1e308",
-                     "1000000.1", "-1000001", "true", "null", "[]", "{}", "0x10", "1_0", ".5", "+1", "01"):  # fmt: skip
-        for method, path, body in _edits(strength):
-            refused(service, 400, body.encode(), path, method)
-    for field in ("temperature", "top_p"):
-        for value in ("NaN", "1e999", '"1"', "-0.1", "true", "1e308"):
-            refused(service, 400, f'{{"prompt":"a","{field}":{value}}}'.encode(), "/v1/completions")
-    for method, path, body in _edits("-0.0"):
-        answer = service.client.request(method, path, content=body, headers={"content-type": "application/json"})
-        assert answer.status_code in (200, 202), answer.text
-
-
-BIG = ("9" * 5000, str(2**63), str(2**64), "-1", "1.0", "1e3", "true", '"1"', "[1]")
-
-
-def test_row_38_integers_that_are_none(service: Process) -> None:
-    for value in BIG:
-        for body in (f'{{"type":"Attach","sae_id":"{SAE_ID}","layer":{value}}}',
-                     f'{{"type":"Monitor","sae_id":"{SAE_ID}","enabled":true,"top_k":{value}}}',
-                     f'{{"type":"Steer","sae_id":"{SAE_ID}","features":[{{"feature":{value},"strength":1}}]}}',
-                     ):  # fmt: skip
-            refused(service, 400, body.encode())
-        for field in ("max_tokens", "n", "logprobs"):
-            refused(service, 400, f'{{"prompt":"a","{field}":{value}}}'.encode(), "/v1/completions")
-        refused(service, 400, f'{{"prompt":"a","top_k":{value}}}'.encode(), "/api/activations")
-        if value != "[1]":
-            for name in ("after", "limit"):
-                answer = service.client.get("/api/log", params={name: value.strip('"')})
-                allowed = (200, 400) if value in ('"1"', str(2**63)) else (400,)
-                assert answer.status_code in allowed, (name, value[:30], answer.text)
-    for value in ("1.0", "true", '"1"', str(2**64), "9" * 5000):
-        refused(service, 400, f'{{"prompt":"a","seed":{value}}}'.encode(), "/v1/completions")
-
-
-def test_row_39_features_and_layers_that_are_not_there(service: Process) -> None:
-    """422 where this SAE or this model says no, 400 where none could say yes; nothing changes."""
-    before = service.client.get(f"/api/saes/{SAE_ID}/steering").json()
-    attached = service.client.get("/api/saes/attachment").json()
-
-    def steer(*features: int, method: str = "add") -> dict[str, Any]:
-        edits = [{"feature": feature, "strength": 1.0, "method": method} for feature in features]
-        return {"type": "Steer", "sae_id": SAE_ID, "features": edits}
-
-    for feature in (D_SAE, D_SAE + 1, 2**31 - 1):
-        assert refused(service, 422, steer(feature))["code"] == "feature_out_of_range"
-        body = {"prompt": "a", "features": [feature]}
-        assert refused(service, 422, body, "/api/activations")["code"] == "feature_out_of_range"
-    for feature in (-1, 2**40):
-        refused(service, 400, steer(feature))
-        refused(service, 400, {"prompt": "a", "features": [feature]}, "/api/activations")
-    for method in ("add", "set", "cap"):
-        assert refused(service, 422, steer(5, 5, method=method))["code"] == "conflicting_edits"
-    for layer, status in ((LAYERS, 422), (-1, 400), (2**40, 400)):
-        refused(service, status, {"type": "Attach", "sae_id": SAE_ID, "layer": layer, "replace": True})
-        refused(service, status, {"layer": layer, "replace": True}, f"/api/saes/{SAE_ID}/attach")
-    assert service.client.get(f"/api/saes/{SAE_ID}/steering").json() == before
-    assert service.client.get("/api/saes/attachment").json() == attached
-
-
-# — names —
-
-NAMES = ("caf\u00e9", "cafe\u0301", "\ud800", "a\x00b", "a\u202eb", "x" * 10_240, "\U0001f600", "a\r\nINJECTED: 1",
-         "a\u2028b", "\u0661", "a\tb", "a\x7fb", "\ufeffa", "a\u200bb")  # fmt: skip
-
-
-def test_row_40_names_beyond_ascii(service: Process) -> None:
-    """Ids and places are ASCII, so there is one form of each; no name is a path, or a line in anybody's log."""
-
-    def sent(**fields: Any) -> bytes:
-        return json.dumps(fields).encode()  # a lone surrogate as an escape, as a client would write it
-
-    for name in NAMES:
-        for type_ in ("Detach", "Attach", "Delete", "CancelDownload"):
-            refused(service, 400, sent(type=type_, sae_id=name))
-        for fields in ({"repository_id": f"org/{name}"}, {"repository_id": "org/a", "revision": name},
-                       {"repository_id": "org/a", "path": f"b/{name}"}):  # fmt: skip
-            refused(service, 400, sent(type="Download", **fields))
-    for name in ("", " ", "a/b", "a b", "a:b", "~"):
-        refused(service, 400, sent(type="Detach", sae_id=name))
-    for name in ("con", "a.", ".", "..", "-"):
-        refused(service, 404, sent(type="Detach", sae_id=name))
-    for key in ("caf\u00e9", "a b", "a\tb", "x" * 129):
-        body = b'{"type":"UnloadModel"}'  # 409 while an SAE is attached
-        lines = (f"Content-Length: {len(body)}", f"Idempotency-Key: {key}", "Connection: close")
-        with connected(service) as raw:
-            raw.sendall(head(COMMANDS, *lines) + body)
-            assert parsed(to_the_end(raw)).status == 400, key
-    for tag, status in (("a\r\nINJECTED: 1", 400), ("\ud800", 400), ("x" * 129, 400), ("caf\u00e9 \U0001f600", 200)):
-        answer = service.client.post("/v1/completions", content=sent(prompt="a", max_tokens=1, sae={"tag": tag}),
-                                     headers={"content-type": "application/json"})  # fmt: skip
-        assert answer.status_code == status, (tag, answer.text)
-    for path in ("/api/saes/%00", "/api/saes/%0d%0aINJECTED:%201", "/api/saes/%e9", "/api/saes/%ff%fe", "/api/saes/con",
-                 "/api/commands/%0aINJECTED", "/api/generations/%F0%9F%98%80", "/v1/models/%0aINJECTED"):  # fmt: skip
-        answer = service.client.get(path)
-        assert answer.status_code in (400, 404), (path, answer.text)
-        assert "INJECTED: 1" not in answer.headers
-    assert "INJECTED" not in service.stderr.read_text()
-
-
-CANARY = "the canary was read"
-
-
-def test_row_41_paths_that_lead_elsewhere(service: Process, tmp_path: Path) -> None:
-    data = service.stderr.parent / "data"
-    outside = service.stderr.parent / "outside"
-    outside.mkdir(exist_ok=True)
-    (outside / "cfg.json").write_text(CANARY)
-    (outside / "sae_weights.safetensors").write_text(CANARY)
-    before = {path: path.stat().st_mtime_ns for path in sorted(outside.rglob("*"))}
-    ways = ("../outside", "..\\outside", str(outside), "%2e%2e%2foutside", "a/../../outside", "./../outside",
-            "..%2foutside", "file:///etc/passwd", "a//b", "/etc/passwd",
-            "\\\\host\\share", "C:\\x")  # fmt: skip
-    for way in ways:
-        refused(service, 400, {"type": "Download", "repository_id": way})
-        refused(service, 400, {"type": "Download", "repository_id": f"org/{way}"})
-        refused(service, 400, {"type": "Download", "repository_id": "org/a", "revision": way})
-        if "%" not in way:
-            refused(service, 400, {"type": "Download", "repository_id": "org/a", "path": way})
-        refused(service, 400, {"type": "Attach", "sae_id": way})
-    link = tmp_path / "link"
-    link.symlink_to(outside)
-    for way in (str(outside), str(link), "../outside", "/", "/etc", str(data)):
-        problem = refused(service, 403, {"type": "Import", "path": way})
-        assert CANARY not in json.dumps(problem)
-    for way in ("/../outside/cfg.json", "/..%2foutside/cfg.json", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd",
-                "/page.js/../../config.py", "/page.js%2f..%2f..%2fconfig.py", "/..\\..\\config.py", "/page.js\x00.html",
-                "/api/saes/..%2f..%2f..%2foutside", "/api/saes/%2e%2e%2f", 
-                "/v1/models/..%2f..%2fetc%2fpasswd"):  # fmt: skip
-        with connected(service) as raw:
-            request = f"GET {way} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close"
-            raw.sendall(request.encode("latin-1") + b"\r\n\r\n")
-            answer = parsed(to_the_end(raw))
-        assert answer.status in (400, 404), (way, answer)
-        assert CANARY.encode() not in answer.body
-        assert b"root:" not in answer.body
-    assert before == {path: path.stat().st_mtime_ns for path in sorted(outside.rglob("*"))}
-    assert not any(CANARY in path.read_text(errors="replace") for path in data.rglob("*.json"))
 
 
 def test_a_reader_that_stops_is_let_go(service: Process) -> None:

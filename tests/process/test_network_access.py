@@ -30,8 +30,8 @@ from sae_actor.config import ConfigurationError, load, tls_files
 from tests.api.raw import exchange, parsed, request
 
 from .harness import Process
+from .network import to_the_end, whole
 from .test_kill import SCRIPT
-from .test_network import to_the_end, whole
 
 OPERATOR, VIEWER = "canary-operator-9d2c41", "canary-viewer-77ab03"
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl binary to make a certificate")

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from .harness import Process, until
-from .test_network import ENVIRONMENT, TOKEN, whole
+from .network import ENVIRONMENT, TOKEN, whole
 
 COMMAND = b'{"type":"UnloadModel"}'
 LINES = [

@@ -21,8 +21,8 @@ import pytest
 from tests.api.raw import parsed
 
 from .harness import Process, until
+from .network import kept, whole
 from .test_kill import SCRIPT
-from .test_network import kept, whole
 
 GET = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

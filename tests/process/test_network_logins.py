@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from .harness import Process
-from .test_network import TOKEN, connected, head, resident, started, to_the_end, whole
+from .network import TOKEN, connected, head, resident, started, to_the_end, whole
 
 MIB = 1024 * 1024
 LOGIN = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .harness import Process
-from .test_network import TOKEN, connected, resident, started, to_the_end, whole
+from .network import TOKEN, connected, resident, started, to_the_end, whole
 
 HOST = b"Host: 127.0.0.1\r\n"
 OWN = b"%sAuthorization: Bearer %s\r\n" % (HOST, TOKEN.encode())

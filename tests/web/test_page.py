@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import signal
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,42 +14,10 @@ from sae_actor.api import web
 from sae_actor.domain.events import PAYLOADS
 from tests.process.harness import Process, until
 from tests.process.test_kill import EDIT, SAE_ID, SCRIPT
-from tests.web.browser import BINARY, Browser, Page
+from tests.web.browser import BINARY, Browser
+from tests.web.pages import LIVE, POSITIONS, STRENGTH, generated, opened, prepared
 
 needs_browser = pytest.mark.skipif(BINARY is None, reason="no chromium binary (Debian package: chromium)")
-LIVE = "document.querySelector('#link').dataset.state === 'live'"
-POSITIONS = "[...document.querySelectorAll('#events li')].map(e => Number(e.dataset.position))"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[Process]:
-    with Process(tmp_path / "data") as process:
-        yield process
-
-
-def prepared(process: Process, steps: int) -> None:
-    for key, command in SCRIPT[:steps]:
-        assert process.send(key, **command)["status"] == "completed"
-
-
-def opened(browser: Browser, url: str, width: int = 1280) -> Page:
-    page = browser.open(url, width)
-    page.until(f"document.querySelector('#link') && {LIVE}")
-    return page
-
-
-def generated(page: Page) -> tuple[str, str]:
-    """The texts without and under the intervention."""
-    page.click("#generate")
-    page.until("document.querySelectorAll('.receipt')[1].innerText !== ''")
-    page.until("!document.querySelector('#generate').disabled")
-    return page.text("#baseline"), page.text("#steered")
 
 
 @needs_browser
@@ -115,7 +81,6 @@ def test_a_session(browser: Browser, service: Process) -> None:
     }  # fmt: skip
 
 
-STRENGTH = "document.querySelector('#edits input[type=number]')"
 UP, DOWN = ("ArrowUp", 38), ("ArrowDown", 40)
 
 
@@ -288,93 +253,3 @@ def test_the_page_listens_to_every_type_of_event() -> None:
     listed = re.search(r"const DURABLE = \[(.*?)\];", script, re.DOTALL)
     assert listed is not None
     assert re.findall(r'"(\w+)"', listed[1]) == list(PAYLOADS)
-
-
-# — with tokens —
-
-TOKENS = {"vera": ("viewer", "viewer-secret-token"), "olga": ("operator", "operator-secret-token")}
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> dict[str, str]:
-    """The environment of a service that asks for tokens."""
-    lines = [f"{name} {role} {hashlib.sha256(token.encode()).hexdigest()}" for name, (role, token) in TOKENS.items()]
-    file = tmp_path / "tokens"
-    file.write_text("\n".join(lines))
-    file.chmod(0o600)
-    return {"SAE_ACTOR_SERVER_TOKENS_FILE": str(file)}
-
-
-def log_in(page: Page, name: str) -> None:
-    page.until("document.querySelector('#login')?.hidden === false")
-    page.fill("#token", TOKENS[name][1])
-    page.click("#login button")
-    page.until(f"document.querySelector('#link') && {LIVE}")
-
-
-@needs_browser
-def test_a_login_lets_the_page_in_and_a_logout_out(browser: Browser, tmp_path: Path, tokens: dict[str, str]) -> None:
-    with Process(tmp_path / "data", environment=tokens) as process:
-        page = browser.open(process.url)
-        page.until("document.querySelector('#login')?.hidden === false")
-        assert page.evaluate("document.querySelector('main').hidden")
-        page.fill("#token", "wrong")
-        page.click("#login button")
-        page.until("document.querySelector('#refused').innerText !== ''")
-        assert page.text("#refused") == "the token is not valid"
-
-        log_in(page, "olga")
-        assert page.text("#who span") == "olga"
-        assert page.evaluate("document.cookie") == ""
-        kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}]) + document.body.innerHTML")
-        assert TOKENS["olga"][1] not in kept
-        process.client.headers["authorization"] = f"Bearer {TOKENS['olga'][1]}"
-        prepared(process, 2)
-        page.click("#saes button", "Attach")
-        page.until("document.querySelector('.status').innerText === 'attached'")
-        without, under = generated(page)
-        assert without == under != ""
-        principals = {event["type"]: event["principal"] for event in process.events()}
-        assert principals["AttachRequested"] == principals["GenerationStarted"] == "olga"
-
-        again = browser.open(process.url)  # the cookie is the browser's: a second tab is in as well
-        again.until(f"document.querySelector('#link') && {LIVE}")
-        again.click("#logout")
-        again.until("document.querySelector('#login')?.hidden === false")
-        page.click("#generate")
-        page.until("document.querySelector('#login')?.hidden === false")
-        assert all("token" not in url for url in page.requested())
-        # What was refused is on the console; a broken policy or an exception would be as well.
-        assert all("401" in each for each in page.complaints), page.complaints
-
-
-@needs_browser
-def test_a_viewer_sees_what_happens_and_is_offered_no_more(
-    browser: Browser, tmp_path: Path, tokens: dict[str, str]
-) -> None:
-    with Process(tmp_path / "data", environment=tokens) as process:
-        process.client.headers["authorization"] = f"Bearer {TOKENS['olga'][1]}"
-        prepared(process, 4)
-        page = browser.open(process.url)
-        log_in(page, "vera")
-        assert page.text("#who span") == "vera (may read only)"
-        page.until("document.querySelectorAll('#edits li').length > 0")
-        assert "feature 584" in page.text("#edits")
-        shown = "[...document.querySelectorAll('main :is(button, form)')].filter(e => e.checkVisibility()).length"
-        assert page.evaluate(shown) == 0
-        refused = page.evaluate("fetch('/api/commands', {method: 'POST', headers: {'Content-Type': 'application/json'},"
-                                " body: '{\"type\": \"UnloadModel\"}'}).then(a => a.status)")  # fmt: skip
-        assert refused == 403
-
-
-@needs_browser
-def test_a_restart_asks_for_the_token_again(browser: Browser, tmp_path: Path, tokens: dict[str, str]) -> None:
-    data = tmp_path / "data"
-    with Process(data, environment=tokens) as first:
-        page = browser.open(first.url)
-        log_in(page, "vera")
-    with Process(data, "--port", first.url.rpartition(":")[2], environment=tokens):
-        page.until("document.readyState === 'complete' && document.querySelector('#login')?.hidden === false", 30)
-        log_in(page, "olga")
-        page.until(f"{POSITIONS}.length === 2")
-        assert page.text("#who span") == "olga"

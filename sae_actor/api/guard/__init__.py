@@ -1,11 +1,11 @@
 """Middleware: checks and records around every route.
 
+middleware     the shape that all of it has
 guard          the order of the checks; `policy`: their settings
 checks         host name, address, body, origin
 identity       token, cookie of a login, role
 sessions       logins of browsers; `attempts`: how often one address may fail
 headers        hardening, and CORS for listed origins
-concurrency    limits on requests that begin at once, and on expensive work
 access_log     every request counted, timed, logged
 shutdown       requests still unanswered when the service stops get 503
 """

@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from time import perf_counter
 from typing import Any
 
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from ...telemetry.logs import ACCESS
 from ...telemetry.metrics import Histogram, Labels
+from .middleware import Middleware, on_start
 
 access = logging.getLogger("sae_actor.access")
 """One line a request, at level INFO; the members of a line are `ACCESS`."""
@@ -25,8 +25,8 @@ GONE = "closed"
 """Replaces the status of a request whose client disconnected before the answer."""
 
 
-class Requests:
-    """Of one life of the process."""
+class AccessLog(Middleware):
+    """The outermost middleware; its counts are of one life of the process."""
 
     def __init__(self) -> None:
         self.answered: Counter[Labels] = Counter()
@@ -34,39 +34,22 @@ class Requests:
         self.seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         """By route, until the answer began: a stream may go on for days."""
 
-    def answer_began(self, route: str, seconds: float) -> None:
-        self.seconds[route].observe(seconds)
-
-    def answer_ended(self, method: str, route: str, status: str) -> None:
-        self.answered[method if method in METHODS else OTHER, route, status] += 1
-
-
-def access_log_middleware(app: ASGIApp, requests: Requests) -> ASGIApp:
-    """`app`, its requests counted in `requests`."""
-
-    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
-            return
+    async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         began, status = perf_counter(), 0
         # The router leaves another one in the scope.
-        path = scope["path"]
+        method, path = scope["method"], scope["path"]
 
-        def sending(message: Message) -> object:
+        def started(message: Any) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                requests.answer_began(route_of(scope), perf_counter() - began)
-            return send(message)
+            status = message["status"]
+            self.seconds[route_of(scope)].observe(perf_counter() - began)
 
         try:
-            await app(scope, receive, sending)  # type: ignore[arg-type]  # it gives back what `send` gives
+            await next_app(scope, receive, on_start(send, started))
         finally:
-            requests.answer_ended(scope["method"], route_of(scope), str(status or GONE))
+            self.answered[method if method in METHODS else OTHER, route_of(scope), str(status or GONE)] += 1
             if access.isEnabledFor(logging.INFO):
                 _log(scope, path, status, perf_counter() - began)
-
-    return watched
 
 
 def route_of(scope: Scope) -> str:

@@ -18,33 +18,23 @@ class Attempts:
         self._each = each
         self._seconds = seconds
         self._clock = clock
-        self._all: deque[float] = deque()
-        self._of: dict[str, deque[float]] = {}
-        """Never more addresses than failures in `_all`, so never more than fifty times `each`."""
+        self._failed: deque[tuple[float, str]] = deque()
+        """When, and from which network; never more than fifty times `each`."""
 
     def check(self, address: str) -> None:
         """Raises `TooManyAttemptsError`, before the token is checked, so that a right one makes no difference."""
         now = self._clock()
-        self._forget(now)
-        own = self._of.get(_network(address), deque())
-        for failures, most in ((own, self._each), (self._all, 50 * self._each)):
+        while self._failed and now - self._failed[0][0] >= self._seconds:
+            self._failed.popleft()
+        network = _network(address)
+        own = [at for at, each in self._failed if each == network]
+        for failures, most in ((own, self._each), ([at for at, _ in self._failed], 50 * self._each)):
             if len(failures) >= most:
                 wait = self._seconds - (now - failures[0])
                 raise TooManyAttemptsError("too many failed logins; try again later", retry_after=math.ceil(wait))
 
     def failed(self, address: str) -> None:
-        now = self._clock()
-        self._all.append(now)
-        self._of.setdefault(_network(address), deque()).append(now)
-
-    def _forget(self, now: float) -> None:
-        while self._all and now - self._all[0] >= self._seconds:
-            self._all.popleft()
-        for network, failures in list(self._of.items()):
-            while failures and now - failures[0] >= self._seconds:
-                failures.popleft()
-            if not failures:
-                del self._of[network]
+        self._failed.append((self._clock(), _network(address)))
 
 
 def plain_address(address: str) -> str:

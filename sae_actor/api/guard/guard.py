@@ -16,38 +16,31 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from litestar import Request
-from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import SAEError
+from ...limits import RequestThrottle
 from ..operations import OPERATIONS
-from ..problems import problem_response
 from .checks import READING, check_address, check_body, check_host, check_origin, header_values, listed_origin
-from .concurrency import RequestThrottle
 from .headers import answer_preflight, harden, is_preflight
 from .identity import caller_of, session_id_of
+from .middleware import Middleware, on_start, refuse
 from .policy import Policy
 
 
-def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
-    """`app` after the checks: it gets only allowed requests, with a `Caller` or None in the scope."""
-    open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
-    reading, writing = RequestThrottle(), RequestThrottle()
-    # Two, so that reads never wait for a flood of commands; probes and the page never wait.
+class Guard(Middleware):
+    """Passes on only allowed requests, with the caller's `Grant` or None in the scope."""
 
-    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
-            return
-        request: Request[Any, Any, Any] = Request(scope, receive, send)
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
+        self._reading, self._writing = RequestThrottle(), RequestThrottle()
+        # Two, so that reads never wait for a flood of commands; probes and the page never wait.
+
+    async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        policy = self._policy
         listed = listed_origin(scope["headers"], policy)
-
-        async def hardened(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                harden(message, policy, listed)
-            await send(message)
-
+        hardened = on_start(send, lambda message: harden(message, policy, listed))
         try:
             check_host(header_values(scope["headers"], b"host"), policy.hosts)
             check_address(scope["query_string"])
@@ -55,27 +48,24 @@ def guard_middleware(app: ASGIApp, policy: Policy) -> ASGIApp:
             if listed is not None and is_preflight(scope):
                 await answer_preflight(scope, hardened)
                 return
-            is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in open_routes
+            is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in self._open_routes
             caller = caller_of(scope, policy, is_open)
             check_body(scope)
-            scope["caller"] = caller  # type: ignore[typeddict-unknown-key]
+            scope["caller"] = caller
         except SAEError as error:
-            response = problem_response(request, error).to_asgi_response(app=None, request=request)
-            await response(scope, receive, hardened)
+            await refuse(scope, receive, hardened, error)
             return
         reads = scope["method"] in READING
         if not (reads and is_open):
-            await (reading if reads else writing).enter()
+            await (self._reading if reads else self._writing).enter()
         session_id = session_id_of(scope, policy)
         if scope["method"] == "HEAD":
-            await _head(app, scope, receive, hardened)
+            await _head(next_app, scope, receive, hardened)
         elif session_id is None or caller is None:
-            await app(scope, receive, hardened)
+            await next_app(scope, receive, hardened)
         else:
             with policy.sessions.lasting(session_id) as ended:
-                await _until(ended, app, scope, receive, hardened)
-
-    return checked
+                await _until(ended, next_app, scope, receive, hardened)
 
 
 async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

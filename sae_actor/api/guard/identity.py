@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...config.access import Grant
 from ...errors import ForbiddenError, UnauthorizedError
@@ -12,14 +12,8 @@ from .policy import Policy
 MAX_TOKEN = 1024
 
 
-class Caller(NamedTuple):
-    """The caller: the holder of a token, or anyone if none is required."""
-
-    name: str
-    role: str
-
-
-ANYONE = Caller("local", "operator")
+ANYONE = Grant("local", "operator", b"")
+"""Who calls where no token is required."""
 
 
 def cookie_name(scope: Any) -> str:
@@ -43,7 +37,7 @@ def session_id_of(scope: Any, policy: Policy) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
+def caller_of(scope: Any, policy: Policy, is_open: bool) -> Grant | None:
     """The caller; None for an unknown one on an open route. Raises `UnauthorizedError`, `ForbiddenError`."""
     if not policy.access:
         return ANYONE
@@ -62,7 +56,7 @@ def caller_of(scope: Any, policy: Policy, is_open: bool) -> Caller | None:
         raise
     if writes and not is_open and grant.role != "operator":
         raise ForbiddenError(f"{grant.name} may only read: the token has the role {grant.role}")
-    return Caller(grant.name, grant.role)
+    return grant
 
 
 def _bearer(given: list[str], policy: Policy) -> Grant:

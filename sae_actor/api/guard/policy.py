@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from ...config.access import Access
 from .sessions import Sessions
 
 
-class Policy(Protocol):
+@dataclass(slots=True, kw_only=True)
+class Policy:
     """The part of the application's context that the guard needs."""
 
-    @property
-    def access(self) -> Access:
-        """Who holds a token; nobody: no token is required."""
-
-    @property
-    def sessions(self) -> Sessions:
-        """Who has logged in to the page."""
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """Host names that a request may be addressed to; `*`: any."""
-
-    @property
-    def cors_origins(self) -> tuple[str, ...]:
-        """Origins whose pages may use the API, besides our own."""
+    access: Access = field(default_factory=Access)
+    """Who holds a token; nobody: no token is required."""
+    sessions: Sessions = field(default_factory=Sessions)
+    """Who has logged in to the page."""
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    """Host names that a request may be addressed to; `*`: any."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the API, besides our own."""

@@ -6,33 +6,25 @@ import asyncio
 import logging
 from typing import Any
 
-from litestar import Request
-from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Send
 
 from ...errors import NotReadyError
 from ...generations import Generations
-from ..problems import problem_response
+from .middleware import Middleware, on_start, refuse
 
-RETRY_SECONDS = 5
+STOPPING = NotReadyError("the service is stopping", retry_after=5)
 QUICK_SECONDS = 0.2
 """For what would have been answered soon anyway."""
 TEXTS_SECONDS = 1.0
 """Time to record the ends of generations."""
 
 
-class InFlight:
-    """Requests whose answer has not begun."""
+class InFlight(Middleware):
+    """The innermost middleware: it knows the requests whose answer has not begun."""
 
     def __init__(self) -> None:
-        self.refusing = False
-        self._tasks: set[asyncio.Task[object]] = set()
-
-    def add(self, task: asyncio.Task[object]) -> None:
-        self._tasks.add(task)
-
-    def discard(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
+        self._refusing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def end(self, texts: Generations) -> None:
         """Drain: end the generations first, then refuse the rest."""
@@ -45,51 +37,27 @@ class InFlight:
 
     def refuse(self) -> None:
         """Answer them 503, and each one that comes from now on."""
-        self.refusing = True
+        self._refusing = True
         for task in tuple(self._tasks):
             task.cancel()
 
-
-def shutdown_middleware(app: ASGIApp, unanswered: InFlight) -> ASGIApp:
-    """`app`, its requests in `unanswered` until their answers begin."""
-
-    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        task = asyncio.current_task()
-        if scope["type"] != ScopeType.HTTP or task is None:
-            await app(scope, receive, send)
-            return
-        if unanswered.refusing:
-            await _refuse(scope, receive, send)
+    async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        if self._refusing:
+            await refuse(scope, receive, send, STOPPING, connection="close")
             return
         # The router leaves another one in the scope.
-        path, began = scope["path"], False
-
-        async def sending(message: Message) -> None:
-            nonlocal began
-            if not began:
-                began = True
-                unanswered.discard(task)
-            await send(message)
-
-        unanswered.add(task)
+        path, task = scope["path"], asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
-            await app(scope, receive, sending)
+            await next_app(scope, receive, on_start(send, lambda _: self._tasks.discard(task)))
         except asyncio.CancelledError:
-            if not unanswered.refusing:
+            if not self._refusing:
                 raise
             # One that had begun is cut off: its reader did not take the end in time.
-            if not began:
+            if task in self._tasks:
                 task.uncancel()
                 scope["path"] = path
-                await _refuse(scope, receive, send)
+                await refuse(scope, receive, send, STOPPING, connection="close")
         finally:
-            unanswered.discard(task)
-
-    return answered
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    request: Request[Any, Any, Any] = Request(scope, receive, send)
-    response = problem_response(request, NotReadyError("the service is stopping", retry_after=RETRY_SECONDS))
-    response.headers["connection"] = "close"
-    await response.to_asgi_response(app=None, request=request)(scope, receive, send)
+            self._tasks.discard(task)

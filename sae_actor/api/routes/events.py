@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from typing import Any
-
-from litestar.types import Receive, Scope, Send
 
 from ...domain.events import Event
 from ...errors import MailboxFullError
@@ -14,7 +11,7 @@ from ...subscriptions import Broadcast, EventFilter, sse
 from ..context import context
 from ..operations import operation
 from ..requests import whole_number
-from ..streaming import Streamed, Streaming
+from ..streaming import Streamed
 from ..types import Answer, AnyRequest
 from .log import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
 
@@ -49,32 +46,8 @@ async def get_events(request: AnyRequest) -> Answer:
         after, reset = 0, True
     if broadcast.readers >= context(request).max_readers:
         raise MailboxFullError(f"{broadcast.readers} clients already follow the events", retry_after=5)
-    return _Frames(broadcast, _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat))
-
-
-class _Seated(Streaming):
-    """A stream that counts as a reader while it lasts, whether or not its reader stays for the first frame."""
-
-    def __init__(self, broadcast: Broadcast, **given: Any) -> None:
-        super().__init__(**given)
-        self._broadcast = broadcast
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._broadcast.seat():
-            await super().__call__(scope, receive, send)
-
-
-class _Frames(Streamed):
-    """The answer before it is one."""
-
-    def __init__(self, broadcast: Broadcast, frames: AsyncIterator[bytes]) -> None:
-        super().__init__(frames, media_type="text/event-stream", headers=HEADERS)
-        self._broadcast = broadcast
-
-    def answer(self, headers: dict[str, str]) -> _Seated:
-        return _Seated(
-            self._broadcast, iterator=self._parts, headers=headers, media_type=self.media_type, status_code=200
-        )
+    frames = _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat)
+    return Streamed(frames, "text/event-stream", HEADERS, during=broadcast.seat)
 
 
 async def _frames(

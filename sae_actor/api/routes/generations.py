@@ -9,10 +9,10 @@ from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
 from ..answers import answer
 from ..context import context
-from ..limits import walking
 from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import whole_number
+from ..streaming import heard
 from ..types import Answer, AnyRequest
 from .log import MAX_POSITION, POSITION
 
@@ -52,8 +52,8 @@ async def get_generation(request: AnyRequest) -> Answer:
 
 async def _read(request: AnyRequest, wanted: Explaining) -> None:
     """Read the log as it is now, page by page, as far as needed."""
-    log = context(request).log
-    async with walking(request), aclosing(events(log, 0, until=log.head.position)) as found:
+    log, walks = context(request).log, context(request).walks
+    async with heard(request), walks.taken(), aclosing(events(log, 0, until=log.head.position)) as found:
         async for event in found:
             wanted.feed(event)
             if wanted.complete:

@@ -14,7 +14,6 @@ from ...ports import Head, Verification
 from ...subscriptions import EVERYTHING, EventFilter
 from ..answers import answer, state_of
 from ..context import context
-from ..limits import walking
 from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import whole_number
@@ -56,25 +55,18 @@ async def get_state(request: AnyRequest) -> Answer:
         raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
     if at == now.position:
         return answer(request, state_view(now))
-    async with walking(request):
+    async with heard(request), context(request).walks.taken():
         return answer(request, state_view(await context(request).past.state(context(request).log, at)))
 
 
-def event_types(request: AnyRequest) -> tuple[str, ...] | None:
-    """The types of `?types=A,B`; unknown names are refused."""
-    raw = request.query_params.get("types")
-    if raw is None:
-        return None
-    types = tuple(name.strip() for name in raw.split(",") if name.strip())
-    unknown = [name for name in types if name not in PAYLOADS and name not in PASSING]
-    if unknown or not types:
-        raise BadRequestError(f"unknown event type {unknown[0][:80] if unknown else ''}", param="types")
-    return types
-
-
 def wanted_events(request: AnyRequest) -> EventFilter:
-    """What `?types=` and `?sae_id=` leave."""
-    types = event_types(request)
+    """What `?types=A,B` and `?sae_id=` leave; unknown types are refused."""
+    types, raw = None, request.query_params.get("types")
+    if raw is not None:
+        types = [name.strip() for name in raw.split(",") if name.strip()]
+        unknown = [name for name in types if name not in PAYLOADS and name not in PASSING]
+        if unknown or not types:
+            raise BadRequestError(f"unknown event type {unknown[0][:80] if unknown else ''}", param="types")
     sae_id = request.query_params.get("sae_id")
     if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
         raise BadRequestError(f"sae_id must have 1 to {MAX_SAE_ID} characters", param="sae_id")
@@ -140,5 +132,5 @@ async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
 async def verify_log(request: AnyRequest) -> Answer:
-    async with walking(request):
+    async with heard(request), context(request).walks.taken():
         return answer(request, await context(request).log.verify())

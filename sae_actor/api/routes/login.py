@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from ...errors import BadRequestError, UnauthorizedError
 from ..answers import answer
 from ..context import context
-from ..guard.identity import MAX_TOKEN, Caller, cookie_name, session_ids_of
+from ..guard.identity import MAX_TOKEN, cookie_name, session_ids_of
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -55,7 +55,7 @@ async def post_login(request: AnyRequest) -> Answer:
         known.attempts.failed(address)
         raise UnauthorizedError("the token is not valid")
     _end(request)
-    response = _told(request, Caller(grant.name, grant.role))
+    response = _told(request, grant)
     response.headers["set-cookie"] = _cookie(request, known.sessions.begin(grant), int(known.sessions.seconds))
     return response
 
@@ -80,5 +80,5 @@ def _cookie(request: AnyRequest, value: str, seconds: int) -> str:
 
 
 def _told(request: AnyRequest, caller: Any) -> Answer:
-    name, role = (None, None) if caller is None else caller
+    name, role = (None, None) if caller is None else (caller.name, caller.role)
     return answer(request, Session(principal=name, role=role, tokens=bool(context(request).access)))

@@ -51,7 +51,7 @@ class ServiceCollector(Collector):
 
 
 def _of_the_service(service: Context) -> Iterator[Metric]:
-    actor, texts, requests = service.actor, service.texts, service.requests
+    actor, texts, requests = service.actor, service.texts, service.access_log
     state, counts = actor.state, actor.counts
     yield _gauges("build_info", "1, with the version of the package", ("version",), {(__version__,): 1})
     yield _gauge("log_position", "Position of the last event", state.position)
@@ -103,18 +103,18 @@ def _of_the_process() -> Iterator[Metric]:
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"sae_actor_{name}", about, value)
+    return _gauges(name, about, (), {(): value})
 
 
 def _gauges(name: str, about: str, labels: Labels, values: Mapping[Labels, float]) -> Metric:
-    family = GaugeMetricFamily(f"sae_actor_{name}", about, labels=labels)
-    for each, value in sorted(values.items()):
-        family.add_metric(each, value)
-    return family
+    return _filled(GaugeMetricFamily(f"sae_actor_{name}", about, labels=labels), values)
 
 
 def _counters(name: str, about: str, labels: Labels, values: Mapping[Labels, float]) -> Metric:
-    family = CounterMetricFamily(f"sae_actor_{name}", about, labels=labels)
+    return _filled(CounterMetricFamily(f"sae_actor_{name}", about, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[Labels, float]) -> Metric:
     for each, value in sorted(values.items()):
         family.add_metric(each, value)
     return family

@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ...config.admissible import admissible
 from ...domain.commands import (
@@ -24,14 +24,14 @@ from ...domain.placement import target
 from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode, sae_id_of
 from ...domain.rules import attachments
 from ...domain.rules.admission import attached_sae
+from ...domain.structs import filled
 from ...domain.views.attachments import Attachment, attachment_view
-from ...domain.views.fields import Bytes, Position, filled
+from ...domain.views.fields import Bytes, Position
 from ...domain.views.saes import Sae, sae_view
 from ...errors import BadRequestError, SAEError
 from ...ports import CatalogEntry, NearFeature, TokenWeight
 from ..answers import answer, state_of
 from ..context import context, device
-from ..limits import looking
 from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
@@ -179,7 +179,7 @@ async def get_feature(request: AnyRequest) -> Answer:
         raise BadRequestError("a feature is a whole number, 0 or above", param="feature")
     engine = device(request)
     sae = attached_sae(state_of(request), sae_id, (int(asked),))
-    async with looking(request):
+    async with heard(request), context(request).looks.taken():
         details = await engine.feature(sae.attach_position, int(asked))
     return answer(request, filled(Feature, details, sae_id=sae_id))
 
@@ -272,7 +272,9 @@ async def compatibility(request: AnyRequest) -> Answer:
     model = attachments.loaded_model(state)
     given = "layer" in request.query_params
     asked = whole_number(request, "layer", default=-1, low=0, high=MAX_LAYER) if given else None
-    kind = sae.hook_point.kind if sae.hook_point is not None else None
+    point = sae.hook_point
+    if point is not None and asked is not None:
+        point = structs.replace(point, layer=asked)
     warnings, objections = sae.warnings, tuple[Objection, ...]()
     try:
         warnings = target(sae, model, asked, None).warnings
@@ -281,8 +283,8 @@ async def compatibility(request: AnyRequest) -> Answer:
     view = Compatibility(
         compatible=not objections,
         sae_d_in=sae.d_in,
-        model_d=model.widths.get(kind) if kind is not None else None,
-        layer=sae.hook_point.layer if asked is None and sae.hook_point is not None else asked,
+        model_d=None if point is None else model.width(point) or model.widths.get(point.kind),
+        layer=asked if point is None else point.layer,
         warnings=warnings,
         errors=objections,
     )

@@ -47,8 +47,8 @@ async def get_health(request: AnyRequest) -> Answer:
            "and in `coming_back` the SAEs that are being attached again after the last start",
            returns=Ready, errors=("not_ready",), open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
-    actor, preparing = context(request).actor, context(request).preparing()
-    reasons = waiting_for(actor.state) or ([] if preparing is None else [preparing])
+    actor = context(request).actor
+    reasons = waiting_for(actor.state) or ["the demo is being set up"] * context(request).seeding
     if reasons and actor.read_only is None:
         coming = coming_back(actor.state)
         raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)

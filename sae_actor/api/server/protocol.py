@@ -329,8 +329,8 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         arriving = self.cycle if self._body_since is not None else None
         is_answered = arriving is not None and arriving.response_complete
         if not is_answered and all(each is arriving and not each.response_started for each in waiting):
-            on_v1 = bool(waiting) and str(waiting[-1].scope["path"]).startswith("/v1/")
-            self.transport.write(written(error, self.server_state.default_headers, on_v1=on_v1))
+            path = str(waiting[-1].scope["path"]) if waiting else ""
+            self.transport.write(written(error, self.server_state.default_headers, path))
         self._disconnect(waiting)
         self.transport.close()
 

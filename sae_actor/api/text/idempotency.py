@@ -23,7 +23,6 @@ from ...generations import Completed, RunningGeneration
 from ...ports import Finished, Tokenized
 from ..context import context, principal
 from ..kept_answers import NotAcceptedError
-from ..limits import walking
 from ..problems import recorded_error
 from ..requests import idempotency_key
 from ..streaming import heard
@@ -115,7 +114,7 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
     ends_of = {end.generation_id: end for event in events if isinstance(end := event.payload(), GenerationFinished)}
     choices: list[Choice] = []
     done: list[Completed] = []
-    async with walking(request):
+    async with context(request).walks.taken():
         state = await context(request).past.state(log, begun[-count].position)
     for index, event in enumerate(begun[-count:]):
         started = event.payload()

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from msgspec import UNSET, UnsetType
 
 from ...domain.refs import FinishReason, ModelFacts
-from ...domain.views.fields import filled
+from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
 from ...ports import Finished, Rest, ScoredToken, Token, Tokenized

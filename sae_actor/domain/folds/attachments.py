@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -10,6 +11,7 @@ from .. import events as ev
 from ..events import Event
 from ..refs import Monitoring
 from ..state import AttachmentState
+from ..structs import filled
 from .restart import in_a_row
 
 
@@ -17,55 +19,35 @@ def attachments_after(
     attachments: tuple[AttachmentState, ...], event: Event, payload: ev.Payload
 ) -> tuple[AttachmentState, ...]:
     at = event.position
+    changed: dict[str, Any]
     match payload:
         case ev.SaeAttached():
+            come = {"status": "attached", "attempts": 0, "error": None, "replaces": (), "position": at}
+            watched = None if payload.monitoring is None else at
             done = tuple(
-                replace(
+                filled(
+                    AttachmentState,
+                    payload,
                     a,
-                    status="attached",
-                    hook_point=payload.hook_point,
-                    hook_point_out=payload.hook_point_out,
-                    mode=payload.mode,
-                    exclude=payload.exclude,
-                    dtype=payload.dtype,
-                    weights_sha256=payload.weights_sha256,
-                    weights_files=payload.weights_files,
-                    memory_bytes=payload.memory_bytes,
-                    device_bytes=payload.device_bytes,
-                    steering=payload.steering,
-                    enabled=payload.enabled,
-                    monitoring=payload.monitoring,
-                    monitoring_position=None if payload.monitoring is None else at,
+                    **come,
+                    sae_id=a.sae_id,
+                    monitoring_position=watched,
                     attached_at=a.attached_at or event.time,
-                    replaces=(),
-                    attempts=0,
-                    error=None,
-                    position=at,
+                    restored=a.restored,
                 )
-                if a.request_position == payload.request_position and a.status == "attaching"
+                if _is_coming(a, payload)
                 else a
                 for a in attachments
             )
             # A new attach shows that someone has seen what is missing since the restart.
             return done if payload.restored else tuple(a for a in done if a.status != "failed")
-        case ev.AttachFailed():
-            if payload.restored:
-                return tuple(
-                    replace(
-                        a,
-                        status="failed",
-                        error=payload.error,
-                        restored=True,
-                        attempts=in_a_row(a.attempts),
-                        position=at,
-                    )
-                    if a.request_position == payload.request_position and a.status == "attaching"
-                    else a
-                    for a in attachments
-                )
+        case ev.AttachFailed() if payload.restored:
+            lost = {"status": "failed", "error": payload.error, "restored": True, "position": at}
             return tuple(
-                a for a in attachments if a.request_position != payload.request_position or a.status != "attaching"
+                replace(a, **lost, attempts=in_a_row(a.attempts)) if _is_coming(a, payload) else a for a in attachments
             )
+        case ev.AttachFailed():
+            return tuple(a for a in attachments if not _is_coming(a, payload))
         case ev.DetachRequested():
             leaving = leaves(attachments, payload.sae_id)
             # Someone has seen what is missing since the restart: what failed goes too.
@@ -81,23 +63,19 @@ def attachments_after(
         case ev.SaeDetached():
             return tuple(a for a in attachments if a.request_position != payload.attach_position)
         case ev.SteeringChanged():
-            return tuple(
-                replace(a, steering=payload.features, enabled=payload.enabled, position=at)
-                if a.sae_id == payload.sae_id and a.status == "attached"
-                else a
-                for a in attachments
-            )
+            changed = {"steering": payload.features, "enabled": payload.enabled, "position": at}
         case ev.MonitoringChanged():
-            asked = Monitoring(features=payload.features, top_k=payload.top_k, exclude=payload.exclude)
-            wanted = asked if payload.enabled else None
-            return tuple(
-                replace(a, monitoring=wanted, monitoring_position=at)
-                if a.sae_id == payload.sae_id and a.status == "attached"
-                else a
-                for a in attachments
-            )
+            wanted = filled(Monitoring, payload) if payload.enabled else None
+            changed = {"monitoring": wanted, "monitoring_position": at}
         case _:
             return attachments
+    return tuple(
+        replace(a, **changed) if a.sae_id == payload.sae_id and a.status == "attached" else a for a in attachments
+    )
+
+
+def _is_coming(attachment: AttachmentState, outcome: ev.SaeAttached | ev.AttachFailed) -> bool:
+    return attachment.request_position == outcome.request_position and attachment.status == "attaching"
 
 
 def leaves(attachments: Iterable[AttachmentState], sae_id: str) -> AttachmentState | None:

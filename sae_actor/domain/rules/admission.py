@@ -20,6 +20,7 @@ from ..refs import (
     intervention_sha256,
 )
 from ..state import State
+from ..structs import filled
 from .attachments import model_and_position
 from .edits import checked, in_range, named_once, passed
 
@@ -38,21 +39,14 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
     _in_the_text(request)
     intervention = () if request.baseline else _intervention(request.steering, request.interventions, state)
     return [
-        ev.GenerationStarted(
-            generation_id=request.generation_id,
-            kind=request.kind,
+        filled(
+            ev.GenerationStarted,
+            request,
             intervention=intervention,
             intervention_sha256=intervention_sha256(intervention),
-            sampling=request.sampling,
-            tokens_prompt=request.tokens_prompt,
-            baseline=request.baseline,
             own_steering=request.steering is not None or request.interventions is not None,
-            tag=request.tag,
-            deterministic=request.deterministic,
             watched=_watched(state) if request.watch else (),
             turns=_turns(intervention, request.turns),
-            tokenization=request.tokenization,
-            reasoning=request.reasoning,
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
             sink_window=SINK_WINDOW,
             request_salt=request.request_salt,
@@ -122,7 +116,7 @@ def reading(
 
 def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
     sae = attached_sae(state, asked.sae_id, (asked.feature,))
-    return StopWhen(sae=sae, feature=asked.feature, above=asked.above, exclude=named_once(asked.exclude))
+    return filled(StopWhen, asked, sae=sae, exclude=named_once(asked.exclude))
 
 
 def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:

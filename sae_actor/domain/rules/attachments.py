@@ -7,10 +7,10 @@ from .. import events as ev
 from ..commands import Attach, Detach, Monitor, Steer
 from ..events import Problem
 from ..folds.attachments import leaves
-from ..former_hook_names import reread
-from ..placement import agree, target
+from ..placement import agree, reread, target
 from ..refs import HookPoint, ModelFacts, SaeDescription
 from ..state import AttachmentState, SaeRecord, State
+from ..structs import filled
 from ..weights import names
 from .edits import checked, in_range, named_once, passed
 
@@ -73,18 +73,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
     ):
         raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
     _can_be_told(state, "template" in (command.exclude or ()), "exclude")
-    return [
-        ev.AttachRequested(
-            sae_id=command.sae_id,
-            hook_point=place.hook_point,
-            hook_point_out=place.hook_point_out,
-            mode=command.mode,
-            dtype=command.dtype,
-            replaces=replaces,
-            warnings=place.warnings,
-            exclude=passed(command.exclude),
-        )
-    ]
+    return [filled(ev.AttachRequested, place, command, replaces=replaces, exclude=passed(command.exclude))]
 
 
 def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
@@ -171,12 +160,7 @@ def attach_failed(report: ev.AttachFailed, state: State) -> list[ev.Payload]:
 
 
 def failure(attachment: AttachmentState, error: Problem) -> ev.AttachFailed:
-    return ev.AttachFailed(
-        request_position=attachment.request_position,
-        sae_id=attachment.sae_id,
-        error=error,
-        restored=attachment.restored,
-    )
+    return filled(ev.AttachFailed, attachment, error=error)
 
 
 def _attaching(state: State, request_position: int) -> AttachmentState | None:
@@ -237,13 +221,18 @@ def hook_faulted(report: ev.HookFaulted, state: State) -> list[ev.Payload]:
     return [report, gone]
 
 
+def _width(state: State, sae_id: str) -> int:
+    """d_sae of an attached SAE."""
+    record = known(state, sae_id)
+    if state.attachment(sae_id) is None or record.sae is None:
+        raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
+    return record.sae.d_sae
+
+
 def steer(command: Steer, state: State) -> list[ev.Payload]:
-    record = known(state, command.sae_id)
-    if state.attachment(command.sae_id) is None or record.sae is None:
-        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
-    features = checked(command.features, command.sae_id, record.sae.d_sae)
+    features = checked(command.features, command.sae_id, _width(state, command.sae_id))
     _can_be_told(state, any(edit.asks_for_turns for edit in features), "positions")
-    return [ev.SteeringChanged(sae_id=command.sae_id, features=features, enabled=command.enabled)]
+    return [filled(ev.SteeringChanged, command, features=features)]
 
 
 def _can_be_told(state: State, asked: bool, param: str) -> None:
@@ -260,16 +249,6 @@ def _can_be_told(state: State, asked: bool, param: str) -> None:
 
 def monitor(command: Monitor, state: State) -> list[ev.Payload]:
     """What is monitored ends with the attachment; a move and a restart keep it."""
-    record = known(state, command.sae_id)
-    if state.attachment(command.sae_id) is None or record.sae is None:
-        raise errors.SAENotAttachedError(f"{command.sae_id} is not attached", sae_id=command.sae_id)
     features = None if command.features is None else tuple(dict.fromkeys(command.features))
-    in_range(features or (), command.sae_id, record.sae.d_sae)
-    changed = ev.MonitoringChanged(
-        sae_id=command.sae_id,
-        enabled=command.enabled,
-        features=features,
-        top_k=command.top_k,
-        exclude=named_once(command.exclude),
-    )
-    return [changed]
+    in_range(features or (), command.sae_id, _width(state, command.sae_id))
+    return [filled(ev.MonitoringChanged, command, features=features, exclude=named_once(command.exclude))]

@@ -9,23 +9,14 @@ from .. import events as ev
 from ..commands import CancelDownload, Delete, Download, Import
 from ..refs import import_id_of, sae_id_of
 from ..state import SaeRecord, State
+from ..structs import filled
 from ..weights import names
 from .attachments import known
 
 
 def download(command: Download, state: State) -> list[ev.Payload]:
     sae_id = sae_id_of(command.repository_id, command.path, command.revision)
-    return _requested(
-        ev.DownloadRequested(
-            sae_id=sae_id,
-            source="hub",
-            repository_id=command.repository_id,
-            revision=command.revision,
-            path=command.path,
-            force=command.force,
-        ),
-        state,
-    )
+    return _requested(filled(ev.DownloadRequested, command, sae_id=sae_id), state)
 
 
 def import_(command: Import, state: State) -> list[ev.Payload]:
@@ -48,14 +39,10 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
     if record.status == "cached" and record.sae is not None and not wanted.force:
         return [
             replace(wanted, reused=True),
-            ev.DownloadCompleted(
+            filled(
+                ev.DownloadCompleted,
+                record,
                 request_position=state.position + 1,
-                sae_id=record.sae_id,
-                source=record.source,
-                commit=record.commit,
-                files=record.files,
-                sae=record.sae,
-                weights_sha256=record.weights_sha256,
                 weights_files=record.weights,
                 reused=True,
             ),

@@ -6,23 +6,46 @@ from ... import errors
 from .. import events as ev
 from ..commands import LoadModel
 from ..events import Problem
-from ..state import State
+from ..state import ModelState, State
+from ..structs import filled
 from . import attachments
+
+
+def missing(wanted: LoadModel | None, state: State) -> LoadModel | None:
+    """What is to be asked for so that the model of the settings is there. Raises `SAEInUseError`."""
+    there = state.model
+    if wanted is None or there is None:
+        return wanted
+    if not _is(there, wanted):
+        if state.attachments:
+            raise errors.SAEInUseError(
+                f"the settings require {_in_words(wanted)}, the log has {_in_words(there)} with "
+                f"{state.attachments[0].sae_id} attached; detach it first, or start without --model ([model] id)"
+            )
+        return wanted
+    return wanted if there.status == "error" and all(a.status == "failed" for a in state.attachments) else None
+
+
+def _is(there: ModelState, wanted: LoadModel) -> bool:
+    """Defaults of revision, dtype and device match anything: what a command chose stays."""
+    usual = LoadModel(model=there.model)
+    return wanted.model == there.model and all(
+        getattr(wanted, name) in (getattr(there, name), getattr(usual, name)) for name in usual.__struct_fields__
+    )
+
+
+def _in_words(model: ModelState | LoadModel) -> str:
+    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device})"
 
 
 def load_model(command: LoadModel, state: State) -> list[ev.Payload]:
     model = state.model
-    same = model is not None and (model.model, model.revision, model.dtype, model.device) == (
-        command.model,
-        command.revision,
-        command.dtype,
-        command.device,
+    same = model is not None and all(
+        getattr(model, name) == getattr(command, name) for name in command.__struct_fields__
     )
-    requested = ev.ModelLoadRequested(
-        model=command.model,
-        revision=command.revision,
-        dtype=command.dtype,
-        device=command.device,
+    requested = filled(
+        ev.ModelLoadRequested,
+        command,
         joined=model.request_position if model is not None and same and model.status == "loading" else None,
         reused=model is not None and same and model.status == "loaded",
     )

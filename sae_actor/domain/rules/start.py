@@ -9,22 +9,17 @@ from ..folds.restart import wanted_after_start
 from ..messages import Start
 from ..pending import pending
 from ..state import MAX_ATTEMPTS, State
+from ..structs import filled
 from . import attachments
-from .models import model_failed
+from .models import missing, model_failed
 
 
 def start(message: Start, state: State) -> list[ev.Payload]:
     """Take the log over: count what the last process died under, and give up what killed it three times."""
-    started = ev.ActorStarted(
-        version=message.version, max_attachments=message.max_attachments, drain_seconds=message.drain_seconds
-    )
+    missing(message.model, state)  # refuses a start for another model than the one that an SAE is attached to
+    started = filled(ev.ActorStarted, message)
     cut_off: list[ev.Payload] = [
-        ev.GenerationFinished(
-            generation_id=g.generation_id,
-            started_position=g.position,
-            finish_reason="interrupted",
-            intervention_sha256=g.intervention_sha256,
-        )
+        filled(ev.GenerationFinished, g, started_position=g.position, finish_reason="interrupted")
         for g in state.generations.values()
     ]
     if not state.running:
@@ -32,14 +27,7 @@ def start(message: Start, state: State) -> list[ev.Payload]:
     after = wanted_after_start(state, started)
     for effect in pending(state):
         attempt = _attempts(effect, state) + 1
-        cut_off.append(
-            ev.EffectInterrupted(
-                effect=effect.name,
-                request_position=effect.request_position,
-                attempt=attempt,
-                sae_id=getattr(effect, "sae_id", None),
-            )
-        )
+        cut_off.append(filled(ev.EffectInterrupted, effect, effect=effect.name, attempt=attempt))
         if attempt >= MAX_ATTEMPTS:
             cut_off += _given_up(effect, after)
     return [started, *cut_off]

@@ -6,7 +6,8 @@ from msgspec import Struct
 
 from ..refs import Edit, Exclusion, HookPoint, Mode, Monitoring
 from ..state import AttachmentState, State
-from .fields import Bytes, Position, Time, filled
+from ..structs import filled
+from .fields import Bytes, Position, Time
 
 
 class AttachmentFields(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ..refs import HookKind, Mode
 from ..state import State
-from .fields import filled
+from ..structs import filled
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -35,6 +35,10 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     architectures: tuple[str, ...]
     hook_points: tuple[HookKind, ...]
     families: dict[str, tuple[str, ...]]
+    families_without: dict[str, dict[str, str]]
+    """Model type → hook points that it, or some of its layers, lack → why."""
+    text_parts: dict[str, str]
+    """Multimodal model type → the model type of its text part, which alone is loaded."""
     methods: tuple[str, ...]
     modes: tuple[Mode, ...]
     positions: tuple[str, ...]

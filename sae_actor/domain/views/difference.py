@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -12,7 +12,11 @@ from ..refs import Edit
 from ..state import AttachmentState, ModelState, SaeRecord, State
 
 View = dict[str, Any]
-T = TypeVar("T")
+
+_SAE = ("status", "source", "repository_id", "revision", "path", "commit", "weights_sha256", "files", "error")
+_ATTACHMENT = ("status", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "weights_sha256", "attached_at",
+               "steering", "enabled", "monitoring", "error")  # fmt: skip
+"""Fields that are compared, in the order in which they are shown."""
 
 
 def difference(before: State, after: State) -> View:
@@ -98,34 +102,12 @@ def _model(model: ModelState | None) -> View | None:
 
 
 def _sae(record: SaeRecord) -> View:
-    return {
-        "status": record.status,
-        "source": record.source,
-        "repository_id": record.repository_id,
-        "revision": record.revision,
-        "path": record.path,
-        "commit": record.commit,
-        "weights_sha256": record.weights_sha256 or None,
-        "files": _plain(record.files),
-        "error": _plain(record.error),
-    }
+    return {**_fields(record, _SAE), "weights_sha256": record.weights_sha256 or None}
 
 
 def _attachment(each: AttachmentState) -> View:
-    return {
-        "status": each.status,
-        "hook_point": _plain(each.hook_point),
-        "hook_point_out": _plain(each.hook_point_out),
-        "mode": each.mode,
-        "exclude": _plain(each.exclude),
-        "dtype": each.dtype,
-        "weights_sha256": each.weights_sha256 or None,
-        "attached_at": each.attached_at,
-        "steering": _plain(each.steering),
-        "steering_enabled": each.enabled,
-        "monitoring": _plain(each.monitoring),
-        "error": _plain(each.error),
-    }
+    fields = {**_fields(each, _ATTACHMENT), "weights_sha256": each.weights_sha256 or None}
+    return {"steering_enabled" if name == "enabled" else name: value for name, value in fields.items()}
 
 
 def _entries(before: Mapping[str, View], after: Mapping[str, View]) -> View:
@@ -145,6 +127,10 @@ def _changes(before: View | None, after: View | None) -> View:
     names = dict.fromkeys([*(before or {}), *(after or {})])
     pairs = {name: {"before": (before or {}).get(name), "after": (after or {}).get(name)} for name in names}
     return {name: pair for name, pair in pairs.items() if pair["before"] != pair["after"]}
+
+
+def _fields(of: SaeRecord | AttachmentState, names: Iterable[str]) -> View:
+    return {name: _plain(getattr(of, name)) for name in names}
 
 
 def _plain(value: object) -> Any:

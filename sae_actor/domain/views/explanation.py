@@ -11,6 +11,7 @@ from .. import events as ev
 from ..events import ERASED, Event
 from ..refs import ActiveSae, FinishReason, Intervention, canonical_sha256, intervention_sha256
 from ..state import AttachmentState, State
+from ..structs import filled
 from ..weights import WeightsFiles, of_record
 from ..words import edit_in_words
 from .difference import environment_sha256
@@ -23,7 +24,6 @@ from .explained import (
     GenerationState,
     StopCondition,
 )
-from .fields import filled
 from .provenance import Cited, Provenance, cited, follow, payload_of
 
 _STATES: dict[FinishReason, GenerationState] = {

@@ -1,10 +1,10 @@
-"""Fields of answers: their types, for the description too, and where their values come from."""
+"""Types of fields in answers, for the description too."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 Position: TypeAlias = Annotated[int, Meta(ge=0, description="of an event in the log")]
 Bytes: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -15,15 +15,3 @@ Time: TypeAlias = Annotated[
 ]
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """Of positions, each from its first up to the one that follows its last."""
-
-V = TypeVar("V", bound=Struct)
-
-
-def filled(type_: type[V], *sources: object | None, **own: Any) -> V:
-    """A view: its fields are `own`, or come under the same name from the first of the sources that has it. What no
-    source has is null where one of them is not there (yet), else a fault."""
-    for name in type_.__struct_fields__:
-        if name not in own:
-            source = next((each for each in sources if hasattr(each, name)), None)
-            own[name] = None if source is None and None in sources else getattr(source, name)
-    return type_(**own)

@@ -9,8 +9,9 @@ from msgspec import UNSET, Struct, UnsetType
 from ..events import Problem
 from ..refs import HookPoint, Mode
 from ..state import OpenCommand, OpenGeneration, State
+from ..structs import filled
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
-from .fields import Bytes, Position, filled
+from .fields import Bytes, Position
 from .saes import Sae, sae_view
 
 

@@ -7,12 +7,12 @@ from typing import Annotated, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..events import Problem
-from ..former_hook_names import reread
-from ..placement import outdated
+from ..placement import outdated, reread
 from ..refs import HookPoint, SaeFile
 from ..state import AttachmentState, SaeRecord, State
+from ..structs import filled
 from ..weights import WeightsFiles
-from .fields import Bytes, Time, filled
+from .fields import Bytes, Time
 
 SaeStatus: TypeAlias = Literal["downloading", "cached", "attaching", "attached", "deleting", "error"]
 

@@ -19,7 +19,7 @@ from ..interventions.positions import merged
 from ..interventions.probes import Probe, joined
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
-from .kv_cache import KVCache, capacity_for
+from .kv_cache import CacheSize, KVCache, capacity_for
 from .logprobs import scored
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
@@ -44,13 +44,13 @@ class Generation:
         self,
         request: GenerationRequest,
         tokenizer: Tokenizer,
-        bytes_per_position: int,
+        cache_size: CacheSize,
         apply: Callable[[GenerationRequest], PreparedIntervention | None],
         deliver: Callable[[Item], None],
         *,
         begins: Callable[[], None] = lambda: None,
     ) -> None:
-        """`bytes_per_position`: of keys and values. `apply` makes the intervention ready (None: nothing to do) or
+        """`apply` makes the intervention ready (None: nothing to do) or
         raises `InterventionGone`; it is called on the device thread with the first step. `deliver` is called there
         too, and `begins` once, with the first step."""
         self.request = request
@@ -71,7 +71,7 @@ class Generation:
         self._begins = begins
         self._deadline = time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, tokenizer.context_length)
-        self.cache_bytes = bytes_per_position * positions_at_most(request, tokenizer.context_length)
+        self.cache_bytes = cache_size.of(positions_at_most(request, tokenizer.context_length))
         """Of keys and values, once it is as long as it may become."""
         self._ids: list[int] = []
         self._text = ""

@@ -12,6 +12,7 @@ no more than it needs at the end, and one layer. In a shared tensor it is in two
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,20 @@ def longest_for(positions: int) -> int:
     while capacity * 2 <= positions:
         capacity *= 2
     return capacity if capacity <= positions else 0
+
+
+class CacheSize(NamedTuple):
+    """Bytes that one generation's cache takes: keys and values for each position, and states that do not grow."""
+
+    per_position: int
+    fixed: int = 0
+
+    def of(self, positions: int) -> int:
+        return self.fixed + self.per_position * positions
+
+    def longest(self, nbytes: int) -> int:
+        """The most positions of a generation that has this many bytes."""
+        return longest_for(max(0, nbytes - self.fixed) // max(1, self.per_position))
 
 
 class KVSlots:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,12 +17,15 @@ from torch import Tensor
 
 from ...errors import InternalError, ModelLoadError
 from .attention import NAME, ScheduledTokens, StepLayout, laid_out
-from .kv_cache import KVCache, KVCachePool, as_index
+from .kv_cache import CacheSize, KVCache, KVCachePool, as_index
 
 logger = logging.getLogger(__name__)
 
 SCALED_BY_LENGTH = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on the longest sequence of a batch."""
+SHAREABLE = frozenset({"full_attention", "sliding_attention", "global"})
+"""Layer types whose rows see what `attention` lets them see. Others hide keys by a rule of their own (chunks), or carry
+a state from token to token; a short trial does not show that."""
 TOLERANCE = {torch.float32: 1e-3}
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward pass may call its cache: the name since transformers 5.24, and the one before."""
@@ -200,16 +203,30 @@ def _own(kept: KVCache) -> _Own:
 
 
 def _nbytes(cache: Any) -> int:
-    """Of the keys and values of a cache of transformers."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
+    """Of the keys, values and states in a cache of transformers."""
+    return sum(tensor.nbytes for layer in cache.layers for tensor in _held(vars(layer).values()))
+
+
+def _size(cache: Any, positions: int) -> CacheSize:
+    """What one generation takes, from the cache of one of that many positions."""
+    growing = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    grown = sum(tensor.nbytes for tensor in growing if tensor is not None)
+    return CacheSize(grown // positions, _nbytes(cache) - grown)
+
+
+def _held(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor) and value.dim():  # the rest counts positions
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _held(value.values())
 
 
 class Fitted(NamedTuple):
     """What `runner_for` found."""
 
     runner: ModelRunner
-    bytes_per_position: int
-    """Of keys and values, all layers."""
+    size: CacheSize
 
 
 def runner_for(network: Any, vocabulary: int) -> Fitted:
@@ -219,12 +236,15 @@ def runner_for(network: Any, vocabulary: int) -> Fitted:
     forward = OwnForward(network)
     cache = forward.cache()
     wanted = [forward.logits(first, cache)]
-    size = _nbytes(cache) // len(first)
-    if set(_rope_types(network.config)) & SCALED_BY_LENGTH:
+    size = _size(cache, len(first))
+    if _runs_in_turn(network.config):
         return Fitted(SequentialRunner(forward), size)
     wanted.append(forward.logits(second))
     own = network.config._attn_implementation
-    network.set_attn_implementation(NAME)
+    try:
+        network.set_attn_implementation(NAME)
+    except ValueError:  # its attention cannot be replaced
+        return Fitted(SequentialRunner(forward), size)
     found = _together(BatchedRunner(network), first, second)
     reference = torch.cat(wanted).float()
     worst = float((found.float() - reference).abs().max() / reference.abs().max())
@@ -251,6 +271,12 @@ def _together(runner: BatchedRunner, first: Sequence[int], second: Sequence[int]
         logits = runner.logits(runner.arrange(pieces))
         runner.keep(pieces)
     return logits
+
+
+def _runs_in_turn(config: Any) -> bool:
+    """Whether one step cannot be shared, whatever a trial says."""
+    kinds = {str(kind) for name in ("layer_types", "attention_layers") for kind in getattr(config, name, None) or ()}
+    return bool(kinds - SHAREABLE or set(_rope_types(config)) & SCALED_BY_LENGTH)
 
 
 def _rope_types(config: Any) -> Iterator[str]:

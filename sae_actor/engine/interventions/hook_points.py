@@ -5,9 +5,9 @@ A hook reads an activation and may replace it; widths are those of the modules t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from transformers.utils import ModelOutput
 
 from ...domain.refs import Before, HookKind, HookPoint
 from ...errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
-from ...models.families import FAMILIES, Where
+from ...models.families import FAMILIES, Family, Where
+
+HOOK_KINDS: tuple[HookKind, ...] = get_args(HookKind)
 
 Edit = Callable[[Tensor], Tensor | None]
 """Gets an activation [..., width]; returns its replacement (same shape and type), or None to leave it."""
@@ -105,13 +107,13 @@ def _with_first(output: Any, new: Tensor) -> Any:
 class Architecture:
     """The hook points of one loaded model."""
 
-    def __init__(self, model: nn.Module, config: Any) -> None:
-        """Find the blocks and the width of every kind.
+    def __init__(self, model: nn.Module, config: Any, family: Family | None = None) -> None:
+        """Find the blocks and the width of every kind; `family` is that of the model's type.
 
         Raises `ModelLoadError` for an unknown model type, or a model whose modules do not match its type.
         """
         self.model_type: str = config.model_type
-        family = FAMILIES.get(self.model_type)
+        family = family or FAMILIES.get(self.model_type)
         if family is None:
             known = ", ".join(sorted(FAMILIES))
             raise ModelLoadError(
@@ -125,30 +127,52 @@ class Architecture:
                     f"models of type {self.model_type} with {name} other than {value} are not supported",
                     model_type=self.model_type,
                 )
-        places = dict(family.places)
-        if family.parallel_when is not None and getattr(config, family.parallel_when):
-            places.pop("resid_mid")
+        self._family = family.of(config)
         try:
             blocks = list(model.get_submodule(family.blocks).children())
-            modules = [{kind: block.get_submodule(place.path) for kind, place in places.items()} for block in blocks]
-            norms = [{kind: block.get_submodule(path) for kind, path in family.norms.items()} for block in blocks]
+            self._modules = [self._found(block) for block in blocks]
+            self._norms = [
+                {kind: block.get_submodule(path) for kind, path in self._family.norms.items()} for block in blocks
+            ]
         except AttributeError:
-            modules, norms = [], []
-        if not modules:
+            blocks = []
+        if not blocks:
             raise ModelLoadError(f"the model's modules do not match the type {self.model_type}")
-        self.num_layers = len(modules)
+        self.num_layers = len(blocks)
         self.hidden_size: int = config.hidden_size
-        self.widths: dict[HookKind, int] = {
-            kind: _columns(modules[0][kind]) if kind in ("attn_z", "mlp_act") else self.hidden_size for kind in places
+        self.layer_widths: dict[HookKind, tuple[int, ...]] = {
+            kind: widths for kind in self._family.places if any(widths := tuple(self._widths(kind)))
         }
-        self.before: dict[HookKind, tuple[Before, ...]] = family.before
+        """Kind → the width at each layer; 0 where the layer has no such hook point."""
+        self.widths: dict[HookKind, int] = {kind: max(widths) for kind, widths in self.layer_widths.items()}
+        self.before: dict[HookKind, tuple[Before, ...]] = self._family.before
         """Kind that is a norm's output → on which sides of that norm there is a hook point too."""
         self.layer_norm = family.layer_norm
-        self._gain_offset = family.gain_offset
-        self._places = places
-        self._modules = modules
-        self._norms = norms
-        self._gains: dict[HookPoint, Gain] = {}
+        self._gains: dict[HookPoint, Gain | None] = {}
+
+    def _found(self, block: nn.Module) -> dict[HookKind, nn.Module]:
+        """The modules of a block's hook points; `AttributeError` if one is missing that every block must have."""
+        found = {}
+        for kind, place in self._family.places.items():
+            path = next((path for path in place.paths if _has(block, path)), None)
+            if path is not None:
+                found[kind] = block.get_submodule(path)
+            elif kind not in self._family.without:
+                raise AttributeError(kind)
+        return found
+
+    def _widths(self, kind: HookKind) -> Iterator[int]:
+        for modules in self._modules:
+            if kind not in modules:
+                yield 0
+            else:
+                yield _columns(modules[kind]) if kind in ("attn_z", "mlp_act") else self.hidden_size
+
+    @property
+    def without(self) -> dict[HookKind, str]:
+        """Kinds that the model, or some of its layers, lack, and why."""
+        lacking = {kind for kind in HOOK_KINDS if 0 in self.layer_widths.get(kind, (0,))}
+        return {kind: reason for kind, reason in self._family.without.items() if kind in lacking}
 
     def hook(self, hook_point: HookPoint) -> Hook:
         """The module of a hook point.
@@ -156,18 +180,23 @@ class Architecture:
         `SAEIncompatibleError` for a kind that this model lacks, or a side of its norm, or for a place before a gain
         that is 0 somewhere; `LayerOutOfRangeError` for a layer it lacks.
         """
-        place = self._places.get(hook_point.kind)
-        if place is None:
+        if hook_point.kind not in self.widths:
             raise SAEIncompatibleError(
-                f"models of type {self.model_type} have no hook point {hook_point.kind}; "
-                f"they have {', '.join(sorted(self._places))}",
+                f"models of type {self.model_type} have no hook point {hook_point.kind}"
+                f"{self._because(hook_point.kind)}; they have {', '.join(sorted(self.widths))}",
                 hook_point=str(hook_point),
             )
         if hook_point.layer >= self.num_layers:
             raise LayerOutOfRangeError(
                 f"the model has layers 0 to {self.num_layers - 1}, not {hook_point.layer}", num_layers=self.num_layers
             )
-        module, width = self._modules[hook_point.layer][hook_point.kind], self.widths[hook_point.kind]
+        module = self._modules[hook_point.layer].get(hook_point.kind)
+        if module is None:
+            raise SAEIncompatibleError(
+                f"layer {hook_point.layer} has no hook point {hook_point.kind}{self._because(hook_point.kind)}",
+                hook_point=str(hook_point),
+            )
+        place, width = self._family.places[hook_point.kind], self.layer_widths[hook_point.kind][hook_point.layer]
         if hook_point.before is None:
             return Hook(module, place.where, place.in_place, width)
         if hook_point.before not in self.before.get(hook_point.kind, ()):
@@ -177,15 +206,23 @@ class Architecture:
         norm = self._norms[hook_point.layer][hook_point.kind]
         if hook_point.before == "norm":
             return Hook(norm, "input", in_place=False, width=width)
-        return Hook(module, place.where, place.in_place, width, before_gain=True, gain=self._gain(norm, hook_point))
+        gain = self._gain(norm, hook_point)
+        return Hook(module, place.where, place.in_place, width, before_gain=gain is not None, gain=gain)
 
-    def _gain(self, norm: nn.Module, hook_point: HookPoint) -> Gain:
-        """Made once: whether it is 0 somewhere waits for the device."""
+    def _because(self, kind: HookKind) -> str:
+        reason = self._family.without.get(kind)
+        return "" if reason is None else f" ({reason})"
+
+    def _gain(self, norm: nn.Module, hook_point: HookPoint) -> Gain | None:
+        """None for a norm without one. Made once: whether it is 0 somewhere waits for the device."""
         if hook_point in self._gains:
             return self._gains[hook_point]
-        weight = norm.get_parameter("weight").detach()
+        parameter = getattr(norm, "weight", None)
+        if parameter is None:
+            return self._gains.setdefault(hook_point, None)
+        weight = parameter.detach()
         wide = torch.promote_types(weight.dtype, torch.float32)
-        gain = weight.to(wide) + self._gain_offset
+        gain = weight.to(wide) + self._family.gain_offset
         if not bool((gain != 0).all()):
             raise SAEIncompatibleError(
                 f"{hook_point} cannot be computed: the norm's gain is 0 at {int((gain == 0).sum())} of its places",
@@ -194,6 +231,14 @@ class Architecture:
         bias = getattr(norm, "bias", None)
         made = self._gains[hook_point] = Gain(gain, None if bias is None else bias.detach().to(wide))
         return made
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    try:
+        block.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _columns(projection: nn.Module) -> int:

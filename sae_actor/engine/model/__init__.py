@@ -2,5 +2,6 @@
 
 loading        load, check, move, try, free a model
 source         its files: found, digested
+outline        a model without its weights: what its blocks are made of
 environment    versions and device, for the log
 """

@@ -13,14 +13,16 @@ import torch
 import transformers
 from msgspec import structs
 from torch import Tensor
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging as transformers_logging
 
 from ...domain.effects import LoadModelEffect
 from ...domain.refs import ModelFacts
 from ...errors import ModelLoadError, SAEError
+from ...models.families import TEXT_PART
 from ...ports import Progress
 from ...telemetry.libraries import adopt
-from ..decoding.kv_cache import longest_for
+from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
 from ..interventions.hook_points import Architecture
@@ -33,6 +35,14 @@ from ..tokens.token_text import TokenTexts
 from ..tokens.tokenizer import Tokenizer
 from .environment import environment
 from .source import LoadCancelled, ModelFiles, digests, find_model
+
+TEXT_NAMES = {
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^model\.language_model\.": "model.",
+}
+"""Names of a multimodal checkpoint's text part, as transformers wrote them before 4.52 and since → as the text model
+calls them."""
 
 
 @dataclass
@@ -49,8 +59,8 @@ class LoadedModel:
     facts: ModelFacts
     runner: ModelRunner | None = None
     """Once it is on its device."""
-    bytes_per_position: int = 0
-    """Of keys and values."""
+    cache_size: CacheSize = CacheSize(0)  # noqa: RUF009 — a tuple
+    """Of one generation."""
     cache_bytes: int = 0
     """Bytes for all generations together."""
 
@@ -81,7 +91,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
         progress("model_progress", {"model": effect.model, "stage": name})
 
     stage("finding")
-    files = find_model(effect.model, effect.revision, progress, cancelled)
+    files = find_model(effect.model, effect.revision)
     stage("checking")
     found = digests(files, cancelled)
     stage("loading")
@@ -95,6 +105,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
     end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
     vocabulary = network.get_input_embeddings().weight.shape[0]
+    context_length = _context_length(network.config, tokenizer)
     reasoning = reasoning_of(tokenizer, architecture.model_type)
     return LoadedModel(
         position=effect.request_position,
@@ -111,7 +122,7 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             beginning=tokenizer.bos_token_id,
             reasoning=reasoning,
             mark_ids=mark_ids(reasoning, tokenizer),
-            context_length=network.config.max_position_embeddings,
+            context_length=context_length,
         ),
         architecture=architecture,
         device=device,
@@ -124,9 +135,11 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
             device=str(device),
             num_layers=architecture.num_layers,
             hidden_size=architecture.hidden_size,
-            context_length=network.config.max_position_embeddings,
+            context_length=context_length,
             memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
             widths={str(kind): width for kind, width in architecture.widths.items()},
+            layer_widths={str(kind): each for kind, each in architecture.layer_widths.items() if len(set(each)) > 1},
+            without={str(kind): reason for kind, reason in architecture.without.items()},
             before={str(kind): sides for kind, sides in architecture.before.items()},
             layer_norm=architecture.layer_norm,
             has_chat_template=template is not None,
@@ -148,6 +161,15 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 
+def _context_length(config: Any, tokenizer: Any) -> int:
+    """Positions that the model knows; of one whose positions are relative, what it or its tokenizer was made for."""
+    told = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
+    length = next((each for each in told if each), tokenizer.model_max_length)
+    if length >= VERY_LARGE_INTEGER:  # what transformers says of a tokenizer without one
+        raise ModelLoadError("neither the model's settings nor its tokenizer's say how long a text may be")
+    return int(length)
+
+
 def _special_ids(tokenizer: Any) -> frozenset[int]:
     added = (token for token, about in tokenizer.added_tokens_decoder.items() if about.special)
     return frozenset((*tokenizer.all_special_ids, *added))
@@ -158,12 +180,29 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
     transformers_logging.disable_progress_bar()
     adopt()
     network, info = transformers.AutoModelForCausalLM.from_pretrained(
-        files.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        files.folder,
+        config=text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
+        key_mapping=TEXT_NAMES,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
     return network.eval().requires_grad_(False)
+
+
+def text_config(config: Any) -> Any:
+    """The config of the part that reads and writes text; the config itself where there is no other part."""
+    if config.model_type not in TEXT_PART:
+        return config
+    text = config.get_text_config()
+    tied = config.to_diff_dict().get("tie_word_embeddings")
+    if tied is not None:  # some name it for the whole model alone
+        text.tie_word_embeddings = tied
+    return text
 
 
 def device_of(wanted: str) -> torch.device:
@@ -211,14 +250,14 @@ def fit(loaded: LoadedModel, cache_bytes: int) -> None:
     """
     failure: SAEError
     try:
-        loaded.runner, loaded.bytes_per_position = runner_for(loaded.network, loaded.tokenizer.vocabulary)
+        loaded.runner, loaded.cache_size = runner_for(loaded.network, loaded.tokenizer.vocabulary)
     except Exception as error:  # a model raises what it likes; all become ours
         failure = explained(error, "trying the model")
     else:
         context = loaded.facts.context_length
-        loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.bytes_per_position, context)
+        loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
         told = {**loaded.facts.environment, "batching": loaded.runner.together}
-        positions = longest_for(loaded.cache_bytes // loaded.bytes_per_position)
+        positions = loaded.cache_size.longest(loaded.cache_bytes)
         loaded.facts = structs.replace(loaded.facts, environment=told, cache_positions=positions)
         return
     # Outside of the block above: the traceback, which holds the tensors, is gone.

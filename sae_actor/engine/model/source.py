@@ -1,7 +1,6 @@
-"""Where a model's files come from: a local folder, the user's hub cache, or the hub.
+"""Where a model's files are: in a local folder, or in the user's hub cache, where `hub.child.models` puts them.
 
-Only what is needed is fetched: the small files first, then the safetensors files that the index names. A model
-of an unknown type is refused before its weights are fetched; pickled weights are never read.
+A model of an unknown type is refused before its weights are looked at; pickled weights are never read.
 """
 
 from __future__ import annotations
@@ -10,24 +9,14 @@ import hashlib
 import re
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # documented, but not marked as exported
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ...errors import ModelLoadError, ModelNotFoundError, SAEError
-from ...models.files import SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
-from ...ports import Progress
-from ..failures import explained
+from ...errors import ModelLoadError, ModelNotFoundError
+from ...models.files import CONFIG, SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -50,10 +39,10 @@ DEFAULT_REVISION = "main"
 """The only revision of a folder."""
 
 
-def find_model(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
-    """Bring the files of `model` (hub id, or path of a folder) to this machine.
+def find_model(model: str, revision: str) -> ModelFiles:
+    """The files of `model` (hub id, or path of a folder) on this machine.
 
-    Raises `ModelNotFoundError`, `ModelLoadError`, `DiskFullError`; `LoadCancelled` when `cancelled` is set.
+    Raises `ModelNotFoundError`, `ModelLoadError`.
     """
     folder = local_folder(model)
     if folder is not None:
@@ -63,7 +52,23 @@ def find_model(model: str, revision: str, progress: Progress, cancelled: threadi
     if not is_hub_id(model):
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
     cached = _cached(model, revision)
-    return cached if cached is not None else _fetched(model, revision, progress, cancelled)
+    if cached is None:
+        why = "and HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"or not whole at {revision}"
+        raise ModelNotFoundError(f"{model} is not in the cache, {why}", model=model)
+    return cached
+
+
+def settings_folder(model: str, revision: str) -> Path:
+    """A folder with the config of `model`; of a hub's model nothing else is fetched. Raises as `find_model`."""
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    if not is_hub_id(model):
+        raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=[CONFIG]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelNotFoundError(f"the hub gives no settings of {model} at {revision}: {error}", model=model) from error
 
 
 def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
@@ -99,93 +104,8 @@ def _cached(model: str, revision: str) -> ModelFiles | None:
     try:
         # One file at a time: for all, it fails if any unneeded file was never fetched.
         folder = Path(
-            huggingface_hub.snapshot_download(
-                model, revision=revision, local_files_only=True, allow_patterns=["config.json"]
-            )
+            huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=[CONFIG])
         )
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     return _files_of(folder, folder.name) if is_complete(folder) else None
-
-
-def _fetched(model: str, revision: str, progress: Progress, cancelled: threading.Event) -> ModelFiles:
-    failure: SAEError
-    try:
-        return _fetch(model, revision, _bar(model, progress, cancelled))
-    except LoadCancelled:
-        raise
-    except Exception as error:  # the hub's client raises errors of several libraries; all become ours
-        if cancelled.is_set():
-            raise LoadCancelled from None
-        failure = _hub_failure(error, model, revision)
-    raise failure
-
-
-def _fetch(model: str, revision: str, bar: type[tqdm]) -> ModelFiles:
-    def download(patterns: list[str], at: str) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model,
-                revision=at,
-                allow_patterns=patterns,
-                ignore_patterns=["*/*"],
-                tqdm_class=bar,
-            )
-        )
-
-    folder = download(list(SMALL), revision)
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{model} is not a model: it has no config.json", model=model)
-    commit = folder.name
-    weights = weight_names(folder)
-    download(weights, commit)
-    if not (folder / weights[0]).is_file():
-        raise ModelLoadError(f"{model} has no weights as safetensors; other kinds are not read")
-    return _files_of(folder, commit)
-
-
-def _hub_failure(error: Exception, model: str, revision: str) -> SAEError:
-    match error:
-        case GatedRepoError():
-            return ModelLoadError(
-                f"{model} is gated: accept its terms on the hub and set HF_TOKEN", model=model, reason="gated"
-            )
-        case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
-            return ModelNotFoundError(f"the hub has no {model} at {revision}, or it is private", model=model)
-        case LocalEntryNotFoundError() if constants.HF_HUB_OFFLINE:
-            return ModelNotFoundError(f"{model} is not in the cache, and HF_HUB_OFFLINE is set", model=model)
-        case LocalEntryNotFoundError():
-            return ModelLoadError(f"the hub could not be reached to load {model}", model=model, reason="network")
-        case EntryNotFoundError():
-            return ModelNotFoundError(f"the hub has no {model} at {revision}, or it is private", model=model)
-    ours = explained(error, f"fetching {model}")
-    return ours if ours.code != "internal" else ModelLoadError(ours.detail, model=model, reason="network")
-
-
-def _bar(model: str, progress: Progress, cancelled: threading.Event) -> type[tqdm]:
-    """A progress bar that shows nothing, reports bytes, and ends a cancelled download."""
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self._bytes = kwargs.get("unit") == "B"
-            self._done = 0.0
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
-            self.total = kwargs.get("total")
-
-        def update(self, n: float | None = 1) -> bool | None:
-            if cancelled.is_set():
-                raise LoadCancelled
-            self._done += n or 0
-            if self._bytes:
-                progress(
-                    "model_progress",
-                    {
-                        "model": model,
-                        "stage": "fetching",
-                        "bytes": int(self._done),
-                        "total_bytes": int(self.total) if self.total else None,
-                    },
-                )
-            return None
-
-    return Bar

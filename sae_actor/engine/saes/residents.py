@@ -93,12 +93,12 @@ def check_fit(point: HookPoint, width: int, model: ModelFacts) -> None:
         raise LayerOutOfRangeError(
             f"the model has layers 0 to {model.num_layers - 1}, not {point.layer}", num_layers=model.num_layers
         )
-    found = model.widths.get(point.kind)
+    found = model.width(point)
     if found != width:
         raise SAEIncompatibleError(
             f"the SAE needs {width} values, the model has {found or 'nothing'} at {point}",
             sae_d_in=width,
-            model_d=found,
+            model_d=found or None,
         )
 
 

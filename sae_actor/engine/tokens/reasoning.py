@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ...domain.chats import Reasoning
 from .runs import Run, RunKind
@@ -48,44 +48,34 @@ def mark_ids(reasoning: Reasoning | None, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token, about in added if about.special and about.content in block)
 
 
-class Parser(Protocol):
-    """Separates the runs of an answer during generation."""
+class Parser:
+    """Separates the runs of an answer during generation; this one takes all for content."""
 
     @property
     def thinking(self) -> bool:
         """What comes next is thought."""
+        return False
 
     @property
     def undecided(self) -> bool:
         """The newest text may still belong to either."""
+        return False
 
     def text(self, piece: str) -> Iterator[Run]:
         """Text that became readable."""
-
-    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
-        """A mark, or a special token. otherwise: its kind if no mark is expected; None: plain text."""
-
-    def flush(self) -> Iterator[Run]:
-        """What was held back because a mark might have begun."""
-
-
-class Plain:
-    """All is content."""
-
-    thinking = undecided = False
-
-    def text(self, piece: str) -> Iterator[Run]:
         if piece:
             yield Run(piece, RunKind.SAID)
 
     def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+        """A mark, or a special token. otherwise: its kind if no mark is expected; None: plain text."""
         yield Run(written, otherwise or RunKind.SAID)
 
     def flush(self) -> Iterator[Run]:
+        """What was held back because a mark might have begun."""
         yield from ()
 
 
-class Block:
+class Block(Parser):
     """Reasoning between two marks, before the content; line ends around the marks belong to them."""
 
     def __init__(self, begin: str, end: str, prompt: str) -> None:
@@ -176,7 +166,7 @@ class Block:
             yield Run(text, kind)
 
 
-class Channels:
+class Channels(Parser):
     """Messages of several channels: `final`, and `commentary` for the reader, are content; `analysis` and messages to a
     tool are reasoning."""
 
@@ -268,7 +258,7 @@ def _kind_of(header: str) -> RunKind:
 def parser_for(reasoning: Reasoning | None, prompt: Sequence[tuple[str, bool]]) -> Parser:
     """prompt: its last tokens as they are written, and whether each is a mark."""
     if reasoning is None:
-        return Plain()
+        return Parser()
     if reasoning.format == "channels":
         starts = [at for at, (written, is_mark) in enumerate(prompt) if is_mark and written == START]
         return Channels(prompt[starts[-1] :] if starts else ())

@@ -22,20 +22,18 @@ from ..assembly import MATH, Alias, Names, Sizes, assemble, check_k, layout
 from ..config import Config
 from ..file_names import Naming
 from ..files import Origin, SaeFiles
+from ..format import Format
 from ..headers import TensorFile, scalar
 from ..hook_names import parse_hook
 from ..layout import Activation, Layout, Recipe
-from ..settings.keys import DATA, LOGGING, MACHINE, TRAINING, Account, Keys, left
+from ..settings.keys import DATA, LOGGING, MACHINE, TRAINING, Keys, left
 
-NAME = "dictionary_learning"
 NAMING = Naming(
     ("ae.pt", "ae.safetensors", "ae_#.pt", "ae_#.safetensors"),
     (("config.json",),),
     needs_config=True,
     agrees=lambda settings: "trainer" in settings,
 )
-FILES = ("ae.pt", "ae.safetensors", "config.json")
-ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 
 _WEIGHTS = re.compile(r"ae(?:_\d+)?\.(?:pt|safetensors)")
 _LINEAR: Names = {name: (MATH[name][1],) for name in ("W_enc", "b_enc", "W_dec")}
@@ -141,10 +139,7 @@ def read(files: SaeFiles) -> Layout:
     cfg = files.config("config.json")
     trainer, buffer = cfg.section("trainer"), cfg.section("buffer")
     file = files.tensors(files.one(_WEIGHTS))
-    d_in = trainer.same_count(("activation_dim", "d_in"))
-    d_sae = trainer.same_count(("dict_size", "d_sae"))
-    if d_in is None or d_sae is None:
-        raise SAEInvalidError("config.json does not say activation_dim and dict_size", check="config.activation_dim")
+    d_in, d_sae = trainer.needed("activation_dim", "d_in"), trainer.needed("dict_size", "d_sae")
     kind = _CLASSES[_class_name(trainer, file)]
     sizes = Sizes(d_in, d_sae, d_in)
     k = check_k(_k(trainer, file), d_sae, "config.json") if kind.activation == "topk" else None
@@ -160,25 +155,19 @@ def read(files: SaeFiles) -> Layout:
     if layer is not None and point is not None and layer != point.layer:
         warnings.append(f"layer is {layer}, the submodule's name says {point.layer}: the name counts")
         layer = point.layer
-    account = Account()
-    account.settle(cfg, TOP)
-    account.settle(trainer, TRAINER, "trainer.")
-    account.settle(buffer, BUFFER, "buffer.")
-    account.tensors(file, {name: _LEFT[name] for name in kind.ignored if not (name == "k" and k)})
-    account.extras(file)
     return layout(
         file,
         assemble(file, kind.names, sizes, ignored=kind.ignored, broadcast=("threshold",)),
         Recipe(activation=kind.activation, k=k, subtract_b_dec=kind.subtract),
         sizes,
-        format=NAME,
         architecture=kind.architecture,
         trained_on=trainer.text("lm_name"),
         trained_layer=layer,
         hook_name=hook_name,
         hook_point=point,
         warnings=warnings,
-        account=account,
+        settled=[(cfg, TOP, ""), (trainer, TRAINER, "trainer."), (buffer, BUFFER, "buffer.")],
+        left={name: _LEFT[name] for name in kind.ignored if not (name == "k" and k)},
         unit_decoder=kind.unit_decoder,
     )
 
@@ -215,7 +204,7 @@ def _hook(trainer: Config, buffer: Config, origin: Origin) -> tuple[str | None, 
     """
     side = buffer.text("io") or "out"
     if side not in ("in", "out"):
-        raise SAEUnsupportedError(f"the buffer's io {side[:60]}", check="config.io", key="io")
+        raise buffer.unsupported("io")
     model = trainer.text("lm_name")
     folder = next((part for part in reversed(origin.parts) if _SITE.fullmatch(part)), None)
     names = [name for name in (trainer.text("submodule_name"), folder) if name]
@@ -234,3 +223,9 @@ def _input_of(name: str) -> str:
         return f"{name}.input"
     module = {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".self_attn"}.get(match[1])
     return f"the input of {name}" if module is None else f"model.layers.{match[2]}{module}.input"
+
+
+_ARCHITECTURES = tuple(dict.fromkeys(each.architecture for each in _CLASSES.values()))
+FORMAT = Format(
+    "dictionary_learning", NAMING, _ARCHITECTURES, recognise, read, ("ae.pt", "ae.safetensors", "config.json")
+)

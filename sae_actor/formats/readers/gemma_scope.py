@@ -13,17 +13,15 @@ import math
 import re
 
 from ...domain.refs import HookPoint
-from ..assembly import Alias, Names, Sizes, assemble, layout, side
+from ..assembly import Alias, Names, assemble, layout, sizes_of
 from ..file_names import Naming
 from ..files import Origin, SaeFiles
+from ..format import Format
 from ..hook_names import parse_hook
 from ..layout import Layout, Recipe
 
-NAME = "gemma_scope"
 WEIGHTS = "params.npz"
 NAMING = Naming((WEIGHTS,))
-FILES = NAMING.files
-ARCHITECTURES = ("jumprelu", "jumprelu_transcoder")
 
 _NAMES: Names = {
     "W_enc": tuple(map(Alias, ("W_enc", "w_enc", "Wenc", "wenc", "W_e", "w_e"))),
@@ -51,11 +49,11 @@ def recognise(files: SaeFiles) -> bool:
 
 def read(files: SaeFiles) -> Layout:
     file = files.tensors(WEIGHTS)
-    d_in, d_sae = side(file, _NAMES, "W_enc", 0), side(file, _NAMES, "W_enc", 1)
-    sizes = Sizes(d_in, d_sae, side(file, _NAMES, "W_dec", 1))
+    sizes = sizes_of(file, _NAMES)
     warnings: list[str] = []
     model, site = _release(files.origin)
-    layer = next((int(found[1]) for part in reversed(files.origin.parts) if (found := _LAYER.fullmatch(part))), None)
+    placed = files.origin.named(_LAYER)
+    layer = int(placed[1]) if placed else None
     embedding = "embedding" in files.origin.parts[-3:] and layer is None
     transcoder = site == "transcoders"
     hook_name, point = None, None
@@ -66,7 +64,7 @@ def read(files: SaeFiles) -> Layout:
         point = parse_hook(hook_name)
     else:
         warnings.append(NO_PLACE)
-    scale = math.sqrt(d_in) if embedding else 1.0
+    scale = math.sqrt(sizes.d_in) if embedding else 1.0
     return layout(
         file,
         assemble(file, _NAMES, sizes, optional=("scaling_factor",)),
@@ -78,7 +76,6 @@ def read(files: SaeFiles) -> Layout:
             heads=site == "att",
         ),
         sizes,
-        format=NAME,
         architecture="jumprelu_transcoder" if transcoder else "jumprelu",
         trained_on=model,
         trained_layer=layer,
@@ -92,8 +89,11 @@ def read(files: SaeFiles) -> Layout:
 
 def _release(origin: Origin) -> tuple[str | None, str | None]:
     """Model and site, by the name of the repository or of a folder that is called like it."""
-    for name in (*(origin.repository_id or "").split("/"), *reversed(origin.parts)):
-        if match := _REPOSITORY.fullmatch(name):
-            size, tuned, site = match.groups()
-            return f"gemma-2-{size}" + ("-it" if tuned == "it" else ""), site
-    return None, None
+    match = origin.named(_REPOSITORY)
+    if match is None:
+        return None, None
+    size, tuned, site = match.groups()
+    return f"gemma-2-{size}" + ("-it" if tuned == "it" else ""), site
+
+
+FORMAT = Format("gemma_scope", NAMING, ("jumprelu", "jumprelu_transcoder"), recognise, read)

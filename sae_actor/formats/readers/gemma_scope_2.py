@@ -12,19 +12,17 @@ import re
 
 from ...domain.refs import HookPoint
 from ...errors import SAEInvalidError, SAEUnsupportedError
-from ..assembly import Alias, Names, Sizes, assemble, layout, side
+from ..assembly import Alias, Names, assemble, layout, sizes_of
 from ..config import Config
 from ..file_names import Naming
 from ..files import SaeFiles
-from ..hook_names import parse_hook, parse_layer
+from ..format import Format
+from ..hook_names import parse_hook
 from ..layout import Layout, Recipe
-from ..settings.keys import Account, Keys
+from ..settings.keys import Keys
 
-NAME = "gemma_scope_2"
 WEIGHTS = "params.safetensors"
 NAMING = Naming((WEIGHTS,), (("config.json",),))
-FILES = NAMING.files
-ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
 _NAMES: Names = {
     "W_enc": (Alias("w_enc"),),
@@ -71,7 +69,7 @@ def read(files: SaeFiles) -> Layout:
         raise SAEUnsupportedError("a cross-layer transcoder writes at several layers", architecture="clt")
     if cfg.text("architecture") not in (None, "jump_relu", "jumprelu"):
         raise SAEUnsupportedError(f"architecture {cfg.text('architecture')}")
-    sizes = Sizes(*(side(file, _NAMES, name, axis) for name, axis in (("W_enc", 0), ("W_enc", 1), ("W_dec", 1))))
+    sizes = sizes_of(file, _NAMES)
     width = cfg.count("width") if isinstance(cfg.values.get("width"), int | float) else None
     if width is not None and width != sizes.d_sae:
         raise SAEInvalidError(f"config.json: width is {width}, the tensors have {sizes.d_sae}", check="shape")
@@ -99,22 +97,18 @@ def read(files: SaeFiles) -> Layout:
     warnings = () if point else ("the files do not say a known hook point",)
     if name_out and transcoder and out is None:
         warnings = (*warnings, f"the hook {name_out[:100]} is no known hook point")
-    account = Account()
-    account.settle(cfg, KEYS)
     return layout(
         file,
         assemble(file, _NAMES, sizes, optional=("W_skip",)),
         Recipe(activation="jumprelu", norm_output=not transcoder, heads=point is not None and point.kind == "attn_z"),
         sizes,
-        format=NAME,
         architecture="jumprelu" + ("_skip" if skip else "") + ("_transcoder" if transcoder else ""),
         trained_on=model,
-        trained_layer=parse_layer(name_in),
         hook_name=name_in,
         hook_point=point,
         hook_point_out=out,
         warnings=warnings,
-        account=account,
+        settled=[(cfg, KEYS, "")],
     )
 
 
@@ -138,7 +132,9 @@ def _model(cfg: Config, files: SaeFiles) -> str | None:
     if name:
         name = name.replace("-v3-", "-3-")
         return name if "/" in name else f"google/{name}"
-    for part in (*(files.origin.repository_id or "").split("/"), *reversed(files.origin.parts)):
-        if match := _REPOSITORY.fullmatch(part):
-            return f"google/gemma-3-{match[1]}-{match[2]}"
-    return None
+    match = files.origin.named(_REPOSITORY)
+    return f"google/gemma-3-{match[1]}-{match[2]}" if match else None
+
+
+_ARCHITECTURES = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+FORMAT = Format("gemma_scope_2", NAMING, _ARCHITECTURES, recognise, read)

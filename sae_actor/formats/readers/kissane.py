@@ -11,14 +11,12 @@ from ...errors import SAEInvalidError
 from ..assembly import Alias, Names, Sizes, assemble, layout
 from ..file_names import Naming
 from ..files import SaeFiles
-from ..hook_names import parse_hook, parse_layer
+from ..format import Format
+from ..hook_names import parse_hook
 from ..layout import Layout, Recipe
-from ..settings.keys import DATA, LOGGING, MACHINE, NO_INITIAL, STORED_TYPE, TRAINING, Account, Keys, Refused, left
+from ..settings.keys import DATA, LOGGING, MACHINE, NO_INITIAL, STORED_TYPE, TRAINING, Keys, Refused, left
 
-NAME = "kissane"
 NAMING = Naming(("*.pt", "*.safetensors"), (("{stem}_cfg.json",),), needs_config=True, one_per_file=True)
-FILES = NAMING.files
-ARCHITECTURES = ("standard",)
 
 _FILE = re.compile(r"(.+)\.(?:pt|safetensors)")
 _NAMES: Names = {name: (Alias(name),) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -62,9 +60,7 @@ def read(files: SaeFiles) -> Layout:
         raise SAEInvalidError(f"{len(found)} SAEs are in this folder, name one file", check="ambiguous")
     cfg = files.config(_config(found[0]))
     KEYS.refuse(cfg)
-    d_in, d_sae = cfg.count("act_size"), cfg.count("dict_size")
-    if d_in is None or d_sae is None:
-        raise SAEInvalidError(f"{cfg.where} does not say act_size and dict_size", check="config.act_size")
+    d_in, d_sae = cfg.needed("act_size"), cfg.needed("dict_size")
     file = files.tensors(found[0])
     sizes = Sizes(d_in, d_sae, d_in)
     hook_name = cfg.text("act_name")
@@ -73,24 +69,22 @@ def read(files: SaeFiles) -> Layout:
     layer = cfg.count("layer", least=0)
     if layer is not None and point is not None and layer != point.layer:
         warnings.append(f"layer is {layer}, act_name says {point.layer}: the name counts")
-    account = Account()
-    account.settle(cfg, KEYS)
-    account.extras(file)
     return layout(
         file,
         assemble(file, _NAMES, sizes),
         Recipe(subtract_b_dec=True, heads=True),
         sizes,
-        format=NAME,
         architecture="standard",
         trained_on=cfg.text("model_name"),
-        trained_layer=parse_layer(hook_name),
         hook_name=hook_name,
         hook_point=point,
         warnings=warnings,
-        account=account,
+        settled=[(cfg, KEYS, "")],
     )
 
 
 def _config(name: str) -> str:
     return f"{name.rpartition('.')[0]}_cfg.json"
+
+
+FORMAT = Format("kissane", NAMING, ("standard",), recognise, read)

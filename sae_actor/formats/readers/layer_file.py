@@ -16,26 +16,25 @@ from __future__ import annotations
 
 import re
 
+import yaml  # type: ignore[import-untyped]  # has no types; comes with huggingface_hub
+
 from ...domain.refs import HookPoint
 from ...errors import SAEInvalidError, SAEUnsupportedError
-from ..assembly import Alias, Names, Sizes, assemble, check_k, layout, side
+from ..assembly import Alias, Names, assemble, check_k, layout, sizes_of
 from ..config import Config
 from ..file_names import Naming
 from ..files import SaeFiles
+from ..format import Format
 from ..headers import TensorFile, scalar
 from ..hook_names import parse_hook
 from ..layout import Activation, Layout, Recipe
-from ..settings.keys import DATA, LOGGING, MACHINE, STORED_TYPE, TRAINING, Account, Keys, left
-from ..yaml_config import yaml_config
+from ..settings.keys import DATA, LOGGING, MACHINE, STORED_TYPE, TRAINING, Keys, left
 
-NAME = "layer_file"
 NAMING = Naming(
     ("layer_#.safetensors",),
     (("config.yaml",), ("wandb-config.yaml", "wanb-config.yaml")),
     one_per_file=True,
 )
-FILES = NAMING.files
-ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
 _FILE = re.compile(r"layer_(\d{1,3})\.safetensors")
 _NAMES: Names = {
@@ -119,7 +118,7 @@ def read(files: SaeFiles) -> Layout:
         raise SAEUnsupportedError(
             f"config.yaml: model_kind {kind[:60]}", check="config.model_kind", architecture=kind[:60]
         )
-    sizes = Sizes(side(file, _NAMES, "W_enc", 0), side(file, _NAMES, "W_enc", 1), side(file, _NAMES, "W_dec", 1))
+    sizes = sizes_of(file, _NAMES)
     for key, size in (("d_model", sizes.d_in), ("d_feature", sizes.d_sae)):
         if run.count(key) not in (None, size):
             raise SAEInvalidError(f"{run.where}: {key} is {run.count(key)}, the tensors have {size}", check="shape")
@@ -129,9 +128,6 @@ def read(files: SaeFiles) -> Layout:
     warnings: list[str] = []
     hook_name, point = _place((config, run), "feature_input_hook", layer, model, warnings)
     _, out = _place((config, run), "feature_output_hook", layer, model, warnings)
-    account = Account()
-    account.settle(config, SET)
-    account.settle(run, RUN, f"{run.where}: ")
     jumps, skips = activation == "jumprelu", "W_skip" in file
     return layout(
         file,
@@ -145,7 +141,6 @@ def read(files: SaeFiles) -> Layout:
         ),
         Recipe(activation=activation, k=k, norm_output=False),
         sizes,
-        format=NAME,
         architecture=("jumprelu_" if jumps else "") + ("skip_" if skips else "") + "transcoder",
         trained_on=model,
         trained_layer=layer,
@@ -153,15 +148,24 @@ def read(files: SaeFiles) -> Layout:
         hook_point=point,
         hook_point_out=out,
         warnings=warnings,
-        account=account,
+        settled=[(config, SET, ""), (run, RUN, f"{run.where}: ")],
         never_negative=("threshold",),
     )
 
 
 def _yaml(files: SaeFiles, *names: str) -> Config:
-    """The first of `names` that is there; without one, a config that says nothing."""
+    """The mapping in the first of `names` that is there; without one, a config that says nothing. Plain data only, and
+    no aliases: ten lines of them fill a memory."""
     name = files.first(*names)
-    return Config({}, names[0], absent=True) if name is None else yaml_config(files.text(name), name)
+    if name is None:
+        return Config({}, names[0], absent=True)
+    text = files.text(name)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise SAEInvalidError(f"{name} has aliases", check="config", file=name)
+        return Config(yaml.safe_load(text), name)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SAEInvalidError(f"{name} is not valid YAML: {str(error)[:120]}", check="config", file=name) from None
 
 
 def _plain(run: Config) -> Config:
@@ -181,7 +185,7 @@ def _activation(file: TensorFile, config: Config, run: Config) -> Activation:
     found: set[Activation] = set()
     for part, key, name in said:
         if name.lower() not in _ACTIVATIONS:
-            raise SAEUnsupportedError(f"{part.where}: {key} {name[:60]}", check=f"config.{key}", key=key)
+            raise part.unsupported(key)
         found.add(_ACTIVATIONS[name.lower()])
     if len(found | ({stored} if stored else set())) > 1 or (jumps and chooses) or ("jumprelu" in found and not jumps):
         names = ", ".join(sorted({*(name for _, _, name in said), *([stored] if stored else [])}))
@@ -227,7 +231,9 @@ def _place(
 def _model(files: SaeFiles, config: Config, run: Config) -> str | None:
     if found := config.text("model_name") or run.text("model_name"):
         return found
-    for part in ((files.origin.repository_id or "").rpartition("/")[2], *reversed(files.origin.parts)):
-        if match := _REPOSITORY.fullmatch(part):
-            return f"Qwen/Qwen3-{match[1]}B"
-    return None
+    match = files.origin.named(_REPOSITORY)
+    return f"Qwen/Qwen3-{match[1]}B" if match else None
+
+
+_ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+FORMAT = Format("layer_file", NAMING, _ARCHITECTURES, recognise, read)

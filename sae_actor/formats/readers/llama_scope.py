@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Mapping
 
-from ...errors import SAEInvalidError, SAEUnsupportedError
-from ..assembly import MATH, Sizes, assemble, layout
+from ...errors import SAEInvalidError
+from ..assembly import MATH, Names, Sizes, assemble, layout
 from ..config import Config
 from ..file_names import Naming
 from ..files import Origin, SaeFiles
+from ..format import Format
 from ..headers import TensorFile
-from ..hook_names import parse_hook, parse_layer
+from ..hook_names import parse_hook
 from ..layout import Activation, Layout, Recipe
-from ..settings.keys import DATA, LOGGING, MACHINE, NO_INITIAL, STORED_TYPE, TRAINING, Account, Keys, Refused, left
+from ..settings.keys import DATA, LOGGING, MACHINE, NO_INITIAL, STORED_TYPE, TRAINING, Keys, Refused, left
 
-NAME = "llama_scope"
 WEIGHTS = "checkpoints/final.safetensors"
 CONFIG = "hyperparams.json"
 NAMING = Naming((WEIGHTS,), ((CONFIG,),), needs_config=True)
-FILES = NAMING.files
 ARCHITECTURES = ("jumprelu", "standard", "jumprelu_transcoder", "transcoder")
 
 KEYS = Keys(
@@ -70,7 +70,8 @@ NORMS = Keys(
     heeded={"in": "", "out": "an SAE of one place: that of its input"},
 )
 
-_MODEL = re.compile(r"(?:Llama3_1|Llama-3\.1)-8B(-Base|-Instruct)?-L")
+NORM = "dataset_average_activation_norm"
+_MODEL = re.compile(r"(?:Llama3_1|Llama-3\.1)-8B(-Base|-Instruct)?-L.*")
 
 
 def recognise(files: SaeFiles) -> bool:
@@ -80,74 +81,87 @@ def recognise(files: SaeFiles) -> bool:
 def read(files: SaeFiles) -> Layout:
     cfg = files.config(CONFIG)
     KEYS.refuse(cfg)
-    d_in = _needed(cfg, "d_model")
-    d_sae = width(cfg, d_in) or _needed(cfg, "d_sae")
-    sizes = Sizes(d_in, d_sae, d_in)
+    sizes = sizes_said(cfg)
     scaled = is_scaled(cfg)
-    norms = cfg.section("dataset_average_activation_norm") if scaled else Config({}, CONFIG, absent=True)
-    name_in, name_out = cfg.text("hook_point_in"), cfg.text("hook_point_out")
-    transcoder = name_out is not None and name_out != name_in
-    scale_in, scale_out = scales(scaled, norms.positive("in"), norms.positive("out") or norms.positive("in"), sizes)
-    activation = activation_of(cfg)
+    norms = cfg.section(NORM) if scaled else Config({}, CONFIG, absent=True)
+    scale = scales(scaled, norms.positive("in"), norms.positive("out") or norms.positive("in"), sizes)
     threshold = None
-    if activation == "jumprelu":
+    if activation_of(cfg) == "jumprelu":
         value = cfg.number("jump_relu_threshold")
         if value is None:
             raise SAEInvalidError(f"{CONFIG} does not say jump_relu_threshold", check="config.jump_relu_threshold")
-        threshold = value / scale_out
-    file = files.tensors(WEIGHTS)
-    biased = has_bias(cfg, file)
-    point = parse_hook(name_in, transcoder_input=transcoder)
-    subtract = cfg.boolean("apply_decoder_bias_to_pre_encoder", default=False)
+        threshold = value / scale[1]
+    name_in = cfg.text("hook_point_in")
+    unknown = () if parse_hook(name_in) else (f"the hook {str(name_in)[:100]} is no known hook point",)
+    return layout_of(
+        cfg,
+        files.tensors(WEIGHTS),
+        sizes,
+        scale=scale,
+        norms=norms,
+        threshold=threshold,
+        trained_on=_model(files.origin),
+        warnings=unknown,
+    )
+
+
+def layout_of(
+    cfg: Config,
+    file: TensorFile,
+    sizes: Sizes,
+    *,
+    scale: tuple[float, float],
+    norms: Config,
+    names: Names = MATH,
+    threshold: float | None = None,
+    trained_on: str | None,
+    warnings: tuple[str, ...],
+    left: Mapping[str, str] = {},
+    ignored: Collection[str] = (),
+) -> Layout:
+    """What the library's settings mean, wherever its weights and norms are; `ignored`, `left` as in `assembly`."""
+    name_in, name_out = cfg.text("hook_point_in"), cfg.text("hook_point_out")
+    transcoder = name_out is not None and name_out != name_in
+    activation, biased = activation_of(cfg), has_bias(cfg, file)
     of_norm = activation == "jumprelu" and cfg.boolean("sparsity_include_decoder_norm", default=True)
-    account = Account()
-    account.settle(cfg, KEYS)
-    account.settle(norms, NORMS, "dataset_average_activation_norm.")
+    recipe = Recipe(
+        activation=activation,
+        subtract_b_dec=cfg.boolean("apply_decoder_bias_to_pre_encoder", default=False),
+        scale_in=scale[0],
+        scale_out=scale[1],
+        threshold=threshold,
+        threshold_of_norm=of_norm,
+    )
+    jumps, plain = ("jumprelu_", "jumprelu") if activation == "jumprelu" else ("", "standard")
     return layout(
         file,
-        assemble(file, MATH, sizes, optional=() if biased else ("b_dec",)),
-        Recipe(
-            activation=activation,
-            subtract_b_dec=subtract,
-            scale_in=scale_in,
-            scale_out=scale_out,
-            threshold=threshold,
-            threshold_of_norm=of_norm,
-        ),
+        assemble(file, names, sizes, optional=() if biased else ("b_dec",), ignored=ignored),
+        recipe,
         sizes,
-        format=NAME,
-        architecture=architecture_of(activation, transcoder),
-        trained_on=_model(files.origin),
-        trained_layer=parse_layer(name_in),
+        architecture=f"{jumps}transcoder" if transcoder else plain,
+        trained_on=trained_on,
         hook_name=name_in,
-        hook_point=point,
+        hook_point=parse_hook(name_in, transcoder_input=transcoder),
         hook_point_out=parse_hook(name_out) if transcoder else None,
-        warnings=() if point else (f"the hook {str(name_in)[:100]} is no known hook point",),
-        account=account,
+        warnings=warnings,
+        settled=[(cfg, KEYS, ""), (norms, NORMS, f"{NORM}.")],
+        left=left,
         unit_decoder=of_norm,
     )
 
 
-def _needed(cfg: Config, key: str) -> int:
-    value = cfg.count(key)
-    if value is None:
-        raise SAEInvalidError(f"{cfg.where} does not say {key}", check=f"config.{key}")
-    return value
-
-
-def width(cfg: Config, d_in: int) -> int | None:
-    """d_sae, or what the factor of expansion comes to where there is none."""
-    if found := cfg.count("d_sae"):
-        return found
-    factor = cfg.positive("expansion_factor")
-    return round(d_in * factor) if factor else None
+def sizes_said(cfg: Config) -> Sizes:
+    """d_sae: as said, or what the factor of expansion comes to."""
+    d_in = cfg.needed("d_model")
+    d_sae = cfg.count("d_sae") or round(d_in * (cfg.positive("expansion_factor") or 0)) or cfg.needed("d_sae")
+    return Sizes(d_in, d_sae, d_in)
 
 
 def is_scaled(cfg: Config) -> bool:
     """Whether the mean norms of the dataset are divided out."""
     kind = cfg.text("norm_activation")
     if kind not in (None, "none", "inference", "dataset-wise"):
-        raise SAEUnsupportedError(f"norm_activation {kind[:60]}", check="config.norm_activation", key="norm_activation")
+        raise cfg.unsupported("norm_activation")
     return kind in (None, "dataset-wise")
 
 
@@ -166,27 +180,20 @@ def scales(scaled: bool, norm_in: float | None, norm_out: float | None, sizes: S
     if not scaled:
         return 1.0, 1.0
     if norm_in is None or norm_out is None:
-        raise SAEInvalidError("the mean norm of the dataset is missing", check="config.dataset_average_activation_norm")
+        raise SAEInvalidError("the mean norm of the dataset is missing", check=f"config.{NORM}")
     return math.sqrt(sizes.d_in) / norm_in, norm_out / math.sqrt(sizes.d_out)
 
 
 def activation_of(cfg: Config) -> Activation:
     name = (cfg.text("act_fn") or "jumprelu").lower()
     if name not in ("jumprelu", "relu"):
-        raise SAEUnsupportedError(
-            f"act_fn {name[:60]} of a checkpoint in training", check="config.act_fn", key="act_fn"
-        )
+        raise cfg.unsupported("act_fn", " of a checkpoint in training")
     return "jumprelu" if name == "jumprelu" else "relu"
 
 
-def architecture_of(activation: Activation, transcoder: bool) -> str:
-    if transcoder:
-        return "jumprelu_transcoder" if activation == "jumprelu" else "transcoder"
-    return "jumprelu" if activation == "jumprelu" else "standard"
-
-
 def _model(origin: Origin) -> str | None:
-    for part in (*reversed(origin.parts), (origin.repository_id or "").rpartition("/")[2]):
-        if match := _MODEL.match(part):
-            return "meta-llama/Llama-3.1-8B" + ("-Instruct" if match[1] == "-Instruct" else "")
-    return None
+    match = origin.named(_MODEL)
+    return "meta-llama/Llama-3.1-8B" + ("-Instruct" if match[1] == "-Instruct" else "") if match else None
+
+
+FORMAT = Format("llama_scope", NAMING, ARCHITECTURES, recognise, read)

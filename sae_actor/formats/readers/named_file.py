@@ -1,4 +1,10 @@
-"""Releases of one file, called after the model and the layer whose output it was trained on."""
+"""Releases of one file at the repository's root: torch.nn.Linear names, ReLU, b_dec not subtracted.
+
+Model and layer are in the file's name alone, and it is the output of that layer:
+
+    goodfire       Llama-3.1-8B-Instruct-SAE-l19.pth
+    deepseek_r1    DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt      (qresearch)
+"""
 
 from __future__ import annotations
 
@@ -7,8 +13,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ...domain.refs import HookPoint
-from ..assembly import Names, Sizes, assemble, layout, side
+from ..assembly import MATH, Alias, Names, assemble, layout, sizes_of
+from ..file_names import Naming
 from ..files import Origin, SaeFiles
+from ..format import Format
 from ..layout import Layout, Recipe
 
 _NAME = re.compile(r"(?P<model>.+)-SAE-l(?P<layer>\d{1,3})")
@@ -42,22 +50,66 @@ def named_residual(file_name: str, origin: Origin, organisations: Mapping[str, s
     return Place(model, f"blocks.{layer}.hook_resid_post", HookPoint("resid_post", layer), ())
 
 
-def read_residual(
-    files: SaeFiles, pattern: re.Pattern[str], names: Names, *, format: str, organisations: Mapping[str, str]
-) -> Layout:
-    """The layout of a standard SAE in the one file whose name matches, all else being said by that name."""
-    file = files.tensors(files.one(pattern))
-    sizes = Sizes(side(file, names, "W_enc", 0), side(file, names, "W_enc", 1), side(file, names, "W_dec", 1))
-    place = named_residual(file.name, files.origin_of(file), organisations)
-    return layout(
-        file,
-        assemble(file, names, sizes),
-        Recipe(),
-        sizes,
-        format=format,
-        architecture="standard",
-        trained_on=place.model,
-        hook_name=place.hook_name,
-        hook_point=place.hook_point,
-        warnings=place.warnings,
-    )
+def _format(
+    name: str,
+    pattern: str,
+    names: Names,
+    naming: Naming,
+    patterns: tuple[str, ...],
+    *,
+    publishers: Mapping[str, str],
+    held: tuple[str, ...],
+    without: tuple[str, ...] = (),
+) -> Format:
+    """A standard SAE in the one file that `pattern` matches and that holds the tensors `held`; there is no settings
+    file of the names in `without`."""
+    file_name = re.compile(pattern)
+
+    def recognise(files: SaeFiles) -> bool:
+        return files.first(*without) is None and files.holds(file_name, *held)
+
+    def read(files: SaeFiles) -> Layout:
+        file = files.tensors(files.one(file_name))
+        sizes = sizes_of(file, names)
+        place = named_residual(file.name, files.origin_of(file), publishers)
+        return layout(
+            file,
+            assemble(file, names, sizes),
+            Recipe(),
+            sizes,
+            architecture="standard",
+            trained_on=place.model,
+            hook_name=place.hook_name,
+            hook_point=place.hook_point,
+            warnings=place.warnings,
+        )
+
+    return Format(name, naming, ("standard",), recognise, read, patterns)
+
+
+FORMATS = (
+    _format(
+        "goodfire",
+        r".+\.(?:pt|pth|safetensors)",
+        {
+            "W_enc": (Alias("encoder_linear.weight", transposed=True),),
+            "b_enc": (Alias("encoder_linear.bias"),),
+            "W_dec": (Alias("decoder_linear.weight", transposed=True),),
+            "b_dec": (Alias("decoder_linear.bias"),),
+        },
+        Naming(("Llama-*-SAE-l#.pth", "Llama-*-SAE-l#.pt", "Llama-*-SAE-l#.safetensors"), one_per_file=True),
+        ("*-SAE-l*.pth", "*-SAE-l*.pt", "*-SAE-l*.safetensors"),
+        publishers={"Llama": "meta-llama"},
+        held=("encoder_linear.weight", "decoder_linear.weight"),
+    ),
+    _format(
+        "deepseek_r1",
+        r"(?:.*[-_.])?l\d{1,3}\.(?:pt|safetensors)",
+        {name: aliases[1:] for name, aliases in MATH.items()},
+        Naming(("DeepSeek-R1-*-l#.pt", "DeepSeek-R1-*-l#.safetensors"), one_per_file=True),
+        ("*-l*.pt", "*-l*.safetensors"),
+        publishers={"DeepSeek": "deepseek-ai"},
+        held=("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
+        without=("cfg.json", "config.json", "hyperparams.json"),
+    ),
+)

@@ -12,15 +12,13 @@ from ...errors import SAEInvalidError, SAEUnsupportedError
 from ..assembly import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from ..file_names import Naming
 from ..files import Origin, SaeFiles
+from ..format import Format
 from ..headers import TensorFile
-from ..hook_names import parse_hook, parse_layer
+from ..hook_names import parse_hook
 from ..layout import Layout, Recipe
-from ..settings.keys import TRAINING, Account, left
+from ..settings.keys import TRAINING, left
 
-NAME = "openai"
 NAMING = Naming(("autoencoders/#.pt", "autoencoders/#.safetensors"), one_per_file=True)
-FILES = ("*.pt", "*.safetensors")
-ARCHITECTURES = ("standard", "topk")
 
 _FILE = re.compile(r".+\.(?:pt|safetensors)")
 _LAYER = re.compile(r"(\d{1,3})\.(?:pt|safetensors)")
@@ -57,9 +55,6 @@ def read(files: SaeFiles) -> Layout:
     activation, k = _activation(file, sizes)
     hook_name = _hook_name(files.origin_of(file), file.name)
     point = parse_hook(hook_name)
-    account = Account()
-    account.tensors(file, _STATISTICS)
-    account.extras(file, ("activation", "activation_state_dict"))
     return layout(
         file,
         assemble(file, _NAMES, sizes, ignored=_STATISTICS),
@@ -70,14 +65,13 @@ def read(files: SaeFiles) -> Layout:
             row_norm="none" if k is None else "layer_norm",
         ),
         sizes,
-        format=NAME,
         architecture=activation,
         trained_on="gpt2" if point else None,
-        trained_layer=parse_layer(hook_name),
         hook_name=hook_name,
         hook_point=point,
         warnings=() if point else ("the place in the model is in the path alone, which is not known here",),
-        account=account,
+        left=_STATISTICS,
+        extras=("activation", "activation_state_dict"),
     )
 
 
@@ -107,3 +101,6 @@ def _hook_name(origin: Origin, name: str) -> str | None:
         return None
     site = _LOCATIONS.get(_VERSION.sub("", origin.parts[-2]))
     return f"blocks.{layer[1]}.{site}" if site else None
+
+
+FORMAT = Format("openai", NAMING, ("standard", "topk"), recognise, read, ("*.pt", "*.safetensors"))

@@ -11,15 +11,13 @@ import re
 
 from ...domain.refs import HookPoint
 from ...errors import SAEInvalidError
-from ..assembly import Alias, Names, Sizes, assemble, check_k, layout, side
+from ..assembly import Alias, Names, assemble, check_k, layout, sizes_of
 from ..file_names import Naming
 from ..files import Origin, SaeFiles
+from ..format import Format
 from ..layout import Layout, Recipe
 
-NAME = "qwen_scope"
 NAMING = Naming(("layer#.sae.pt", "layer#.sae.safetensors"), one_per_file=True)
-FILES = NAMING.files
-ARCHITECTURES = ("topk",)
 
 _FILE = re.compile(r"layer(\d{1,3})\.sae\.(?:pt|safetensors)")
 _REPOSITORY = re.compile(r"SAE-Res-(?P<model>.+)-W\d+K-L0_(?P<k>\d{1,5})")
@@ -41,26 +39,26 @@ def read(files: SaeFiles) -> Layout:
     match = _FILE.fullmatch(name)
     assert match is not None
     layer = int(match[1])
-    sizes = Sizes(side(file, _NAMES, "W_enc", 0), side(file, _NAMES, "W_enc", 1), side(file, _NAMES, "W_dec", 1))
+    sizes = sizes_of(file, _NAMES)
     model, k = _release(files.origin_of(file))
     return layout(
         file,
         assemble(file, _NAMES, sizes),
         Recipe(activation="topk", k=check_k(k, sizes.d_sae, name)),
         sizes,
-        format=NAME,
         architecture="topk",
         trained_on=f"Qwen/{model}",
-        trained_layer=layer,
         hook_name=f"model.layers.{layer}",
         hook_point=HookPoint("resid_post", layer),
     )
 
 
 def _release(origin: Origin) -> tuple[str, int]:
-    for part in ((origin.repository_id or "").rpartition("/")[2], *reversed(origin.parts)):
-        if match := _REPOSITORY.fullmatch(part):
-            return match["model"], int(match["k"])
-    raise SAEInvalidError(
-        "k is in the repository's name alone (SAE-Res-…-L0_k), which is not known here: give repository_id", check="k"
-    )
+    match = origin.named(_REPOSITORY)
+    if match is None:
+        why = "k is in the repository's name alone (SAE-Res-…-L0_k), which is not known here: give repository_id"
+        raise SAEInvalidError(why, check="k")
+    return match["model"], int(match["k"])
+
+
+FORMAT = Format("qwen_scope", NAMING, ("topk",), recognise, read)

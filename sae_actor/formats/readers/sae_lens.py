@@ -12,7 +12,6 @@ config are those of the training run and are not read.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TypeVar
 
 from ...domain.refs import HookPoint
@@ -21,10 +20,10 @@ from ..assembly import MATH, Alias, Names, Sizes, assemble, check_k, layout, sid
 from ..config import Config
 from ..file_names import Naming
 from ..files import SaeFiles
+from ..format import Format
 from ..headers import TensorFile
 from ..hook_names import agree, parse_hook, parse_layer
 from ..layout import Activation, Layout, Recipe, RowNorm
-from ..settings.keys import Account
 from ..settings.processed import CENTRED, MAYBE_CENTRED, Processed
 from ..settings.sae_lens_keys import ACTIVATION, METADATA, MODEL, TOP
 from . import llama_scope_r1
@@ -32,7 +31,6 @@ from .kissane import VALUE_BIAS
 
 _T = TypeVar("_T")
 
-NAME = "sae_lens"
 WEIGHTS = "sae_weights.safetensors"
 NAMING = Naming(
     (WEIGHTS,),
@@ -40,7 +38,6 @@ NAMING = Naming(
     needs_config=True,
     agrees=lambda settings: not llama_scope_r1.NAMING.agrees(settings),
 )
-FILES = NAMING.files
 
 _ACTIVATIONS: dict[str, Activation] = {
     "standard": "relu",
@@ -53,7 +50,6 @@ _ACTIVATIONS: dict[str, Activation] = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-ARCHITECTURES = tuple(_ACTIVATIONS)
 
 _REFUSED = {
     "batchtopk": "is a training checkpoint; save it for inference, which makes it a jumprelu SAE",
@@ -150,13 +146,16 @@ def read(files: SaeFiles) -> Layout:
     point_out = (
         _hook_point_out(cfg, meta, hook_name, point=point, model=model, warnings=warnings) if transcoder else None
     )
-    weights = assemble(file, names, sizes, optional=("scaling_factor",))
+    settled = [(cfg, TOP, ""), (meta, METADATA, "metadata.")]
+    for part, at in zip(kwargs, ("metadata.", ""), strict=True):
+        settled.append((part, MODEL, f"{at}model_from_pretrained_kwargs."))
+    if legacy:
+        settled.append((cfg.section("activation_fn_kwargs"), ACTIVATION, "activation_fn_kwargs."))
     return layout(
         file,
-        weights,
+        assemble(file, names, sizes, optional=("scaling_factor",)),
         recipe,
         sizes,
-        format=NAME,
         architecture=architecture,
         trained_on=model,
         trained_layer=point.layer if point else _first(parse_layer(hook_name), layer),
@@ -165,7 +164,7 @@ def read(files: SaeFiles) -> Layout:
         hook_point_out=point_out,
         norms_folded=folded,
         warnings=warnings,
-        account=_account(cfg, meta, kwargs, legacy),
+        settled=settled,
         prepend_bos=prepend_bos,
         ones_only=() if tuned else ("scaling_factor",),
     )
@@ -218,9 +217,7 @@ def _names(architecture: str) -> Names:
 
 
 def _sizes(cfg: Config, file: TensorFile, names: Names, architecture: str) -> Sizes:
-    d_in = cfg.same_count(("d_in", "d_model", "input_dim", "activation_dim"))
-    if d_in is None:
-        raise SAEInvalidError(f"{cfg.where} does not say d_in", check="config.d_in")
+    d_in = cfg.needed("d_in", "d_model", "input_dim", "activation_dim")
     d_sae = cfg.same_count(("d_sae", "dict_size", "hidden_dim", "d_hidden", "num_latents", "n_features"))
     if d_sae is None:
         factor = cfg.count("expansion_factor")
@@ -294,17 +291,6 @@ def _hook_point_out(
     return None
 
 
-def _account(cfg: Config, meta: Config, kwargs: Sequence[Config], legacy: bool) -> Account:
-    account = Account()
-    account.settle(cfg, TOP)
-    account.settle(meta, METADATA, "metadata.")
-    for part, at in zip(kwargs, ("metadata.", ""), strict=True):
-        account.settle(part, MODEL, f"{at}model_from_pretrained_kwargs.")
-    if legacy:
-        account.settle(cfg.section("activation_fn_kwargs"), ACTIVATION, "activation_fn_kwargs.")
-    return account
-
-
 def _heads(cfg: Config, hook_name: str | None) -> bool:
     reshape = cfg.text("reshape_activations")
     if reshape not in (None, "none", "hook_z"):
@@ -332,3 +318,6 @@ def _count_of(cfg: Config, meta: Config, *keys: str) -> int | None:
 
 def _first(value: _T | None, default: _T) -> _T:
     return default if value is None else value
+
+
+FORMAT = Format("sae_lens", NAMING, tuple(_ACTIVATIONS), recognise, read)

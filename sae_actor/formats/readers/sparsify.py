@@ -10,21 +10,19 @@ matter of training.
 
 from __future__ import annotations
 
-from ...errors import SAEInvalidError, SAEUnsupportedError
+from ...errors import SAEInvalidError
 from ..assembly import MATH, Alias, Names, Sizes, assemble, check_k, layout, side
 from ..config import Config
 from ..file_names import Naming
 from ..files import SaeFiles
-from ..hook_names import parse_hook, parse_layer
+from ..format import Format
+from ..hook_names import parse_hook
 from ..layout import Activation, Layout, Recipe
-from ..settings.keys import DATA, LOGGING, MACHINE, NO_INITIAL, TRAINING, Account, Keys, Refused, left
+from ..settings.keys import DATA, LOGGING, MACHINE, NO_INITIAL, TRAINING, Keys, Refused, left
 
-NAME = "sparsify"
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
 NAMING = Naming((WEIGHTS,), ((CONFIG,),), needs_config=True, above=("config.json",))
-FILES = NAMING.files
-ARCHITECTURES = ("topk", "groupmax", "abstopk", "transcoder", "skip_transcoder")
 
 _NAMES: Names = {
     "W_enc": (MATH["W_enc"][1],),
@@ -80,9 +78,7 @@ def read(files: SaeFiles) -> Layout:
     cfg = files.config(CONFIG)
     KEYS.refuse(cfg)
     file = files.tensors(WEIGHTS)
-    d_in = cfg.count("d_in")
-    if d_in is None:
-        raise SAEInvalidError(f"{CONFIG} does not say d_in", check="config.d_in")
+    d_in = cfg.needed("d_in")
     d_sae = cfg.count("num_latents", least=0) or d_in * (cfg.count("expansion_factor") or 0)
     if not d_sae:
         raise SAEInvalidError(f"{CONFIG} says neither num_latents nor expansion_factor", check="config.num_latents")
@@ -99,29 +95,26 @@ def read(files: SaeFiles) -> Layout:
     hook_name = files.folder.name
     point = parse_hook(hook_name, transcoder_input=transcodes, model=model)
     warnings = [] if point else [f"the hook {hook_name[:100]} is no known hook point"]
-    account = Account()
-    account.settle(cfg, KEYS)
+    settled = [(cfg, KEYS, "")]
     if run is not None:
         RUN.refuse(run)
         if (revision := run.text("revision")) not in (None, "main"):
             warnings.append(f"trained on the model's revision {revision[:60]}")
         if run.boolean("load_in_8bit", default=False):
             warnings.append("trained on the model in 8 bits (load_in_8bit)")
-        account.settle(run, RUN, f"{run.where}: ")
+        settled.append((run, RUN, f"{run.where}: "))
     return layout(
         file,
         assemble(file, names, sizes),
         Recipe(activation=activation, k=k, subtract_b_dec=not transcodes, norm_output=not transcodes),
         sizes,
-        format=NAME,
         architecture=("skip_transcoder" if skip else "transcoder") if transcodes else activation,
         trained_on=model,
-        trained_layer=parse_layer(hook_name),
         hook_name=hook_name,
         hook_point=point,
         hook_point_out=parse_hook(hook_name, model=model) if transcodes else None,
         warnings=warnings,
-        account=account,
+        settled=settled,
     )
 
 
@@ -132,5 +125,8 @@ def _activation(cfg: Config) -> Activation:
         return "abstopk" if signed else "topk"
     if name == "groupmax" and not signed:
         return "groupmax"
-    key = "signed" if name == "groupmax" else "activation"
-    raise SAEUnsupportedError(f"{CONFIG}: activation {name[:60]}, signed {signed}", check=f"config.{key}", key=key)
+    key, why = ("signed", f", activation {name}") if name == "groupmax" else ("activation", f", signed {signed}")
+    raise cfg.unsupported(key, why)
+
+
+FORMAT = Format("sparsify", NAMING, ("topk", "groupmax", "abstopk", "transcoder", "skip_transcoder"), recognise, read)

@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import SAEUnsupportedError
 from ..config import Config
 from ..file_names import PICKLES
 from ..headers import TensorFile
@@ -58,11 +57,8 @@ class Keys:
     def refuse(self, cfg: Config) -> None:
         """`SAEUnsupportedError`, by the key's name, where one of `refused` says more than nothing."""
         for key, refused in self.refused.items():
-            value = cfg.get(key)
-            if not refused.is_neutral(value):
-                raise SAEUnsupportedError(
-                    f"{cfg.where}: {key} {str(value)[:60]}: {refused.why}", **{"check": f"config.{key}", "key": key}
-                )
+            if not refused.is_neutral(cfg.get(key)):
+                raise cfg.unsupported(key, f": {refused.why}")
 
 
 class Account:

@@ -6,7 +6,6 @@ Nothing is linked into a snapshot before every file is verified, and what `descr
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from .. import claims as claimed
 from .. import conversion
 from ..claims import Claim, ClaimedFile, Claims
 from ..digests import Stamp
-from ..layout import COMMIT, DIGEST, Repository, blobs_bytes, link_blob, write_durably
+from ..layout import DIGEST, Repository, blobs_bytes, link_blob, refuse_full, write_durably
 from ..protocol import Done, DownloadJob, Placed, Working
 from ..removal import withdraw
 from ..selection import choose, settings_names, target
@@ -121,13 +120,8 @@ class Fetch:
         """HF_HUB_OFFLINE: the commit and files that an earlier download left; their names are their digests."""
         job, repository = self._job, self._repository
         offline = SAEDownloadError("HF_HUB_OFFLINE is set, and the files are not here", reason="offline")
-        commit = job.revision
-        if COMMIT.fullmatch(commit) is None:
-            try:
-                commit = repository.ref(job.revision).read_text().strip()
-            except OSError:
-                raise offline from None
-        if COMMIT.fullmatch(commit) is None or job.force:
+        commit = repository.commit_of(job.revision)
+        if commit is None or job.force:
             raise offline
         files = []
         snapshot = repository.snapshot(commit)
@@ -147,12 +141,7 @@ class Fetch:
             if self._job.force or _size(self._repository.blob(file.digest)) != file.bytes:
                 needed += max(0, file.bytes - (_size(self._repository.partial(file.digest)) or 0))
                 needed += file.bytes if file.path.endswith(PICKLES) else 0  # what it is converted to
-        free = shutil.disk_usage(self._root).free - self._job.reserve_bytes
-        if needed > free:
-            raise DiskFullError(
-                f"The download needs {needed} bytes, and {max(free, 0)} are free for it", reason="no_space",
-                needed_bytes=needed, free_bytes=max(free, 0),
-            )  # fmt: skip
+        refuse_full(self._root, "download", needed, self._job.reserve_bytes)
         if self._job.quota_bytes is not None and needed:
             used = blobs_bytes(self._root)
             if used + needed > self._job.quota_bytes:

@@ -7,16 +7,15 @@ nothing in that cache is ever removed.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants
 
-from ...errors import DiskFullError, ModelLoadError, ModelNotFoundError
+from ...errors import ModelLoadError, ModelNotFoundError
 from ...models.files import CONFIG, is_complete, is_small, refuse_pointers, weight_names
-from ..layout import COMMIT, Repository, link_blob, write_durably
+from ..layout import Repository, link_blob, refuse_full, write_durably
 from ..protocol import Fetched, ModelJob, Working
 from .meter import Meter
 from .remote import RemoteFile, RemoteHub
@@ -58,25 +57,15 @@ class ModelFetch:
 
     def _on_disk(self) -> str | None:
         """The commit of the revision, if the model is complete at it."""
-        commit = self._job.revision
-        if COMMIT.fullmatch(commit) is None:
-            try:
-                commit = self._repository.ref(commit).read_text().strip()
-            except OSError:
-                return None
-        return commit if COMMIT.fullmatch(commit) and is_complete(self._repository.snapshot(commit)) else None
+        commit = self._repository.commit_of(self._job.revision)
+        return commit if commit and is_complete(self._repository.snapshot(commit)) else None
 
     def _bring(self, transfer: Transfer, commit: str, files: Sequence[RemoteFile]) -> None:
         """Fetch and verify each file, and let the snapshot lead to it."""
         self._repository.folder.mkdir(parents=True, exist_ok=True)
         self._meter.total += sum(file.bytes for file in files)
         needed = sum(file.bytes for file in files if not self._repository.blob(file.digest).exists())
-        free = shutil.disk_usage(self._repository.folder).free - self._job.reserve_bytes
-        if needed > free:
-            raise DiskFullError(
-                f"The model needs {needed} bytes, and {max(free, 0)} are free for it", reason="no_space",
-                needed_bytes=needed, free_bytes=max(free, 0),
-            )  # fmt: skip
+        refuse_full(self._repository.folder, "model", needed, self._job.reserve_bytes)
         for file in files:
             transfer.obtain(self._job.model, commit, file, anew=False)
             link_blob(self._repository, commit, file.path, file.digest)

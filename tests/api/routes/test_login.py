@@ -200,7 +200,7 @@ def test_attempts_are_counted_for_each_address_and_forgotten() -> None:
     counted.check("192.0.2.2")
     clock.now += 60
     counted.check("192.0.2.1")
-    assert not counted._of
+    assert not counted._failed
 
 
 def test_one_network_is_one_address() -> None:
@@ -230,4 +230,4 @@ def test_all_addresses_together_are_bounded() -> None:
         counted.failed(address)
     with pytest.raises(TooManyAttemptsError):
         counted.check("192.0.2.1")
-    assert len(counted._of) == 100
+    assert len(counted._failed) == 100

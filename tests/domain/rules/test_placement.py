@@ -10,7 +10,7 @@ import pytest
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach
-from sae_actor.domain.former_hook_names import reread
+from sae_actor.domain.placement import reread
 from sae_actor.domain.refs import ActiveSae, HookPoint, SaeDescription, intervention_sha256
 from sae_actor.domain.views.saes import sae_view
 from tests.domain.dsl import STARTED, A, Story, cached, description, given, loaded

@@ -9,6 +9,7 @@ from sae_actor.domain.commands import Attach, Delete, Detach, Download, LoadMode
 from sae_actor.domain.events import Problem
 from sae_actor.domain.messages import Start, Stop
 from sae_actor.domain.pending import residents
+from sae_actor.domain.rules.models import missing
 from sae_actor.domain.views.resources import degraded_view, waiting_for
 from tests.domain.dsl import (
     BROKEN,
@@ -287,3 +288,45 @@ def test_late_reports_of_an_earlier_life_are_told_by_their_request() -> None:
 def test_a_new_start_brings_its_settings() -> None:
     story = given(STARTED).when(Start(version="2", max_attachments=3, drain_seconds=0.5))
     assert (story.state.max_attachments, story.state.drain_seconds) == (3, 0.5)
+
+
+# — the model of the settings —
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_missing"),
+    [
+        ({}, False),
+        ({"model": "org/other"}, True),
+        ({"dtype": "bfloat16"}, True),
+        ({"revision": "v2"}, True),
+        ({"device": "cpu"}, True),
+    ],
+)
+def test_the_model_of_the_settings_is_missing_where_the_log_has_another(
+    wanted: dict[str, str], is_missing: bool
+) -> None:
+    model = LoadModel(**{"model": MODEL, **wanted})
+    state = given(STARTED, loaded()).when(Start(version="2", model=model)).then(FRESH).state
+    assert missing(model, state) == (model if is_missing else None)
+    assert missing(model, given().state) == model
+    assert missing(None, given().state) is None
+
+
+def test_what_a_command_chose_is_not_missing() -> None:
+    chosen = ev.ModelLoadRequested(model=MODEL, revision="v2", dtype="bfloat16", device="cpu")
+    state = given(STARTED, chosen).state
+    assert missing(LoadModel(model=MODEL), state) is None
+    assert missing(LoadModel(model=MODEL, dtype="bfloat16"), state) is None
+
+
+def test_a_model_that_failed_is_asked_for_again() -> None:
+    failed = ev.ModelLoadFailed(request_position=2, error=BROKEN)
+    assert missing(LoadModel(model=MODEL), given(STARTED, loading(), failed).state) == LoadModel(model=MODEL)
+
+
+def test_no_start_for_another_model_than_the_one_with_an_sae() -> None:
+    story = given(*attached_steered())
+    other = Start(version="2", model=LoadModel(model=MODEL, dtype="bfloat16"))
+    assert story.when(other).refused("sae_in_use").state == story.state
+    story.when(Start(version="2", model=LoadModel(model=MODEL))).then(FRESH).owes(("load_model", 2))

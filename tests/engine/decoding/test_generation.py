@@ -18,7 +18,7 @@ from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.engine.decoding import generation
 from sae_actor.engine.decoding.attention import ScheduledTokens
 from sae_actor.engine.decoding.generation import Generation, Item
-from sae_actor.engine.decoding.kv_cache import KVCache
+from sae_actor.engine.decoding.kv_cache import CacheSize, KVCache
 from sae_actor.errors import BadRequestError, DeviceLostError
 from sae_actor.ports import Finished
 from sae_actor.sae import load_sae
@@ -142,11 +142,11 @@ async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monk
     """And waiting has the same limit of its own."""
     now, told = 100.0, list[Item]()
     monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=lambda: now))
-    assert engine._model is not None
 
     def waiting() -> Generation:
         asked = request(IDS, tokens=100, deadline=10.0)
-        return Generation(asked, engine._model.tokenizer, 1, lambda _: None, told.append)  # type: ignore[union-attr]
+        assert engine._model is not None
+        return Generation(asked, engine._model.tokenizer, CacheSize(1), lambda _: None, told.append)
 
     text, other = waiting(), waiting()
     now += 9.0

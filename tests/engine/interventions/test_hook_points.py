@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +14,7 @@ from sae_actor.domain.refs import HookKind, HookPoint
 from sae_actor.engine.interventions.hook_points import Architecture, Hook
 from sae_actor.errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
 from sae_actor.models.families import FAMILIES
+from tests.engine.blocks import CHAINS, LACKS, MORE_IS_ADDED, VARIANTS, Chains, block_of, chain
 from tests.engine.tiny import CONFIGS, HIDDEN, LAYERS, tiny_model
 
 IDS = torch.tensor([[5, 77, 200, 31, 8, 8, 119]])
@@ -20,12 +22,8 @@ LAYER = 1
 KINDS: tuple[HookKind, ...] = (
     "resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_act", "mlp_out",
 )  # fmt: skip
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in CONFIGS} | {
-    "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False})
-}
-POST_NORMED = ("gemma2", "gemma3_text")
-PARALLEL = ("gpt_neox", "phi")
-LACKS: dict[str, HookKind] = {**dict.fromkeys(PARALLEL, "resid_mid"), "gpt_oss": "mlp_act"}
+
+LEADS: tuple[tuple[HookKind, HookKind], ...] = (("attn_z", "attn_out"), ("mlp_in", "mlp_out"), ("mlp_act", "mlp_out"))
 
 
 class Built(NamedTuple):
@@ -33,16 +31,25 @@ class Built(NamedTuple):
     model: Any
     architecture: Architecture
 
-    @property
-    def kinds(self) -> list[HookKind]:
-        return [kind for kind in KINDS if kind != LACKS.get(self.variant)]
+    def kinds(self, layer: int = LAYER) -> list[HookKind]:
+        return [kind for kind in KINDS if layer not in LACKS.get(self.variant, {}).get(kind, ())]
+
+    def leads(self, at: dict[HookKind, Tensor], first: HookKind, last: HookKind) -> tuple[Tensor, Tensor] | None:
+        """What the modules between two hook points make of the first, and what was read at the last; None where there
+        is not both."""
+        if first not in at or last not in at:
+            return None
+        chains = CHAINS.get(self.variant.partition("-")[0], Chains())
+        paths = {"attn_z": chains.attention, "mlp_in": chains.mlp, "mlp_act": chains.act}[first]
+        with torch.inference_mode():
+            return chain(block_of(self.model, self.variant, LAYER), paths)(at[first]), at[last]
 
     def run(self, write: dict[HookPoint, Tensor] | None = None) -> tuple[dict[HookPoint, Tensor], tuple[Tensor, ...]]:
         """Every activation of layers 1 and 2 ([7, width]) with `write` added, and transformers' hidden states."""
         seen: dict[HookPoint, Tensor] = {}
         handles = []
         for layer in (LAYER, LAYER + 1):
-            for kind in self.kinds:
+            for kind in self.kinds(layer):
                 point = HookPoint(kind, layer)
                 difference = (write or {}).get(point)
 
@@ -72,18 +79,23 @@ def test_all_families_are_tested() -> None:
 
 def test_the_kinds_and_their_widths(built: Built) -> None:
     seen, _ = built.run()
-    assert set(built.architecture.widths) == set(built.kinds)
+    widths = built.architecture.layer_widths
+    for layer in range(LAYERS):
+        assert {kind for kind, each in widths.items() if each[layer]} == set(built.kinds(layer))
+    assert set(built.architecture.without) == set(LACKS.get(built.variant, ()))
     assert built.architecture.num_layers == LAYERS
     assert built.architecture.hidden_size == HIDDEN
     for point, x in seen.items():
-        assert x.shape == (len(IDS[0]), built.architecture.widths[point.kind]), point
+        assert x.shape == (len(IDS[0]), widths[point.kind][point.layer]), point
         assert built.architecture.hook(point).width == x.shape[1]
 
 
 def test_the_residual_stream_is_that_of_hidden_states(built: Built) -> None:
+    if "resid_post" not in built.kinds():
+        pytest.skip("this family has no single residual stream")
     seen, hidden_states = built.run()
-    torch.testing.assert_close(seen[HookPoint("resid_pre", LAYER)], hidden_states[LAYER][0])
-    torch.testing.assert_close(seen[HookPoint("resid_post", LAYER)], hidden_states[LAYER + 1][0])
+    assert torch.equal(seen[HookPoint("resid_pre", LAYER)], hidden_states[LAYER][0])
+    assert torch.equal(seen[HookPoint("resid_post", LAYER)], hidden_states[LAYER + 1][0])
     # The last of the hidden states is behind the final norm; the block's own output is not.
     last = seen[HookPoint("resid_post", LAYERS - 1)]
     assert not torch.allclose(last, hidden_states[-1][0])
@@ -92,42 +104,43 @@ def test_the_residual_stream_is_that_of_hidden_states(built: Built) -> None:
 def test_the_parts_add_up(built: Built) -> None:
     seen, _ = built.run()
     at = {point.kind: x for point, x in seen.items() if point.layer == LAYER}
-    torch.testing.assert_close(at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"])
-    if "resid_mid" in at:
+    if {"resid_pre", "attn_out", "resid_mid"} <= set(at):
         torch.testing.assert_close(at["resid_pre"] + at["attn_out"], at["resid_mid"])
+    if {"resid_pre", "attn_out", "mlp_out"} <= set(at) and not built.variant.startswith(MORE_IS_ADDED):
+        torch.testing.assert_close(at["resid_pre"] + at["attn_out"] + at["mlp_out"], at["resid_post"])
 
 
-def test_the_modules_between_two_hook_points_lead_from_one_to_the_other(built: Built) -> None:
+@pytest.mark.parametrize(("first", "last"), LEADS)
+def test_the_modules_between_two_hook_points_lead_from_one_to_the_other(
+    built: Built, first: HookKind, last: HookKind
+) -> None:
     seen, _ = built.run()
-    at = {point.kind: x for point, x in seen.items() if point.layer == LAYER}
-    attention, mlp = parts(built)
-    with torch.inference_mode():
-        torch.testing.assert_close(attention(at["attn_z"]), at["attn_out"])
-        torch.testing.assert_close(mlp(at["mlp_in"]), at["mlp_out"])
-        if "mlp_act" in at:
-            torch.testing.assert_close(last_matrix(built)(at["mlp_act"]), at["mlp_out"])
+    both = built.leads({point.kind: x for point, x in seen.items() if point.layer == LAYER}, first, last)
+    if both is None:
+        pytest.skip("this family does not have both at that layer")
+    torch.testing.assert_close(*both)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_is_what_the_rest_of_the_model_reads(built: Built, kind: HookKind) -> None:
-    if kind not in built.kinds:
-        pytest.skip("this family has no such hook point")
+    if kind not in built.kinds():
+        pytest.skip("this family has no such hook point at that layer")
     point = HookPoint(kind, LAYER)
     torch.manual_seed(1)
-    difference = torch.randn(built.architecture.widths[kind])
+    difference = torch.randn(built.architecture.hook(point).width)
     bare, bare_states = built.run()
     seen, states = built.run({point: difference})
     torch.testing.assert_close(seen[point], bare[point] + difference)
     at = {each.kind: x for each, x in seen.items() if each.layer == LAYER}
-    attention, mlp = parts(built)
-    with torch.inference_mode():
-        torch.testing.assert_close(attention(at["attn_z"]), at["attn_out"] - (difference if kind == "attn_out" else 0))
-        torch.testing.assert_close(mlp(at["mlp_in"]) if kind != "mlp_act" else last_matrix(built)(at["mlp_act"]),
-                                   at["mlp_out"] - (difference if kind == "mlp_out" else 0))  # fmt: skip
-    whole = at["resid_pre"] + at["attn_out"] + at["mlp_out"]
-    late = difference if kind in ("resid_mid", "resid_post") else 0
-    torch.testing.assert_close(whole + late, at["resid_post"])
-    torch.testing.assert_close(seen[HookPoint("resid_pre", LAYER + 1)], at["resid_post"])
+    for first, last in LEADS:
+        # What was written into the inside of the MLP is not in what the whole MLP makes.
+        if (first, kind) != ("mlp_in", "mlp_act") and (both := built.leads(at, first, last)) is not None:
+            torch.testing.assert_close(both[0], both[1] - (difference if kind == last else 0))
+    if {"resid_pre", "attn_out", "mlp_out"} <= set(at) and not built.variant.startswith(MORE_IS_ADDED):
+        whole = at["resid_pre"] + at["attn_out"] + at["mlp_out"]
+        torch.testing.assert_close(whole + (difference if kind in ("resid_mid", "resid_post") else 0), at["resid_post"])
+    if "resid_post" in at:
+        torch.testing.assert_close(seen[HookPoint("resid_pre", LAYER + 1)], at["resid_post"])
     assert not torch.allclose(states[-1], bare_states[-1])
 
 
@@ -137,7 +150,7 @@ def test_removed_hooks_leave_nothing(built: Built) -> None:
 
     before = built.run()[1]
     own = hooks()  # transformers keeps those that collect the hidden states
-    built.run({HookPoint("resid_post", LAYER): torch.ones(HIDDEN)})
+    built.run({HookPoint("mlp_out" if "mlp_out" in built.kinds() else "mlp_in", LAYER): torch.ones(HIDDEN)})
     after = built.run()[1]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert hooks() == own
@@ -145,10 +158,11 @@ def test_removed_hooks_leave_nothing(built: Built) -> None:
 
 def test_refusals(built: Built) -> None:
     with pytest.raises(LayerOutOfRangeError):
-        built.architecture.hook(HookPoint("resid_post", LAYERS))
-    if (lacking := LACKS.get(built.variant)) is not None:
-        with pytest.raises(SAEIncompatibleError, match=f"no hook point {lacking}"):
-            built.architecture.hook(HookPoint(lacking, 0))
+        built.architecture.hook(HookPoint("mlp_in" if "mlp_in" in built.kinds() else "resid_post", LAYERS))
+    for kind, layers in LACKS.get(built.variant, {}).items():
+        reason = re.escape(built.architecture.without[kind])
+        with pytest.raises(SAEIncompatibleError, match=f"no hook point {kind} .{reason}"):
+            built.architecture.hook(HookPoint(kind, layers[0]))
 
 
 def test_unknown_model_types_are_refused_by_name() -> None:
@@ -198,48 +212,6 @@ def test_inputs_by_position_and_by_name(by_name: bool) -> None:
     out = module(hidden_states=x, other=3) if by_name else module(x, other=3)
     assert torch.equal(out, 3 * (x + 1))
     assert torch.equal(x, torch.ones(1, 1, 2))
-
-
-def parts(built: Built) -> tuple[Any, Any]:
-    """attn_z → attn_out and mlp_in → mlp_out of layer 1, written out for each family."""
-    model, name = built.model, built.variant.partition("-")[0]
-    if name == "gpt2":
-        block = model.transformer.h[LAYER]
-        return block.attn.c_proj, block.mlp
-    if name == "gpt_neox":
-        block = model.gpt_neox.layers[LAYER]
-        return block.attention.dense, block.mlp
-    if name == "opt":
-        block = model.model.decoder.layers[LAYER]
-        return block.self_attn.out_proj, lambda x: block.fc2(block.activation_fn(block.fc1(x)))
-    block = model.model.layers[LAYER]
-    if name == "phi":
-        return block.self_attn.dense, block.mlp
-    if name in POST_NORMED:
-        return (
-            lambda z: block.post_attention_layernorm(block.self_attn.o_proj(z)),
-            lambda x: block.post_feedforward_layernorm(block.mlp(x)),
-        )
-    if name == "gpt_oss":
-        return block.self_attn.o_proj, lambda x: block.mlp(x[None])[0][0]
-    return block.self_attn.o_proj, block.mlp
-
-
-def last_matrix(built: Built) -> Any:
-    """mlp_act → mlp_out of layer 1."""
-    model, name = built.model, built.variant.partition("-")[0]
-    if name == "gpt2":
-        return model.transformer.h[LAYER].mlp.c_proj
-    if name == "gpt_neox":
-        return model.gpt_neox.layers[LAYER].mlp.dense_4h_to_h
-    if name == "opt":
-        return model.model.decoder.layers[LAYER].fc2
-    block = model.model.layers[LAYER]
-    if name == "phi":
-        return block.mlp.fc2
-    if name in POST_NORMED:
-        return lambda act: block.post_feedforward_layernorm(block.mlp.down_proj(act))
-    return block.mlp.down_proj
 
 
 def _opt_350m() -> tuple[nn.Module, Any]:

@@ -130,7 +130,7 @@ def _index(content: Any) -> Callable[[Path], None]:
         (_without("model.safetensors"), "not complete"),
         (pickle_weights, "not complete"),
         (_without("tokenizer.json"), "loading the model failed"),
-        (set_in_config(model_type="bert"), "of type bert are not supported; supported are gemma,"),
+        (set_in_config(model_type="bert"), "of type bert are not supported; supported are bloom,"),
         (set_in_config(model_type=["x"]), "not supported"),
         (set_in_config(num_hidden_layers=4), "lack model.layers.3"),
         (set_in_config(intermediate_size=47), "have another shape|failed"),

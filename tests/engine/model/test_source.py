@@ -1,10 +1,12 @@
-"""Models of the hub: what is fetched, what is kept, what is refused; against a fake hub on loopback."""
+"""Models of the hub, fetched as the service does it and then loaded: what is kept, what is refused; on loopback."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,21 @@ import pytest
 import transformers
 from huggingface_hub import constants
 
-from sae_actor.engine.model.loading import load_model
-from sae_actor.engine.model.source import LoadCancelled
+from sae_actor.engine.model.loading import LoadedModel, load_model
 from sae_actor.errors import ModelLoadError, ModelNotFoundError, SAEError
-from tests.engine.asking import load
+from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports import Progress
+from tests.engine.asking import load, no_progress
 from tests.engine.damage import loaded, pickle_weights, set_in_config
 from tests.fakes.hub_server import HubServer
+from tests.hub.conftest import QUICK
 
 TOKEN = "hf_tokencanary161803398"
 HUB_ID = "org/tiny-llama"
+
+Fetch = Callable[..., Awaitable[LoadedModel]]
+
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -36,11 +44,39 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture
+def fetch(hub: HubServer, tmp_path: Path) -> Fetch:
+    """What `LazyEngine` does before each load: the hub's own process brings the files."""
+
+    async def fetched(model: str, revision: str = "main", progress: Progress = no_progress) -> LoadedModel:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "1" if constants.HF_HUB_OFFLINE else "0",
+        }
+        adapter = HuggingFaceHub(tmp_path / "hub", environment=environment, reserve_bytes=0, patience=QUICK)
+        await adapter.fetch_model(model, revision, progress)
+        return load_model(load(model, revision=revision), progress, threading.Event())
+
+    return fetched
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_model_of_the_hub_is_fetched_once(hub: HubServer, tiny_llama: Path) -> None:
+def weights_of(folder: Path) -> int:
+    return (folder / "model.safetensors").stat().st_size
+
+
+def cached(name: str) -> Path:
+    return next(Path(constants.HF_HUB_CACHE).glob(f"*/snapshots/*/{name}"))
+
+
+async def test_a_model_of_the_hub_is_fetched_once(hub: HubServer, fetch: Fetch, tiny_llama: Path) -> None:
     extra = {
         "consolidated.safetensors": b"x" * 100,
         "onnx/model.onnx": b"x",
@@ -49,116 +85,126 @@ def test_a_model_of_the_hub_is_fetched_once(hub: HubServer, tiny_llama: Path) ->
     }
     commit = hub.publish(HUB_ID, {**files_of(tiny_llama), **extra})
     seen: list[dict[str, Any]] = []
-    model = load_model(load(HUB_ID), lambda _, data: seen.append(data), threading.Event())
+    model = await fetch(HUB_ID, progress=lambda _, data: seen.append(data))
     assert model.facts.commit == commit
     assert model.facts.environment["model_commit"] == commit
     assert set(model.facts.environment["model_files"]) == set(files_of(tiny_llama))
     assert not [each for each in hub.asked("get", "store") if "consolidated" in each.target or ".bin" in each.target]
     assert [data["stage"] for data in seen if data["stage"] != "fetching"] == ["finding", "checking", "loading"]
-    fetched = [data["bytes"] for data in seen if data["stage"] == "fetching"]
-    assert max(fetched) >= (tiny_llama / "model.safetensors").stat().st_size
+    assert "fetching" in {data["stage"] for data in seen}
+    assert hub.sent("store") >= weights_of(tiny_llama)
 
     asked = len(hub.asked("info", "tree", "head", "get", "store"))
-    assert loaded(HUB_ID).facts == model.facts
+    assert (await fetch(HUB_ID, commit)).facts.commit == commit
     assert len(hub.asked("info", "tree", "head", "get", "store")) == asked, "it is in the cache"
 
 
-def test_what_is_missing_in_the_cache_is_fetched(hub: HubServer, tiny_llama: Path) -> None:
+async def test_what_is_missing_in_the_cache_is_fetched(hub: HubServer, fetch: Fetch, tiny_llama: Path) -> None:
     hub.publish(HUB_ID, files_of(tiny_llama))
-    facts = loaded(HUB_ID).facts
-    snapshot = next(Path(constants.HF_HUB_CACHE).glob("*/snapshots/*"))
+    facts = (await fetch(HUB_ID)).facts
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        (snapshot / name).unlink()
-        assert loaded(HUB_ID).facts == facts
+        cached(name).unlink()
+        with pytest.raises(ModelNotFoundError, match="not in the cache"):
+            loaded(HUB_ID)
+        assert (await fetch(HUB_ID)).facts == facts
 
 
-def test_shards_are_fetched_by_their_index(hub: HubServer, tiny_llama: Path, tmp_path: Path) -> None:
+async def test_shards_are_fetched_by_their_index(
+    hub: HubServer, fetch: Fetch, tiny_llama: Path, tmp_path: Path
+) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama)
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "sharded"))
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="60KB")
     assert (folder / "model.safetensors.index.json").exists()
     hub.publish(HUB_ID, files_of(folder), revision="v1")
-    assert (
-        len([n for n in loaded(HUB_ID, revision="v1").facts.environment["model_files"] if n.startswith("model-")]) > 1
-    )
+    files = (await fetch(HUB_ID, "v1")).facts.environment["model_files"]
+    assert len([name for name in files if name.startswith("model-")]) > 1
 
 
-def test_an_unknown_type_is_refused_before_its_weights_are_fetched(hub: HubServer, copied: Path) -> None:
+async def test_an_unknown_type_is_refused_before_its_weights_are_fetched(
+    hub: HubServer, fetch: Fetch, copied: Path
+) -> None:
     set_in_config(model_type="mamba")(copied)
     hub.publish(HUB_ID, files_of(copied))
     with pytest.raises(ModelLoadError, match="mamba"):
-        loaded(HUB_ID)
+        await fetch(HUB_ID)
     assert not hub.asked("store")
 
 
-def test_a_repository_without_safetensors(hub: HubServer, copied: Path) -> None:
+async def test_a_repository_without_safetensors(hub: HubServer, fetch: Fetch, copied: Path) -> None:
     pickle_weights(copied)
     hub.publish(HUB_ID, files_of(copied))
     with pytest.raises(ModelLoadError, match="no weights as safetensors"):
-        loaded(HUB_ID)
+        await fetch(HUB_ID)
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "says"),
+    ("asked", "refused"),
     [
-        ("org/none@main", ModelNotFoundError, "the hub has no org/none"),
-        (f"{HUB_ID}@v9", ModelNotFoundError, "at v9"),
-        ("org/no-model@main", ModelNotFoundError, "no config.json"),
-        ("org/gated@main", ModelLoadError, "gated"),
+        ("org/none@main", (ModelNotFoundError, "the hub has no org/none")),
+        (f"{HUB_ID}@v9", (ModelNotFoundError, "at v9")),
+        ("org/no-model@main", (ModelNotFoundError, "no config.json")),
+        ("org/gated@main", (ModelLoadError, "gated")),
     ],
 )
-def test_what_the_hub_refuses(hub: HubServer, tiny_llama: Path, asked: str, error: type[SAEError], says: str) -> None:
+async def test_what_the_hub_refuses(
+    hub: HubServer, fetch: Fetch, tiny_llama: Path, asked: str, refused: tuple[type[SAEError], str]
+) -> None:
     repository, _, revision = asked.partition("@")
     for name in (HUB_ID, "org/gated"):
         hub.publish(name, files_of(tiny_llama))
     hub.repositories["org/gated"].gated = True
     hub.publish("org/no-model", {"README.md": b"nothing"})
-    with pytest.raises(error, match=says) as caught:
-        loaded(repository, revision=revision)
+    with pytest.raises(refused[0], match=refused[1]) as caught:
+        await fetch(repository, revision)
     assert TOKEN not in str(caught.value)
-    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert caught.value.__cause__ is None
 
 
-def test_a_hub_that_is_away(hub: HubServer) -> None:
-    hub.fault("any", drop=True)
-    with pytest.raises(ModelLoadError, match="fetching org/tiny-llama failed"):
-        loaded(HUB_ID)
+async def test_a_hub_that_is_away(hub: HubServer, fetch: Fetch) -> None:
+    for _ in range(QUICK.tries):
+        hub.fault("any", drop=True)
+    with pytest.raises(ModelLoadError, match="org/tiny-llama: ") as away:
+        await fetch(HUB_ID)
+    assert away.value.fields["tries"] == QUICK.tries
 
 
-def test_without_a_network_only_the_cache_is_used(
-    hub: HubServer, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+async def test_without_a_network_only_the_cache_is_used(
+    hub: HubServer, fetch: Fetch, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish(HUB_ID, files_of(tiny_llama))
-    loaded(HUB_ID)
+    await fetch(HUB_ID)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.asked())
-    loaded(HUB_ID)
+    await fetch(HUB_ID)
     with pytest.raises(ModelNotFoundError, match="HF_HUB_OFFLINE"):
-        loaded("org/other")
+        await fetch("org/other")
     assert len(hub.asked()) == asked
 
 
-def test_a_damaged_file_of_the_cache_is_noticed(hub: HubServer, tiny_llama: Path) -> None:
+async def test_a_damaged_file_of_the_cache_is_noticed(hub: HubServer, fetch: Fetch, tiny_llama: Path) -> None:
     hub.publish(HUB_ID, files_of(tiny_llama))
-    hub.fault("store", corrupt="flip")
+    await fetch(HUB_ID)
+    weights = cached("model.safetensors").resolve()
+    *rest, last = weights.read_bytes()
+    weights.write_bytes(bytes((*rest, last ^ 1)))
     with pytest.raises(ModelLoadError, match=r"model\.safetensors in the cache is damaged"):
         loaded(HUB_ID)
 
 
-def test_a_cancelled_download_ends(hub: HubServer, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # of 10 MiB, which the tiny model has not
+async def test_a_cancelled_download_ends(hub: HubServer, fetch: Fetch, tiny_llama: Path) -> None:
     hub.publish(HUB_ID, files_of(tiny_llama))
     hub.fault("store", rate=50_000)
-    cancelled = threading.Event()
 
     def cancel_at_the_weights(_: str, data: dict[str, Any]) -> None:
         if data.get("bytes", 0) > 10_000:
-            cancelled.set()
+            fetching.cancel()
 
-    with pytest.raises(LoadCancelled):
-        load_model(load(HUB_ID), cancel_at_the_weights, cancelled)
-    assert hub.sent("store") < (tiny_llama / "model.safetensors").stat().st_size
+    fetching = asyncio.ensure_future(fetch(HUB_ID, progress=cancel_at_the_weights))
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert hub.sent("store") < weights_of(tiny_llama)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])

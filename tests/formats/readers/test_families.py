@@ -89,10 +89,10 @@ def test_pickles_are_refused_unless_converted(family: Family, tmp_path: Path) ->
     source = case.path if case.path.is_file() else case.path / case.weights[0]
     parts = source.relative_to(tmp_path / "source").parts[:-1]
     made = convert(source, tmp_path / "made", repository_id=case.repository_id, parts=parts)
-    description = describe(made.file)
+    description = describe(made)
     assert (description.format, description.hook_point) == (case.format, case.hook_point)
-    assert weight_files(made.file.parent) == [made.file.name]
-    check(load_sae(made.file, dtype=torch.float32), case)
+    assert weight_files(made.parent) == [made.name]
+    check(load_sae(made, dtype=torch.float32), case)
 
 
 def test_stored_type_is_kept_unless_another_is_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The turnstile: in order, a few in each turn of the loop, and never stuck."""
+"""Limiters: in order, a few at a time, and never stuck."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sae_actor.api.guard.concurrency import RequestThrottle
+from sae_actor.limits import LONGEST, RECENT, RequestThrottle, Throughput
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ async def test_all_enter_in_order_and_few_at_once() -> None:
     assert [number for number, _ in entered] == list(range(20))
     turns = [turn for _, turn in entered]
     assert max(turns.count(turn) for turn in turns) == 3
-    assert max(turns) - min(turns) <= 20 / 3 + 1
+    assert max(turns) - min(turns) <= 2 * 20 / 3 + 1
 
 
 async def test_alone_nobody_waits() -> None:
@@ -55,3 +55,19 @@ async def test_who_gives_up_keeps_nobody_waiting() -> None:
     done = await asyncio.wait_for(asyncio.gather(*visitors, return_exceptions=True), 5)
     assert [isinstance(each, asyncio.CancelledError) for each in done] == [False] * 2 + [True] * 7 + [False]
     await asyncio.wait_for(turnstile.enter(), 5)
+
+
+def test_the_wait_follows_the_pace_of_the_last_ends() -> None:
+    now = 100.0
+    pace = Throughput(clock=lambda: now)
+    assert pace.seconds_for(1000) == 1, "nothing is known yet"
+    for _ in range(RECENT):
+        pace.ended()
+        now += 10.0
+    for _ in range(RECENT):
+        pace.ended()
+        now += 0.25
+    assert [pace.seconds_for(count) for count in (0, 1, 4, 5, 80)] == [1, 1, 2, 2, 21]
+    assert pace.seconds_for(100_000) == LONGEST
+    now += 63 * 1.75
+    assert pace.seconds_for(4) == 9, "nothing has ended since: it may take longer"
