@@ -13,14 +13,13 @@ import torch
 import transformers
 from msgspec import structs
 from torch import Tensor
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging as transformers_logging
 
 from ...domain.effects import LoadModelEffect
 from ...domain.refs import ModelFacts
 from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
-from ...ports import Progress
+from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
@@ -65,7 +64,7 @@ class LoadedModel:
     """Bytes for all generations together."""
 
 
-def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     """Load a model on the CPU. Blocks: for a worker thread.
 
     Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`, `DiskFullError`; `LoadCancelled` at the next
@@ -82,13 +81,13 @@ def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading
     raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
 
 
-def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     device = device_of(effect.device)
 
     def stage(name: str) -> None:
         if cancelled.is_set():
             raise LoadCancelled
-        progress("model_progress", {"model": effect.model, "stage": name})
+        progress(Progress(kind="load", subject=effect.model, phase=name))
 
     stage("finding")
     files = find_model(effect.model, effect.revision)
@@ -99,13 +98,13 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
     tokenizer("a")
     around = _around(tokenizer)
-    network = _network(files, _dtype_of(effect.dtype, device))
+    network = _network(files, dtype_of(effect.dtype, device))
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
     end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
     vocabulary = network.get_input_embeddings().weight.shape[0]
-    context_length = _context_length(network.config, tokenizer)
+    context_length = context_length_of(network.config)
     reasoning = reasoning_of(tokenizer, architecture.model_type)
     return LoadedModel(
         position=effect.request_position,
@@ -161,12 +160,12 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 
-def _context_length(config: Any, tokenizer: Any) -> int:
-    """Positions that the model knows; of one whose positions are relative, what it or its tokenizer was made for."""
+def context_length_of(config: Any) -> int:
+    """Positions that the model knows, or was made for; `ModelLoadError` if its settings do not say."""
     told = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
-    length = next((each for each in told if each), tokenizer.model_max_length)
-    if length >= VERY_LARGE_INTEGER:  # what transformers says of a tokenizer without one
-        raise ModelLoadError("neither the model's settings nor its tokenizer's say how long a text may be")
+    length = next((each for each in told if each), None)
+    if length is None:
+        raise ModelLoadError("the model's settings do not say how long a text may be (max_position_embeddings)")
     return int(length)
 
 
@@ -217,7 +216,7 @@ def device_of(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
+def dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
     if wanted == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     dtype: torch.dtype = getattr(torch, wanted)
