@@ -9,7 +9,7 @@ from ..domain.chats import MessageSpan
 from ..domain.events import Sampling
 from ..domain.refs import Intervention
 from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
-from ..ports import Activations, Engine, Finished, GenerationItems, GenerationRequest, Watch
+from ..ports import Activations, Engine, Finished, GenerationRequest, GenerationStream, Watch
 from .generations import GRACE_SECONDS
 
 ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
@@ -56,7 +56,7 @@ async def read_activations(
         raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
 
 
-async def _read(stream: GenerationItems) -> Activations:
+async def _read(stream: GenerationStream) -> Activations:
     found: tuple[Activations, ...] = ()
     async with contextlib.aclosing(stream) as items:
         async for item in items:

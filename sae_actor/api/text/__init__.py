@@ -5,7 +5,6 @@ requests       OpenAI's requests: what is honoured, neutral, or refused by name
 answers        OpenAI's answers as structs; `replies`: made of what was generated
 idempotency    unstreamed texts under a key: made once, answered again
 stream         answers sent token by token
-parallel       several generations of one request, next to each other
 responses/     `/v1/responses`, as a chat
 compare        `/api/compare`: one prompt with and without an intervention
 activations    `/api/activations`: what SAEs read in a given text

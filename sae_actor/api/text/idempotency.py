@@ -19,17 +19,16 @@ from litestar import Request
 from ...actor import command_id_of
 from ...domain.events import Event, GenerationFinished, GenerationStarted
 from ...errors import AnswerGoneError, BadRequestError, IdempotencyKeyReusedError, SAEError
-from ...generations import Completed, RunningGeneration
-from ...ports import Finished, Tokenized
+from ...generations import Completed, RunningGeneration, ends
+from ...ports import Finished, GenerationStream, Tokenized
 from ..context import context, principal
 from ..kept_answers import NotAcceptedError
 from ..problems import recorded_error
 from ..requests import idempotency_key
 from ..streaming import heard
 from ..types import Answer, AnyRequest
-from .parallel import ends
 from .replies import Choice, Kind, Reply
-from .requests import RequestKey, TextBody
+from .requests import RequestKey, TextBody, fingerprint
 
 Made = tuple[Reply, Sequence[Completed]]
 
@@ -120,13 +119,16 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
         started = event.payload()
         assert isinstance(started, GenerationStarted)
         completed = _completed(body, started, ends_of.get(started.generation_id))
-        text = RunningGeneration(event, started, (), [state.weights(sae) for sae in started.intervention])
+        text = RunningGeneration(
+            event, started, GenerationStream(), [state.weights(sae) for sae in started.intervention]
+        )
         prompt = Tokenized(token_ids=completed.record.prompt_token_ids or ())
         choices.append(Choice(asked.kind, index, text, prompt, thoughts=body.thoughts))
         done.append(completed)
     if state.model is None or state.model.facts is None:
         raise AnswerGoneError("the model of the answer is unknown")
-    return Reply(asked.kind, state.model.facts, tuple(choices), created_at(begun[-count])), done
+    facts, created = state.model.facts, created_at(begun[-count])
+    return Reply(asked.kind, facts.model_id, fingerprint(facts), tuple(choices), created), done
 
 
 def _check(asked: KeyedRequest, event: Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...domain.events import Receipt
 from ...domain.refs import FinishReason
 from ...errors import BadRequestError, InternalError, NotReadyError, SAEError
-from ...ports import Activations, Finished, GenerationRequest, Rest, ScoredToken, Token
+from ...ports import Activations, Finished, GenerationRequest, GenerationStream, Rest, ScoredToken, Token
 from ..failures import explained
 from ..interventions.hook_site import HookFault, Tally
 from ..interventions.hooks import PreparedIntervention
@@ -23,8 +24,8 @@ from .kv_cache import CacheSize, KVCache, capacity_for
 from .logprobs import scored
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
-Item = Token | Finished | SAEError
-"""What a generation delivers: tokens, then one of the others."""
+Item = Token | Finished | SAEError | None
+"""What a generation delivers: None with its first step, tokens, then one of the others."""
 
 
 class Opens(Protocol):
@@ -38,7 +39,7 @@ class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
 
 
 class Generation:
-    """One admitted request from its first step to its end. Belongs to the device thread, except `cancelled`."""
+    """One admitted request from its first step to its end. Belongs to the device thread."""
 
     def __init__(
         self,
@@ -46,18 +47,15 @@ class Generation:
         tokenizer: Tokenizer,
         cache_size: CacheSize,
         apply: Callable[[GenerationRequest], PreparedIntervention | None],
-        deliver: Callable[[Item], None],
         *,
-        begins: Callable[[], None] = lambda: None,
+        stream: GenerationStream,
+        made: deque[tuple[GenerationStream, Item]],
     ) -> None:
-        """`apply` makes the intervention ready (None: nothing to do) or
-        raises `InterventionGone`; it is called on the device thread with the first step. `deliver` is called there
-        too, and `begins` once, with the first step."""
+        """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on the
+        device thread with the first step. `made` gets what is to be appended to the stream."""
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
-        self.cancelled = False
-        """Set from any thread: the client disconnected."""
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
@@ -67,8 +65,8 @@ class Generation:
         """Tokens that were run."""
         self._tokenizer: Tokenizer | None = tokenizer
         self._apply: Callable[[GenerationRequest], PreparedIntervention | None] | None = apply
-        self._deliver = deliver
-        self._begins = begins
+        self._stream = stream
+        self._made = made
         self._deadline = time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, tokenizer.context_length)
         self.cache_bytes = cache_size.of(positions_at_most(request, tokenizer.context_length))
@@ -90,7 +88,7 @@ class Generation:
     @property
     def due(self) -> bool:
         """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
-        return self.cancelled or time.monotonic() > self._deadline
+        return self._stream.stopped or time.monotonic() > self._deadline
 
     @property
     def begun(self) -> bool:
@@ -129,7 +127,7 @@ class Generation:
         if self._apply is None:
             raise InternalError("the generation has ended")
         self._deadline = time.monotonic() + self.request.deadline_seconds
-        self._begins()
+        self._deliver(None)
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
@@ -205,11 +203,14 @@ class Generation:
         if part.stopped or reason is not None:
             self.finish("stop" if part.stopped or reason is None else reason)
 
+    def _deliver(self, item: Item) -> None:
+        self._made.append((self._stream, item))
+
     # — the end —
 
     def end_due(self) -> None:
         """End a generation that is `due`."""
-        if self.cancelled:
+        if self._stream.stopped:
             self.finish("cancelled")
         else:
             what, seconds = "finish" if self.begun else "begin", self.request.deadline_seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from sae_actor.engine.decoding.attention import ScheduledTokens
 from sae_actor.engine.decoding.generation import Generation, Item
 from sae_actor.engine.decoding.kv_cache import CacheSize, KVCache
 from sae_actor.errors import BadRequestError, DeviceLostError
-from sae_actor.ports import Finished
+from sae_actor.ports import Finished, GenerationStream
 from sae_actor.sae import load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import active, apart, attach, detach, finished, load, no_progress, read, request
@@ -140,13 +141,13 @@ async def test_a_deadline_ends_the_text(engine: TorchEngine) -> None:
 
 async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """And waiting has the same limit of its own."""
-    now, told = 100.0, list[Item]()
+    now, stream, made = 100.0, GenerationStream(), deque[tuple[GenerationStream, Item]]()
     monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=lambda: now))
 
     def waiting() -> Generation:
         asked = request(IDS, tokens=100, deadline=10.0)
         assert engine._model is not None
-        return Generation(asked, engine._model.tokenizer, CacheSize(1), lambda _: None, told.append)
+        return Generation(asked, engine._model.tokenizer, CacheSize(1), lambda _: None, stream=stream, made=made)
 
     text, other = waiting(), waiting()
     now += 9.0
@@ -158,7 +159,7 @@ async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monk
     now += 2.0
     assert text.due
     text.end_due()
-    assert [each.error_detail for each in told if isinstance(each, Finished)] == [
+    assert [each.error_detail for _, each in made if isinstance(each, Finished)] == [
         "the generation did not begin within 10 seconds",
         "the generation did not finish within 10 seconds",
     ]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, cast
 
+from ....generations import abandon, ends
 from ...answers import answer
 from ...operations import operation
 from ...requests import body_of
@@ -13,7 +14,7 @@ from ...streaming import Streamed, followed_by
 from ...types import Answer, AnyRequest
 from ..answers import ChatCompletion, ChatCompletionChunk
 from ..idempotency import Made, answered_once, asked_under_key
-from ..parallel import ends
+from ..replies import Reply
 from ..routes import ANSWERS, KEYED, opened
 from ..stream import abandoned_with_client, chunks
 from .answers import ModelResponse, ResponseEvent, whole
@@ -48,8 +49,17 @@ async def responses(request: AnyRequest) -> Answer:
         async with abandoned_with_client(request, reply.texts):
             done = await ends(reply.texts)
         return shown(request, (reply, done))
-    parts = frames(body, cast("AsyncIterator[ChatCompletionChunk]", chunks(reply, include_usage=True)))
+    parts = frames(body, _chunks(reply))
     async with abandoned_with_client(request, reply.texts):
         first = await anext(parts)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return Streamed(followed_by(first, parts), media_type="text/event-stream", headers=headers)
+
+
+async def _chunks(reply: Reply) -> AsyncIterator[ChatCompletionChunk]:
+    """Closing it ends the generation, and so does a failure."""
+    try:
+        async for chunk, _ in chunks((reply,), include_usage=True):
+            yield cast("ChatCompletionChunk", chunk)
+    finally:
+        abandon(reply.texts)
