@@ -1,5 +1,6 @@
 """Language models, without torch.
 
 families    the hook points of each model family
+bounds      what settings may ask for
 files       folders of models, and names on a hub
 """

@@ -15,11 +15,14 @@ from typing import Any
 
 from ..errors import ModelLoadError
 from ..formats.lfs import REMEDY, pointer_at
+from .bounds import refuse_endless
 from .families import FAMILIES, text_type
 
 CONFIG = "config.json"
 SMALL = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 """Settings, tokenizer, templates: all that a model needs besides its weights."""
+MOST_BYTES = 64 * 1024 * 1024
+"""Of a file of settings, or an index."""
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -51,7 +54,7 @@ def weight_names(folder: Path) -> list[str]:
 
     `ModelLoadError`; whether the files exist is not checked.
     """
-    model_type = text_type(_read_json(folder / CONFIG))
+    model_type = text_type(read_settings(folder))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelLoadError(
             f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",
@@ -65,6 +68,13 @@ def weight_names(folder: Path) -> list[str]:
     if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
         raise ModelLoadError(f"{INDEX} does not name the files of the weights")
     return shards
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The config of a model. `ModelLoadError` for one that is none, or asks for more than there is of anything."""
+    settings = _read_json(folder / CONFIG)
+    refuse_endless(settings)
+    return settings
 
 
 def is_complete(folder: Path) -> bool:
@@ -83,9 +93,11 @@ def refuse_pointers(folder: Path, names: Iterable[str]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     refuse_pointers(path.parent, [path.name])
+    if path.stat().st_size > MOST_BYTES:
+        raise ModelLoadError(f"{path.name} of the model has more than {MOST_BYTES} bytes")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise ModelLoadError(f"{path.name} of the model is not a JSON object")

@@ -33,6 +33,7 @@ from ..tokens.control_tokens import Controls
 from ..tokens.reasoning import mark_ids, reasoning_of
 from ..tokens.token_text import TokenTexts
 from ..tokens.tokenizer import Tokenizer
+from .building import bounded
 from .environment import environment
 from .source import LoadCancelled, ModelFiles, digests, find_model
 
@@ -43,6 +44,10 @@ TEXT_NAMES = {
 }
 """Names of a multimodal checkpoint's text part, as transformers wrote them before 4.52 and since → as the text model
 calls them."""
+
+
+MOST_POSITIONS = 2**31 - 1
+"""Of one text."""
 
 
 @dataclass
@@ -169,6 +174,8 @@ def context_length_of(config: Any) -> int:
     length = next((each for each in told if each), None)
     if length is None:
         raise ModelLoadError("the model's settings do not say how long a text may be (max_position_embeddings)")
+    if not 0 < int(length) <= MOST_POSITIONS:
+        raise ModelLoadError(f"the model's settings say that a text may have {length:.6g} positions")
     return int(length)
 
 
@@ -181,15 +188,16 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
     """The transformers model. A file that lacks weights is refused: transformers would make them up."""
     transformers_logging.disable_progress_bar()
     adopt()
-    network, info = transformers.AutoModelForCausalLM.from_pretrained(
-        files.folder,
-        config=text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
-        key_mapping=TEXT_NAMES,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with bounded():
+        network, info = transformers.AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            config=text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
+            key_mapping=TEXT_NAMES,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")

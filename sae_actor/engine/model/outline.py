@@ -17,6 +17,7 @@ from ...errors import ModelLoadError, SAEError
 from ...models.families import FAMILIES
 from ..failures import explained
 from ..interventions.hook_points import Architecture
+from .building import bounded
 from .loading import text_config
 from .source import settings_folder
 
@@ -45,7 +46,7 @@ class Outline(NamedTuple):
 
 def without_weights(config: Any) -> Any:
     """The transformers model of a config, in bfloat16; it takes no memory, and computes shapes only."""
-    with torch.device("meta"):
+    with bounded(), torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 

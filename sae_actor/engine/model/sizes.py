@@ -24,6 +24,8 @@ from .loading import context_length_of, device_of, dtype_of, text_config
 from .outline import without_weights
 from .source import settings_folder
 
+MOST_BYTES = 2**50
+"""Of weights, or of a position of a cache: what all of it sums up to stays a number of 64 bits."""
 TOKENS = 8
 """Run on the meta device to see what a cache holds."""
 
@@ -51,12 +53,15 @@ def _size(model: str, revision: str, dtype: str, device: str) -> ModelSize:
     if not isinstance(held, torch.dtype):
         held = _dtype_on_disk(config)
     cache = _cache(network, held)
+    weights_bytes = sum(_nbytes(each, held) for each in (*network.parameters(), *network.buffers()))
+    if max(weights_bytes, cache.per_position, cache.fixed) > MOST_BYTES:
+        raise ModelLoadError("the model's settings ask for more memory than there is in the world")
     return ModelSize(
         model=model,
         model_type=architecture.model_type,
         dtype=str(held).removeprefix("torch."),
         device=str(where),
-        weights_bytes=sum(_nbytes(each, held) for each in (*network.parameters(), *network.buffers())),
+        weights_bytes=weights_bytes,
         kv_bytes_per_token=cache.per_position,
         state_bytes=cache.fixed,
         context_length=context_length_of(network.config),

@@ -16,7 +16,16 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ...errors import ModelLoadError, ModelNotFoundError
-from ...models.files import CONFIG, SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
+from ...models.files import (
+    CONFIG,
+    SMALL,
+    is_complete,
+    is_hub_id,
+    local_folder,
+    read_settings,
+    refuse_pointers,
+    weight_names,
+)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -59,10 +68,14 @@ def find_model(model: str, revision: str) -> ModelFiles:
 
 
 def settings_folder(model: str, revision: str) -> Path:
-    """A folder with the config of `model`; of a hub's model nothing else is fetched. Raises as `find_model`."""
-    folder = local_folder(model)
-    if folder is not None:
-        return folder
+    """A folder with the config of `model`, which is checked; of a hub's model nothing else is fetched. Raises as
+    `find_model`."""
+    folder = local_folder(model) or _fetched_settings(model, revision)
+    read_settings(folder)
+    return folder
+
+
+def _fetched_settings(model: str, revision: str) -> Path:
     if not is_hub_id(model):
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
     try:
