@@ -74,8 +74,8 @@ def processed_logits(
     logits: Tensor, asked: Sequence[Asked], masks: Masks | None = None
 ) -> tuple[dict[int, int], Tensor]:
     """Logits after all that comes before temperature, in float32, of the generations that have anything of it: row of
-    `logits` → row of the result. In this order: penalties and bias, banned tokens, grammar; where a grammar allows banned
-    tokens alone, they may come."""
+    `logits` → row of the result. In this order: penalties and bias, banned tokens, grammar; where a grammar allows
+    banned tokens alone, they may come."""
     free = [each for each in asked if each.grammar is None and (each.penalties is not None or each.banned)]
     bound = [each for each in asked if each.grammar is not None]
     changed = [*free, *bound]

@@ -68,5 +68,5 @@ def test_numbers_that_no_model_has(changes: dict[str, Any], said: str, copied: P
 @pytest.mark.parametrize("content", ["[" * 200_000, "[1]", '{"model_type":' * 100_000])
 def test_a_file_that_is_no_object(content: str, copied: Path) -> None:
     (copied / "config.json").write_text(content)
-    with pytest.raises(ModelLoadError, match="config.json of the model is not a JSON object"):
+    with pytest.raises(ModelLoadError, match=r"config\.json of the model is not a JSON object"):
         model_size(str(copied), "main", "auto", "cpu")
