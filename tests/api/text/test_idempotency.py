@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import Any
 
 import httpx
@@ -10,7 +11,9 @@ import pytest
 
 from sae_actor.api.kept_answers import KEPT_ANSWERS, KEPT_SECONDS, KeptAnswers
 from sae_actor.config.access import Grant, digest_of
+from sae_actor.errors import OutOfMemoryError
 from sae_actor.eventlog.memory import MemoryLog
+from sae_actor.ports import GenerationRequest, GenerationStream
 
 from ..conftest import MODEL, Running, serving
 
@@ -179,6 +182,26 @@ async def test_a_refusal_is_not_remembered(service: Running) -> None:
     assert (await post(service)).status_code == 429
     service.context.texts.places = None
     assert (await post(service)).status_code == 200
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_the_failure_of_one_choice_is_the_answer(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(record_text=True) as service:
+        await service.ready()
+        clock, generate, asked = Clock(service), service.engine.generate, count()
+
+        def generates(request: GenerationRequest) -> GenerationStream:
+            if next(asked) == failing:
+                raise OutOfMemoryError("no room for this one")
+            return generate(request)
+
+        monkeypatch.setattr(service.engine, "generate", generates)
+        service.engine.text_gate = asyncio.Event()
+        for _ in range(2):
+            answer = await post(service, {**ASK, "n": 2})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "out_of_memory")
+            clock.seconds += KEPT_SECONDS
+        assert len(await started(service)) == 2
 
 
 async def test_a_failure_is_the_answer(service: Running) -> None:
