@@ -230,6 +230,8 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """Every token id below this can be fed; None: unknown."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a text, in order."""
+    in_turn: str | None = None
+    """Why its texts run one after the other; None: they share a step, or it was not said."""
 
     def width(self, point: HookPoint) -> int:
         """Of the activation there; 0 if the layer has no such hook point."""

@@ -25,7 +25,7 @@ class ModelSize(Struct, frozen=True, kw_only=True):
     weights_bytes: int
     kv_bytes_per_token: int
     state_bytes: int
-    """Of one text, however long: states of linear attention."""
+    """Of one text, however long: states of linear attention, and the copy that a step works on."""
     context_length: int
     free_bytes: int | None
     """On the device, once everything that the engine holds is gone; None: not known."""

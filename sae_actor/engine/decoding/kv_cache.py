@@ -210,6 +210,10 @@ class KVCachePool:
         elif slots.count - len(held) > 2 * GROWTH:
             _shrink(slots, len(held) + GROWTH)
 
+    def trim(self) -> None:
+        """Give spare slots back where there is more than the limit."""
+        self._afford(0)
+
     def _afford(self, more: int) -> int:
         """Bytes within the limit that may be taken, `more` of which are needed: for them spare slots are given back."""
         if self.limit is None:

@@ -213,7 +213,7 @@ class Scheduler:
                 logits = runner.logits(arranged)
         else:
             logits = runner.logits(arranged)
-        runner.keep(pieces)
+        runner.keep(arranged)
         return logits
 
 

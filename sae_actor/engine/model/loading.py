@@ -249,15 +249,16 @@ def fit(loaded: LoadedModel, cache_bytes: int) -> None:
     """
     failure: SAEError
     try:
-        loaded.runner, loaded.cache_size = runner_for(loaded.network, loaded.tokenizer.vocabulary)
+        found = runner_for(loaded.network, loaded.tokenizer.vocabulary)
     except Exception as error:  # a model raises what it likes; all become ours
         failure = explained(error, "trying the model")
     else:
         context = loaded.facts.context_length
+        loaded.runner, loaded.cache_size = found.runner, found.size
         loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
         told = {**loaded.facts.environment, "batching": loaded.runner.together}
         positions = loaded.cache_size.longest(loaded.cache_bytes)
-        loaded.facts = structs.replace(loaded.facts, environment=told, cache_positions=positions)
+        loaded.facts = structs.replace(loaded.facts, environment=told, cache_positions=positions, in_turn=found.in_turn)
         return
     # Outside of the block above: the traceback, which holds the tensors, is gone.
     loaded.network = None

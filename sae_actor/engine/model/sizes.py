@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import ModelLoadError, SAEError
 from ...ports import ModelSize
 from ..decoding.kv_cache import CacheSize
-from ..decoding.model_runner import OwnForward, parts_of_cache
+from ..decoding.model_runner import OwnForward, size_of
 from ..failures import explained
 from ..interventions.hook_points import Architecture
 from ..memory import SHARE
@@ -81,8 +81,7 @@ def _cache(network: Any, dtype: torch.dtype) -> CacheSize:
     cache = forward.cache()
     with torch.inference_mode():
         forward.logits(range(TOKENS), cache)
-    growing, fixed = (sum(_nbytes(each, dtype) for each in tensors) for tensors in parts_of_cache(cache))
-    return CacheSize(growing // TOKENS, fixed)
+    return size_of(cache, TOKENS, lambda tensor: _nbytes(tensor, dtype))
 
 
 def _nbytes(tensor: Tensor, dtype: torch.dtype) -> int:
