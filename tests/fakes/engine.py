@@ -51,6 +51,8 @@ class FakeEngine:
     hidden_size: int = 16
     context_length: int = 256
     cache_positions: int | None = None
+    in_turn: str | None = None
+    """Why texts run one after the other, for the model's facts; here they never do."""
     has_chat_template: bool = True
     tells_messages: bool = True
     adds_bos: bool = False
@@ -142,6 +144,7 @@ class FakeEngine:
             environment={"engine": "fake"},
             vocabulary=self.vocabulary,
             end_ids=(END,),
+            in_turn=self.in_turn,
         )
         self.model_position = effect.request_position
         return self.model
