@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from msgspec.structs import replace
@@ -138,13 +138,10 @@ class ProbeHook:
         self._count = rows
         self._x: Tensor | None = None
 
-    def see(self, hook: Hook) -> Callable[[Tensor], None]:
-        """What the hook calls; nothing is computed inside of the model's forward pass."""
-
-        def seen(x: Tensor) -> None:
-            self._x = x.clone() if hook.in_place else x
-
-        return seen
+    def see(self, x: Tensor) -> None:
+        """What the hook calls; nothing is computed inside of the model's forward pass. A block may go on to add to the
+        same tensor, so it is copied."""
+        self._x = x.clone()
 
     def take(self) -> None:
         """After the step: what each probe reads, or why it cannot."""
