@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sae_actor.engine.decoding.model_runner import CACHE_ARGUMENTS
+from sae_actor.engine.decoding.recurrent import CACHE_ARGUMENTS
 from tests.environments import LOCK, ROOT, TORCH, lower_bounds, pinned, requirements
 
 README = (ROOT / "README.md").read_text("utf-8")

@@ -31,7 +31,7 @@ class Assumed(Struct, frozen=True, kw_only=True):
     context: int
     """Positions of one text, whose keys and values are part of `needed_bytes`."""
     state_bytes: Bytes
-    """Of one text of linear attention, however long; part of `needed_bytes`."""
+    """Of one text of linear attention, however long, with the copy that a step works on; part of `needed_bytes`."""
 
 
 class Fit(Struct, frozen=True, kw_only=True):

@@ -239,7 +239,7 @@ def attention(
 
 def _chunk(module: Any) -> int | None:
     """Positions of a chunk, in layers whose rows look at their own chunk alone."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds or kinds[module.layer_idx] != CHUNKED:
         return None
@@ -253,11 +253,12 @@ def _tempered(module: Any, query: Tensor, layout: StepLayout) -> Tensor:
     if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
         return query
 
-    def scale(positions: Tensor) -> Tensor:
+    def scale(positions: Tensor) -> Any:
         return torch.log1p(torch.floor((positions.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
 
     taken = torch.arange(layout.rows, device=query.device)
-    return (query * (scale(layout.positions[0]) / scale(taken))[:, None]).to(query.dtype)
+    tempered: Tensor = query * (scale(layout.positions[0]) / scale(taken))[:, None]
+    return tempered.to(query.dtype)
 
 
 def _tokens(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, kind: Kind) -> Tensor:

@@ -43,7 +43,8 @@ def longest_for(positions: int) -> int:
 
 
 class CacheSize(NamedTuple):
-    """Bytes that one generation's cache takes: keys and values for each position, and states that do not grow."""
+    """Bytes that one generation's cache takes: keys and values for each position, and states that do not grow, with the
+    copy that a step works on."""
 
     per_position: int
     fixed: int = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_actor.domain.effects import Residents
 from sae_actor.domain.refs import Edit, HookPoint
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.engine.decoding.attention import ScheduledTokens
@@ -166,6 +169,23 @@ def test_bytes_of_states() -> None:
 
 
 # — the engine —
+
+
+async def test_an_unloaded_model_is_gone(tmp_path: Path, tiny_sae: Path) -> None:
+    """Its modules, whose forward pass was replaced, do not hold themselves."""
+    model = save_tiny_model(tmp_path / "model", "qwen3_5_text")
+    async with running(model, tiny_sae) as engine:
+        await finished(engine, request(ids(9, 1), tokens=3))
+        assert engine._model is not None
+        held = weakref.ref(engine._model.network.model.layers[0].linear_attn)
+        gc.collect()
+        gc.disable()
+        try:
+            engine.retain(Residents(model=None))
+            await engine._device.run(lambda: None, "waiting")
+            assert held() is None
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
