@@ -69,4 +69,4 @@ def test_one_place_knows_what_a_cache_is_called() -> None:
         for path in sorted(Path(ROOT / "sae_actor").rglob("*.py"))
         if CACHE_ARGUMENTS[1] in path.read_text("utf-8")
     ]
-    assert knowing == ["sae_actor/engine/decoding/model_runner.py"]
+    assert knowing == ["sae_actor/engine/decoding/recurrent.py"]
