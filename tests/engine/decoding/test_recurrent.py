@@ -182,6 +182,7 @@ async def test_an_unloaded_model_is_gone(tmp_path: Path, tiny_sae: Path) -> None
         gc.disable()
         try:
             engine.retain(Residents(model=None))
+            await asyncio.sleep(0)  # its job is on its way
             await engine._device.run(lambda: None, "waiting")
             assert held() is None
         finally:
