@@ -25,7 +25,7 @@ class Envelope:
     """The sender chose an idempotency key: `command_id` follows from it and may be known already."""
     expected_revision: int | None = None
     decided: Message | None = None
-    """What the rules see in place of `message`: the same with raw strengths."""
+    """The message for the rules in place of `message`: the same with raw strengths."""
     refused: SAEError | None = None
     """Refused before the rules see it: a strength that cannot be resolved."""
     begin: Callable[[Event], None] | None = None
@@ -33,19 +33,19 @@ class Envelope:
     reserved: bool = field(default=False)
 
     def answer(self, value: Any) -> None:
-        """A sender who went away is not an error."""
+        """Set the reply. It is not an error if the sender no longer waits."""
         if not self.reply.done():
             self.reply.set_result(value)
 
     def fail(self, error: BaseException) -> None:
         if not self.reply.done():
             self.reply.set_exception(error)
-            # A report's sender may not look; the failure is the actor's own and logged there.
+            # Mark it as read: the sender of a report may never look, and the actor logs its own failures.
             self.reply.exception()
 
 
 class Mailbox:
-    """First in, first out. `capacity` bounds what comes from outside; what effects report always finds room."""
+    """First in, first out. `capacity` bounds the messages from outside; reports are always accepted."""
 
     def __init__(self, capacity: int = 256) -> None:
         self.capacity = capacity
@@ -76,7 +76,7 @@ class Mailbox:
         return taken
 
     def drain(self, *, reserved: bool = True) -> list[Envelope]:
-        """Take out everything that still waits; with `reserved=False` reports stay."""
+        """Remove and return everything that still waits; with `reserved=False` reports stay."""
         left = [each for each in self._waiting if reserved or not each.reserved]
         self._waiting = deque(each for each in self._waiting if not reserved and each.reserved)
         self._from_outside = 0

@@ -184,12 +184,12 @@ class Generations:
         """Record the end of a generation, then deliver it."""
         ended = await self._end(text, len(token_ids))
         if isinstance(ended, DeviceLostError):
-            self._actor.tell(ev.GpuLost(detail=ended.detail))
+            self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(text.event, text.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
-            self._actor.tell(SaeFailed(ended.faulted, fault))
+            self._actor.report(SaeFailed(ended.faulted, fault))
         try:
             record = await self._record(text, record, token_ids, ended)
         except SAEError as error:
@@ -227,12 +227,12 @@ class Generations:
             record = whole = with_text(record, token_ids, ended)
             for names in LEFT_OUT:
                 try:
-                    await self._actor.tell(record, principal=text.principal)
+                    await self._actor.report(record, principal=text.principal)
                 except TooLargeError as error:
                     record = without(whole, names, error)
                 else:
                     return record
-        await self._actor.tell(record, principal=text.principal)
+        await self._actor.report(record, principal=text.principal)
         return record
 
 

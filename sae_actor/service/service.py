@@ -191,7 +191,7 @@ class Service:
     def _on_signal(self) -> None:
         """End what would keep connections open: streams, generations and waiting requests, with the reason."""
         self.broadcast.close()
-        self.actor.let_go()
+        self.actor.stop_waiting()
         self._ending = asyncio.ensure_future(self.context.in_flight.end(self.texts))
 
     async def _end_on_failure(self, server: HttpServer) -> None:
