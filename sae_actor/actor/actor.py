@@ -203,8 +203,8 @@ class Actor:
         if wait > 0 and command_id in self.state.commands and not self._unwaited and self.read_only is None:
             await asyncio.wait([accepted.closed], timeout=wait)
         is_open = command_id in self.state.commands
-        events = accepted.events if is_open else await with_outcome(self._log, accepted.events)
-        return outcome(command_id, events, is_open=is_open)
+        recorded = accepted.events if is_open else await with_outcome(self._log, accepted.events)
+        return outcome(command_id, recorded, is_open=is_open)
 
     async def effect_ended(self, name: str, request_position: int) -> None:
         """Wait until that effect has ended: its process is gone, its files are cleaned up."""

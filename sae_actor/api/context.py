@@ -31,7 +31,7 @@ LOOKS_WAITING = 32
 @dataclass(slots=True, kw_only=True)
 class Context(Policy):
     actor: Actor
-    texts: Generations
+    generations: Generations
     log: EventLog
     hub: Hub
     engine: Engine

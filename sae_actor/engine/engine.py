@@ -185,7 +185,7 @@ class TorchEngine:
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
-        users = [stream.ended for stream, uses in self._streams.items() if position in uses]
+        users = [stream.finished for stream, uses in self._streams.items() if position in uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
         self._folders.pop(position, None)

@@ -24,7 +24,7 @@ from .generation import (
     Tokenized,
     Watch,
 )
-from .generation_stream import GenerationStream, news_of
+from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

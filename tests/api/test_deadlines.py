@@ -19,8 +19,8 @@ pytestmark = pytest.mark.anyio
 async def stuck(service: Running, after: int) -> None:
     """The engine hangs behind so many tokens of a text, deaf to being stopped; texts are given up soon."""
     service.engine.text_gate = gate = asyncio.Event()
-    service.context.texts.deadline_seconds = 0.2
-    service.context.texts.farewell_seconds = 0.1
+    service.context.generations.deadline_seconds = 0.2
+    service.context.generations.stop_wait_seconds = 0.1
     gate.set()
     made = 0
     generate = service.engine.generate
@@ -69,7 +69,7 @@ async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> No
 async def test_a_late_text_has_its_receipt_where_the_engine_still_answers(service: Running) -> None:
     sae_id = await service.ready()
     await service.command("Steer", sae_id=sae_id, features=[{"feature": 3, "strength": 7.0}])
-    service.context.texts.deadline_seconds = 0.2
+    service.context.generations.deadline_seconds = 0.2
     service.engine.step_seconds = 0.01
     answer = await service.client.post("/v1/completions", json={**ASK, "max_tokens": 200})
     assert answer.json()["error"]["code"] == "deadline_exceeded"
@@ -109,8 +109,8 @@ async def test_the_engine_is_told_too(service: Running) -> None:
     service.engine.generate = seen  # type: ignore[method-assign]
     await service.client.post("/v1/completions", json=ASK)
     seconds = Settings().engine.deadline_seconds
-    assert service.context.texts.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
-    service.context.texts.deadline_seconds = 3600.0
+    assert service.context.generations.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
+    service.context.generations.deadline_seconds = 3600.0
     await service.client.post("/v1/completions", json=ASK)
     assert (await service.client.post("/api/activations", json={"prompt": "hello"})).status_code == 200
     assert 3600 < asked[1].deadline_seconds == asked[2].deadline_seconds
@@ -121,7 +121,7 @@ async def test_when_the_queue_is_full(service: Running, told: bool) -> None:
     """A service that knows its places puts nothing on record of what it refuses."""
     await service.ready()
     service.engine.max_running, service.engine.max_waiting = 1, 1
-    service.context.texts.places = 2 if told else None
+    service.context.generations.places = 2 if told else None
     service.engine.text_gate = asyncio.Event()
     running = [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(2)]
     while len(service.engine._streams) < 2:

@@ -74,7 +74,7 @@ class Recorder:
                 **asked,
             )
 
-        text = await self.texts.open(ask, read.token_ids, principal="me", tell=TokenOptions())
+        text = await self.texts.open(ask, read.token_ids, principal="me", options=TokenOptions())
         return text.started.generation_id, await text.result()
 
 

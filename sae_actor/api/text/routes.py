@@ -91,7 +91,7 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     """One admitted generation per prompt, in order; if one is refused, none is left running."""
-    engine, texts = device(request), context(request).texts
+    engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
@@ -107,7 +107,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
                 exclude=own_sae.top_k_exclude,
                 prompt=prompt.tokens,
             )
-            text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
+            text = await texts.open(ask, prompt.token_ids, principal=principal(request), options=tell)
             echo = "".join(prompt.tokens) if body.echoes else ""
             scores, thoughts = body.scores is not None, body.thoughts
             choices.append(Choice(kind, len(choices), text, prompt, echo, scores=scores, thoughts=thoughts))
