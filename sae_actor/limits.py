@@ -1,4 +1,4 @@
-"""Limiters: so many in a turn of the event loop, so many at a time, so many in a second."""
+"""Limiters: how many start in one event-loop iteration, how many run at a time, how many happen in a second."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .errors import NotReadyError, SAEError
 
 
 class RequestThrottle:
-    """`most` enter in one turn of the event loop, first come, first served, so that turns stay short.
+    """Lets at most `most` requests start in one event-loop iteration, first come, first served.
 
-    Who is through is not counted any more: a request may take as long as it likes.
+    So iterations stay short. It does not limit how many run.
     """
 
     def __init__(self, most: int = 8) -> None:
@@ -24,7 +24,7 @@ class RequestThrottle:
 
 
 class BoundedSemaphore:
-    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After."""
+    """At most `most` at a time; up to `waiting` more wait for a place. Further ones get `error`, with Retry-After."""
 
     def __init__(
         self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError, retry_after: int = 1
@@ -37,13 +37,16 @@ class BoundedSemaphore:
         self._waiting = 0
 
     def locked(self) -> bool:
-        """Whether none is free."""
+        """Whether no place is free."""
         return self._free.locked()
 
     @contextlib.asynccontextmanager
-    async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
-        """begun: an answer has begun, and is not refused any more. Raises the `error`."""
-        if not begun and self._free.locked() and self._waiting >= self._most_waiting:
+    async def taken(self, *, answer_started: bool = False) -> AsyncIterator[None]:
+        """Hold a place. Raises the `error` if the queue is full.
+
+        answer_started: wait even if the queue is full; a started answer cannot be refused.
+        """
+        if not answer_started and self._free.locked() and self._waiting >= self._most_waiting:
             raise self._error(self._full, retry_after=self._retry_after)
         self._waiting += 1
         try:
@@ -57,18 +60,19 @@ class BoundedSemaphore:
 
 
 class TokenBucket:
-    """A bucket of tokens: at most `burst` at once, `per_second` over time."""
+    """Rate limit: at most `burst` at once, `per_second` over time."""
 
     def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
         self._per_second = per_second
         self._burst = self._left = burst
         self._clock = clock
-        self._at = clock()
+        self._refilled_at = clock()
 
     def take(self) -> bool:
+        """Take a token; False if none is left."""
         now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
-        self._at = now
+        self._left = min(self._burst, self._left + (now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
         if self._left < 1:
             return False
         self._left -= 1

@@ -47,10 +47,10 @@ class LazyEngine:
         await self._fetch(effect.model, effect.revision, progress)
         return await engine.load_model(effect, progress)
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, reserved: int) -> ModelSize:
         engine = await self._made()
         await self._fetch(model, revision, _unheard, weights=False)
-        return await engine.model_size(model, revision, dtype, device, beside)
+        return await engine.model_size(model, revision, dtype, device, reserved)
 
     async def _made(self) -> Engine:
         if self._engine is None:

@@ -146,8 +146,8 @@ class FakeEngine:
         self.model_position = effect.request_position
         return self.model
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
-        self.calls.append(("model_size", beside))
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, reserved: int) -> ModelSize:
+        self.calls.append(("model_size", reserved))
         if model in self.missing:
             raise ModelNotFoundError(f"no model {model}", model=model)
         return ModelSize(
