@@ -19,9 +19,10 @@ class ActorCounts:
 
     def __init__(self) -> None:
         self.commands: Counter[Labels] = Counter()
-        """By type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its key."""
+        """Commands by type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its
+        key."""
         self.events: Counter[Labels] = Counter()
-        """By type."""
+        """Recorded events by type."""
         self.turn_seconds = Histogram()
         """Duration of a turn: from its first envelope to the answers, the append included."""
         self.append_seconds = Histogram()

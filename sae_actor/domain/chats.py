@@ -9,31 +9,31 @@ from msgspec import Struct
 
 
 class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a request wants its prompt tokenized; the default is the tokenizer's or the chat template's way."""
+    """How a request wants its prompt tokenized. The defaults follow the tokenizer, or the chat template."""
 
     add_special_tokens: bool | None = None
-    """Those that the tokenizer puts around a text; None: around a text, not around a chat."""
+    """Add the tokens that the tokenizer puts around a text; None: for a text, not for a chat."""
     prepend_bos: bool | None = None
-    """Begin with the token that begins a text, or do not; None: as the tokenizer, or the template, does."""
+    """Begin with the BOS token, or do not; None: as the tokenizer or the template does."""
     parse_special: bool = True
-    """A text that spells a control token means that token."""
+    """Control tokens spelled in a text become those tokens."""
 
 
 class MessageSpan(Struct, frozen=True, kw_only=True):
-    """One message of a chat among the prompt's tokens, [first, stop), with what the template writes around it. A
-    message nested in it has a span of its own."""
+    """The tokens [first, stop) of one message of a chat, with the template's text around it. A message nested in it has
+    a span of its own."""
 
     role: str
     first: int
     stop: int
     content: tuple[int, int]
-    """[from, to): the tokens that hold what is said."""
+    """[from, to): the tokens of the message's own text."""
     parts: tuple[tuple[int, int], ...] = ()
-    """The pieces of `content`, where the template writes something between them; none where it is one."""
+    """The parts of `content` if the template writes something between them; empty if it is in one piece."""
 
     @property
     def said(self) -> tuple[tuple[int, int], ...]:
-        """What is said, piece by piece."""
+        """The tokens of the message's own text, part by part."""
         return self.parts or (self.content,)
 
     def within(self, other: MessageSpan) -> bool:
@@ -55,7 +55,7 @@ class Reasoning(Struct, frozen=True, kw_only=True):
     """How the answers of a model's chats separate reasoning from content."""
 
     format: Literal["channels", "block"]
-    """`channels`: messages that each name theirs, as gpt-oss has them; `block`: thoughts first, between two marks."""
+    """`channels`: each message names its channel, as in gpt-oss; `block`: reasoning first, between two marks."""
     begin: str = ""
     end: str = ""
-    """The marks of a block."""
+    """The two marks of a block."""

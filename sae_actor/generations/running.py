@@ -26,7 +26,7 @@ class TokenOptions:
     """What is reported with each token."""
 
     logprobs: int | None = None
-    """As in `GenerationRequest`."""
+    """How many of the most probable tokens, as in `GenerationRequest`."""
     top_k_features: int = 0
     """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)

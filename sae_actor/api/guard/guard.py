@@ -34,8 +34,8 @@ class Guard(Middleware):
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
+        # Two, so that reads never wait for a flood of commands. Probes and the page use none.
         self._reading, self._writing = RequestThrottle(), RequestThrottle()
-        # Two, so that reads never wait for a flood of commands; probes and the page never wait.
 
     async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         policy = self._policy

@@ -1,4 +1,4 @@
-"""What was active for one answer, by the log alone: the fold of `log explain` and `/api/generations`."""
+"""Explain from the log alone what was active for one answer: the fold of `log explain` and `/api/generations`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _STATES: dict[FinishReason, GenerationState] = {
     "cancelled": "cancelled",
     "interrupted": "interrupted",
 }
-"""Finish reason → state of a generation that did not come to an end of its own; any other is `finished`."""
+"""Finish reason → state of a generation that did not end by itself; any other reason means `finished`."""
 
 
 class Explaining:
-    """Follows a log and explains the generations that are asked for, each once its end is on record.
+    """Follows a log and explains the requested generations, each once its end is on record.
 
     Feed every event from the first on. `views` are those found so far, by the position at which each began.
     """
@@ -61,7 +61,7 @@ class Explaining:
         self._open: GenerationState = "running" if live else "interrupted"
         self._known = Provenance()
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
-        """Asked for, without an end yet."""
+        """Requested generations without an end so far."""
         self._erased: dict[int, tuple[Provenance, Event]] = {}
         """Beginnings whose payload is gone, or cannot be read: only its end says which generation it was."""
 
