@@ -89,4 +89,10 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     model."""
 
 
-Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | Report
+class AdmitGenerations(Struct, frozen=True, kw_only=True):
+    """Text requests that belong together: all are admitted under one state, or none."""
+
+    requests: tuple[AdmitGeneration, ...]
+
+
+Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | AdmitGenerations | Report

@@ -11,16 +11,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from msgspec import Struct
 
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import (
-    ConflictingEditsError,
     DeviceLostError,
     FeatureOutOfRangeError,
-    InternalError,
     MailboxFullError,
     ModelNotLoadedError,
     SAENotAttachedError,
@@ -30,48 +27,32 @@ from ..ports import (
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
+    Grammar,
     ModelSize,
     OnProgress,
     Tokenized,
-    Watch,
+    TokenizerInfo,
 )
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
-from .decoding.generation import Generation, InterventionGone
+from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
 from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
-from .interventions.positions import TokenKinds
-from .interventions.probes import Probe
-from .interventions.sae_intervention import SaeIntervention
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
 from .request_checks import check_request
 from .saes.feature_details import feature_details
+from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
+from .settings import EngineSettings
+from .tokens.info import detokenized, info_of
 from .tokens.prompts import tokenized
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
-
-
-class EngineSettings(Struct, frozen=True, kw_only=True):
-    """What a deployment chooses."""
-
-    max_running: int = 32
-    """Generations that run at the same time, in one forward pass if the model allows it."""
-    max_waiting: int = 64
-    """Generations that may wait; one more is refused with `mailbox_full`."""
-    prompt_tokens: int = 512
-    """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""
-    cache_bytes: int = 0
-    """Bytes for the KV cache of all generations; 0: half of what is free after the model is loaded."""
-    threads: int | None = None
-    """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
-    drain_seconds: float = 3.0
-    """How long a generation may continue under an SAE that `retain` drops."""
 
 
 class TorchEngine:
@@ -87,6 +68,7 @@ class TorchEngine:
         self._device = DeviceThread(limits, self._settings.threads)
         self._loader = Worker("sae-actor-loader")
         self._tokenizer = Worker("sae-actor-tokenizer")
+        self._grammars = Worker("sae-actor-grammars")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
@@ -249,11 +231,28 @@ class TorchEngine:
     # — generations —
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         """See the port."""
-        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization())
+        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization(), any_length=any_length)
         return await self._tokenizer.run(read, "reading the prompt")
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See the port."""
+        return await self._tokenizer.run(partial(detokenized, token_ids, self._loaded().tokenizer), "decoding tokens")
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        """See the port."""
+        return info_of(self._loaded().tokenizer)
+
+    async def grammar(self, schema: str) -> Grammar:
+        """See the port."""
+        compile_ = partial(self._loaded().grammars.compiled, schema)
+        return await self._grammars.run(compile_, "compiling the schema")
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns.
@@ -278,40 +277,7 @@ class TorchEngine:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
-        parts, turns = [], request.turns
-        marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
-        for sae in request.intervention:
-            resident = self._residents.get(sae.attach_position)
-            if resident is None:
-                raise InterventionGone
-            if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
-                raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
-            if sae.changes_text:
-                steering = resident.steering(sae.steering, model.network.dtype)
-                parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
-        reconstructed = [part.write_at for part in parts if part.reconstructs]
-        if len(set(reconstructed)) < len(reconstructed):
-            raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        stop = request.stop_when
-        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,), exclude=stop.exclude),)
-        found = [self._probe(watch, model, request, marks) for watch in (*last, *request.watched)]
-        probes = [probe for probe in found if probe is not None]
-        if not (parts or probes):
-            return None
-        prompt, window = len(request.token_ids), request.sink_window
-        applied = PreparedIntervention.of(parts, model.architecture, prompt, probes, marks, window=window)
-        applied.stop = probes[0] if last else None
-        return applied
-
-    def _probe(self, watch: Watch, model: LoadedModel, request: GenerationRequest, marks: TokenKinds) -> Probe | None:
-        """None for a missing one whose rate is limited."""
-        resident = self._residents.get(watch.sae.attach_position)
-        if resident is not None:
-            hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)
-            return Probe(watch, resident.sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
-        if watch.every_seconds is not None:
-            return None
-        raise InterventionGone
+        return prepared(request, model, self._residents)
 
     # — the end —
 
@@ -325,7 +291,12 @@ class TorchEngine:
             task.cancel()
         with contextlib.suppress(DeviceLostError):
             await self._device.run(self._drop_everything, "freeing the device")
-        for worker, seconds in ((self._tokenizer, 1.0), (self._loader, 0.0), (self._device, 5.0)):
+        for worker, seconds in (
+            (self._tokenizer, 1.0),
+            (self._grammars, 0.0),
+            (self._loader, 0.0),
+            (self._device, 5.0),
+        ):
             await asyncio.to_thread(worker.stop, seconds)
 
     def _drop_everything(self) -> None:

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -19,10 +20,12 @@ from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
 from ..errors import (
+    BadRequestError,
     DeadlineExceededError,
     DeviceLostError,
     InternalError,
     MailboxFullError,
+    NotReadyError,
     SAEError,
     TooLargeError,
 )
@@ -30,12 +33,15 @@ from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, RunningGeneration, TokenOptions
+from .running import Completed, Requested, RunningGeneration, TokenOptions
 
 logger = logging.getLogger(__name__)
 
 ENGINE_DEADLINE_MARGIN = 5.0
 """Seconds. The engine's own deadline is this much later, in case the cancel does not reach it."""
+
+STOPPING_SECONDS = 5
+"""When a request may be sent again whose generation the end of the service cut short."""
 
 STOP_WAIT_SECONDS = 2.0
 """How long to wait for the engine's `Finished` after a stop: the engine ends a generation between two steps."""
@@ -66,8 +72,9 @@ class Generations:
         """Ended generations since the process started, by finish reason."""
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
+        self._opening: dict[asyncio.Task[Any], int] = {}
+        """Admission under way → how many generations it admits."""
         self._monitoring: set[asyncio.Task[None]] = set()
-        self._opening: set[asyncio.Task[RunningGeneration]] = set()
 
     async def open(
         self,
@@ -79,11 +86,19 @@ class Generations:
     ) -> RunningGeneration:
         """Admit a generation under a fresh id and start it. Raises the error with which the rules refuse it, or
         `MailboxFullError`."""
-        if self.places is not None and len(self._running) + len(self._opening) >= self.places:
+        requested = Requested(make_request, token_ids, options or TokenOptions())
+        return (await self.open_all([requested], principal=principal))[0]
+
+    async def open_all(self, requested: Sequence[Requested], *, principal: str) -> list[RunningGeneration]:
+        """Admit generations that belong together, all or none, and start them. Raises as `open`."""
+        if self.places is not None and len(requested) > self.places:
+            detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
+            raise BadRequestError(detail, param="n")
+        if self.places is not None and len(self._running) + sum(self._opening.values()) + len(requested) > self.places:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        opening = asyncio.create_task(self._open(make_request, tuple(token_ids), principal, options or TokenOptions()))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        opening = asyncio.create_task(self._open(requested, principal))
+        self._opening[opening] = len(requested)
+        opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -94,9 +109,8 @@ class Generations:
     @property
     def tokens(self) -> Counter[Labels]:
         """Tokens since the process started: `prompt` and `generated`."""
-        return self._tokens + Counter(
-            {("generated",): sum(len(generation.made) for generation in self._running.values())}
-        )
+        under_way = sum(len(generation.made) for generation in self._running.values())
+        return self._tokens + Counter({("generated",): under_way})
 
     @property
     def waiting(self) -> int:
@@ -112,37 +126,41 @@ class Generations:
         """Stop all generations and wait until each end is on record."""
         while self._running or self._opening:
             for generation in self._running.values():
-                generation.abandon()
+                generation.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
-    async def _open(
-        self,
-        make_request: Callable[[str], AdmitGeneration],
-        token_ids: tuple[int, ...],
-        principal: str,
-        options: TokenOptions,
-    ) -> RunningGeneration:
+    async def _open(self, requested: Sequence[Requested], principal: str) -> list[RunningGeneration]:
         opening = asyncio.current_task()
+        assert opening is not None
         opened: list[RunningGeneration] = []
 
         def begin(event: Event) -> None:
-            self._opening.discard(opening)
-            opened.append(self._begin(event, token_ids, options))
+            # From here on its generations count as running.
+            self._opening.pop(opening, None)
+            opened.append(self._begin(event, requested[len(opened)]))
 
-        await self._actor.admit(make_request(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin)
-        return opened[0]
+        await self._actor.admit([self._request(each) for each in requested], principal=principal, begin=begin)
+        return opened
 
-    def _begin(self, event: Event, token_ids: tuple[int, ...], options: TokenOptions) -> RunningGeneration:
+    def _request(self, requested: Requested) -> AdmitGeneration:
+        """The request under a fresh id; with the schema of its text if texts go on record."""
+        request = requested.make_request(f"gen-{uuid.uuid4()}")
+        form = request.sampling.response_format
+        if not self._record_text or form is None or form.schema_sha256 is None:
+            return request
+        sampling = replace(request.sampling, response_format=replace(form, schema=requested.schema))
+        return replace(request, sampling=sampling)
+
+    def _begin(self, event: Event, requested: Requested) -> RunningGeneration:
         """Hand an admitted generation to the engine, in the turn that records its start: so a later detach finds it
         there, and waits for it."""
-        payload = event.payload()
+        payload, token_ids, options = event.payload(), tuple(requested.token_ids), requested.options
         assert isinstance(payload, GenerationStarted)
         self._tokens["prompt",] += len(token_ids)
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
         monitored = watches(self._actor.state)
-        requested = tuple(
-            Watch(sae=sae, top_k=options.top_k_features, exclude=options.exclude) for sae in payload.watched
-        )
+        top_k, exclude = options.top_k_features, options.exclude
+        read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = GenerationRequest(
             generation_id=payload.generation_id,
             token_ids=token_ids,
@@ -150,7 +168,9 @@ class Generations:
             intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             logprobs=options.logprobs,
-            watched=(*requested, *monitored),
+            prompt_logprobs=options.prompt_logprobs,
+            watched=(*read, *monitored),
+            grammar=requested.grammar,
             stop_when=payload.stop_when,
             turns=payload.turns,
             reasoning=payload.reasoning,
@@ -199,15 +219,17 @@ class Generations:
         except SAEError as error:
             # An end that is not on record is not delivered as if it were.
             ended = error
-        if isinstance(ended, Finished):
-            ended = failure(ended) if ended.reason == "error" else ended
+        if isinstance(ended, Finished) and ended.reason == "error":
+            ended = failure(ended)
+        elif isinstance(ended, Finished) and ended.reason == "cancelled" and generation.cut_short is not None:
+            ended = generation.cut_short
         generation.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
 
     async def _end(self, generation: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
         """Wait for the end, the reader's disconnect or the deadline. Then stop it and wait briefly: the engine's
         thread may hang."""
         stream = generation.stream
-        ends = [stream.finished, generation.left]
+        ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
         await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         late = not (stream.finished.done() or generation.left.done())
         if not stream.finished.done():
@@ -241,6 +263,7 @@ class Generations:
         return record
 
 
-def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
+def _abandon(opening: asyncio.Task[list[RunningGeneration]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().abandon()
+        for generation in opening.result():
+            generation.abandon()

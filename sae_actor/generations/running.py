@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.messages import AdmitGeneration
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
-from ..ports import Finished, GenerationStream, Token, wait_for_news
+from ..ports import Finished, GenerationStream, Grammar, Token, wait_for_news
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,30 @@ class TokenOptions:
     """What is reported with each token."""
 
     logprobs: int | None = None
-    """How many of the most probable tokens, as in `GenerationRequest`."""
+    """How many of the most probable tokens are reported, as in `GenerationRequest`."""
+    prompt_logprobs: int | None = None
+    """How many for each token of the prompt, as in `GenerationRequest`."""
     top_k_features: int = 0
     """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
     """Positions for which no activations are reported."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for the events of monitored SAEs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A requested generation."""
+
+    make_request: Callable[[str], AdmitGeneration]
+    """Makes the request for a generation id."""
+    token_ids: Sequence[int]
+    """The prompt's tokens."""
+    options: TokenOptions = field(default_factory=TokenOptions)
+    grammar: Grammar | None = None
+    """The grammar of its response format."""
+    schema: str | None = None
+    """The JSON schema of its response format, for the record."""
 
 
 class RunningGeneration:
@@ -48,8 +66,8 @@ class RunningGeneration:
         self.principal = started.principal
         self.started = payload
         self.stream = stream
-        self.left: asyncio.Future[None] = stream.finished.get_loop().create_future()
-        """Done once the reader has disconnected."""
+        self.left: asyncio.Future[SAEError | None] = stream.finished.get_loop().create_future()
+        """Done once nobody waits for the rest: the reader has disconnected, or gets this error as the end."""
         self._recorded: asyncio.Future[Completed | SAEError] = stream.finished.get_loop().create_future()
 
     @property
@@ -68,10 +86,16 @@ class RunningGeneration:
         self._recorded.set_result(end)
         self.stream.wake()
 
-    def abandon(self) -> None:
-        """The reader has disconnected: stop the generation and free its slot. Harmless after the end."""
+    def abandon(self, why: SAEError | None = None) -> None:
+        """Stop the generation and free its slot: the reader has disconnected, or gets the error `why`. Harmless after
+        the end."""
         if not self.left.done():
-            self.left.set_result(None)
+            self.left.set_result(why)
+
+    @property
+    def cut_short(self) -> SAEError | None:
+        """The error that a reader gets if the generation was cancelled."""
+        return self.left.result() if self.left.done() else None
 
     async def result(self) -> Completed:
         """Wait for the end; raise it if it is an error."""

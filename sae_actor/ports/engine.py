@@ -11,7 +11,7 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
-from .generation import GenerationRequest, Tokenized
+from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
 from .progress import OnProgress
 
@@ -69,6 +69,24 @@ class FeatureDetails(Struct, frozen=True, kw_only=True):
     top_tokens: tuple[str, ...] = ()
 
 
+class TokenizerInfo(Struct, frozen=True, kw_only=True):
+    """A tokenizer under the names of its `tokenizer_config.json`."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    additional_special_tokens: tuple[str, ...]
+    add_bos_token: bool
+    """Whether a text gets the BOS token."""
+    chat_template: str | None
+    model_max_length: int
+    """How many tokens the model's context holds."""
+    vocab_size: int
+    """How many token ids are valid."""
+
+
 class Engine(Protocol):
     """The device: one model, the SAEs on it, generations. Raises only errors of `errors`.
 
@@ -112,13 +130,33 @@ class Engine(Protocol):
         """
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
 
         Messages are text, even if they spell a control token; for a prompt `how` decides. A prompt that begins with BOS
         gets no second one. `BadRequestError` for a prompt without any token, an id outside the vocabulary, a chat
         without a template, or `prepend_bos` for ids or without a BOS token.
+
+        any_length: only count the tokens, which are not run: then the prompt may be empty or longer than the context,
+        for which `tokens` and `turns` are left out.
+        """
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones as they are written. `BadRequestError` for an id outside the vocabulary."""
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        """The facts about the model's tokenizer."""
+
+    async def grammar(self, schema: str) -> Grammar:
+        """Compile a JSON schema, given as JSON, for the loaded model; it is kept for the next time.
+
+        `BadRequestError` with the reason if no grammar can be made of it, `SAEUnsupportedError` if the
+        model's tokenizer allows none.
         """
 
     def generate(self, request: GenerationRequest) -> GenerationStream:

@@ -61,6 +61,10 @@ class Watch(Struct, frozen=True, kw_only=True):
     None: all positions. Watches with a limit come last in `GenerationRequest.watched`."""
 
 
+class Grammar:
+    """A JSON schema, compiled by an engine; opaque to everybody else."""
+
+
 class GenerationRequest(Struct, frozen=True, kw_only=True):
     """One admitted generation: everything that the engine needs for it."""
 
@@ -71,6 +75,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     deadline_seconds: float = 600.0
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, each after those before it; None: no scores."""
     watched: tuple[Watch, ...] = ()
     """SAEs to read. If one is removed, the generation ends, as for an SAE of the intervention. One with a limited rate
     is then only no longer reported, and freeing it does not wait for the generation."""
@@ -87,6 +93,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     forced: tuple[int, ...] | None = None
     """The tokens of an earlier answer, used instead of sampled ones (teacher forcing). The generation ends with the
     last of them, with reason `length` unless that is an end token. `Token.scored` and `top` hold the model's scores."""
+    processed_scores: bool = False
+    """`Token.scored` and `top` are of the logits from which tokens are chosen: after penalties, bias and grammar."""
+    grammar: Grammar | None = None
+    """The grammar of `sampling.response_format`, from the engine's `grammar`."""
     deterministic: bool = False
     """Run alone, with the prefill in one step and deterministic kernels. `SAEUnsupportedError` if the model cannot be
     run so (`ModelFacts.can_be_deterministic`)."""
@@ -111,6 +121,18 @@ class ScoredToken(Struct, frozen=True, kw_only=True):
     logprob: float
 
 
+class PromptToken(Struct, frozen=True, kw_only=True):
+    """A token of the prompt, scored as `ScoredToken` says; the logits are those under the intervention."""
+
+    id: int
+    text: str
+    bytes: bytes | None
+    logprob: float | None
+    """None: of the first one, before which there is nothing."""
+    top: tuple[ScoredToken, ...] = ()
+    """The most probable tokens there, best first; one that is this token has the same `logprob`."""
+
+
 class Token(Struct, frozen=True, kw_only=True):
     """One generated token: its id, and the text that became readable with it (may be empty)."""
 
@@ -130,6 +152,8 @@ class Token(Struct, frozen=True, kw_only=True):
     """In the order of `GenerationRequest.watched`, at the positions that were run to make this token: the whole prompt
     for the first token, else the token before. So the last token is never read. A watch with a limited rate is left out
     of tokens for which it was not read."""
+    prompt: tuple[PromptToken, ...] = ()
+    """The scores of the prompt, with the first token, if `GenerationRequest.prompt_logprobs` is set."""
 
 
 class Rest(Struct, frozen=True):
@@ -155,6 +179,11 @@ class Finished(Struct, frozen=True, kw_only=True):
     """The end of that text, which came with no token."""
     reasoning_tokens: int = 0
     """How many tokens the reasoning has, marks included."""
+    prompt: tuple[PromptToken, ...] = ()
+    """As with the first token, since there may be none (`Sampling.max_tokens` 0). Empty if the prompt was not run to
+    its end."""
+    activations: tuple[Activations, ...] = ()
+    """Those of the prompt, as a first token has them, if no token was to be made."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     edited_sinks: tuple[tuple[int, int], ...] = ()
