@@ -22,24 +22,24 @@ class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parse_special: bool = True
     """Control tokens spelled in a text become those tokens."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables of the chat template, besides the messages."""
+    """Further variables for the chat template, besides the messages."""
     reasoning_effort: str | None = None
     """A template variable too; the template must know it."""
     add_generation_prompt: bool = True
-    """A chat ends with the beginning of an answer; False: with its last message."""
+    """End a chat with the beginning of an answer; False: with its last message."""
     continue_final_message: bool = False
-    """A chat ends with the content of its last message, which the answer continues."""
+    """End a chat with the content of its last message, which the answer continues."""
     left_out: tuple[str, ...] = ()
     """Names of template variables whose values are not on record."""
 
     @property
     def recorded(self) -> Tokenization:
-        """As it goes on record: template variables that are switches, numbers or words. Longer texts may be as private
-        as the prompt; of those only the names."""
+        """The part that goes on record: template variables that are switches, numbers or words. Longer texts may be as
+        private as the prompt: only their names are recorded."""
         given = self.chat_template_kwargs or {}
-        kept = {name: value for name, value in given.items() if _is_setting(value)}
-        left_out = tuple(name for name in given if name not in kept)
-        return replace(self, chat_template_kwargs=kept or None, left_out=left_out)
+        recorded = {name: value for name, value in given.items() if _is_setting(value)}
+        left_out = tuple(name for name in given if name not in recorded)
+        return replace(self, chat_template_kwargs=recorded or None, left_out=left_out)
 
 
 def _is_setting(value: Any) -> bool:

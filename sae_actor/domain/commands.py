@@ -48,8 +48,8 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type",
         """Canonical JSON, by which two commands under one idempotency key are compared. Defaults are filled in, except
         in fields added later: a command without them equals the one that an earlier version accepted."""
         unsaid = {name for name, usual in self.later.items() if getattr(self, name) == usual}
-        said = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
-        return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+        fields = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
+        return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
 
 
 def _has_whole_parts(path: str) -> bool:

@@ -43,8 +43,8 @@ class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OwnIntervention(Struct, frozen=True, forbid_unknown_fields=True):
-    """`sae` where activations are read: under what the prompt is run. Nothing said, or `baseline`: under nothing;
-    `"baseline": false`: under the server's own."""
+    """`sae` of a request for activations: the intervention under which the prompt is run. Empty, or with `baseline`:
+    none; with `"baseline": false`: the server's own."""
 
     interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
     steering: Edits | None = None

@@ -139,8 +139,8 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
         self, mode: Mode = "steer", steering: tuple[Edit, ...] = (), exclude: tuple[Exclusion, ...] | None = None
     ) -> ActiveSae:
         """The SAE as a part of an intervention; without edits it is only read."""
-        asked = {"mode": mode, "steering": steering, "exclude": exclude}
-        return filled(ActiveSae, self, **asked, attach_position=self.request_position)
+        own = {"mode": mode, "steering": steering, "exclude": exclude}
+        return filled(ActiveSae, self, **own, attach_position=self.request_position)
 
     def steered(self, steering: tuple[Edit, ...] = ()) -> ActiveSae:
         """The SAE as a part of an intervention, in the mode in which it is attached."""

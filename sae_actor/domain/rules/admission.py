@@ -100,9 +100,9 @@ def reading(
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[MessageSpan, ...], ActiveSae]:
     """The intervention under which a prompt is read (none, unless `own` gives one), the messages that this needs, and
-    the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
+    the SAE. `exclude`: positions that are not read. `model_position` as in `AdmitGeneration`.
 
-    Raises what `admit` raises, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
+    Raises the errors of `admit`, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
     """
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
@@ -112,9 +112,9 @@ def reading(
     return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
 
 
-def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
-    sae = attached_sae(state, asked.sae_id, (asked.feature,))
-    return filled(StopWhen, asked, sae=sae, exclude=named_once(asked.exclude))
+def _stop_when(requested: RequestedStop, state: State) -> StopWhen:
+    sae = attached_sae(state, requested.sae_id, (requested.feature,))
+    return filled(StopWhen, requested, sae=sae, exclude=named_once(requested.exclude))
 
 
 def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:

@@ -74,7 +74,7 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
         a.mode == "reconstruct" and a.written_at == place.written_at for a in others
     ):
         raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
-    _can_be_told(state, "template" in (command.exclude or ()), "exclude")
+    _check_message_positions(state, "template" in (command.exclude or ()), "exclude")
     exclude = command.exclude and named_once(command.exclude)
     return [filled(ev.AttachRequested, place, command, replaces=replaces, exclude=exclude)]
 
@@ -223,14 +223,15 @@ def _width(state: State, sae_id: str) -> int:
 
 def steer(command: Steer, state: State) -> list[ev.Payload]:
     features = checked(command.features, command.sae_id, _width(state, command.sae_id))
-    _can_be_told(state, any(edit.asks_for_turns for edit in features), "positions")
+    _check_message_positions(state, any(edit.asks_for_turns for edit in features), "positions")
     return [filled(ev.SteeringChanged, command, features=features)]
 
 
-def _can_be_told(state: State, asked: bool, param: str) -> None:
-    """Refuse steering with which every later chat would be refused. `asked`: it needs the positions of the messages."""
+def _check_message_positions(state: State, needed: bool, param: str) -> None:
+    """Refuse early if the positions of messages are `needed` and the model does not show them: otherwise every later
+    chat would be refused."""
     facts = None if state.model is None else state.model.facts
-    if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
+    if needed and facts is not None and facts.has_chat_template and not facts.tells_messages:
         raise errors.PositionsUnknownError(
             "the model's chat template or tokenizer does not show where each message is: positions by role and "
             "exclude 'template' are not possible",

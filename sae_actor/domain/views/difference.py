@@ -23,7 +23,7 @@ def difference(before: State, after: State) -> View:
     """The changes from one state to the other, as plain values ready for JSON.
 
     `{"from", "to": positions, "model": Changes, "saes": Entries, "attachments": Entries}`. Changes are
-    `{field: {"before", "after"}}`, of fields that differ alone; Entries are `{"added": [fields with their id],
+    `{field: {"before", "after"}}`, only for fields that differ; Entries are `{"added": [fields with their id],
     "removed": [same], "changed": [{"sae_id", "changes", …}]}`. A changed attachment names the edits that were
     `added`, `removed` and `changed` too; an edit's key is (feature, method, positions). Numbers that are measured
     anew at every start, such as bytes on the device, are not a change.

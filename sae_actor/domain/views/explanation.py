@@ -92,10 +92,10 @@ class Explaining:
         self._known = follow(self._known, event)
 
     def _end(self, event: Event, payload: ev.GenerationFinished) -> None:
-        begun = self._begun.pop(payload.generation_id, None)
-        if begun is not None:
-            known, started, beginning = begun
-            self.views[started.position] = explain(known, started, beginning, event, payload)
+        beginning = self._begun.pop(payload.generation_id, None)
+        if beginning is not None:
+            known, began, started = beginning
+            self.views[began.position] = explain(known, began, started, event, payload)
             return
         position = payload.started_position
         erased = self._erased.pop(position, None)
@@ -116,10 +116,10 @@ def explain(
     *,
     open_state: GenerationState = "running",
 ) -> ExplainedGeneration:
-    """All that the log says of one generation.
+    """Everything that the log records of one generation.
 
-    known: as it was before. started: None where its payload was erased or is of a later version; then
-    `intervention` is what was in force for whoever asked for nothing else, and `digest.agrees` whether it was that.
+    known: the provenance before it. started: None if its payload was erased or is of a later version; then
+    `intervention` is the default one at that time, and `digest.agrees` says whether the generation ran under it.
     open_state: `state` of a generation without an end on record.
     """
     state = known.state

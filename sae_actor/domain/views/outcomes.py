@@ -1,4 +1,4 @@
-"""What became of a command, and what is said of one that is still under way."""
+"""The outcome of a command, and the answer about one that is still open."""
 
 from __future__ import annotations
 

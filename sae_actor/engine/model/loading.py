@@ -198,9 +198,9 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
 
 
 def _keep_caps(network: Any) -> None:
-    """Let a model that caps its attention's scores (Gemma 2) run with an attention that does so.
+    """Run a model that caps its attention scores (Gemma 2) with an attention implementation that applies the cap.
 
-    transformers 5.16 chooses `sdpa` for it, which drops the cap without a word; 5.23 does not.
+    transformers 5.16 chooses `sdpa`, which silently drops the cap; 5.23 does not.
     """
     capped = getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if capped and network.config._attn_implementation == "sdpa":
