@@ -1,12 +1,20 @@
-"""Limiters: how many start in one event-loop iteration, how many run at a time, how many happen in a second."""
+"""Limiters: how many start in one event-loop iteration, run at a time, happen in a second; and when to retry."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from .errors import NotReadyError, SAEError
+
+RECENT = 64
+"""How many ends the pace is measured from."""
+LONGEST = 60
+"""The longest Retry-After in seconds: OpenAI's clients ignore a longer one."""
 
 
 class RequestThrottle:
@@ -23,8 +31,28 @@ class RequestThrottle:
         asyncio.get_running_loop().call_soon(self._free.release)
 
 
+class Throughput:
+    """How fast requests end, from the times of the last ones."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=RECENT)
+
+    def ended(self) -> None:
+        self._ends.append(self._clock())
+
+    def seconds_for(self, count: int) -> int:
+        """Seconds until `count` more will have ended, from 1 to `LONGEST`; 1 if too few have ended."""
+        if len(self._ends) < 2:
+            return 1
+        # Measured up to now, so that the pace falls while nothing ends.
+        each = (self._clock() - self._ends[0]) / (len(self._ends) - 1)
+        return max(1, min(LONGEST, math.ceil(count * each)))
+
+
 class BoundedSemaphore:
-    """At most `most` at a time; up to `waiting` more wait for a place. Further ones get `error`, with Retry-After."""
+    """At most `most` at a time; up to `waiting` more wait for a place. Further ones get `error`, with Retry-After: when
+    those before it will be through, but at least `retry_after` seconds."""
 
     def __init__(
         self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError, retry_after: int = 1
@@ -35,6 +63,7 @@ class BoundedSemaphore:
         self._free = asyncio.Semaphore(most)
         self._most_waiting = waiting
         self._waiting = 0
+        self._throughput = Throughput()
 
     def locked(self) -> bool:
         """Whether no place is free."""
@@ -47,7 +76,8 @@ class BoundedSemaphore:
         answer_started: wait even if the queue is full; a started answer cannot be refused.
         """
         if not answer_started and self._free.locked() and self._waiting >= self._most_waiting:
-            raise self._error(self._full, retry_after=self._retry_after)
+            seconds = max(self._retry_after, self._throughput.seconds_for(self._waiting))
+            raise self._error(self._full, retry_after=seconds)
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -56,6 +86,7 @@ class BoundedSemaphore:
         try:
             yield
         finally:
+            self._throughput.ended()
             self._free.release()
 
 

@@ -84,6 +84,9 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """How the prompt was tokenized, if the request says so."""
     reasoning: Reasoning | None = None
     """As in `Tokenized`."""
+    request_salt: str | None = None
+    request_sha256: str | None = None
+    """Salt and digest of a request under an idempotency key, as in `GenerationStarted`."""
     model_position: int | None = None
     """`ModelState.request_position` of the model whose tokenizer read the prompt: only that model may run it. None: any
     model."""

@@ -29,6 +29,7 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
+from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
@@ -59,8 +60,9 @@ class Generations:
         deadline_seconds: float = 600.0,
         places: int | None = None,
     ) -> None:
-        """deadline_seconds: stop a generation that is unfinished this long after its admission. places: how many
-        generations may be admitted at a time; further ones are refused before anything is recorded."""
+        """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
+        long for it. places: how many generations may be admitted at a time; further ones are refused before anything
+        is recorded."""
         self.deadline_seconds = deadline_seconds
         self.stop_wait_seconds = STOP_WAIT_SECONDS
         self.places = places
@@ -70,6 +72,7 @@ class Generations:
         self._monitors = Monitors(actor.broadcast)
         self.ended: Counter[Labels] = Counter()
         """Ended generations since the process started, by finish reason."""
+        self._throughput = Throughput()
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: dict[asyncio.Task[Any], int] = {}
@@ -83,20 +86,26 @@ class Generations:
         *,
         principal: str,
         options: TokenOptions | None = None,
+        command_id: str | None = None,
     ) -> RunningGeneration:
-        """Admit a generation under a fresh id and start it. Raises the error with which the rules refuse it, or
-        `MailboxFullError`."""
+        """Admit a generation under a fresh id and start it; command_id: derived from its idempotency key. Raises the
+        error with which the rules refuse it, or `MailboxFullError`."""
         requested = Requested(make_request, token_ids, options or TokenOptions())
-        return (await self.open_all([requested], principal=principal))[0]
+        return (await self.open_all([requested], principal=principal, command_id=command_id))[0]
 
-    async def open_all(self, requested: Sequence[Requested], *, principal: str) -> list[RunningGeneration]:
+    async def open_all(
+        self, requested: Sequence[Requested], *, principal: str, command_id: str | None = None
+    ) -> list[RunningGeneration]:
         """Admit generations that belong together, all or none, and start them. Raises as `open`."""
-        if self.places is not None and len(requested) > self.places:
+        if self.places is not None and len(requested) > max(1, self.places):
             detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
             raise BadRequestError(detail, param="n")
-        if self.places is not None and len(self._running) + sum(self._opening.values()) + len(requested) > self.places:
-            raise MailboxFullError("too many generations are waiting", retry_after=1)
-        opening = asyncio.create_task(self._open(requested, principal))
+        opening_now = sum(self._opening.values())
+        if self.places is not None and len(self._running) + opening_now + len(requested) > self.places:
+            # The running ones end next. By the time the client returns, those that wait now should be gone.
+            seconds = self._throughput.seconds_for(self.waiting + opening_now)
+            raise MailboxFullError("too many generations are waiting", retry_after=seconds)
+        opening = asyncio.create_task(self._open(requested, principal, command_id))
         self._opening[opening] = len(requested)
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
@@ -129,7 +138,9 @@ class Generations:
                 generation.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
-    async def _open(self, requested: Sequence[Requested], principal: str) -> list[RunningGeneration]:
+    async def _open(
+        self, requested: Sequence[Requested], principal: str, command_id: str | None
+    ) -> list[RunningGeneration]:
         opening = asyncio.current_task()
         assert opening is not None
         opened: list[RunningGeneration] = []
@@ -139,7 +150,8 @@ class Generations:
             self._opening.pop(opening, None)
             opened.append(self._begin(event, requested[len(opened)]))
 
-        await self._actor.admit([self._request(each) for each in requested], principal=principal, begin=begin)
+        requests = [self._request(each) for each in requested]
+        await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
         return opened
 
     def _request(self, requested: Requested) -> AdmitGeneration:
@@ -207,6 +219,7 @@ class Generations:
     async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
         ended = await self._end(generation, len(token_ids))
+        self._throughput.ended()
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
@@ -230,7 +243,10 @@ class Generations:
         thread may hang."""
         stream = generation.stream
         ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
-        await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        first = [*ends, stream.begun]
+        await asyncio.wait(first, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if begun := stream.begun.done():
+            await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         late = not (stream.finished.done() or generation.left.done())
         if not stream.finished.done():
             stream.stop()
@@ -239,7 +255,8 @@ class Generations:
         ended = stream.result or cut_off(tokens_prompt, stream.tokens)
         if not late or isinstance(ended, SAEError):
             return ended
-        error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
+        what = "finish" if begun else "begin"
+        error = DeadlineExceededError(f"the generation did not {what} within {self.deadline_seconds:g} seconds")
         return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _record(

@@ -24,6 +24,8 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         """None until the generation ends; it stays None if `aclose` comes first."""
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when nothing more comes."""
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done with the first step: from then on `deadline_seconds` count anew."""
         self.waiters: set[asyncio.Future[None]] = set()
         """Futures of readers waiting for the next item."""
         self.stop_requested = False
@@ -31,9 +33,12 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         self._on_end = on_end
         self._read = 0
 
-    def append(self, item: Token | Finished | SAEError) -> None:
-        """For the engine. Items after the end are dropped."""
+    def append(self, item: Token | Finished | SAEError | None) -> None:
+        """For the engine; None: the first step begins. Items after the end are dropped."""
         if self.finished.done():
+            return
+        if item is None:
+            self.begun.set_result(None)
             return
         if isinstance(item, Token):
             self.tokens.append(item)
