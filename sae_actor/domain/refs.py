@@ -177,10 +177,21 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     hooks_read: int = 0
     """Which reading of hook names made `hook_point` of `hook_name`; see `placement.reread`."""
     warnings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of vectors: what each row is called; empty where the files do not say."""
+    median_norm: float | None = None
+    """Of vectors: the median |x| at the hook point, where the files say it."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it has an encoder; vectors have none."""
+        return self.architecture != "vectors"
 
     @property
     def parameters(self) -> int:
-        """W_enc, b_enc, W_dec, b_dec and, where there is one, threshold."""
+        """W_enc, b_enc, W_dec, b_dec and, where there is one, threshold; of vectors W_dec."""
+        if not self.encodes:
+            return self.d_sae * self.d_out
         threshold = self.d_sae if self.has_threshold else 0
         return self.d_in * self.d_sae + self.d_sae + self.d_sae * self.d_out + self.d_out + threshold
 
