@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": DOMAIN | {"formats"},
     "eventlog": DOMAIN | {"ports"},
     "eventlog.audit": DOMAIN | {"ports", "eventlog"},
-    "hub": DOMAIN | {"limits", "ports", "formats", "formats.registry", "models"},
+    "hub": DOMAIN | {"limits", "ports", "formats", "formats.registry", "formats.vectors", "models"},
     "hub.child": DOMAIN | {"ports", "formats", "formats.registry", "models", "hub"},
     "sae": DOMAIN | {"formats", "formats.registry"},
     "engine.failures": DOMAIN,

@@ -64,7 +64,8 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
     """Hand a command to the actor, under the request's headers."""
     key, revision = idempotency_key(request), expected_revision(request)
     if isinstance(command, Import):
-        command = Import(path=await context(request).hub.resolve_import(command.path))
+        path = await context(request).hub.resolve_import(command.path, command.layer)
+        command = Import(path=path, layer=command.layer)
     accepted = await context(request).actor.submit(
         command, principal=principal(request), key=key, expected_revision=revision
     )

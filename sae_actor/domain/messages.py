@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, LoadModel
+from .commands import AnyCommand, KeepVectors, LoadModel
 from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
 from .reports import Report
 
@@ -88,4 +88,4 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 
 
-Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | Report
+Message: TypeAlias = AnyCommand | KeepVectors | Start | Stop | AdmitGeneration | Report

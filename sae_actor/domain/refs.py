@@ -44,7 +44,6 @@ MAX_EDITS = 256
 SINK_WINDOW = 512
 """A sink's norm is compared with the median of this many of the prompt's first positions."""
 
-
 NORMED: frozenset[HookKind] = frozenset({"mlp_in", "attn_out", "mlp_out"})
 """Kinds that are outputs of a norm: the MLP's input, and what is added to the stream if a norm precedes that."""
 
@@ -178,13 +177,12 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     """Which reading of hook names made `hook_point` of `hook_name`; see `placement.reread`."""
     warnings: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """Of vectors: what each row is called; empty where the files do not say."""
+    """Of vectors: what each row is called, if the files say it; and the median |x| at the hook point."""
     median_norm: float | None = None
-    """Of vectors: the median |x| at the hook point, where the files say it."""
 
     @property
     def encodes(self) -> bool:
-        """Whether it has an encoder; vectors have none."""
+        """Vectors have no encoder."""
         return self.architecture != "vectors"
 
     @property
@@ -340,10 +338,10 @@ def sae_id_of(repository_id: str, path: str | None, revision: str) -> str:
     return _slugged((repository_id, path or "root", revision))
 
 
-def import_id_of(resolved_path: str) -> str:
-    """Id of an SAE on disk: folder name and resolved path."""
-    folder = resolved_path.rstrip("/").rpartition("/")[2]
-    return _slugged((folder, resolved_path), shown=1)
+def import_id_of(resolved_path: str, layer: int | None = None) -> str:
+    """Id of an SAE on disk: folder name and resolved path; of vectors of one layer of a file that too."""
+    own = (resolved_path.rstrip("/").rpartition("/")[2], *(() if layer is None else (f"layer{layer}",)))
+    return _slugged((*own, resolved_path), shown=len(own))
 
 
 def _slugged(parts: tuple[str, ...], shown: int | None = None) -> str:

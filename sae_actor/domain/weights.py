@@ -24,6 +24,11 @@ class WeightsFile(Struct, frozen=True):
 WeightsFiles = tuple[WeightsFile, ...]
 
 
+def vectors_id_of(name: str, sha256: str) -> str:
+    """Id of vectors that the service keeps, of their name and the digest of their file."""
+    return f"{name}-{sha256[:8]}"
+
+
 def weights_sha256(files: Iterable[tuple[str, str]]) -> str:
     """Digest of the weight files (path, sha256).
 

@@ -49,7 +49,7 @@ def key_at(location: SaeLocation) -> str | None:
     if not location.converted:
         return None
     if location.source == "import":
-        return import_id_of(location.path or "")
+        return import_id_of(location.path or "", location.layer)
     return key_of(location.repository_id or "", (file for file in location.files if file.converted_from is None))
 
 

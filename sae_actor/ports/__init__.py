@@ -25,6 +25,6 @@ from .generation import (
     Tokenized,
     Watch,
 )
-from .hub import CatalogEntry, Hub
+from .hub import CatalogEntry, Hub, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

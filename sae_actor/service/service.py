@@ -123,9 +123,10 @@ class Service:
 
     async def _start(self) -> Accepted | None:
         """The command for the model of the settings, if it was missing."""
-        hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
+        saes = self.actor.state.saes.values()
+        commits = {r.sae_id: r.commit if r.sae is not None else None for r in saes if r.source == "hub"}
         # Before any effect: remove leftovers of killed processes, except what a download can continue.
-        await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
+        await self.hub.sweep(commits, [r.sae_id for r in saes if r.source == "vectors"])
         if self.log.truncation is not None:
             known = self.log.truncation
             await self.actor.acknowledge(

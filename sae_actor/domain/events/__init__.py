@@ -35,9 +35,13 @@ from .saes import (
     DownloadFailed,
     DownloadRequested,
     HookFaulted,
+    MadeFrom,
     MonitoringChanged,
+    NormOf,
     SaeAttached,
     SaeDeleted,
     SaeDetached,
+    Source,
     SteeringChanged,
+    TextsRead,
 )

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ... import errors
 from .. import events as ev
-from ..commands import CancelDownload, Delete, Download, Import
+from ..commands import CancelDownload, Delete, Download, Import, KeepVectors
 from ..events import Problem
 from ..refs import import_id_of, sae_id_of
 from ..reports import HubSae
@@ -23,8 +23,14 @@ def download(command: Download, state: State) -> list[ev.Payload]:
 
 def import_(command: Import, state: State) -> list[ev.Payload]:
     """`command.path` is resolved already, and lies under an import root: the edge saw to both."""
-    sae_id = import_id_of(command.path)
-    return _requested(ev.DownloadRequested(sae_id=sae_id, source="import", path=command.path), state)
+    sae_id = import_id_of(command.path, command.layer)
+    return _requested(filled(ev.DownloadRequested, command, sae_id=sae_id, source="import"), state)
+
+
+def keep_vectors(command: KeepVectors, state: State) -> list[ev.Payload]:
+    """Their file is there: the edge wrote it."""
+    wanted = filled(ev.DownloadRequested, command, source="vectors", path=command.sae_id)
+    return _requested(wanted, state)
 
 
 def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
