@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from ...domain.commands import KeepVectors
-from ...domain.events import DownloadCompleted, MadeFrom
+from ...domain.events import MadeFrom
 from ...domain.refs import HookPoint
-from ...domain.rules.attachments import known
-from ...domain.views.saes import Sae, sae_view
-from ...errors import BadRequestError, ReadOnlyError
+from ...domain.views.saes import Sae
 from ...ports import NewVectors
-from ..answers import state_of
-from ..context import context
 from ..operations import operation
-from ..requests import MAX_WAIT, body_of
-from ..submission import REFUSALS, accepted_answer, answered, last, recorded_error, submit
+from ..requests import body_of
+from ..submission import REFUSALS
 from ..types import Answer, AnyRequest
+from ..vectors import KEPT, VectorsName, keep
 
 MAX_VALUES = 2**20
 """Of all rows together."""
 MAX_NAMES_BYTES = 64 << 10
 """Of all names together, which go on record."""
 
-VectorsName: TypeAlias = Annotated[
-    str,
-    Meta(
-        pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z", description="begins the `sae_id`, before 8 digits of a digest"
-    ),
-]
 RowName: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=200)]
 Row: TypeAlias = Annotated[tuple[float, ...], Meta(min_length=1, max_length=65536)]
 
@@ -69,8 +58,7 @@ class VectorsBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 @operation(
     "POST", "/api/vectors", "Keep vectors, as an SAE without an encoder",
-    body=VectorsBody, returns=Sae,
-    answers=((201, "application/json"), (200, "application/json"), (202, "application/json")),
+    body=VectorsBody, returns=Sae, answers=KEPT,
     examples={"two directions": {"name": "sea", "hook_point": {"kind": "resid_post", "layer": 12},
                                  "rows": [[0.25, -1.5, 3.0], [1.0, 0.0, -0.5]], "names": ["calm", "storm"]}},
     errors=(*REFUSALS, "disk_full", "read_only"), command=True, max_body=32 * 1024 * 1024, tag="saes",
@@ -85,23 +73,3 @@ async def post_vectors(request: AnyRequest) -> Answer:
         median_norm=body.median_norm,
     )
     return await keep(request, wanted, MadeFrom(kind="rows"))
-
-
-async def keep(request: AnyRequest, wanted: NewVectors, made_from: MadeFrom) -> Answer:
-    """Write the vectors and put them on record: the SAE; 201, or 200 where they were there."""
-    actor = context(request).actor
-    if actor.read_only is not None:
-        raise ReadOnlyError(actor.read_only)  # before anything is written
-    if not all(math.isfinite(value) for row in wanted.rows for value in row):
-        raise BadRequestError("rows: a number is not finite", param="rows")
-    sae_id = await context(request).hub.keep_vectors(wanted)
-    accepted = await submit(request, KeepVectors(sae_id=sae_id, made_from=made_from))
-    outcome = await actor.outcome(accepted.command_id, MAX_WAIT, accepted)
-    if outcome.error is not None:
-        raise recorded_error(outcome.error)
-    if outcome.status == "accepted":
-        return accepted_answer(request, accepted, sae_id)
-    done, event = last(outcome.events, DownloadCompleted)
-    state = state_of(request)
-    view = sae_view(known(state, sae_id), state)
-    return answered(request, view, upto=event.position, status=200 if done.reused else 201)
