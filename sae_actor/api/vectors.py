@@ -14,8 +14,9 @@ from ..errors import ReadOnlyError
 from ..ports import NewVectors
 from .answers import state_of
 from .context import context
+from .problems import recorded_error
 from .requests import MAX_WAIT
-from .submission import accepted_answer, answered, last, recorded_error, submit
+from .submission import accepted_answer, answered, last, submit
 from .types import Answer, AnyRequest
 
 VectorsName: TypeAlias = Annotated[

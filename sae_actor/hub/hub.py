@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -166,14 +166,13 @@ class HuggingFaceHub:
         except (SAEDownloadError, GatedError, ForbiddenError) as error:
             raise ModelLoadError(f"{model}: {error.detail}", **{**error.fields, "model": model}) from None
 
-    async def sweep(self, commits: Mapping[str, str | None], kept_vectors: Iterable[str] = ()) -> int:
+    async def sweep(self, commits: Mapping[str, str | None]) -> int:
         """Before the first download of this process: remove what killed processes left, see `removal.sweep`.
 
-        `commits`: every hub SAE on record and the commit whose files it has (None: none yet). `kept_vectors`: ids of
-        vectors on record. The bytes freed.
+        `commits`: every hub SAE on record and the commit whose files it has (None: none yet). The bytes freed.
         """
         freed = await self._removing(partial(removal.sweep, self.folder, dict(commits)))
-        return freed + await self._removing(partial(kept.sweep, kept.folder(self.folder), tuple(kept_vectors)))
+        return freed + await self._removing(partial(kept.sweep, kept.folder(self.folder)))
 
     async def disk_use(self) -> int:
         return await to_thread.run_sync(blobs_bytes, self.folder)

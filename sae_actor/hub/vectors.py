@@ -6,7 +6,6 @@ import errno
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from ..domain.weights import vectors_id_of
@@ -78,7 +77,6 @@ def remove(root: Path, sae_id: str) -> int:
     return freed
 
 
-def sweep(root: Path, kept: Iterable[str]) -> int:
-    """Remove what no record names: begun by a killed process, or refused after it was written; the bytes freed."""
-    wanted = set(kept)
-    return sum(remove(root, place.name) for place in root.glob("*") if place.name not in wanted)
+def sweep(root: Path) -> int:
+    """Remove what a killed process had begun; the bytes freed. Whole ones stay, as a log from before may name them."""
+    return sum(remove(root, place.name) for place in root.glob(f"*{BEGUN}"))

@@ -123,10 +123,9 @@ class Service:
 
     async def _start(self) -> Accepted | None:
         """The command for the model of the settings, if it was missing."""
-        saes = self.actor.state.saes.values()
-        commits = {r.sae_id: r.commit if r.sae is not None else None for r in saes if r.source == "hub"}
+        hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
         # Before any effect: remove leftovers of killed processes, except what a download can continue.
-        await self.hub.sweep(commits, [r.sae_id for r in saes if r.source == "vectors"])
+        await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
         if self.log.truncation is not None:
             known = self.log.truncation
             await self.actor.acknowledge(

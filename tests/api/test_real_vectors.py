@@ -4,6 +4,7 @@ again from the log."""
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ async def over_http(folder: Path, model: Path) -> AsyncIterator[tuple[httpx.Asyn
             engine=service.engine,
             capabilities=lambda: CAPABILITIES,
         )
-        transport = httpx.ASGITransport(create_app(context))
+        transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             yield client, service
 
@@ -272,3 +273,53 @@ async def test_restored_explained_and_reproduced(
     async with over_http(tmp_path / "data", model) as (client, _):
         assert (await client.delete(f"/api/saes/{one}")).json()["freed_bytes"] == size
         assert not kept_at.parent.exists()
+
+
+async def test_the_difference_of_means_equals_torch(tmp_path: Path, model: Path) -> None:
+    texts = {"positive": ["I love this book", "what a lovely day"], "negative": ["I hate it", "awful weather", "no"]}
+    body = {"name": "warm", "hook_point": {"kind": "resid_post", "layer": 1}, **texts}
+    async with over_http(tmp_path, model) as (client, service):
+        answer = await client.post("/api/directions", json=body)
+        assert answer.status_code == 201, answer.text
+        network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        seen: list[Tensor] = []
+        network.model.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(_first(out)))
+        means, norms = {}, []
+        for name, some in texts.items():
+            pooled = []
+            for text in some:
+                read = await service.engine.tokenize(text)
+                with torch.no_grad():
+                    network(torch.tensor([read.token_ids]))
+                x = seen.pop()[0]
+                length = x.norm(dim=-1)
+                left = (length > 5 * length.median()) | torch.tensor(read.special)
+                left[0] = True
+                pooled.append(x[~left].mean(0))
+                norms += length[~left].tolist()
+            means[name] = torch.stack(pooled).mean(0)
+        sae = answer.json()
+        row = load_sae(tmp_path / "vectors" / sae["sae_id"]).W_dec[0]
+        torch.testing.assert_close(row, means["positive"] - means["negative"], rtol=1e-4, atol=1e-4)
+        assert sae["median_norm"] == pytest.approx(statistics.median(norms), rel=1e-4)
+        assert (await client.post("/api/directions", json=body)).json()["sae_id"] == sae["sae_id"]
+        # Beside a random one of equal norm, and with the unit that the texts' median gives.
+        await client.post(f"/api/saes/{sae['sae_id']}/attach")
+        beside = {"name": "chance", "hook_point": body["hook_point"], "random_seed": 1}
+        of = {"norm_of": {"sae_id": sae["sae_id"], "feature": 0}}
+        chance = (await client.post("/api/directions", json={**beside, **of})).json()
+        other = load_sae(tmp_path / "vectors" / chance["sae_id"]).W_dec[0]
+        assert float(other.norm()) == pytest.approx(float(row.norm()), rel=1e-5)
+        assert abs(float(other @ row)) < 0.9 * float(row.norm()) ** 2
+        await client.post(f"/api/saes/{chance['sae_id']}/attach")
+        edits = [edit(0, 0.5, "add", unit="norm")]
+        got, _ = await scored(client, {"sae_id": sae["sae_id"], "steering": edits})
+        median = statistics.median(norms)
+        assert got == pytest.approx(plain(model, {1: added(row / row.norm(), 0.5 * median)}), abs=5e-4)
+        got, _ = await scored(client, {"sae_id": chance["sae_id"], "steering": [edit(0, 2.0, "add")]})
+        assert got == pytest.approx(plain(model, {1: added(other, 2.0)}), abs=2e-4)
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found

@@ -64,7 +64,7 @@ class VectorsBody(Struct, frozen=True, forbid_unknown_fields=True):
     errors=(*REFUSALS, "disk_full", "read_only"), command=True, max_body=32 * 1024 * 1024, tag="saes",
 )  # fmt: skip
 async def post_vectors(request: AnyRequest) -> Answer:
-    body = await body_of(request, VectorsBody)
+    body: VectorsBody = await body_of(request, VectorsBody)
     wanted = NewVectors(
         name=body.name,
         hook_point=body.hook_point,

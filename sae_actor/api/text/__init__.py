@@ -6,5 +6,6 @@ answers        OpenAI's answers as structs; `replies`: made of what was generate
 stream         answers sent token by token
 parallel       several generations of one request, next to each other
 compare        `/api/compare`: one prompt with and without an intervention
+directions     `/api/directions`: a direction out of texts, or by chance
 activations    `/api/activations`: what SAEs read in a given text
 """

@@ -101,8 +101,9 @@ def _vectors(body: DirectionsBody, point: HookPoint, row: Sequence[float], media
 def _placed(point: HookPoint, model: ModelFacts) -> HookPoint:
     """The point as the model has it; raises as an attach there."""
     width = model.width(point)
-    sizes = {"d_in": width, "d_sae": 1, "d_out": width}
-    sae = SaeDescription(format="", architecture="vectors", dtype="float32", hooks_read=HOOKS_READ, **sizes)
+    sae = SaeDescription(
+        format="", architecture="vectors", d_in=width, d_sae=1, d_out=width, dtype="float32", hooks_read=HOOKS_READ
+    )
     return target(sae, model, None, point).hook_point
 
 

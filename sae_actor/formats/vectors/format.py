@@ -17,7 +17,8 @@ def recognise(files: SaeFiles) -> bool:
 
 
 def read(files: SaeFiles) -> Layout:
-    return next(shape.read(files) for shape in _SHAPES if shape.recognise(files))
+    found: Layout = next(shape.read(files) for shape in _SHAPES if shape.recognise(files))
+    return found
 
 
 FORMAT = Format(

@@ -65,7 +65,7 @@ def _point(file: TensorFile, text: str) -> HookPoint:
         kind: Any = match[1]
         for before in (None, "norm", "gain"):
             try:
-                point = HookPoint(kind, int(match[2]), before)  # type: ignore[arg-type]  # one of the literals
+                point = HookPoint(kind, int(match[2]), before)
             except ValueError:
                 continue
             if str(point) == text:

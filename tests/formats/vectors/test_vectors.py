@@ -24,7 +24,7 @@ ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 POINT = HookPoint("resid_post", 12)
 
 
-def saved(folder: Path, rows: torch.Tensor = ROWS, **metadata: str) -> Path:
+def saved(folder: Path, rows: torch.Tensor = ROWS, /, **metadata: str) -> Path:
     save_file({"W_dec": rows}, folder / "vectors.safetensors", {"hook_point": "resid_post.12", **metadata})
     return folder
 
