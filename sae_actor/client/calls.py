@@ -140,7 +140,8 @@ class Client:
     def import_(self, path: str, layer: int | None = None) -> Answer:
         """Register the SAE in a folder of the service's machine, under one of its import roots. `layer`: which one, of
         a file with vectors of several layers."""
-        return self.command("Import", path=path, **({} if layer is None else {"layer": layer}))
+        fields: dict[str, Any] = {"path": path} if layer is None else {"path": path, "layer": layer}
+        return self.command("Import", **fields)
 
     def download(
         self,

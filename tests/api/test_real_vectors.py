@@ -320,6 +320,26 @@ async def test_the_difference_of_means_equals_torch(tmp_path: Path, model: Path)
         assert got == pytest.approx(plain(model, {1: added(other, 2.0)}), abs=2e-4)
 
 
+@pytest.mark.model
+async def test_a_direction_beside_a_random_one_of_equal_norm(tmp_path: Path, real_model: Path) -> None:
+    at = {"hook_point": {"kind": "resid_post", "layer": 15}}
+    texts = {
+        "positive": ["I love this book", "What a lovely day"],
+        "negative": ["I hate this book", "What an awful day"],
+    }
+    async with over_http(tmp_path, real_model) as (client, _):
+        warm = (await client.post("/api/directions", json={"name": "warm", **at, **texts})).json()["sae_id"]
+        await client.post(f"/api/saes/{warm}/attach")
+        of = {"random_seed": 0, "norm_of": {"sae_id": warm, "feature": 0}}
+        chance = (await client.post("/api/directions", json={"name": "chance", **at, **of})).json()["sae_id"]
+        await client.post(f"/api/saes/{chance}/attach")
+        rows = [load_sae(tmp_path / "vectors" / sae_id).W_dec[0] for sae_id in (warm, chance)]
+        assert float(rows[1].norm()) == pytest.approx(float(rows[0].norm()), rel=1e-5)
+        for sae_id, row in zip((warm, chance), rows, strict=True):
+            got, _said = await scored(client, {"sae_id": sae_id, "steering": [edit(0, 3.0, "add")]})
+            assert got == pytest.approx(plain(real_model, {15: added(row, 3.0)}), abs=2e-3)
+
+
 def _first(output: Any) -> Tensor:
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
