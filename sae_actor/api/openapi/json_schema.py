@@ -13,6 +13,7 @@ import msgspec
 
 from ...domain.commands import RepositoryId, Revision
 from ...domain.events import PAYLOADS, Event
+from ...domain.refs import NORMED
 from ...errors import BY_CODE
 from ..requests import MAX_PROMPTS
 
@@ -59,7 +60,31 @@ _PASSED: Json = {
 }
 """Only what reconstructs can be told what to pass through."""
 
+_NULL: Json = {"type": "null"}
+_OF_TEXTS: Json = {
+    "properties": {
+        "positive": {"type": "array"},
+        "negative": {"type": "array"},
+        "random_seed": _NULL,
+        "norm_of": _NULL,
+    },
+    "required": ["positive", "negative"],
+}
+_BY_CHANCE: Json = {
+    "properties": {
+        "positive": _NULL,
+        "negative": _NULL,
+        "random_seed": {"type": "integer"},
+        "norm_of": {"type": ["number", "object"]},
+    },
+    "required": ["random_seed", "norm_of"],
+}
+
 RULES: dict[str, Json] = {
+    "DirectionsBody": {"anyOf": [_OF_TEXTS, _BY_CHANCE]},
+    "HookPoint": {
+        "anyOf": [{"properties": {"before": _NULL}}, {"properties": {"kind": {"enum": sorted(NORMED)}}}],
+    },
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,

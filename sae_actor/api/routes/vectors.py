@@ -22,7 +22,9 @@ MAX_NAMES_BYTES = 64 << 10
 """Of all names together, which go on record."""
 
 RowName: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=200)]
-Row: TypeAlias = Annotated[tuple[float, ...], Meta(min_length=1, max_length=65536)]
+Number: TypeAlias = Annotated[float, Meta(ge=-3.4e38, le=3.4e38)]
+"""Within float32."""
+Row: TypeAlias = Annotated[tuple[Number, ...], Meta(min_length=1, max_length=65536)]
 
 Names: TypeAlias = Annotated[
     tuple[RowName, ...], Meta(max_length=1024, description="of the rows; shown as labels of features")

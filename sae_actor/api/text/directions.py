@@ -71,7 +71,7 @@ class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                    "random_seed": 0, "norm_of": 12.5},
     },
     errors=(*REFUSALS, "sae_ambiguous", "mailbox_full", "out_of_memory", "deadline_exceeded", "disk_full", "read_only"),
-    command=True, tag="saes",
+    command=True, tag="text",
 )  # fmt: skip
 async def post_directions(request: AnyRequest) -> Answer:
     body: DirectionsBody = await body_of(request, DirectionsBody)
