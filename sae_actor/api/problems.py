@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, NotRequired, TypedDict, cast
 
 import msgspec
 from litestar import Response
@@ -11,7 +11,16 @@ from litestar.exceptions import HTTPException
 from msgspec import Meta
 
 from ..domain.events import Problem
-from ..errors import BadRequestError, InternalError, NotFoundError, NotReadyError, SAEError, TooLargeError, from_code
+from ..errors import (
+    AnswerGoneError,
+    BadRequestError,
+    InternalError,
+    NotFoundError,
+    NotReadyError,
+    SAEError,
+    TooLargeError,
+    from_code,
+)
 from .types import AnyRequest
 
 logger = logging.getLogger(__name__)
@@ -32,6 +41,8 @@ class OpenAIFault(TypedDict):
     type: str
     param: str | None
     code: str
+    generation_id: NotRequired[str]
+    """Of an answer that is gone."""
 
 
 class OpenAIError(TypedDict):
@@ -60,14 +71,15 @@ def recorded_error(problem: Problem) -> SAEError:
 def openai_view(error: SAEError) -> OpenAIError:
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {
-        "error": {
-            "message": error.detail,
-            "type": kind,
-            "param": error.fields.get("param"),
-            "code": error.code,
-        }
+    fault: OpenAIFault = {
+        "message": error.detail,
+        "type": kind,
+        "param": error.fields.get("param"),
+        "code": error.code,
     }
+    if isinstance(error, AnswerGoneError) and "generation_id" in error.fields:
+        fault["generation_id"] = error.fields["generation_id"]
+    return {"error": fault}
 
 
 def problem_response(path: str, error: SAEError) -> Response[bytes]:
@@ -78,7 +90,7 @@ def problem_response(path: str, error: SAEError) -> Response[bytes]:
         headers["retry-after"] = str(max(1, int(retry_after or 1)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    on_v1 = path.startswith("/v1/")
+    on_v1 = path.startswith(("/v1/", *OPENAI))
     return Response(
         content=msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error)),
         status_code=error.status,
@@ -95,7 +107,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """The framework's own refusals (no such route, wrong method, too large) in the same shape."""
     mine: SAEError
     if error.status_code == 404:
-        mine = NotFoundError("no such resource")
+        mine = _not_found(request)
     elif error.status_code == 413:
         mine = TooLargeError("the body is too large")
     elif error.status_code == 405:
@@ -111,6 +123,17 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     return response
 
 
+def _not_found(request: AnyRequest) -> NotFoundError:
+    """A client whose base URL lacks `/v1`, or has it twice, is shown the right one."""
+    path = request.scope["path"].removeprefix("/v1/v1").rstrip("/")
+    if not path.startswith(OPENAI):
+        return NotFoundError("no such resource")
+    right = f"{request.url.scheme}://{request.url.netloc}/v1"
+    return NotFoundError(f"no such resource; did you mean {right}{path}? The base URL is {right}", base_url=right)
+
+
+OPENAI = ("/chat/completions", "/completions", "/models", "/responses")
+"""What OpenAI's clients put after the base URL."""
 _LEFT = "client disconnected prematurely"
 """The framework reports this as its own fault: a body whose client disconnected."""
 

@@ -1,8 +1,8 @@
 """The device: one model, the SAEs on it, generations. All code that knows both torch and transformers is here.
 
     engine           `TorchEngine`, the port; the event loop's side. Never waits for the model, never touches it
+    settings         what a deployment chooses
     request_checks   refusals of what the model on the device cannot do
-    streams          what the loop reads of one generation
     worker           a thread with an inbox: one loads from disk, one reads prompts
     device_thread    jobs first, then one step of the generations that run
     memory           memory for the KV cache and SAEs
@@ -12,7 +12,7 @@
     interventions/   hooks on a forward pass: steering, reconstruction, probes
     tokens/          text, chats and ids → token ids, and back
     model/           find, load, check, try, free a model
-    saes/            load, place, measure, free an SAE; its features
+    saes/            load, place, measure, free an SAE; its features; a request's intervention, made ready
 
 Threads: what runs or changes the model, or frees what is on the device, is a job or a step of the device thread,
 so nothing is locked. Loading reads into the CPU's memory in the loader thread and is swapped in by a job. Hooks are on
@@ -26,4 +26,5 @@ alone, an SAE is swapped between two steps, and each generation has its own samp
 library. No prefix is shared between generations, so none is read that was computed under another intervention.
 """
 
-from .engine import EngineSettings, TorchEngine
+from .engine import TorchEngine
+from .settings import EngineSettings

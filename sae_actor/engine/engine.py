@@ -11,59 +11,48 @@ from functools import partial
 from typing import Any
 
 import torch
-from msgspec import Struct
 
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import (
-    ConflictingEditsError,
     DeviceLostError,
     FeatureOutOfRangeError,
-    InternalError,
     MailboxFullError,
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, ModelSize, OnProgress, Tokenized, Watch
+from ..ports import (
+    AttachedSae,
+    FeatureDetails,
+    GenerationRequest,
+    GenerationStream,
+    Grammar,
+    ModelSize,
+    OnProgress,
+    Tokenized,
+    TokenizerInfo,
+)
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
-from .decoding.generation import Generation, InterventionGone
+from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
 from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
-from .interventions.positions import TokenKinds
-from .interventions.probes import Probe
-from .interventions.sae_intervention import SaeIntervention
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import fitted, model_size
 from .request_checks import check_request
 from .saes.feature_details import feature_details
+from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
-from .streams import GenerationStream
+from .settings import EngineSettings
+from .tokens.info import detokenized, info_of
 from .tokens.prompts import tokenized
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
-
-
-class EngineSettings(Struct, frozen=True, kw_only=True):
-    """What a deployment chooses."""
-
-    max_running: int = 32
-    """Generations that run at the same time, in one forward pass if the model allows it."""
-    max_waiting: int = 64
-    """Generations that may wait; one more is refused with `mailbox_full`."""
-    prompt_tokens: int = 512
-    """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""
-    cache_bytes: int = 0
-    """Bytes for the KV cache of all generations; 0: half of what is free after the model is loaded."""
-    threads: int | None = None
-    """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
-    drain_seconds: float = 3.0
-    """How long a generation may continue under an SAE that `retain` drops."""
 
 
 class TorchEngine:
@@ -79,11 +68,13 @@ class TorchEngine:
         self._device = DeviceThread(limits, self._settings.threads)
         self._loader = Worker("sae-actor-loader")
         self._tokenizer = Worker("sae-actor-tokenizer")
+        self._grammars = Worker("sae-actor-grammars")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
         """attach_position → folder of the SAE; its statistics are read on request."""
-        self._streams: set[GenerationStream] = set()
+        self._streams: dict[GenerationStream, frozenset[int]] = {}
+        """Of what has not ended: attach_position of every SAE that it needs."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -176,7 +167,7 @@ class TorchEngine:
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
-        users = [stream.ended for stream in self._streams if position in stream.uses]
+        users = [stream.ended for stream, uses in self._streams.items() if position in uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
         self._folders.pop(position, None)
@@ -241,11 +232,28 @@ class TorchEngine:
     # — generations —
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         """See the port."""
-        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization())
+        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization(), any_length=any_length)
         return await self._tokenizer.run(read, "reading the prompt")
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See the port."""
+        return await self._tokenizer.run(partial(detokenized, token_ids, self._loaded().tokenizer), "decoding tokens")
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        """See the port."""
+        return info_of(self._loaded().tokenizer)
+
+    async def grammar(self, schema: str) -> Grammar:
+        """See the port."""
+        compile_ = partial(self._loaded().grammars.compiled, schema)
+        return await self._grammars.run(compile_, "compiling the schema")
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns.
@@ -259,10 +267,10 @@ class TorchEngine:
         check_request(request, model)
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        stream = GenerationStream(self._streams.discard)
-        text = Generation(request, model.tokenizer, model.cache_size, partial(self._applied, model), stream.deliver)
-        stream.text = text
-        self._streams.add(stream)
+        stream = GenerationStream(self._streams.pop)
+        apply, made = partial(self._applied, model), self._device.made
+        text = Generation(request, model.tokenizer, model.cache_size, apply, stream=stream, made=made)
+        self._streams[stream] = text.uses
         self._device.start(text)
         return stream
 
@@ -270,41 +278,7 @@ class TorchEngine:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
-        parts, turns = [], request.turns
-        marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
-        for sae in request.intervention:
-            resident = self._residents.get(sae.attach_position)
-            if resident is None:
-                raise InterventionGone
-            if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
-                raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
-            if sae.changes_text:
-                steering = resident.steering(sae.steering, model.network.dtype)
-                parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
-        reconstructed = [part.write_at for part in parts if part.reconstructs]
-        if len(set(reconstructed)) < len(reconstructed):
-            raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        stop = request.stop_when
-        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,), exclude=stop.exclude),)
-        found = [self._probe(watch, model, request, marks) for watch in (*last, *request.watched)]
-        probes = [probe for probe in found if probe is not None]
-        if not (parts or probes):
-            return None
-        prompt, window = len(request.token_ids), request.sink_window
-        applied = PreparedIntervention.of(parts, model.architecture, prompt, probes, marks, window=window)
-        applied.stop = probes[0] if last else None
-        return applied
-
-    def _probe(self, watch: Watch, model: LoadedModel, request: GenerationRequest, marks: TokenKinds) -> Probe | None:
-        """None for a missing one whose rate is limited."""
-        resident = None if watch.mean else self._residents.get(watch.sae.attach_position)
-        if resident is not None or watch.mean:
-            point, sae = (watch.sae.hook_point, None) if resident is None else (resident.hook_point, resident.sae)
-            hook, prompt = model.architecture.hook(point), len(request.token_ids)
-            return Probe(watch, sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
-        if watch.every_seconds is not None:
-            return None
-        raise InterventionGone
+        return prepared(request, model, self._residents)
 
     # — the end —
 
@@ -318,7 +292,12 @@ class TorchEngine:
             task.cancel()
         with contextlib.suppress(DeviceLostError):
             await self._device.run(self._drop_everything, "freeing the device")
-        for worker, seconds in ((self._tokenizer, 1.0), (self._loader, 0.0), (self._device, 5.0)):
+        for worker, seconds in (
+            (self._tokenizer, 1.0),
+            (self._grammars, 0.0),
+            (self._loader, 0.0),
+            (self._device, 5.0),
+        ):
             await asyncio.to_thread(worker.stop, seconds)
 
     def _drop_everything(self) -> None:

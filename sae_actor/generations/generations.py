@@ -1,12 +1,11 @@
 """Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
-A request has two tasks: one reads from the engine, one records the end. So a client that disconnects ends the
-generation but never its record. The last item of a reader comes after GenerationFinished is durable."""
+A generation is a list that grows, and a task that records its end. So a client that disconnects ends the generation
+but never its record. The last item of a reader comes after GenerationFinished is durable."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections import Counter
@@ -21,23 +20,29 @@ from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
 from ..errors import (
+    BadRequestError,
     DeadlineExceededError,
     DeviceLostError,
     InternalError,
     MailboxFullError,
+    NotReadyError,
     SAEError,
     TooLargeError,
 )
-from ..ports import Engine, Finished, GenerationItems, GenerationRequest, Token, Watch
+from ..limits import Throughput
+from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, RunningGeneration, TokenOptions
+from .running import Completed, Requested, RunningGeneration, TokenOptions
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """After a generation's deadline the engine ends it by itself, if the cancel did not reach it."""
+
+STOPPING_SECONDS = 5
+"""After which a text that the end of the service cut short may be sent again."""
 
 FAREWELL_SECONDS = 2.0
 """A cancelled generation ends after its step; wait this long for the engine's `Finished`."""
@@ -55,8 +60,9 @@ class Generations:
         deadline_seconds: float = 600.0,
         places: int | None = None,
     ) -> None:
-        """deadline_seconds: stop a generation that is unfinished this long after its admission. places: how many
-        generations the engine takes; further ones are refused before anything is recorded."""
+        """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
+        long for it. places: how many generations the engine takes; further ones are refused before anything is
+        recorded."""
         self.deadline_seconds = deadline_seconds
         self.farewell_seconds = FAREWELL_SECONDS
         self.places = places
@@ -66,10 +72,12 @@ class Generations:
         self._monitors = Monitors(actor.broadcast)
         self.ended: Counter[Labels] = Counter()
         """By finish reason, in this life of the process."""
-        self.tokens: Counter[Labels] = Counter()
-        """`prompt` and `generated`."""
+        self._throughput = Throughput()
+        self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
-        self._opening: set[asyncio.Task[RunningGeneration]] = set()
+        self._opening: dict[asyncio.Task[Any], int] = {}
+        """How many each of them opens."""
+        self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open(
         self,
@@ -78,20 +86,38 @@ class Generations:
         *,
         principal: str,
         tell: TokenOptions | None = None,
+        command_id: str | None = None,
     ) -> RunningGeneration:
-        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
-        `MailboxFullError`."""
-        if self.places is not None and len(self._running) + len(self._opening) >= self.places:
-            raise MailboxFullError("too many generations are waiting", retry_after=1)
-        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        """Admit a request under a fresh generation id and start it; `command_id`: of its idempotency key. Raises what
+        the rules refuse it with, and `MailboxFullError`."""
+        asked = Requested(ask, token_ids, tell or TokenOptions())
+        return (await self.open_all([asked], principal=principal, command_id=command_id))[0]
+
+    async def open_all(
+        self, asked: Sequence[Requested], *, principal: str, command_id: str | None = None
+    ) -> list[RunningGeneration]:
+        """Admit requests that belong together, all or none, and start them. Raises as `open`."""
+        if self.places is not None and len(asked) > max(1, self.places):
+            raise BadRequestError(f"{len(asked)} texts in a request; at most {self.places} are made at once", param="n")
+        opening_now = sum(self._opening.values())
+        if self.places is not None and len(self._running) + opening_now + len(asked) > self.places:
+            # Those that run are next to end; who comes back is to find those gone that wait now.
+            seconds = self._throughput.seconds_for(self.waiting + opening_now)
+            raise MailboxFullError("too many generations are waiting", retry_after=seconds)
+        opening = asyncio.create_task(self._open(asked, principal, command_id))
+        self._opening[opening] = len(asked)
+        opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             # Its start may be recorded already; its end must follow.
             opening.add_done_callback(_abandon)
             raise
+
+    @property
+    def tokens(self) -> Counter[Labels]:
+        """`prompt` and `generated`, in this life of the process."""
+        return self._tokens + Counter({("generated",): sum(len(text.made) for text in self._running.values())})
 
     @property
     def waiting(self) -> int:
@@ -107,34 +133,42 @@ class Generations:
         """Cancel what runs and wait until each end is on record."""
         while self._running or self._opening:
             for text in self._running.values():
-                text.abandon()
+                text.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
     async def _open(
-        self,
-        ask: Callable[[str], AdmitGeneration],
-        token_ids: tuple[int, ...],
-        principal: str,
-        tell: TokenOptions,
-    ) -> RunningGeneration:
+        self, asked: Sequence[Requested], principal: str, command_id: str | None
+    ) -> list[RunningGeneration]:
         opening = asyncio.current_task()
+        assert opening is not None
         begun: list[RunningGeneration] = []
 
         def begin(event: Event) -> None:
-            self._opening.discard(opening)
-            begun.append(self._begin(event, token_ids, tell))
+            # From here on it counts among those that run.
+            self._opening.pop(opening, None)
+            begun.append(self._begin(event, asked[len(begun)]))
 
-        await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin)
-        return begun[0]
+        requests = [self._request(each) for each in asked]
+        await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
+        return begun
 
-    def _begin(self, event: Event, token_ids: tuple[int, ...], tell: TokenOptions) -> RunningGeneration:
+    def _request(self, asked: Requested) -> AdmitGeneration:
+        """Under a fresh id; with the schema that its text follows if texts are put on record."""
+        request = asked.ask(f"gen-{uuid.uuid4()}")
+        form = request.sampling.response_format
+        if not self._record_text or form is None or form.schema_sha256 is None:
+            return request
+        sampling = replace(request.sampling, response_format=replace(form, schema=asked.schema))
+        return replace(request, sampling=sampling)
+
+    def _begin(self, event: Event, asked: Requested) -> RunningGeneration:
         """Hand an admitted generation to the engine, in the turn that records its start: a later removal from the
         device finds it there, and waits for it."""
-        payload = event.payload()
+        payload, token_ids, tell = event.payload(), tuple(asked.token_ids), asked.tell
         assert isinstance(payload, GenerationStarted)
-        self.tokens["prompt",] += len(token_ids)
+        self._tokens["prompt",] += len(token_ids)
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-        text = RunningGeneration(event, payload, tell.prompt or (None,) * len(token_ids), weights)
+        monitored = watches(self._actor.state)
         asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
         request = GenerationRequest(
             generation_id=payload.generation_id,
@@ -143,36 +177,48 @@ class Generations:
             intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
             logprobs=tell.logprobs,
-            watched=(*asked_for, *watches(self._actor.state)),
+            prompt_logprobs=tell.prompt_logprobs,
+            watched=(*asked_for, *monitored),
+            grammar=asked.grammar,
             stop_when=payload.stop_when,
             turns=payload.turns,
             reasoning=payload.reasoning,
             sink_window=payload.sink_window,
             deterministic=payload.deterministic,
         )
-        stream: GenerationItems | SAEError
-        try:
-            stream = self._engine.generate(request)
-        except SAEError as error:
-            stream = error
-        except Exception:
-            stream = _unexpected(text)
-        reading = asyncio.create_task(self._collect(text, stream), name=payload.generation_id)
-        stop = (lambda: None) if isinstance(stream, SAEError) else stream.stop
-        task = asyncio.create_task(self._run(text, reading, stop, token_ids), name=f"{payload.generation_id} record")
+        text = RunningGeneration(event, payload, self._stream(request), weights)
+        if monitored:
+            prompt = tell.prompt or (None,) * len(token_ids)
+            following = asyncio.create_task(self._monitors.follow(text, prompt, lambda: self._actor.state))
+            self._monitoring.add(following)
+            following.add_done_callback(self._monitoring.discard)
+        task = asyncio.create_task(self._run(text, token_ids), name=payload.generation_id)
         self._running[task] = text
-        task.add_done_callback(self._running.pop)
+        task.add_done_callback(self._over)
         return text
 
-    async def _run(
-        self,
-        text: RunningGeneration,
-        reading: asyncio.Task[Finished | SAEError],
-        stop: Callable[[], None],
-        token_ids: tuple[int, ...],
-    ) -> None:
+    def _stream(self, request: GenerationRequest) -> GenerationStream:
+        """What the engine makes; every error is an end, so that it is always recorded."""
+        try:
+            return self._engine.generate(request)
+        except SAEError as error:
+            end = error
+        except Exception:
+            logger.exception("%s failed unexpectedly", request.generation_id)
+            end = InternalError("the generation failed; the service's log has the cause")
+        stream = GenerationStream()
+        stream.append(end)
+        return stream
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tokens["generated",] += len(self._running.pop(task).made)
+
+    async def _run(self, text: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
-        ended = await self._end(text, reading, stop, len(token_ids))
+        ended = await self._end(text, len(token_ids))
+        self._throughput.ended()
+        if isinstance(ended, DeviceLostError):
+            self._actor.tell(ev.GpuLost(detail=ended.detail))
         record = record_of(text.event, text.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
@@ -183,35 +229,30 @@ class Generations:
         except SAEError as error:
             # What is not on record is not given out as if it were.
             ended = error
-        if isinstance(ended, SAEError):
-            text.items.put_nowait(ended)
-        elif ended.reason == "error":
-            text.items.put_nowait(failure(ended))
-        else:
-            text.items.put_nowait(Completed(ended, record))
+        if isinstance(ended, Finished) and ended.reason == "error":
+            ended = failure(ended)
+        elif isinstance(ended, Finished) and ended.reason == "cancelled" and text.cut_short is not None:
+            ended = text.cut_short
+        text.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
 
-    async def _end(
-        self,
-        text: RunningGeneration,
-        reading: asyncio.Task[Finished | SAEError],
-        stop: Callable[[], None],
-        tokens_prompt: int,
-    ) -> Finished | SAEError:
+    async def _end(self, text: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
         """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
-        either: list[asyncio.Future[Any]] = [reading, text.left]
-        await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
-            return reading.result()
-        late = not text.left.done()
-        stop()
-        await asyncio.wait([reading], timeout=self.farewell_seconds)
-        if not reading.done():
-            reading.cancel()
-            await asyncio.wait([reading])
-        ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
+        stream = text.stream
+        either: list[asyncio.Future[Any]] = [stream.ended, text.left]
+        waiting = [*either, stream.begun]
+        await asyncio.wait(waiting, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if begun := stream.begun.done():
+            await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        late = not (stream.ended.done() or text.left.done())
+        if not stream.ended.done():
+            stream.stop()
+            await asyncio.wait([stream.ended], timeout=self.farewell_seconds)
+            await stream.aclose()
+        ended = stream.end or cut_off(tokens_prompt, stream.tokens)
         if not late or isinstance(ended, SAEError):
             return ended
-        error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
+        what = "finish" if begun else "begin"
+        error = DeadlineExceededError(f"the generation did not {what} within {self.deadline_seconds:g} seconds")
         return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _record(
@@ -234,44 +275,8 @@ class Generations:
         await self._actor.tell(record, principal=text.principal)
         return record
 
-    async def _collect(self, text: RunningGeneration, stream: GenerationItems | SAEError) -> Finished | SAEError:
-        """What the engine makes; every error becomes a value, so that the end is always recorded."""
-        try:
-            if isinstance(stream, SAEError):
-                raise stream
-            async with contextlib.aclosing(stream):
-                async for item in stream:
-                    if isinstance(item, Finished):
-                        return item
-                    self._deliver(text, item)
-        except DeviceLostError as error:
-            self._actor.tell(ev.GpuLost(detail=error.detail))
-            return error
-        except SAEError as error:
-            return error
-        except Exception:
-            return _unexpected(text)
-        return InternalError("the engine ended the generation without a result")
 
-    def _deliver(self, text: RunningGeneration, item: Token) -> None:
-        """Deliver a token; readings that are only monitored are published instead and are not part of the answer."""
-        asked_for = len(text.started.watched)
-        own, monitored = item.activations[:asked_for], item.activations[asked_for:]
-        if monitored:
-            item = replace(item, activations=own)
-            self._monitors.tell(text.started.generation_id, monitored, text.written, self._actor.state)
-        text.written.append(item.text)
-        text.made.append(item)
-        self.tokens["generated",] += 1
-        text.items.put_nowait(item)
-
-
-def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
+def _abandon(opening: asyncio.Task[list[RunningGeneration]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().abandon()
-
-
-def _unexpected(text: RunningGeneration) -> InternalError:
-    """For an `except` clause: what the engine raised is in the service's log alone."""
-    logger.exception("%s failed unexpectedly", text.started.generation_id)
-    return InternalError("the generation failed; the service's log has the cause")
+        for text in opening.result():
+            text.abandon()

@@ -3,7 +3,7 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   the request for a generation, and what it delivers
+    generation   the request for a generation, and what it delivers: a `GenerationStream`
     clock        the time; `progress`: how far slow work is
     durability   what adapters that write files share
 
@@ -12,19 +12,21 @@
 
 from ..domain.reports import AttachedSae, HubSae
 from .clock import Clock
-from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenWeight
+from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenizerInfo, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,
     Finished,
-    GenerationItems,
     GenerationRequest,
+    Grammar,
+    PromptToken,
     Rest,
     ScoredToken,
     Token,
     Tokenized,
     Watch,
 )
+from .generation_stream import GenerationStream, news_of
 from .hub import CatalogEntry, Hub, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

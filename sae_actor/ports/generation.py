@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
-
 from msgspec import Struct
 
 from ..domain.chats import MessageSpan, Reasoning
@@ -76,6 +73,10 @@ class Watch(Struct, frozen=True, kw_only=True):
         return cls(sae=ActiveSae(sae_id="", weights_sha256="", hook_point=point), mean=True, exclude=exclude)
 
 
+class Grammar:
+    """What an engine compiled a JSON schema to: only the engine knows more of it."""
+
+
 class GenerationRequest(Struct, frozen=True, kw_only=True):
     """One admitted request: everything the engine needs, frozen."""
 
@@ -84,8 +85,11 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     sampling: Sampling
     intervention: Intervention
     deadline_seconds: float = 600.0
+    """For the text to wait for its first step, and again from there to its end."""
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, each given those before it."""
     watched: tuple[Watch, ...] = ()
     """SAEs to read. A missing one ends the generation as one of the intervention does, unless its rate is limited: then
     it is no longer reported, and freeing it does not wait for the generation."""
@@ -102,6 +106,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """The tokens of an earlier answer, used instead of sampled ones (teacher forcing). The generation ends with the
     last of them, with reason `length` unless that is an end token. `Token.scored` and `top` hold the model's scores of
     each."""
+    processed_scores: bool = False
+    """`Token.scored` and `top` are of the logits after penalties, bias and grammar, as tokens are chosen from them."""
+    grammar: Grammar | None = None
+    """Of `sampling.response_format`, from the engine's `grammar`."""
     deterministic: bool = False
     """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
     model cannot be run so (`ModelFacts.can_be_deterministic`)."""
@@ -126,6 +134,18 @@ class ScoredToken(Struct, frozen=True, kw_only=True):
     logprob: float
 
 
+class PromptToken(Struct, frozen=True, kw_only=True):
+    """A token of the prompt, scored as `ScoredToken` says; the logits are those under the intervention."""
+
+    id: int
+    text: str
+    bytes: bytes | None
+    logprob: float | None
+    """None: of the first one, before which there is nothing."""
+    top: tuple[ScoredToken, ...] = ()
+    """The most probable tokens there, best first; one that is this token has the same `logprob`."""
+
+
 class Token(Struct, frozen=True, kw_only=True):
     """One generated token: its id, and the text that became readable with it (may be empty)."""
 
@@ -145,6 +165,8 @@ class Token(Struct, frozen=True, kw_only=True):
     """For each of `GenerationRequest.watched`, of the positions that were run to make this token: the whole prompt for
     the first one, then the token before. So the last token of a text is never read. In the order of `watched`; those
     that are read at a limited rate are left out where they were not."""
+    prompt: tuple[PromptToken, ...] = ()
+    """With the first token, if `GenerationRequest.prompt_logprobs` is set."""
 
 
 class Rest(Struct, frozen=True):
@@ -169,6 +191,11 @@ class Finished(Struct, frozen=True, kw_only=True):
     """The end of that text, after the last token's."""
     reasoning_tokens: int = 0
     """Tokens of the reasoning, marks included."""
+    prompt: tuple[PromptToken, ...] = ()
+    """As the first token has it; there may be none (`Sampling.max_tokens` 0). None of it if the prompt was not run
+    to its end."""
+    activations: tuple[Activations, ...] = ()
+    """Where no token was to be made: those of the prompt, as a first token has them."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     edited_sinks: tuple[tuple[int, int], ...] = ()
@@ -179,17 +206,3 @@ class Finished(Struct, frozen=True, kw_only=True):
     """attach_position of the SAE whose hook failed, when reason is `error` for that cause."""
     batch: tuple[int, int] | None = None
     """Fewest and most texts in a step of this one, itself counted; None: it had no step."""
-
-
-class GenerationItems(Protocol):
-    """What a text delivers, one by one; closing it frees the generation's slot."""
-
-    def __aiter__(self) -> AsyncIterator[Token | Finished]: ...
-
-    async def __anext__(self) -> Token | Finished: ...
-
-    def stop(self) -> None:
-        """End the text after its step; its `Finished` still comes, with reason `cancelled` where it was not over
-        before. Returns at once."""
-
-    async def aclose(self) -> None: ...

@@ -14,12 +14,14 @@ from ..ports import (
     AttachedSae,
     Engine,
     FeatureDetails,
-    GenerationItems,
     GenerationRequest,
+    GenerationStream,
+    Grammar,
     ModelSize,
     OnProgress,
     Progress,
     Tokenized,
+    TokenizerInfo,
 )
 
 
@@ -80,11 +82,24 @@ class LazyEngine:
         return await self._loaded().feature(attach_position, feature)
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
-        return await self._loaded().tokenize(prompt, how)
+        return await self._loaded().tokenize(prompt, how, any_length=any_length)
 
-    def generate(self, request: GenerationRequest) -> GenerationItems:
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._loaded().detokenize(token_ids)
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        return await self._loaded().tokenizer_info()
+
+    async def grammar(self, schema: str) -> Grammar:
+        return await self._loaded().grammar(schema)
+
+    def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -30,13 +31,16 @@ from sae_actor.ports import (
     AttachedSae,
     FeatureDetails,
     GenerationRequest,
+    Grammar,
     ModelSize,
     NearFeature,
     OnProgress,
     Progress,
     Tokenized,
+    TokenizerInfo,
     TokenWeight,
 )
+from tests.fakes.choosing import grammars
 from tests.fakes.text import END, RunningText
 from tests.fakes.voice import Voice
 
@@ -56,7 +60,7 @@ class FakeEngine:
     adds_bos: bool = False
     """The token that ends a text begins every one; else those alone for which it is asked."""
     max_running: int = 4
-    max_waiting: int = 64
+    max_waiting: int = 1024
     drain_seconds: float = 3.0
     """For SAEs that `retain` drops."""
 
@@ -93,6 +97,7 @@ class FakeEngine:
     closed: bool = False
     _streams: set[RunningText] = field(default_factory=set)
     _turn: asyncio.Semaphore | None = None
+    _grammars: Any = None
     _drains: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -236,7 +241,11 @@ class FakeEngine:
         )
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         model, how = self._loaded(), how or Tokenization()
         ids: tuple[int, ...]
@@ -261,11 +270,21 @@ class FakeEngine:
                 said = (len(ids) + len(head), len(ids) + len(head) + len(content))
                 told.append(MessageSpan(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
                 ids += (*head, *content, 10)
-            ids += tuple(b"<assistant>")
-        if not ids:
+            if how.reasoning_effort is not None:
+                raise BadRequestError("the template does not read it", param="reasoning_effort")
+            if how.continue_final_message:
+                ids = ids[:-1]
+                told[-1] = replace(told[-1], stop=told[-1].content[1])
+            elif how.add_generation_prompt:
+                ids += tuple(b"<assistant>")
+            mood = (how.chat_template_kwargs or {}).get("mood")
+            if mood is not None and not how.continue_final_message:
+                ids += tuple(_bytes(f"({mood})"))
+        if not ids and not any_length:
             raise BadRequestError("the prompt is empty", param="prompt")
-        if any(not 0 <= each < self.vocabulary for each in ids):
-            raise BadRequestError("a token id is outside the vocabulary")
+        self._check_ids(ids)
+        if any_length and not 1 <= len(ids) <= model.context_length:
+            return Tokenized(token_ids=ids, turns=None)
         if len(ids) > model.context_length:
             raise BadRequestError("the prompt is longer than the model's context")
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -279,9 +298,39 @@ class FakeEngine:
             reasoning=self.reasoning if chat else None,
         )
 
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        self._loaded()
+        self._check_ids(token_ids)
+        return self.voice.decode(list(token_ids), special=True)
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        if any(not 0 <= each < self.vocabulary for each in token_ids):
+            raise BadRequestError("a token id is outside the vocabulary", param="prompt")
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        model = self._loaded()
+        return TokenizerInfo(
+            tokenizer_class="FakeTokenizer",
+            bos_token="<end>",
+            eos_token="<end>",
+            pad_token=None,
+            unk_token=None,
+            additional_special_tokens=tuple(self.specials),
+            add_bos_token=self.adds_bos,
+            chat_template="{{ messages }}" if model.has_chat_template else None,
+            model_max_length=model.context_length,
+            vocab_size=self.vocabulary,
+        )
+
     def _begun(self, ids: tuple[int, ...], how: Tokenization, *, added: bool) -> tuple[int, ...]:
         wanted = (added and self.adds_bos) if how.prepend_bos is None else how.prepend_bos
         return (END, *ids) if wanted and ids[:1] != (END,) else ids
+
+    async def grammar(self, schema: str) -> Grammar:
+        self._loaded()
+        self._grammars = self._grammars or grammars(END, self.specials)
+        compiled: Grammar = self._grammars.compiled(schema)
+        return compiled
 
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
@@ -293,6 +342,10 @@ class FakeEngine:
             raise BadRequestError("positions by role require a chat", param="positions")
         if any(not 0 <= each < self.vocabulary for each in request.sampling.stop_token_ids):
             raise BadRequestError("a stop token is outside the vocabulary", param="stop_token_ids")
+        if any(not 0 <= token < self.vocabulary for token, _ in request.sampling.logit_bias):
+            raise BadRequestError("a biased token is outside the vocabulary", param="logit_bias")
+        if (request.sampling.response_format is None) != (request.grammar is None):
+            raise BadRequestError("a response format and its grammar come together", param="response_format")
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = RunningText(self, request, model.context_length)
         self._streams.add(stream)
@@ -324,7 +377,7 @@ class FakeEngine:
     async def _free(self, position: int, drain_seconds: float) -> int:
         users = [stream for stream in self._streams if position in stream.uses]
         if users and position in self.residents:
-            await asyncio.wait([stream.done for stream in users], timeout=drain_seconds)
+            await asyncio.wait([stream.ended for stream in users], timeout=drain_seconds)
         freed = self.residents.pop(position, None)
         for stream in users:
             stream.finish("intervention_removed")
@@ -333,7 +386,8 @@ class FakeEngine:
     async def _run(self, stream: RunningText) -> None:
         assert self._turn is not None
         async with self._turn:
-            while not stream.done.done():
+            stream.append(None)
+            while not stream.ended.done():
                 await _pause(self.step_seconds, self.text_gate)
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")

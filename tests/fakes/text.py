@@ -10,12 +10,26 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
-from sae_actor.ports import Activations, FeatureActivation, Finished, GenerationRequest, Rest, ScoredToken, Token, Watch
+from sae_actor.ports import (
+    Activations,
+    FeatureActivation,
+    Finished,
+    GenerationRequest,
+    GenerationStream,
+    PromptToken,
+    Rest,
+    ScoredToken,
+    Token,
+    Watch,
+)
+from tests.fakes.choosing import Choosing, changes
 from tests.fakes.coverage import covered, left_out, ranges
 
 if TYPE_CHECKING:
@@ -25,24 +39,22 @@ END = 256
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz etaoin"
 
 
-class RunningText(AsyncIterator[Token | Finished]):
+class RunningText(GenerationStream):
     """One running text."""
 
     def __init__(self, engine: FakeEngine, request: GenerationRequest, context_length: int) -> None:
+        super().__init__(engine._streams.discard)
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._engine = engine
         self._most = min(request.sampling.max_tokens, context_length - len(request.token_ids) + 1)
         self._text = ""
         self._shown = 0
-        self._items: asyncio.Queue[Token | Finished] = asyncio.Queue()
-        self._over = False
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
-        self._read = 0
+        self._run_before = 0
         self._passing: dict[int, float] = {}
         """Of the watches at a limited rate, by place in `watched`: when it was told last."""
         self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
@@ -50,7 +62,11 @@ class RunningText(AsyncIterator[Token | Finished]):
         self._ends = {*(() if sampling.ignore_eos else (END,)), *sampling.stop_token_ids}
         self._held_off = {END, *sampling.stop_token_ids}
         self._answer = self._told_apart()
+        self._choosing: Choosing | None = None
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
+
+        if changes(request):
+            self._choosing = Choosing(request, self._key, engine.vocabulary, END)
 
     def _told_apart(self) -> Any:
         """The service's own `Answer`, where the text is more than letters and stop strings."""
@@ -71,6 +87,8 @@ class RunningText(AsyncIterator[Token | Finished]):
             token = script[index] if index < len(script) else END
         elif ends_after is not None and index == max(ends_after, self.request.sampling.min_tokens):
             token = END
+        if self._choosing is not None:
+            return self._choosing.token(token, self.ids, self._held_off if early else ())
         if early and token in self._held_off:
             token = next(each for each in (self._digest(index) % 256 + n for n in range(257)) if self._allowed(each))
         return token
@@ -82,10 +100,14 @@ class RunningText(AsyncIterator[Token | Finished]):
         return hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()[0]
 
     def step(self, ends_after: int | None) -> None:
-        """Make one token."""
+        """Make one token; none if none is wanted."""
+        if self._most == 0:
+            self.finish("length")
+            return
+        complete = self._choosing is not None and self._choosing.over
         token = self._next(len(self.ids), ends_after)
         self.ids.append(token)
-        ends = token in self._ends and len(self.ids) > self.request.sampling.min_tokens
+        ends = token in self._ends and (complete or len(self.ids) > self.request.sampling.min_tokens)
         if self._answer is not None:
             self._tell(token, ends=ends)
             return
@@ -118,7 +140,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         self._text += part.text
         self._shown = len(self._text)
         own, top = self._scores(token)
-        self._items.put_nowait(
+        self.append(
             Token(
                 id=token,
                 text=part.text,
@@ -128,6 +150,7 @@ class RunningText(AsyncIterator[Token | Finished]):
                 scored=own,
                 top=top,
                 activations=self._activations(),
+                prompt=self._prompt() if len(self.ids) == 1 else (),
             )
         )
         if part.stopped or reason is not None:
@@ -135,9 +158,11 @@ class RunningText(AsyncIterator[Token | Finished]):
 
     def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
         """End the text, once."""
-        if self.done.done():
+        if self.ended.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
+        if self._most == 0 and reason == "length":
+            run = len(self.request.token_ids)
         edited, excluded = covered(
             self.request.intervention,
             len(self.request.token_ids),
@@ -146,11 +171,12 @@ class RunningText(AsyncIterator[Token | Finished]):
             special=self._special(),
             turns=self.request.turns,
         )
+        told = self._activations() if self._most == 0 and reason == "length" else ()
         rest = Rest(self._text[self._shown :])
         if self._answer is not None:
             rest = self._answer.rest()
             self._text += rest.text
-        self._items.put_nowait(
+        self.append(
             Finished(
                 reason=reason,
                 receipt=Receipt(
@@ -164,6 +190,8 @@ class RunningText(AsyncIterator[Token | Finished]):
                 text=self._text,
                 rest=rest,
                 reasoning_tokens=0 if self._answer is None else self._answer.reasoning_tokens,
+                prompt=self._prompt() if self.ids or self._most == 0 else (),
+                activations=told,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
                 edited_sinks=ranges(edited & {0}),
@@ -172,7 +200,6 @@ class RunningText(AsyncIterator[Token | Finished]):
                 faulted=faulted,
             )
         )
-        self._leave()
 
     def _stops(self) -> bool:
         """Whether `stop_when` holds at the token before the newest one, if that was generated."""
@@ -193,7 +220,7 @@ class RunningText(AsyncIterator[Token | Finished]):
     def _show(self, token: int, upto: int) -> None:
         upto = max(upto, self._shown)
         own, top = self._scores(token)
-        self._items.put_nowait(
+        self.append(
             Token(
                 id=token,
                 text=self._text[self._shown : upto],
@@ -201,14 +228,15 @@ class RunningText(AsyncIterator[Token | Finished]):
                 scored=own,
                 top=top,
                 activations=self._activations(),
+                prompt=self._prompt() if len(self.ids) == 1 else (),
             )
         )
         self._shown = upto
 
     def _activations(self) -> tuple[Activations, ...]:
         """Of the positions run since the token before; at a limited rate of the newest one alone."""
-        run = (*self.request.token_ids, *self.ids)[:-1]
-        first, self._read = self._read, len(run)
+        run = (*self.request.token_ids, *self.ids[:-1])
+        first, self._run_before = self._run_before, len(run)
         told = []
         for place, watch in enumerate(self.request.watched):
             if watch.every_seconds is not None and not self._due(place, watch):
@@ -248,7 +276,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         )
 
     def _due(self, place: int, watch: Watch) -> bool:
-        now = self.done.get_loop().time()
+        now = self.ended.get_loop().time()
         if watch.sae.attach_position not in self._engine.residents:
             return False
         if now - self._passing.get(place, -math.inf) < (watch.every_seconds or 0.0):
@@ -261,33 +289,35 @@ class RunningText(AsyncIterator[Token | Finished]):
         most = self.request.logprobs
         if most is None:
             return None, ()
+        own, *others = self._ranked(token)
+        return own, (own, *others)[:most]
+
+    def _ranked(self, token: int) -> list[ScoredToken]:
         ids = [token, *(each for each in range(32, 127) if each != token)]
         texts = [self._engine.voice.written(each) for each in ids]
-        scored = [
+        return [
             ScoredToken(id=each, text=text, bytes=text.encode(), logprob=-math.log(2) * (rank + 1))
             for rank, (each, text) in enumerate(zip(ids, texts, strict=True))
         ]
-        return scored[0], tuple(scored[:most])
 
-    def _leave(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-        self._engine._streams.discard(self)
-
-    async def __anext__(self) -> Token | Finished:
-        if self._over:
-            raise StopAsyncIteration
-        item = await self._items.get()
-        self._over = isinstance(item, Finished)
-        return item
+    def _prompt(self) -> tuple[PromptToken, ...]:
+        """Each token of it as if it had been chosen."""
+        most, ids = self.request.prompt_logprobs, self.request.token_ids
+        if most is None:
+            return ()
+        scores = [(each, self._ranked(each)) for each in ids]
+        told = [
+            PromptToken(id=each, text=own.text, bytes=own.bytes, logprob=own.logprob, top=(own, *others)[:most])
+            for each, (own, *others) in scores
+        ]
+        return (replace(told[0], logprob=None, top=()), *told[1:])
 
     def stop(self) -> None:
         self.finish("cancelled")
 
     async def aclose(self) -> None:
         """Free the slot."""
-        self._over = True
-        self._leave()
+        await super().aclose()
         if self.task is not None:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

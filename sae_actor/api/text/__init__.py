@@ -1,11 +1,14 @@
 """Text over HTTP.
 
 routes         `/v1/completions`, `/v1/chat/completions`, `/v1/models`
-requests       OpenAI's requests: what is honoured, neutral, or refused by name
+requests       OpenAI's requests: what is honoured; `messages`: those of a chat; `options`: objects in them
+sampling       fields that change which token is chosen; `response_format` as a grammar
+fields         published fields besides: neutral, accepted, or refused by name; `published`: how they are read
 answers        OpenAI's answers as structs; `replies`: made of what was generated
+idempotency    unstreamed texts under a key: made once, answered again
 stream         answers sent token by token
-parallel       several generations of one request, next to each other
+responses/     `/v1/responses`, as a chat
 compare        `/api/compare`: one prompt with and without an intervention
-directions     `/api/directions`: a direction out of texts, or by chance
+tokens         `/tokenize` and its two
 activations    `/api/activations`: what SAEs read in a given text
 """

@@ -1,6 +1,6 @@
 // Everything shown is set as text, never as markup: names come from repositories of strangers.
-import { entered, stillEntered } from "/login.js";
-import { ask, call, chunks, follow } from "/wire.js";
+import { entered, stillEntered } from "./login.js";
+import { ask, call, chunks, follow } from "./wire.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -253,8 +253,8 @@ async function text(asked, sae, output, signal) {
     output.textContent += thought + (said && (thinking || thought) ? "\n\n" : "") + said;
     thinking = (thinking || thought !== "") && said === "";
     if (chunk.sae) {
-      const { receipt: count, position, warnings } = chunk.sae;
-      const told = [`${count.tokens_generated} tokens (${choice.finish_reason})`, `${count.tokens_edited} positions edited`, `log position ${position}`];
+      const { receipt: count, position, warnings, finish_reason: reason } = chunk.sae;
+      const told = [`${count.tokens_generated} tokens (${reason})`, `${count.tokens_edited} positions edited`, `log position ${position}`];
       receipt.textContent = [...told, ...warnings.map((warning) => `warning: ${warning}`)].join(" · ");
     }
   }

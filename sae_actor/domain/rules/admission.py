@@ -49,13 +49,15 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             turns=_turns(intervention, request.turns),
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
             sink_window=SINK_WINDOW,
+            request_salt=request.request_salt,
+            request_sha256=request.request_sha256,
         )
     ]
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
     """Refuse a request's edit for a position that its generation cannot reach."""
-    longest = request.tokens_prompt + request.sampling.max_tokens - 1
+    longest = request.tokens_prompt + max(request.sampling.max_tokens, 1) - 1
     own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
     for edit in own:
         if (first := edit.named_position) >= longest:

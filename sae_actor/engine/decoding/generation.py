@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -10,8 +11,17 @@ from torch import Tensor
 
 from ...domain.events import Receipt
 from ...domain.refs import FinishReason
-from ...errors import BadRequestError, InternalError, NotReadyError, SAEError
-from ...ports import Activations, Finished, GenerationRequest, Rest, ScoredToken, Token
+from ...errors import InternalError, NotReadyError, SAEError
+from ...ports import (
+    Activations,
+    Finished,
+    GenerationRequest,
+    GenerationStream,
+    PromptToken,
+    Rest,
+    ScoredToken,
+    Token,
+)
 from ..failures import explained
 from ..interventions.hook_site import HookFault, Tally
 from ..interventions.hooks import PreparedIntervention
@@ -19,12 +29,15 @@ from ..interventions.positions import merged
 from ..interventions.probes import Probe, joined
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
-from .kv_cache import CacheSize, KVCache, capacity_for
-from .logprobs import scored
+from .bounds import ending_ids, positions_at_most, tokens_at_most
+from .grammars import CompiledGrammar, GrammarState
+from .kv_cache import CacheSize, KVCache
+from .logprobs import prompt_token, scored, scored_prompt
+from .penalties import Penalties
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
-Item = Token | Finished | SAEError
-"""What a generation delivers: tokens, then one of the others."""
+Item = Token | Finished | SAEError | None
+"""What a generation delivers: None with its first step, tokens, then one of the others."""
 
 
 class Opens(Protocol):
@@ -38,7 +51,7 @@ class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
 
 
 class Generation:
-    """One admitted request from its first step to its end. Belongs to the device thread, except `cancelled`."""
+    """One admitted request from its first step to its end. Belongs to the device thread."""
 
     def __init__(
         self,
@@ -46,26 +59,29 @@ class Generation:
         tokenizer: Tokenizer,
         cache_size: CacheSize,
         apply: Callable[[GenerationRequest], PreparedIntervention | None],
-        deliver: Callable[[Item], None],
+        *,
+        stream: GenerationStream,
+        made: deque[tuple[GenerationStream, Item]],
     ) -> None:
-        """`apply` makes the intervention ready (None: nothing to do) or
-        raises `InterventionGone`; it is called on the device thread with the first step. `deliver` is called there
-        too."""
+        """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on the
+        device thread with the first step. `made` gets what is to be appended to the stream."""
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
-        self.cancelled = False
-        """Set from any thread: the client disconnected."""
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
+        self.penalties = Penalties.of(request)
+        self._grammar: GrammarState | None = None
+        """Once it has begun."""
         self.alone = request.deterministic
         """It runs alone in its steps."""
         self._fed = 0
         """Tokens that were run."""
         self._tokenizer: Tokenizer | None = tokenizer
         self._apply: Callable[[GenerationRequest], PreparedIntervention | None] | None = apply
-        self._deliver = deliver
+        self._stream = stream
+        self._made = made
         self._deadline = time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, tokenizer.context_length)
         self.cache_bytes = cache_size.of(positions_at_most(request, tokenizer.context_length))
@@ -73,6 +89,8 @@ class Generation:
         self._ids: list[int] = []
         self._text = ""
         self._scores: Scores = (None, ())
+        self._prompt: list[PromptToken] = []
+        """Scored so far."""
         self._told: dict[Probe, Activations] = {}
         """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
@@ -81,13 +99,15 @@ class Generation:
         self._ends = frozenset((*own, *request.sampling.stop_token_ids))
         """Tokens that end it."""
         self._held_off = tuple(ending_ids(request, tokenizer))
+        self._ahead = tuple(tokenizer.end_ids)
+        """Tokens that may not come before what has a form."""
         self._tally = Tally()
         self._batch: tuple[int, int] | None = None
 
     @property
     def due(self) -> bool:
         """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
-        return self.cancelled or time.monotonic() > self._deadline
+        return self._stream.stopped or time.monotonic() > self._deadline
 
     @property
     def begun(self) -> bool:
@@ -101,8 +121,18 @@ class Generation:
     @property
     def banned(self) -> Sequence[int]:
         """Tokens that may not be the next one."""
-        early = len(self._ids) < self.request.sampling.min_tokens and self.request.forced is None
-        return self._held_off if early else ()
+        grammar, forced = self._grammar, self.request.forced is not None
+        if grammar is not None and grammar.waits:
+            # The reasoning has to end, for the form to come.
+            return self._ahead if not forced or self.request.processed_scores else ()
+        early = len(self._ids) < self.request.sampling.min_tokens and not forced
+        # Where the grammar leaves an end alone, the text ends early.
+        return self._held_off if early and not (grammar is not None and grammar.over) else ()
+
+    @property
+    def binding(self) -> GrammarState | None:
+        """The grammar that the next token has to follow."""
+        return self._grammar if self._grammar is not None and self._grammar.binds else None
 
     @property
     def at(self) -> int:
@@ -112,6 +142,11 @@ class Generation:
     @property
     def in_prefill(self) -> bool:
         return self._fed < len(self.request.token_ids)
+
+    @property
+    def is_scored(self) -> bool:
+        """The logits after each token of the next step are wanted."""
+        return self.in_prefill and self.request.prompt_logprobs is not None
 
     @property
     def at_once(self) -> int:
@@ -125,10 +160,21 @@ class Generation:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         if self._apply is None:
             raise InternalError("the generation has ended")
+        self._deadline = time.monotonic() + self.request.deadline_seconds
+        self._deliver(None)
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
+        self._grammar = self._beginning()
         self.kept = open_(alone=self.alone)
+
+    def _beginning(self) -> GrammarState | None:
+        compiled = self.request.grammar
+        if not isinstance(compiled, CompiledGrammar) or self._tokenizer is None or self._answer is None:
+            return None
+        grammar = GrammarState(compiled, self._tokenizer.end_ids)
+        grammar.waits = self._answer.thinking
+        return grammar
 
     def next_tokens(self, most: int) -> Sequence[int]:
         """The ids of the next step: at most `most` of the prompt if it may be cut there, later the newest token."""
@@ -136,6 +182,16 @@ class Generation:
         if not self.in_prefill:
             return self._ids[-1:]
         return prompt[self._fed : self._fed + max(most, self.at_once)]
+
+    def score_prompt(self, logits: Tensor) -> None:
+        """A step runs the prompt's next tokens. `logits` [tokens, vocabulary], after each of them."""
+        if self._tokenizer is None or self.request.prompt_logprobs is None:
+            raise InternalError("the generation has ended")
+        pieces, prompt = self._tokenizer.pieces, self.request.token_ids
+        if not self._prompt:
+            self._prompt.append(prompt_token(prompt[0], None, (), pieces))
+        following = prompt[self._fed + 1 : self._fed + 1 + len(logits)]
+        self._prompt += scored_prompt(logits, following, self.request.prompt_logprobs, pieces)
 
     def ran(self, count: int, texts: int) -> bool:
         """A step ran `count` of its tokens. Returns whether to choose a next one. Raises `HookFault`."""
@@ -147,26 +203,37 @@ class Generation:
                 before = None if probe.passing else self._told.get(probe)
                 self._told[probe] = told if before is None else joined(before, told)
         self._fed += count
-        return not self.in_prefill
+        if not self.in_prefill and self._most == 0:
+            self.finish("length")
+        return not (self.in_prefill or self.over)
 
     def append(self, token: int, logits: Tensor) -> None:
         """The next token is chosen, from `logits` [vocabulary]."""
         tokenizer, answer = self._tokenizer, self._answer
         if tokenizer is None or answer is None:
             raise InternalError("the generation has ended")
-        stops = self._stops()
+        stops, grammar = self._stops(), self._grammar
+        complete = grammar is not None and grammar.over
         self._ids.append(token)
+        if self.penalties is not None:
+            self.penalties.add(token)
+        if grammar is not None:
+            grammar.add(token)
         if self.applied is not None:
             self.applied.add(token)
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, tokenizer.pieces)
         reason: FinishReason | None = None
-        if ends := token in self._ends and len(self._ids) > self.request.sampling.min_tokens:
+        if ends := token in self._ends and (complete or len(self._ids) > self.request.sampling.min_tokens):
             reason = "stop"
+        elif grammar is not None and grammar.over and not tokenizer.end_ids:
+            reason = "stop"  # the model has no token to say so
         elif stops or len(self._ids) >= self._most:
             reason = "feature" if stops else "length"
         self._show(token, answer, reason, ends=ends)
         self._told = {}
+        if grammar is not None:
+            grammar.waits = answer.thinking
 
     def _stops(self) -> bool:
         """Whether `stop_when` holds at the step's token; its reading is not delivered."""
@@ -195,20 +262,24 @@ class Generation:
                 scored=own,
                 top=top,
                 activations=tuple(self._told.values()),
+                prompt=tuple(self._prompt) if len(self._ids) == 1 else (),
             )
         )
         if part.stopped or reason is not None:
             self.finish("stop" if part.stopped or reason is None else reason)
 
+    def _deliver(self, item: Item) -> None:
+        self._made.append((self._stream, item))
+
     # — the end —
 
     def end_due(self) -> None:
         """End a generation that is `due`."""
-        if self.cancelled:
+        if self._stream.stopped:
             self.finish("cancelled")
         else:
-            seconds = self.request.deadline_seconds
-            self.finish("error", NotReadyError(f"the generation did not finish within {seconds:g} seconds"))
+            what, seconds = "finish" if self.begun else "begin", self.request.deadline_seconds
+            self.finish("error", NotReadyError(f"the generation did not {what} within {seconds:g} seconds"))
 
     def end_with(self, error: Exception) -> None:
         """End the generation with the error of its step."""
@@ -238,6 +309,8 @@ class Generation:
             text=self._text + rest.text,
             rest=rest,
             reasoning_tokens=self._thoughts,
+            prompt=() if self.in_prefill else tuple(self._prompt),
+            activations=self._read_of_prompt(),
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),
             edited_sinks=merged(tally.edited_sinks),
@@ -249,6 +322,12 @@ class Generation:
         self._let_go()
         self._deliver(finished)
 
+    def _read_of_prompt(self) -> tuple[Activations, ...]:
+        """What no token brings, if none is to be made."""
+        if self._most > 0 or self.in_prefill or self.applied is None:
+            return ()
+        return tuple(read for probe, read in self._told.items() if probe is not self.applied.stop)
+
     def fail(self, error: SAEError) -> None:
         """End the generation with an error that is raised to its reader: the device is lost."""
         if not self.over:
@@ -258,31 +337,5 @@ class Generation:
     def _let_go(self) -> None:
         """Release the model: the reader may keep this object for long."""
         self.over = True
-        self.applied = self._tokenizer = self._apply = self._answer = None
+        self.applied = self._tokenizer = self._apply = self._answer = self._grammar = self.penalties = None
         self._told = {}
-
-
-def ending_ids(request: GenerationRequest, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that `min_tokens` suppresses: all that end a generation, the model's own even if they are ignored."""
-    return tokenizer.end_ids.union(request.sampling.stop_token_ids)
-
-
-def check_ends(request: GenerationRequest, tokenizer: Tokenizer) -> None:
-    """`BadRequestError` for unknown stop tokens, or if they leave `min_tokens` none to choose."""
-    if not all(0 <= each < tokenizer.vocabulary for each in request.sampling.stop_token_ids):
-        raise BadRequestError(
-            f"a stop token is outside the vocabulary of {tokenizer.vocabulary}", param="stop_token_ids"
-        )
-    if request.sampling.min_tokens and len(ending_ids(request, tokenizer)) >= tokenizer.vocabulary:
-        raise BadRequestError("every token ends the generation; min_tokens leaves none to choose", param="min_tokens")
-
-
-def tokens_at_most(request: GenerationRequest, context_length: int) -> int:
-    """Tokens of the answer: as many as requested, or as the model's context holds."""
-    most = request.sampling.max_tokens if request.forced is None else len(request.forced)
-    return min(most, context_length - len(request.token_ids) + 1)
-
-
-def positions_at_most(request: GenerationRequest, context_length: int) -> int:
-    """Positions of keys and values that a request takes room for: the last token of an answer is never run."""
-    return capacity_for(len(request.token_ids) + tokens_at_most(request, context_length) - 1)

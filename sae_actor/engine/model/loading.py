@@ -21,6 +21,7 @@ from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
 from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
+from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
@@ -53,6 +54,7 @@ class LoadedModel:
     network: Any
     """The transformers model, in eval mode, without gradients."""
     tokenizer: Tokenizer
+    grammars: Grammars
     architecture: Architecture
     device: torch.device
     facts: ModelFacts
@@ -123,6 +125,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             mark_ids=mark_ids(reasoning, tokenizer),
             context_length=context_length,
         ),
+        grammars=Grammars(byte_tokens(tokenizer, vocabulary, end_ids)),
         architecture=architecture,
         device=device,
         facts=ModelFacts(
@@ -190,7 +193,18 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
+    _keep_caps(network)
     return network.eval().requires_grad_(False)
+
+
+def _keep_caps(network: Any) -> None:
+    """Let a model that caps its attention's scores (Gemma 2) run with an attention that does so.
+
+    transformers 5.16 chooses `sdpa` for it, which drops the cap without a word; 5.23 does not.
+    """
+    capped = getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation("eager")
 
 
 def text_config(config: Any) -> Any:

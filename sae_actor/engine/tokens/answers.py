@@ -9,8 +9,7 @@ from ...domain.chats import Reasoning
 from ...domain.events import Sampling
 from ...ports import Rest
 from .detokenizer import IncrementalDetokenizer
-from .reasoning import LOOKED_AT, Parser, parser_for
-from .runs import Run, RunKind, told
+from .reasoning import LOOKED_AT, Parser, Run, RunKind, parser_for, told
 from .stop_strings import StopStrings
 
 
@@ -64,6 +63,11 @@ class Answer:
         self._complete = 0
         self._undecided = 0
         """Tokens that may still count as thought."""
+
+    @property
+    def thinking(self) -> bool:
+        """What comes next is reasoning."""
+        return self._parser_of_prompt().thinking
 
     def push(self, token: int, *, ends: bool = False, last: bool = False) -> Part:
         """ends: the token ends the generation; last: something else does. Text held back comes with the last."""
