@@ -13,7 +13,6 @@ import msgspec
 
 from ...domain.commands import Device, ModelDtype, PlainText, RepositoryId, Revision
 from ...domain.events import PAYLOADS, Event
-from ...domain.refs import NORMED
 from ...errors import BY_CODE
 from ..requests import MAX_PROMPTS
 
@@ -56,31 +55,8 @@ _PASSED: Json = {
 }
 """Only what reconstructs can be told what to pass through."""
 
-_NULL: Json = {"type": "null"}
-_OF_TEXTS: Json = {
-    "properties": {
-        "positive": {"type": "array"},
-        "negative": {"type": "array"},
-        "random_seed": _NULL,
-        "norm_of": _NULL,
-    },
-    "required": ["positive", "negative"],
-}
-_BY_CHANCE: Json = {
-    "properties": {
-        "positive": _NULL,
-        "negative": _NULL,
-        "random_seed": {"type": "integer"},
-        "norm_of": {"type": ["number", "object"]},
-    },
-    "required": ["random_seed", "norm_of"],
-}
-
 RULES: dict[str, Json] = {
-    "DirectionsBody": {"anyOf": [_OF_TEXTS, _BY_CHANCE]},
-    "HookPoint": {
-        "anyOf": [{"properties": {"before": _NULL}}, {"properties": {"kind": {"enum": sorted(NORMED)}}}],
-    },
+    "DirectionsBody": _one_of(("positive", "negative"), ("random_seed", "norm_of")),
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,
