@@ -11,10 +11,10 @@ from msgspec import UNSET, Struct, UnsetType
 from ..actor import Accepted
 from ..domain.commands import Command, Import
 from ..domain.events import Event, Payload
-from ..domain.refs import sae_id_of
 from ..domain.structs import filled
 from ..domain.views.fields import Position
 from ..domain.views.outcomes import AcceptedCommand, Outcome
+from ..domain.weights import sae_id_of
 from ..errors import BadRequestError
 from .answers import answer, state_of
 from .context import context, principal
@@ -64,7 +64,8 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
     """Hand a command to the actor, under the request's headers."""
     key, revision = idempotency_key(request), expected_revision(request)
     if isinstance(command, Import):
-        command = Import(path=await context(request).hub.resolve_import(command.path))
+        path = await context(request).hub.resolve_import(command.path, command.layer)
+        command = Import(path=path, layer=command.layer)
     accepted = await context(request).actor.submit(
         command, principal=principal(request), key=key, expected_revision=revision
     )

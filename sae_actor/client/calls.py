@@ -137,9 +137,11 @@ class Client:
     def unload_model(self) -> Answer:
         return self.command("UnloadModel")
 
-    def import_(self, path: str) -> Answer:
-        """Register the SAE in a folder of the service's machine, under one of its import roots."""
-        return self.command("Import", path=path)
+    def import_(self, path: str, layer: int | None = None) -> Answer:
+        """Register the SAE in a folder of the service's machine, under one of its import roots. `layer`: which one, of
+        a file with vectors of several layers."""
+        fields: dict[str, Any] = {"path": path} if layer is None else {"path": path, "layer": layer}
+        return self.command("Import", **fields)
 
     def download(
         self,

@@ -8,8 +8,8 @@ from pathlib import Path
 from ..actor import Actor
 from ..domain.commands import Attach, Command, Import, LoadModel
 from ..domain.evolve import COMMAND_OF_INTENT
-from ..domain.refs import import_id_of
 from ..domain.views.resources import waiting_for
+from ..domain.weights import import_id_of
 from ..errors import IdempotencyKeyReusedError, SAEError, from_code
 from ..ports import EventLog
 from . import TITLES, curl_lines, way_back

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from .events import MadeFrom
 from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
 
 RepositoryId: TypeAlias = Annotated[
@@ -103,6 +104,17 @@ class Import(Command, frozen=True):
     """Register an SAE that is already on disk, under one of `[hub] import_roots`."""
 
     path: PlainText
+    layer: Layer | None = None
+    """Of a file with vectors of several layers: which one."""
+
+    later: ClassVar[dict[str, Any]] = {"layer": None}
+
+
+class KeepVectors(Command, frozen=True):
+    """Register vectors whose file the service has written; `POST /api/vectors` and `/api/directions` send it."""
+
+    sae_id: SaeId
+    made_from: MadeFrom
 
 
 class Attach(Command, frozen=True):

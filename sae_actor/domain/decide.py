@@ -14,6 +14,7 @@ from .commands import (
     Detach,
     Download,
     Import,
+    KeepVectors,
     LoadModel,
     Monitor,
     Steer,
@@ -47,6 +48,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
+        case KeepVectors():
+            return downloads.keep_vectors(message, state)
         case Delete():
             return downloads.delete(message, state)
         case Attach():

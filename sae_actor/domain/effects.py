@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from msgspec import Struct
 
+from .events import Source
 from .refs import HookPoint, Mode, SaeDescription
 from .state import SaeLocation
 from .weights import WeightsFiles
@@ -43,6 +44,9 @@ class ImportEffect(_Effect, frozen=True, kw_only=True):
     name = "import"
     sae_id: str
     path: str
+    layer: int | None = None
+    source: Source = "import"
+    """`vectors`: the service keeps the folder `path`."""
 
 
 class AttachEffect(_Effect, frozen=True, kw_only=True):

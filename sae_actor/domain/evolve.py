@@ -178,8 +178,8 @@ def _update_commands(state: State, event: Draft, payload: ev.Payload) -> State:
     """Open the command that an intent begins; close those that an outcome ends."""
     kind = COMMAND_OF_INTENT.get(type(payload))
     if kind is not None and event.command_id is not None:
-        if isinstance(payload, ev.DownloadRequested) and payload.source == "import":
-            kind = "Import"
+        if isinstance(payload, ev.DownloadRequested) and payload.source != "hub":
+            kind = "Import" if payload.source == "import" else "KeepVectors"
         opened = OpenCommand(
             command_id=event.command_id,
             type=kind,

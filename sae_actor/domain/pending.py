@@ -44,7 +44,7 @@ def _model(state: State) -> Iterator[Effect]:
 
 def _records(state: State) -> Iterator[Effect]:
     for record in state.saes.values():
-        if record.status == "downloading" and record.source == "import":
+        if record.status == "downloading" and record.source != "hub":
             yield filled(ImportEffect, record, path=record.path or "")
         elif record.status == "downloading":
             whence = record.repository_id or "", record.revision or "main"

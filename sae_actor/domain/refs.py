@@ -7,7 +7,6 @@ Everything here is frozen, knows no torch and does no I/O. Numbers are bounded b
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -43,7 +42,6 @@ FinishReason: TypeAlias = Literal[
 MAX_EDITS = 256
 SINK_WINDOW = 512
 """A sink's norm is compared with the median of this many of the prompt's first positions."""
-
 
 NORMED: frozenset[HookKind] = frozenset({"mlp_in", "attn_out", "mlp_out"})
 """Kinds that may be outputs of a norm: the MLP's input; the outputs of attention and MLP in families that norm them."""
@@ -178,10 +176,20 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     hooks_read: int = 0
     """Which reading of hook names made `hook_point` of `hook_name`; see `placement.reread`."""
     warnings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of vectors: what each row is called, if the files say it; and the median |x| at the hook point."""
+    median_norm: float | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Vectors have no encoder."""
+        return self.architecture != "vectors"
 
     @property
     def parameters(self) -> int:
-        """How many parameters it has: W_enc, b_enc, W_dec, b_dec and, if there is one, threshold."""
+        """How many parameters it has: W_enc, b_enc, W_dec, b_dec and, if there is one, threshold; of vectors W_dec."""
+        if not self.encodes:
+            return self.d_sae * self.d_out
         threshold = self.d_sae if self.has_threshold else 0
         return self.d_in * self.d_sae + self.d_sae + self.d_sae * self.d_out + self.d_out + threshold
 
@@ -323,22 +331,3 @@ def canonical_sha256(saes: Iterable[Mapping[str, Any]]) -> str:
     silent = (("exclude", None),)
     shown = [{k: v for k, v in sae.items() if k != "attach_position" and (k, v) not in silent} for sae in saes]
     return hashlib.sha256(msgspec.json.encode(shown, order="sorted")).hexdigest()
-
-
-_NOT_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def sae_id_of(repository_id: str, path: str | None, revision: str) -> str:
-    """Id of a hub SAE, known before any network call."""
-    return _slugged((repository_id, path or "root", revision))
-
-
-def import_id_of(resolved_path: str) -> str:
-    """Id of an SAE on disk: folder name and resolved path."""
-    folder = resolved_path.rstrip("/").rpartition("/")[2]
-    return _slugged((folder, resolved_path), shown=1)
-
-
-def _slugged(parts: tuple[str, ...], shown: int | None = None) -> str:
-    slug = _NOT_SLUG.sub("-", "-".join(parts[:shown]))[:110].strip("-.") or "sae"
-    return f"{slug}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:8]}"

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .events import Problem
+from .events import MadeFrom, Problem, Source
 from .refs import (
     ActiveSae,
     Edit,
@@ -48,11 +48,13 @@ class ModelState(Struct, frozen=True, kw_only=True):
 class SaeLocation(Struct, frozen=True, kw_only=True):
     """Where an SAE's files are, as the hub adapter understands it."""
 
-    source: Literal["hub", "import"]
+    source: Source
     repository_id: str | None
     commit: str | None
     path: str | None
     files: tuple[SaeFile, ...]
+    layer: int | None = None
+    """Which of the layers in a file of vectors."""
 
     @property
     def converted(self) -> tuple[SaeFile, ...]:
@@ -62,15 +64,17 @@ class SaeLocation(Struct, frozen=True, kw_only=True):
     @property
     def written_by_service(self) -> bool:
         """Whether only the service writes the files of the weights. It never shortens them, so they may be mapped."""
-        return self.source == "hub" or bool(self.converted)
+        return self.source != "import" or bool(self.converted)
 
 
 class SaeRecord(Struct, frozen=True, kw_only=True):
     sae_id: str
-    source: Literal["hub", "import"]
+    source: Source
     repository_id: str | None
     revision: str | None
     path: str | None
+    layer: int | None = None
+    made_from: MadeFrom | None = None
     status: RecordStatus
     request_position: int
     """Position of the intent of the running download, import or delete, else of the last one."""

@@ -205,7 +205,8 @@ class TorchEngine:
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
         # The median was measured at the SAE's training point; elsewhere |x| differs.
-        median_norm = statistics.median_norm if resident.where_trained else None
+        known = statistics.median_norm or resident.sae.spec.median_norm
+        median_norm = known if resident.where_trained else None
         found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
         refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
         return found

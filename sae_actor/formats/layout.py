@@ -16,7 +16,10 @@ from typing import Any, Literal, TypeAlias
 
 from ..domain.refs import BYTES_PER_PARAMETER, SaeDescription
 
-Activation: TypeAlias = Literal["relu", "tanh-relu", "jumprelu", "gated", "topk", "signed-topk", "abstopk", "groupmax"]
+Activation: TypeAlias = Literal[
+    "relu", "tanh-relu", "jumprelu", "gated", "topk", "signed-topk", "abstopk", "groupmax", "none"
+]
+"""`none`: vectors, which have no encoder."""
 RowNorm: TypeAlias = Literal["none", "layer_norm", "constant_norm"]
 
 

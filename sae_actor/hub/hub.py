@@ -26,8 +26,9 @@ from ..errors import (
 )
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
-from ..ports import CatalogEntry, HubSae, OnProgress, Progress
+from ..ports import CatalogEntry, HubSae, NewVectors, OnProgress, Progress
 from . import conversion, imports, removal
+from . import vectors as kept
 from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
@@ -95,13 +96,19 @@ class HuggingFaceHub:
             self._known.remember(Path(placed.at), placed.stamp, placed.file.sha256)
         return filled(HubSae, done, files=tuple(placed.file for placed in done.files))
 
-    async def resolve_import(self, path: str) -> str:
-        return await to_thread.run_sync(imports.resolve, path, self._import_roots)
+    async def resolve_import(self, path: str, layer: int | None = None) -> str:
+        return await to_thread.run_sync(imports.resolve, path, self._import_roots, layer)
+
+    async def keep_vectors(self, vectors: NewVectors) -> str:
+        return await to_thread.run_sync(kept.keep, kept.folder(self.folder), vectors)
 
     async def import_(self, effect: ImportEffect) -> HubSae:
+        ours = effect.source == "vectors"
+        path = str(kept.folder(self.folder) / effect.path) if ours else effect.path
         try:
             # Reading only: a cancelled caller need not wait for the digest of a large file.
-            return await to_thread.run_sync(imports.register, effect.path, self._known, abandon_on_cancel=True)
+            register = partial(imports.register, path, self._known, effect.layer)
+            return await to_thread.run_sync(register, abandon_on_cancel=True)
         except SAEUnsupportedError as error:
             if error.fields.get("check") != "pickle" or not str(error.fields.get("file")).endswith(CONVERTIBLE):
                 raise
@@ -164,7 +171,8 @@ class HuggingFaceHub:
 
         `commits`: every hub SAE on record and the commit whose files it has (None: none yet). The bytes freed.
         """
-        return await self._removing(partial(removal.sweep, self.folder, dict(commits)))
+        freed = await self._removing(partial(removal.sweep, self.folder, dict(commits)))
+        return freed + await self._removing(partial(kept.sweep, kept.folder(self.folder)))
 
     async def disk_use(self) -> int:
         return await to_thread.run_sync(blobs_bytes, self.folder)
@@ -196,7 +204,9 @@ class HuggingFaceHub:
                 raise InternalError(f"Files cannot be removed: {error.strerror}", reason="file_system") from None
 
     def _locate(self, location: SaeLocation) -> str:
-        if location.source == "import":
+        if location.source == "vectors":
+            base, again = kept.folder(self.folder) / (location.path or ""), "delete the record and send it again"
+        elif location.source == "import":
             base, again = Path(location.path or ""), "delete the record and import it again"
         elif location.repository_id is None or not DIGEST.fullmatch(location.commit or ""):
             raise SAEInvalidError("The SAE has no files", check="files")
@@ -216,7 +226,7 @@ class HuggingFaceHub:
                 raise SAEInvalidError(f"{file.path} has changed: {again}", check="sha256", **fields)
         if converted:
             return str(converted[0][0])
-        if location.source == "import":
+        if location.source != "hub":
             return str(base)
         return str(base / target([file.path for file in location.files], location.path))
 

@@ -80,6 +80,7 @@ class ImportJob(_Job, frozen=True, kw_only=True, tag="import"):
     root: str
     sae_id: str
     path: str
+    layer: int | None = None
 
 
 Job: TypeAlias = DownloadJob | CatalogJob | ImportJob | ModelJob

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ..domain.chats import MessageSpan, Reasoning
 from ..domain.events import Receipt, Sampling
-from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, Intervention, StopWhen
+from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, HookPoint, Intervention, StopWhen
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -42,6 +42,10 @@ class Activations(Struct, frozen=True, kw_only=True):
     """For each position, whether it is an attention sink at the hook point."""
     excluded: tuple[bool, ...]
     """For each position, whether it is left out."""
+    mean: tuple[float, ...] = ()
+    """For `Watch.mean`: the mean activation over the positions that are not left out; zeros if all are."""
+    norms: tuple[float, ...] = ()
+    """For `Watch.mean`: |x| at each position."""
 
 
 class Watch(Struct, frozen=True, kw_only=True):
@@ -56,9 +60,17 @@ class Watch(Struct, frozen=True, kw_only=True):
     """Report only these features; None: all."""
     exclude: tuple[Exclusion, ...] = ()
     """Positions whose rows stay empty with `top_k`. `features` without `top_k` are reported for every position."""
+    mean: bool = False
+    """Of what arrives at the hook point of `sae` the mean, in place of what an SAE makes of it: `sae` is a place alone,
+    see `at`."""
     every_seconds: float | None = None
     """Limits the rate: only the newest position of a step, at most this often, and nothing if the SAE is not there.
     None: all positions. Watches with a limit come last in `GenerationRequest.watched`."""
+
+    @classmethod
+    def at(cls, point: HookPoint, exclude: tuple[Exclusion, ...] = ()) -> Watch:
+        """The mean activation there, whatever is attached."""
+        return cls(sae=ActiveSae(sae_id="", weights_sha256="", hook_point=point), mean=True, exclude=exclude)
 
 
 class Grammar:
@@ -106,7 +118,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     def saes(self) -> tuple[ActiveSae, ...]:
         """All SAEs that the generation needs on the device; one may occur several times."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
-        needed = (watch.sae for watch in self.watched if watch.every_seconds is None)
+        needed = (watch.sae for watch in self.watched if watch.every_seconds is None and not watch.mean)
         return (*self.intervention, *needed, *stop)
 
 

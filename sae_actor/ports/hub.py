@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec import Struct
 
 from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect
+from ..domain.refs import HookPoint
 from ..domain.reports import HubSae
 from ..domain.state import SaeLocation
 from .progress import OnProgress
@@ -24,14 +26,35 @@ class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hook_name: str | None = None
 
 
+class NewVectors(Struct, frozen=True, kw_only=True):
+    """Directions that are to be kept."""
+
+    name: str
+    """Of letters, digits and . _ -"""
+    hook_point: HookPoint
+    rows: Sequence[Sequence[float]]
+    """At least one, all as long."""
+    names: tuple[str, ...] = ()
+    """What each row is called."""
+    median_norm: float | None = None
+    """The median |x| at the hook point, if it is known."""
+
+
 class Hub(Protocol):
     """SAEs on disk: download, import, find, delete. Raises only errors of `errors`."""
 
     async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         """Fetch exactly one SAE. Cancelling ends the child process before the await returns."""
 
-    async def resolve_import(self, path: str) -> str:
-        """The resolved folder, if it lies under an import root; `ForbiddenError` / `NotFoundError` otherwise."""
+    async def resolve_import(self, path: str, layer: int | None = None) -> str:
+        """The resolved folder, if it lies under an import root; `ForbiddenError` / `NotFoundError` otherwise, and
+        `SAEAmbiguousError` for vectors of several layers without `layer`."""
+
+    async def keep_vectors(self, vectors: NewVectors) -> str:
+        """Write vectors into the data folder; their id, the same for the same ones. An import registers them.
+
+        `BadRequestError` for a number beyond float32.
+        """
 
     async def import_(self, effect: ImportEffect) -> HubSae:
         """Describe a folder that is already on disk, and digest its files; nothing is copied."""

@@ -32,7 +32,8 @@ from sae_actor.domain.commands import (
     Steer,
     UnloadModel,
 )
-from sae_actor.domain.refs import Edit, Span, import_id_of
+from sae_actor.domain.refs import Edit, Span
+from sae_actor.domain.weights import import_id_of
 from sae_actor.errors import OutOfMemoryError, SAEDownloadError, SAEError
 from sae_actor.eventlog import SqliteLog, export_bundle
 from tests.actor.world import LOAD, A, B, C, World, begin, get

@@ -225,7 +225,8 @@ class FakeEngine:
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         if attach_position not in self.residents:
             raise SAENotAttachedError("the SAE is not on the device")
-        d_sae = self.residents[attach_position][0].sae.d_sae
+        sae = self.residents[attach_position][0].sae
+        d_sae = sae.d_sae
         if not 0 <= feature < d_sae:
             raise FeatureOutOfRangeError("no such feature", feature=feature, d_sae=d_sae)
         near = tuple(NearFeature((feature + n) % d_sae, 1 - 0.1 * n) for n in range(1, 11))
@@ -233,12 +234,13 @@ class FakeEngine:
         return FeatureDetails(
             feature=feature,
             decoder_norm=1.0,
-            bias=0.0,
+            bias=0.0 if sae.encodes else None,
             threshold=None,
             nearest=near,
             promoted=tokens,
             suppressed=tuple(TokenWeight(each.token_id, each.token, -9.0) for each in tokens),
             max_activation=self.maxima.get(feature),
+            label=next(iter(sae.names[feature : feature + 1]), None),
         )
 
     async def tokenize(

@@ -36,10 +36,14 @@ def edit(feature: int, strength: float, *, exclude: tuple[Exclusion, ...] = (), 
 class Recorder:
     """A running service without HTTP, on a data folder of its own."""
 
-    def __init__(self, actor: Actor, texts: Generations, engine: TorchEngine) -> None:
+    def __init__(
+        self, actor: Actor, texts: Generations, engine: TorchEngine, hub: HuggingFaceHub, log: SqliteLog
+    ) -> None:
         self.actor = actor
         self.texts = texts
         self.engine = engine
+        self.hub = hub
+        self.log = log
 
     async def do(self, command: Command) -> None:
         accepted = await self.actor.submit(command, principal="me")
@@ -111,7 +115,7 @@ async def recording(
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments))
     texts = Generations(actor, engine, record_text=record_text)
-    recorder = Recorder(actor, texts, engine)
+    recorder = Recorder(actor, texts, engine, hub, log)
     try:
         await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype))
         yield recorder

@@ -56,6 +56,7 @@ _PASSED: Json = {
 """Only what reconstructs can be told what to pass through."""
 
 RULES: dict[str, Json] = {
+    "DirectionsBody": _one_of(("positive", "negative"), ("random_seed", "norm_of")),
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,

@@ -21,13 +21,14 @@ from ...domain.commands import (
 )
 from ...domain.events import AttachRequested, DownloadCancelled, SaeAttached, SaeDeleted, SaeDetached
 from ...domain.placement import target
-from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode, sae_id_of
+from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode
 from ...domain.rules import attachments
 from ...domain.rules.admission import attached_sae
 from ...domain.structs import filled
 from ...domain.views.attachments import Attachment, attachment_view
 from ...domain.views.fields import Bytes, Position
 from ...domain.views.saes import Sae, sae_view
+from ...domain.weights import sae_id_of
 from ...errors import BadRequestError, SAEError
 from ...ports import CatalogEntry, NearFeature, TokenWeight
 from ..answers import answer, state_of

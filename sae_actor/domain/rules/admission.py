@@ -19,10 +19,10 @@ from ..refs import (
     StopWhen,
     intervention_sha256,
 )
-from ..state import State
+from ..state import AttachmentState, State
 from ..structs import filled
 from .attachments import model_and_position
-from .edits import checked, in_range, named_once
+from .edits import checked, in_range, named_once, needs_encoder
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
@@ -88,7 +88,31 @@ def _turns(
 def _watched(state: State) -> Intervention:
     if not state.attached:
         raise errors.SAENotAttachedError("no SAE is attached, so no activations can be reported")
-    return tuple(a.active() for a in state.attached)
+    read = _encoding(state)
+    if not read:
+        _encodes(state, state.attached[0].sae_id, "top_k_features")
+    return tuple(a.active() for a in read)
+
+
+def _encoding(state: State) -> tuple[AttachmentState, ...]:
+    """The attached SAEs that have an encoder."""
+    saes = ((a, state.saes[a.sae_id].sae) for a in state.attached)
+    return tuple(a for a, sae in saes if sae is None or sae.encodes)
+
+
+def _encodes(state: State, sae_id: str, what: str) -> None:
+    """`SAEUnsupportedError` for `what`, asked of vectors."""
+    if (sae := state.saes[sae_id].sae) is not None:
+        needs_encoder(sae, sae_id, what)
+
+
+def read_sae(state: State, sae_id: str | None, features: Sequence[int], what: str) -> ActiveSae:
+    """As `attached_sae`, for `what` reads activations: None is the only one with an encoder."""
+    if sae_id is None and len(encoding := _encoding(state)) == 1:
+        sae_id = encoding[0].sae_id
+    sae = attached_sae(state, sae_id, features)
+    _encodes(state, sae.sae_id, what)
+    return sae
 
 
 def reading(
@@ -111,11 +135,11 @@ def reading(
     one_intervention_at_most(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
+    return intervention, _turns(intervention, turns, exclude), read_sae(state, sae_id, features, "reading activations")
 
 
 def _stop_when(requested: RequestedStop, state: State) -> StopWhen:
-    sae = attached_sae(state, requested.sae_id, (requested.feature,))
+    sae = read_sae(state, requested.sae_id, (requested.feature,), "stop_when")
     return filled(StopWhen, requested, sae=sae, exclude=named_once(requested.exclude))
 
 
@@ -239,7 +263,9 @@ def _active(
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), exclude and named_once(exclude))
+    if mode == "reconstruct":
+        needs_encoder(sae, sae_id, "mode reconstruct", param="mode")
+    return attachment.active(mode, checked(steering, sae_id, sae), exclude and named_once(exclude))
 
 
 def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:

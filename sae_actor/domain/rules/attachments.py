@@ -14,7 +14,7 @@ from ..reports import AttachedSae, SaeFailed
 from ..state import AttachmentState, SaeRecord, State
 from ..structs import filled
 from ..weights import names
-from .edits import checked, in_range, named_once
+from .edits import checked, in_range, named_once, needs_encoder
 
 
 def known(state: State, sae_id: str) -> SaeRecord:
@@ -67,6 +67,8 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
     agree(command.layer, command.hook_point)
     record = known(state, command.sae_id)
     sae = described(record)
+    if command.mode == "reconstruct":
+        needs_encoder(sae, command.sae_id, "mode reconstruct", param="mode")
     place = target(sae, loaded_model(state), command.layer, command.hook_point)
     replaces = _replaced(command, state, place.hook_point)
     others = [a for a in state.attachments if a.status in ("attached", "attaching") and a.sae_id not in replaces]
@@ -213,16 +215,16 @@ def hook_faulted(report: SaeFailed, state: State) -> list[ev.Payload]:
     return [ev.HookFaulted(sae_id=mine.sae_id, request_position=at, error=report.error), gone]
 
 
-def _width(state: State, sae_id: str) -> int:
-    """d_sae of an attached SAE."""
+def _attached(state: State, sae_id: str) -> SaeDescription:
+    """What the files of an attached SAE say."""
     record = known(state, sae_id)
     if state.attachment(sae_id) is None or record.sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return record.sae.d_sae
+    return record.sae
 
 
 def steer(command: Steer, state: State) -> list[ev.Payload]:
-    features = checked(command.features, command.sae_id, _width(state, command.sae_id))
+    features = checked(command.features, command.sae_id, _attached(state, command.sae_id))
     _check_message_positions(state, any(edit.asks_for_turns for edit in features), "positions")
     return [filled(ev.SteeringChanged, command, features=features)]
 
@@ -242,5 +244,7 @@ def _check_message_positions(state: State, needed: bool, param: str) -> None:
 def monitor(command: Monitor, state: State) -> list[ev.Payload]:
     """Set monitoring. It ends with the attachment; a move and a restart keep it."""
     features = None if command.features is None else tuple(dict.fromkeys(command.features))
-    in_range(features or (), command.sae_id, _width(state, command.sae_id))
+    sae = _attached(state, command.sae_id)
+    needs_encoder(sae, command.sae_id, "Monitor")
+    in_range(features or (), command.sae_id, sae.d_sae)
     return [filled(ev.MonitoringChanged, command, features=features, exclude=named_once(command.exclude))]

@@ -6,13 +6,12 @@ from msgspec.structs import replace
 
 from ... import errors
 from .. import events as ev
-from ..commands import CancelDownload, Delete, Download, Import
+from ..commands import CancelDownload, Delete, Download, Import, KeepVectors
 from ..events import Problem
-from ..refs import import_id_of, sae_id_of
 from ..reports import HubSae
 from ..state import SaeRecord, State
 from ..structs import filled
-from ..weights import names
+from ..weights import import_id_of, names, sae_id_of
 from .attachments import known
 
 
@@ -23,8 +22,14 @@ def download(command: Download, state: State) -> list[ev.Payload]:
 
 def import_(command: Import, state: State) -> list[ev.Payload]:
     """The API has already resolved `command.path` and checked that it lies under an import root."""
-    sae_id = import_id_of(command.path)
-    return _requested(ev.DownloadRequested(sae_id=sae_id, source="import", path=command.path), state)
+    sae_id = import_id_of(command.path, command.layer)
+    return _requested(filled(ev.DownloadRequested, command, sae_id=sae_id, source="import"), state)
+
+
+def keep_vectors(command: KeepVectors, state: State) -> list[ev.Payload]:
+    """The API has already written their file."""
+    wanted = filled(ev.DownloadRequested, command, source="vectors", path=command.sae_id)
+    return _requested(wanted, state)
 
 
 def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:

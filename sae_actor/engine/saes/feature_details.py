@@ -34,7 +34,7 @@ def feature_details(
         nearest=_nearest(sae, feature),
         promoted=promoted,
         suppressed=suppressed,
-        label=None if recorded is None else recorded.label,
+        label=recorded.label if recorded is not None else next(iter(sae.spec.names[feature : feature + 1]), None),
         max_activation=statistics.maxima.get(feature),
         density=None if recorded is None else recorded.density,
         top_tokens=() if recorded is None else recorded.top_tokens,

@@ -50,10 +50,11 @@ def _probe(
     watch: Watch, request: GenerationRequest, model: LoadedModel, residents: Mapping[int, Resident], marks: TokenKinds
 ) -> Probe | None:
     """None for a missing one whose rate is limited."""
-    resident = residents.get(watch.sae.attach_position)
-    if resident is not None:
-        hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)
-        return Probe(watch, resident.sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
+    resident = None if watch.mean else residents.get(watch.sae.attach_position)
+    if resident is not None or watch.mean:
+        point, sae = (watch.sae.hook_point, None) if resident is None else (resident.hook_point, resident.sae)
+        hook, prompt = model.architecture.hook(point), len(request.token_ids)
+        return Probe(watch, sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
     if watch.every_seconds is not None:
         return None
     raise InterventionGone

@@ -65,6 +65,7 @@ def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resid
         dtype=effect.dtype,
         mapped=is_mapped(effect, model),
         repository_id=effect.location.repository_id,
+        layer=effect.location.layer,
     )
     check_fit(effect.hook_point, sae.spec.d_in, model)
     check_fit(effect.hook_point_out or effect.hook_point, sae.spec.d_out, model)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sae_actor.domain.events import envelope
-from sae_actor.domain.refs import import_id_of, sae_id_of
+from sae_actor.domain.weights import import_id_of, sae_id_of
 from tests.fakes.hub import description
 
 from ..conftest import MODEL, REPOSITORY, Running, serving

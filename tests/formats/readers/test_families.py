@@ -164,5 +164,5 @@ def test_two_formats_at_once_are_an_error(tmp_path: Path) -> None:
 
 
 def test_formats_have_distinct_names() -> None:
-    assert len({each.name for each in FORMATS}) == len(FORMATS) == 13
+    assert len({each.name for each in FORMATS}) == len(FORMATS) == 14
     assert all(each.files and each.architectures for each in FORMATS)
