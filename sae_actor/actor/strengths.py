@@ -59,6 +59,7 @@ async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine
 
 
 def _in_half(state: State) -> bool:
-    """Whether numbers end early: `float16` holds up to 65504."""
+    """Whether numbers end early: `float16` holds up to 65504. Matrices in int8 read what they get as that."""
     facts = None if state.model is None else state.model.facts
-    return (facts is not None and facts.dtype == "float16") or any(a.dtype == "float16" for a in state.attached)
+    ends = facts is not None and (facts.dtype == "float16" or facts.quantization == "int8")
+    return ends or any(a.dtype == "float16" for a in state.attached)

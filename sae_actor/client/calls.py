@@ -126,8 +126,17 @@ class Client:
         _, answer = self._post("/api/commands", {"type": type, **fields}, wait=wait, key=key)
         return self._outcome(answer) if wait else answer
 
-    def load_model(self, model: str, revision: str = "main", dtype: str = "auto", device: str = "auto") -> Answer:
-        return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device)
+    def load_model(
+        self,
+        model: str,
+        revision: str = "main",
+        dtype: str = "auto",
+        device: str = "auto",
+        quantization: str | None = None,
+    ) -> Answer:
+        """quantization: `int8` or `nf4`, by bitsandbytes."""
+        said = {} if quantization is None else {"quantization": quantization}
+        return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device, **said)
 
     def unload_model(self) -> Answer:
         return self.command("UnloadModel")

@@ -6,7 +6,7 @@ A new command is a struct here, its events in `events`, one arm in `decide` and 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -29,6 +29,9 @@ Device: TypeAlias = Annotated[
 ModelDtype: TypeAlias = Annotated[
     str, Meta(pattern=r"\A(auto|float32|float16|bfloat16)\Z", description="auto, float32, float16 or bfloat16")
 ]
+
+
+Quantization: TypeAlias = Annotated[Literal["int8", "nf4"], Meta(description="int8 or nf4")]
 
 
 class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=True):
@@ -65,6 +68,11 @@ class LoadModel(Command, frozen=True):
     revision: Revision = "main"
     dtype: ModelDtype = "auto"
     device: Device = "auto"
+    quantization: Quantization | None = None
+    """How bitsandbytes is to quantise the weights; null: they are held as the checkpoint has them, by its own scheme if
+    it has one."""
+
+    later: ClassVar[dict[str, Any]] = {"quantization": None}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)

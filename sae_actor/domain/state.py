@@ -39,6 +39,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
     revision: str
     dtype: str
     device: str
+    quantization: str | None = None
     facts: ModelFacts | None = None
     error: Problem | None = None
     attempts: int = 0

@@ -201,7 +201,8 @@ class TorchEngine:
         # The median was measured at the SAE's training point; elsewhere |x| differs.
         median_norm = statistics.median_norm if resident.where_trained else None
         found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
-        refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
+        written_at = resident.hook_point_out or resident.hook_point
+        refuse_overflow(resident.sae, found, None if self._model is None else self._model.written_in(written_at))
         return found
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
@@ -263,7 +264,8 @@ class TorchEngine:
             if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
                 raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
             if sae.changes_text:
-                steering = resident.steering(sae.steering, model.network.dtype)
+                written_at = resident.hook_point_out or resident.hook_point
+                steering = resident.steering(sae.steering, model.written_in(written_at))
                 parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):

@@ -27,7 +27,7 @@ def missing(wanted: LoadModel | None, state: State) -> LoadModel | None:
 
 
 def _is(there: ModelState, wanted: LoadModel) -> bool:
-    """Defaults of revision, dtype and device match anything: what a command chose stays."""
+    """Defaults of revision, dtype, device and quantization match anything: what a command chose stays."""
     usual = LoadModel(model=there.model)
     return wanted.model == there.model and all(
         getattr(wanted, name) in (getattr(there, name), getattr(usual, name)) for name in usual.__struct_fields__
@@ -35,7 +35,8 @@ def _is(there: ModelState, wanted: LoadModel) -> bool:
 
 
 def _in_words(model: ModelState | LoadModel) -> str:
-    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device})"
+    quantised = "" if model.quantization is None else f", quantization {model.quantization}"
+    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device}{quantised})"
 
 
 def load_model(command: LoadModel, state: State) -> list[ev.Payload]:

@@ -237,7 +237,7 @@ def runner_for(network: Any, vocabulary: int) -> Fitted:
     cache = forward.cache()
     wanted = [forward.logits(first, cache)]
     size = _size(cache, len(first))
-    if _runs_in_turn(network.config):
+    if _runs_in_turn(network.config) or _columns_decide(network):
         return Fitted(SequentialRunner(forward), size)
     wanted.append(forward.logits(second))
     own = network.config._attn_implementation
@@ -277,6 +277,11 @@ def _runs_in_turn(config: Any) -> bool:
     """Whether one step cannot be shared, whatever a trial says."""
     kinds = {str(kind) for name in ("layer_types", "attention_layers") for kind in getattr(config, name, None) or ()}
     return bool(kinds - SHAREABLE or set(_rope_types(config)) & SCALED_BY_LENGTH)
+
+
+def _columns_decide(network: Any) -> bool:
+    """Whether it looks for outliers in whole columns of a step, as 8 bit of bitsandbytes does: texts would mix."""
+    return getattr(network, "is_loaded_in_8bit", False) is True
 
 
 def _rope_types(config: Any) -> Iterator[str]:
