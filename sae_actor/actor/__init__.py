@@ -14,7 +14,8 @@ Several waiting envelopes are decided one after the other and stored in one tran
 or published is durable. Reads take `actor.state`, an immutable value, and never wait.
 """
 
-from .actor import Accepted, Actor
+from .actor import Actor
+from .history import Accepted
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request

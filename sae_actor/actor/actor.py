@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..domain import events as ev
 from ..domain.commands import Command, Steer
 from ..domain.effects import Residents
-from ..domain.events import Draft, Event, draft
+from ..domain.events import Draft, Event, draft, stored
 from ..domain.evolve import evolve
-from ..domain.messages import AdmitGeneration, Message, Report, Start, Stop
+from ..domain.messages import AdmitGeneration, Message, Start, Stop
 from ..domain.pending import pending, residents
+from ..domain.reports import Report
 from ..domain.rules.models import missing
 from ..domain.state import EMPTY
 from ..domain.views.outcomes import Outcome, outcome
@@ -34,7 +34,7 @@ from ..ports import Clock, Engine, EventLog
 from ..subscriptions import PAGE, Broadcast
 from .counts import ActorCounts
 from .effect_runner import EffectRunner
-from .history import accepted_events, command_id_of, with_outcome
+from .history import Accepted, accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
 from .performer import Performer, failed
 from .strengths import raw_command, raw_request
@@ -44,16 +44,6 @@ logger = logging.getLogger(__name__)
 
 BATCH = 64
 """Envelopes that one transaction may store together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A command that is on record: its id and the position of its first event."""
-
-    command_id: str
-    position: int
-    revision: int
-    """Revision after its own events, or earlier: the client has not seen later changes by others."""
 
 
 class Actor:
@@ -76,7 +66,8 @@ class Actor:
         self.performer = performer
         self._runner = EffectRunner(performer.perform, failed, performer.undo, self.tell)
         self._residents: Residents | None = None
-        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._open: dict[str, Accepted] = {}
+        """Commands that are not closed yet, those of earlier lives once somebody asks for them."""
         self._task: asyncio.Task[None] | None = None
         self._refusals = Refusals(clock)
         self._unwaited = False
@@ -120,7 +111,7 @@ class Actor:
     def let_go(self) -> None:
         """Waits for outcomes return immediately, now and from now on."""
         self._unwaited = True
-        self._release_waiters(everyone=True)
+        self._close(everyone=True)
 
     async def stop(self, reason: str = "requested") -> None:
         """Graceful shutdown: refuse waiting commands, cancel effects, record the stop.
@@ -165,8 +156,8 @@ class Actor:
                 envelope.decided = await raw_command(command, self.state, self._engine)
             except SAEError as error:
                 envelope.refused = error
-        events: tuple[Event, ...] = await self._send(envelope)
-        return Accepted(command_id, events[0].position, min(self.state.revision, events[-1].position))
+        accepted: Accepted = await self._send(envelope)
+        return accepted
 
     async def admit(
         self, request: AdmitGeneration, *, principal: str, begin: Callable[[Event], None] | None = None
@@ -195,27 +186,23 @@ class Actor:
                 self._loss = envelope.reply
         return envelope.reply
 
-    async def outcome(self, command_id: str, wait: float = 0.0) -> Outcome:
+    async def outcome(self, command_id: str, wait: float = 0.0, accepted: Accepted | None = None) -> Outcome:
         """What became of a command, waiting for it at most `wait` seconds. Raises `NotFoundError`.
 
         A service that ends, or cannot write any more, is not waited for: the command is still open then.
+        accepted: of `submit`; its events are not read again.
         """
+        accepted = accepted or self._open.get(command_id)
+        if accepted is None:
+            events = await accepted_events(self._log, command_id)
+            if not events:
+                raise NotFoundError(f"there is no command {command_id}")
+            accepted = self._accepted(command_id, events)
         if wait > 0 and command_id in self.state.commands and not self._unwaited and self.read_only is None:
-            closed = self._future()
-            self._waiters.setdefault(command_id, []).append(closed)
-            try:
-                await asyncio.wait([closed], timeout=wait)
-            finally:
-                waiting = self._waiters.get(command_id, [])
-                if closed in waiting:
-                    waiting.remove(closed)
-                if not waiting:
-                    self._waiters.pop(command_id, None)
+            await asyncio.wait([accepted.closed], timeout=wait)
         is_open = command_id in self.state.commands
-        events = await accepted_events(self._log, command_id)
-        if not events:
-            raise NotFoundError(f"there is no command {command_id}")
-        return outcome(command_id, events if is_open else await with_outcome(self._log, events), is_open=is_open)
+        told = accepted.events if is_open else await with_outcome(self._log, accepted.events)
+        return outcome(command_id, told, is_open=is_open)
 
     async def effect_ended(self, name: str, request_position: int) -> None:
         """Return when that effect runs no more: its process is gone, its files are cleaned up."""
@@ -256,7 +243,7 @@ class Actor:
 
     async def _append(self, drafts: Sequence[Draft]) -> tuple[Event, ...]:
         began = self._clock.monotonic()
-        recorded = await self._log.append(drafts, expected=self.state.position)
+        recorded = stored(drafts, await self._log.append(drafts, expected=self.state.position))
         self.counts.appended(recorded, self._clock.monotonic() - began)
         return recorded
 
@@ -272,15 +259,24 @@ class Actor:
             if isinstance(answer, SAEError):
                 envelope.fail(answer)
             else:
-                envelope.answer(recorded[answer] if isinstance(answer, slice) else answer)
-        self._release_waiters()
+                self._tell(envelope, recorded[answer] if isinstance(answer, slice) else answer)
+        self._close(recorded)
 
-    def _release_waiters(self, *, everyone: bool = False) -> None:
+    def _tell(self, envelope: Envelope, events: Sequence[Event]) -> None:
+        command_id = envelope.command_id
+        envelope.answer(events if command_id is None else self._accepted(command_id, events))
+
+    def _accepted(self, command_id: str, events: Sequence[Event]) -> Accepted:
+        # Its turn may also have ended another command: that event is not its own.
+        own = [event for event in events if event.command_id == command_id]
+        accepted = Accepted(command_id, own, min(self.state.revision, events[-1].position), self._future())
+        return self._open.setdefault(command_id, accepted) if command_id in self.state.commands else accepted
+
+    def _close(self, recorded: Sequence[Event] = (), *, everyone: bool = False) -> None:
         """Wake the waiters of commands that are closed, or that this process will not close."""
-        for command_id in [each for each in self._waiters if everyone or each not in self.state.commands]:
-            for waiter in self._waiters.pop(command_id):
-                if not waiter.done():
-                    waiter.set_result(None)
+        for command_id in [each for each in self._open if everyone or each not in self.state.commands]:
+            accepted = self._open.pop(command_id)
+            accepted.close(recorded)
 
     def _reconcile(self) -> None:
         if not self.state.running or self.failure.done():
@@ -300,12 +296,12 @@ class Actor:
         for envelope, answer in turn.answers:
             # What was on record before stays so; a refusal may rest on what was not stored.
             if isinstance(answer, tuple):
-                envelope.answer(answer)
+                self._tell(envelope, answer)
         for envelope in envelopes:
             self.counts.refused(envelope.message)
             envelope.fail(error)
         self._refuse_waiting(ReadOnlyError(error.detail), reports=True)
-        self._release_waiters(everyone=True)
+        self._close(everyone=True)
         self._runner.reconcile(())
         attached = tuple(a.request_position for a in self.state.attached)
         self._engine.retain(Residents(model=residents(self.state).model, saes=attached))

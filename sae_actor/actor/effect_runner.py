@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from ..domain.effects import Effect
-from ..domain.messages import Report
+from ..domain.reports import Report
 from ..errors import SAEError
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
-
-import msgspec
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ..domain import events as ev
 from ..domain.commands import Command
-from ..domain.events import Event
+from ..domain.events import Draft, Event
 from ..domain.evolve import OPENING, closes
 from ..errors import IdempotencyKeyReusedError
 from ..ports import EventLog
@@ -17,6 +18,8 @@ from ..subscriptions import PAGE
 
 OUTCOMES = tuple(name for name, cls in ev.PAYLOADS.items() if "request_position" in cls.__struct_fields__)
 """Event types that may end a request."""
+REFUSED = ev.CommandRejected.__name__
+"""Of another command that was sent under the same key."""
 
 
 def command_id_of(principal: str, key: str | None) -> str:
@@ -28,30 +31,55 @@ def command_id_of(principal: str, key: str | None) -> str:
 
 async def accepted_events(log: EventLog, command_id: str) -> list[Event]:
     """The events of an accepted command; empty for one that is unknown or was refused."""
-    return [event for event in await log.of_command(command_id) if event.type != "CommandRejected"]
+    return [event for event in await log.of_command(command_id) if event.type != REFUSED]
 
 
-async def with_outcome(log: EventLog, events: list[Event]) -> list[Event]:
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A command that is on record."""
+
+    command_id: str
+    events: list[Event]
+    """Its own so far; those that end it are added when it is closed."""
+    revision: int
+    """Revision after its first events, or earlier: the client has not seen later changes by others."""
+    closed: asyncio.Future[None] = field(compare=False)
+    """Done once it is closed, or will not be by this process."""
+
+    @property
+    def position(self) -> int:
+        """Of its first event, the same in every answer about it."""
+        return self.events[0].position
+
+    def close(self, recorded: Sequence[Event]) -> None:
+        """Take from the events of a turn those that are the command's own, and the one that ends it."""
+        own = (event for event in recorded if event.command_id == self.command_id or _ends(event, self.events))
+        last = self.events[-1].position
+        self.events.extend([event for event in own if event.position > last and event.type != REFUSED])
+        self.closed.set_result(None)
+
+
+async def with_outcome(log: EventLog, events: Sequence[Event]) -> Sequence[Event]:
     """The events of a closed command and its closing event, which may be under another command's id."""
     first = events[0].payload()
-    asked = getattr(first, "joined", None) or events[0].position
-    if type(first) not in OPENING or any(_ends(event, asked) for event in events):
-        return events
-    after = asked
-    while page := await log.read(after, PAGE, OUTCOMES):
-        shared = next((event for event in page if _ends(event, asked)), None)
-        if shared is not None:
-            return sorted([*events, shared], key=lambda event: event.position)
+    after = getattr(first, "joined", None) or events[0].position
+    while type(first) in OPENING and not any(_ends(event, events) for event in events):
+        page = await log.read(after, PAGE, OUTCOMES)
+        if not page:
+            break
+        events = sorted([*events, *(event for event in page if _ends(event, events))], key=lambda each: each.position)
         after = page[-1].position
     return events
 
 
-def _ends(event: Event, request_position: int) -> bool:
+def _ends(event: Event, events: Sequence[Event]) -> bool:
+    """Whether an event ends the request that a command, by its events, waits for."""
+    asked = getattr(events[0].payload(), "joined", None) or events[0].position
     payload = event.payload()
-    return payload is not None and closes(payload) and getattr(payload, "request_position", None) == request_position
+    return payload is not None and closes(payload) and getattr(payload, "request_position", None) == asked
 
 
-def same_request(intent: msgspec.Raw, command: Command) -> None:
+def same_request(intent: Draft, command: Command) -> None:
     """Raises `IdempotencyKeyReusedError` unless the recorded intent came from an equal command."""
-    if msgspec.json.decode(intent).get("request_sha256") != command.digest():
+    if getattr(intent.payload(), "request_sha256", None) != command.digest():
         raise IdempotencyKeyReusedError("the idempotency key was used for another command")

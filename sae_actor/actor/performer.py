@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import traceback
-from typing import Any
 
 from ..domain import events as ev
 from ..domain.effects import (
@@ -16,9 +15,10 @@ from ..domain.effects import (
     ImportEffect,
     LoadModelEffect,
 )
-from ..domain.messages import Report
+from ..domain.refs import ModelFacts
+from ..domain.reports import AttachedSae, EffectDone, EffectFailed, HubSae, Report
 from ..errors import DeviceLostError, InternalError, SAEError
-from ..ports import Engine, Hub, HubSae, Progress
+from ..ports import Engine, Hub, OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def problem(error: SAEError) -> ev.Problem:
 class Performer:
     """Binds effects to the hub and the engine."""
 
-    def __init__(self, engine: Engine, hub: Hub, progress: Progress, drain_seconds: float) -> None:
+    def __init__(self, engine: Engine, hub: Hub, progress: OnProgress, drain_seconds: float) -> None:
         self._engine = engine
         self._hub = hub
         self._progress = progress
@@ -48,7 +48,7 @@ class Performer:
     async def perform(self, effect: Effect) -> Report:
         """Do the effect; an error becomes the report of its failure."""
         try:
-            return await self._do(effect)
+            return EffectDone(effect, await self._do(effect))
         except DeviceLostError as error:
             return ev.GpuLost(detail=error.detail)
         except SAEError as error:
@@ -65,10 +65,10 @@ class Performer:
     async def _download(self, effect: DownloadEffect) -> HubSae:
         at = effect.request_position
 
-        def heard(event_type: str, data: dict[str, Any]) -> None:
+        def heard(progress: Progress) -> None:
             # From any thread: one assignment, no sum.
-            self._under_way[at] = max(self._under_way.get(at, 0), data.get("bytes", 0))
-            self._progress(event_type, data)
+            self._under_way[at] = max(self._under_way.get(at, 0), progress.done)
+            self._progress(progress)
 
         try:
             return await self._hub.download(effect, heard)
@@ -86,71 +86,24 @@ class Performer:
             cause = error.detail if isinstance(error, SAEError) else type(error).__name__
             logger.error("what is left of the download of %s could not be removed: %s", effect.sae_id, cause)
 
-    async def _do(self, effect: Effect) -> Report:
-        at = effect.request_position
+    async def _do(self, effect: Effect) -> ModelFacts | HubSae | AttachedSae | int:
         match effect:
             case LoadModelEffect():
-                return ev.ModelLoaded(request_position=at, model=await self._engine.load_model(effect, self._progress))
+                return await self._engine.load_model(effect, self._progress)
             case DownloadEffect():
-                return _completed(at, effect.sae_id, "hub", await self._download(effect))
+                return await self._download(effect)
             case ImportEffect():
-                return _completed(at, effect.sae_id, "import", await self._hub.import_(effect))
+                return await self._hub.import_(effect)
             case AttachEffect():
-                folder = await self._hub.locate(effect.location)
-                attached = await self._engine.attach(effect, folder)
-                return ev.SaeAttached(
-                    request_position=at,
-                    sae_id=effect.sae_id,
-                    hook_point=effect.hook_point,
-                    hook_point_out=effect.hook_point_out,
-                    mode=effect.mode,
-                    dtype=attached.dtype,
-                    weights_sha256=effect.weights_sha256,
-                    weights_files=effect.weights_files,
-                    memory_bytes=attached.memory_bytes,
-                    device_bytes=attached.device_bytes,
-                )
+                return await self._engine.attach(effect, await self._hub.locate(effect.location))
             case DetachEffect():
-                return ev.SaeDetached(
-                    request_position=at,
-                    attach_position=effect.attach_position,
-                    sae_id=effect.sae_id,
-                    freed_bytes=await self._engine.detach(effect, self._drain_seconds),
-                )
+                return await self._engine.detach(effect, self._drain_seconds)
             case DeleteEffect():
-                return ev.SaeDeleted(
-                    request_position=at, sae_id=effect.sae_id, freed_bytes=await self._hub.delete(effect)
-                )
-
-
-def _completed(at: int, sae_id: str, source: str, found: HubSae) -> ev.DownloadCompleted:
-    return ev.DownloadCompleted(
-        request_position=at,
-        sae_id=sae_id,
-        source="import" if source == "import" else "hub",
-        commit=found.commit,
-        files=found.files,
-        sae=found.sae,
-        weights_sha256=found.weights_sha256,
-        weights_files=found.weights_files,
-    )
+                return await self._hub.delete(effect)
 
 
 def failed(effect: Effect, error: SAEError) -> Report:
     """The report of an effect that did not work out."""
-    at, why = effect.request_position, problem(error)
-    match effect:
-        case LoadModelEffect():
-            return ev.ModelLoadFailed(request_position=at, error=why)
-        case DownloadEffect() | ImportEffect():
-            return ev.DownloadFailed(request_position=at, sae_id=effect.sae_id, error=why)
-        case AttachEffect():
-            return ev.AttachFailed(request_position=at, sae_id=effect.sae_id, error=why)
-        case DeleteEffect():
-            return ev.DeleteFailed(request_position=at, sae_id=effect.sae_id, error=why)
-        case DetachEffect():
-            # Out of reach for requests either way; what could not be freed goes with the process.
-            logger.error("detach of %s: %s", effect.sae_id, error.detail)
-            return ev.SaeDetached(
-                request_position=at, attach_position=effect.attach_position, sae_id=effect.sae_id, freed_bytes=0
-            )
+    if isinstance(effect, DetachEffect):
+        logger.error("detach of %s: %s", effect.sae_id, error.detail)  # not on record: the SAE is gone all the same
+    return EffectFailed(effect, problem(error))

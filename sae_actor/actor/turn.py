@@ -87,12 +87,12 @@ class Turn:
             return None
         for other, answer in self.answers:
             if other.command_id == envelope.command_id and isinstance(answer, slice):
-                same_request(self.drafts[answer.start].data, envelope.message)
+                same_request(self.drafts[answer.start], envelope.message)
                 return answer
         events = await accepted_events(self._log, envelope.command_id)
         if not events:
             return None
-        same_request(events[0].data, envelope.message)
+        same_request(events[0], envelope.message)
         return tuple(events)
 
     def _check_revision(self, envelope: Envelope) -> None:
@@ -122,7 +122,7 @@ class Turn:
         for payload in payloads:
             made = self._draft(payload, envelope, state)
             drafts.append(made)
-            state = evolve(state, _provisional(made, state.position + 1))
+            state = evolve(state, made)
         first = len(self.drafts)
         self.drafts += drafts
         self.state = state
@@ -132,7 +132,9 @@ class Turn:
         command_id, principal = _owner(payload, envelope, state)
         if isinstance(payload, ev.Intent) and isinstance(envelope.message, Command):
             payload = replace(payload, request_sha256=envelope.message.digest())
-        made = draft(payload, time=self._clock.now(), command_id=command_id, principal=principal)
+        made = draft(
+            payload, time=self._clock.now(), command_id=command_id, principal=principal, position=state.position + 1
+        )
         size = memoryview(made.data).nbytes
         if size > ev.MAX_PAYLOAD_BYTES:
             raise TooLargeError(
@@ -150,18 +152,3 @@ def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | No
     if command is not None:
         return command.command_id, command.principal
     return envelope.command_id, envelope.principal
-
-
-def _provisional(made: Draft, position: int) -> Event:
-    """The event before the log has hashed it: all that `evolve` looks at."""
-    return Event(
-        position=position,
-        event_id=made.event_id,
-        type=made.type,
-        schema=made.schema,
-        time=made.time,
-        command_id=made.command_id,
-        principal=made.principal,
-        data=made.data,
-        hash="",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -102,7 +103,7 @@ async def accept(request: AnyRequest, command: Command, sae_id: str | UnsetType 
     accepted = await submit(request, command)
     if seconds is None:
         return accepted_answer(request, accepted, sae_id)
-    outcome = await context(request).actor.outcome(accepted.command_id, seconds)
+    outcome = await context(request).actor.outcome(accepted.command_id, seconds, accepted)
     if outcome.status == "accepted":
         response = accepted_answer(request, accepted, sae_id)
     else:
@@ -113,12 +114,26 @@ async def accept(request: AnyRequest, command: Command, sae_id: str | UnsetType 
 
 C = TypeVar("C", bound=Command)
 P = TypeVar("P", bound=Payload)
+V = TypeVar("V", bound=Struct)
 
 
-def event_of(outcome: Outcome, type_: type[P]) -> tuple[int, P]:
-    """Position and payload of the last event of a type in an outcome."""
-    payloads = ((event.position, event.payload()) for event in reversed(outcome.events))
-    return next((position, payload) for position, payload in payloads if isinstance(payload, type_))
+async def finish(request: AnyRequest, command: Command, view: type[V], *told: type[Payload], **own: Any) -> Answer:
+    """Submit a command and wait for its end: a view of its events of these types, or 202 if it takes too long."""
+    accepted = await submit(request, command)
+    outcome = await context(request).actor.outcome(accepted.command_id, MAX_WAIT, accepted)
+    if outcome.error is not None:
+        raise recorded_error(outcome.error)
+    if outcome.status == "accepted":
+        return accepted_answer(request, accepted, request.path_params["sae_id"])
+    found = [last(outcome.events, type_) for type_ in told]
+    sources = (source for pair in found for source in pair)
+    return answered(request, filled(view, *sources, **own), upto=found[0][1].position)
+
+
+def last(events: Sequence[Event], type_: type[P]) -> tuple[P, Event]:
+    """The last event of a type."""
+    payloads = ((event.payload(), event) for event in reversed(events))
+    return next((payload, event) for payload, event in payloads if isinstance(payload, type_))
 
 
 def command_for(request: AnyRequest, type_: type[C], **fields: Any) -> C:
@@ -127,11 +142,3 @@ def command_for(request: AnyRequest, type_: type[C], **fields: Any) -> C:
         return msgspec.convert({"type": type_.__name__, "sae_id": request.path_params["sae_id"], **fields}, type_)
     except msgspec.ValidationError as error:
         raise BadRequestError(str(error)[:500]) from None
-
-
-async def finished_outcome(request: AnyRequest, command_id: str) -> Outcome | None:
-    """The outcome of a command once it is known, None if it takes too long; raises its error."""
-    outcome = await context(request).actor.outcome(command_id, MAX_WAIT)
-    if outcome.error is not None:
-        raise recorded_error(outcome.error)
-    return outcome if outcome.status == "completed" else None

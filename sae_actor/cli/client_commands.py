@@ -46,6 +46,11 @@ def catalog(client: Client, arguments: argparse.Namespace) -> None:
     _print(arguments, client.catalog(arguments.repository, arguments.revision), answers.catalog)
 
 
+def fit(client: Client, arguments: argparse.Namespace) -> None:
+    sae_id = None if arguments.sae is None else client.find(arguments.sae)
+    _print(arguments, client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype), answers.fit)
+
+
 def download(client: Client, arguments: argparse.Namespace) -> None:
     with Bar(sys.stderr) as bar:
         answer = client.download(
@@ -136,6 +141,7 @@ def events(client: Client, arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "status": status,
     "catalog": catalog,
+    "fit": fit,
     "download": download,
     "list": list_saes,
     "attach": attach,

@@ -15,7 +15,7 @@ from ..errors import LogUnusableError
 from ..eventlog.checkpoint import NAME as CHECKPOINT_NAME
 from ..eventlog.inspection import missing_log
 from ..ports import Head
-from ..ports.clock import rfc3339_now
+from ..ports.clock import SystemClock
 from . import exit_codes
 from .render import answers
 
@@ -53,7 +53,7 @@ def redact(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
     if missing_log(folder):  # a writer would create it; here there is nothing to erase
         raise LogUnusableError(f"there is no log in {folder}")
-    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=rfc3339_now()))
+    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=SystemClock().now()))
     if arguments.json:
         print(_json(event))
     else:

@@ -138,6 +138,11 @@ class Client:
         said = {} if quantization is None else {"quantization": quantization}
         return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device, **said)
 
+    def fit(self, model: str, sae_id: str | None = None, revision: str = "main", dtype: str = "auto") -> Answer:
+        """What a model would take of the service's memory, and an SAE next to it; nothing is loaded."""
+        query = {"model": model, "sae_id": sae_id, "revision": revision, "dtype": dtype}
+        return self._get("/api/models/fit", query)
+
     def unload_model(self) -> Answer:
         return self.command("UnloadModel")
 

@@ -55,11 +55,11 @@ async def _once(actor: Actor, key: str, command: Command) -> None:
         accepted = await actor.submit(command, principal=PRINCIPAL, key=key)
     except IdempotencyKeyReusedError:
         return  # done by a demo with other settings, or whose folders were elsewhere; the log is served as it is
-    outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS)
+    outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS, accepted)
     if outcome.error is not None and accepted.position <= known:
         # An earlier start failed at this; what was in its way may be gone.
         accepted = await actor.submit(command, principal=PRINCIPAL)
-        outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS)
+        outcome = await actor.outcome(accepted.command_id, PATIENCE_SECONDS, accepted)
     if outcome.error is not None:
         raise from_code(outcome.error.code, outcome.error.detail, **outcome.error.fields)
     if outcome.status == "accepted":

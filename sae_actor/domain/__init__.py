@@ -3,7 +3,8 @@
 decide       a message and a state give the events that follow; `rules/` has them by subject
 evolve       a state and an event give the next state; `folds/` has the longer parts
 pending      a state gives the effects that it owes to the world
-commands, messages, effects    requests from outside, what enters a turn, what a state owes
+commands, messages             requests from outside, everything that enters a turn
+effects, reports               what a state owes, what came of it
 events/      what happened
 state, refs, weights    the state, and the values that all of these share
 chats                   prompts and answers of chats among their tokens

@@ -19,9 +19,13 @@ from .commands import (
     Steer,
     UnloadModel,
 )
+from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, ImportEffect, LoadModelEffect
 from .messages import AdmitGeneration, Message, Start, Stop
+from .refs import ModelFacts
+from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
 from .rules import admission, attachments, downloads
-from .rules.models import load_model, model_failed, model_loaded, unload_model
+from .rules.failures import failed
+from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
 from .state import State
 
@@ -37,40 +41,40 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return load_model(message, state)
         case UnloadModel():
             return unload_model(state)
-        case ev.ModelLoaded():
-            return model_loaded(message, state)
-        case ev.ModelLoadFailed():
-            return model_failed(message, state)
         case Download():
             return downloads.download(message, state)
         case CancelDownload():
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
-        case ev.DownloadCompleted() | ev.DownloadFailed():
-            return downloads.downloaded(message, state)
         case Delete():
             return downloads.delete(message, state)
-        case ev.SaeDeleted() | ev.DeleteFailed():
-            return downloads.deleted(message, state)
         case Attach():
             return attachments.attach(message, state)
-        case ev.SaeAttached():
-            return attachments.attached(message, state)
-        case ev.AttachFailed():
-            return attachments.attach_failed(message, state)
         case Detach():
             return attachments.detach(message, state)
-        case ev.SaeDetached():
-            return attachments.detached(message, state)
-        case ev.HookFaulted():
-            return attachments.hook_faulted(message, state)
         case Steer():
             return attachments.steer(message, state)
         case Monitor():
             return attachments.monitor(message, state)
         case AdmitGeneration():
             return admission.admit(message, state)
+        case EffectDone(LoadModelEffect(request_position=at), ModelFacts() as model):
+            return model_loaded(at, model, state)
+        case EffectDone(DownloadEffect(request_position=at) | ImportEffect(request_position=at), HubSae() as sae):
+            return downloads.downloaded(at, sae, state)
+        case EffectDone(DeleteEffect(request_position=at), int(freed)):
+            return downloads.deleted(at, freed, state)
+        case EffectDone(AttachEffect() as effect, AttachedSae() as made):
+            return attachments.attached(effect, made, state)
+        case EffectDone(DetachEffect(request_position=at), int(freed)):
+            return attachments.detached(at, freed, state)
+        case EffectDone(effect, found):
+            raise TypeError(f"{effect.name} finds no {type(found).__name__}")
+        case EffectFailed():
+            return failed(message.effect, message.error, state)
+        case SaeFailed():
+            return attachments.hook_faulted(message, state)
         case ev.GenerationFinished():
             return admission.finished(message, state)
         case ev.GpuLost():

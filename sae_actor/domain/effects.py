@@ -10,7 +10,8 @@ from typing import ClassVar, Literal, TypeAlias
 
 from msgspec import Struct
 
-from .refs import HookPoint, Mode, SaeDescription, SaeFile
+from .refs import HookPoint, Mode, SaeDescription
+from .state import SaeLocation
 from .weights import WeightsFiles
 
 EffectName: TypeAlias = Literal["load_model", "download", "import", "attach", "detach", "delete"]
@@ -71,26 +72,6 @@ class DeleteEffect(_Effect, frozen=True, kw_only=True):
     location: SaeLocation
     kept: tuple[SaeLocation, ...] = ()
     """Other SAEs whose files stay: what they share is not freed."""
-
-
-class SaeLocation(Struct, frozen=True, kw_only=True):
-    """Where an SAE's files are, as the hub adapter understands it."""
-
-    source: Literal["hub", "import"]
-    repository_id: str | None
-    commit: str | None
-    path: str | None
-    files: tuple[SaeFile, ...]
-
-    @property
-    def converted(self) -> tuple[SaeFile, ...]:
-        """Files that the service made of pickles; where there are any, they are loaded in place of the originals."""
-        return tuple(file for file in self.files if file.converted_from is not None)
-
-    @property
-    def written_by_service(self) -> bool:
-        """The weights lie in files that the service alone writes, and never shortens: they may be mapped."""
-        return self.source == "hub" or bool(self.converted)
 
 
 Effect: TypeAlias = LoadModelEffect | DownloadEffect | ImportEffect | AttachEffect | DetachEffect | DeleteEffect

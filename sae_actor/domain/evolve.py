@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from msgspec import MsgspecError
 from msgspec.structs import replace
 
 from . import events as ev
-from .events import Event
+from .events import Draft, Event, payload_of
 from .folds.attachments import attachments_after
 from .folds.restart import in_a_row, interrupted, wanted_after_start
 from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
@@ -31,6 +30,14 @@ OPENING: dict[type[ev.Payload], str] = {
 """Intents whose command stays open until an outcome names their position → the command's name."""
 
 
+_OUTCOMES = (
+    ev.ModelLoaded | ev.ModelLoadFailed
+    | ev.DownloadCompleted | ev.DownloadFailed | ev.DownloadCancelled
+    | ev.SaeAttached | ev.AttachFailed
+    | ev.SaeDeleted | ev.DeleteFailed
+)  # fmt: skip
+
+
 def fold(events: Iterable[Event], state: State = EMPTY) -> State:
     """The state after all events."""
     for event in events:
@@ -38,12 +45,9 @@ def fold(events: Iterable[Event], state: State = EMPTY) -> State:
     return state
 
 
-def evolve(state: State, event: Event) -> State:
+def evolve(state: State, event: Draft) -> State:
     """The state after one event; total."""
-    try:
-        payload = event.payload()
-    except (MsgspecError, UnicodeDecodeError, RecursionError):
-        payload = None
+    payload = payload_of(event)
     if payload is None:
         return replace(state, position=event.position)
     after = _commands(_apply(state, event, payload), event, payload)
@@ -56,7 +60,7 @@ def evolve(state: State, event: Event) -> State:
     return replace(after, position=event.position, revision=event.position if moved else state.revision)
 
 
-def _apply(state: State, event: Event, payload: ev.Payload) -> State:
+def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
     match payload:
         case ev.ActorStarted():
             return wanted_after_start(state, payload)
@@ -134,7 +138,7 @@ def _model(model: ModelState | None, position: int, payload: ev.Payload) -> Mode
             return model
 
 
-def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeRecord | None:
+def _record(record: SaeRecord | None, event: Draft, payload: ev.Payload) -> SaeRecord | None:
     match payload:
         case ev.DownloadRequested():
             if record is not None and (payload.joined is not None or payload.reused):
@@ -163,7 +167,7 @@ def _record(record: SaeRecord | None, event: Event, payload: ev.Payload) -> SaeR
             return record
 
 
-def _commands(state: State, event: Event, payload: ev.Payload) -> State:
+def _commands(state: State, event: Draft, payload: ev.Payload) -> State:
     """Open the command that an intent begins; close those that an outcome ends."""
     kind = OPENING.get(type(payload))
     if kind is not None and event.command_id is not None:
@@ -186,23 +190,9 @@ def _commands(state: State, event: Event, payload: ev.Payload) -> State:
 
 def closes(payload: ev.Payload) -> bool:
     """Whether the payload is the outcome of the request it names."""
-    match payload:
-        case ev.SaeDetached():
-            return payload.reason != "replaced"
-        case (
-            ev.ModelLoaded()
-            | ev.ModelLoadFailed()
-            | ev.DownloadCompleted()
-            | ev.DownloadFailed()
-            | ev.DownloadCancelled()
-            | ev.SaeAttached()
-            | ev.AttachFailed()
-            | ev.SaeDeleted()
-            | ev.DeleteFailed()
-        ):
-            return True
-        case _:
-            return False
+    if isinstance(payload, ev.SaeDetached):
+        return payload.reason != "replaced"
+    return isinstance(payload, _OUTCOMES)
 
 
 def _with_record(state: State, sae_id: str, record: SaeRecord | None) -> State:

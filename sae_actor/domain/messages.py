@@ -1,8 +1,4 @@
-"""The service's own messages: everything in the mailbox besides commands.
-
-A *report* of an effect is simply the payload it wants on record (`SaeAttached`, `DownloadFailed`, …);
-`decide` checks it against the state before it becomes an event.
-"""
+"""The service's own messages: everything in the mailbox besides commands and reports."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
 from .commands import AnyCommand, LoadModel
 from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
+from .reports import Report
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -66,7 +63,7 @@ class RequestedStop(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdmitGeneration(Struct, frozen=True, kw_only=True):
-    """A text request that is ready to run: freeze the intervention of this moment for it."""
+    """A generation that is ready to run: freeze the intervention of this moment for it."""
 
     generation_id: str
     kind: Literal["completion", "chat"]
@@ -90,20 +87,5 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     model_position: int | None = None
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 
-
-Report: TypeAlias = (
-    ev.ModelLoaded
-    | ev.ModelLoadFailed
-    | ev.DownloadCompleted
-    | ev.DownloadFailed
-    | ev.SaeAttached
-    | ev.AttachFailed
-    | ev.SaeDetached
-    | ev.SaeDeleted
-    | ev.DeleteFailed
-    | ev.HookFaulted
-    | ev.GpuLost
-    | ev.GenerationFinished
-)
 
 Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | Report

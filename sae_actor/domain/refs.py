@@ -253,7 +253,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
 
 
 class ActiveSae(Struct, frozen=True, kw_only=True):
-    """One SAE of an intervention, frozen at admission: everything that text under it depends on."""
+    """One SAE of an intervention, frozen at admission: everything that a generation under it depends on."""
 
     sae_id: str
     weights_sha256: str

@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .effects import SaeLocation
 from .events import Problem
 from .refs import (
     ActiveSae,
@@ -45,6 +44,26 @@ class ModelState(Struct, frozen=True, kw_only=True):
     attempts: int = 0
     restored: bool = False
     """Wanted from before the last start, not by a command that is still open."""
+
+
+class SaeLocation(Struct, frozen=True, kw_only=True):
+    """Where an SAE's files are, as the hub adapter understands it."""
+
+    source: Literal["hub", "import"]
+    repository_id: str | None
+    commit: str | None
+    path: str | None
+    files: tuple[SaeFile, ...]
+
+    @property
+    def converted(self) -> tuple[SaeFile, ...]:
+        """Files that the service made of pickles; where there are any, they are loaded in place of the originals."""
+        return tuple(file for file in self.files if file.converted_from is not None)
+
+    @property
+    def written_by_service(self) -> bool:
+        """The weights lie in files that the service alone writes, and never shortens: they may be mapped."""
+        return self.source == "hub" or bool(self.converted)
 
 
 class SaeRecord(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from msgspec import Struct
 
 from ..domain.chats import Tokenization
@@ -24,7 +25,7 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, Progress, Tokenized, Watch
+from ..ports import AttachedSae, FeatureDetails, GenerationRequest, ModelSize, OnProgress, Tokenized, Watch
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation, InterventionGone
@@ -34,8 +35,9 @@ from .interventions.hooks import PreparedIntervention
 from .interventions.positions import TokenKinds
 from .interventions.probes import Probe
 from .interventions.sae_intervention import SaeIntervention
-from .memory import check_room
+from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
+from .model.sizes import fitted, model_size
 from .request_checks import check_request
 from .saes.feature_details import feature_details
 from .saes.residents import Resident, free, is_mapped, load_resident, place
@@ -89,7 +91,7 @@ class TorchEngine:
 
     # — the model —
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """See the port. The old model goes first: two may not fit."""
         if self._model is not None and self._model.position == effect.request_position:
             return self._model.facts
@@ -103,6 +105,19 @@ class TorchEngine:
             cancelled.set()
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        """See the port."""
+        size = await self._loader.run(partial(model_size, model, revision, dtype, device), "measuring a model")
+        return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
+
+    def _fitted(self, size: ModelSize, beside: int) -> ModelSize:
+        """With what another model would find: the one that is there and its SAEs go first."""
+        free = available(torch.device(size.device))
+        if free is not None and self._model is not None and str(self._model.device) == size.device:
+            held = sum(resident.device_bytes for resident in self._residents.values())
+            free += self._model.facts.memory_bytes + self._device.scheduler.cache_used + held
+        return fitted(size, free, beside, self._settings.cache_bytes)
 
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)

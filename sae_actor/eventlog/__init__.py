@@ -6,7 +6,7 @@ chain         salts, digests, the walk that verifies       schema      tables, t
 checkpoint    the head, written outside the log            lock        one writer or many readers
 inspection    what is examined before anything is opened   reader, writer    the two sides of the connection
 connection    SQLite on a thread of its own                backup      a copy while the log is written
-new_database  a log that does not exist yet                wal         what a crash left behind
+new_database  a log that does not exist yet                wal         what a crash left
 
 audit/        verified, exported, imported, redacted: without a service
 """

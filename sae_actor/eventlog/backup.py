@@ -35,19 +35,16 @@ async def copy_log(db: Connection, log_id: str, to: Path) -> Head:
     not verify; then there is no copy.
     """
     await asyncio.to_thread(make_folder, to)
-    lock = await FolderLock.acquire(to, shared=False)
-    try:
+    with contextlib.closing(await FolderLock.acquire(to, shared=False)):
         if not missing_log(to):
             raise LogUnusableError(f"{to} has a log already; a backup overwrites nothing")
         try:
             await _to_its_end(db.run(lambda connection: _copy(connection, to / FRESH, db.give_way)))
             return await _to_its_end(asyncio.to_thread(_publish, to, log_id))
+        except (sqlite3.Error, OSError) as error:
+            raise LogUnusableError(f"{to} cannot be written: {error}") from None
         finally:
             await _to_its_end(asyncio.to_thread(remove_fresh, to))
-    except (sqlite3.Error, OSError) as error:
-        raise LogUnusableError(f"{to} cannot be written: {error}") from None
-    finally:
-        lock.release()
 
 
 def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from msgspec import DecodeError
 from msgspec.json import Decoder
@@ -78,13 +78,13 @@ def inspect(
         structure = aside.submit(_check_structure, folder / database, "integrity_check" if thorough else "quick_check")
         _walk(connection, walk)
         if walk.bad is not None:
-            _refuse(walk, walk.position + 1, walk.bad)
+            raise damage(walk, walk.position + 1, walk.bad)
         if (bare := walk.unexplained()) is not None:
-            _refuse(walk, bare, "the payload is missing, and no PayloadRedacted names it")
+            raise damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
         if (bad := structure.result()) is not None:
-            _refuse(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
+            raise damage(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         if altered is not None:
-            _refuse(walk, None, f"events.db: {altered}; the events themselves verify, up to {walk.position}")
+            raise damage(walk, None, f"events.db: {altered}; the events themselves verify, up to {walk.position}")
         kept = read_checkpoint(folder, log_id) if database == NAME else []
         truncation = _compare(connection, log_id, walk, kept, accept_truncation)
         if accept_truncation is not None and truncation is None:
@@ -236,9 +236,9 @@ def _compare(
         agreeing = (head for head in heads if _hash_at(connection, log_id, walk, head.position) == head.hash)
         first_bad = max((head.position for head in agreeing), default=0) + 1
         what = f"head.checkpoint recorded another event {newest.position}: the log was replaced or rewritten"
-        _refuse(walk, first_bad, what)
+        raise damage(walk, first_bad, what)
     if accept_truncation != walk.position:
-        _refuse(
+        raise damage(
             walk,
             walk.position + 1,
             f"head.checkpoint recorded event {newest.position}, the log ends at {walk.position}: what lies between "
@@ -271,9 +271,9 @@ def _check_witnessed(connection: sqlite3.Connection, log_id: str, walk: Walk, he
         found = _hash_at(connection, log_id, walk, head.position)
         if found is None:
             what = f"missing; the log ends at {walk.position}, and an event {head.position} was witnessed"
-            _refuse(walk, walk.position + 1, what)
+            raise damage(walk, walk.position + 1, what)
         if found != head.hash:
-            _refuse(walk, head.position, "it is not the event that was witnessed")
+            raise damage(walk, head.position, "it is not the event that was witnessed")
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:
@@ -312,9 +312,9 @@ def _unknown(walk: Walk) -> tuple[str, int, int] | None:
     return name, schema, position
 
 
-def _refuse(walk: Walk, first_bad: int | None, what: str) -> NoReturn:
+def damage(walk: Walk, first_bad: int | None, what: str) -> LogDamagedError:
     where = f"event {first_bad}: " if first_bad is not None else ""
-    raise LogDamagedError(f"{where}{what}", first_bad=first_bad, events=walk.position, head=walk.head)
+    return LogDamagedError(f"{where}{what}", first_bad=first_bad, events=walk.position, head=walk.head)
 
 
 def missing_log(folder: Path) -> bool:

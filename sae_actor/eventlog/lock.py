@@ -60,8 +60,8 @@ class FolderLock:
             raise
         return cls(fd, named=not shared)
 
-    def release(self) -> None:
-        """Harmless when repeated."""
+    def close(self) -> None:
+        """Let go of it; harmless when repeated."""
         fd, self._fd = self._fd, None
         if fd is None:
             return

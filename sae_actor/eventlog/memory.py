@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from itertools import islice
 
 from ..domain.events import Draft, Event
 from ..errors import LogConflictError, LogError
@@ -44,13 +45,8 @@ class MemoryLog:
 
     async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
         self._refuse_if_closed()
-        events: list[Event] = []
-        for at in range(max(after, 0), len(self._rows)):
-            if len(events) >= limit:
-                break
-            if types is None or self._rows[at].type in types:
-                events.append(event_of(self._rows[at]))
-        return events
+        rows = (row for row in islice(self._rows, max(after, 0), None) if types is None or row.type in types)
+        return [event_of(row) for row in islice(rows, limit)]
 
     async def of_command(self, command_id: str) -> list[Event]:
         self._refuse_if_closed()

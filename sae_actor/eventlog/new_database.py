@@ -6,10 +6,9 @@ import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from ..ports.clock import rfc3339_now
+from ..ports.clock import SystemClock
 from ..ports.durability import fsync_path
 from .schema import APPLICATION_ID, NAME, SCHEMA, USER_VERSION, insert_statement
 
@@ -33,7 +32,7 @@ def remove_fresh(folder: Path) -> None:
 class NewDatabase:
     """A database under another name until it is published. Blocking; for one thread.
 
-    A context manager: leaving it without `publish` leaves nothing. The caller holds the folder's lock.
+    Closed without `publish`, it leaves nothing. The caller holds the folder's lock.
     Methods raise `sqlite3.Error` and `OSError`.
     """
 
@@ -53,9 +52,9 @@ class NewDatabase:
             self._db.execute(f"PRAGMA user_version = {USER_VERSION}")
             for statement in SCHEMA.values():
                 self._db.execute(statement)
-            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created or rfc3339_now()))
+            self._db.execute("INSERT INTO meta VALUES (1, ?, ?)", (log_id, created or SystemClock().now()))
         except BaseException:
-            self.discard()
+            self.close()
             raise
 
     def add(self, rows: Iterable[Sequence[Any]]) -> None:
@@ -70,15 +69,7 @@ class NewDatabase:
         self._db.close()
         publish_database(self._folder)
 
-    def discard(self) -> None:
+    def close(self) -> None:
         """Remove what was not published. Harmless after `publish`."""
         self._db.close()
         remove_fresh(self._folder)
-
-    def __enter__(self) -> NewDatabase:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()

@@ -88,7 +88,7 @@ class SqliteLog:
         cls, folder: Path, lock: FolderLock, read_only: bool, accept_truncation: int | None, max_bytes: int | None
     ) -> SqliteLog:
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(lock.release)
+            undo.callback(lock.close)
             try:
                 findings = await asyncio.to_thread(_examine, folder, read_only, accept_truncation)
                 db = await _connect(folder, findings, read_only, max_bytes)
@@ -200,7 +200,7 @@ class SqliteLog:
         except (sqlite3.Error, OSError) as error:
             raise LogError(f"the log could not be closed cleanly: {error}") from None
         finally:
-            self._lock.release()
+            self._lock.close()
 
 
 def _bad(walk: Walk, first_bad: int, detail: str) -> Verification:
@@ -217,7 +217,7 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
                 raise LogUnusableError(f"{path} cannot be written; --read-only serves it as it is")
         if missing_log(folder):
             log_id = secrets.token_hex(16)
-            with NewDatabase(folder, log_id) as database:
+            with contextlib.closing(NewDatabase(folder, log_id)) as database:
                 database.publish()
             return Findings(log_id=log_id, head=Head(0, genesis(log_id).hex()), witnessed=True)
         try:

@@ -3,7 +3,7 @@
     config, files, headers    JSON, links and weight headers, read as hostile data
     layout                    what a reader hands on: where each tensor lies, and the formula (`Recipe`)
     assembly                  names and shapes to canonical tensors
-    hook_names, file_names    hook points told by the names of hooks and files
+    hook_names, file_names    hook points by the names of hooks and files
     settings/                 what becomes of every key of a settings file
     lfs                       git-lfs pointers in place of files
     format, readers/          `Format`, and one module per family

@@ -51,7 +51,7 @@ class Naming:
     def configs_of(self, weights: str, has: Callable[[str], bool]) -> list[str] | None:
         """The settings files that go with a weight file of this name; None where it cannot be this family's.
 
-        `has` tells whether the SAE's folder has a file of a name.
+        `has` says whether the SAE's folder has a file of a name.
         """
         stem = weights.rpartition("/")[2].rpartition(".")[0]
         groups = [[name.replace("{stem}", stem) for name in group] for group in self.configs]

@@ -39,7 +39,7 @@ def read_pickle(path: Path, name: str) -> TensorFile:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything here
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's text tells how to run what is in the file
+        if isinstance(error, pickle.UnpicklingError):  # torch's text says how to run what is in the file
             why = "it is damaged, or holds more than tensors and plain values"
         raise SAEInvalidError(f"{name} cannot be read as weights: {why}", check="pickle", file=name) from None
     if not isinstance(loaded, dict):

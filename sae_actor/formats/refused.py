@@ -6,17 +6,9 @@ import re
 from collections.abc import Collection
 
 from ..errors import SAEUnsupportedError
-from .files import SaeFiles
 
 _CLT = re.compile(r"W_(?:enc|dec)_\d+\.safetensors")
 _TEMPORAL = {"latest_ckpt.safetensors", "conf.yaml"}
-
-
-def refuse_by_name(files: SaeFiles) -> None:
-    """`SAEUnsupportedError` where the files are those of a kind that is refused."""
-    refusal = refusal_of(files.names(), files.file)
-    if refusal is not None:
-        raise refusal
 
 
 def refusal_of(names: Collection[str], named: str | None = None) -> SAEUnsupportedError | None:

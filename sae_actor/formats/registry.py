@@ -21,7 +21,7 @@ from .readers import (
     sae_lens,
     sparsify,
 )
-from .refused import refuse_by_name
+from .refused import refusal_of
 
 FORMATS: tuple[Format, ...] = (
     sae_lens.FORMAT,
@@ -45,7 +45,8 @@ def read_layout(files: SaeFiles) -> Layout:
 
     `SAEInvalidError` (check `format`) for none or two of them, `SAEUnsupportedError` for what is refused by name.
     """
-    refuse_by_name(files)
+    if (refusal := refusal_of(files.names(), files.file)) is not None:
+        raise refusal
     matching = [each for each in FORMATS if each.recognise(files)]
     if len(matching) == 1:
         return matching[0].read(files)

@@ -19,6 +19,7 @@ from ..actor.actor import Actor
 from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
+from ..domain.reports import SaeFailed
 from ..errors import (
     DeadlineExceededError,
     DeviceLostError,
@@ -175,7 +176,8 @@ class Generations:
         record = record_of(text.event, text.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
-            self._report_fault(text, ended)
+            fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
+            self._actor.tell(SaeFailed(ended.faulted, fault))
         try:
             record = await self._record(text, record, token_ids, ended)
         except SAEError as error:
@@ -262,12 +264,6 @@ class Generations:
         text.made.append(item)
         self.tokens["generated",] += 1
         text.items.put_nowait(item)
-
-    def _report_fault(self, text: RunningGeneration, ended: Finished) -> None:
-        sae = next((s for s in text.started.saes if s.attach_position == ended.faulted), None)
-        if sae is not None:
-            fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
-            self._actor.tell(ev.HookFaulted(sae_id=sae.sae_id, request_position=sae.attach_position, error=fault))
 
 
 def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from posixpath import basename, splitext
 from typing import TypeVar
 
-from ..domain.effects import SaeLocation
 from ..domain.refs import SaeFile, import_id_of
+from ..domain.state import SaeLocation
 from ..formats.files import SaeFiles
 from ..formats.pickles import convert
 from ..ports.durability import fsync_path
@@ -106,12 +106,9 @@ def _awaited(future: Future[T], working: Callable[[], None]) -> T:
 
 def begun(root: Path, key: str) -> list[tuple[Path, int]]:
     """Folders that are, or were, being written for `key`, each with the id of its process."""
-    found = [(place, place.name.removesuffix(BEGUN).rpartition(".")[2]) for place in _places(root, f"{key}.*{BEGUN}")]
+    places = (root / CONVERTED).glob(f"{key}.*{BEGUN}")
+    found = [(place, place.name.removesuffix(BEGUN).rpartition(".")[2]) for place in places]
     return [(place, int(process)) for place, process in found if process.isdecimal()]
-
-
-def _places(root: Path, pattern: str) -> list[Path]:
-    return list((root / CONVERTED).glob(pattern))
 
 
 def remove(root: Path, key: str) -> int:
@@ -133,6 +130,6 @@ def remove(root: Path, key: str) -> int:
 def sweep(root: Path, keys: Iterable[str]) -> int:
     """Remove what downloads converted and no claim names, and what was being written; the bytes that became free."""
     wanted = set(keys)
-    names = [place.name for place in _places(root, "*")]
+    names = [place.name for place in (root / CONVERTED).glob("*")]
     gone = [name for name in names if name.endswith(BEGUN) or (SHA256.fullmatch(name) and name not in wanted)]
     return sum(remove(root, name) for name in gone)

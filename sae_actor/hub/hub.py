@@ -10,7 +10,8 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect
+from ..domain.state import SaeLocation
 from ..domain.structs import filled
 from ..errors import (
     ForbiddenError,
@@ -25,13 +26,13 @@ from ..errors import (
 )
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
-from ..ports import CatalogEntry, HubSae, Progress
+from ..ports import CatalogEntry, HubSae, OnProgress, Progress
 from . import conversion, imports, removal
 from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
 from .process import run_job
-from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience, Working
+from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience
 from .selection import target
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
@@ -78,25 +79,13 @@ class HuggingFaceHub:
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
 
-    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
-        def heard(message: Working) -> None:
-            told = {
-                "sae_id": effect.sae_id,
-                "phase": message.phase,
-                "bytes": message.bytes,
-                "total": message.total,
-                "rate": message.rate,
-                "seconds_left": message.seconds_left,
-                "file": message.file,
-            }
-            progress("download_progress", told if message.reason is None else {**told, "reason": message.reason})
-
+    async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         revision = _checked_revision(effect.revision)
         job = filled(DownloadJob, effect, self, parent=os.getpid(), root=str(self.folder), revision=revision)
         if self._turns.value == 0:
-            heard(Working(phase="waiting", reason="other_downloads"))
+            progress(Progress(kind="download", subject=effect.sae_id, phase="waiting", reason="other_downloads"))
         async with self._turns:
-            done = await self._run(job, heard)
+            done = await self._run(job, progress)
         if not isinstance(done, Done):
             raise SAEDownloadError("The download process gave an unexpected answer", reason="process")
         return self._placed(done)
@@ -146,8 +135,9 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: Progress) -> None:
-        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder.
+    async def fetch_model(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> None:
+        """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder; without
+        `weights` its settings alone.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
         `DiskFullError`. The engine refuses what is not a hub id.
@@ -155,15 +145,11 @@ class HuggingFaceHub:
         if local_folder(model) is not None or not is_hub_id(model):
             return
 
-        def heard(message: Working) -> None:
-            told = {"model": model, "stage": "fetching", "phase": message.phase, "bytes": message.bytes}
-            rest = {"rate": message.rate, "seconds_left": message.seconds_left, "file": message.file}
-            told |= {"total_bytes": message.total or None, **rest}
-            progress("model_progress", told if message.reason is None else {**told, "reason": message.reason})
-
         try:
-            job = filled(ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision))
-            await self._run(job, heard)
+            job = filled(
+                ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision), weights=weights
+            )
+            await self._run(job, progress)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(
                 f"the hub has no {model} at {revision}, or it is private",
@@ -181,7 +167,6 @@ class HuggingFaceHub:
         return await self._removing(partial(removal.sweep, self.folder, dict(commits)))
 
     async def disk_use(self) -> int:
-        """Bytes of everything that was downloaded, finished or not."""
         return await to_thread.run_sync(blobs_bytes, self.folder)
 
     async def close(self) -> None:
@@ -190,7 +175,7 @@ class HuggingFaceHub:
         for scope in tuple(self._running):
             scope.cancel()
 
-    async def _run(self, job: Job, heard: Callable[[Working], None]) -> Done | Listed | Fetched:
+    async def _run(self, job: Job, heard: OnProgress) -> Done | Listed | Fetched:
         with anyio.CancelScope() as scope:
             if self._closed:
                 scope.cancel()
@@ -218,7 +203,7 @@ class HuggingFaceHub:
         else:
             base = Repository.of(self.folder, location.repository_id).snapshot(location.commit or "")
             again = "download it again with force"
-        converted = conversion.loaded_files(self.folder, location)
+        converted = conversion.loaded_files(self.folder, location) if location.converted else []
         for path, file in converted or [(base / file.path, file) for file in location.files]:
             fields = {"file": file.path, "repository_id": location.repository_id}
             try:

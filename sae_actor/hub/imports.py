@@ -6,7 +6,7 @@ The user's files stay unchanged and are not copied; of a pickle the service keep
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..domain.refs import SaeFile
@@ -14,10 +14,10 @@ from ..domain.weights import WeightsFile, WeightsFiles, weights_sha256
 from ..errors import ForbiddenError, NotFoundError, SAEInvalidError, SAEUnsupportedError
 from ..formats import FORMATS, check_values, describe, weight_files
 from ..formats.files import SaeFiles
-from ..ports import HubSae
+from ..ports import HubSae, OnProgress, Progress
 from . import conversion
 from .digests import KnownDigests
-from .protocol import Done, ImportJob, Placed, Working
+from .protocol import Done, ImportJob, Placed
 
 
 def resolve(path: str, roots: Sequence[Path]) -> str:
@@ -54,13 +54,14 @@ def register(path: str, known: KnownDigests) -> HubSae:
     return HubSae(commit=None, files=tuple(files), sae=sae, weights_sha256=_digest(held), weights_files=held)
 
 
-def convert_and_register(job: ImportJob, send: Callable[[Working], None]) -> Done:
+def convert_and_register(job: ImportJob, send: OnProgress) -> Done:
     """The same of a folder whose weights are a pickle, in a process of its own; what it converts is ours to keep."""
     folder = _existing(job.path)
     files = SaeFiles(folder)
     pickle = _pickle_of(folder)
     into = conversion.folder(Path(job.root), job.sae_id)
-    converted = conversion.make(files, pickle, into, working=lambda: send(Working(phase="converting")))
+    converting = Progress(kind="import", subject=job.sae_id, phase="converting")
+    converted = conversion.make(files, pickle, into, working=lambda: send(converting))
     where = Path(converted.at)
     sae = describe(where)
     check_values(where)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import anyio
@@ -15,7 +15,8 @@ import msgspec
 from anyio.abc import Process
 
 from ..errors import SAEDownloadError, from_code
-from .protocol import MESSAGE, Done, Failed, Fetched, Job, Listed, Message, Working
+from ..ports import OnProgress, Progress
+from .protocol import MESSAGE, Done, Failed, Fetched, Job, Listed, Message
 
 _COMMAND = (sys.executable, "-P", "-m", "sae_actor.hub.child")
 _PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -40,7 +41,7 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 async def run_job(
-    job: Job, environment: Mapping[str, str], heard: Callable[[Working], None], silence_seconds: float
+    job: Job, environment: Mapping[str, str], heard: OnProgress, silence_seconds: float
 ) -> Done | Listed | Fetched:
     """Run one job in a process of its own; its progress goes to `heard`.
 
@@ -62,7 +63,7 @@ async def run_job(
         with contextlib.suppress(anyio.BrokenResourceError):  # it has died already: reading reports that
             await process.stdin.send(msgspec.json.encode(job) + b"\n")
         async for message in _messages(process, silence_seconds):
-            if isinstance(message, Working):
+            if isinstance(message, Progress):
                 heard(message)
             elif isinstance(message, Failed):
                 raise from_code(message.code, message.detail, **message.fields)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ..domain.refs import SaeDescription, SaeFile
 from ..domain.weights import WeightsFiles
-from ..ports import CatalogEntry
+from ..ports import CatalogEntry, Progress
 from .digests import Stamp
 
 
@@ -58,6 +58,8 @@ class ModelJob(_HubJob, frozen=True, kw_only=True, tag="model"):
     model: str
     reserve_bytes: int
     """Free disk that a download must leave."""
+    weights: bool
+    """Also its weights, besides its settings."""
 
 
 class DownloadJob(_HubJob, frozen=True, kw_only=True, tag="download"):
@@ -81,20 +83,6 @@ class ImportJob(_Job, frozen=True, kw_only=True, tag="import"):
 
 
 Job: TypeAlias = DownloadJob | CatalogJob | ImportJob | ModelJob
-
-
-class Working(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="working"):
-    """Progress; `phase` is resolving, listing, checking, waiting, body, verifying, converting or describing."""
-
-    phase: str
-    bytes: int = 0
-    total: int = 0
-    rate: float = 0.0
-    """Bytes a second, lately."""
-    seconds_left: float | None = None
-    file: str | None = None
-    reason: str | None = None
-    """While waiting: what for."""
 
 
 class Placed(Struct, frozen=True):
@@ -128,7 +116,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     fields: dict[str, Any] = {}
 
 
-Message: TypeAlias = Working | Done | Listed | Fetched | Failed
+Message: TypeAlias = Progress | Done | Listed | Fetched | Failed
 
 JOB = msgspec.json.Decoder(Job)
 MESSAGE = msgspec.json.Decoder(Message)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..domain.effects import DeleteEffect, DownloadEffect, SaeLocation
+from ..domain.effects import DeleteEffect, DownloadEffect
+from ..domain.state import SaeLocation
 from . import claims as claimed
 from . import conversion
 from .claims import Claim, Claims

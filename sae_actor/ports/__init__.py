@@ -10,8 +10,9 @@
 `actor` and `api` know the world only through these.
 """
 
+from ..domain.reports import AttachedSae, HubSae
 from .clock import Clock
-from .engine import AttachedSae, Engine, FeatureDetails, NearFeature, TokenWeight
+from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,
@@ -24,6 +25,6 @@ from .generation import (
     Tokenized,
     Watch,
 )
-from .hub import CatalogEntry, Hub, HubSae
+from .hub import CatalogEntry, Hub
 from .log import EventLog, Head, Verification
-from .progress import Progress
+from .progress import OnProgress, Progress

@@ -10,16 +10,27 @@ from msgspec import Struct
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
+from ..domain.reports import AttachedSae
 from .generation import GenerationItems, GenerationRequest, Tokenized
-from .progress import Progress
+from .progress import OnProgress
 
 
-class AttachedSae(Struct, frozen=True, kw_only=True):
-    """What the engine measured when an SAE came to the device."""
+class ModelSize(Struct, frozen=True, kw_only=True):
+    """What a model would take on a device, from its settings alone."""
 
-    memory_bytes: int
-    device_bytes: int
+    model: str
+    model_type: str
     dtype: str
+    device: str
+    weights_bytes: int
+    kv_bytes_per_token: int
+    state_bytes: int
+    """Of one text, however long: states of linear attention."""
+    context_length: int
+    free_bytes: int | None
+    """On the device, once everything that the engine holds is gone; None: not known."""
+    max_context: int
+    """Positions that one text could have; 0: none fits."""
 
 
 class NearFeature(Struct, frozen=True):
@@ -63,11 +74,15 @@ class Engine(Protocol):
     The event loop is never blocked: everything that runs or changes the model happens on the engine's thread.
     """
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         """Load (and keep) the model; a model already there for another request is dropped first.
 
         Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
         """
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        """What that model would take here, next to so many bytes of SAEs; its weights are not fetched. Raises
+        `ModelNotFoundError`, `ModelLoadError`."""
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
         """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing on the

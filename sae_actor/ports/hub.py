@@ -6,21 +6,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
-from ..domain.refs import SaeDescription, SaeFile
-from ..domain.weights import WeightsFiles
-from .progress import Progress
-
-
-class HubSae(Struct, frozen=True, kw_only=True):
-    """What the hub adapter knows of an SAE whose files are complete and verified."""
-
-    commit: str | None
-    files: tuple[SaeFile, ...]
-    sae: SaeDescription
-    weights_sha256: str
-    weights_files: WeightsFiles = ()
-    """The files that hold the weights, in the order of `files`."""
+from ..domain.effects import DeleteEffect, DownloadEffect, ImportEffect
+from ..domain.reports import HubSae
+from ..domain.state import SaeLocation
+from .progress import OnProgress
 
 
 class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,7 +27,7 @@ class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Hub(Protocol):
     """SAEs on disk: fetched from a hub, imported, found again, deleted. Raises errors of `errors` only."""
 
-    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
+    async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         """Fetch exactly one SAE. Cancelling ends the child process before the await returns."""
 
     async def resolve_import(self, path: str) -> str:

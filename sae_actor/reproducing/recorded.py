@@ -8,9 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..domain import events as ev
-from ..domain.events import Event
+from ..domain.events import Event, payload_of
 from ..domain.views.explanation import digest_of_stored
-from ..domain.views.provenance import Provenance, follow, payload_of
+from ..domain.views.provenance import Provenance, follow
 
 
 class Recorded(Struct, frozen=True, kw_only=True):

@@ -7,14 +7,14 @@ the log. If the same tokens come out by themselves, that run scores them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
 from ..domain.events import Sampling
-from ..errors import BadRequestError
-from ..ports import Engine, Finished, GenerationRequest, ScoredToken, Token
+from ..domain.refs import ModelFacts
+from ..ports import Finished, GenerationRequest, ScoredToken, Token
 from .testbed import NotComparable, Testbed
 
 _Take: TypeAlias = Callable[[Token], None]
@@ -47,13 +47,14 @@ async def forced(bench: Testbed, request: GenerationRequest, tokens: Sequence[in
 
 
 async def choices(
-    bench: Testbed, request: GenerationRequest, tokens: Sequence[int], end_ids: Collection[int] = ()
+    bench: Testbed, request: GenerationRequest, tokens: Sequence[int], model: ModelFacts
 ) -> tuple[list[float], list[TokenChoice]]:
-    """Log probability of each token, and where another one would be chosen here. end_ids: the model's own."""
+    """Log probability of each token, and where another one would be chosen here, by the loaded model."""
     sampling = request.sampling
     greedy = sampling.temperature == 0
-    held_off = {*end_ids, *sampling.stop_token_ids} if sampling.min_tokens else set()
-    size = 1 + len(held_off) if greedy else await _vocabulary(bench.engine)
+    held_off = {*model.end_ids, *sampling.stop_token_ids} if sampling.min_tokens else set()
+    assert model.vocabulary is not None
+    size = 1 + len(held_off) if greedy else model.vocabulary
     found: list[float] = []
     others: list[TokenChoice] = []
 
@@ -138,16 +139,3 @@ def _noise(seed: int, index: int, size: int) -> list[float]:
 
     noise: list[float] = gumbel(seed, index, size).tolist()
     return noise
-
-
-async def _vocabulary(engine: Engine) -> int:
-    """How many tokens there are: every id below can be fed."""
-    low, high = 1, 2**31
-    while low < high:
-        middle = (low + high) // 2
-        try:
-            await engine.tokenize([middle])
-            low = middle + 1
-        except BadRequestError:
-            high = middle
-    return low

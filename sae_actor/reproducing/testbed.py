@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect
 from ..domain.refs import ActiveSae, ModelFacts
+from ..domain.structs import filled
 from ..domain.views.provenance import Provenance
 from ..errors import ModelLoadError, SAEError
 from ..hub import HuggingFaceHub
 from ..models.files import CONFIG, is_complete, local_folder
-from ..ports import Engine, Finished, GenerationRequest, Token
+from ..ports import Engine, Finished, GenerationRequest, Progress, Token
 
 DEADLINE_SECONDS = 3600.0
 
@@ -128,17 +129,8 @@ class Testbed:
         if record is None or completed is None:
             raise NotComparable(f"the log does not say which files {sae.sae_id} was made of")
         location = replace(record.location, commit=completed.commit, files=completed.files)
-        effect = AttachEffect(
-            request_position=self._number(),
-            sae_id=sae.sae_id,
-            weights_sha256=sae.weights_sha256,
-            location=location,
-            sae=completed.sae,
-            hook_point=sae.hook_point,
-            hook_point_out=sae.hook_point_out,
-            mode=sae.mode,
-            dtype=_dtype(sae, known),
-        )
+        here = {"request_position": self._number(), "location": location, "dtype": _dtype(sae, known)}
+        effect = filled(AttachEffect, sae, completed, **here)
         try:
             await self.engine.attach(effect, await self._hub.locate(location))
         except SAEError as error:
@@ -213,5 +205,5 @@ def _engine(threads: int | None) -> Engine:
     return TorchEngine(EngineSettings(threads=threads))
 
 
-def _quiet(_: str, __: dict[str, Any]) -> None:
+def _quiet(_: Progress) -> None:
     """The progress is dropped."""

@@ -136,7 +136,7 @@ async def _judged(
         return told
     if not same and _digest(finished, logged) != finished.output_sha256:
         raise NotComparable("the recorded tokens do not match the recorded digest")
-    found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts.end_ids)
+    found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts)
     told["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
         return {**told, "verdict": "identical"}

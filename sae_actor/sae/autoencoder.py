@@ -64,10 +64,7 @@ class SAE:
             recipe.activation,
             self.W_enc,
             weights.get("b_enc"),
-            weights.get("threshold"),
-            weights.get("b_gate"),
-            weights.get("b_mag"),
-            weights.get("r_mag"),
+            **{name: weights[name] for name in ("threshold", "b_gate", "b_mag", "r_mag") if name in weights},
         )
 
     def __repr__(self) -> str:
@@ -218,7 +215,7 @@ class SAE:
         """
         W = self.W_dec[features]  # [m, d_out]
         if self.recipe.decoder_norm:
-            W = W / _divisor(_norms(W))[:, None]
+            W = W / _divisor(row_norms(W).to(W.dtype))[:, None]
         scaling = self.weights.get("scaling_factor")
         if scaling is not None:
             W = W * scaling[features][:, None]
@@ -227,7 +224,7 @@ class SAE:
     @cached_property
     def decoder_norms(self) -> Tensor:
         """‖W_dec[i]‖, [d_sae]"""
-        return _norms(self.W_dec)
+        return row_norms(self.W_dec).to(self.dtype)
 
     @cached_property
     def gain(self) -> Tensor | None:
@@ -254,11 +251,10 @@ class SAE:
         )
 
 
-def _norms(W: Tensor) -> Tensor:
-    """‖W[i]‖, summed in float32 at least."""
-    wide = torch.promote_types(W.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(W, dim=-1, dtype=wide)
-    return norms.to(W.dtype)
+def row_norms(W: Tensor) -> Tensor:
+    """‖W[i]‖, in float32 at least."""
+    norms: Tensor = torch.linalg.vector_norm(W, dim=-1, dtype=torch.promote_types(W.dtype, torch.float32))
+    return norms
 
 
 def _divisor(norms: Tensor) -> Tensor:

@@ -40,19 +40,9 @@ class Encoder:
 
     def select(self, features: Tensor) -> Encoder:
         """The encoder of some features, copied out: [d_in, len(features)]."""
-
-        def some(vector: Tensor | None) -> Tensor | None:
-            return None if vector is None else vector[features]
-
-        return replace(
-            self,
-            W=self.W.index_select(1, features),
-            b=some(self.b),
-            threshold=some(self.threshold),
-            b_gate=some(self.b_gate),
-            b_mag=some(self.b_mag),
-            r_mag=some(self.r_mag),
-        )
+        vectors = {name: getattr(self, name) for name in ("b", "threshold", "b_gate", "b_mag", "r_mag")}
+        some = {name: vector[features] for name, vector in vectors.items() if vector is not None}
+        return replace(self, W=self.W.index_select(1, features), **some)
 
     def pre(self, z: Tensor) -> Tensor:
         """h = z @ W + b, [n, d_in] → [n, m]"""

@@ -16,7 +16,7 @@ from ..formats.headers import fill, open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
 from ..formats.pickles import read_pickle
 from ..formats.registry import read_layout
-from .autoencoder import SAE
+from .autoencoder import SAE, row_norms
 from .spec import SaeSpec
 
 PIECE_VALUES = 24_576
@@ -190,21 +190,15 @@ def _check(target: Tensor, piece: Tensor, stored: Stored) -> None:
     raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
 
 
-def _decoder_norms(W_dec: Tensor) -> Tensor:
-    wide = torch.promote_types(W_dec.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(W_dec, dim=-1, dtype=wide)
-    return norms
-
-
 def _norms_that_count(W_dec: Tensor) -> Tensor:
     """‖W_dec[i]‖, where it is 1 but for rounding and where it is 0: 1."""
-    norms = _decoder_norms(W_dec)
+    norms = row_norms(W_dec)
     ones = ((norms - 1).abs() <= UNIT_NORM_TOLERANCE) | (norms == 0)
     return norms.masked_fill_(ones, 1).to(W_dec.dtype)
 
 
 def _decoder_warnings(W_dec: Tensor) -> tuple[str, ...]:
-    off = float((_decoder_norms(W_dec) - 1).abs().max())
+    off = float((row_norms(W_dec) - 1).abs().max())
     if off <= UNIT_NORM_TOLERANCE:
         return ()
     return (f"decoder rows should have norm 1, one is off by {off:.3f}: which features fire may differ from training",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,17 +10,7 @@ from ..domain.structs import filled
 from ..eventlog import SqliteLog
 from ..hub import HuggingFaceHub
 from ..ports import Clock, Engine
-from ..ports.clock import rfc3339_now
-
-
-class SystemClock:
-    """Wall time and monotonic time of this machine."""
-
-    def now(self) -> str:
-        return rfc3339_now()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
+from ..ports.clock import SystemClock
 
 
 def torch_engine(settings: Settings) -> Engine:

@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import ModelNotLoadedError
-from ..ports import AttachedSae, Engine, FeatureDetails, GenerationItems, GenerationRequest, Progress, Tokenized
+from ..ports import (
+    AttachedSae,
+    Engine,
+    FeatureDetails,
+    GenerationItems,
+    GenerationRequest,
+    ModelSize,
+    OnProgress,
+    Progress,
+    Tokenized,
+)
+
+
+class FetchModel(Protocol):
+    """Brings the files of a model (id or path, revision) to this machine, or without `weights` its settings alone."""
+
+    def __call__(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> Awaitable[None]: ...
 
 
 class LazyEngine:
     """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing.
 
-    `fetch` brings the files of a model (id or path, revision) to this machine before the engine looks for them: in its
-    own process, because the engine's thread cannot be interrupted while it waits for a network.
+    `fetch` is called before the engine looks for a model's files: it works in its own process, because the engine's
+    thread cannot be interrupted while it waits for a network.
     """
 
-    def __init__(self, make: Callable[[], Engine], fetch: Callable[[str, str, Progress], Awaitable[None]]) -> None:
+    def __init__(self, make: Callable[[], Engine], fetch: FetchModel) -> None:
         self._make = make
         self._fetch = fetch
         self._engine: Engine | None = None
         self._making: asyncio.Task[Engine] | None = None
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
+        engine = await self._made()
+        await self._fetch(effect.model, effect.revision, progress)
+        return await engine.load_model(effect, progress)
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        engine = await self._made()
+        await self._fetch(model, revision, _unheard, weights=False)
+        return await engine.model_size(model, revision, dtype, device, beside)
+
+    async def _made(self) -> Engine:
         if self._engine is None:
             self._making = making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
             try:
@@ -34,8 +61,7 @@ class LazyEngine:
                 if making.done() and self._making is making:
                     # What failed is tried again by the next load.
                     self._making = None
-        await self._fetch(effect.model, effect.revision, progress)
-        return await self._engine.load_model(effect, progress)
+        return self._engine
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
         return await self._loaded().attach(effect, folder)
@@ -69,3 +95,7 @@ class LazyEngine:
         if self._engine is None:
             raise ModelNotLoadedError("no model is loaded", status="none")
         return self._engine
+
+
+def _unheard(_: Progress) -> None:
+    """Progress of what takes a moment."""

@@ -36,7 +36,8 @@ from ..domain.structs import filled
 from ..errors import SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..generations import Generations
-from ..subscriptions import Broadcast
+from ..ports import Progress
+from ..subscriptions import Broadcast, progress_frame
 from ..telemetry import logs
 from ..telemetry.traces import Tracing
 from .adapters import Adapters
@@ -151,7 +152,7 @@ class Service:
                 await seed(self.actor, self.log, model, url, self.demo_sae, token=bool(self.deployment.access))
             elif asked is not None and self.deployment.model is not None:
                 name = self.deployment.model.model
-                outcome = await self.actor.outcome(asked.command_id, wait=3600)
+                outcome = await self.actor.outcome(asked.command_id, 3600, asked)
                 if outcome.error is not None:
                     detail = outcome.error.detail
                     logs.say(detail if detail.startswith(name) else f"{name}: {detail}")
@@ -160,10 +161,10 @@ class Service:
         finally:
             self.context.seeding = False
 
-    def _announce(self, event_type: str, data: dict[str, object]) -> None:
+    def _announce(self, progress: Progress) -> None:
         """Progress from whatever thread has some."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.broadcast.announce, event_type, data)
+            self._loop.call_soon_threadsafe(self.broadcast.announce, *progress_frame(progress))
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ..ports import Progress
+
 
 class Frame:
     """One server-sent event. `position` is None for what is not in the log."""
@@ -45,6 +47,20 @@ def sse(event_type: str, data: bytes, event_id: str | None = None) -> bytes:
     """The bytes of one server-sent event; JSON has no raw line breaks, so one data line is enough."""
     head = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
     return head + b"event: " + event_type.encode() + b"\ndata: " + data + b"\n\n"
+
+
+def progress_frame(progress: Progress) -> tuple[str, dict[str, Any]]:
+    """Type and data of the frame that shows how far something is."""
+    subject, phase, done, total = progress.subject, progress.phase, progress.done, progress.total
+    if progress.kind == "load":
+        return "model_progress", {"model": subject, "stage": phase}
+    now: dict[str, Any] = {name: getattr(progress, name) for name in ("rate", "seconds_left", "file")}
+    if progress.reason is not None:
+        now["reason"] = progress.reason
+    if progress.kind == "fetch":
+        size = {"phase": phase, "bytes": done, "total_bytes": total or None}
+        return "model_progress", {"model": subject, "stage": "fetching", **size, **now}
+    return "download_progress", {"sae_id": subject, "phase": phase, "bytes": done, "total": total, **now}
 
 
 def names_sae(data: bytes, sae_id: str) -> bool:

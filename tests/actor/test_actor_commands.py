@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sae_actor.domain.commands import Attach, CancelDownload, Command, Delete, Detach, Steer
+from sae_actor.domain.commands import Attach, CancelDownload, Command, Delete, Detach, Steer, UnloadModel
 from sae_actor.domain.refs import Edit, Span
 from sae_actor.errors import (
     InternalError,
@@ -83,7 +83,23 @@ async def test_an_outcome_waits() -> None:
         for outcome in await asyncio.gather(*waiting):
             assert (outcome.status, outcome.position, outcome.error) == ("completed", accepted.position, None)
             assert [event.type for event in outcome.events] == ["ModelLoadRequested", "ModelLoaded"]
-        assert world.actor._waiters == {}
+        assert world.actor._open == {}
+
+
+async def test_a_command_that_ends_another_is_not_failed_by_it() -> None:
+    async with living() as world:
+        world.engine.load_gate = asyncio.Event()
+        loading = await world.submit(LOAD)
+        unloading = await world.submit(UnloadModel())
+        outcome = await world.actor.outcome(unloading.command_id, 5, unloading)
+        assert (outcome.status, [event.type for event in outcome.events]) == ("completed", ["ModelUnloaded"])
+        assert outcome == await world.actor.outcome(unloading.command_id)
+        ended = await world.actor.outcome(loading.command_id, 5, loading)
+        assert (ended.status, [event.type for event in ended.events]) == (
+            "failed",
+            ["ModelLoadRequested", "ModelLoadFailed"],
+        )
+        assert ended == await world.actor.outcome(loading.command_id)
 
 
 async def test_an_outcome_of_nothing() -> None:

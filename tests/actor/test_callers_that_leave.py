@@ -36,7 +36,7 @@ async def test_cancelled_at_every_await(after: int) -> None:
             assert client.cancelled() or client.exception() is None
             await follow(world, command, f"step {number}")
         assert [name for name in await world.types() if name in INTENTS] == INTENTS
-        assert world.actor._waiters == {}
+        assert world.actor._open == {}
 
 
 async def test_a_slow_log_and_a_client_that_does_not_wait() -> None:

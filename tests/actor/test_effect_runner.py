@@ -9,9 +9,8 @@ import pytest
 
 from sae_actor.actor.effect_runner import EffectRunner
 from sae_actor.actor.performer import failed
-from sae_actor.domain import events as ev
 from sae_actor.domain.effects import DownloadEffect, Effect, ImportEffect, LoadModelEffect
-from sae_actor.domain.messages import Report
+from sae_actor.domain.reports import EffectDone, Report
 from sae_actor.errors import NotReadyError, SAEError, TooLargeError
 from tests.actor.world import turns
 
@@ -59,7 +58,7 @@ class Stage:
             raise
         finally:
             self.busy[subject] -= 1
-        return ev.ModelUnloaded(model_id=str(at))  # type: ignore[return-value]  # any payload will do
+        return EffectDone(effect, at)
 
     async def undo(self, effect: Effect) -> None:
         if self.slow_undo is not None:
@@ -72,8 +71,7 @@ class Stage:
         error = self.refuse(report)
         if error is not None:
             raise error
-        what = report.model_id if isinstance(report, ev.ModelUnloaded) else report.type
-        self.journal.append(f"report {what}")
+        self.journal.append(f"report {report.found if isinstance(report, EffectDone) else type(report).__name__}")
         return () if self.late else (report,)
 
     async def let(self, at: int) -> None:
@@ -192,12 +190,12 @@ async def test_close_lets_what_cleans_up_finish() -> None:
 
 async def test_a_report_that_is_refused_becomes_a_failure() -> None:
     stage = Stage()
-    stage.refuse = lambda report: TooLargeError("too much") if isinstance(report, ev.ModelUnloaded) else None
+    stage.refuse = lambda report: TooLargeError("too much") if isinstance(report, EffectDone) else None
     stage.runner.reconcile([download(1)])
     await stage.let(1)
     stage.runner.reconcile([download(1)])
     await turns()
-    assert stage.journal == ["begin 1", "report DownloadFailed"]
+    assert stage.journal == ["begin 1", "report EffectFailed"]
 
 
 async def test_a_report_that_no_one_takes_is_not_worked_out_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,9 @@ import pytest
 from sae_actor.actor.performer import failed
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, CancelDownload, Command, Delete, Detach, Import, LoadModel, UnloadModel
-from sae_actor.domain.effects import DeleteEffect, DownloadEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect
+from sae_actor.domain.reports import EffectFailed
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import DeviceLostError, InternalError, OutOfMemoryError, SAEInvalidError
 from tests.actor.world import LOAD, A, B, get, living, turns, until
 from tests.fakes.hub import description
@@ -24,7 +26,7 @@ async def test_the_whole_script() -> None:
         await world.done(Detach(A), Delete(A), UnloadModel())
         await turns()
         assert (world.engine.residents, world.engine.model, world.hub.disk) == ({}, None, {})
-        assert set(world.progress) == {"model_progress", "download_progress"}
+        assert set(world.progress) == {"load", "download"}
         assert world.state.commands == {}
 
 
@@ -247,10 +249,8 @@ async def test_a_report_too_large_for_an_event_is_a_failure() -> None:
 async def test_every_effect_has_a_failure() -> None:
     location = SaeLocation(source="hub", repository_id="r", commit=None, path=None, files=())
     why = InternalError("x")
-    made = failed(DeleteEffect(request_position=3, sae_id="a", location=location), why)
-    assert made == ev.DeleteFailed(request_position=3, sae_id="a", error=ev.Problem(code="internal", detail="x"))
-    down = DownloadEffect(request_position=3, sae_id="a", repository_id="r", revision="main", path=None, force=False)
-    assert isinstance(failed(down, why), ev.DownloadFailed)
+    gone = DeleteEffect(request_position=3, sae_id="a", location=location)
+    assert failed(gone, why) == EffectFailed(gone, ev.Problem(code="internal", detail="x"))
 
 
 async def test_a_cancel_that_overtakes_the_report_of_a_download_takes_its_files_away() -> None:

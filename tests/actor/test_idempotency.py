@@ -148,3 +148,23 @@ async def test_after_a_restart(tmp_path: Path, crash: bool) -> None:
         await world.converged()
         assert len(world.engine.residents) == 1
     await log.close()
+
+
+async def test_a_refused_repeat_in_the_turn_that_closes_the_command_is_not_part_of_it() -> None:
+    async with living() as world:
+        world.engine.load_gate = asyncio.Event()
+        loading = await world.submit(LOAD, key="k")
+        waiting = asyncio.create_task(world.actor.outcome(loading.command_id, 5, loading))
+        await turns()
+        world.log.gate = asyncio.Event()
+        first = asyncio.create_task(world.submit(LOAD))
+        await turns()
+        other = asyncio.create_task(world.submit(UnloadModel(), key="k"))
+        world.engine.load_gate.set()
+        await turns()
+        world.log.gate.set()
+        with pytest.raises(IdempotencyKeyReusedError):
+            await other
+        await first
+        assert [event.type for event in (await waiting).events] == ["ModelLoadRequested", "ModelLoaded"]
+        assert (await waiting) == await world.actor.outcome(loading.command_id)

@@ -188,7 +188,7 @@ async def begin(
     faulty = log if isinstance(log, FaultyLog) else FaultyLog(log or MemoryLog())
     hub, engine, clock = hub or shelves(), engine or FakeEngine(), Clock()
     progress: list[str] = []
-    performer = Performer(engine, hub, lambda name, _: progress.append(name), drain_seconds)
+    performer = Performer(engine, hub, lambda each: progress.append(each.kind), drain_seconds)
     actor = Actor(faulty, engine, performer, clock, Broadcast(faulty))
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds, model=model))

@@ -22,8 +22,9 @@ from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.generations import Generations
-from sae_actor.service.adapters import SystemClock
-from sae_actor.subscriptions import Broadcast
+from sae_actor.ports import Progress
+from sae_actor.ports.clock import SystemClock
+from sae_actor.subscriptions import Broadcast, progress_frame
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
 
@@ -105,8 +106,8 @@ async def serving(
     broadcast = Broadcast(log)
     loop = asyncio.get_running_loop()
 
-    def announce(event_type: str, data: dict[str, Any]) -> None:
-        loop.call_soon_threadsafe(broadcast.announce, event_type, data)
+    def announce(progress: Progress) -> None:
+        loop.call_soon_threadsafe(broadcast.announce, *progress_frame(progress))
 
     actor = Actor(log, engine, Performer(engine, hub, announce, drain_seconds), SystemClock(), broadcast)
     await actor.replay()

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from sae_actor.domain import events as ev
-from sae_actor.domain.events import Draft, Event, Receipt, Sampling
+from sae_actor.domain.events import Event, Receipt, Sampling
 from sae_actor.domain.messages import AdmitGeneration
 from sae_actor.domain.refs import Edit, Span
 from sae_actor.eventlog import SqliteLog
@@ -71,16 +73,7 @@ def a_life() -> Story:
 def write(folder: Path, story: Story, principals: Mapping[int, str] | None = None) -> list[Event]:
     """Put a story on disk; the events as the log has them. Who is not named in `principals` is `me`."""
     drafts = [
-        Draft(
-            event_id=event.event_id,
-            type=event.type,
-            schema=event.schema,
-            time=event.time,
-            command_id=event.command_id,
-            principal=(principals or {}).get(event.position, event.principal),
-            data=event.data,
-        )
-        for event in story.events
+        replace(event, principal=(principals or {}).get(event.position, event.principal)) for event in story.events
     ]
 
     async def store() -> list[Event]:

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.decide import decide
 from sae_actor.domain.effects import Effect
 from sae_actor.domain.events import Event, Payload, Problem, draft
-from sae_actor.domain.evolve import fold
+from sae_actor.domain.evolve import evolve, fold
 from sae_actor.domain.messages import Message
 from sae_actor.domain.pending import pending
 from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, SaeDescription, SaeFile, import_id_of, sae_id_of
+from sae_actor.domain.reports import AttachedSae, EffectDone, EffectFailed, HubSae, Report, SaeFailed
 from sae_actor.domain.state import EMPTY, AttachmentState, State, encode
 from sae_actor.errors import SAEError
 
@@ -202,17 +203,8 @@ def attached_steered() -> tuple[Step, ...]:
 
 def event(payload: Payload, position: int, command_id: str | None = None) -> Event:
     made = draft(payload, time=f"2026-01-01T00:00:{position % 60:02d}.000000Z", command_id=command_id, principal="me")
-    return Event(
-        position=position,
-        event_id=f"00000000-0000-4000-8000-{position:012d}",
-        type=made.type,
-        schema=made.schema,
-        time=made.time,
-        command_id=made.command_id,
-        principal=made.principal,
-        data=made.data,
-        hash="",
-    )
+    known = {"position": position, "event_id": f"00000000-0000-4000-8000-{position:012d}"}
+    return Event(**{**asdict(made), **known}, hash="")
 
 
 class Story:
@@ -239,14 +231,46 @@ class Story:
                 events.append(event(payload, position, command))
         return Story(tuple(events))
 
-    def when(self, message: Message) -> Story:
-        """Decide a message; its events become part of the story. An error is kept for `refused`."""
+    def when(self, message: Message | Payload) -> Story:
+        """Decide a message; its events become part of the story. An error is kept for `refused`.
+
+        The outcome of an effect stands for the report of that effect, which is owed now or was at some time.
+        """
         try:
-            payloads = decide(message, self.state)
+            payloads = decide(self._report(message) if isinstance(message, Payload) else message, self.state)
         except SAEError as error:
             return _Refused(self.events, error)
         told = self.and_then(*payloads)
         return Story(told.events, tuple(payloads))
+
+    def _report(self, outcome: Payload) -> Report:
+        at = getattr(outcome, "request_position", 0)
+        match outcome:
+            case ev.GpuLost() | ev.GenerationFinished():
+                return outcome
+            case ev.HookFaulted():
+                return SaeFailed(at, outcome.error)
+            case ev.ModelLoadFailed() | ev.DownloadFailed() | ev.AttachFailed() | ev.DeleteFailed():
+                return EffectFailed(self._owed(at), outcome.error)
+            case ev.ModelLoaded():
+                return EffectDone(self._owed(at), outcome.model)
+            case ev.DownloadCompleted():
+                found = {name: getattr(outcome, name) for name in HubSae.__struct_fields__}
+                return EffectDone(self._owed(at), HubSae(**found))
+            case ev.SaeAttached():
+                made = {name: getattr(outcome, name) for name in AttachedSae.__struct_fields__}
+                held = {"weights_sha256": outcome.weights_sha256, "weights_files": outcome.weights_files}
+                return EffectDone(replace(self._owed(at), **held), AttachedSae(**made))
+            case ev.SaeDetached() | ev.SaeDeleted():
+                return EffectDone(self._owed(at), outcome.freed_bytes)
+        pytest.fail(f"no effect ends with {outcome}")
+
+    def _owed(self, request_position: int) -> Effect:
+        state, owed = EMPTY, dict[int, Effect]()
+        for each in self.events:
+            state = evolve(state, each)
+            owed.update({effect.request_position: effect for effect in pending(state)})
+        return owed[request_position]
 
     def then(self, *expected: Payload) -> Story:
         """The last message led to exactly these payloads."""

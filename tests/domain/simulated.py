@@ -13,12 +13,21 @@ from sae_actor.domain.commands import (
     Command,
 )
 from sae_actor.domain.decide import decide
-from sae_actor.domain.effects import AttachEffect, DetachEffect, Effect, LoadModelEffect
+from sae_actor.domain.effects import (
+    AttachEffect,
+    DeleteEffect,
+    DetachEffect,
+    DownloadEffect,
+    Effect,
+    ImportEffect,
+    LoadModelEffect,
+)
 from sae_actor.domain.events import Event, Payload
 from sae_actor.domain.evolve import closes, evolve, fold
-from sae_actor.domain.messages import AdmitGeneration, Message, Report, Start, Stop
+from sae_actor.domain.messages import AdmitGeneration, Message, Start, Stop
 from sae_actor.domain.pending import pending, residents
 from sae_actor.domain.refs import Edit
+from sae_actor.domain.reports import AttachedSae, EffectDone, HubSae, Report, SaeFailed
 from sae_actor.domain.state import EMPTY, AttachmentState, State, encode
 from sae_actor.domain.views.resources import state_view, waiting_for
 from sae_actor.errors import InternalError, SAEError
@@ -30,34 +39,15 @@ SAES = (A, B, C, IMPORTED)
 
 def succeeded(effect: Effect) -> Report:
     """The report of an effect that worked out."""
-    at = effect.request_position
     match effect:
         case LoadModelEffect():
-            return ev.ModelLoaded(request_position=at, model=facts(model_id=effect.model))
+            return EffectDone(effect, facts(model_id=effect.model))
         case AttachEffect():
-            return ev.SaeAttached(
-                request_position=at,
-                sae_id=effect.sae_id,
-                hook_point=effect.hook_point,
-                weights_sha256=effect.weights_sha256,
-                memory_bytes=1,
-                device_bytes=1,
-            )
-        case DetachEffect():
-            return ev.SaeDetached(
-                request_position=at, attach_position=effect.attach_position, sae_id=effect.sae_id, freed_bytes=1
-            )
-        case _ if effect.name == "delete":
-            return ev.SaeDeleted(request_position=at, sae_id=effect.sae_id, freed_bytes=1)
-        case _:
-            return ev.DownloadCompleted(
-                request_position=at,
-                sae_id=effect.sae_id,
-                source="import" if effect.name == "import" else "hub",
-                files=files("x"),
-                sae=description(),
-                weights_sha256="w",
-            )
+            return EffectDone(effect, AttachedSae(memory_bytes=1, device_bytes=1, dtype=effect.dtype))
+        case DetachEffect() | DeleteEffect():
+            return EffectDone(effect, 1)
+        case DownloadEffect() | ImportEffect():
+            return EffectDone(effect, HubSae(commit=None, files=files("x"), sae=description(), weights_sha256="w"))
 
 
 class Service:
@@ -205,7 +195,7 @@ class Service:
         asked = [e.position for e in self.events if e.type == "AttachRequested"]
         if asked:
             at = asked[which % len(asked)]
-            fault = ev.HookFaulted(sae_id=A, request_position=at, error=ev.Problem(code="internal", detail="x"))
+            fault = SaeFailed(at, ev.Problem(code="internal", detail="x"))
             live = any(a.request_position == at for a in self.state.attached)
             assert bool(self.tell(fault)) == live
 

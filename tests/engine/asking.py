@@ -8,16 +8,17 @@ from typing import Any
 from msgspec.structs import replace
 
 from sae_actor.domain.chats import MessageSpan, Reasoning
-from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, SaeLocation
+from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect
 from sae_actor.domain.events import Sampling
 from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, Exclusion, HookPoint, Mode, SaeDescription, StopWhen
-from sae_actor.ports import Engine, Finished, GenerationRequest, Token, Watch
+from sae_actor.domain.state import SaeLocation
+from sae_actor.ports import Engine, Finished, GenerationRequest, Progress, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
 LOCATION = SaeLocation(source="import", repository_id=None, commit=None, path=None, files=())
 
 
-def no_progress(_: str, __: dict[str, Any]) -> None:
+def no_progress(_: Progress) -> None:
     """Nobody looks."""
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_model_is_loaded_once_per_request(empty: Given) -> None:
     seen: list[str] = []
-    facts = await empty.engine.load_model(load(empty.model), lambda name, _: seen.append(name))
+    facts = await empty.engine.load_model(load(empty.model), lambda progress: seen.append(progress.kind))
     assert isinstance(facts, ModelFacts)
     assert facts.model_id == empty.model
     assert (facts.num_layers, facts.hidden_size, facts.dtype, facts.device) == (3, 32, "float32", "cpu")
@@ -40,7 +40,7 @@ async def test_a_model_is_loaded_once_per_request(empty: Given) -> None:
     assert facts.has_chat_template
     assert facts.adds_bos is False  # what `tokenize` gives begins with the text itself
     assert facts.environment
-    assert set(seen) == {"model_progress"}
+    assert set(seen) == {"load"}
     assert await empty.engine.load_model(load(empty.model), no_progress) is facts
 
 

@@ -31,7 +31,7 @@ async def is_free(folder: Path) -> bool:
         except LogHeldError:
             await asyncio.sleep(0.02)
         else:
-            lock.release()
+            lock.close()
             return True
     return False
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from sae_actor.domain.events import ActorStopped, Draft, draft
+from sae_actor.domain.events import ActorStopped, draft
 from sae_actor.errors import LogConflictError, LogError, TooLargeError
 from sae_actor.eventlog import MemoryLog, SqliteLog
 from sae_actor.ports import EventLog, Head
@@ -78,10 +79,7 @@ async def test_pages(log: EventLog) -> None:
 async def test_reading_by_type(log: EventLog) -> None:
     for i in range(700):
         kind = "GpuLost" if i in (3, 600, 699) else "ActorStopped"
-        one = Draft(
-            event_id=f"e{i}", type=kind, schema=1, time=TIME, command_id=None, principal="p", data=a_draft().data
-        )
-        await log.append([one], expected=i)
+        await log.append([replace(a_draft(), type=kind)], expected=i)
     assert [e.position for e in await log.read(types=["GpuLost"])] == [4, 601, 700]
     assert [e.position for e in await log.read(4, 1, types=["GpuLost", "NoSuch"])] == [601]
     assert len(await log.read(0, 650, types=["ActorStopped", "GpuLost"])) == 650

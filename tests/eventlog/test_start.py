@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain.events import Draft
 from sae_actor.errors import LogError, LogUnusableError, ReadOnlyError
 from sae_actor.eventlog import SqliteLog, events_of, verify_folder
 from sae_actor.eventlog.schema import SCHEMA
-from tests.eventlog.making import REPOSITORY, TIME, a_draft, content, copy_while_open, fill, make_log, shown
+from tests.eventlog.making import REPOSITORY, a_draft, content, copy_while_open, fill, make_log, shown
 
 pytestmark = pytest.mark.anyio
 
@@ -190,7 +191,7 @@ async def test_rows_edited_through_sqlite_are_stopped_by_the_triggers_first(tmp_
 
 
 def of_a_future_version(kind: str, schema: int) -> Draft:
-    return Draft(event_id="e", type=kind, schema=schema, time=TIME, command_id=None, principal="p", data=a_draft().data)
+    return replace(a_draft(), type=kind, schema=schema)
 
 
 @pytest.mark.parametrize(("kind", "schema"), [("SaeMelted", 1), ("ActorStopped", 2)])

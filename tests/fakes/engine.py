@@ -30,7 +30,9 @@ from sae_actor.ports import (
     AttachedSae,
     FeatureDetails,
     GenerationRequest,
+    ModelSize,
     NearFeature,
+    OnProgress,
     Progress,
     Tokenized,
     TokenWeight,
@@ -105,13 +107,13 @@ class FakeEngine:
         """The tokens of a text in which special ones are written out."""
         return self.voice.ids(text)
 
-    async def load_model(self, effect: LoadModelEffect, progress: Progress) -> ModelFacts:
+    async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         self.calls.append(("load_model", effect.request_position))
         if self.model is not None and self.model_position == effect.request_position:
             return self.model
         self._drop_model()
         await _pause(self.load_seconds, self.load_gate)
-        progress("model_progress", {"stage": "loading", "model": effect.model})
+        progress(Progress(kind="load", subject=effect.model, phase="loading"))
         if effect.model in self.missing:
             raise ModelNotFoundError(f"no model {effect.model}", model=effect.model)
         if self.load_error is not None:
@@ -143,6 +145,23 @@ class FakeEngine:
         )
         self.model_position = effect.request_position
         return self.model
+
+    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+        self.calls.append(("model_size", beside))
+        if model in self.missing:
+            raise ModelNotFoundError(f"no model {model}", model=model)
+        return ModelSize(
+            model=model,
+            model_type="fake",
+            dtype="float32" if dtype == "auto" else dtype,
+            device="cpu" if device == "auto" else device,
+            weights_bytes=4 * self.hidden_size * VOCABULARY,
+            kv_bytes_per_token=8 * self.hidden_size * self.num_layers,
+            state_bytes=0,
+            context_length=self.context_length,
+            free_bytes=10**9,
+            max_context=self.context_length,
+        )
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
         self.calls.append(("attach", effect.request_position))

@@ -21,8 +21,9 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect
 from sae_actor.domain.refs import HookPoint, SaeDescription, SaeFile
+from sae_actor.domain.state import SaeLocation
 from sae_actor.domain.weights import WeightsFile, weights_sha256
 from sae_actor.errors import (
     ForbiddenError,
@@ -31,7 +32,7 @@ from sae_actor.errors import (
     SAEAmbiguousError,
     SAEInvalidError,
 )
-from sae_actor.ports import CatalogEntry, HubSae, Progress
+from sae_actor.ports import CatalogEntry, HubSae, OnProgress, Progress
 
 
 def description(d_in: int = 8, d_sae: int = 32, layer: int = 1, **changes: Any) -> SaeDescription:
@@ -128,14 +129,14 @@ class FakeHub:
 
     # — the port —
 
-    async def download(self, effect: DownloadEffect, progress: Progress) -> HubSae:
+    async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         partial = (effect.repository_id, effect.path, effect.revision)
         self.partials.add(partial)
         await self._step("download", effect)
         entry = self._find(effect.repository_id, effect.path)
         total = sum(file.bytes for file in entry.files)
         for done in (0, total // 2, total):
-            progress("download_progress", {"sae_id": effect.sae_id, "bytes": done, "total": total, "phase": "body"})
+            progress(Progress(kind="download", subject=effect.sae_id, phase="body", done=done, total=total))
         self.disk.setdefault(effect.repository_id, {}).update({file.sha256: file.bytes for file in entry.files})
         self.damaged.difference_update(file.sha256 for file in entry.files)
         self.partials.discard(partial)

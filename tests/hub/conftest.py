@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from sae_actor.domain.effects import DownloadEffect, SaeLocation
+from sae_actor.domain.effects import DownloadEffect
 from sae_actor.domain.refs import sae_id_of
+from sae_actor.domain.state import SaeLocation
 from sae_actor.hub import HuggingFaceHub, Patience
-from sae_actor.ports import HubSae
+from sae_actor.ports import HubSae, Progress
 from tests.fakes.hub_handler import SIGNATURE
 from tests.fakes.hub_server import HubServer
 
@@ -125,17 +126,17 @@ class Told:
     """A progress callback that remembers."""
 
     def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Progress] = []
 
-    def __call__(self, name: str, message: dict[str, Any]) -> None:
-        assert name == "download_progress"
+    def __call__(self, message: Progress) -> None:
+        assert message.kind == "download"
         assert TOKEN not in str(message)
         assert SIGNATURE not in str(message)
         self.messages.append(message)
 
     @property
     def phases(self) -> set[str]:
-        return {message["phase"] for message in self.messages}
+        return {message.phase for message in self.messages}
 
 
 def files_below(folder: Path) -> set[str]:

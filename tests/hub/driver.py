@@ -14,6 +14,7 @@ from typing import Any
 
 from sae_actor.errors import SAEError
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.subscriptions import progress_frame
 from tests.hub.conftest import download
 
 
@@ -28,7 +29,7 @@ async def main(tmp_path: str, url: str, repository_id: str, path: str) -> None:
     effect = download(repository_id, path or None)
     say(swept=await hub.sweep({effect.sae_id: None}))
     try:
-        found = await hub.download(effect, lambda _, message: say(**message))
+        found = await hub.download(effect, lambda told: say(**progress_frame(told)[1]))
     except SAEError as error:
         say(failed=error.code, reason=error.fields.get("reason"))
     else:

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import pytest
 
-from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, ImportEffect
 from sae_actor.domain.refs import SaeFile
+from sae_actor.domain.state import SaeLocation
 from sae_actor.domain.weights import WeightsFile
 from sae_actor.errors import ForbiddenError, NotFoundError, RepositoryNotFoundError, SAEAmbiguousError, SAEInvalidError
 from sae_actor.ports import Hub
@@ -110,7 +111,7 @@ async def test_a_download_is_described_digested_and_found_again(world: World) ->
     assert all(file.bytes > 0 and len(file.sha256) == 64 for file in found.files)
     assert {file.path for file in found.files} >= {"layer.1/cfg.json", "layer.1/sae_weights.safetensors"}
     assert told.messages
-    assert {"sae_id", "bytes", "total", "phase"} <= set(told.messages[0])
+    assert {(each.kind, each.subject) for each in told.messages} == {("download", effect.sae_id)}
     assert await world.hub.locate(located(effect, found))
 
 

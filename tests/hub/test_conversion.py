@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae_actor.domain.effects import DeleteEffect, ImportEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, ImportEffect
 from sae_actor.domain.refs import import_id_of
+from sae_actor.domain.state import SaeLocation
 from sae_actor.domain.weights import WeightsFile, weights_sha256
 from sae_actor.errors import DiskFullError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub

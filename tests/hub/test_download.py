@@ -23,6 +23,7 @@ from sae_actor.errors import (
 )
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.digests import sha256_of
+from sae_actor.ports import Progress
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files, safetensors
 from tests.hub.conftest import TOKEN, MakeHub, Told, download, files_below
@@ -67,19 +68,19 @@ async def test_progress_counts_to_the_total_at_most_four_times_a_second(server: 
     server.fault("store", rate=3_000_000)
     told, times = Told(), []
 
-    def heard(name: str, message: dict[str, object]) -> None:
-        told(name, message)
+    def heard(message: Progress) -> None:
+        told(message)
         times.append(anyio.current_time())
 
     await hub.download(download(), heard)
     total = sum(map(len, files.values()))
-    body = [message for message in told.messages if message["phase"] == "body" and message["rate"]]
+    body = [message for message in told.messages if message.phase == "body" and message.rate]
     assert len(body) >= 3
-    assert all(message["total"] == total and message["bytes"] <= total for message in body)
-    assert [message["bytes"] for message in body] == sorted(message["bytes"] for message in body)
-    assert body[-1]["rate"] == pytest.approx(3_000_000, rel=0.5)
-    assert body[-1]["seconds_left"] == pytest.approx((total - body[-1]["bytes"]) / 3_000_000, abs=0.7)
-    assert body[-1]["file"] == "sae_weights.safetensors"
+    assert all(message.total == total and message.done <= total for message in body)
+    assert [message.done for message in body] == sorted(message.done for message in body)
+    assert body[-1].rate == pytest.approx(3_000_000, rel=0.5)
+    assert body[-1].seconds_left == pytest.approx((total - body[-1].done) / 3_000_000, abs=0.7)
+    assert body[-1].file == "sae_weights.safetensors"
     for start in times:
         assert sum(start <= at < start + 0.99 for at in times) <= 4
 
@@ -190,7 +191,7 @@ async def test_force_fetches_anew_and_the_old_files_stay_till_then(
     found = await hub.download(download(), Told())
     seen: list[bool] = []
 
-    def heard(_name: str, _message: dict[str, object]) -> None:
+    def heard(_: Progress) -> None:
         seen.append((folder / "models--org--saes" / "snapshots" / str(found.commit) / "cfg.json").exists())
 
     again = await hub.download(download(at=2, force=True), heard)

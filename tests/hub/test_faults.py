@@ -274,10 +274,10 @@ async def test_failures_that_end_are_waited_out_and_said(server: HubServer, make
     patience = Patience(backoff_seconds=0.2, backoff_cap_seconds=0.3)
     told = Told()
     await make_hub(patience=patience).download(download(path=PATH), told)
-    waits = [message for message in told.messages if message["phase"] == "waiting"]
+    waits = [message for message in told.messages if message.phase == "waiting"]
     assert waits
-    assert {wait["reason"] for wait in waits} == {"hub_unavailable"}
-    assert all(wait["seconds_left"] > 0 for wait in waits)
+    assert {wait.reason for wait in waits} == {"hub_unavailable"}
+    assert all(wait.seconds_left is not None and wait.seconds_left > 0 for wait in waits)
 
 
 def test_the_defaults_are_those_of_the_fault_table() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.domain.effects import ImportEffect, SaeLocation
+from sae_actor.domain.effects import ImportEffect
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import ForbiddenError, NotFoundError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub import digests as digesting

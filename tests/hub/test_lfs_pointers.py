@@ -110,7 +110,7 @@ async def test_a_model_of_the_hub(
     files = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": b"weights"}
     server.publish("org/tiny", {**files, name: pointer(files[name])})
     with pytest.raises(ModelLoadError, match=re.escape(name)) as refused:
-        await make_hub().fetch_model("org/tiny", "main", lambda _, __: None)
+        await make_hub().fetch_model("org/tiny", "main", lambda _: None)
     named(refused.value, name)
 
 

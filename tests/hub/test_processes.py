@@ -234,7 +234,7 @@ async def test_downloads_beyond_the_limit_wait_their_turn(server: HubServer, mak
             tasks.start_soon(hub.download, download(path=path), heard)
         await until(lambda: server.asked("info"))
         assert len(children()) == 1
-    assert told["b"].messages[0]["reason"] == "other_downloads"
+    assert told["b"].messages[0].reason == "other_downloads"
     assert {"waiting"} & told["b"].phases
     await hub.close()
     with pytest.raises(SAEDownloadError, match="stopping"):

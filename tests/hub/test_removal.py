@@ -11,7 +11,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from sae_actor.domain.effects import DeleteEffect, DownloadEffect, SaeLocation
+from sae_actor.domain.effects import DeleteEffect, DownloadEffect
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import ForbiddenError
 from sae_actor.hub import HuggingFaceHub, removal
 from sae_actor.ports import HubSae

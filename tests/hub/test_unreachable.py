@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports import Progress
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
 from tests.hub.conftest import MakeHub, Told, download, files_below
@@ -42,9 +42,9 @@ async def test_a_branch_that_moves_does_not_mix_two_commits(server: HubServer, h
     server.fault("store", cut_after=SIZE // 2, times=1)
     told = Told()
 
-    def moving(name: str, message: dict[str, Any]) -> None:
-        told(name, message)
-        if message["phase"] == "body":
+    def moving(message: Progress) -> None:
+        told(message)
+        if message.phase == "body":
             server.publish("org/saes", newer)
 
     found = await hub.download(download(path=PATH), moving)

@@ -24,8 +24,9 @@ from sae_actor.demo import SAE_FOLDER
 from sae_actor.errors import LogError
 from sae_actor.eventlog import SqliteLog
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports.clock import SystemClock
 from sae_actor.service import process
-from sae_actor.service.adapters import Adapters, SystemClock
+from sae_actor.service.adapters import Adapters
 from sae_actor.telemetry import logs
 from tests.fakes.engine import FakeEngine
 from tests.hub.conftest import QUICK
@@ -82,7 +83,7 @@ class _FastClock(SystemClock):
 class _HubWithoutModels(HuggingFaceHub):
     """The models of the engine without torch have no files."""
 
-    async def fetch_model(self, *_: Any) -> None:
+    async def fetch_model(self, *_: Any, **__: Any) -> None:
         pass
 
 

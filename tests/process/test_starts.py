@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # has no stubs here
 import pytest
+from msgspec.structs import replace
 
-from sae_actor.domain.events import Draft
 from sae_actor.eventlog import SqliteLog
-from tests.eventlog.making import TIME, a_draft, content
+from tests.eventlog.making import a_draft, content
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
 
@@ -80,8 +80,8 @@ def test_row_23_a_log_of_a_newer_version_is_served_for_reading_only(tmp_path: Pa
     data = tmp_path / "data"
     known, newer = a_draft(), a_draft("of tomorrow")
     later = [
-        Draft(event_id="e2", type="SaeMelted", schema=1, time=TIME, command_id=None, principal="p", data=newer.data),
-        Draft(event_id="e3", type="ActorStopped", schema=7, time=TIME, command_id=None, principal="p", data=newer.data),
+        replace(newer, event_id="e2", type="SaeMelted"),
+        replace(newer, event_id="e3", schema=7),
     ]
 
     async def write() -> None:

@@ -19,7 +19,7 @@ from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
 from sae_actor.generations import Completed, Generations, TokenOptions
 from sae_actor.hub import HuggingFaceHub
-from sae_actor.service.adapters import SystemClock
+from sae_actor.ports.clock import SystemClock
 from sae_actor.subscriptions import Broadcast
 
 View = dict[str, Any]

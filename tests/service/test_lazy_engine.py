@@ -20,7 +20,7 @@ async def test_an_engine_that_could_not_be_made_is_made_by_the_next_load() -> No
             raise MemoryError("for a moment")
         return FakeEngine()
 
-    async def nothing(*_: object) -> None:
+    async def nothing(*_: object, **__: object) -> None:
         pass
 
     engine = LazyEngine(make, nothing)

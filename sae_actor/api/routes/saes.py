@@ -36,18 +36,7 @@ from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
 from ..streaming import heard
-from ..submission import (
-    EXAMPLES,
-    REFUSALS,
-    CommandOutcome,
-    accept,
-    accepted_answer,
-    answered,
-    command_for,
-    event_of,
-    finished_outcome,
-    submit,
-)
+from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, command_for, finish, last, submit
 from ..types import Answer, AnyRequest
 
 MAX_LAYER = 4095
@@ -208,58 +197,30 @@ async def download(request: AnyRequest) -> Answer:
 async def attach(request: AnyRequest) -> Answer:
     body = await body_of(request, AttachBody) if await request.body() else AttachBody()
     command = command_for(request, Attach, **msgspec.to_builtins(body))
-    sae_id = command.sae_id
-    accepted = await submit(request, command)
-    outcome = await finished_outcome(request, accepted.command_id)
-    if outcome is None:
-        return accepted_answer(request, accepted, sae_id)
-    position, done = event_of(outcome, SaeAttached)
-    _, asked = event_of(outcome, AttachRequested)
-    layer = done.hook_point.layer
-    view = filled(Attached, done, asked, status="attached", layer=layer, position=position)
-    return answered(request, view, upto=position)
+    return await finish(request, command, Attached, SaeAttached, AttachRequested, status="attached")
 
 
 @operation("POST", "/api/saes/{sae_id}/detach", "Detach, and wait for it", body=EmptyBody, bodiless=True,
            returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def detach(request: AnyRequest) -> Answer:
     await _nothing(request)
-    return await _freed(request, command_for(request, Detach))
+    return await finish(request, command_for(request, Detach), Freed, SaeDetached, status="detached")
 
 
 @operation("DELETE", "/api/saes/{sae_id}", "Delete the files",
            returns=Freed, answers=DONE_OR_ACCEPTED, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def delete(request: AnyRequest) -> Answer:
-    return await _freed(request, command_for(request, Delete))
-
-
-async def _freed(request: AnyRequest, command: Detach | Delete) -> Answer:
-    accepted = await submit(request, command)
-    outcome = await finished_outcome(request, accepted.command_id)
-    if outcome is None:
-        return accepted_answer(request, accepted, command.sae_id)
-    detached = isinstance(command, Detach)
-    position, done = event_of(outcome, SaeDetached) if detached else event_of(outcome, SaeDeleted)
-    view = Freed(
-        status="detached" if detached else "deleted",
-        sae_id=command.sae_id,
-        freed_bytes=done.freed_bytes,
-        position=position,
-    )
-    return answered(request, view, upto=position)
+    return await finish(request, command_for(request, Delete), Freed, SaeDeleted, status="deleted")
 
 
 @operation("POST", "/api/saes/{sae_id}/cancel", "Stop the download", body=EmptyBody, bodiless=True,
            returns=Cancelled, errors=REFUSALS, command=True, tag="saes")  # fmt: skip
 async def cancel(request: AnyRequest) -> Answer:
     await _nothing(request)
-    command = command_for(request, CancelDownload)
-    accepted = await submit(request, command)
-    outcome = await context(request).actor.outcome(accepted.command_id)
-    _, done = event_of(outcome, DownloadCancelled)
+    accepted = await submit(request, command_for(request, CancelDownload))
+    done, event = last(accepted.events, DownloadCancelled)
     await context(request).actor.effect_ended("download", done.request_position)
-    view = Cancelled(status="cancelled", sae_id=command.sae_id, position=accepted.position)
-    return answered(request, view, upto=accepted.revision)
+    return answered(request, filled(Cancelled, done, event, status="cancelled"), upto=event.position)
 
 
 @operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",

@@ -14,10 +14,9 @@ from ...domain.rules import attachments
 from ...domain.views.attachments import AttachedSteering, steering_view
 from ...errors import SAENotAttachedError
 from ..answers import answer, state_of
-from ..context import context
 from ..operations import operation
 from ..requests import body_of
-from ..submission import EXAMPLES, REFUSALS, answered, command_for, event_of, submit
+from ..submission import EXAMPLES, REFUSALS, command_for, finish
 from ..types import Answer, AnyRequest
 
 
@@ -53,9 +52,4 @@ async def delete_steering(request: AnyRequest) -> Answer:
 
 
 async def _steer(request: AnyRequest, fields: dict[str, Any]) -> Answer:
-    command = command_for(request, Steer, **fields)
-    accepted = await submit(request, command)
-    outcome = await context(request).actor.outcome(accepted.command_id)
-    position, done = event_of(outcome, SteeringChanged)
-    view = AttachedSteering(sae_id=command.sae_id, features=done.features, enabled=done.enabled, position=position)
-    return answered(request, view, upto=position)
+    return await finish(request, command_for(request, Steer, **fields), AttachedSteering, SteeringChanged)

@@ -143,6 +143,22 @@ def catalog(answer: Sequence[Answer]) -> str:
     return table(head, rows) if rows else "no SAEs in this repository"
 
 
+def fit(answer: Answer) -> str:
+    assumed = answer["assumes"]
+    verdict = {True: "fits", False: "does not fit", None: "free memory unknown"}[answer["fits"]]
+    keys = f"{size(answer['kv_bytes_per_token'])} a token, {assumed['context']} tokens counted"
+    lines = [
+        f"{answer['model']}: {verdict} ({assumed['model_type']}, {assumed['dtype']} on {assumed['device']})",
+        f"  weights          {size(answer['weights_bytes'])}",
+        f"  keys and values  {keys}",
+        f"  SAE              {size(answer['sae_bytes'])}",
+        f"  needed           {size(answer['needed_bytes'])}",
+        f"  free             {size(answer['free_bytes'])}",
+        f"  longest text     {answer['max_context']} tokens",
+    ]
+    return plain("\n".join(lines))
+
+
 def progress(told: Answer) -> tuple[str, int, int, str]:
     """A `download_progress` as the bar takes it: stage, bytes, of how many, and what holds just now."""
     phase, left = str(told["phase"]), told.get("seconds_left")

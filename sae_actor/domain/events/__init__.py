@@ -11,7 +11,7 @@ An `Intent` is the first event of an accepted command, with the command's digest
 the position of its intent, the fencing token.
 """
 
-from .envelope import ERASED, PAYLOADS, Draft, Event, draft
+from .envelope import ERASED, PAYLOADS, Draft, Event, draft, payload_of, stored
 from .generations import GenerationFinished, GenerationStarted, Receipt, Sampling
 from .life import (
     ActorStarted,

@@ -6,9 +6,12 @@ The SSE data and the log row *are* the `Event`; its `data` holds the stored byte
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from . import generations, life, model, saes
 from .payload import Payload
@@ -34,20 +37,8 @@ ERASED = b"null"
 """The `data` of an event whose payload was redacted."""
 
 
-class Draft(Struct, frozen=True, kw_only=True):
-    """An event that is not in the log yet: no position, no hash."""
-
-    event_id: str
-    type: str
-    schema: int
-    time: str
-    command_id: str | None
-    principal: str
-    data: msgspec.Raw
-
-
-class Event(Struct, frozen=True, kw_only=True):
-    """One row of the log, one frame of the stream."""
+class Draft(Struct, frozen=True, kw_only=True, dict=True):
+    """An event that is not in the log yet; at `position` if all before it are stored."""
 
     position: int
     event_id: str
@@ -57,11 +48,14 @@ class Event(Struct, frozen=True, kw_only=True):
     command_id: str | None
     principal: str
     data: msgspec.Raw
-    hash: str
+    made_of: ClassVar[Payload | None] = None
+    """The payload, where `data` was made of it in this process: it is not decoded again."""
 
     def payload(self) -> Payload | None:
         """The typed payload, one of an earlier schema as today's; None for a type or schema that this version does
         not know, and if it was erased. Raises `MsgspecError`, `UnicodeDecodeError` for malformed bytes."""
+        if self.made_of is not None:
+            return self.made_of
         cls = PAYLOADS.get(self.type)
         if cls is None or self.schema > cls.schema or memoryview(self.data) == ERASED:
             return None
@@ -70,9 +64,16 @@ class Event(Struct, frozen=True, kw_only=True):
         return _DECODERS[self.type].decode(self.data)
 
 
-def draft(payload: Payload, *, time: str, command_id: str | None, principal: str) -> Draft:
+class Event(Draft, frozen=True, kw_only=True):
+    """One row of the log, one frame of the stream."""
+
+    hash: str
+
+
+def draft(payload: Payload, *, time: str, command_id: str | None, principal: str, position: int = 0) -> Draft:
     """Make the payload ready for the log; its JSON is made here, once, and hashed and sent as it is."""
-    return Draft(
+    made = Draft(
+        position=position,
         event_id=str(uuid.uuid4()),
         type=payload.type,
         schema=payload.schema,
@@ -81,3 +82,20 @@ def draft(payload: Payload, *, time: str, command_id: str | None, principal: str
         principal=principal,
         data=msgspec.Raw(msgspec.json.encode(payload)),
     )
+    force_setattr(made, "made_of", payload)
+    return made
+
+
+def payload_of(event: Draft) -> Payload | None:
+    """As `Draft.payload`; None for malformed bytes too."""
+    try:
+        return event.payload()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def stored(drafts: Sequence[Draft], events: tuple[Event, ...]) -> tuple[Event, ...]:
+    """The events that the log made of drafts; each knows its payload as the draft does."""
+    for made, event in zip(drafts, events, strict=True):
+        force_setattr(event, "made_of", made.made_of)
+    return events

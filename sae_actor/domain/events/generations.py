@@ -27,7 +27,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     """What ends the text is shown: a stop string, or a token in so far as its like is."""
     ignore_eos: bool = False
-    """The model's own end tokens do not end the text."""
+    """The model's own end tokens do not end the generation."""
     min_tokens: int = 0
     """Fewest tokens before a token or a stop string may end the generation. Until then tokens that would end it are not
     chosen, not even those of `ignore_eos`."""
@@ -74,7 +74,7 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
-        """All that the text needs on the device, each once or more."""
+        """All that it needs on the device, each once or more."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
         return (*self.intervention, *self.watched, *stop)
 
@@ -89,7 +89,7 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     """Ranges [from, to) of positions that were written to."""
     excluded: tuple[tuple[int, int], ...] = ()
     batch: tuple[int, int] | None = None
-    """Fewest and most texts in a step of it, itself counted."""
+    """Fewest and most generations in a step of it, itself counted."""
     salt: str = ""
     prompt_sha256: str = ""
     output_sha256: str = ""

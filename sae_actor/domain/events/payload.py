@@ -22,10 +22,10 @@ class Payload(Struct, frozen=True, kw_only=True):
     """The `data` of an event. The event's `type` is the class name."""
 
     schema: ClassVar[int] = 1  # raised with an entry in `upcasting`
+    type: ClassVar[str]
 
-    @property
-    def type(self) -> str:
-        return type(self).__name__
+    def __init_subclass__(cls) -> None:
+        cls.type = cls.__name__
 
 
 class Intent(Payload, frozen=True, kw_only=True):

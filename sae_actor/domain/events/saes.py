@@ -102,6 +102,10 @@ class SaeAttached(Payload, frozen=True, kw_only=True):
     exclude: tuple[Exclusion, ...] | None = None
     """As of `ActiveSae`."""
 
+    @property
+    def layer(self) -> int:
+        return self.hook_point.layer
+
 
 class AttachFailed(Payload, frozen=True, kw_only=True):
     request_position: int
@@ -123,7 +127,7 @@ class SaeDetached(Payload, frozen=True, kw_only=True):
     freed_bytes: int
     """What was free again when this was written."""
     held_bytes: int = 0
-    """What the device still held of it then: of one that was replaced, or failed, until its last text has ended."""
+    """What the device still held of it: of one that was replaced, or failed, until its last generation has ended."""
     reason: Literal["requested", "replaced", "fault"] = "requested"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from .. import events as ev
-from ..events import Event
+from ..events import Draft
 from ..refs import Monitoring
 from ..state import AttachmentState
 from ..structs import filled
@@ -16,7 +16,7 @@ from .restart import in_a_row
 
 
 def attachments_after(
-    attachments: tuple[AttachmentState, ...], event: Event, payload: ev.Payload
+    attachments: tuple[AttachmentState, ...], event: Draft, payload: ev.Payload
 ) -> tuple[AttachmentState, ...]:
     at = event.position
     changed: dict[str, Any]

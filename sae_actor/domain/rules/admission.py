@@ -22,11 +22,11 @@ from ..refs import (
 from ..state import State
 from ..structs import filled
 from .attachments import model_and_position
-from .edits import checked, in_range, named_once, passed
+from .edits import checked, in_range, named_once
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
-    one_wish(baseline=request.baseline, steering=request.steering, interventions=request.interventions)
+    one_intervention_at_most(baseline=request.baseline, steering=request.steering, interventions=request.interventions)
     _model_is_there(state, request.model_position)
     if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
         raise errors.PreconditionFailedError(
@@ -106,7 +106,7 @@ def reading(
     """
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
-    one_wish(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
+    one_intervention_at_most(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
     return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
@@ -135,7 +135,7 @@ def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> A
     return read
 
 
-def one_wish(
+def one_intervention_at_most(
     *, baseline: bool, steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None
 ) -> None:
     """`BadRequestError` if a request gives more than one intervention instead of the server's."""
@@ -236,7 +236,7 @@ def _active(
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), passed(exclude))
+    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), exclude and named_once(exclude))
 
 
 def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:

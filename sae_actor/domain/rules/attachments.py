@@ -5,14 +5,16 @@ from __future__ import annotations
 from ... import errors
 from .. import events as ev
 from ..commands import Attach, Detach, Monitor, Steer
+from ..effects import AttachEffect
 from ..events import Problem
 from ..folds.attachments import leaves
 from ..placement import agree, reread, target
 from ..refs import HookPoint, ModelFacts, SaeDescription
+from ..reports import AttachedSae, SaeFailed
 from ..state import AttachmentState, SaeRecord, State
 from ..structs import filled
 from ..weights import names
-from .edits import checked, in_range, named_once, passed
+from .edits import checked, in_range, named_once
 
 
 def known(state: State, sae_id: str) -> SaeRecord:
@@ -73,7 +75,8 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
     ):
         raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
     _can_be_told(state, "template" in (command.exclude or ()), "exclude")
-    return [filled(ev.AttachRequested, place, command, replaces=replaces, exclude=passed(command.exclude))]
+    exclude = command.exclude and named_once(command.exclude)
+    return [filled(ev.AttachRequested, place, command, replaces=replaces, exclude=exclude)]
 
 
 def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
@@ -105,13 +108,13 @@ def _in_the_way(holding: list[AttachmentState], point: HookPoint) -> AttachmentS
     return next((a for a in holding if a.hook_point == point), holding[0])
 
 
-def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
+def attached(effect: AttachEffect, made: AttachedSae, state: State) -> list[ev.Payload]:
     """The engine has it: what it replaces goes in the same transaction."""
-    mine = _attaching(state, report.request_position)
+    mine = _attaching(state, effect.request_position)
     if mine is None:
         return []
-    known = mine.weights_sha256 if mine.restored else report.weights_sha256
-    if known != report.weights_sha256 and not names(known, report.weights_files):
+    known = mine.weights_sha256 if mine.restored else effect.weights_sha256
+    if known != effect.weights_sha256 and not names(known, effect.weights_files):
         # Fetched again by force while it was attached: a restart attaches the old files again, or reports that it
         # cannot.
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
@@ -132,31 +135,22 @@ def attached(report: ev.SaeAttached, state: State) -> list[ev.Payload]:
         )
         for a in gone
     ]
-    come = ev.SaeAttached(
-        request_position=mine.request_position,
-        sae_id=mine.sae_id,
-        hook_point=mine.hook_point,
-        hook_point_out=mine.hook_point_out,
-        mode=mine.mode,
-        dtype=report.dtype,
+    come = filled(
+        ev.SaeAttached,
+        made,
+        mine,
         weights_sha256=known,
-        weights_files=report.weights_files,
-        memory_bytes=report.memory_bytes,
-        device_bytes=report.device_bytes,
+        weights_files=effect.weights_files,
         steering=moved.steering,
         enabled=moved.enabled,
         monitoring=moved.monitoring,
-        restored=mine.restored,
-        exclude=mine.exclude,
     )
     return [*detached, come]
 
 
-def attach_failed(report: ev.AttachFailed, state: State) -> list[ev.Payload]:
-    mine = _attaching(state, report.request_position)
-    if mine is None:
-        return []
-    return [failure(mine, report.error)]
+def attach_failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
+    mine = _attaching(state, at)
+    return [] if mine is None else [failure(mine, error)]
 
 
 def failure(attachment: AttachmentState, error: Problem) -> ev.AttachFailed:
@@ -194,31 +188,29 @@ def detach(command: Detach, state: State) -> list[ev.Payload]:
     return requested
 
 
-def detached(report: ev.SaeDetached, state: State) -> list[ev.Payload]:
-    leaving = any(
-        a.request_position == report.attach_position and a.detach_position == report.request_position
+def detached(at: int, freed: int, state: State) -> list[ev.Payload]:
+    return [
+        ev.SaeDetached(request_position=at, attach_position=a.request_position, sae_id=a.sae_id, freed_bytes=freed)
         for a in state.attachments
-    )
-    return [report] if leaving else []
+        if a.detach_position == at
+    ]
 
 
-def hook_faulted(report: ev.HookFaulted, state: State) -> list[ev.Payload]:
+def hook_faulted(report: SaeFailed, state: State) -> list[ev.Payload]:
     """An SAE that cannot be computed is taken out, on record."""
-    mine = next(
-        (a for a in state.attached if a.request_position == report.request_position),
-        None,
-    )
+    at = report.attach_position
+    mine = next((a for a in state.attached if a.request_position == at), None)
     if mine is None:
         return []
     gone = ev.SaeDetached(
-        request_position=report.request_position,
-        attach_position=mine.request_position,
+        request_position=at,
+        attach_position=at,
         sae_id=mine.sae_id,
         freed_bytes=0,
         held_bytes=mine.device_bytes,
         reason="fault",
     )
-    return [report, gone]
+    return [ev.HookFaulted(sae_id=mine.sae_id, request_position=at, error=report.error), gone]
 
 
 def _width(state: State, sae_id: str) -> int:

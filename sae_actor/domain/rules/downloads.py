@@ -7,7 +7,9 @@ from msgspec.structs import replace
 from ... import errors
 from .. import events as ev
 from ..commands import CancelDownload, Delete, Download, Import
+from ..events import Problem
 from ..refs import import_id_of, sae_id_of
+from ..reports import HubSae
 from ..state import SaeRecord, State
 from ..structs import filled
 from ..weights import names
@@ -59,14 +61,22 @@ def cancel(command: CancelDownload, state: State) -> list[ev.Payload]:
     return [ev.DownloadCancelled(request_position=record.request_position, sae_id=record.sae_id)]
 
 
-def downloaded(report: ev.DownloadCompleted | ev.DownloadFailed, state: State) -> list[ev.Payload]:
-    record = state.saes.get(report.sae_id)
-    if record is None or not _under_way(record, "downloading", report.request_position):
+def downloaded(at: int, found: HubSae, state: State) -> list[ev.Payload]:
+    record = _under_way(state, at)
+    if record is None:
         return []
-    if isinstance(report, ev.DownloadCompleted) and names(record.weights_sha256, report.weights_files):
+    if names(record.weights_sha256, found.weights_files):
         # The same weights as before keep the digest that the log knows them by, in whichever form that is.
-        return [replace(report, weights_sha256=record.weights_sha256)]
-    return [report]
+        found = replace(found, weights_sha256=record.weights_sha256)
+    return [filled(ev.DownloadCompleted, found, record)]
+
+
+def failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
+    record = _under_way(state, at)
+    if record is None:
+        return []
+    failure = ev.DeleteFailed if record.status == "deleting" else ev.DownloadFailed
+    return [failure(request_position=at, sae_id=record.sae_id, error=error)]
 
 
 def delete(command: Delete, state: State) -> list[ev.Payload]:
@@ -92,9 +102,12 @@ def _not_in_use(state: State, sae_id: str) -> None:
         raise errors.SAEInUseError(why, sae_id=sae_id)
 
 
-def deleted(report: ev.SaeDeleted | ev.DeleteFailed, state: State) -> list[ev.Payload]:
-    return [report] if _under_way(state.saes.get(report.sae_id), "deleting", report.request_position) else []
+def deleted(at: int, freed: int, state: State) -> list[ev.Payload]:
+    record = _under_way(state, at)
+    return [] if record is None else [ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed)]
 
 
-def _under_way(record: SaeRecord | None, status: str, request_position: int) -> bool:
-    return record is not None and record.status == status and record.request_position == request_position
+def _under_way(state: State, at: int) -> SaeRecord | None:
+    """The SAE whose files a request that is not done yet is about."""
+    under_way = (each for each in state.saes.values() if each.status in ("downloading", "deleting"))
+    return next((each for each in under_way if each.request_position == at), None)

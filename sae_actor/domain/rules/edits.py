@@ -41,11 +41,6 @@ def named_once(exclude: Sequence[Exclusion]) -> tuple[Exclusion, ...]:
     return tuple(dict.fromkeys(exclude))
 
 
-def passed(exclude: Sequence[Exclusion] | None) -> tuple[Exclusion, ...] | None:
-    """What `reconstruct` leaves unchanged, as it is stored."""
-    return None if exclude is None else named_once(exclude)
-
-
 def in_range(features: Iterable[int], sae_id: str, d_sae: int) -> None:
     """`FeatureOutOfRangeError` for a feature that the SAE of `d_sae` features lacks."""
     for feature in features:

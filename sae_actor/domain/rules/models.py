@@ -6,6 +6,7 @@ from ... import errors
 from .. import events as ev
 from ..commands import LoadModel
 from ..events import Problem
+from ..refs import ModelFacts
 from ..state import ModelState, State
 from ..structs import filled
 from . import attachments
@@ -86,20 +87,20 @@ def _superseded(state: State, why: str) -> list[ev.Payload]:
     return [ev.ModelLoadFailed(request_position=model.request_position, error=error, restored=model.restored)]
 
 
-def model_loaded(report: ev.ModelLoaded, state: State) -> list[ev.Payload]:
+def model_loaded(at: int, facts: ModelFacts, state: State) -> list[ev.Payload]:
     model = state.model
-    if model is None or model.status != "loading" or model.request_position != report.request_position:
+    if model is None or model.status != "loading" or model.request_position != at:
         return []
-    return [ev.ModelLoaded(request_position=report.request_position, model=report.model, restored=model.restored)]
+    return [ev.ModelLoaded(request_position=at, model=facts, restored=model.restored)]
 
 
-def model_failed(report: ev.ModelLoadFailed, state: State) -> list[ev.Payload]:
+def model_failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
     """Without its model nothing that waits for it can be attached."""
     model = state.model
-    if model is None or model.status != "loading" or model.request_position != report.request_position:
+    if model is None or model.status != "loading" or model.request_position != at:
         return []
     without = Problem(code="model_not_loaded", detail="the model could not be loaded")
     return [
-        ev.ModelLoadFailed(request_position=report.request_position, error=report.error, restored=model.restored),
+        ev.ModelLoadFailed(request_position=at, error=error, restored=model.restored),
         *(attachments.failure(a, without) for a in state.attachments if a.status == "attaching"),
     ]

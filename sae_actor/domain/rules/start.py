@@ -10,8 +10,8 @@ from ..messages import Start
 from ..pending import pending
 from ..state import MAX_ATTEMPTS, State
 from ..structs import filled
-from . import attachments
-from .models import missing, model_failed
+from .failures import failed
+from .models import missing
 
 
 def start(message: Start, state: State) -> list[ev.Payload]:
@@ -29,7 +29,8 @@ def start(message: Start, state: State) -> list[ev.Payload]:
         attempt = _attempts(effect, state) + 1
         cut_off.append(filled(ev.EffectInterrupted, effect, effect=effect.name, attempt=attempt))
         if attempt >= MAX_ATTEMPTS:
-            cut_off += _given_up(effect, after)
+            why = f"the process ended {MAX_ATTEMPTS} times during this {effect.name}"
+            cut_off += failed(effect, Problem(code="internal", detail=why), after)
     return [started, *cut_off]
 
 
@@ -41,32 +42,3 @@ def _attempts(effect: Effect, state: State) -> int:
         positions = effect.request_position
         return next((a.attempts for a in state.attachments if positions in (a.request_position, a.detach_position)), 0)
     return next((r.attempts for r in state.saes.values() if r.request_position == effect.request_position), 0)
-
-
-def _given_up(effect: Effect, state: State) -> list[ev.Payload]:
-    """The outcome of an effect that ended the process three times."""
-    error = Problem(code="internal", detail=f"the process ended {MAX_ATTEMPTS} times during this {effect.name}")
-    at = effect.request_position
-    match effect.name:
-        case "load_model":
-            return model_failed(ev.ModelLoadFailed(request_position=at, error=error), state)
-        case "download" | "import":
-            return [ev.DownloadFailed(request_position=at, sae_id=effect.sae_id, error=error)]
-        case "attach":
-            return attachments.attach_failed(
-                ev.AttachFailed(request_position=at, sae_id=effect.sae_id, error=error),
-                state,
-            )
-        case "delete":
-            return [ev.DeleteFailed(request_position=at, sae_id=effect.sae_id, error=error)]
-        case "detach":
-            # The device memory went with the process; there is nothing left to free.
-            attachment = next(a for a in state.attachments if a.detach_position == at)
-            return [
-                ev.SaeDetached(
-                    request_position=at,
-                    attach_position=attachment.request_position,
-                    sae_id=attachment.sae_id,
-                    freed_bytes=0,
-                )
-            ]

@@ -43,7 +43,7 @@ class AttachedSteering(Struct, frozen=True, kw_only=True):
 
 
 class Monitored(Struct, frozen=True, kw_only=True):
-    """What is streamed of an attached SAE while text is generated."""
+    """What is streamed of an attached SAE during generation."""
 
     sae_id: str
     features: tuple[int, ...] | None

@@ -18,8 +18,8 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Running(Struct, frozen=True, kw_only=True):
-    """How the loaded model makes texts: in one batch or in turn, whether `deterministic` can be had, and how many
-    positions of keys and values one text may take."""
+    """How the loaded model runs generations: in one batch or in turn, whether `deterministic` can be had, and how many
+    KV cache positions one generation may take."""
 
     model_id: str
     batching: bool
@@ -51,7 +51,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 
 
 def running_view(state: State) -> Running | None:
-    """How the loaded model makes texts; None where there is none."""
+    """How the loaded model runs generations; None where there is none."""
     facts = None if state.model is None else state.model.facts
     if facts is None:
         return None

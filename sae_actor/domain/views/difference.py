@@ -26,7 +26,7 @@ def difference(before: State, after: State) -> View:
     `{field: {"before", "after"}}`, of fields that differ alone; Entries are `{"added": [fields with their id],
     "removed": [same], "changed": [{"sae_id", "changes", …}]}`. A changed attachment names the edits that were
     `added`, `removed` and `changed` too; an edit's key is (feature, method, positions). Numbers that are measured
-    anew at every start, such as bytes on the device, are no change.
+    anew at every start, such as bytes on the device, are not a change.
     """
     saes = _entries(
         {sae_id: _sae(record) for sae_id, record in before.saes.items()},

@@ -1,4 +1,4 @@
-"""What the log says of one text: the answer of `/api/generations` and of `log explain`."""
+"""What the log says of one generation: the answer of `/api/generations` and of `log explain`."""
 
 from __future__ import annotations
 

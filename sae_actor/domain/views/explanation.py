@@ -1,4 +1,4 @@
-"""What was active for one answer, told from the log alone: the fold behind `log explain` and `/api/generations`."""
+"""What was active for one answer, by the log alone: the fold of `log explain` and `/api/generations`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from .. import events as ev
-from ..events import ERASED, Event
+from ..events import ERASED, Event, payload_of
 from ..refs import ActiveSae, FinishReason, Intervention, canonical_sha256, intervention_sha256
-from ..state import AttachmentState, State
+from ..state import State
 from ..structs import filled
 from ..weights import WeightsFiles, of_record
 from ..words import edit_in_words
@@ -24,18 +24,18 @@ from .explained import (
     GenerationState,
     StopCondition,
 )
-from .provenance import Cited, Provenance, cited, follow, payload_of
+from .provenance import Cited, Provenance, cited, follow
 
 _STATES: dict[FinishReason, GenerationState] = {
     "error": "failed",
     "cancelled": "cancelled",
     "interrupted": "interrupted",
 }
-"""Finish reason → state of a text that did not come to an end of its own; any other is `finished`."""
+"""Finish reason → state of a generation that did not come to an end of its own; any other is `finished`."""
 
 
 class Explaining:
-    """Follows a log and explains the texts that are asked for, each once its end is on record.
+    """Follows a log and explains the generations that are asked for, each once its end is on record.
 
     Feed every event from the first on. `views` are those found so far, by the position at which each began.
     """
@@ -49,9 +49,9 @@ class Explaining:
         limit: int | None = None,
         live: bool = True,
     ) -> None:
-        """Only this text, only those with this tag, only those that began behind `after`, at most so many.
+        """Only this generation, only those with this tag, only those that began after `after`, at most so many.
 
-        live: the service that makes the texts is there; without it, one that has no end on record will get none.
+        live: the service that runs the generations is there; without it, one that has no end on record will get none.
         """
         self.views: dict[int, ExplainedGeneration] = {}
         self._generation_id = generation_id
@@ -63,7 +63,7 @@ class Explaining:
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
         """Asked for, without an end yet."""
         self._erased: dict[int, tuple[Provenance, Event]] = {}
-        """Beginnings whose payload is gone, or cannot be read: which text each was is told by its end alone."""
+        """Beginnings whose payload is gone, or cannot be read: only its end says which generation it was."""
 
     @property
     def complete(self) -> bool:
@@ -74,7 +74,7 @@ class Explaining:
 
     @property
     def erased(self) -> tuple[int, ...]:
-        """Beginnings without a payload that no end has told about."""
+        """Beginnings without a payload that no end names."""
         return tuple(self._erased)
 
     def feed(self, event: Event) -> None:
@@ -116,11 +116,11 @@ def explain(
     *,
     open_state: GenerationState = "running",
 ) -> ExplainedGeneration:
-    """All that the log says of one text.
+    """All that the log says of one generation.
 
-    known: as it was before the text began. started: None where its payload was erased or is of a later version; then
+    known: as it was before. started: None where its payload was erased or is of a later version; then
     `intervention` is what was in force for whoever asked for nothing else, and `digest.agrees` whether it was that.
-    open_state: `state` of a text without an end on record.
+    open_state: `state` of a generation without an end on record.
     """
     state = known.state
     if started is not None:
@@ -132,6 +132,7 @@ def explain(
         recomputed = intervention_sha256(intervention)
     brought = started is not None and started.own_steering
     receipt = None if finished is None else finished.receipt
+    stop = None if started is None else started.stop_when
     return filled(
         ExplainedGeneration,
         started,
@@ -154,7 +155,7 @@ def explain(
             state_agrees=_state_agrees(started, intervention, state),
         ),
         watched=tuple(sae.sae_id for sae in started.watched) if started else (),
-        stop_when=_stop_when(started),
+        stop_when=filled(StopCondition, stop, sae_id=stop.sae.sae_id) if stop else None,
         edited=finished.edited if finished else (),
         excluded=finished.excluded if finished else (),
         salt=(finished.salt if finished else None) or None,
@@ -220,7 +221,7 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         dtype=attachment.dtype if attachment else None,
         steering=tuple(filled(ExplainedEdit, edit, words=edit_in_words(edit)) for edit in sae.steering),
         steering_from="request" if brought else "server",
-        steering_enabled=_enabled(attachment, brought=brought),
+        steering_enabled=True if brought else attachment and attachment.enabled,
         since=tuple(each for each in since if each is not None),
     )
 
@@ -235,16 +236,3 @@ def _new(steered: Cited | None, known: Provenance, sae: ActiveSae) -> Iterable[C
     """The event that set the steering, unless it is one of the attachment's own."""
     if steered is not None and steered not in known.attached.get(sae.attach_position, ()):
         yield steered
-
-
-def _enabled(attachment: AttachmentState | None, *, brought: bool) -> bool | None:
-    if brought:
-        return True
-    return None if attachment is None else attachment.enabled
-
-
-def _stop_when(started: ev.GenerationStarted | None) -> StopCondition | None:
-    stop = started.stop_when if started else None
-    if stop is None:
-        return None
-    return filled(StopCondition, stop, sae_id=stop.sae.sae_id)

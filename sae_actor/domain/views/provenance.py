@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from msgspec import MsgspecError, Struct
+from msgspec import Struct
 from msgspec.structs import replace
 
 from .. import events as ev
-from ..events import Event
+from ..events import Event, payload_of
 from ..evolve import evolve
 from ..state import EMPTY, State
 
@@ -88,10 +88,3 @@ def _without_what_left(known: Provenance) -> Provenance:
 
 def _only(mapping: Mapping[Any, Any], keys: set[Any]) -> dict[Any, Any]:
     return {key: value for key, value in mapping.items() if key in keys}
-
-
-def payload_of(event: Event) -> ev.Payload | None:
-    try:
-        return event.payload()
-    except (MsgspecError, UnicodeDecodeError, RecursionError):
-        return None

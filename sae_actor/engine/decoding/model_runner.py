@@ -204,14 +204,22 @@ def _own(kept: KVCache) -> _Own:
 
 def _nbytes(cache: Any) -> int:
     """Of the keys, values and states in a cache of transformers."""
-    return sum(tensor.nbytes for layer in cache.layers for tensor in _held(vars(layer).values()))
+    return sum(tensor.nbytes for tensors in parts_of_cache(cache) for tensor in tensors)
 
 
 def _size(cache: Any, positions: int) -> CacheSize:
     """What one generation takes, from the cache of one of that many positions."""
-    growing = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
-    grown = sum(tensor.nbytes for tensor in growing if tensor is not None)
-    return CacheSize(grown // positions, _nbytes(cache) - grown)
+    growing, fixed = (sum(tensor.nbytes for tensor in tensors) for tensors in parts_of_cache(cache))
+    return CacheSize(growing // positions, fixed)
+
+
+def parts_of_cache(cache: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The keys and values in a cache of transformers, and the states that do not grow with the text."""
+    growing, fixed = list[Tensor](), list[Tensor]()
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            (growing if name in ("keys", "values") else fixed).extend(_held([value]))
+    return growing, fixed
 
 
 def _held(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ raises it after the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -150,7 +150,7 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
                         handles.callback(hook.install(looking.see(hook)).remove)
                 for hook, parts in readers.items():
                     if hook.comes_first is first:
-                        handles.callback(hook.install(_Read(parts, hook)).remove)
+                        handles.callback(hook.install(_keeping(parts, hook)).remove)
                 for joint in written:
                     if joint.hook.comes_first is first:
                         handles.callback(joint.hook.install(joint.edit).remove)
@@ -165,14 +165,12 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
                 part.read = None
 
 
-class _Read:
+def _keeping(parts: Sequence[tuple[SaeIntervention, slice]], hook: Hook) -> Callable[[Tensor], None]:
     """Keeps the rows of what arrives for the SAEs that write elsewhere."""
 
-    def __init__(self, parts: Sequence[tuple[SaeIntervention, slice]], hook: Hook) -> None:
-        self._parts = parts
-        self._hook = hook
+    def seen(x: Tensor) -> None:
+        read = hook.seen(x.clone() if hook.in_place else x).reshape(-1, x.shape[-1])
+        for part, rows in parts:
+            part.read = read[rows]
 
-    def __call__(self, x: Tensor) -> None:
-        seen = self._hook.seen(x.clone() if self._hook.in_place else x).reshape(-1, x.shape[-1])
-        for part, rows in self._parts:
-            part.read = seen[rows]
+    return seen

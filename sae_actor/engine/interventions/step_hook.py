@@ -6,7 +6,7 @@ tried on its own, so that only the one at fault ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -116,7 +116,8 @@ class StepHook:
             n += entry.size
         if not chosen:
             return None
-        index = None if n == len(rows) and _in_order(chosen) else _index(chosen, rows.device)
+        in_order = n == len(rows) and all(entry.row == at for entry, at in chosen)
+        index = None if in_order else _numbers(((entry.row, entry.size) for entry, _ in chosen), rows.device)
         hooked = rows if index is None else rows[index]  # [n, width]
         x = self.hook.seen(hooked)
         arrived = x.clone() if self.hook.in_place and index is None else x
@@ -156,7 +157,8 @@ class StepHook:
     def _change(self, group: list[SaeRows], x: Tensor, sinks: Tensor) -> _Change:
         """The SAE's result for the group's rows of x [n, width], with the sinks [n] marked."""
         self._computing = first = group[0].part
-        mine = None if sum(each.entry.size for each in group) == len(x) else _rows_of(group, x.device)
+        here = [(each.at, each.entry.size) for each in group]
+        mine = None if sum(size for _, size in here) == len(x) else _numbers(here, x.device)
         own, own_sinks = (x, sinks) if mine is None else (x[mine], sinks[mine])
         steering, covered, without, left_out, starts = self.joins.of(group)
         device = x.device
@@ -283,18 +285,9 @@ def _told(x: Tensor, new: Tensor, put: Tensor, *, norms: Tensor, changes: Sequen
     return torch.stack([row.float() for row in rows])
 
 
-def _in_order(chosen: Sequence[tuple[SiteRows, int]]) -> bool:
-    return all(entry.row == at for entry, at in chosen)
-
-
-def _index(chosen: Sequence[tuple[SiteRows, int]], device: torch.device) -> Tensor:
-    """[n]: the rows of these generations in the step."""
-    rows = [row for entry, _ in chosen for row in range(entry.row, entry.row + entry.size)]
-    return torch.tensor(rows, dtype=torch.long, device=device)
-
-
-def _rows_of(group: Sequence[SaeRows], device: torch.device) -> Tensor:
-    rows = [row for each in group for row in range(each.at, each.at + each.entry.size)]
+def _numbers(ranges: Iterable[tuple[int, int]], device: torch.device) -> Tensor:
+    """[n]: all rows of these ranges, each the first and how many."""
+    rows = [row for first, size in ranges for row in range(first, first + size)]
     return torch.tensor(rows, dtype=torch.long, device=device)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from msgspec import structs
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging as transformers_logging
 
 from ...domain.effects import LoadModelEffect
@@ -21,7 +20,7 @@ from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
 from ...models.files import read_config
 from ...models.quantization import Quantization, quantization_of
-from ...ports import Progress
+from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
@@ -73,7 +72,7 @@ class LoadedModel:
         return torch.float16 if into_matrix and self.facts.quantization == "int8" else dtype
 
 
-def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     """Load a model on the CPU. Blocks: for a worker thread.
 
     Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`, `DiskFullError`; `LoadCancelled` at the next
@@ -90,13 +89,13 @@ def load_model(effect: LoadModelEffect, progress: Progress, cancelled: threading
     raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
 
 
-def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Event) -> LoadedModel:
+def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     device = device_of(effect.device)
 
     def stage(name: str) -> None:
         if cancelled.is_set():
             raise LoadCancelled
-        progress("model_progress", {"model": effect.model, "stage": name})
+        progress(Progress(kind="load", subject=effect.model, phase=name))
 
     stage("finding")
     files = find_model(effect.model, effect.revision)
@@ -108,13 +107,13 @@ def _load(effect: LoadModelEffect, progress: Progress, cancelled: threading.Even
     tokenizer("a")
     around = _around(tokenizer)
     quantised = quantization_of(read_config(files.folder), effect.quantization, cuda=device.type == "cuda")
-    network = _network(files, _dtype_of(effect.dtype, device), quantised, device)
+    network = _network(files, dtype_of(effect.dtype, device), quantised, device)
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
     end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
     vocabulary = network.get_input_embeddings().weight.shape[0]
-    context_length = _context_length(network.config, tokenizer)
+    context_length = context_length_of(network.config)
     reasoning = reasoning_of(tokenizer, architecture.model_type)
     return LoadedModel(
         position=effect.request_position,
@@ -170,12 +169,12 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(whole[:at]), tuple(whole[at + len(bare) :])
 
 
-def _context_length(config: Any, tokenizer: Any) -> int:
-    """Positions that the model knows; of one whose positions are relative, what it or its tokenizer was made for."""
+def context_length_of(config: Any) -> int:
+    """Positions that the model knows, or was made for; `ModelLoadError` if its settings do not say."""
     told = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
-    length = next((each for each in told if each), tokenizer.model_max_length)
-    if length >= VERY_LARGE_INTEGER:  # what transformers says of a tokenizer without one
-        raise ModelLoadError("neither the model's settings nor its tokenizer's say how long a text may be")
+    length = next((each for each in told if each), None)
+    if length is None:
+        raise ModelLoadError("the model's settings do not say how long a text may be (max_position_embeddings)")
     return int(length)
 
 
@@ -231,7 +230,7 @@ def device_of(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
+def dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
     if wanted == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     dtype: torch.dtype = getattr(torch, wanted)

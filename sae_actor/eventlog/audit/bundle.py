@@ -25,7 +25,7 @@ from ...ports import Head
 from ...ports.durability import fsync_path
 from ..chain import Row, Walk, as_read
 from ..checkpoint import Checkpoint
-from ..inspection import Findings, inspect, missing_log, reading
+from ..inspection import Findings, damage, inspect, missing_log, reading
 from ..lock import NAME as LOCK_NAME
 from ..lock import FolderLock, make_folder
 from ..new_database import NewDatabase
@@ -42,11 +42,8 @@ async def export_bundle(folder: Path, to: Path) -> Head:
     The log is verified first. Raises `BadRequestError` if `to` exists, `LogUnusableError` if it cannot be made, and
     the errors of `inspect`.
     """
-    lock = await FolderLock.acquire(folder, shared=True)
-    try:
+    with contextlib.closing(await FolderLock.acquire(folder, shared=True)):
         return await asyncio.to_thread(_export, folder, to)
-    finally:
-        lock.release()
 
 
 async def import_bundle(bundle: Path, folder: Path) -> Head:
@@ -58,11 +55,8 @@ async def import_bundle(bundle: Path, folder: Path) -> Head:
     if not await asyncio.to_thread((folder / LOCK_NAME).exists):  # what is refused makes none
         await asyncio.to_thread(_check, bundle)
     await asyncio.to_thread(make_folder, folder)
-    lock = await FolderLock.acquire(folder, shared=False)
-    try:
+    with contextlib.closing(await FolderLock.acquire(folder, shared=False)):
         return await asyncio.to_thread(_import, bundle, folder)
-    finally:
-        lock.release()
 
 
 def _export(folder: Path, to: Path) -> Head:
@@ -134,7 +128,9 @@ def _import(bundle: Path, folder: Path) -> Head:
     if not missing_log(folder):
         raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
-        with _opened(bundle) as (about, batches), NewDatabase(folder, about.log_id, about.created) as database:
+        with contextlib.ExitStack() as stack:
+            about, batches = stack.enter_context(_opened(bundle))
+            database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
             database.publish()
@@ -175,18 +171,18 @@ def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
         try:
             yield about, _verified(lines, walk, head)
         except tarfile.TarError as error:
-            raise _damage(walk, walk.position + 1, f"{bundle} cannot be read further: {error}") from None
+            raise damage(walk, walk.position + 1, f"{bundle} cannot be read further: {error}") from None
 
 
 def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[Row]]:
     for rows in _batches(lines, walk):
         if not walk.feed(map(as_read, rows)):
-            raise _damage(walk, walk.position + 1, walk.bad or "")
+            raise damage(walk, walk.position + 1, walk.bad or "")
         yield rows
     if (bare := walk.unexplained()) is not None:
-        raise _damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
+        raise damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
     if walk.head != said:
-        raise _damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
+        raise damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
 
 
 def _batches(lines: Iterable[bytes], walk: Walk) -> Iterator[list[Row]]:
@@ -196,7 +192,7 @@ def _batches(lines: Iterable[bytes], walk: Walk) -> Iterator[list[Row]]:
             rows.append(_row(line))
         except (ValueError, TypeError, RecursionError) as error:
             walk.feed(map(as_read, rows))
-            raise _damage(walk, walk.position + 1, walk.bad or f"the line cannot be read: {error}") from None
+            raise damage(walk, walk.position + 1, walk.bad or f"the line cannot be read: {error}") from None
         if len(rows) == _BATCH:
             yield rows
             rows = []
@@ -209,10 +205,6 @@ def _row(line: bytes) -> Row:
     erased = fields["salt"] is None and data == ERASED
     fields["salt"] = None if erased else bytes.fromhex(fields["salt"])
     return Row(**fields, data=None if erased else data)
-
-
-def _damage(walk: Walk, first_bad: int, what: str) -> LogDamagedError:
-    return LogDamagedError(f"event {first_bad}: {what}", first_bad=first_bad, events=walk.position, head=walk.head)
 
 
 @contextlib.contextmanager

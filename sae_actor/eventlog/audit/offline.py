@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -26,17 +27,15 @@ async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verificatio
     heads: witnessed heads that the log must contain. Raises `LogHeldError` while a service runs, `LogUnusableError`
     without a log of this version.
     """
-    lock = await FolderLock.acquire(folder, shared=True)
     try:
-        findings = await asyncio.to_thread(inspect, folder, thorough=True, heads=heads)
+        with contextlib.closing(await FolderLock.acquire(folder, shared=True)):
+            findings = await asyncio.to_thread(inspect, folder, thorough=True, heads=heads)
     except LogDamagedError as error:
         head = error.fields.get("head") or Head(0, "")
         events = error.fields.get("events", 0)
         return Verification(
             ok=False, events=events, head=head, first_bad=error.fields.get("first_bad"), detail=error.detail
         )
-    finally:
-        lock.release()
     unproven = not findings.witnessed and not heads
     return Verification(
         ok=True,
@@ -81,7 +80,7 @@ async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = 
     except READ_ERRORS as error:
         raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
     finally:
-        lock.release()
+        lock.close()
 
 
 def _connection(folder: Path) -> sqlite3.Connection:

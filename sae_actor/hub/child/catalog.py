@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 from huggingface_hub import hf_hub_url
 
 from ...errors import SAEError
-from ...ports import CatalogEntry
-from ..protocol import CatalogJob, Listed, Working
+from ...ports import CatalogEntry, OnProgress
+from ..protocol import CatalogJob, Listed
 from ..selection import Found, find
 from .meter import Meter
 from .remote import RemoteFile, RemoteHub, TransientError
@@ -33,9 +33,9 @@ _WIDTHS_SAE = ("d_sae", "num_latents", "dict_size", "d_hidden", "width")
 _HOOKS = ("hook_name", "hook_point", "hook_point_in", "hf_hook_point_in", "act_name", "submodule_name")
 
 
-def listing(job: CatalogJob, send: Callable[[Working], None]) -> Listed:
+def listing(job: CatalogJob, send: OnProgress) -> Listed:
     """All SAEs of the repository, ordered by path."""
-    meter = Meter(send)
+    meter = Meter(send, "catalog", job.repository_id)
     hub = RemoteHub(job.patience, job.download_hosts)
     meter.phase("resolving")
     commit = retried(partial(hub.commit, job.repository_id, job.revision), job.patience, meter)

@@ -6,7 +6,7 @@ Nothing is linked into a snapshot before every file is verified, and what `descr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from posixpath import basename, dirname, join, relpath
@@ -20,12 +20,13 @@ from ...errors import DiskFullError, RepositoryNotFoundError, SAEDownloadError, 
 from ...formats import check_values, describe, weight_files
 from ...formats.file_names import PICKLES
 from ...formats.files import SaeFiles
+from ...ports import OnProgress
 from .. import claims as claimed
 from .. import conversion
 from ..claims import Claim, ClaimedFile, Claims
 from ..digests import Stamp
 from ..layout import DIGEST, Repository, blobs_bytes, link_blob, refuse_full, write_durably
-from ..protocol import Done, DownloadJob, Placed, Working
+from ..protocol import Done, DownloadJob, Placed
 from ..removal import withdraw
 from ..selection import choose, settings_names, target
 from .meter import Meter
@@ -36,11 +37,11 @@ from .transfer import Transfer, retried
 class Fetch:
     """One download job; `send` takes the progress."""
 
-    def __init__(self, job: DownloadJob, send: Callable[[Working], None]) -> None:
+    def __init__(self, job: DownloadJob, send: OnProgress) -> None:
         self._job = job
         self._root = Path(job.root)
         self._repository = Repository.of(self._root, job.repository_id)
-        self._meter = Meter(send)
+        self._meter = Meter(send, "download", job.sae_id)
         self._hub = RemoteHub(job.patience, job.download_hosts)
         self._transfer = Transfer(self._hub, self._repository, job.patience, self._meter)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from typing import Any, Literal
 
-from ..protocol import Working
+from msgspec.structs import replace
+
+from ...ports import OnProgress, Progress
 
 INTERVAL = 0.25
 _WINDOW_SECONDS = 5.0
@@ -15,8 +17,9 @@ _WINDOW_SECONDS = 5.0
 class Meter:
     """Progress of one download. `send` takes the messages; `total` is set when the files are known."""
 
-    def __init__(self, send: Callable[[Working], None]) -> None:
+    def __init__(self, send: OnProgress, kind: Literal["download", "catalog", "fetch"], subject: str) -> None:
         self._send = send
+        self._what = Progress(kind=kind, subject=subject, phase="resolving")
         self._said = float("-inf")
         self._phase = "resolving"
         self._done = 0
@@ -48,21 +51,12 @@ class Meter:
         self._say()
 
     def wait(self, seconds: float, reason: str) -> None:
-        """Sleep, telling every second that this is a wait."""
+        """Sleep, and report every second that this is a wait."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if time.monotonic() - self._said >= INTERVAL:
                 self._said = time.monotonic()
-                self._send(
-                    Working(
-                        phase="waiting",
-                        bytes=self._done + self._current,
-                        total=self.total,
-                        seconds_left=round(left, 3),
-                        file=self._file,
-                        reason=reason,
-                    )
-                )
+                self._tell(phase="waiting", seconds_left=round(left, 3), reason=reason)
             time.sleep(min(left, 1.0))
 
     def _say(self) -> None:
@@ -75,15 +69,11 @@ class Meter:
             self._recent.popleft()
         then, before = self._recent[0]
         rate = (self.received - before) / (now - then) if now > then else 0.0
+        left = None
+        if self._phase == "body" and rate > 0:
+            left = round((self.total - self._done - self._current) / rate, 1)
+        self._tell(phase=self._phase, rate=round(rate, 1), seconds_left=left)
+
+    def _tell(self, **now: Any) -> None:
         there = self._done + self._current
-        left = (self.total - there) / rate if self._phase == "body" and rate > 0 else None
-        self._send(
-            Working(
-                phase=self._phase,
-                bytes=there,
-                total=self.total,
-                rate=round(rate, 1),
-                seconds_left=None if left is None else round(left, 1),
-                file=self._file,
-            )
-        )
+        self._send(replace(self._what, done=there, total=self.total, file=self._file, **now))

@@ -7,7 +7,7 @@ nothing in that cache is ever removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from huggingface_hub import constants
 
 from ...errors import ModelLoadError, ModelNotFoundError
 from ...models.files import CONFIG, is_complete, is_small, refuse_pointers, weight_names
+from ...ports import OnProgress
 from ..layout import Repository, link_blob, refuse_full, write_durably
-from ..protocol import Fetched, ModelJob, Working
+from ..protocol import Fetched, ModelJob
 from .meter import Meter
 from .remote import RemoteFile, RemoteHub
 from .transfer import Transfer, retried
@@ -25,10 +26,10 @@ from .transfer import Transfer, retried
 class ModelFetch:
     """One model job; `send` takes the progress."""
 
-    def __init__(self, job: ModelJob, send: Callable[[Working], None]) -> None:
+    def __init__(self, job: ModelJob, send: OnProgress) -> None:
         self._job = job
         self._repository = Repository.of(Path(constants.HF_HUB_CACHE), job.model)
-        self._meter = Meter(send)
+        self._meter = Meter(send, "fetch", job.model)
 
     def run(self) -> Fetched:
         """Every error is an `SAEError`, or an OSError of the disk. Without the network if possible."""
@@ -46,6 +47,8 @@ class ModelFetch:
         transfer = Transfer(hub, self._repository, job.patience, self._meter)
         small = [file for name, file in sorted(by_name.items()) if is_small(name)]
         self._bring(transfer, commit, small)
+        if not job.weights:
+            return Fetched(commit=commit)
         names = weight_names(self._repository.snapshot(commit))
         if any(name not in by_name for name in names):
             raise ModelLoadError(f"{job.model} has no weights as safetensors; other kinds are not read")
@@ -56,9 +59,13 @@ class ModelFetch:
         return Fetched(commit=commit)
 
     def _on_disk(self) -> str | None:
-        """The commit of the revision, if the model is complete at it."""
+        """The commit of the revision, if all that is wanted of the model is there."""
         commit = self._repository.commit_of(self._job.revision)
-        return commit if commit and is_complete(self._repository.snapshot(commit)) else None
+        if commit is None:
+            return None
+        snapshot = self._repository.snapshot(commit)
+        there = is_complete(snapshot) if self._job.weights else (snapshot / CONFIG).is_file()
+        return commit if there else None
 
     def _bring(self, transfer: Transfer, commit: str, files: Sequence[RemoteFile]) -> None:
         """Fetch and verify each file, and let the snapshot lead to it."""

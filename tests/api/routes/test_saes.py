@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sae_actor.domain.events import envelope
 from sae_actor.domain.refs import import_id_of, sae_id_of
 from tests.fakes.hub import description
 
@@ -275,3 +276,43 @@ async def test_detach_does_not_wait_behind_a_download(service: Running) -> None:
     detached = await asyncio.wait_for(service.client.post(f"/api/saes/{sae_id}/detach"), 1)
     assert detached.status_code == 200
     gate.set()
+
+
+async def test_an_answer_is_made_of_the_events_that_were_just_appended(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event is read from the log again, none is decoded again."""
+    sae_id = await service.ready(attach=False)
+    edits = {"features": [{"feature": 1, "strength": 2}]}
+    way = f"/api/saes/{sae_id}"
+    wait = {"prefer": "wait=10"}
+    with monkeypatch.context() as patched:
+        patched.setattr(service.log, "of_command", None)
+        patched.setattr(service.log, "read", None)
+        patched.setattr(envelope, "_DECODERS", {})
+        attached = await service.client.post(f"{way}/attach", json={})
+        moved = await service.client.post(f"{way}/attach", json={"layer": 2, "replace": True})
+        steered = await service.client.put(f"{way}/steering", json=edits)
+        sent = await service.client.post(
+            "/api/commands", json={"type": "Steer", "sae_id": sae_id, **edits}, headers=wait
+        )
+        detached = await service.client.post(f"{way}/detach")
+        body = {"repository_id": REPOSITORY, "path": "layer.2"}
+        downloaded = await service.client.post("/api/saes/download", json=body, headers=wait)
+        deleted = await service.client.delete(way)
+    assert (attached.json()["layer"], moved.json()["layer"]) == (1, 2)
+    assert moved.json()["warnings"] != []
+    assert steered.json()["features"][0]["strength"] == 2.0
+    assert [event["type"] for event in sent.json()["events"]] == ["SteeringChanged"]
+    assert [event["type"] for event in downloaded.json()["events"]] == ["DownloadRequested", "DownloadCompleted"]
+    assert (detached.json()["status"], deleted.json()["status"]) == ("detached", "deleted")
+    assert deleted.json()["position"] == service.actor.state.position
+
+
+async def test_a_moved_sae_is_answered_with_all_events_of_its_command(service: Running) -> None:
+    sae_id = await service.ready()
+    asked = {"type": "Attach", "sae_id": sae_id, "layer": 2, "replace": True}
+    answer = await service.client.post("/api/commands", json=asked, headers={"prefer": "wait=10"})
+    later = await service.client.get(f"/api/commands/{answer.json()['command_id']}")
+    assert [event["type"] for event in answer.json()["events"]] == ["AttachRequested", "SaeDetached", "SaeAttached"]
+    assert answer.json() == later.json()

@@ -60,11 +60,6 @@ def test_attach_that_fails_leaves_nothing() -> None:
     story.when(attach_done(6)).nothing_happens()
 
 
-def test_the_report_cannot_move_what_was_asked_for() -> None:
-    story = given(*READY, attaching()).when(attach_done(6, layer=3))
-    assert story.attachment().hook_point.layer == 1
-
-
 # — preconditions —
 
 

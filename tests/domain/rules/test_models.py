@@ -8,6 +8,7 @@ from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, Detach, LoadModel, UnloadModel
 from sae_actor.domain.events import Problem
 from sae_actor.domain.pending import residents
+from sae_actor.domain.reports import EffectDone
 from tests.domain.dsl import (
     BROKEN,
     MODEL,
@@ -121,7 +122,8 @@ def test_a_second_report_changes_nothing() -> None:
     story = given(STARTED, loaded())
     story.when(ev.ModelLoaded(request_position=2, model=facts(num_layers=99))).nothing_happens()
     story.when(ev.ModelLoadFailed(request_position=2, error=BROKEN)).nothing_happens()
-    given(STARTED).when(ev.ModelLoaded(request_position=2, model=facts())).nothing_happens()
+    (effect,) = given(STARTED, loading()).pending
+    given(STARTED).when(EffectDone(effect, facts())).nothing_happens()
 
 
 def test_a_lost_device_is_put_on_record() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, Detach, Steer
 from sae_actor.domain.effects import DetachEffect
 from sae_actor.domain.events import Problem
 from sae_actor.domain.pending import residents
+from sae_actor.domain.reports import EffectDone
 from tests.domain.dsl import (
     BROKEN,
     DIED,
@@ -177,11 +179,12 @@ def test_detach_while_it_is_brought_back() -> None:
     story.owes(("load_model", 2), ("detach", 14))
 
 
-def test_a_detach_report_for_another_attachment_is_late() -> None:
+def test_a_detach_report_of_another_request_is_late() -> None:
     story = given(*STEERED).when(Detach(sae_id=A))
-    story.when(detached(13, 5)).nothing_happens()
-    story.when(detached(12, 6)).nothing_happens()
-    given(*STEERED).when(detached(6, 6)).nothing_happens()
+    (effect,) = story.pending
+    story.when(EffectDone(replace(effect, request_position=12), 1)).nothing_happens()
+    given(*STEERED).when(EffectDone(effect, 1)).nothing_happens()
+    story.when(EffectDone(effect, 1)).then_types(ev.SaeDetached)
 
 
 # — what is lost —

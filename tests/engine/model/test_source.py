@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from sae_actor.engine.model.loading import LoadedModel, load_model
 from sae_actor.errors import ModelLoadError, ModelNotFoundError, SAEError
 from sae_actor.hub import HuggingFaceHub
-from sae_actor.ports import Progress
+from sae_actor.ports import OnProgress, Progress
 from tests.engine.asking import load, no_progress
 from tests.engine.damage import loaded, pickle_weights, set_in_config
 from tests.fakes.hub_server import HubServer
@@ -48,7 +48,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def fetch(hub: HubServer, tmp_path: Path) -> Fetch:
     """What `LazyEngine` does before each load: the hub's own process brings the files."""
 
-    async def fetched(model: str, revision: str = "main", progress: Progress = no_progress) -> LoadedModel:
+    async def fetched(model: str, revision: str = "main", progress: OnProgress = no_progress) -> LoadedModel:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),
@@ -84,14 +84,14 @@ async def test_a_model_of_the_hub_is_fetched_once(hub: HubServer, fetch: Fetch, 
         "README.md": b"",
     }
     commit = hub.publish(HUB_ID, {**files_of(tiny_llama), **extra})
-    seen: list[dict[str, Any]] = []
-    model = await fetch(HUB_ID, progress=lambda _, data: seen.append(data))
+    seen: list[Progress] = []
+    model = await fetch(HUB_ID, progress=seen.append)
     assert model.facts.commit == commit
     assert model.facts.environment["model_commit"] == commit
     assert set(model.facts.environment["model_files"]) == set(files_of(tiny_llama))
     assert not [each for each in hub.asked("get", "store") if "consolidated" in each.target or ".bin" in each.target]
-    assert [data["stage"] for data in seen if data["stage"] != "fetching"] == ["finding", "checking", "loading"]
-    assert "fetching" in {data["stage"] for data in seen}
+    assert [each.phase for each in seen if each.kind == "load"] == ["finding", "checking", "loading"]
+    assert "fetch" in {each.kind for each in seen}
     assert hub.sent("store") >= weights_of(tiny_llama)
 
     asked = len(hub.asked("info", "tree", "head", "get", "store"))
@@ -197,8 +197,8 @@ async def test_a_cancelled_download_ends(hub: HubServer, fetch: Fetch, tiny_llam
     hub.publish(HUB_ID, files_of(tiny_llama))
     hub.fault("store", rate=50_000)
 
-    def cancel_at_the_weights(_: str, data: dict[str, Any]) -> None:
-        if data.get("bytes", 0) > 10_000:
+    def cancel_at_the_weights(progress: Progress) -> None:
+        if progress.done > 10_000:
             fetching.cancel()
 
     fetching = asyncio.ensure_future(fetch(HUB_ID, progress=cancel_at_the_weights))
@@ -212,5 +212,5 @@ def test_a_folder_with_a_git_lfs_pointer(tiny_llama: Path, tmp_path: Path, name:
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     (folder / name).write_bytes(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n".encode())
     with pytest.raises(ModelLoadError, match=f"^{name} of the model is a git-lfs pointer, .*`git lfs pull`") as refused:
-        load_model(load(str(folder)), lambda _, __: None, threading.Event())
+        load_model(load(str(folder)), lambda _: None, threading.Event())
     assert refused.value.fields["check"] == "lfs_pointer"

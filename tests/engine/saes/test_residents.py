@@ -16,8 +16,9 @@ import torch
 from msgspec import structs
 from safetensors.torch import load_file, save_file
 
-from sae_actor.domain.effects import Residents, SaeLocation
+from sae_actor.domain.effects import Residents
 from sae_actor.domain.refs import Edit, HookPoint, SaeFile
+from sae_actor.domain.state import SaeLocation
 from sae_actor.engine import TorchEngine
 from sae_actor.engine import engine as engine_module
 from sae_actor.engine.saes import residents

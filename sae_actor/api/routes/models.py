@@ -1,0 +1,116 @@
+"""`/api/models`: models that are not loaded yet."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from ...config.admissible import admissible
+from ...domain.commands import LoadModel
+from ...domain.rules import attachments
+from ...domain.views.fields import Bytes
+from ...errors import BadRequestError
+from ...ports import ModelSize
+from ..answers import answer, state_of
+from ..context import context, device
+from ..openapi.json_schema import REVISION
+from ..operations import Query, operation
+from ..streaming import heard
+from ..types import Answer, AnyRequest
+
+CONTEXT = 2048
+"""Positions of the text whose keys and values are counted as needed; fewer if the model knows fewer."""
+
+
+class Assumed(Struct, frozen=True, kw_only=True):
+    """What the numbers hold for."""
+
+    model_type: str
+    dtype: str
+    device: str
+    context: int
+    """Positions of one text, whose keys and values are part of `needed_bytes`."""
+    state_bytes: Bytes
+    """Of one text of linear attention, however long; part of `needed_bytes`."""
+
+
+class Fit(Struct, frozen=True, kw_only=True):
+    """What a model takes, and whether there is room: the loaded model and its SAEs leave before another one comes."""
+
+    model: str
+    weights_bytes: Bytes
+    kv_bytes_per_token: Bytes
+    sae_bytes: Bytes
+    needed_bytes: Bytes
+    free_bytes: Bytes | None
+    """None: the system does not say."""
+    fits: bool | None
+    max_context: int
+    """Positions that one text can have next to model and SAE, in the memory that the settings leave for the cache."""
+    assumes: Assumed
+
+
+@operation("GET", "/api/models/fit",
+           "What a model would take of this machine's memory, and an SAE next to it: from the model's settings, before "
+           "its weights are fetched",
+           query=(Query("model", {"type": "string", "minLength": 1, "maxLength": 4096}, "hub id or local path",
+                        required=True),
+                  Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit of a hub's model"),
+                  Query("sae_id", {"type": "string"}, "an SAE on disk, held in float32"),
+                  Query("dtype", {"type": "string", "default": "auto"},
+                        "type of the weights in memory: auto, float32, float16 or bfloat16"),
+                  Query("device", {"type": "string", "default": "auto"}, "auto, cpu, cuda or cuda:N")),
+           returns=Fit,
+           errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
+           tag="model")  # fmt: skip
+async def get_fit(request: AnyRequest) -> Answer:
+    asked = _asked(request)
+    sae_id = request.query_params.get("sae_id")
+    beside = 0
+    if sae_id is not None:
+        record = attachments.known(state_of(request), sae_id)
+        beside = attachments.described(record).memory_bytes("float32")
+    engine = device(request)
+    async with heard(request), context(request).looks.taken():
+        size = await engine.model_size(asked.model, asked.revision, asked.dtype, asked.device, beside)
+    return answer(request, _fit(size, beside))
+
+
+def _asked(request: AnyRequest) -> LoadModel:
+    """The query as the command that it is about. `BadRequestError`."""
+    names = ("model", "revision", "dtype", "device")
+    given = {name: request.query_params[name] for name in names if name in request.query_params}
+    if "model" not in given:
+        raise BadRequestError("model is missing", param="model")
+    fields = {field.name: field for field in msgspec.structs.fields(LoadModel)}
+    for name, value in given.items():
+        try:
+            msgspec.convert(value, fields[name].type)
+        except msgspec.ValidationError:
+            raise BadRequestError(f"{name} must be {admissible(fields[name].type)}", param=name) from None
+    try:
+        return LoadModel(**given)
+    except ValueError as error:
+        raise BadRequestError(str(error)) from None
+
+
+def _fit(size: ModelSize, beside: int) -> Fit:
+    context = min(size.context_length, CONTEXT)
+    needed = size.weights_bytes + beside + size.state_bytes + size.kv_bytes_per_token * context
+    return Fit(
+        model=size.model,
+        weights_bytes=size.weights_bytes,
+        kv_bytes_per_token=size.kv_bytes_per_token,
+        sae_bytes=beside,
+        needed_bytes=needed,
+        free_bytes=size.free_bytes,
+        fits=None if size.free_bytes is None else needed <= size.free_bytes,
+        max_context=size.max_context,
+        assumes=Assumed(
+            model_type=size.model_type,
+            dtype=size.dtype,
+            device=size.device,
+            context=context,
+            state_bytes=size.state_bytes,
+        ),
+    )

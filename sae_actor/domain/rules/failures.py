@@ -1,0 +1,24 @@
+"""What follows when an effect does not work out, or is given up."""
+
+from __future__ import annotations
+
+from .. import events as ev
+from ..effects import AttachEffect, DetachEffect, Effect, LoadModelEffect
+from ..events import Problem
+from ..state import State
+from . import attachments, downloads
+from .models import model_failed
+
+
+def failed(effect: Effect, error: Problem, state: State) -> list[ev.Payload]:
+    at = effect.request_position
+    match effect:
+        case LoadModelEffect():
+            return model_failed(at, error, state)
+        case AttachEffect():
+            return attachments.attach_failed(at, error, state)
+        case DetachEffect():
+            # Out of reach for requests either way; what could not be freed goes with the process.
+            return attachments.detached(at, 0, state)
+        case _:
+            return downloads.failed(at, error, state)
