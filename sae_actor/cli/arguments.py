@@ -95,6 +95,7 @@ def _add_resources(commands: _Commands) -> None:
     fit.add_argument("sae", nargs="?", metavar="SAE", help="an sae_id that is attached to it (any unique prefix works)")
     fit.add_argument("--revision", metavar="R", default="main")
     fit.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    fit.add_argument("--quantization", choices=("int8", "nf4"), help="how bitsandbytes is to quantise the weights")
     download = _client(commands, "download", "fetch one SAE from the hub and wait for it")
     download.add_argument("repository", metavar="REPO")
     download.add_argument("--path", metavar="P", help="folder or file of the SAE inside the repository")

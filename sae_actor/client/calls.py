@@ -138,9 +138,16 @@ class Client:
         said = {} if quantization is None else {"quantization": quantization}
         return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device, **said)
 
-    def fit(self, model: str, sae_id: str | None = None, revision: str = "main", dtype: str = "auto") -> Answer:
+    def fit(
+        self,
+        model: str,
+        sae_id: str | None = None,
+        revision: str = "main",
+        dtype: str = "auto",
+        quantization: str | None = None,
+    ) -> Answer:
         """What a model would take of the service's memory, and an SAE next to it; nothing is loaded."""
-        query = {"model": model, "sae_id": sae_id, "revision": revision, "dtype": dtype}
+        query = {"model": model, "sae_id": sae_id, "revision": revision, "dtype": dtype, "quantization": quantization}
         return self._get("/api/models/fit", query)
 
     def unload_model(self) -> Answer:

@@ -106,9 +106,12 @@ class TorchEngine:
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
+    ) -> ModelSize:
         """See the port."""
-        size = await self._loader.run(partial(model_size, model, revision, dtype, device), "measuring a model")
+        measure = partial(model_size, model, revision, dtype, device, quantization)
+        size = await self._loader.run(measure, "measuring a model")
         return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
 
     def _fitted(self, size: ModelSize, beside: int) -> ModelSize:

@@ -135,9 +135,19 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> None:
+    async def fetch_model(
+        self,
+        model: str,
+        revision: str,
+        progress: OnProgress,
+        *,
+        weights: bool = True,
+        quantization: str | None = None,
+        device: str = "auto",
+    ) -> None:
         """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder; without
-        `weights` its settings alone.
+        `weights` its settings alone. `quantization` and `device`, as `LoadModel` has them: weights that could not be
+        loaded so are not fetched.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
         `DiskFullError`. The engine refuses what is not a hub id.
@@ -147,7 +157,14 @@ class HuggingFaceHub:
 
         try:
             job = filled(
-                ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision), weights=weights
+                ModelJob,
+                self,
+                parent=os.getpid(),
+                model=model,
+                revision=_checked_revision(revision),
+                weights=weights,
+                quantization=quantization,
+                device=device,
             )
             await self._run(job, progress)
         except RepositoryNotFoundError as error:

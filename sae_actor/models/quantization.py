@@ -5,6 +5,7 @@ Without torch: the child that fetches a model finds out here whether it could be
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -83,6 +84,18 @@ def quantization_of(config: Mapping[str, Any], asked: str | None, *, cuda: bool)
         return Quantization(name, name, of_checkpoint=True, widened=True)
     _require(name, f"the model's weights, which are quantised by {name}", cuda=cuda)
     return Quantization(_scheme(name, own), name, of_checkpoint=True)
+
+
+def has_cuda(device: str) -> bool:
+    """Whether a model for `device` (auto, cpu, cuda or cuda:N) would come to a CUDA device, going by the driver."""
+    if device == "cpu":
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def own_settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -22,6 +22,8 @@ class ModelSize(Struct, frozen=True, kw_only=True):
     model_type: str
     dtype: str
     device: str
+    quantization: str | None = None
+    """The scheme of the weights; None: plain numbers of `dtype`."""
     weights_bytes: int
     kv_bytes_per_token: int
     state_bytes: int
@@ -80,7 +82,9 @@ class Engine(Protocol):
         Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
         """
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
+    ) -> ModelSize:
         """What that model would take here, next to so many bytes of SAEs; its weights are not fetched. Raises
         `ModelNotFoundError`, `ModelLoadError`."""
 

@@ -26,7 +26,16 @@ from ..ports import (
 class FetchModel(Protocol):
     """Brings the files of a model (id or path, revision) to this machine, or without `weights` its settings alone."""
 
-    def __call__(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> Awaitable[None]: ...
+    def __call__(
+        self,
+        model: str,
+        revision: str,
+        progress: OnProgress,
+        *,
+        weights: bool = True,
+        quantization: str | None = None,
+        device: str = "auto",
+    ) -> Awaitable[None]: ...
 
 
 class LazyEngine:
@@ -44,13 +53,16 @@ class LazyEngine:
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         engine = await self._made()
-        await self._fetch(effect.model, effect.revision, progress)
+        how = {"quantization": effect.quantization, "device": effect.device}
+        await self._fetch(effect.model, effect.revision, progress, **how)
         return await engine.load_model(effect, progress)
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
+    ) -> ModelSize:
         engine = await self._made()
         await self._fetch(model, revision, _unheard, weights=False)
-        return await engine.model_size(model, revision, dtype, device, beside)
+        return await engine.model_size(model, revision, dtype, device, beside, quantization=quantization)
 
     async def _made(self) -> Engine:
         if self._engine is None:

@@ -146,7 +146,9 @@ class FakeEngine:
         self.model_position = effect.request_position
         return self.model
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
+    ) -> ModelSize:
         self.calls.append(("model_size", beside))
         if model in self.missing:
             raise ModelNotFoundError(f"no model {model}", model=model)
@@ -155,7 +157,8 @@ class FakeEngine:
             model_type="fake",
             dtype="float32" if dtype == "auto" else dtype,
             device="cpu" if device == "auto" else device,
-            weights_bytes=4 * self.hidden_size * VOCABULARY,
+            quantization=quantization,
+            weights_bytes=(4 if quantization is None else 1) * self.hidden_size * VOCABULARY,
             kv_bytes_per_token=8 * self.hidden_size * self.num_layers,
             state_bytes=0,
             context_length=self.context_length,

@@ -28,6 +28,8 @@ class Assumed(Struct, frozen=True, kw_only=True):
     model_type: str
     dtype: str
     device: str
+    quantization: str | None
+    """Scheme of the weights; null: plain numbers of `dtype`."""
     context: int
     """Positions of one text, whose keys and values are part of `needed_bytes`."""
     state_bytes: Bytes
@@ -59,7 +61,8 @@ class Fit(Struct, frozen=True, kw_only=True):
                   Query("sae_id", {"type": "string"}, "an SAE on disk, held in float32"),
                   Query("dtype", {"type": "string", "default": "auto"},
                         "type of the weights in memory: auto, float32, float16 or bfloat16"),
-                  Query("device", {"type": "string", "default": "auto"}, "auto, cpu, cuda or cuda:N")),
+                  Query("device", {"type": "string", "default": "auto"}, "auto, cpu, cuda or cuda:N"),
+                  Query("quantization", {"enum": ["int8", "nf4"]}, "how bitsandbytes is to quantise the weights")),
            returns=Fit,
            errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
            tag="model")  # fmt: skip
@@ -72,13 +75,15 @@ async def get_fit(request: AnyRequest) -> Answer:
         beside = attachments.described(record).memory_bytes("float32")
     engine = device(request)
     async with heard(request), context(request).looks.taken():
-        size = await engine.model_size(asked.model, asked.revision, asked.dtype, asked.device, beside)
+        size = await engine.model_size(
+            asked.model, asked.revision, asked.dtype, asked.device, beside, quantization=asked.quantization
+        )
     return answer(request, _fit(size, beside))
 
 
 def _asked(request: AnyRequest) -> LoadModel:
     """The query as the command that it is about. `BadRequestError`."""
-    names = ("model", "revision", "dtype", "device")
+    names = ("model", "revision", "dtype", "device", "quantization")
     given = {name: request.query_params[name] for name in names if name in request.query_params}
     if "model" not in given:
         raise BadRequestError("model is missing", param="model")
@@ -110,6 +115,7 @@ def _fit(size: ModelSize, beside: int) -> Fit:
             model_type=size.model_type,
             dtype=size.dtype,
             device=size.device,
+            quantization=size.quantization,
             context=context,
             state_bytes=size.state_bytes,
         ),

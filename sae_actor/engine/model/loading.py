@@ -99,6 +99,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
 
     stage("finding")
     files = find_model(effect.model, effect.revision)
+    quantised = quantization_of(read_config(files.folder), effect.quantization, cuda=device.type == "cuda")
     stage("checking")
     found = digests(files, cancelled)
     stage("loading")
@@ -106,7 +107,6 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
     # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
     tokenizer("a")
     around = _around(tokenizer)
-    quantised = quantization_of(read_config(files.folder), effect.quantization, cuda=device.type == "cuda")
     network = _network(files, dtype_of(effect.dtype, device), quantised, device)
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
@@ -153,7 +153,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             has_chat_template=template is not None,
             adds_bos=tokenizer.bos_token_id in around[0],
             tells_messages=template is None or tells(template),
-            environment=environment(files.commit, found, network, tokenizer, device) | recorded(quantised),
+            environment=environment(files.commit, found, network, tokenizer, device) | recorded(quantised, network),
             vocabulary=vocabulary,
             end_ids=tuple(sorted(end_ids)),
         ),
@@ -198,7 +198,7 @@ def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantizatio
         output_loading_info=True,
         **arguments(quantised, config, dtype, device),
     )
-    settle(network)
+    settle(quantised, network, dtype)
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")

@@ -42,29 +42,46 @@ def arguments(found: Quantization | None, config: Any, dtype: torch.dtype | str,
     return {**placed, "quantization_config": four_bits}
 
 
-def settle(network: Any) -> None:
-    """Let bitsandbytes' 4 bit matrices compute in the type of the model, whatever the checkpoint was made with.
+def settle(found: Quantization | None, network: Any, dtype: torch.dtype | str) -> None:
+    """Let the model compute in its type, whatever the checkpoint was made with.
 
-    On CPUs that compute in bfloat16 they would do that in every model, packed in a way that narrow ones cannot be.
+    bitsandbytes' 4 bit matrices would do it in the checkpoint's, and on CPUs that have instructions for bfloat16 in
+    that, packed in a way that narrow ones cannot be. What transformers widens is in bfloat16, and beside quantised
+    matrices it leaves the types of the files. `ModelLoadError` if no matrix was quantised.
     """
+    if found is None:
+        return
+    if found.of_checkpoint and (found.widened or found.method == BITSANDBYTES) and isinstance(dtype, torch.dtype):
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    if found.method == BITSANDBYTES and not _matrices(network):
+        raise _unquantised(found, network)
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
             module.compute_dtype, module.compute_type_is_set = network.dtype, True
 
 
-def recorded(found: Quantization | None) -> dict[str, Any]:
+def recorded(found: Quantization | None, network: Any) -> dict[str, Any]:
     """What a model's environment says of it."""
     if found is None:
         return {"quantization": None}
-    told = {
-        "method": found.method,
-        "scheme": found.scheme,
-        "of_checkpoint": found.of_checkpoint,
-        "widened": found.widened,
-    }
+    told = found._asdict()
+    if found.method == BITSANDBYTES:
+        told["matrices"] = _matrices(network)
     versions = {} if found.widened else _versions(METHODS[found.method].modules)
     return {"quantization": told, **versions}
+
+
+def _matrices(network: nn.Module) -> int:
+    """Of bitsandbytes: experts that are one tensor, and classes derived from Linear, stay plain."""
+    return sum(type(module).__module__.partition(".")[0] == BITSANDBYTES for module in network.modules())
+
+
+def _unquantised(found: Quantization, network: Any) -> ModelLoadError:
+    what = f"{BITSANDBYTES} quantises no matrix of {type(network).__name__}"
+    return ModelLoadError(f"{what}: leave quantization out", scheme=found.scheme)
 
 
 def _versions(modules: Iterable[str]) -> dict[str, str]:
@@ -129,6 +146,8 @@ def sizes(network: Any, found: Quantization, config: Any) -> dict[str, int]:
             taken[f"{name}.weight"] = weight.numel() + 4 * int(outputs)
         else:
             taken[f"{name}.weight"] = _four_bits(weight.numel(), nested=nested)
+    if not taken:
+        raise _unquantised(found, network)
     return taken
 
 
