@@ -122,6 +122,9 @@ class FakeEngine:
         widths = dict.fromkeys(
             ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_out"), width
         )
+        environment: dict[str, object] = {"engine": "fake"}
+        if effect.quantization is not None:
+            environment["quantization"] = {"scheme": effect.quantization}
         self.model = ModelFacts(
             model_id=effect.model,
             revision=effect.revision,
@@ -139,7 +142,7 @@ class FakeEngine:
             has_chat_template=self.has_chat_template,
             adds_bos=False,
             tells_messages=self.tells_messages,
-            environment={"engine": "fake"},
+            environment=environment,
             vocabulary=self.vocabulary,
             end_ids=(END,),
         )

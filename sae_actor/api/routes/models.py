@@ -62,7 +62,8 @@ class Fit(Struct, frozen=True, kw_only=True):
                   Query("dtype", {"type": "string", "default": "auto"},
                         "type of the weights in memory: auto, float32, float16 or bfloat16"),
                   Query("device", {"type": "string", "default": "auto"}, "auto, cpu, cuda or cuda:N"),
-                  Query("quantization", {"enum": ["int8", "nf4"]}, "how bitsandbytes is to quantise the weights")),
+                  Query("quantization", {"type": "string", "enum": ["int8", "nf4"]},
+                        "how bitsandbytes is to quantise the weights: int8 or nf4")),
            returns=Fit,
            errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
            tag="model")  # fmt: skip
