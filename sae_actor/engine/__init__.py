@@ -2,7 +2,6 @@
 
     engine           `TorchEngine`, the port; the event loop's side. Never waits for the model, never touches it
     request_checks   refusals of what the model on the device cannot do
-    streams          what the loop reads of one generation
     worker           a thread with an inbox: one loads from disk, one reads prompts
     device_thread    jobs first, then one step of the generations that run
     memory           memory for the KV cache and SAEs

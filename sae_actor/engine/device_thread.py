@@ -3,22 +3,28 @@
     inbox:  jobs (swap a model, place or free an SAE) and new generations, in order
     then:   one step of the running generations (`scheduler`); and the inbox again
 
+What a step or a job made is appended to the generations' streams in one call of the event loop.
+
 A job waits for at most one step. No job and no step ends the thread: an error ends generations, or the device is lost.
 Should the thread end all the same, the device is lost too, and later calls raise that.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 from ..errors import DeviceLostError, ModelNotLoadedError, SAEError
-from .decoding.generation import Generation
+from ..ports import GenerationStream
+from .decoding.generation import Generation, Item
 from .decoding.scheduler import Scheduler, SchedulerLimits
 from .failures import explained
 from .worker import Worker
@@ -41,10 +47,14 @@ class DeviceThread(Worker):
         """Set when the thread takes nothing more from its inbox."""
         self._ending = threading.Lock()
         """Held to put something into the inbox, and to set `_over`: nothing enters an inbox that is no longer read."""
+        self.made: deque[tuple[GenerationStream, Item]] = deque()
+        """What generations made and their streams do not have yet."""
+        self._readers: asyncio.AbstractEventLoop | None = None
         super().__init__("sae-actor-device")
 
     def start(self, text: Generation) -> None:
-        """Admit a generation, after everything requested before."""
+        """Admit a generation, after everything requested before. Its stream is read on this event loop."""
+        self._readers = asyncio.get_running_loop()
         self._put(lambda: self._admit(text))
 
     async def run(self, job: Callable[[], T], doing: str) -> T:
@@ -54,7 +64,10 @@ class DeviceThread(Worker):
             refusal = self._refusal()
             if refusal is not None:
                 raise refusal
-            return job()
+            try:
+                return job()
+            finally:
+                self._hand_over()
 
         try:
             return await super().run(guarded, doing)
@@ -71,6 +84,20 @@ class DeviceThread(Worker):
                 self._inbox.put(job)
                 return
         job()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Wake the event loop once for all that was made since."""
+        if self.made and self._readers is not None:
+            # A loop that is closed has no reader.
+            with contextlib.suppress(RuntimeError):
+                self._readers.call_soon_threadsafe(self._append)
+
+    def _append(self) -> None:
+        """On the event loop."""
+        while self.made:
+            stream, item = self.made.popleft()
+            stream.append(item)
 
     def _refusal(self) -> SAEError | None:
         """Why nothing can be done any more."""
@@ -105,10 +132,12 @@ class DeviceThread(Worker):
             job = self._inbox.get()
             if job is not None:
                 job()
+        self._hand_over()
 
     def _do_jobs(self) -> bool:
         """Empty the inbox; wait for something in it while nothing runs. False at the end."""
         while True:
+            self._hand_over()
             try:
                 job = self._inbox.get(block=self.scheduler.idle)
             except queue.Empty:

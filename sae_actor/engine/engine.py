@@ -25,7 +25,16 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
-from ..ports import AttachedSae, FeatureDetails, GenerationRequest, ModelSize, OnProgress, Tokenized, Watch
+from ..ports import (
+    AttachedSae,
+    FeatureDetails,
+    GenerationRequest,
+    GenerationStream,
+    ModelSize,
+    OnProgress,
+    Tokenized,
+    Watch,
+)
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation, InterventionGone
@@ -42,7 +51,6 @@ from .request_checks import check_request
 from .saes.feature_details import feature_details
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
-from .streams import GenerationStream
 from .tokens.prompts import tokenized
 from .worker import Worker
 
@@ -83,7 +91,8 @@ class TorchEngine:
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
         """attach_position → folder of the SAE; its statistics are read on request."""
-        self._streams: set[GenerationStream] = set()
+        self._streams: dict[GenerationStream, frozenset[int]] = {}
+        """Of what has not ended: attach_position of every SAE that it needs."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -179,7 +188,7 @@ class TorchEngine:
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
-        users = [stream.ended for stream in self._streams if position in stream.uses]
+        users = [stream.ended for stream, uses in self._streams.items() if position in uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
         self._folders.pop(position, None)
@@ -262,10 +271,10 @@ class TorchEngine:
         check_request(request, model)
         if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        stream = GenerationStream(self._streams.discard)
-        text = Generation(request, model.tokenizer, model.cache_size, partial(self._applied, model), stream.deliver)
-        stream.text = text
-        self._streams.add(stream)
+        stream = GenerationStream(self._streams.pop)
+        apply, made = partial(self._applied, model), self._device.made
+        text = Generation(request, model.tokenizer, model.cache_size, apply, stream=stream, made=made)
+        self._streams[stream] = text.uses
         self._device.start(text)
         return stream
 

@@ -1,17 +1,15 @@
 """Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
-A request has two tasks: one reads from the engine, one records the end. So a client that disconnects ends the
-generation but never its record. The last item of a reader comes after GenerationFinished is durable."""
+A generation is a list that grows, and a task that records its end. So a client that disconnects ends the generation
+but never its record. The last item of a reader comes after GenerationFinished is durable."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -28,7 +26,7 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
-from ..ports import Engine, Finished, GenerationItems, GenerationRequest, Token, Watch
+from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
@@ -66,9 +64,9 @@ class Generations:
         self._monitors = Monitors(actor.broadcast)
         self.ended: Counter[Labels] = Counter()
         """By finish reason, in this life of the process."""
-        self.tokens: Counter[Labels] = Counter()
-        """`prompt` and `generated`."""
+        self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
+        self._monitoring: set[asyncio.Task[None]] = set()
         self._opening: set[asyncio.Task[RunningGeneration]] = set()
 
     async def open(
@@ -92,6 +90,11 @@ class Generations:
             # Its start may be recorded already; its end must follow.
             opening.add_done_callback(_abandon)
             raise
+
+    @property
+    def tokens(self) -> Counter[Labels]:
+        """`prompt` and `generated`, in this life of the process."""
+        return self._tokens + Counter({("generated",): sum(len(text.made) for text in self._running.values())})
 
     @property
     def waiting(self) -> int:
@@ -132,9 +135,9 @@ class Generations:
         device finds it there, and waits for it."""
         payload = event.payload()
         assert isinstance(payload, GenerationStarted)
-        self.tokens["prompt",] += len(token_ids)
+        self._tokens["prompt",] += len(token_ids)
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-        text = RunningGeneration(event, payload, tell.prompt or (None,) * len(token_ids), weights)
+        monitored = watches(self._actor.state)
         asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
         request = GenerationRequest(
             generation_id=payload.generation_id,
@@ -143,36 +146,45 @@ class Generations:
             intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
             logprobs=tell.logprobs,
-            watched=(*asked_for, *watches(self._actor.state)),
+            watched=(*asked_for, *monitored),
             stop_when=payload.stop_when,
             turns=payload.turns,
             reasoning=payload.reasoning,
             sink_window=payload.sink_window,
             deterministic=payload.deterministic,
         )
-        stream: GenerationItems | SAEError
-        try:
-            stream = self._engine.generate(request)
-        except SAEError as error:
-            stream = error
-        except Exception:
-            stream = _unexpected(text)
-        reading = asyncio.create_task(self._collect(text, stream), name=payload.generation_id)
-        stop = (lambda: None) if isinstance(stream, SAEError) else stream.stop
-        task = asyncio.create_task(self._run(text, reading, stop, token_ids), name=f"{payload.generation_id} record")
+        text = RunningGeneration(event, payload, self._stream(request), weights)
+        if monitored:
+            prompt = tell.prompt or (None,) * len(token_ids)
+            following = asyncio.create_task(self._monitors.follow(text, prompt, lambda: self._actor.state))
+            self._monitoring.add(following)
+            following.add_done_callback(self._monitoring.discard)
+        task = asyncio.create_task(self._run(text, token_ids), name=payload.generation_id)
         self._running[task] = text
-        task.add_done_callback(self._running.pop)
+        task.add_done_callback(self._over)
         return text
 
-    async def _run(
-        self,
-        text: RunningGeneration,
-        reading: asyncio.Task[Finished | SAEError],
-        stop: Callable[[], None],
-        token_ids: tuple[int, ...],
-    ) -> None:
+    def _stream(self, request: GenerationRequest) -> GenerationStream:
+        """What the engine makes; every error is an end, so that it is always recorded."""
+        try:
+            return self._engine.generate(request)
+        except SAEError as error:
+            end = error
+        except Exception:
+            logger.exception("%s failed unexpectedly", request.generation_id)
+            end = InternalError("the generation failed; the service's log has the cause")
+        stream = GenerationStream()
+        stream.append(end)
+        return stream
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tokens["generated",] += len(self._running.pop(task).made)
+
+    async def _run(self, text: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
-        ended = await self._end(text, reading, stop, len(token_ids))
+        ended = await self._end(text, len(token_ids))
+        if isinstance(ended, DeviceLostError):
+            self._actor.tell(ev.GpuLost(detail=ended.detail))
         record = record_of(text.event, text.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
@@ -183,32 +195,21 @@ class Generations:
         except SAEError as error:
             # What is not on record is not given out as if it were.
             ended = error
-        if isinstance(ended, SAEError):
-            text.items.put_nowait(ended)
-        elif ended.reason == "error":
-            text.items.put_nowait(failure(ended))
-        else:
-            text.items.put_nowait(Completed(ended, record))
+        if isinstance(ended, Finished):
+            ended = failure(ended) if ended.reason == "error" else ended
+        text.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
 
-    async def _end(
-        self,
-        text: RunningGeneration,
-        reading: asyncio.Task[Finished | SAEError],
-        stop: Callable[[], None],
-        tokens_prompt: int,
-    ) -> Finished | SAEError:
+    async def _end(self, text: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
         """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
-        either: list[asyncio.Future[Any]] = [reading, text.left]
+        stream = text.stream
+        either = [stream.ended, text.left]
         await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
-        if reading.done():
-            return reading.result()
-        late = not text.left.done()
-        stop()
-        await asyncio.wait([reading], timeout=self.farewell_seconds)
-        if not reading.done():
-            reading.cancel()
-            await asyncio.wait([reading])
-        ended = cut_off(tokens_prompt, text.made) if reading.cancelled() else reading.result()
+        late = not (stream.ended.done() or text.left.done())
+        if not stream.ended.done():
+            stream.stop()
+            await asyncio.wait([stream.ended], timeout=self.farewell_seconds)
+            await stream.aclose()
+        ended = stream.end or cut_off(tokens_prompt, stream.tokens)
         if not late or isinstance(ended, SAEError):
             return ended
         error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
@@ -234,44 +235,7 @@ class Generations:
         await self._actor.tell(record, principal=text.principal)
         return record
 
-    async def _collect(self, text: RunningGeneration, stream: GenerationItems | SAEError) -> Finished | SAEError:
-        """What the engine makes; every error becomes a value, so that the end is always recorded."""
-        try:
-            if isinstance(stream, SAEError):
-                raise stream
-            async with contextlib.aclosing(stream):
-                async for item in stream:
-                    if isinstance(item, Finished):
-                        return item
-                    self._deliver(text, item)
-        except DeviceLostError as error:
-            self._actor.tell(ev.GpuLost(detail=error.detail))
-            return error
-        except SAEError as error:
-            return error
-        except Exception:
-            return _unexpected(text)
-        return InternalError("the engine ended the generation without a result")
-
-    def _deliver(self, text: RunningGeneration, item: Token) -> None:
-        """Deliver a token; readings that are only monitored are published instead and are not part of the answer."""
-        asked_for = len(text.started.watched)
-        own, monitored = item.activations[:asked_for], item.activations[asked_for:]
-        if monitored:
-            item = replace(item, activations=own)
-            self._monitors.tell(text.started.generation_id, monitored, text.written, self._actor.state)
-        text.written.append(item.text)
-        text.made.append(item)
-        self.tokens["generated",] += 1
-        text.items.put_nowait(item)
-
 
 def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().abandon()
-
-
-def _unexpected(text: RunningGeneration) -> InternalError:
-    """For an `except` clause: what the engine raised is in the service's log alone."""
-    logger.exception("%s failed unexpectedly", text.started.generation_id)
-    return InternalError("the generation failed; the service's log has the cause")

@@ -8,12 +8,15 @@ generation never waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
 
 from ..domain.state import AttachmentState, State
 from ..limits import TokenBucket
 from ..ports import Activations, Watch
 from ..subscriptions import Broadcast
+from .running import RunningGeneration
 
 EVERY_SECONDS = 0.2
 """Between two readings of one SAE in one generation."""
@@ -45,13 +48,23 @@ class Monitors:
         self._broadcast = broadcast
         self._allowance = TokenBucket(PER_SECOND, BURST, asyncio.get_running_loop().time)
 
-    def tell(
+    async def follow(self, text: RunningGeneration, prompt: Sequence[str | None], state: Callable[[], State]) -> None:
+        """Publish what a generation's tokens hold besides the readings of its request, and keep none of it.
+
+        prompt: the text of each of its tokens, as far as it is known.
+        """
+        own, at, written = len(text.started.watched), 0, [*prompt]
+        while await text.stream.has(at):
+            token = text.made[at]
+            self._publish(text.started.generation_id, token.activations[own:], written, state())
+            text.made[at] = replace(token, activations=token.activations[:own])
+            written.append(token.text)
+            at += 1
+
+    def _publish(
         self, generation_id: str, told: Sequence[Activations], written: Sequence[str | None], state: State
     ) -> None:
-        """Publish the newest position of each reading.
-
-        written: the text of each token so far, by position.
-        """
+        """The newest position of each reading."""
         for each in told:
             attachment = state.attachment(each.sae_id)
             if attachment is None or attachment.monitoring is None or not self._allowance.take():

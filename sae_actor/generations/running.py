@@ -1,20 +1,16 @@
-"""One admitted request: its tokens, then its recorded end."""
+"""Admitted requests: their tokens, then their recorded ends."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
-from ..errors import (
-    InternalError,
-    SAEError,
-)
-from ..ports import Finished, Token
+from ..errors import SAEError
+from ..ports import Finished, GenerationStream, Token, news_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +36,10 @@ class TokenOptions:
 
 
 class RunningGeneration:
-    """One admitted request. Iterate for its tokens and, last, a `Completed`; an error is raised in its place."""
+    """One admitted request: its stream, and its end once that is on record."""
 
     def __init__(
-        self,
-        started: Event,
-        payload: GenerationStarted,
-        prompt: Sequence[str | None],
-        weights: Sequence[WeightsFiles] = (),
+        self, started: Event, payload: GenerationStarted, stream: GenerationStream, weights: Sequence[WeightsFiles] = ()
     ) -> None:
         """weights: the files of each SAE of the intervention, as the state had them at the beginning."""
         self.weights = tuple(weights)
@@ -55,34 +47,68 @@ class RunningGeneration:
         self.position = started.position
         self.principal = started.principal
         self.started = payload
-        self.items: asyncio.Queue[Token | Completed | SAEError] = asyncio.Queue()
-        self.made: list[Token] = []
-        self.written = [*prompt]
-        """Text of each token, the prompt's first; None if unknown."""
-        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stream = stream
+        self.left: asyncio.Future[None] = stream.ended.get_loop().create_future()
         """Done once the reader has gone."""
+        self._recorded: asyncio.Future[Completed | SAEError] = stream.ended.get_loop().create_future()
+
+    @property
+    def made(self) -> list[Token]:
+        """Its tokens so far."""
+        return self.stream.tokens
+
+    def at(self, position: int) -> Token | Completed | SAEError | None:
+        """What a reader gets who has read so much: the next token, or the recorded end after all of them."""
+        if position < len(self.made):
+            return self.made[position]
+        return self._recorded.result() if self._recorded.done() else None
+
+    def complete(self, end: Completed | SAEError) -> None:
+        """The end is on record."""
+        self._recorded.set_result(end)
+        self.stream.wake()
 
     def abandon(self) -> None:
         """The reader has gone: stop the generation and free its slot. Harmless after the end."""
         if not self.left.done():
             self.left.set_result(None)
 
-    async def __aiter__(self) -> AsyncGenerator[Token | Completed, None]:
+    async def result(self) -> Completed:
+        """Wait for the end; an error is raised in its place."""
         try:
-            while True:
-                item = await self.items.get()
-                if isinstance(item, SAEError):
-                    raise item
-                yield item
-                if isinstance(item, Completed):
-                    return
+            end = await asyncio.shield(self._recorded)
         finally:
             self.abandon()
+        if isinstance(end, SAEError):
+            raise end
+        return end
 
-    async def result(self) -> Completed:
-        """Wait for the end."""
-        async with contextlib.aclosing(self.__aiter__()) as items:
-            async for item in items:
-                if isinstance(item, Completed):
-                    return item
-        raise InternalError("the generation ended without a result")
+
+async def interleaved(texts: Sequence[RunningGeneration]) -> AsyncIterator[tuple[int, Token | Completed]]:
+    """Tokens and, last, the end of each, as they come, with the index of the generation. The first error is raised."""
+    unread = dict.fromkeys(range(len(texts)), 0)
+    while unread:
+        found = [(index, item) for index, position in unread.items() if (item := texts[index].at(position)) is not None]
+        for index, item in found:
+            if isinstance(item, SAEError):
+                raise item
+            unread[index] += 1
+            if isinstance(item, Completed):
+                del unread[index]
+            yield index, item
+        if not found:
+            await news_of([texts[index].stream for index in unread])
+
+
+async def ends(texts: Sequence[RunningGeneration]) -> list[Completed]:
+    """Wait for all of them; the first error is raised and ends the others."""
+    try:
+        return await asyncio.gather(*(text.result() for text in texts))
+    except SAEError:
+        abandon(texts)
+        raise
+
+
+def abandon(texts: Sequence[RunningGeneration]) -> None:
+    for text in texts:
+        text.abandon()

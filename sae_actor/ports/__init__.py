@@ -3,7 +3,7 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   the request for a generation, and what it delivers
+    generation   the request for a generation, and what it delivers: a `GenerationStream`
     clock        the time; `progress`: how far slow work is
     durability   what adapters that write files share
 
@@ -17,7 +17,6 @@ from .generation import (
     Activations,
     FeatureActivation,
     Finished,
-    GenerationItems,
     GenerationRequest,
     Rest,
     ScoredToken,
@@ -25,6 +24,7 @@ from .generation import (
     Tokenized,
     Watch,
 )
+from .generation_stream import GenerationStream, news_of
 from .hub import CatalogEntry, Hub
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

@@ -11,7 +11,8 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
-from .generation import GenerationItems, GenerationRequest, Tokenized
+from .generation import GenerationRequest, Tokenized
+from .generation_stream import GenerationStream
 from .progress import OnProgress
 
 
@@ -125,8 +126,8 @@ class Engine(Protocol):
         without a BOS token.
         """
 
-    def generate(self, request: GenerationRequest) -> GenerationItems:
-        """Tokens as they are made, then one `Finished`. Closing the iterator frees the request's slot."""
+    def generate(self, request: GenerationRequest) -> GenerationStream:
+        """Tokens as they are made, then one `Finished`. Closing the stream frees the request's slot."""
 
     async def close(self) -> None:
         """Stop the thread and free the device."""

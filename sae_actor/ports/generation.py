@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
-
 from msgspec import Struct
 
 from ..domain.chats import MessageSpan, Reasoning
@@ -167,17 +164,3 @@ class Finished(Struct, frozen=True, kw_only=True):
     """attach_position of the SAE whose hook failed, when reason is `error` for that cause."""
     batch: tuple[int, int] | None = None
     """Fewest and most texts in a step of this one, itself counted; None: it had no step."""
-
-
-class GenerationItems(Protocol):
-    """What a text delivers, one by one; closing it frees the generation's slot."""
-
-    def __aiter__(self) -> AsyncIterator[Token | Finished]: ...
-
-    async def __anext__(self) -> Token | Finished: ...
-
-    def stop(self) -> None:
-        """End the text after its step; its `Finished` still comes, with reason `cancelled` where it was not over
-        before. Returns at once."""
-
-    async def aclose(self) -> None: ...

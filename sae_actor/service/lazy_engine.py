@@ -14,8 +14,8 @@ from ..ports import (
     AttachedSae,
     Engine,
     FeatureDetails,
-    GenerationItems,
     GenerationRequest,
+    GenerationStream,
     ModelSize,
     OnProgress,
     Progress,
@@ -96,7 +96,7 @@ class LazyEngine:
     ) -> Tokenized:
         return await self._loaded().tokenize(prompt, how)
 
-    def generate(self, request: GenerationRequest) -> GenerationItems:
+    def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)
 
     async def close(self) -> None:

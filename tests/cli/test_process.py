@@ -33,7 +33,7 @@ def serving(folder: Path, *argv: str) -> Iterator[str]:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
             with Client(url) as client:
-                given_up = time.monotonic() + 20
+                given_up = time.monotonic() + 100
                 while not (status := client.status())["ready"]:
                     assert time.monotonic() < given_up, status
                     time.sleep(0.02)

@@ -201,3 +201,25 @@ def _fail_once(
 
     monkeypatch.setattr(owner, name, failing)
     return lambda: len(calls)
+
+
+async def test_the_event_loop_is_woken_once_a_step(impatient: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each token of each generation."""
+    woken = 0
+    append = impatient._device._append
+
+    def counted() -> None:
+        nonlocal woken
+        woken += 1
+        append()
+
+    monkeypatch.setattr(impatient._device, "_append", counted)
+    go = threading.Event()
+    busy = asyncio.create_task(impatient._device.run(lambda: go.wait(5), "a long step"))
+    await asyncio.sleep(0)
+    asked = [asyncio.create_task(finished(impatient, request(IDS, tokens=6))) for _ in range(8)]
+    await asyncio.sleep(0)
+    go.set()
+    assert [len(end.token_ids) for end in await asyncio.gather(*asked)] == [6] * 8
+    assert await busy
+    assert woken == 6

@@ -75,8 +75,7 @@ async def step(world: World, chance: random.Random) -> None:
             with contextlib.suppress(SAEError):
                 text = await world.texts.open(ask(tag=chance.choice([None, "t"])), b"hello", principal="me")
                 if chance.random() < 0.7:
-                    async for _ in text:
-                        pass
+                    await text.result()
         case _:
             with contextlib.suppress(SAEError):
                 accepted = await world.submit(a_command(chance))

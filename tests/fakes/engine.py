@@ -328,7 +328,7 @@ class FakeEngine:
     async def _free(self, position: int, drain_seconds: float) -> int:
         users = [stream for stream in self._streams if position in stream.uses]
         if users and position in self.residents:
-            await asyncio.wait([stream.done for stream in users], timeout=drain_seconds)
+            await asyncio.wait([stream.ended for stream in users], timeout=drain_seconds)
         freed = self.residents.pop(position, None)
         for stream in users:
             stream.finish("intervention_removed")
@@ -337,7 +337,7 @@ class FakeEngine:
     async def _run(self, stream: RunningText) -> None:
         assert self._turn is not None
         async with self._turn:
-            while not stream.done.done():
+            while not stream.ended.done():
                 await _pause(self.step_seconds, self.text_gate)
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")

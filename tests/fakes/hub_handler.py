@@ -24,6 +24,8 @@ _PATHS = re.compile(rf"/api/models/{_REPOSITORY}/paths-info/(?P<revision>.+)")
 _FILE = re.compile(rf"/{_REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _CACHED = re.compile(r"/api/resolve-cache/models/(?P<repository>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
 
+_STORED = re.compile(r"/stored(?P<path>/.+)")
+
 
 class _AnsweredError(Exception):
     """The request has its answer; nothing more is to be sent."""
@@ -79,6 +81,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._serve_paths(found["repository"], found["revision"], form.get("paths", []))
             elif found := _CACHED.fullmatch(path):
                 self._serve_cached(found["repository"], found["revision"], found["path"])
+            elif found := _STORED.fullmatch(path):
+                self._serve_store(found["path"])
             elif found := _FILE.fullmatch(path):
                 self._serve_file(found["repository"], found["revision"], found["path"])
             else:

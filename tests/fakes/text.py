@@ -10,12 +10,21 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
-from sae_actor.ports import Activations, FeatureActivation, Finished, GenerationRequest, Rest, ScoredToken, Token, Watch
+from sae_actor.ports import (
+    Activations,
+    FeatureActivation,
+    Finished,
+    GenerationRequest,
+    GenerationStream,
+    Rest,
+    ScoredToken,
+    Token,
+    Watch,
+)
 from tests.fakes.coverage import covered, left_out, ranges
 
 if TYPE_CHECKING:
@@ -25,24 +34,22 @@ END = 256
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz etaoin"
 
 
-class RunningText(AsyncIterator[Token | Finished]):
+class RunningText(GenerationStream):
     """One running text."""
 
     def __init__(self, engine: FakeEngine, request: GenerationRequest, context_length: int) -> None:
+        super().__init__(engine._streams.discard)
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[None] | None = None
         self._engine = engine
         self._most = min(request.sampling.max_tokens, context_length - len(request.token_ids) + 1)
         self._text = ""
         self._shown = 0
-        self._items: asyncio.Queue[Token | Finished] = asyncio.Queue()
-        self._over = False
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
-        self._read = 0
+        self._run_before = 0
         self._passing: dict[int, float] = {}
         """Of the watches at a limited rate, by place in `watched`: when it was told last."""
         self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
@@ -118,7 +125,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         self._text += part.text
         self._shown = len(self._text)
         own, top = self._scores(token)
-        self._items.put_nowait(
+        self.append(
             Token(
                 id=token,
                 text=part.text,
@@ -135,7 +142,7 @@ class RunningText(AsyncIterator[Token | Finished]):
 
     def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
         """End the text, once."""
-        if self.done.done():
+        if self.ended.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
         edited, excluded = covered(
@@ -150,7 +157,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         if self._answer is not None:
             rest = self._answer.rest()
             self._text += rest.text
-        self._items.put_nowait(
+        self.append(
             Finished(
                 reason=reason,
                 receipt=Receipt(
@@ -172,7 +179,6 @@ class RunningText(AsyncIterator[Token | Finished]):
                 faulted=faulted,
             )
         )
-        self._leave()
 
     def _stops(self) -> bool:
         """Whether `stop_when` holds at the token before the newest one, if that was generated."""
@@ -193,7 +199,7 @@ class RunningText(AsyncIterator[Token | Finished]):
     def _show(self, token: int, upto: int) -> None:
         upto = max(upto, self._shown)
         own, top = self._scores(token)
-        self._items.put_nowait(
+        self.append(
             Token(
                 id=token,
                 text=self._text[self._shown : upto],
@@ -208,7 +214,7 @@ class RunningText(AsyncIterator[Token | Finished]):
     def _activations(self) -> tuple[Activations, ...]:
         """Of the positions run since the token before; at a limited rate of the newest one alone."""
         run = (*self.request.token_ids, *self.ids)[:-1]
-        first, self._read = self._read, len(run)
+        first, self._run_before = self._run_before, len(run)
         told = []
         for place, watch in enumerate(self.request.watched):
             if watch.every_seconds is not None and not self._due(place, watch):
@@ -230,7 +236,7 @@ class RunningText(AsyncIterator[Token | Finished]):
         return tuple(told)
 
     def _due(self, place: int, watch: Watch) -> bool:
-        now = self.done.get_loop().time()
+        now = self.ended.get_loop().time()
         if watch.sae.attach_position not in self._engine.residents:
             return False
         if now - self._passing.get(place, -math.inf) < (watch.every_seconds or 0.0):
@@ -251,25 +257,12 @@ class RunningText(AsyncIterator[Token | Finished]):
         ]
         return scored[0], tuple(scored[:most])
 
-    def _leave(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-        self._engine._streams.discard(self)
-
-    async def __anext__(self) -> Token | Finished:
-        if self._over:
-            raise StopAsyncIteration
-        item = await self._items.get()
-        self._over = isinstance(item, Finished)
-        return item
-
     def stop(self) -> None:
         self.finish("cancelled")
 
     async def aclose(self) -> None:
         """Free the slot."""
-        self._over = True
-        self._leave()
+        await super().aclose()
         if self.task is not None:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

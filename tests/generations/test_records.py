@@ -17,7 +17,7 @@ from sae_actor.errors import (
     ModelNotLoadedError,
     NotReadyError,
 )
-from sae_actor.generations import Completed, Generations, RunningGeneration
+from sae_actor.generations import Completed, Generations, RunningGeneration, interleaved
 from sae_actor.generations.records import token_digest
 from sae_actor.ports import Token
 from tests.actor.world import A, World, living, turns, until
@@ -63,7 +63,7 @@ async def test_the_last_thing_comes_after_the_end_is_durable() -> None:
         items: list[Token | Completed] = []
 
         async def read() -> None:
-            async for item in text:
+            async for _, item in interleaved([text]):
                 items.append(item)
 
         reading = asyncio.create_task(read())

@@ -31,8 +31,10 @@ async def test_three_hundred_are_listed_in_one_call_without_their_weights(
         assert (entry.format, entry.d_in, entry.d_sae) == ("sae_lens", 16, 64)
         assert entry.hook_name == f"{entry.path}.hook_resid_post"
         assert entry.file_size_bytes == len(files[f"{entry.path}/cfg.json"]) + len(weights)
-    assert not server.asked("store")
-    assert len(server.asked("tree")) == 3  # 2,700 entries, a thousand a page
+    asked = {kind: len(server.asked(kind)) for kind in ("info", "tree", "get", "paths", "head", "store")}
+    # 2,400 files and 301 folders, a thousand a page; of each SAE its settings, once.
+    assert asked == {"info": 1, "tree": 3, "get": 300, "paths": 0, "head": 0, "store": 0}
+    assert len(server.asked()) == 304
 
 
 @pytest.mark.anyio

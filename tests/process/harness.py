@@ -57,6 +57,11 @@ class Process:
     def wait(self, seconds: float = 30) -> int:
         return self._process.wait(seconds)
 
+    def line(self) -> str:
+        """The next line that it says, waited for; empty once it has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
     def end(self) -> None:
         """Kill what still runs and close the pipes."""
         self.client.close()
@@ -72,7 +77,7 @@ class Process:
         outcome: dict[str, Any] = answer.json()
         return outcome
 
-    def until_ready(self, seconds: float = 20) -> None:
+    def until_ready(self, seconds: float = 60) -> None:
         until(lambda: self.client.get("/ready").status_code == 200, seconds)
 
     def events(self) -> list[dict[str, Any]]:

@@ -5,11 +5,13 @@ bundled SAE, unless `--torch` asks for the real one. With `--kill` the process s
 right after its N-th append. Of the models of the engine without torch there are no files, so none are fetched,
 unless `--fetch-models` wants to see how that goes. `--quick` waits for a hub in fractions of a second where the
 service has seconds. `--clock FILE` lets the wall clock go ahead by the seconds that the file holds at that moment.
+With `--never-ends` the hub says `closing` where it is to close, and does not: only a second signal ends the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -44,6 +46,7 @@ def main() -> int:
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--fetch-models", action="store_true")
+    parser.add_argument("--never-ends", action="store_true")
     parser.add_argument("--clock", type=Path)
     parser.add_argument("--import-root", action="append", default=[str(SAE_FOLDER.parent)])
     given = parser.parse_args()
@@ -55,6 +58,8 @@ def main() -> int:
         slow = partial(make, load_seconds=given.load_seconds, step_seconds=given.step_seconds)
         adapters = replace(adapters, engine=lambda _: slow())
     hub: Callable[..., HuggingFaceHub] = HuggingFaceHub if given.torch or given.fetch_models else _HubWithoutModels
+    if given.never_ends:
+        hub = _NeverClosing
     if given.quick:
         hub = partial(hub, patience=QUICK, reserve_bytes=0)
     adapters = replace(adapters, hub=hub)
@@ -85,6 +90,14 @@ class _HubWithoutModels(HuggingFaceHub):
 
     async def fetch_model(self, *_: Any, **__: Any) -> None:
         pass
+
+
+class _NeverClosing(_HubWithoutModels):
+    """Waits for ever where the service waits for it."""
+
+    async def close(self) -> None:
+        print("closing", flush=True)
+        await asyncio.get_running_loop().create_future()
 
 
 class _Dying(FakeEngine):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.eventlog import SqliteLog
+from sae_actor.eventlog.lock import NAME as LOCK
 from tests.eventlog.making import a_draft, content
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
@@ -33,7 +37,7 @@ def race(data: Path) -> None:
         for _ in range(2)
     ]  # fmt: skip
     try:
-        until(lambda: any(each.poll() is not None for each in both), 20)
+        until(lambda: any(each.poll() is not None for each in both))
         loser = next(each for each in both if each.poll() is not None)
         winner = next(each for each in both if each is not loser)
         assert loser.returncode == 75
@@ -60,6 +64,15 @@ def test_row_19_fifty_times(tmp_path: Path) -> None:
         race(tmp_path / "data")
 
 
+def open_files(process: psutil.Process) -> list[str]:
+    """What each descriptor of the process leads to."""
+    found = []
+    for each in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(each))
+    return found
+
+
 def test_row_21_a_child_dies_with_the_service_and_holds_up_no_start(server: HubServer, data: Path) -> None:
     server.publish(REPOSITORY, sae_files())
     server.fault("info", hang=30.0)
@@ -67,8 +80,12 @@ def test_row_21_a_child_dies_with_the_service_and_holds_up_no_start(server: HubS
         start(process)
         until(lambda: len(children(process)) == 1)
         (child,) = children(process)
+        assert not [name for name in open_files(child) if name.startswith(f"{data.resolve()}/events")]
         process.signal(signal.SIGKILL)
         process.wait()
+        with (data / LOCK).open("rb") as file:
+            # Free at the first try: a start would wait for a child that had inherited it.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         server.heal()
         with downloading(server, data) as after:
             assert after.url, after.stderr.read_text()

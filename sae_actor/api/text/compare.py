@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -11,16 +10,16 @@ from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from ...errors import BadRequestError
+from ...generations import abandon, ends
 from ..answers import answer
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
-from .parallel import abandon, ends, merged
-from .replies import Kind, Reply
+from .replies import Kind
 from .requests import ChatBody, CompletionBody, SaeExtension, TextBody
 from .routes import ANSWERS, ERRORS, EXAMPLE, opened
-from .stream import abandoned_with_client, chunks, streamed
+from .stream import abandoned_with_client, streamed
 
 BRANCHES = ("steered", "baseline")
 
@@ -47,10 +46,15 @@ async def post_compare(request: AnyRequest) -> Answer:
     except BaseException:
         abandon(steered.texts)
         raise
-    texts = (*steered.texts, *baseline.texts)
     if body.stream:
-        parts = _side_by_side((steered, baseline), include_usage=body.includes_usage)
-        return await streamed(request, parts, texts)
+        chunk_type: type[Any] = ChatComparisonChunk if kind == "chat" else ComparisonChunk
+        return await streamed(
+            request,
+            (steered, baseline),
+            include_usage=body.includes_usage,
+            part=lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}),
+        )
+    texts = (*steered.texts, *baseline.texts)
     async with abandoned_with_client(request, texts):
         done = await ends(texts)
     half = len(steered.texts)
@@ -75,13 +79,3 @@ def _kind_of(raw: bytes) -> Kind:
     if asked.prompt is not UNSET:
         raise BadRequestError("give exactly one of prompt, messages", param="prompt")
     return "chat"
-
-
-async def _side_by_side(replies: tuple[Reply, Reply], *, include_usage: bool) -> AsyncIterator[Struct]:
-    """Chunks of both as they come, each under its name; if one fails, both end."""
-    type_: type[Any] = ChatComparisonChunk if replies[0].kind == "chat" else ComparisonChunk
-    try:
-        async for branch, chunk in merged([chunks(reply, include_usage=include_usage) for reply in replies]):
-            yield type_(**{BRANCHES[branch]: chunk})
-    finally:
-        abandon([text for reply in replies for text in reply.texts])

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from ...domain.refs import FinishReason, ModelFacts
+from ...domain.refs import FinishReason
 from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
@@ -34,7 +34,6 @@ from .answers import (
     ScoredChatToken,
     Usage,
 )
-from .requests import fingerprint
 
 T = TypeVar("T", bound=ChatToken)
 Kind = Literal["completion", "chat"]
@@ -173,8 +172,8 @@ class Choice:
 
     def _rows(self) -> dict[str, Rows]:
         """Of each SAE that is watched, the activations at each position that was run."""
-        read = [told for token in self.text.made for told in token.activations]
         watched = self.text.started.watched
+        read = [told for token in self.text.made for told in token.activations[: len(watched)]]
         return {
             sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
         }
@@ -213,7 +212,8 @@ class Reply:
     """What the chunks and the whole answer of one request share."""
 
     kind: Kind
-    model: ModelFacts
+    model_id: str
+    system_fingerprint: str
     choices: tuple[Choice, ...]
     created: int
 
@@ -225,7 +225,7 @@ class Reply:
         """The answer that is not streamed."""
         pairs = list(zip(self.choices, ends, strict=True))
         type_: type[Completion | ChatCompletion] = ChatCompletion if self.kind == "chat" else Completion
-        choices = [choice.whole(done, self._own(choice, done)) for choice, done in pairs]
+        choices = [choice.whole(done, self.own(choice, done)) for choice, done in pairs]
         return type_(
             **self._common("chat.completion", choices),
             usage=self.usage(ends),
@@ -237,22 +237,19 @@ class Reply:
         type_: type[Chunk] = ChatCompletionChunk if self.kind == "chat" else CompletionChunk
         return type_(**self._common("chat.completion.chunk", parts), usage=usage)
 
-    def last(self, choice: Choice, done: Completed, *, first: bool) -> Part:
-        """A choice in its last chunk."""
-        return choice.last(done, self._own(choice, done), first=first)
-
     def _common(self, chat: str, choices: Sequence[CompletionChoice | ChatChoice | Part]) -> dict[str, Any]:
         """What whole answers and chunks have in common; chat: the type of object that one of a chat is."""
         return {
             "id": self.choices[0].text.started.generation_id,
             "object": chat if self.kind == "chat" else "text_completion",
             "created": self.created,
-            "model": self.model.model_id,
-            "system_fingerprint": fingerprint(self.model),
+            "model": self.model_id,
+            "system_fingerprint": self.system_fingerprint,
             "choices": tuple(choices),
         }
 
-    def _own(self, choice: Choice, done: Completed) -> AppliedIntervention | UnsetType:
+    def own(self, choice: Choice, done: Completed) -> AppliedIntervention | UnsetType:
+        """The extension of a choice, where each has one."""
         return choice.extension(done) if len(self.choices) > 1 else UNSET
 
     def usage(self, ends: Sequence[Completed]) -> Usage:

@@ -9,7 +9,7 @@ from typing import Any
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...errors import ModelNotFoundError
-from ...generations import TokenOptions
+from ...generations import TokenOptions, abandon, ends
 from ..answers import answer, state_of
 from ..context import context, device, principal
 from ..limits import tokens_of
@@ -17,10 +17,9 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
-from .parallel import abandon, ends
 from .replies import Choice, Kind, Reply
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, sampling
-from .stream import abandoned_with_client, chunks, streamed
+from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, fingerprint, sampling
+from .stream import abandoned_with_client, streamed
 
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
@@ -84,7 +83,7 @@ async def chat_completions(request: AnyRequest) -> Answer:
 async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
     reply = await opened(request, body, kind)
     if body.stream:
-        return await streamed(request, chunks(reply, include_usage=body.includes_usage), reply.texts)
+        return await streamed(request, (reply,), include_usage=body.includes_usage)
     async with abandoned_with_client(request, reply.texts):
         done = await ends(reply.texts)
     return answer(request, reply.whole(done))
@@ -115,4 +114,4 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
     except BaseException:
         abandon([choice.text for choice in choices])
         raise
-    return Reply(kind, model, tuple(choices), int(time.time()))
+    return Reply(kind, model.model_id, fingerprint(model), tuple(choices), int(time.time()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...domain.events import Receipt
 from ...domain.refs import FinishReason
 from ...errors import BadRequestError, InternalError, NotReadyError, SAEError
-from ...ports import Activations, Finished, GenerationRequest, Rest, ScoredToken, Token
+from ...ports import Activations, Finished, GenerationRequest, GenerationStream, Rest, ScoredToken, Token
 from ..failures import explained
 from ..interventions.hook_site import HookFault, Tally
 from ..interventions.hooks import PreparedIntervention
@@ -38,7 +39,7 @@ class InterventionGone(Exception):  # noqa: N818 — no error: it was detached
 
 
 class Generation:
-    """One admitted request from its first step to its end. Belongs to the device thread, except `cancelled`."""
+    """One admitted request from its first step to its end. Belongs to the device thread."""
 
     def __init__(
         self,
@@ -46,16 +47,15 @@ class Generation:
         tokenizer: Tokenizer,
         cache_size: CacheSize,
         apply: Callable[[GenerationRequest], PreparedIntervention | None],
-        deliver: Callable[[Item], None],
+        *,
+        stream: GenerationStream,
+        made: deque[tuple[GenerationStream, Item]],
     ) -> None:
-        """`apply` makes the intervention ready (None: nothing to do) or
-        raises `InterventionGone`; it is called on the device thread with the first step. `deliver` is called there
-        too."""
+        """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on the
+        device thread with the first step. `made` gets what is to be appended to the stream."""
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
-        self.cancelled = False
-        """Set from any thread: the client disconnected."""
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
@@ -65,7 +65,8 @@ class Generation:
         """Tokens that were run."""
         self._tokenizer: Tokenizer | None = tokenizer
         self._apply: Callable[[GenerationRequest], PreparedIntervention | None] | None = apply
-        self._deliver = deliver
+        self._stream = stream
+        self._made = made
         self._deadline = time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, tokenizer.context_length)
         self.cache_bytes = cache_size.of(positions_at_most(request, tokenizer.context_length))
@@ -87,7 +88,7 @@ class Generation:
     @property
     def due(self) -> bool:
         """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
-        return self.cancelled or time.monotonic() > self._deadline
+        return self._stream.stopped or time.monotonic() > self._deadline
 
     @property
     def begun(self) -> bool:
@@ -200,11 +201,14 @@ class Generation:
         if part.stopped or reason is not None:
             self.finish("stop" if part.stopped or reason is None else reason)
 
+    def _deliver(self, item: Item) -> None:
+        self._made.append((self._stream, item))
+
     # — the end —
 
     def end_due(self) -> None:
         """End a generation that is `due`."""
-        if self.cancelled:
+        if self._stream.stopped:
             self.finish("cancelled")
         else:
             seconds = self.request.deadline_seconds

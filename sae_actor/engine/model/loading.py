@@ -202,7 +202,18 @@ def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantizatio
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
+    _keep_caps(network)
     return network.eval().requires_grad_(False)
+
+
+def _keep_caps(network: Any) -> None:
+    """Let a model that caps its attention's scores (Gemma 2) run with an attention that does so.
+
+    transformers 5.16 chooses `sdpa` for it, which drops the cap without a word; 5.23 does not.
+    """
+    capped = getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation("eager")
 
 
 def text_config(config: Any) -> Any:

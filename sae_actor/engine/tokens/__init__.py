@@ -5,8 +5,7 @@ prompts           text, chats, ids → token ids
 chat_templates    chats as a model's template writes them
 chat_spans        where a chat's messages are among the tokens, found by `marks`
 control_tokens    text that spells a control token stays text
-answers           the answer during generation: `reasoning` separated, cut at `stop_strings`
-runs              what an answer's text is made of
+answers           the answer during generation, in runs: `reasoning` separated, cut at `stop_strings`
 detokenizer       tokens → text without half characters
 token_text        text and bytes of single tokens
 """

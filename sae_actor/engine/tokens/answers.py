@@ -9,8 +9,7 @@ from ...domain.chats import Reasoning
 from ...domain.events import Sampling
 from ...ports import Rest
 from .detokenizer import IncrementalDetokenizer
-from .reasoning import LOOKED_AT, Parser, parser_for
-from .runs import Run, RunKind, told
+from .reasoning import LOOKED_AT, Parser, Run, RunKind, parser_for, told
 from .stop_strings import StopStrings
 
 

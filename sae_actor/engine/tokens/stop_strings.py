@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .runs import Run, RunKind
+from .reasoning import Run, RunKind
 
 _SHOWN = (RunKind.SAID, RunKind.THOUGHT)
 _WHOLE = (RunKind.MARK, RunKind.HIDDEN)

@@ -3,6 +3,7 @@
 __main__    dies with the service, reveals no secrets
 fetch       the download from commit to description
 remote      the hub over HTTP: guarded origins, classified refusals
+head        what a HEAD says of one file, and which redirects it follows
 endpoint    addresses in the hub's answers, rebased onto HF_ENDPOINT
 transfer    one file: continued by Range, digested while it arrives, renamed when right
 meter       progress and announced waits

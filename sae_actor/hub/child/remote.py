@@ -1,9 +1,9 @@
 """The hub over HTTP, through huggingface_hub: commit, file list, headers and body of one file.
 
-The library brings the session with its endpoint, token, offline mode and proxies, and the headers of a file. What
-it leaves out is done here, in hooks of that session, so that it holds for every request and every redirect: which
-origins may be talked to, that a token goes to none but the hub's own, and that a refusal becomes an error of this
-package before the library sleeps as long as a server demands. Lists are decoded strictly: a hub may lie.
+The library brings the session with its endpoint, token, offline mode and proxies. What it leaves out is done here, in
+hooks of that session, so that it holds for every request and every redirect: which origins may be talked to, that a
+token goes to none but the hub's own, and that a refusal becomes an error of this package before the library sleeps as
+long as a server demands. Lists are decoded strictly: a hub may lie.
 Only the child process imports it.
 """
 
@@ -21,15 +21,16 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urljoin
 
 import msgspec
-from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url, set_client_factory
+from huggingface_hub import constants, get_session, hf_hub_url, set_client_factory
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not in __all__
 from msgspec import Struct
 
 from ...errors import ForbiddenError, GatedError, RepositoryNotFoundError, SAEDownloadError
-from ..layout import COMMIT, DIGEST, SHA256, check_commit, check_path, check_size
+from ..layout import COMMIT, SHA256, check_commit, check_path, check_size
 from ..protocol import Patience
 from .endpoint import Endpoint, origin_of
+from .head import MAX_REDIRECTS, NO_END, find_head
 
 _http: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 """The HTTP library of this huggingface_hub: httpx, or its successor under another name."""
@@ -103,7 +104,7 @@ class RemoteHub:
                     "response": [*template.event_hooks["response"], _refuse, self._rebase],
                 },
                 follow_redirects=True,
-                max_redirects=20,
+                max_redirects=MAX_REDIRECTS,
                 timeout=patience.request_seconds,
             )
 
@@ -143,16 +144,14 @@ class RemoteHub:
         """The URL of the bytes, after the headers agreed with the list; it may be signed and is never shown."""
         url = hf_hub_url(repository_id, file.path, revision=commit)
         with self._asking():
-            found = get_hf_file_metadata(url, timeout=self._patience.request_seconds)
-        if check_commit(found.commit_hash) != commit:
+            found = find_head(self._head, url, file.path)
+        if found.commit != commit:
             raise SAEDownloadError("The hub answered for another commit", reason="moved", file=file.path)
-        if found.etag is None or DIGEST.fullmatch(found.etag) is None:
-            raise SAEDownloadError("The hub's ETag is not a digest", reason="bad_etag", file=file.path)
-        if found.etag != file.digest:
+        if found.digest != file.digest:
             raise SAEDownloadError("The hub's ETag is not the listed digest", reason="bad_etag", file=file.path)
-        if check_size(found.size) != file.bytes:
+        if found.bytes != file.bytes:
             raise SAEDownloadError("The hub's size is not the listed size", reason="bad_size", file=file.path)
-        return urljoin(url, found.location)
+        return found.address
 
     @contextmanager
     def body(self, url: str, offset: int) -> Iterator[Any]:
@@ -165,6 +164,10 @@ class RemoteHub:
             yield answer
 
     # — inside —
+
+    def _head(self, url: str) -> Any:
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        return get_session().head(url, headers=headers, follow_redirects=False)
 
     def _ask(self, method: str, url: str, form: dict[str, Any] | None = None) -> tuple[bytes, str | None]:
         """The answer's text, and the URL of the next page, if any."""
@@ -220,8 +223,8 @@ class RemoteHub:
         asked, location = str(response.request.url), response.headers["Location"]
         try:
             target = self._endpoint.redirect(asked, location)
-        except ValueError:  # no address; the library says so
-            return
+        except ValueError:
+            raise SAEDownloadError(NO_END, reason="redirect") from None
         if target == urljoin(asked, location):
             return
         if target == asked:
@@ -301,7 +304,7 @@ def _transport() -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise SAEDownloadError("HF_HUB_OFFLINE is set, and the files are not here", reason="offline") from None
     except (_http.TooManyRedirects, _http.UnsupportedProtocol, _http.InvalidURL):
-        raise SAEDownloadError("The hub redirects endlessly, or without an address", reason="redirect") from None
+        raise SAEDownloadError(NO_END, reason="redirect") from None
     except _http.TimeoutException:
         raise TransientError("timeout", "The hub does not answer in time") from None
     except _http.HTTPError as error:

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from sae_actor.domain.refs import Edit
-from sae_actor.engine import TorchEngine
+from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.engine.decoding.logprobs import LEAST, scored
 from sae_actor.engine.tokens.token_text import TokenTexts
 from sae_actor.errors import BadRequestError
 from sae_actor.sae import load_sae
-from tests.engine.asking import active, attach, read, request
-from tests.engine.tiny import END, tiny_model, tiny_tokenizer
+from tests.engine.asking import active, attach, load, no_progress, read, request
+from tests.engine.tiny import END, save_tiny_model, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +42,35 @@ async def test_they_are_those_of_the_steered_logits(engine: TorchEngine, tiny_sa
         assert token.scored.logprob == pytest.approx(float(wanted[token.id]), abs=1e-4)
         assert [each.id for each in token.top] == wanted.topk(5).indices.tolist()
         assert [each.logprob for each in token.top] == pytest.approx(wanted.topk(5).values.tolist(), abs=1e-4)
+
+
+async def test_scores_of_attention_are_capped(tmp_path: Path) -> None:
+    """Gemma 2's cap. transformers 5.16 chooses an attention for it that drops the cap, and says nothing."""
+    folder = save_tiny_model(tmp_path / "model", "gemma2", attn_logit_softcapping=0.05)
+    engine = TorchEngine(EngineSettings(threads=1))
+    facts = await engine.load_model(load(str(folder)), no_progress)
+    assert (facts.environment["attention"], facts.environment["batching"]) == ("eager", True)
+    found = []
+    for deterministic in (False, True):
+        asked = request(IDS, tokens=1, logprobs=5, deterministic=deterministic)
+        tokens, _ = await read(engine.generate(asked))
+        found.append([each.logprob for each in tokens[0].top])
+    await engine.close()
+    with torch.inference_mode():
+        capped, free = (
+            eager("gemma2", attn_logit_softcapping=cap)(input_ids=torch.tensor([IDS])).logits[0, -1].log_softmax(dim=-1)
+            for cap in (0.05, None)
+        )
+    assert (capped - free).abs().max() > 0.05
+    for each in found:
+        assert each == pytest.approx(capped.topk(5).values.tolist(), abs=1e-4)
+
+
+def eager(model_type: str, **config: Any) -> Any:
+    """The random model of that family with the plain attention of its own file."""
+    model: Any = tiny_model(model_type, **config)
+    model.set_attn_implementation("eager")
+    return model
 
 
 async def test_offsets_count_what_is_readable(engine: TorchEngine) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,9 +43,23 @@ IDS = tuple(range(40, 60))
 EDIT = Edit(feature=3, strength=40.0, exclude=())
 
 
-def saes_alive() -> int:
+_EARLIER: list[SAE] = []
+
+
+@pytest.fixture(autouse=True)
+def earlier() -> Iterator[None]:
+    """SAEs of other tests in this process: anyio 4.10 holds the frames of their fixtures."""
     gc.collect()
-    return sum(issubclass(type(each), SAE) for each in gc.get_objects())
+    _EARLIER[:] = [each for each in gc.get_objects() if issubclass(type(each), SAE)]
+    yield
+    _EARLIER.clear()
+
+
+def saes_alive() -> int:
+    """Without `_EARLIER`."""
+    gc.collect()
+    known = {id(each) for each in _EARLIER}
+    return sum(issubclass(type(each), SAE) and id(each) not in known for each in gc.get_objects())
 
 
 def tensors_alive() -> int:

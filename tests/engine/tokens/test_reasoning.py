@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.engine.tokens.reasoning import Block, Channels, Parser
-from sae_actor.engine.tokens.runs import Run, RunKind, told
+from sae_actor.engine.tokens.reasoning import Block, Channels, Parser, Run, RunKind, told
 
 MARKS = re.compile(r"(<\|[a-z]+\|>)")
 QWEN, R1 = "<|im_start|>assistant\n", "<|Assistant|><think>\n"

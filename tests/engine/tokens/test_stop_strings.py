@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.engine.tokens.runs import Run, RunKind
+from sae_actor.engine.tokens.reasoning import Run, RunKind
 from sae_actor.engine.tokens.stop_strings import StopStrings
 
 SAID, THOUGHT, MARK, FORM, HIDDEN = RunKind.SAID, RunKind.THOUGHT, RunKind.MARK, RunKind.FORM, RunKind.HIDDEN
