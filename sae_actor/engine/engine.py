@@ -119,8 +119,8 @@ class TorchEngine:
         self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
     ) -> ModelSize:
         """See the port."""
-        measure = partial(model_size, model, revision, dtype, device, quantization)
-        size = await self._loader.run(measure, "measuring a model")
+        look = partial(model_size, model, revision, dtype, device, quantization)
+        size = await self._loader.run(look, "measuring a model")
         return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
 
     def _fitted(self, size: ModelSize, beside: int) -> ModelSize:
@@ -177,7 +177,7 @@ class TorchEngine:
         resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
-        for point in (resident.hook_point, resident.hook_point_out or resident.hook_point):
+        for point in (resident.hook_point, resident.written_at):
             model.architecture.hook(point)  # refuses what cannot be computed
         place(resident, model.device)
         self._residents[resident.position] = resident
@@ -228,8 +228,8 @@ class TorchEngine:
         # The median was measured at the SAE's training point; elsewhere |x| differs.
         median_norm = statistics.median_norm if resident.where_trained else None
         found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
-        written_at = resident.hook_point_out or resident.hook_point
-        refuse_overflow(resident.sae, found, None if self._model is None else self._model.written_in(written_at))
+        written_in = None if self._model is None else self._model.written_in(resident.written_at)
+        refuse_overflow(resident.sae, found, written_in)
         return found
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
@@ -247,8 +247,7 @@ class TorchEngine:
         d_sae = resident.sae.spec.d_sae
         if not 0 <= feature < d_sae:
             raise FeatureOutOfRangeError(f"feature {feature} is not below {d_sae}", feature=feature, d_sae=d_sae)
-        written_at = resident.hook_point_out or resident.hook_point
-        return feature_details(resident.sae, feature, written_at, statistics, self._model)
+        return feature_details(resident.sae, feature, resident.written_at, statistics, self._model)
 
     # — generations —
 
@@ -291,8 +290,7 @@ class TorchEngine:
             if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
                 raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
             if sae.changes_text:
-                written_at = resident.hook_point_out or resident.hook_point
-                steering = resident.steering(sae.steering, model.written_in(written_at))
+                steering = resident.steering(sae.steering, model.written_in(resident.written_at))
                 parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
         reconstructed = [part.write_at for part in parts if part.reconstructs]
         if len(set(reconstructed)) < len(reconstructed):

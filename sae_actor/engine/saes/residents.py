@@ -38,6 +38,10 @@ class Resident:
     _prepared: OrderedDict[tuple[Edit, ...], Steering] = field(default_factory=OrderedDict)
 
     @property
+    def written_at(self) -> HookPoint:
+        return self.hook_point_out or self.hook_point
+
+    @property
     def dtype(self) -> str:
         return str(self.sae.dtype).removeprefix("torch.")
 
