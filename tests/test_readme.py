@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-import msgspec
 import pytest
 
 import sae_actor.api.app  # noqa: F401 - fills the table of routes
 from sae_actor.api.operations import OPERATIONS
 from sae_actor.api.requests import MAX_PROMPTS
-from sae_actor.api.text.requests import ChatBody, ChatMessage, CompletionBody
+from sae_actor.api.text.fields import CHAT, COMPLETION, MESSAGE
+from sae_actor.api.text.messages import ChatMessage
+from sae_actor.api.text.published import Neutral
+from sae_actor.api.text.requests import ChatBody, CompletionBody
 from sae_actor.cli.arguments import parse
 from sae_actor.cli.exit_codes import MEANINGS
 from sae_actor.cli.render.progress import STAGES
@@ -29,6 +31,7 @@ from sae_actor.config import Settings
 from sae_actor.demo import FEATURE, STRENGTH, curl_lines
 from sae_actor.demo.model import NAME
 from sae_actor.domain.refs import Exclusion, Method, NamedPositions, Unit
+from sae_actor.errors import BadRequestError
 from sae_actor.formats import FORMATS
 from sae_actor.formats.readers import sae_lens
 from sae_actor.models.families import FAMILIES, TEXT_PART
@@ -104,7 +107,9 @@ def test_the_limits_are_the_code_s() -> None:
     refused = names(limits.split("Refused on `/v1`")[1].split("\n* ")[0])
     chat = ChatBody(messages=[ChatMessage("user", "hello")])
     expected = {*CompletionBody(prompt="hello").refused(), *chat.refused()}
-    assert set(refused) - {"max_tokens", "/v1"} == expected
+    assert set(refused) - {"/v1", "echo", "continue_final_message"} == expected
+    lacking = names(limits.split("What else OpenAI or vLLM publish")[1].split("\n* ")[0])
+    assert all(isinstance({**CHAT.fields, **COMPLETION.fields}[name], Neutral) for name in lacking)
     exclusions = section("Steering").split("* `exclude`:")[1].split("\n* ")[0]
     assert all(f"`{each}`" in exclusions for each in get_args(Exclusion))
     units = section("Steering").split("* `unit`")[1].split("\n* ")[0]
@@ -119,13 +124,10 @@ def test_the_limits_are_the_code_s() -> None:
 def test_what_is_refused_of_prompts_is_the_code_s() -> None:
     limits = section("Limits")
     assert f"more than {MAX_PROMPTS} prompts" in limits
-    assert "the role `developer`" in limits
-    for wrong in (
-        {"messages": [{"role": "developer", "content": "a"}]},
-        {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0},
-    ):
-        with pytest.raises(msgspec.ValidationError):
-            msgspec.convert(wrong, ChatBody)
+    assert "roles `tool` and `function`" in limits
+    for wrong in ("tool", "function"):
+        with pytest.raises(BadRequestError):
+            MESSAGE.settle({"role": wrong, "content": "a"})
 
 
 def test_the_near_ties_are_the_code_s() -> None:

@@ -17,13 +17,13 @@ from .openapi.document import encoded
 from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import commands, events, generations, log, login, metrics, models, saes, service, steering
-from .text import activations, compare
+from .text import activations, compare, tokens
 from .text import routes as text
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    text, activations, compare, web,
+    text, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

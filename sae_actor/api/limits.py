@@ -16,8 +16,16 @@ async def tokens_of(
     engine: Engine,
     prompt: str | Sequence[dict[str, str]] | Sequence[int],
     how: Tokenization | None = None,
+    *,
+    any_length: bool = False,
 ) -> Tokenized:
     """The prompt as the model sees it. Raises the engine's errors, and `MailboxFullError` if too many
     prompts are waiting."""
     async with heard(request), context(request).prompts.taken():
-        return await engine.tokenize(prompt, how)
+        return await engine.tokenize(prompt, how, any_length=any_length)
+
+
+async def text_of(request: AnyRequest, engine: Engine, token_ids: Sequence[int]) -> str:
+    """The text of tokens, as `tokens_of` waits for its turn. Raises the same."""
+    async with heard(request), context(request).prompts.taken():
+        return await engine.detokenize(token_ids)

@@ -56,6 +56,8 @@ class Operation:
     """Takes Prefer."""
     open: bool = False
     """Answered without a token."""
+    reads: bool = False
+    """Changes nothing, whatever its method: a viewer may ask for it."""
     rest: bool = False
     """The last part of the path may hold slashes."""
     max_body: int = 4 * 1024 * 1024

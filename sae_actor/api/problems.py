@@ -78,7 +78,7 @@ def problem_response(path: str, error: SAEError) -> Response[bytes]:
         headers["retry-after"] = str(max(1, int(retry_after or 1)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    on_v1 = path.startswith("/v1/")
+    on_v1 = path.startswith(("/v1/", *OPENAI))
     return Response(
         content=msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error)),
         status_code=error.status,
@@ -95,7 +95,7 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     """The framework's own refusals (no such route, wrong method, too large) in the same shape."""
     mine: SAEError
     if error.status_code == 404:
-        mine = NotFoundError("no such resource")
+        mine = _not_found(request)
     elif error.status_code == 413:
         mine = TooLargeError("the body is too large")
     elif error.status_code == 405:
@@ -111,6 +111,17 @@ def on_http_error(request: AnyRequest, error: HTTPException) -> Response[bytes]:
     return response
 
 
+def _not_found(request: AnyRequest) -> NotFoundError:
+    """A client whose base URL lacks `/v1`, or has it twice, is shown the right one."""
+    path = request.scope["path"].removeprefix("/v1/v1").rstrip("/")
+    if not path.startswith(OPENAI):
+        return NotFoundError("no such resource")
+    right = f"{request.url.scheme}://{request.url.netloc}/v1"
+    return NotFoundError(f"no such resource; did you mean {right}{path}? The base URL is {right}", base_url=right)
+
+
+OPENAI = ("/chat/completions", "/completions", "/models")
+"""What OpenAI's clients put after the base URL."""
 _LEFT = "client disconnected prematurely"
 """The framework reports this as its own fault: a body whose client disconnected."""
 

@@ -76,10 +76,19 @@ def _decoder(type_: Hashable) -> msgspec.json.Decoder[Any]:
 
 
 def decoded(raw: bytes, type_: type[T] | Any) -> T:
-    """Strict JSON as `type_`: no coercion, no unknown field, no key twice, no NaN, bounded depth."""
+    """Strict JSON as `type_`: no coercion, no unknown field, no key twice, no NaN, bounded depth. A type with `settle`
+    looks through the decoded object first, and takes out of it what it answers for itself."""
+    settle = getattr(type_, "settle", None)
     try:
-        value: T = _decoder(cast("Hashable", type_)).decode(raw)
-        _refuse_twins(raw.decode())
+        value: T
+        if settle is None:
+            value = _decoder(cast("Hashable", type_)).decode(raw)
+            _refuse_twins(raw.decode())
+        else:
+            plain = _decoder(cast("Hashable", Any)).decode(raw)
+            _refuse_twins(raw.decode())
+            settle(plain)
+            value = msgspec.convert(plain, type_)
     except msgspec.ValidationError as error:
         raise BadRequestError(str(error)[:500], param=_param(str(error))) from None
     except (ValueError, RecursionError) as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
+
+_WORD = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 
 
 class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -17,6 +21,33 @@ class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Begin with the token that begins a text, or do not; None: as the tokenizer, or the template, does."""
     parse_special: bool = True
     """A text that spells a control token means that token."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, besides the messages."""
+    reasoning_effort: str | None = None
+    """A variable too, which the template must know."""
+    add_generation_prompt: bool = True
+    """A chat ends with the beginning of an answer; False: with its last message."""
+    continue_final_message: bool = False
+    """A chat ends with the content of its last message, which the answer continues."""
+    left_out: tuple[str, ...] = ()
+    """Names of template variables whose values are not on record."""
+
+    @property
+    def recorded(self) -> Tokenization:
+        """As it goes on record: template variables that are switches, numbers or words. Longer texts may be as private
+        as the prompt; of those only the names."""
+        given = self.chat_template_kwargs or {}
+        kept = {name: value for name, value in given.items() if _is_setting(value)}
+        left_out = tuple(name for name in given if name not in kept)
+        return replace(self, chat_template_kwargs=kept or None, left_out=left_out)
+
+
+def _is_setting(value: Any) -> bool:
+    return (
+        value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and bool(_WORD.fullmatch(value)))
+    )
 
 
 class MessageSpan(Struct, frozen=True, kw_only=True):

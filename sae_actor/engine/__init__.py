@@ -11,7 +11,7 @@
     interventions/   hooks on a forward pass: steering, reconstruction, probes
     tokens/          text, chats and ids → token ids, and back
     model/           find, load, check, try, free a model
-    saes/            load, place, measure, free an SAE; its features
+    saes/            load, place, measure, free an SAE; its features; a request's intervention, made ready
 
 Threads: what runs or changes the model, or frees what is on the device, is a job or a step of the device thread,
 so nothing is locked. Loading reads into the CPU's memory in the loader thread and is swapped in by a job. Hooks are on

@@ -17,10 +17,8 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..errors import (
-    ConflictingEditsError,
     DeviceLostError,
     FeatureOutOfRangeError,
-    InternalError,
     MailboxFullError,
     ModelNotLoadedError,
     SAENotAttachedError,
@@ -33,24 +31,23 @@ from ..ports import (
     ModelSize,
     OnProgress,
     Tokenized,
-    Watch,
+    TokenizerInfo,
 )
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
-from .decoding.generation import Generation, InterventionGone
+from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
 from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
-from .interventions.positions import TokenKinds
-from .interventions.probes import Probe
-from .interventions.sae_intervention import SaeIntervention
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import fitted, model_size
 from .request_checks import check_request
 from .saes.feature_details import feature_details
+from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
+from .tokens.info import detokenized, info_of
 from .tokens.prompts import tokenized
 from .worker import Worker
 
@@ -252,11 +249,23 @@ class TorchEngine:
     # — generations —
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         """See the port."""
-        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization())
+        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization(), any_length=any_length)
         return await self._tokenizer.run(read, "reading the prompt")
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See the port."""
+        return await self._tokenizer.run(partial(detokenized, token_ids, self._loaded().tokenizer), "decoding tokens")
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        """See the port."""
+        return info_of(self._loaded().tokenizer)
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns.
@@ -281,40 +290,7 @@ class TorchEngine:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
-        parts, turns = [], request.turns
-        marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
-        for sae in request.intervention:
-            resident = self._residents.get(sae.attach_position)
-            if resident is None:
-                raise InterventionGone
-            if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
-                raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
-            if sae.changes_text:
-                steering = resident.steering(sae.steering, model.written_in(resident.written_at))
-                parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
-        reconstructed = [part.write_at for part in parts if part.reconstructs]
-        if len(set(reconstructed)) < len(reconstructed):
-            raise ConflictingEditsError("two SAEs cannot both reconstruct one hook point")
-        stop = request.stop_when
-        last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,), exclude=stop.exclude),)
-        found = [self._probe(watch, model, request, marks) for watch in (*last, *request.watched)]
-        probes = [probe for probe in found if probe is not None]
-        if not (parts or probes):
-            return None
-        prompt, window = len(request.token_ids), request.sink_window
-        applied = PreparedIntervention.of(parts, model.architecture, prompt, probes, marks, window=window)
-        applied.stop = probes[0] if last else None
-        return applied
-
-    def _probe(self, watch: Watch, model: LoadedModel, request: GenerationRequest, marks: TokenKinds) -> Probe | None:
-        """None for a missing one whose rate is limited."""
-        resident = self._residents.get(watch.sae.attach_position)
-        if resident is not None:
-            hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)
-            return Probe(watch, resident.sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
-        if watch.every_seconds is not None:
-            return None
-        raise InterventionGone
+        return prepared(request, model, self._residents)
 
     # — the end —
 

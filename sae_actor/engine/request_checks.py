@@ -20,8 +20,8 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
         raise BadRequestError(f"a prompt of {prompt} tokens; the model's context is {model.facts.context_length}")
     if not all(0 <= each < model.tokenizer.vocabulary for each in request.token_ids):
         raise BadRequestError(f"a token id is outside the vocabulary of {model.tokenizer.vocabulary}", param="prompt")
-    if sampling.max_tokens < 1:
-        raise BadRequestError("max_tokens must be at least 1", param="max_tokens")
+    if sampling.max_tokens < 0:
+        raise BadRequestError("max_tokens must be at least 0", param="max_tokens")
     if not (0 <= sampling.temperature < math.inf and 0 <= sampling.top_p <= 1):
         raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
     if request.forced is not None and not all(
@@ -30,7 +30,8 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
         raise BadRequestError(
             f"a forced token is outside the vocabulary of {model.tokenizer.vocabulary}, or there is none"
         )
-    if request.logprobs is not None and not 0 <= request.logprobs <= model.tokenizer.vocabulary:
+    asked = (request.logprobs, request.prompt_logprobs)
+    if not all(0 <= most <= model.tokenizer.vocabulary for most in asked if most is not None):
         raise BadRequestError(f"logprobs must be between 0 and {model.tokenizer.vocabulary}", param="logprobs")
     needed, most = model.cache_size.of(positions_at_most(request, model.facts.context_length)), model.cache_bytes
     if needed > most:

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -23,6 +24,7 @@ from ..errors import (
     DeviceLostError,
     InternalError,
     MailboxFullError,
+    NotReadyError,
     SAEError,
     TooLargeError,
 )
@@ -36,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """After a generation's deadline the engine ends it by itself, if the cancel did not reach it."""
+
+STOPPING_SECONDS = 5
+"""After which a text that the end of the service cut short may be sent again."""
 
 FAREWELL_SECONDS = 2.0
 """A cancelled generation ends after its step; wait this long for the engine's `Finished`."""
@@ -110,7 +115,7 @@ class Generations:
         """Cancel what runs and wait until each end is on record."""
         while self._running or self._opening:
             for text in self._running.values():
-                text.abandon()
+                text.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
     async def _open(
@@ -146,6 +151,7 @@ class Generations:
             intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
             logprobs=tell.logprobs,
+            prompt_logprobs=tell.prompt_logprobs,
             watched=(*asked_for, *monitored),
             stop_when=payload.stop_when,
             turns=payload.turns,
@@ -195,14 +201,16 @@ class Generations:
         except SAEError as error:
             # What is not on record is not given out as if it were.
             ended = error
-        if isinstance(ended, Finished):
-            ended = failure(ended) if ended.reason == "error" else ended
+        if isinstance(ended, Finished) and ended.reason == "error":
+            ended = failure(ended)
+        elif isinstance(ended, Finished) and ended.reason == "cancelled" and text.cut_short is not None:
+            ended = text.cut_short
         text.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
 
     async def _end(self, text: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
         """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
         stream = text.stream
-        either = [stream.ended, text.left]
+        either: list[asyncio.Future[Any]] = [stream.ended, text.left]
         await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         late = not (stream.ended.done() or text.left.done())
         if not stream.ended.done():

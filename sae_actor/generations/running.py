@@ -26,7 +26,8 @@ class TokenOptions:
     """What is reported with each token."""
 
     logprobs: int | None = None
-    """As in `GenerationRequest`."""
+    prompt_logprobs: int | None = None
+    """Both as in `GenerationRequest`."""
     top_k_features: int = 0
     """This many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
@@ -48,8 +49,8 @@ class RunningGeneration:
         self.principal = started.principal
         self.started = payload
         self.stream = stream
-        self.left: asyncio.Future[None] = stream.ended.get_loop().create_future()
-        """Done once the reader has gone."""
+        self.left: asyncio.Future[SAEError | None] = stream.ended.get_loop().create_future()
+        """Done once nobody waits for the rest: the reader has gone, or is to get this error for the end."""
         self._recorded: asyncio.Future[Completed | SAEError] = stream.ended.get_loop().create_future()
 
     @property
@@ -68,10 +69,16 @@ class RunningGeneration:
         self._recorded.set_result(end)
         self.stream.wake()
 
-    def abandon(self) -> None:
-        """The reader has gone: stop the generation and free its slot. Harmless after the end."""
+    def abandon(self, why: SAEError | None = None) -> None:
+        """Stop the generation and free its slot: the reader has gone, or gets the error `why`. Harmless after the
+        end."""
         if not self.left.done():
-            self.left.set_result(None)
+            self.left.set_result(why)
+
+    @property
+    def cut_short(self) -> SAEError | None:
+        """The error that a reader gets if the generation was cancelled."""
+        return self.left.result() if self.left.done() else None
 
     async def result(self) -> Completed:
         """Wait for the end; an error is raised in its place."""

@@ -12,12 +12,13 @@
 
 from ..domain.reports import AttachedSae, HubSae
 from .clock import Clock
-from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenWeight
+from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenizerInfo, TokenWeight
 from .generation import (
     Activations,
     FeatureActivation,
     Finished,
     GenerationRequest,
+    PromptToken,
     Rest,
     ScoredToken,
     Token,

@@ -71,6 +71,24 @@ class FeatureDetails(Struct, frozen=True, kw_only=True):
     top_tokens: tuple[str, ...] = ()
 
 
+class TokenizerInfo(Struct, frozen=True, kw_only=True):
+    """A tokenizer under the names of its `tokenizer_config.json`."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    additional_special_tokens: tuple[str, ...]
+    add_bos_token: bool
+    """A text gets the BOS token."""
+    chat_template: str | None
+    model_max_length: int
+    """Tokens of the model's context."""
+    vocab_size: int
+    """Ids that the model can be fed."""
+
+
 class Engine(Protocol):
     """The device: one model, the SAEs on it, text. Raises errors of `errors` only.
 
@@ -116,15 +134,26 @@ class Engine(Protocol):
         """
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
 
         Messages are text, even if they spell a control token; for a prompt `how` decides. A prompt that begins with BOS
         gets no second one. `BadRequestError` for an empty prompt that
         nothing is put before, an id outside the vocabulary, a chat without a template, or `prepend_bos` for ids or
-        without a BOS token.
+        without a BOS token. any_length: for counting, not to be run: no token at all is fine, and so are more than the
+        context holds, of which `tokens` and `turns` are left out.
         """
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones as they are written. `BadRequestError` for an id outside the vocabulary."""
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        """What is known of the model's tokenizer."""
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """Tokens as they are made, then one `Finished`. Closing the stream frees the request's slot."""

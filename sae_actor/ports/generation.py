@@ -71,6 +71,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     deadline_seconds: float = 600.0
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, each given those before it."""
     watched: tuple[Watch, ...] = ()
     """SAEs to read. A missing one ends the generation as one of the intervention does, unless its rate is limited: then
     it is no longer reported, and freeing it does not wait for the generation."""
@@ -111,6 +113,18 @@ class ScoredToken(Struct, frozen=True, kw_only=True):
     logprob: float
 
 
+class PromptToken(Struct, frozen=True, kw_only=True):
+    """A token of the prompt, scored as `ScoredToken` says; the logits are those under the intervention."""
+
+    id: int
+    text: str
+    bytes: bytes | None
+    logprob: float | None
+    """None: of the first one, before which there is nothing."""
+    top: tuple[ScoredToken, ...] = ()
+    """The most probable tokens there, best first; one that is this token has the same `logprob`."""
+
+
 class Token(Struct, frozen=True, kw_only=True):
     """One generated token: its id, and the text that became readable with it (may be empty)."""
 
@@ -130,6 +144,8 @@ class Token(Struct, frozen=True, kw_only=True):
     """For each of `GenerationRequest.watched`, of the positions that were run to make this token: the whole prompt for
     the first one, then the token before. So the last token of a text is never read. In the order of `watched`; those
     that are read at a limited rate are left out where they were not."""
+    prompt: tuple[PromptToken, ...] = ()
+    """With the first token, if `GenerationRequest.prompt_logprobs` is set."""
 
 
 class Rest(Struct, frozen=True):
@@ -154,6 +170,11 @@ class Finished(Struct, frozen=True, kw_only=True):
     """The end of that text, after the last token's."""
     reasoning_tokens: int = 0
     """Tokens of the reasoning, marks included."""
+    prompt: tuple[PromptToken, ...] = ()
+    """As the first token has it; there may be none (`Sampling.max_tokens` 0). None of it if the prompt was not run
+    to its end."""
+    activations: tuple[Activations, ...] = ()
+    """Where no token was to be made: those of the prompt, as a first token has them."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     edited_sinks: tuple[tuple[int, int], ...] = ()

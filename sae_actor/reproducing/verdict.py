@@ -179,7 +179,7 @@ async def _scores(
     started: GenerationStarted, ran: Ran, logged: Sequence[int], found: Sequence[float], bench: Testbed
 ) -> View | None:
     """Log probabilities of the logged tokens under the logged intervention against those under none."""
-    if not any(sae.changes_text for sae in started.intervention):
+    if not logged or not any(sae.changes_text for sae in started.intervention):
         return None
     without = await forced(bench, replace(ran.request, intervention=(), turns=()), logged)
     apart = [abs(one - other) for one, other in zip(found, without, strict=True)]

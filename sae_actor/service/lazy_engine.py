@@ -20,6 +20,7 @@ from ..ports import (
     OnProgress,
     Progress,
     Tokenized,
+    TokenizerInfo,
 )
 
 
@@ -92,9 +93,19 @@ class LazyEngine:
         return await self._loaded().feature(attach_position, feature)
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
-        return await self._loaded().tokenize(prompt, how)
+        return await self._loaded().tokenize(prompt, how, any_length=any_length)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._loaded().detokenize(token_ids)
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        return await self._loaded().tokenizer_info()
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)

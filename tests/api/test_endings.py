@@ -273,10 +273,11 @@ async def test_what_is_held_back_is_told_when_the_text_is_ended_from_outside(
     while not (gate.is_set() or sent.done()):
         await asyncio.sleep(0.01)
     await service.command("Detach", sae_id=service.sae_ids[0])
-    choices = [each["choices"][0] for each in await sent] if stream else [(await sent).json()["choices"][0]]
+    answers = await sent if stream else [(await sent).json()]
+    choices = [each["choices"][0] for each in answers]
     parts = [each.get("delta") or each.get("message") or {"content": each.get("text")} for each in choices]
     found = tuple("".join(each.get(name) or "" for each in parts) for name in ("content", "reasoning_content"))
     assert found == told
-    assert choices[-1]["finish_reason"] == "intervention_removed"
+    assert (choices[-1]["finish_reason"], answers[-1]["sae"]["finish_reason"]) == ("length", "intervention_removed")
     record = next(each["data"] for each in await service.events() if each["type"] == "GenerationFinished")
     assert record["text"] == said

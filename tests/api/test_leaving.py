@@ -79,10 +79,10 @@ class HeldEngine(FakeEngine):
         self.go_on = asyncio.Event()
         self.asked = 0
 
-    async def tokenize(self, prompt: Any, how: Any = None) -> Any:
+    async def tokenize(self, prompt: Any, how: Any = None, **more: Any) -> Any:
         self.asked += 1
         await self.go_on.wait()
-        return await super().tokenize(prompt, how)
+        return await super().tokenize(prompt, how, **more)
 
     async def feature(self, attach_position: int, feature: int) -> Any:
         self.asked += 1

@@ -16,9 +16,9 @@ def replaced_while_read(service: Running, *commands: dict[str, Any]) -> None:
     """The next prompt is read by the model of now, and these commands are done before it is answered."""
     tokenize = service.engine.tokenize
 
-    async def slow(prompt: Any, how: Any = None) -> Any:
+    async def slow(prompt: Any, how: Any = None, **more: Any) -> Any:
         service.engine.tokenize = tokenize  # type: ignore[method-assign]
-        read = await tokenize(prompt, how)
+        read = await tokenize(prompt, how, **more)
         for command in commands:
             await service.command(**command)
         return read

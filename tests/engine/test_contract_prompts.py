@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sae_actor.domain.chats import Tokenization
+from sae_actor.engine import TorchEngine
 from sae_actor.errors import BadRequestError
 from tests.engine.conftest import Given
+from tests.engine.tiny import CHAT_TEMPLATE, CONTEXT, VOCABULARY
 
 pytestmark = pytest.mark.anyio
 
@@ -69,3 +73,69 @@ async def test_token_ids_are_taken_as_they_are(given: Given) -> None:
         with pytest.raises(BadRequestError) as refused:
             await given.engine.tokenize([5], how)
         assert refused.value.fields["param"] == "prepend_bos"
+
+
+async def told(given: Given, messages: list[dict[str, str]], **how: Any) -> str:
+    return "".join((await given.engine.tokenize(messages, Tokenization(**how))).tokens)
+
+
+async def test_the_last_message_is_continued(given: Given) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Sure, I"}]
+    opened, closed = await told(given, messages), await told(given, messages, add_generation_prompt=False)
+    assert opened.startswith(closed)
+    assert len(opened) > len(closed)
+    continued = await given.engine.tokenize(messages, Tokenization(continue_final_message=True))
+    text = "".join(continued.tokens)
+    assert text.endswith("Sure, I")
+    assert closed.removeprefix(text) == "\n"
+    assert continued.turns is not None
+    assert [turn.role for turn in continued.turns] == ["user", "assistant"]
+    last = continued.turns[-1]
+    assert "".join(continued.tokens[slice(*last.content)]) == "Sure, I"
+    assert (last.content[1], last.stop) == (len(continued.token_ids),) * 2
+
+
+async def test_variables_of_the_template(given: Given) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    plain = await told(given, messages)
+    assert await told(given, messages, chat_template_kwargs={"mood": "kind"}) == f"{plain}(kind)"
+    assert await told(given, messages, chat_template_kwargs={"nobody_reads_it": 1}) == plain
+    with pytest.raises(BadRequestError) as refused:
+        await told(given, messages, reasoning_effort="low")
+    assert refused.value.fields["param"] == "reasoning_effort"
+
+
+# — to count, and back —
+
+
+async def test_a_prompt_of_any_length_is_counted(given: Given) -> None:
+    for text in ("", "hi", "x" * 5000):
+        found = await given.engine.tokenize(text, any_length=True)
+        assert len(found.token_ids) == len(text)
+        assert await given.engine.detokenize(found.token_ids) == text
+    with pytest.raises(BadRequestError):
+        await given.engine.tokenize("x" * 5000)
+    short = await given.engine.tokenize("hi", any_length=True)
+    assert short == await given.engine.tokenize("hi")
+    chat = [{"role": "user", "content": "y" * 3000}]
+    assert len((await given.engine.tokenize(chat, any_length=True)).token_ids) > 3000
+
+
+async def test_tokens_as_text(given: Given) -> None:
+    ids = (await given.engine.tokenize(f"Hé{given.control}")).token_ids
+    assert await given.engine.detokenize(ids) == f"Hé{given.control}"
+    for wrong in (-1, 10**6):
+        with pytest.raises(BadRequestError):
+            await given.engine.detokenize([wrong])
+
+
+async def test_what_is_known_of_the_tokenizer(given: Given) -> None:
+    found = await given.engine.tokenizer_info()
+    assert (found.bos_token, found.eos_token, found.pad_token) == (given.control, given.control, None)
+    assert found.add_bos_token is False
+    assert found.chat_template is not None
+    assert found.model_max_length == (CONTEXT if isinstance(given.engine, TorchEngine) else 256)
+    if isinstance(given.engine, TorchEngine):
+        assert found.chat_template == CHAT_TEMPLATE
+        assert found.additional_special_tokens == ("<|user|>", "<|assistant|>", "<|system|>")
+        assert found.vocab_size == VOCABULARY

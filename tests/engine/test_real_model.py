@@ -102,6 +102,35 @@ def with_plain_hook(reference: Any, ids: tuple[int, ...], sae: Path) -> tuple[in
         handle.remove()
 
 
+async def test_a_prompts_log_probabilities_are_a_plain_forward_pass(
+    engine: TorchEngine, reference: Any, demo_sae: Path
+) -> None:
+    await engine.attach(attach(7, point=POINT, d_in=576, d_sae=2304), str(demo_sae))
+    texts = ("I love this book, and I would read it again.", "The capital of France is Paris.", "x")
+    prompts = [(await engine.tokenize(text)).token_ids for text in texts]
+    believer = active(7, Edit(feature=584, strength=85.0, exclude=()), point=POINT)
+    row = load_file(demo_sae / "sae_weights.safetensors")["W_dec"][584].float()
+    for saes in ((), (believer,)):
+        asked = [request(ids, *saes, tokens=0, prompt_logprobs=2) for ids in prompts]
+        ends = await asyncio.gather(*(finished(engine, each) for each in asked))
+        strength = 85 * len(saes)
+
+        def add(_: Any, __: Any, output: Any, strength: int = strength) -> Any:
+            plain = isinstance(output, Tensor)
+            return output + strength * row if plain else (output[0] + strength * row, *output[1:])
+
+        handle = reference.model.layers[15].register_forward_hook(add)
+        try:
+            for ids, end in zip(prompts, ends, strict=True):
+                with torch.inference_mode():
+                    logits = reference(input_ids=torch.tensor([ids])).logits[0].float()
+                wanted = logits.log_softmax(dim=-1)[:-1].gather(1, torch.tensor(ids[1:], dtype=torch.long)[:, None])
+                found = [each.logprob for each in end.prompt[1:]]
+                assert found == pytest.approx(wanted[:, 0].tolist(), abs=2e-4)
+        finally:
+            handle.remove()
+
+
 async def test_a_long_prompt_in_pieces_is_a_plain_hook(reference: Any, real_model: Path, demo_sae: Path) -> None:
     """More than a window: the first piece holds 512, whose median tells sinks; the rest comes in pieces of 64."""
     engine = TorchEngine(EngineSettings(threads=1, prompt_tokens=64))

@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'wizard' %}"
     "{{ raise_exception('only user, assistant and system speak') }}{% endif %}"
     "<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}{% if mood is defined %}({{ mood }}){% endif %}"
 )
 
 _LLAMA_LIKE: dict[str, Any] = {

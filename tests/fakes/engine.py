@@ -35,6 +35,7 @@ from sae_actor.ports import (
     OnProgress,
     Progress,
     Tokenized,
+    TokenizerInfo,
     TokenWeight,
 )
 from tests.fakes.text import END, RunningText
@@ -240,7 +241,11 @@ class FakeEngine:
         )
 
     async def tokenize(
-        self, prompt: str | Sequence[dict[str, str]] | Sequence[int], how: Tokenization | None = None
+        self,
+        prompt: str | Sequence[dict[str, str]] | Sequence[int],
+        how: Tokenization | None = None,
+        *,
+        any_length: bool = False,
     ) -> Tokenized:
         model, how = self._loaded(), how or Tokenization()
         ids: tuple[int, ...]
@@ -265,11 +270,21 @@ class FakeEngine:
                 said = (len(ids) + len(head), len(ids) + len(head) + len(content))
                 told.append(MessageSpan(role=turn["role"], first=len(ids), stop=said[1] + 1, content=said))
                 ids += (*head, *content, 10)
-            ids += tuple(b"<assistant>")
-        if not ids:
+            if how.reasoning_effort is not None:
+                raise BadRequestError("the template does not read it", param="reasoning_effort")
+            if how.continue_final_message:
+                ids = ids[:-1]
+                told[-1] = replace(told[-1], stop=told[-1].content[1])
+            elif how.add_generation_prompt:
+                ids += tuple(b"<assistant>")
+            mood = (how.chat_template_kwargs or {}).get("mood")
+            if mood is not None and not how.continue_final_message:
+                ids += tuple(_bytes(f"({mood})"))
+        if not ids and not any_length:
             raise BadRequestError("the prompt is empty", param="prompt")
-        if any(not 0 <= each < self.vocabulary for each in ids):
-            raise BadRequestError("a token id is outside the vocabulary")
+        self._check_ids(ids)
+        if any_length and not 1 <= len(ids) <= model.context_length:
+            return Tokenized(token_ids=ids, turns=None)
         if len(ids) > model.context_length:
             raise BadRequestError("the prompt is longer than the model's context")
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -281,6 +296,30 @@ class FakeEngine:
             special=tuple(each >= END for each in ids),
             turns=tuple(told) if self.tells_messages or not told else None,
             reasoning=self.reasoning if chat else None,
+        )
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        self._loaded()
+        self._check_ids(token_ids)
+        return self.voice.decode(list(token_ids), special=True)
+
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
+        if any(not 0 <= each < self.vocabulary for each in token_ids):
+            raise BadRequestError("a token id is outside the vocabulary", param="prompt")
+
+    async def tokenizer_info(self) -> TokenizerInfo:
+        model = self._loaded()
+        return TokenizerInfo(
+            tokenizer_class="FakeTokenizer",
+            bos_token="<end>",
+            eos_token="<end>",
+            pad_token=None,
+            unk_token=None,
+            additional_special_tokens=tuple(self.specials),
+            add_bos_token=self.adds_bos,
+            chat_template="{{ messages }}" if model.has_chat_template else None,
+            model_max_length=model.context_length,
+            vocab_size=self.vocabulary,
         )
 
     def _begun(self, ids: tuple[int, ...], how: Tokenization, *, added: bool) -> tuple[int, ...]:

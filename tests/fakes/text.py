@@ -12,6 +12,8 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from sae_actor.domain.events import Receipt
 from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
 from sae_actor.ports import (
@@ -20,6 +22,7 @@ from sae_actor.ports import (
     Finished,
     GenerationRequest,
     GenerationStream,
+    PromptToken,
     Rest,
     ScoredToken,
     Token,
@@ -89,7 +92,10 @@ class RunningText(GenerationStream):
         return hashlib.sha256(self._key + index.to_bytes(8, "little")).digest()[0]
 
     def step(self, ends_after: int | None) -> None:
-        """Make one token."""
+        """Make one token; none if none is wanted."""
+        if self._most == 0:
+            self.finish("length")
+            return
         token = self._next(len(self.ids), ends_after)
         self.ids.append(token)
         ends = token in self._ends and len(self.ids) > self.request.sampling.min_tokens
@@ -135,6 +141,7 @@ class RunningText(GenerationStream):
                 scored=own,
                 top=top,
                 activations=self._activations(),
+                prompt=self._prompt() if len(self.ids) == 1 else (),
             )
         )
         if part.stopped or reason is not None:
@@ -145,6 +152,8 @@ class RunningText(GenerationStream):
         if self.ended.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
+        if self._most == 0 and reason == "length":
+            run = len(self.request.token_ids)
         edited, excluded = covered(
             self.request.intervention,
             len(self.request.token_ids),
@@ -153,6 +162,7 @@ class RunningText(GenerationStream):
             special=self._special(),
             turns=self.request.turns,
         )
+        told = self._activations() if self._most == 0 and reason == "length" else ()
         rest = Rest(self._text[self._shown :])
         if self._answer is not None:
             rest = self._answer.rest()
@@ -171,6 +181,8 @@ class RunningText(GenerationStream):
                 text=self._text,
                 rest=rest,
                 reasoning_tokens=0 if self._answer is None else self._answer.reasoning_tokens,
+                prompt=self._prompt() if self.ids or self._most == 0 else (),
+                activations=told,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
                 edited_sinks=ranges(edited & {0}),
@@ -207,13 +219,14 @@ class RunningText(GenerationStream):
                 scored=own,
                 top=top,
                 activations=self._activations(),
+                prompt=self._prompt() if len(self.ids) == 1 else (),
             )
         )
         self._shown = upto
 
     def _activations(self) -> tuple[Activations, ...]:
         """Of the positions run since the token before; at a limited rate of the newest one alone."""
-        run = (*self.request.token_ids, *self.ids)[:-1]
+        run = (*self.request.token_ids, *self.ids[:-1])
         first, self._run_before = self._run_before, len(run)
         told = []
         for place, watch in enumerate(self.request.watched):
@@ -249,13 +262,28 @@ class RunningText(GenerationStream):
         most = self.request.logprobs
         if most is None:
             return None, ()
+        own, *others = self._ranked(token)
+        return own, (own, *others)[:most]
+
+    def _ranked(self, token: int) -> list[ScoredToken]:
         ids = [token, *(each for each in range(32, 127) if each != token)]
         texts = [self._engine.voice.written(each) for each in ids]
-        scored = [
+        return [
             ScoredToken(id=each, text=text, bytes=text.encode(), logprob=-math.log(2) * (rank + 1))
             for rank, (each, text) in enumerate(zip(ids, texts, strict=True))
         ]
-        return scored[0], tuple(scored[:most])
+
+    def _prompt(self) -> tuple[PromptToken, ...]:
+        """Each token of it as if it had been chosen."""
+        most, ids = self.request.prompt_logprobs, self.request.token_ids
+        if most is None:
+            return ()
+        scores = [(each, self._ranked(each)) for each in ids]
+        told = [
+            PromptToken(id=each, text=own.text, bytes=own.bytes, logprob=own.logprob, top=(own, *others)[:most])
+            for each, (own, *others) in scores
+        ]
+        return (replace(told[0], logprob=None, top=()), *told[1:])
 
     def stop(self) -> None:
         self.finish("cancelled")

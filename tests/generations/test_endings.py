@@ -13,6 +13,7 @@ from sae_actor.errors import (
     DiskFullError,
     InternalError,
     ModelNotLoadedError,
+    NotReadyError,
     SAEError,
 )
 from tests.actor.world import LOAD, A, B, begin, get, living, turns, until
@@ -101,8 +102,9 @@ async def test_close_ends_what_runs_and_what_is_being_admitted() -> None:
         world.log.gate.set()
         await closing
         for text in [*running, await opening]:
-            assert (await text.result()).finished.reason == "cancelled"
-        assert len(await ends(world)) == 4
+            with pytest.raises(NotReadyError, match="stopping"):
+                await text.result()
+        assert [end.finish_reason for end in await ends(world)] == ["cancelled"] * 4
 
 
 async def test_stop_after_close_leaves_no_text_open() -> None:

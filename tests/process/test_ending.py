@@ -92,9 +92,10 @@ def test_texts_end_on_record_before_the_rest_is_refused(tmp_path: Path) -> None:
         stream = begun(process, posted("/v1/completions", {**body, "stream": True}))
         time.sleep(1)
         process.signal(signal.SIGTERM)
-        answer = told(whole)
-        assert (answer.status, json.loads(answer.body)["choices"][0]["finish_reason"]) == (200, "cancelled")
-        assert b'"finish_reason":"cancelled"' in told(stream).body
+        answer, streamed = told(whole), told(stream).body
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "not_ready")
+        assert b'"code":"not_ready"' in streamed
+        assert b"[DONE]" not in streamed
         assert process.wait(10) == 0
     assert process.stderr.read_text() == ""
 

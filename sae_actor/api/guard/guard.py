@@ -3,7 +3,7 @@
     Host                   exactly one, and a name of ours
     Origin, Sec-Fetch-*    no page of another origin or site, unless `[server] cors_origins` lists it
     Authorization          the token of a grant; or the cookie of a login, which needs our own Origin to write
-    role                   a viewer reads (GET, HEAD, OPTIONS), an operator does the rest
+    role                   a viewer reads (GET, HEAD, OPTIONS, and routes that say so), an operator does the rest
     Content-Type           a body is application/json
     the query              no token, and nothing twice
 
@@ -34,6 +34,7 @@ class Guard(Middleware):
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
+        self._reading_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.reads)
         self._reading, self._writing = RequestThrottle(), RequestThrottle()
         # Two, so that reads never wait for a flood of commands; probes and the page never wait.
 
@@ -49,7 +50,8 @@ class Guard(Middleware):
                 await answer_preflight(hardened)
                 return
             is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in self._open_routes
-            caller = caller_of(scope, policy, is_open)
+            may_read = (scope["method"], scope["path"]) in self._reading_routes
+            caller = caller_of(scope, policy, is_open, reads=may_read)
             check_body(scope)
             scope["caller"] = caller
         except SAEError as error:

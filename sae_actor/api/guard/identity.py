@@ -37,8 +37,9 @@ def session_id_of(scope: Any, policy: Policy) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def caller_of(scope: Any, policy: Policy, is_open: bool) -> Grant | None:
-    """The caller; None for an unknown one on an open route. Raises `UnauthorizedError`, `ForbiddenError`."""
+def caller_of(scope: Any, policy: Policy, is_open: bool, *, reads: bool = False) -> Grant | None:
+    """The caller; None for an unknown one on an open route. reads: a viewer may call it, whatever its method. Raises
+    `UnauthorizedError`, `ForbiddenError`."""
     if not policy.access:
         return ANYONE
     writes = scope["method"] not in READING
@@ -54,7 +55,7 @@ def caller_of(scope: Any, policy: Policy, is_open: bool) -> Grant | None:
         if is_open:
             return None
         raise
-    if writes and not is_open and grant.role != "operator":
+    if writes and not (is_open or reads) and grant.role != "operator":
         raise ForbiddenError(f"{grant.name} may only read: the token has the role {grant.role}")
     return grant
 

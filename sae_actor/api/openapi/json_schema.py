@@ -73,8 +73,6 @@ RULES: dict[str, Json] = {
     "CompletionBody": {
         "properties": {
             **_NEUTRAL,
-            "best_of": {"enum": [1, None]},
-            "suffix": {"enum": ["", None]},
             "prompt": {
                 "anyOf": [
                     _TEXT,
@@ -88,9 +86,7 @@ RULES: dict[str, Json] = {
     "ChatBody": {
         "properties": {
             **_NEUTRAL,
-            "tools": {"maxItems": 0},
-            "tool_choice": {"enum": ["none", "auto", None]},
-            "response_format": {"enum": [{"type": "text"}, None]},
+            "response_format": {"anyOf": [{"type": "null"}, {"const": {"type": "text"}}, {"const": {}}]},
         }
     },
     "Span": {
@@ -119,6 +115,9 @@ class Schemas:
         self.components: Json = {name: _in_dialect(schema) for name, schema in sorted(components.items())}
         if Event.__name__ in self.components:
             self._tell_events_apart()
+        for name, properties in _described(listed).items():
+            if name in self.components:
+                self.components[name]["properties"] |= _in_dialect(properties)
         for name, rule in RULES.items():
             if name in self.components:
                 self.components[name] = _joined(self.components[name], rule)
@@ -150,6 +149,14 @@ class Schemas:
             "oneOf": [{"$ref": reference} for reference in mapping.values()],
             "discriminator": {"propertyName": "type", "mapping": mapping},
         }
+
+
+def _described(types: Iterable[Any]) -> dict[str, dict[str, Json]]:
+    """What types say that their bodies may hold besides the fields of their structs."""
+    found: dict[str, dict[str, Json]] = {}
+    for type_ in types:
+        found |= getattr(type_, "described", dict)()
+    return found
 
 
 def _in_dialect(schema: Any) -> Any:

@@ -9,7 +9,7 @@ from ...domain.events import Event
 from ...errors import MailboxFullError
 from ...subscriptions import Broadcast, EventFilter, sse
 from ..context import context
-from ..operations import operation
+from ..operations import Query, operation
 from ..requests import whole_number
 from ..streaming import Streamed
 from ..types import Answer, AnyRequest
@@ -24,19 +24,22 @@ RETRY = b"retry: 2000\n"
 """Precedes the first event: alone, some clients would read it as an empty event."""
 RETRY_BETWEEN = (1000, 4000)
 """Milliseconds, with jitter: clients do not all reconnect at the same time."""
+LAST_ID = Query("lastEventId", {"type": "string"}, "as the header `Last-Event-ID`, for readers that cannot send one")
 RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
 BYE = sse("bye", b'{"why":"the service is stopping"}')
 
 
 @operation("GET", "/api/events",
            "Events as they happen (SSE). Every few seconds a `checkpoint`, without id, reports the head of the log",
-           query=(AFTER, TYPES, SAE), answers=((200, "text/event-stream"),), items=Event,
+           query=(AFTER, TYPES, SAE, LAST_ID), answers=((200, "text/event-stream"),), items=Event,
            errors=("mailbox_full",), tag="log")  # fmt: skip
 async def get_events(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     wanted = wanted_events(request)
     reset = False
     last_ids = request.headers.getall("last-event-id", [])
+    if not last_ids and (last_id := request.query_params.get("lastEventId")):
+        last_ids = [last_id]
     broadcast = context(request).actor.broadcast
     if last_ids:
         # Two of them contradict one another: neither is followed.

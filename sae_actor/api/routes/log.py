@@ -12,6 +12,7 @@ from ...domain.views.resources import ServiceState, state_view
 from ...errors import BadRequestError, NotFoundError
 from ...ports import Head, Verification
 from ...subscriptions import EVERYTHING, EventFilter
+from ...subscriptions.frames import line_of
 from ..answers import answer, state_of
 from ..context import context
 from ..log_pages import events
@@ -116,7 +117,7 @@ async def _page(begun: bytes, found: AsyncIterator[Event], head: Head) -> AsyncI
 
 async def _lines(found: AsyncIterator[Event]) -> AsyncIterator[bytes]:
     async for event in found:
-        yield msgspec.json.encode(event) + b"\n"
+        yield line_of(event) + b"\n"
 
 
 async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,9 +1,11 @@
 """Text over HTTP.
 
 routes         `/v1/completions`, `/v1/chat/completions`, `/v1/models`
-requests       OpenAI's requests: what is honoured, neutral, or refused by name
+requests       OpenAI's requests: what is honoured; `messages`: those of a chat; `options`: objects in them
+fields         published fields besides: neutral, accepted, or refused by name; `published`: how they are read
 answers        OpenAI's answers as structs; `replies`: made of what was generated
 stream         answers sent token by token
 compare        `/api/compare`: one prompt with and without an intervention
+tokens         `/tokenize` and its two
 activations    `/api/activations`: what SAEs read in a given text
 """

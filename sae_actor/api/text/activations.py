@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
@@ -22,7 +22,8 @@ from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
-from .requests import ChatMessage
+from .fields import MESSAGES
+from .messages import ChatMessage
 
 
 class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,6 +45,11 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Begin with the BOS token, or do not; null: as the tokenizer, or the template, does."""
     parse_special: bool = True
     """False: a prompt that spells a control token does not mean it."""
+
+    @classmethod
+    def settle(cls, value: Any) -> None:
+        """As `decoded` calls it."""
+        MESSAGES.settle(value)
 
     @property
     def tokenization(self) -> Tokenization:

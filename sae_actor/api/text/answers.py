@@ -12,6 +12,17 @@ from ...domain.views.fields import Count, Digest, Position
 from ...domain.weights import WeightsFiles
 from ...ports import FeatureActivation
 
+FinalReason: TypeAlias = Literal["stop", "length", "content_filter", "tool_calls"]
+"""OpenAI's finish reasons; its clients know no other."""
+FINAL: dict[FinishReason, FinalReason] = {
+    "stop": "stop",
+    "length": "length",
+    "feature": "stop",
+    "intervention_removed": "length",
+    "cancelled": "length",
+}
+"""The nearest one for each of ours. A text that ends for another reason is answered with an error."""
+
 Rows: TypeAlias = tuple[tuple[FeatureActivation, ...], ...]
 
 
@@ -33,6 +44,8 @@ class AppliedIntervention(Struct, frozen=True, kw_only=True):
     position: Position
     interventions: tuple[AppliedSae, ...]
     intervention_sha256: Digest
+    finish_reason: FinishReason
+    """Why the text ended; OpenAI's nearest word for it is the choice's `finish_reason`."""
     receipt: Receipt
     warnings: tuple[str, ...]
     seed: int
@@ -54,9 +67,11 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(Struct, frozen=True, kw_only=True):
+    """With `echo` the prompt's tokens come first. The first of them has no log probability."""
+
     tokens: tuple[str, ...]
-    token_logprobs: tuple[float, ...]
-    top_logprobs: tuple[dict[str, float], ...]
+    token_logprobs: tuple[float | None, ...]
+    top_logprobs: tuple[dict[str, float] | None, ...]
     text_offset: tuple[Count, ...]
 
 
@@ -79,12 +94,12 @@ class CompletionPart(Struct, frozen=True, kw_only=True):
     index: Count
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: FinalReason | None
     sae: AppliedIntervention | UnsetType = UNSET
 
 
 class CompletionChoice(CompletionPart, frozen=True, kw_only=True):
-    finish_reason: FinishReason
+    finish_reason: FinalReason
 
 
 class ChatAnswer(Struct, frozen=True, kw_only=True):
@@ -103,7 +118,7 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     index: Count
     message: ChatAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: FinalReason
     sae: AppliedIntervention | UnsetType = UNSET
 
 
@@ -111,7 +126,7 @@ class ChatPart(Struct, frozen=True, kw_only=True):
     index: Count
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: FinalReason | None
     sae: AppliedIntervention | UnsetType = UNSET
 
 

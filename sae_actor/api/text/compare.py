@@ -16,8 +16,9 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
+from .options import SaeExtension
 from .replies import Kind
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody
+from .requests import ChatBody, CompletionBody, TextBody
 from .routes import ANSWERS, ERRORS, EXAMPLE, opened
 from .stream import abandoned_with_client, streamed
 
@@ -52,6 +53,7 @@ async def post_compare(request: AnyRequest) -> Answer:
             request,
             (steered, baseline),
             include_usage=body.includes_usage,
+            counts_usage=body.counts_usage,
             part=lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}),
         )
     texts = (*steered.texts, *baseline.texts)

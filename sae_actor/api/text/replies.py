@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
-from ...domain.refs import FinishReason
 from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
-from ...ports import Finished, Rest, ScoredToken, Token, Tokenized
+from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized
 from .answers import (
+    FINAL,
     AppliedIntervention,
     AppliedSae,
     ChatAnswer,
@@ -30,6 +32,7 @@ from .answers import (
     CompletionLogprobs,
     CompletionPart,
     CompletionTokensDetails,
+    FinalReason,
     Rows,
     ScoredChatToken,
     Usage,
@@ -63,12 +66,12 @@ class Choice:
 
     def whole(self, done: Completed, sae: AppliedIntervention | UnsetType) -> CompletionChoice | ChatChoice:
         """The choice at its end."""
-        made, reason = self.text.made, done.finished.reason
+        made, reason = self.text.made, FINAL[done.finished.reason]
         if self.kind == "completion":
             return CompletionChoice(
                 index=self.index,
                 text=self.echo + done.finished.text,
-                logprobs=self._completion_logprobs(made),
+                logprobs=self._completion_logprobs(made, done.finished.prompt),
                 finish_reason=reason,
                 sae=sae,
             )
@@ -85,16 +88,26 @@ class Choice:
         """Whether the token has anything to stream."""
         return self.scores or any(self._told(token))
 
-    def part(self, tokens: Sequence[Token] = (), *, text: str = "", first: bool = False) -> Part:
-        """The choice in a chunk that brings `text` and these tokens."""
+    @property
+    def echoes_scores(self) -> bool:
+        """The prompt is told with its log probabilities, once those are there."""
+        return bool(self.echo) and self.scores
+
+    def echoed(self, prompt: Sequence[PromptToken] = ()) -> Part:
+        """The choice in the chunk that brings the prompt."""
+        logprobs = self._completion_logprobs((), prompt) if self.scores else None
+        return CompletionPart(index=self.index, text=self.echo, logprobs=logprobs, finish_reason=None)
+
+    def part(self, tokens: Sequence[Token], *, first: bool = False) -> Part:
+        """The choice in a chunk that brings these tokens."""
         told = [self._told(token) for token in tokens]
-        content, reasoning = text + "".join(said for said, _ in told), "".join(thought for _, thought in told)
+        content, reasoning = "".join(said for said, _ in told), "".join(thought for _, thought in told)
         return self._part(content, reasoning, tokens or None, first=first)
 
     def last(self, done: Completed, sae: AppliedIntervention | UnsetType, *, first: bool = False) -> Part:
         """The choice in its last chunk."""
         content, reasoning = self._told(done.finished.rest)
-        return self._part(content, reasoning, None, done.finished.reason, sae, first=first)
+        return self._part(content, reasoning, None, FINAL[done.finished.reason], sae, first=first)
 
     def _told(self, token: Token | Rest) -> tuple[str, str]:
         """Its content, and its reasoning."""
@@ -107,7 +120,7 @@ class Choice:
         content: str,
         reasoning: str,
         tokens: Sequence[Token] | None,
-        finish_reason: FinishReason | None = None,
+        finish_reason: FinalReason | None = None,
         sae: AppliedIntervention | UnsetType = UNSET,
         *,
         first: bool,
@@ -127,17 +140,21 @@ class Choice:
         logprobs = self._chat_logprobs(tokens)
         return ChatPart(index=self.index, delta=delta, logprobs=logprobs, finish_reason=finish_reason, sae=sae)
 
-    def _completion_logprobs(self, tokens: Sequence[Token] | None) -> CompletionLogprobs | None:
-        """One entry per counted token, so also for the end token; None where none were asked for."""
+    def _completion_logprobs(
+        self, tokens: Sequence[Token] | None, prompt: Sequence[PromptToken] = ()
+    ) -> CompletionLogprobs | None:
+        """One entry per counted token, so also for the end token; None where none were asked for. prompt: what is
+        echoed with them."""
         if tokens is None or not self.scores:
             return None
         scored = _scored(tokens)
+        told: list[ScoredToken | PromptToken] = [*prompt, *(own for _, own in scored)]
+        offsets = [0, *accumulate(map(len, self.prompt.tokens))]
         return CompletionLogprobs(
-            tokens=tuple(_written(own) for _, own in scored),
-            token_logprobs=tuple(own.logprob for _, own in scored),
-            # The chosen one is always among them, as OpenAI's are.
-            top_logprobs=tuple({_written(each): each.logprob for each in (*t.top, own)} for t, own in scored),
-            text_offset=tuple(len(self.echo) + t.offset for t, _ in scored),
+            tokens=tuple(map(_written, told)),
+            token_logprobs=tuple(each.logprob for each in told),
+            top_logprobs=(*(_top(each.top, each) for each in prompt), *(_top(t.top, own) for t, own in scored)),
+            text_offset=(*offsets[: len(prompt)], *(len(self.echo) + t.offset for t, _ in scored)),
         )
 
     def _chat_logprobs(self, tokens: Sequence[Token] | None) -> ChatLogprobs | None:
@@ -153,7 +170,7 @@ class Choice:
     def extension(self, done: Completed) -> AppliedIntervention:
         """`sae` in the answer: what was active, and the receipt of what was written."""
         started = self.text.started
-        rows = self._rows()
+        rows = self._rows(done.finished)
         one = len(rows) == 1
         return filled(
             AppliedIntervention,
@@ -163,6 +180,7 @@ class Choice:
                 filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
                 for sae, files in zip(started.intervention, self.text.weights, strict=True)
             ),
+            finish_reason=done.finished.reason,
             receipt=done.finished.receipt,
             warnings=tuple(warnings(done.finished)),
             seed=started.sampling.seed,
@@ -170,10 +188,11 @@ class Choice:
             features_by_sae=UNSET if one else rows or UNSET,
         )
 
-    def _rows(self) -> dict[str, Rows]:
+    def _rows(self, finished: Finished) -> dict[str, Rows]:
         """Of each SAE that is watched, the activations at each position that was run."""
         watched = self.text.started.watched
         read = [told for token in self.text.made for told in token.activations[: len(watched)]]
+        read += finished.activations[: len(watched)]
         return {
             sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
         }
@@ -200,7 +219,14 @@ def _chat(type_: type[T], scored: ScoredToken, **more: Any) -> T:
     return type_(token=scored.text, logprob=scored.logprob, bytes=written, **more)
 
 
-def _written(scored: ScoredToken) -> str:
+def _top(top: Sequence[ScoredToken], own: ScoredToken | PromptToken) -> dict[str, float] | None:
+    """The most probable tokens and, as OpenAI has it, the chosen one always; None if nothing was there to choose."""
+    if own.logprob is None:
+        return None
+    return {**{_written(each): each.logprob for each in top}, _written(own): own.logprob}
+
+
+def _written(scored: ScoredToken | PromptToken) -> str:
     r"""The token's text; of a part of a character its bytes, `bytes:\xe2\x80`: texts are keys, and would be one."""
     if scored.bytes is None or scored.bytes == scored.text.encode():
         return scored.text
@@ -252,12 +278,14 @@ class Reply:
         """The extension of a choice, where each has one."""
         return choice.extension(done) if len(self.choices) > 1 else UNSET
 
-    def usage(self, ends: Sequence[Completed]) -> Usage:
+    def usage_so_far(self, made: int) -> Usage:
+        """After this many tokens of all choices."""
         read = sum(len(choice.prompt.token_ids) for choice in self.choices)
+        return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+
+    def usage(self, ends: Sequence[Completed]) -> Usage:
         made = sum(len(done.finished.token_ids) for done in ends)
         details: CompletionTokensDetails | UnsetType = UNSET
         if any(choice.apart for choice in self.choices):
             details = CompletionTokensDetails(reasoning_tokens=sum(done.finished.reasoning_tokens for done in ends))
-        return Usage(
-            prompt_tokens=read, completion_tokens=made, total_tokens=read + made, completion_tokens_details=details
-        )
+        return replace(self.usage_so_far(made), completion_tokens_details=details)

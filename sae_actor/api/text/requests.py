@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -12,11 +12,15 @@ from msgspec.structs import replace
 
 from ...domain.chats import Tokenization
 from ...domain.events import Sampling
-from ...domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
-from ...domain.refs import Edits, ModelFacts, ReadingExclusions
+from ...domain.messages import AdmitGeneration
+from ...domain.refs import ModelFacts
 from ...errors import BadRequestError, ModelNotFoundError
 from ...ports import Tokenized
 from ..requests import MAX_PROMPTS
+from .fields import CHAT, COMPLETION
+from .messages import ChatMessage, TemplateVariables, check_variables
+from .options import SaeExtension, StreamOptions
+from .published import Shape
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
@@ -25,29 +29,12 @@ MAX_STOP_TOKENS = 1024
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
-class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
-    """`sae` in a request: this request's own intervention, and what to report about it."""
-
-    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
-    steering: Edits | None = None
-    baseline: bool = False
-    top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
-    top_k_exclude: ReadingExclusions = ("sink",)
-    stop_when: RequestedStop | None = None
-    deterministic: bool = False
-    tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
-    expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
-
-
-class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool = False
-
-
 _COMBINED = {
-    "echo": "with logprobs, this value",
+    "max_tokens": "without echo, this value",
     "top_logprobs": "without logprobs, this value",
     "stream_options": "without stream, this value",
     "max_completion_tokens": "with another max_tokens, this value",
+    "add_generation_prompt": "with continue_final_message, this value",
 }
 """Fields refused because of another field, not for their value."""
 
@@ -72,15 +59,25 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
     add_special_tokens: bool | None = None
     """Special tokens that the tokenizer puts around a text. null: added to a prompt, not to a chat, whose template
     writes its own."""
     prepend_bos: bool | None = None
     """Begin with the BOS token, or do not; null: as the tokenizer, or the template, does."""
     sae: SaeExtension | None = None
+
+    published: ClassVar[Shape]
+    """Published fields that are not above."""
+
+    @classmethod
+    def settle(cls, value: Any) -> None:
+        """As `decoded` calls it."""
+        cls.published.settle(value)
+
+    @classmethod
+    def described(cls) -> dict[str, dict[str, Any]]:
+        """For the API's description, as `Shape.described`."""
+        return cls.published.described()
 
     def refused(self) -> dict[str, bool]:
         """Parameter → whether it was given a value that is not honoured."""
@@ -89,7 +86,7 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             "frequency_penalty": bool(self.frequency_penalty),
             "presence_penalty": bool(self.presence_penalty),
             "logit_bias": bool(self.logit_bias),
-            "stream_options": self.stream_options is not None and not self.stream,
+            "stream_options": self.stream_options not in (None, StreamOptions()) and not self.stream,
         }
 
     def check(self, model: ModelFacts) -> None:
@@ -129,6 +126,11 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def counts_usage(self) -> bool:
+        """Every chunk of a stream brings the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
@@ -139,12 +141,15 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     """`POST /v1/completions`."""
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """0, with `echo`: the prompt alone."""
     echo: bool | None = None
-    best_of: int | None = None
+    """The text begins with the prompt and, with `logprobs`, the prompt's log probabilities."""
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-    suffix: str | None = None
     parse_special: bool | None = None
     """False: a prompt that spells a control token does not mean it."""
+
+    published = COMPLETION
 
     @property
     def tokenization(self) -> Tokenization:
@@ -153,10 +158,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     def refused(self) -> dict[str, bool]:
         return {
             **super().refused(),
-            "best_of": self.best_of not in (None, 1),
-            # The prompt's own log probabilities would be meant too, and they are not computed.
-            "echo": bool(self.echo) and self.logprobs is not None,
-            "suffix": bool(self.suffix),
+            "max_tokens": self.max_tokens == 0 and not self.echo,
         }
 
     @property
@@ -180,21 +182,6 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
         return [each for each in self.prompt if not isinstance(each, int)]
 
 
-class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
-    name: None = None
-
-    def plain(self) -> dict[str, str]:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
-
-
 class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
@@ -202,19 +189,39 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
     response_format: dict[str, Any] | None = None
     include_reasoning: bool | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
+    """A variable of the chat template, for models whose template reads it."""
+    chat_template_kwargs: TemplateVariables | None = None
+    add_generation_prompt: bool | None = None
+    """False: the prompt ends with the last message, and no answer is begun."""
+    continue_final_message: bool | None = None
+    """The answer continues the content of the last message."""
+
+    published = CHAT
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return replace(
+            super().tokenization,
+            chat_template_kwargs=self.chat_template_kwargs or None,
+            reasoning_effort=self.reasoning_effort,
+            add_generation_prompt=self.add_generation_prompt is not False and not self.continue_final_message,
+            continue_final_message=bool(self.continue_final_message),
+        )
+
+    def check(self, model: ModelFacts) -> None:
+        super().check(model)
+        check_variables(self.chat_template_kwargs or {})
 
     def refused(self) -> dict[str, bool]:
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         return {
             **super().refused(),
             "top_logprobs": bool(self.top_logprobs) and not self.logprobs,
-            "tools": bool(self.tools),
-            "tool_choice": self.tool_choice not in (None, "none", "auto"),
-            "response_format": self.response_format not in (None, {"type": "text"}),
+            "response_format": self.response_format not in (None, {}, {"type": "text"}),
+            "add_generation_prompt": bool(self.add_generation_prompt and self.continue_final_message),
             "max_completion_tokens": both and self.max_tokens != self.max_completion_tokens,
         }
 
@@ -234,24 +241,25 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
     """The settings in force; a seed is chosen if none was given. A context overflow is refused."""
     room = model.context_length - tokens_prompt
     asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
-    if room < 1 or (asked is not None and asked > room):
+    if room < (1 if asked is None else asked):
         raise BadRequestError(
             f"the prompt's {tokens_prompt} tokens and {asked or 1} more pass the context of {model.context_length}",
             param="max_tokens" if room >= 1 else "prompt",
             tokens_prompt=tokens_prompt,
             context_length=model.context_length,
         )
-    fits = room if model.cache_positions is None else min(room, model.cache_positions - tokens_prompt + 1)
-    if fits < (asked or 1):
+    cached = model.cache_positions
+    if cached is not None and cached - tokens_prompt + 1 < (asked or 1):
         needed = tokens_prompt + (asked or 1) - 1
         raise BadRequestError(
-            f"the text needs {needed} positions of keys and values, of which it may have {model.cache_positions}",
-            param="max_tokens" if fits >= 1 else "prompt",
+            f"the text needs {needed} positions of keys and values, of which it may have {cached}",
+            param="max_tokens" if cached >= tokens_prompt else "prompt",
             needed_positions=needed,
-            cache_positions=model.cache_positions,
+            cache_positions=cached,
         )
+    fits = room if cached is None else min(room, cached - tokens_prompt + 1)
     default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
-    most, fewest = asked or default, body.min_tokens or 0
+    most, fewest = default if asked is None else asked, body.min_tokens or 0
     if fewest > most:
         raise BadRequestError(f"min_tokens: {fewest} are more than the {most} there may be", param="min_tokens")
     return Sampling(
@@ -311,7 +319,7 @@ def admission(
         stop_when=own.stop_when,
         tag=own.tag,
         model_position=model_position,
-        tokenization=None if body.tokenization == Tokenization() else body.tokenization,
+        tokenization=None if body.tokenization == Tokenization() else body.tokenization.recorded,
     )
 
 

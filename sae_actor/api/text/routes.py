@@ -17,8 +17,9 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
+from .options import SaeExtension
 from .replies import Choice, Kind, Reply
-from .requests import ChatBody, CompletionBody, SaeExtension, TextBody, admission, fingerprint, sampling
+from .requests import ChatBody, CompletionBody, TextBody, admission, fingerprint, sampling
 from .stream import abandoned_with_client, streamed
 
 ERRORS = (
@@ -59,7 +60,7 @@ def _model(facts: ModelFacts) -> ListedModel:
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
            "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
-           "next one, which is then the last; `finish_reason` is `feature`",
+           "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip
@@ -83,7 +84,7 @@ async def chat_completions(request: AnyRequest) -> Answer:
 async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
     reply = await opened(request, body, kind)
     if body.stream:
-        return await streamed(request, (reply,), include_usage=body.includes_usage)
+        return await streamed(request, (reply,), include_usage=body.includes_usage, counts_usage=body.counts_usage)
     async with abandoned_with_client(request, reply.texts):
         done = await ends(reply.texts)
     return answer(request, reply.whole(done))
@@ -103,6 +104,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
             ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
             tell = TokenOptions(
                 logprobs=body.scores,
+                prompt_logprobs=body.scores if body.echoes else None,
                 top_k_features=own_sae.top_k_features or 0,
                 exclude=own_sae.top_k_exclude,
                 prompt=prompt.tokens,

@@ -253,8 +253,8 @@ async function text(asked, sae, output, signal) {
     output.textContent += thought + (said && (thinking || thought) ? "\n\n" : "") + said;
     thinking = (thinking || thought !== "") && said === "";
     if (chunk.sae) {
-      const { receipt: count, position, warnings } = chunk.sae;
-      const told = [`${count.tokens_generated} tokens (${choice.finish_reason})`, `${count.tokens_edited} positions edited`, `log position ${position}`];
+      const { receipt: count, position, warnings, finish_reason: reason } = chunk.sae;
+      const told = [`${count.tokens_generated} tokens (${reason})`, `${count.tokens_edited} positions edited`, `log position ${position}`];
       receipt.textContent = [...told, ...warnings.map((warning) => `warning: ${warning}`)].join(" · ");
     }
   }

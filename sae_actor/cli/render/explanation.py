@@ -105,10 +105,18 @@ def _since(events: Sequence[View], indent: str = "  ") -> Iterator[str]:
 
 
 def _tokenization(view: View) -> Iterator[str]:
-    asked = view["tokenization"]
+    asked = dict(view["tokenization"] or {})
+    variables, left_out = asked.pop("chat_template_kwargs", None) or {}, asked.pop("left_out", ())
     if asked:
-        told = ", ".join(f"{name} {str(value).lower()}" for name, value in asked.items())
-        yield f"prompt       {told}"
+        yield f"prompt       {_settings(asked)}"
+    if variables or left_out:
+        told = [_settings(variables)] if variables else []
+        told += [f"not on record: {', '.join(left_out)}"] if left_out else []
+        yield f"{'' if asked else 'prompt':<13}template variables {'; '.join(told)}"
+
+
+def _settings(given: View) -> str:
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in given.items())
 
 
 def _sampling(view: View) -> Iterator[str]:

@@ -17,6 +17,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     temperature: float
     top_p: float
     max_tokens: int
+    """0: the prompt is run and nothing is made."""
     seed: int
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()

@@ -55,7 +55,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
 
 def _in_the_text(request: AdmitGeneration) -> None:
     """Refuse a request's edit for a position that its generation cannot reach."""
-    longest = request.tokens_prompt + request.sampling.max_tokens - 1
+    longest = request.tokens_prompt + max(request.sampling.max_tokens, 1) - 1
     own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
     for edit in own:
         if (first := edit.named_position) >= longest:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -41,6 +42,19 @@ class ScheduledTokens(NamedTuple):
     ids: Sequence[int]
     decoding: bool
     """One generated token."""
+    scored: bool = False
+    """The logits after each of its tokens are wanted, not after the last one alone."""
+
+    @property
+    def wanted(self) -> range:
+        """The tokens after which logits are wanted, counted from the piece's first."""
+        return range(0 if self.scored else len(self.ids) - 1, len(self.ids))
+
+
+def places(pieces: Sequence[ScheduledTokens]) -> list[tuple[int, int]]:
+    """Rows [start, stop) of a step's logits of each piece, if they follow one another."""
+    stops = list(accumulate(len(piece.wanted) for piece in pieces))
+    return list(zip([0, *stops], stops, strict=False))
 
 
 class Alone(NamedTuple):
@@ -123,6 +137,10 @@ class StepLayout:
             )
         self.spans = [spans[at] for at in range(len(pieces))]
         """Rows [start, stop) of each piece."""
+        self.logits = places(pieces)
+        """Rows of the logits of each piece."""
+        self.wanted = [spans[at][0] + row for at, piece in enumerate(pieces) for row in piece.wanted]
+        """Rows after which logits are wanted, piece by piece."""
         self.rows = len(ids)
         self.ids = as_index(ids, device)[None]
         self.positions = as_index(positions, device)[None]

@@ -12,7 +12,16 @@ from torch import Tensor
 from ...domain.events import Receipt
 from ...domain.refs import FinishReason
 from ...errors import BadRequestError, InternalError, NotReadyError, SAEError
-from ...ports import Activations, Finished, GenerationRequest, GenerationStream, Rest, ScoredToken, Token
+from ...ports import (
+    Activations,
+    Finished,
+    GenerationRequest,
+    GenerationStream,
+    PromptToken,
+    Rest,
+    ScoredToken,
+    Token,
+)
 from ..failures import explained
 from ..interventions.hook_site import HookFault, Tally
 from ..interventions.hooks import PreparedIntervention
@@ -21,7 +30,7 @@ from ..interventions.probes import Probe, joined
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
 from .kv_cache import CacheSize, KVCache, capacity_for
-from .logprobs import scored
+from .logprobs import prompt_token, scored, scored_prompt
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
@@ -74,6 +83,8 @@ class Generation:
         self._ids: list[int] = []
         self._text = ""
         self._scores: Scores = (None, ())
+        self._prompt: list[PromptToken] = []
+        """Scored so far."""
         self._told: dict[Probe, Activations] = {}
         """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
@@ -115,6 +126,11 @@ class Generation:
         return self._fed < len(self.request.token_ids)
 
     @property
+    def is_scored(self) -> bool:
+        """The logits after each token of the next step are wanted."""
+        return self.in_prefill and self.request.prompt_logprobs is not None
+
+    @property
     def at_once(self) -> int:
         """Fewest prompt tokens in the next chunk: for the norms that identify sinks, or all of them to keep sums
         equal."""
@@ -138,6 +154,16 @@ class Generation:
             return self._ids[-1:]
         return prompt[self._fed : self._fed + max(most, self.at_once)]
 
+    def score_prompt(self, logits: Tensor) -> None:
+        """A step runs the prompt's next tokens. `logits` [tokens, vocabulary], after each of them."""
+        if self._tokenizer is None or self.request.prompt_logprobs is None:
+            raise InternalError("the generation has ended")
+        pieces, prompt = self._tokenizer.pieces, self.request.token_ids
+        if not self._prompt:
+            self._prompt.append(prompt_token(prompt[0], None, (), pieces))
+        following = prompt[self._fed + 1 : self._fed + 1 + len(logits)]
+        self._prompt += scored_prompt(logits, following, self.request.prompt_logprobs, pieces)
+
     def ran(self, count: int, texts: int) -> bool:
         """A step ran `count` of its tokens. Returns whether to choose a next one. Raises `HookFault`."""
         fewest, most = self._batch or (texts, texts)
@@ -148,7 +174,9 @@ class Generation:
                 before = None if probe.passing else self._told.get(probe)
                 self._told[probe] = told if before is None else joined(before, told)
         self._fed += count
-        return not self.in_prefill
+        if not self.in_prefill and self._most == 0:
+            self.finish("length")
+        return not (self.in_prefill or self.over)
 
     def append(self, token: int, logits: Tensor) -> None:
         """The next token is chosen, from `logits` [vocabulary]."""
@@ -196,6 +224,7 @@ class Generation:
                 scored=own,
                 top=top,
                 activations=tuple(self._told.values()),
+                prompt=tuple(self._prompt) if len(self._ids) == 1 else (),
             )
         )
         if part.stopped or reason is not None:
@@ -242,6 +271,8 @@ class Generation:
             text=self._text + rest.text,
             rest=rest,
             reasoning_tokens=self._thoughts,
+            prompt=() if self.in_prefill else tuple(self._prompt),
+            activations=self._read_of_prompt(),
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),
             edited_sinks=merged(tally.edited_sinks),
@@ -252,6 +283,12 @@ class Generation:
         )
         self._let_go()
         self._deliver(finished)
+
+    def _read_of_prompt(self) -> tuple[Activations, ...]:
+        """What no token brings, if none is to be made."""
+        if self._most > 0 or self.in_prefill or self.applied is None:
+            return ()
+        return tuple(read for probe, read in self._told.items() if probe is not self.applied.stop)
 
     def fail(self, error: SAEError) -> None:
         """End the generation with an error that is raised to its reader: the device is lost."""
@@ -289,4 +326,4 @@ def tokens_at_most(request: GenerationRequest, context_length: int) -> int:
 
 def positions_at_most(request: GenerationRequest, context_length: int) -> int:
     """Positions of keys and values that a request takes room for: the last token of an answer is never run."""
-    return capacity_for(len(request.token_ids) + tokens_at_most(request, context_length) - 1)
+    return capacity_for(len(request.token_ids) + max(1, tokens_at_most(request, context_length)) - 1)

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 from ...errors import InternalError, ModelLoadError
-from .attention import NAME, ScheduledTokens, StepLayout, laid_out
+from .attention import NAME, ScheduledTokens, StepLayout, laid_out, places
 from .kv_cache import CacheSize, KVCache, KVCachePool, as_index
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,10 @@ class Spans(Protocol):
     @property
     def rows(self) -> int: ...
 
+    @property
+    def logits(self) -> Sequence[tuple[int, int]]:
+        """Rows [start, stop) of the logits of each piece: one for each of its tokens if it is scored, else one."""
+
 
 class ModelRunner(Protocol):
     """Runs chunks of generations through the model."""
@@ -64,7 +68,7 @@ class ModelRunner(Protocol):
         """Make room, and return where the chunks' rows will be (`Spans`)."""
 
     def logits(self, arranged: Any) -> Tensor:
-        """Run the step: [chunks, vocabulary], after the last token of each. Nothing counts as cached until `keep`."""
+        """Run the step: [rows, vocabulary], as `Spans.logits` says. Nothing counts as cached until `keep`."""
 
     def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
         """The step is good."""
@@ -98,7 +102,7 @@ class BatchedRunner:
         return StepLayout(pieces, self._network.device)
 
     def logits(self, arranged: StepLayout) -> Tensor:
-        ends = as_index([stop - 1 for _, stop in arranged.spans], self._network.device)
+        ends = as_index(arranged.wanted, self._network.device)
         with laid_out(arranged):
             out: Tensor = self._network(
                 input_ids=arranged.ids, position_ids=arranged.positions, use_cache=False, logits_to_keep=ends
@@ -129,12 +133,12 @@ class OwnForward:
         """An empty one."""
         return transformers.DynamicCache(config=self._network.config)
 
-    def logits(self, ids: Sequence[int], cache: Any = None) -> Tensor:
-        """[1, vocabulary] after the last of `ids`, which follow what `cache` holds; they are added to it."""
+    def logits(self, ids: Sequence[int], cache: Any = None, rows: int = 1) -> Tensor:
+        """[rows, vocabulary] after the last of `ids`, which follow what `cache` holds; they are added to it."""
         fed = as_index(list(ids), self._network.device)[None]
         kept = {"use_cache": False} if cache is None else {"use_cache": True, self._argument: cache}
-        logits: Tensor = self._network(input_ids=fed, logits_to_keep=1, **kept).logits
-        return logits[:, -1]
+        logits: Tensor = self._network(input_ids=fed, logits_to_keep=rows, **kept).logits
+        return logits[0, -rows:]
 
 
 class _Own(KVCache):
@@ -157,6 +161,10 @@ class _OnePiece(NamedTuple):
     def rows(self) -> int:
         return len(self.piece.ids)
 
+    @property
+    def logits(self) -> Sequence[tuple[int, int]]:
+        return places([self.piece])
+
 
 class SequentialRunner:
     """One piece a step, as the model itself runs it."""
@@ -178,7 +186,8 @@ class SequentialRunner:
         return _OnePiece(piece)
 
     def logits(self, arranged: _OnePiece) -> Tensor:
-        return self._forward.logits(arranged.piece.ids, _own(arranged.piece.kept).cache)
+        piece = arranged.piece
+        return self._forward.logits(piece.ids, _own(piece.kept).cache, len(piece.wanted))
 
     def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
         for piece in pieces:

@@ -187,11 +187,11 @@ class Scheduler:
 
     def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:
         try:
-            logits = self._forward(runner, turns)
+            logits, prompts = self._forward(runner, turns)
         except Exception as error:  # an error of a model ends generations, not the thread
             ended = _ended(error)
         else:
-            _settle(turns, logits)
+            _settle(turns, logits, prompts)
             return
         # Outside of the block above: the traceback and the tensors in its frames are gone.
         if len(turns) == 1:
@@ -200,8 +200,8 @@ class Scheduler:
         for turn in turns:
             self._run(runner, [turn])
 
-    def _forward(self, runner: ModelRunner, turns: Sequence[_Turn]) -> Tensor:
-        """[turns, vocabulary]"""
+    def _forward(self, runner: ModelRunner, turns: Sequence[_Turn]) -> tuple[Tensor, list[Tensor | None]]:
+        """[turns, vocabulary]; and, where a prompt is scored, [tokens of the piece, vocabulary]."""
         pieces = [turn.piece for turn in turns]
         arranged = runner.arrange(pieces)
         places = []
@@ -214,20 +214,28 @@ class Scheduler:
         else:
             logits = runner.logits(arranged)
         runner.keep(pieces)
-        return logits
+        prompts = [
+            logits[start:stop] if piece.scored else None
+            for piece, (start, stop) in zip(pieces, arranged.logits, strict=True)
+        ]
+        if any(piece.scored for piece in pieces):
+            logits = logits[[stop - 1 for _, stop in arranged.logits]]
+        return logits, prompts
 
 
 def _turn(text: Generation, most: int) -> _Turn:
     if text.kept is None:
         raise InternalError("the generation has not begun")
-    return _Turn(text, ScheduledTokens(text.kept, text.next_tokens(most), not text.in_prefill))
+    return _Turn(text, ScheduledTokens(text.kept, text.next_tokens(most), not text.in_prefill, text.is_scored))
 
 
-def _settle(turns: Sequence[_Turn], logits: Tensor) -> None:
-    """Count what was run, choose the next tokens, deliver them. `logits` [turns, vocabulary]."""
+def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | None]) -> None:
+    """Count what was run, choose the next tokens, deliver them. `logits`, `prompts` as `_forward` returns them."""
     choosing = []
-    for at, (text, piece) in enumerate(turns):
-        if _attempt(text, partial(text.ran, len(piece.ids), len(turns))):
+    for at, ((text, piece), rows) in enumerate(zip(turns, prompts, strict=True)):
+        if rows is not None:
+            _attempt(text, partial(text.score_prompt, rows))
+        if not text.over and _attempt(text, partial(text.ran, len(piece.ids), len(turns))):
             choosing.append((at, text))
     try:
         tokens = choose_all(logits, [_asked(at, text) for at, text in choosing])

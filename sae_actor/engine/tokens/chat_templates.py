@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -31,13 +32,34 @@ class Rendering(NamedTuple):
 class ChatTemplate:
     """The template of a tokenizer, with the tools that it may write."""
 
-    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """variables: what the template is given besides the messages; one that it does not know changes nothing."""
         self._tokenizer = tokenizer
         self._tools = list(tools or ()) or None
-        self.bare = ChatTemplate(tokenizer) if self._tools else None
+        self._variables = dict(variables or {})
+        self.bare = ChatTemplate(tokenizer, variables=variables) if self._tools else None
         """The same without tools; None if there are none."""
         self.heads: dict[str, frozenset[str]] = {}
         """Kept by `turns`: what is written before the messages of a role."""
+
+    def given(self, variables: Mapping[str, Any]) -> ChatTemplate:
+        """The same template with these variables."""
+        return ChatTemplate(self._tokenizer, self._tools, variables) if variables else self
+
+    def knows(self, variable: str) -> bool:
+        """Whether the template reads a variable of that name."""
+        return variable in _variables_of(self.source)
+
+    @property
+    def source(self) -> str:
+        """As it is written."""
+        written: str = self._tokenizer.get_chat_template(tools=self._tools)
+        return written
 
     @property
     def has_places(self) -> bool:
@@ -59,7 +81,11 @@ class ChatTemplate:
     def text(self, messages: Sequence[Message], *, opened: bool = False) -> str:
         """The messages as the template writes them; `opened`: with the beginning of an answer. Raises `FAILURES`."""
         written: str = self._tokenizer.apply_chat_template(
-            [dict(each) for each in messages], tools=self._tools, tokenize=False, add_generation_prompt=opened
+            [dict(each) for each in messages],
+            tools=self._tools,
+            tokenize=False,
+            add_generation_prompt=opened,
+            **self._variables,
         )
         return written
 
@@ -86,16 +112,25 @@ class ChatTemplate:
             return Rendering(text, tuple(pieces))
         return Rendering(text, None)
 
+    def continued(self, messages: Sequence[Message]) -> Rendering | None:
+        """The messages up to the end of the last one's content, as the template writes it; None if it does not show
+        that. Raises as `text`."""
+        text, pieces = self.rendered(messages)
+        own = [piece for piece in pieces or () if piece.message == len(messages) - 1]
+        if not own or own[-1] != (pieces or ())[-1]:
+            return None
+        return Rendering(text[: own[-1].end], pieces)
+
     def _seen_through(self, messages: Sequence[Message], marks: Marks, opened: bool) -> str:
         """Marks that the template does not see. The library hands on plain strings alone, so this is its environment
         made once more; what differs in it is found out, for the rendering is compared."""
-        template = _compiled(self._tokenizer.get_chat_template(tools=self._tools))
+        template = _compiled(self.source)
         marked = [
             {**each, **{key: Marked(text, at, marks) for key, text in said(each).items()}}
             for at, each in enumerate(messages)
         ]
         given = {**self._tokenizer.special_tokens_map, "documents": None, "tools": self._tools}
-        return template.render(**given, messages=marked, add_generation_prompt=opened)
+        return template.render(**{**given, **self._variables}, messages=marked, add_generation_prompt=opened)
 
     def _in_plain(self, messages: Sequence[Message], marks: Marks, opened: bool) -> str:
         """Marks as characters of the text, through the library's own rendering."""
@@ -117,13 +152,22 @@ class ChatTemplate:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+def _environment() -> jinja2.Environment:
     """As transformers documents what a chat template may use."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_refuse, strftime_now=lambda form: datetime.now().strftime(form))
-    return environment.from_string(template)
+    return environment
+
+
+@functools.lru_cache(maxsize=8)
+def _variables_of(template: str) -> frozenset[str]:
+    return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(template)))
 
 
 class _Generation(jinja2.ext.Extension):

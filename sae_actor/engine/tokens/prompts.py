@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,29 +14,38 @@ from ...domain.chats import MessageSpan, Reasoning, Tokenization
 from ...errors import BadRequestError
 from ...ports import Tokenized
 from .chat_spans import turns_of
-from .chat_templates import FAILURES, Rendering
+from .chat_templates import FAILURES, ChatTemplate, Rendering
 from .control_tokens import Encoded, Saying
 from .detokenizer import IncrementalDetokenizer
+from .info import check_ids
 from .marks import said
 from .tokenizer import Tokenizer
 
 CHARACTERS_A_TOKEN = 16
 """More characters than tokens have on average: the part tried first has this many per token of the context."""
 
+MOST_TOKENS = 2**31
+"""Of a prompt that is not run: there are no more in any body."""
+
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 Turns = tuple[MessageSpan, ...] | None
 AS_IT_IS = Tokenization()
 
 
-def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS) -> Tokenized:
+def tokenized(
+    prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS, *, any_length: bool = False
+) -> Tokenized:
     """The prompt as the model sees it. Blocks: templates and long texts take time.
 
     Text gets the special tokens that the tokenizer adds, a chat what the template writes with the answer opened, unless
     `how` differs; neither gets a second BOS. Control tokens in a text are read as such unless `parse_special` is false;
     messages are text. A text far longer than the context is refused after its first part. `BadRequestError` for a
     prompt without any token, one longer than the context, an id outside the vocabulary, a chat that the template
-    refuses, or a model without a template.
+    refuses, or a model without a template. any_length as `Engine.tokenize` has it.
     """
+    context = tokenizer.context_length
+    if any_length:
+        tokenizer = dataclasses.replace(tokenizer, context_length=MOST_TOKENS)
     turns: Turns = ()
     reasoning: Reasoning | None = None
     if isinstance(prompt, str):
@@ -44,21 +54,21 @@ def tokenized(prompt: Prompt, tokenizer: Tokenizer, how: Tokenization = AS_IT_IS
         )
     elif all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         ids = [item for item in prompt if isinstance(item, int)]
-        wrong = next((each for each in ids if not 0 <= each < tokenizer.vocabulary), None)
-        if wrong is not None:
-            raise BadRequestError(
-                f"token id {wrong} is outside the vocabulary of {tokenizer.vocabulary}", param="prompt"
-            )
+        check_ids(ids, tokenizer)
         if how.prepend_bos is not None:
             raise BadRequestError("prepend_bos: token ids are used as given", param="prepend_bos")
     elif all(isinstance(item, Mapping) for item in prompt):
         ids, turns = _chat(prompt, tokenizer, how)
         reasoning = tokenizer.reasoning
+        if how.continue_final_message and reasoning is not None and reasoning.format == "channels":
+            reasoning = None  # it is content that is continued
     else:
         raise BadRequestError("a prompt must be text, messages or token ids", param="prompt")
-    if not ids:
+    if not ids and not any_length:
         raise BadRequestError("the prompt is empty", param="prompt")
     _refuse_long(ids, tokenizer)
+    if not 1 <= len(ids) <= context:
+        return Tokenized(token_ids=tuple(ids), turns=None)
     special = tuple(token in tokenizer.special_ids for token in ids)
     pieces = _pieces(ids, tokenizer)
     return Tokenized(token_ids=tuple(ids), tokens=pieces, special=special, turns=turns, reasoning=reasoning)
@@ -133,10 +143,17 @@ def _chat(messages: Sequence[Any], tokenizer: Tokenizer, how: Tokenization) -> t
     """Token ids, and where the messages are among them."""
     if tokenizer.template is None:
         raise BadRequestError("the model has no chat template", param="messages")
+    template = _template(tokenizer.template, how)
+    opened = how.add_generation_prompt and not how.continue_final_message
     try:
-        text = _encodable(tokenizer.template.text(messages, opened=True))
+        text = _encodable(template.text(messages, opened=opened))
         read = _read(text, tokenizer)
-        rendering = tokenizer.template.rendered(messages, opened=True)  # once it is known that it is not too long
+        # Once it is known that it is not too long.
+        found = template.continued(messages) if how.continue_final_message else None
+        if how.continue_final_message and found is None:
+            message = "the chat template does not show where the content of the last message ends"
+            raise BadRequestError(f"continue_final_message: {message}", param="continue_final_message")
+        rendering = found or template.rendered(messages, opened=opened)
         read = read if rendering.text == text else _read(rendering.text, tokenizer)  # a template may use the time
     except jinja2.TemplateError as error:
         why = error.message or "it does not say why"
@@ -144,11 +161,22 @@ def _chat(messages: Sequence[Any], tokenizer: Tokenizer, how: Tokenization) -> t
     except FAILURES as error:
         raise BadRequestError(f"the chat template fails on the messages: {error!s:.200}", param="messages") from None
     ids, spans = _spanned(messages, rendering, read, tokenizer)
-    turns = None if not spans else turns_of(messages, rendering, spans, tokenizer.template)
+    turns = None if not spans else turns_of(messages, rendering, spans, template)
     whole = _begun(ids, tokenizer, how, added=how.add_special_tokens is True)
     if how.prepend_bos is False and whole[:1] == [tokenizer.beginning]:
         whole = whole[1:]
     return whole, _moved(turns, ids, whole)
+
+
+def _template(template: ChatTemplate, how: Tokenization) -> ChatTemplate:
+    """With the request's variables."""
+    variables = dict(how.chat_template_kwargs or {})
+    if how.reasoning_effort is not None:
+        if not template.knows("reasoning_effort"):
+            message = "this value is not supported: the model's chat template does not read it"
+            raise BadRequestError(f"reasoning_effort: {message}", param="reasoning_effort")
+        variables.setdefault("reasoning_effort", how.reasoning_effort)
+    return template.given(variables)
 
 
 def _read(text: str, tokenizer: Tokenizer) -> Encoded:

@@ -58,6 +58,12 @@ async def test_resuming_gives_exactly_the_rest(service: Running) -> None:
     for seen in (1, head // 2, head - 1):
         last = everything[seen - 1][0]
         assert await read(service.client, head - seen, headers={"Last-Event-ID": last}) == everything[seen:]
+        path = f"/api/events?lastEventId={last}"
+        assert await read(service.client, head - seen, path) == everything[seen:], "as a parameter too"
+        assert await read(service.client, head - seen, f"{path}&after=1") == everything[seen:], "which wins over after"
+        header = {"Last-Event-ID": everything[0][0]}
+        assert await read(service.client, head - 1, path, header) == everything[1:], "and the header over that"
+    assert await read(service.client, head - 1, "/api/events?after=1&lastEventId=") == everything[1:], "none is none"
     # Last-Event-ID wins over after.
     path = f"/api/events?after={head - 1}"
     assert await read(service.client, head - 1, path, {"Last-Event-ID": everything[0][0]}) == everything[1:]

@@ -168,11 +168,14 @@ async def test_a_feature_ends_the_text(service: Running) -> None:
     token = whole.encode()[4]
     first = next(n for n, each in enumerate(whole.encode()) if (token - each) % D_SAE < 3)
     body = {**ASK, "max_tokens": 20, "sae": {"stop_when": {"feature": token % D_SAE, "above": 0.5}}}
-    choice = (await service.client.post("/v1/completions", json=body)).json()["choices"][0]
-    assert (choice["finish_reason"], choice["text"]) == ("feature", whole[: first + 2])
+    answer = (await service.client.post("/v1/completions", json=body)).json()
+    choice = answer["choices"][0]
+    assert (choice["finish_reason"], choice["text"]) == ("stop", whole[: first + 2])
+    assert answer["sae"]["finish_reason"] == "feature"
     found = await chunks(service, "/v1/completions", body)
     assert "".join(each["choices"][0]["text"] for each in found) == choice["text"]
-    assert found[-1]["choices"][0]["finish_reason"] == "feature"
+    assert found[-1]["choices"][0]["finish_reason"] == "stop"
+    assert found[-1]["sae"]["finish_reason"] == "feature"
     started, finished = (await service.events())[-2:]
     assert started["data"]["stop_when"]["above"] == 0.5
     assert finished["data"]["finish_reason"] == "feature"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Running
+from ..conftest import MODEL, Running
 from .test_routes import ASK, CHAT, chunks
 
 pytestmark = pytest.mark.anyio
@@ -70,3 +70,115 @@ async def test_refused_by_name(service: Running, fields: dict[str, Any], param: 
     await service.ready()
     answer = await service.client.post("/v1/chat/completions", json={**CHAT, **fields})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+HALF = -math.log(2)
+
+
+async def completed(service: Running, **fields: Any) -> dict[str, Any]:
+    answer = await service.client.post("/v1/completions", json={**ASK, **fields})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_a_prompt_that_is_echoed_has_its_own(service: Running) -> None:
+    """First null; each chosen token in its dictionary as the same number."""
+    await service.ready()
+    prompt = str(ASK["prompt"])
+    answer = await completed(service, echo=True, logprobs=2)
+    choice, told = answer["choices"][0], answer["choices"][0]["logprobs"]
+    assert choice["text"].startswith(prompt)
+    assert "".join(told["tokens"]) == choice["text"]
+    assert told["text_offset"] == list(range(len(prompt) + 8))
+    assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
+    assert told["token_logprobs"][1:] == pytest.approx([HALF] * (len(prompt) + 7))
+    names = ("tokens", "token_logprobs", "top_logprobs")
+    for token, own, top in [*zip(*(told[name] for name in names), strict=True)][1:]:
+        assert len(top) == 2
+        assert top[token] == own == max(top.values())
+    assert answer["usage"]["completion_tokens"] == 8
+    bare = (await completed(service, logprobs=2))["choices"][0]["logprobs"]
+    for name in names:
+        assert told[name][len(prompt) :] == bare[name]
+    only = (await completed(service, echo=True, logprobs=0))["choices"][0]["logprobs"]
+    assert only["top_logprobs"][1:] == [{token: pytest.approx(HALF)} for token in only["tokens"][1:]]
+    assert (await completed(service, echo=True))["choices"][0]["logprobs"] is None
+
+
+async def test_the_prompt_alone(service: Running) -> None:
+    sae_id = await service.ready()
+    await service.client.put(f"/api/saes/{sae_id}/steering", json={"features": [{"feature": 3, "strength": 2}]})
+    prompt = str(ASK["prompt"])
+    answer = await completed(service, echo=True, logprobs=1, max_tokens=0, sae={"top_k_features": 1})
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (prompt, "length")
+    assert [len(each) for each in choice["logprobs"].values()] == [len(prompt)] * 4
+    assert answer["usage"] == {"prompt_tokens": 16, "completion_tokens": 0, "total_tokens": 16}
+    receipt = answer["sae"]["receipt"]
+    assert (receipt["tokens_generated"], receipt["tokens_edited"], receipt["tokens_excluded"]) == (0, 15, 1)
+    assert len(answer["sae"]["features"]) == 16
+    started, finished = (await service.events())[-2:]
+    assert started["data"]["sampling"]["max_tokens"] == 0
+    assert (finished["data"]["finish_reason"], finished["data"]["edited"]) == ("length", [[1, 16]])
+    without = await completed(service, echo=True, max_tokens=0)
+    assert (without["choices"][0]["text"], without["choices"][0]["logprobs"]) == (prompt, None)
+
+
+async def test_ids_are_scored_as_they_are_given(service: Running) -> None:
+    """No BOS is added to them; a text gets the one that its tokenizer adds, which is its first token then."""
+    service.engine.adds_bos = True
+    await service.ready()
+    ids = list(b"Once")
+    given = (await completed(service, prompt=[ids, ids[:2]], echo=True, logprobs=1, max_tokens=0))["choices"]
+    assert [each["logprobs"]["tokens"] for each in given] == [list("Once"), list("On")]
+    assert [each["text"] for each in given] == ["Once", "On"]
+    text = (await completed(service, prompt="Once", echo=True, logprobs=1, max_tokens=0))["choices"][0]
+    assert text["logprobs"]["tokens"] == ["<end>", *"Once"]
+    assert text["logprobs"]["text_offset"] == [0, 5, 6, 7, 8]
+    assert text["text"] == "<end>Once"
+
+
+async def test_a_prompt_as_long_as_the_context(service: Running) -> None:
+    await service.ready()
+    ids = [65] * 256
+    whole = await completed(service, prompt=ids, echo=True, logprobs=1, max_tokens=0)
+    assert len(whole["choices"][0]["logprobs"]["tokens"]) == 256
+    for fields in ({"max_tokens": 1}, {"max_tokens": 0, "echo": False}, {"prompt": [*ids, 65]}):
+        refused = await service.client.post(
+            "/v1/completions", json={"prompt": ids, "echo": True, "max_tokens": 0, "logprobs": 1, **fields}
+        )
+        assert refused.status_code == 400, fields
+
+
+@pytest.mark.parametrize("tokens", [0, 8])
+@pytest.mark.parametrize("logprobs", [None, 2])
+async def test_echoes_streamed_are_those_unstreamed(service: Running, tokens: int, logprobs: int | None) -> None:
+    await service.ready()
+    body = {**ASK, "prompt": [ASK["prompt"], "Hi é"], "echo": True, "logprobs": logprobs, "max_tokens": tokens}
+    whole = (await completed(service, **body))["choices"]
+    found = [choice for each in await chunks(service, "/v1/completions", body) for choice in each["choices"]]
+    for choice in whole:
+        mine = [each for each in found if each["index"] == choice["index"]]
+        assert "".join(each["text"] for each in mine) == choice["text"]
+        assert mine[-1]["finish_reason"] == "length"
+        for name, values in (choice["logprobs"] or {}).items():
+            assert [value for each in mine if each["logprobs"] for value in each["logprobs"][name]] == values
+        if logprobs is None:
+            assert {each["logprobs"] is None for each in mine} == {True}
+        assert mine[0]["text"] == ("Once upon a time", "Hi é")[choice["index"]]
+
+
+async def test_as_lm_evaluation_harness_reads_them(service: Running) -> None:
+    """Its loglikelihood requests, and what it makes of the answer: sums over the continuation, and whether it is
+    greedy, by comparing numbers."""
+    await service.ready()
+    context, continuation = list(b"Question: 2 + 2 =\nAnswer:"), list(b" 4")
+    body = {"model": MODEL, "prompt": [context + continuation], "temperature": 0, "max_tokens": 1, "logprobs": 1,
+            "seed": 1234, "echo": True}  # fmt: skip
+    answer = (await service.client.post("/v1/completions", json=body)).json()
+    (choice,) = sorted(answer["choices"], key=lambda each: each["index"])
+    tokens = choice["logprobs"]["token_logprobs"][len(context) : -1]
+    tops = choice["logprobs"]["top_logprobs"][len(context) : -1]
+    assert sum(tokens) == pytest.approx(2 * HALF)
+    assert all(token == max(top.values()) for token, top in zip(tokens, tops, strict=True))

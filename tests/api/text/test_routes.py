@@ -144,7 +144,7 @@ async def test_seeds(service: Running) -> None:
         ({"n": 2}, "n"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"presence_penalty": 1}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"), ({"logprobs": 6}, "logprobs"), ({"logprobs": True}, "logprobs"),
-        ({"logprobs": 0, "echo": True}, "echo"), ({"best_of": 3}, "best_of"),
+        ({"best_of": 3}, "best_of"),
         ({"suffix": "x"}, "suffix"), ({"nonsense": 1}, "nonsense"), ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"stop": [""]}, "stop[0]"),
         ({"max_tokens": 10_000}, "max_tokens"), ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -170,7 +170,7 @@ async def test_what_is_not_honoured_is_refused_by_name(service: Running, fields:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"prompt": "a", "echo": True, "logprobs": 0}, "echo: with logprobs, this value is not supported"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens: without echo, this value is not supported"),
         (
             {"prompt": "a", "stream_options": {"include_usage": True}},
             "stream_options: without stream, this value is not",
@@ -264,7 +264,9 @@ async def test_detach_ends_the_text_that_uses_it(service: Running) -> None:
     detached = await asyncio.wait_for(service.client.post(f"/api/saes/{sae_id}/detach"), 2)
     assert detached.status_code == 200
     answer = (await running).json()
-    assert answer["choices"][0]["finish_reason"] == "intervention_removed"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["sae"]["finish_reason"] == "intervention_removed"
+    assert (await service.events())[-1]["data"]["finish_reason"] == "intervention_removed"
 
 
 async def test_a_hook_that_fails_ends_its_request_and_takes_the_sae_out(service: Running) -> None:

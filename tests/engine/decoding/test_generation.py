@@ -136,7 +136,7 @@ async def test_a_deadline_ends_the_text(engine: TorchEngine) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 1.5}, {"stop": ("",)}],
+    [{"tokens": -1}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 1.5}, {"stop": ("",)}],
 )
 async def test_requests_that_no_model_could_run(engine: TorchEngine, changes: dict[str, Any]) -> None:
     with pytest.raises(BadRequestError):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from sae_actor.api.text.messages import RESERVED
 from sae_actor.engine.tokens.chat_spans import tells
 from sae_actor.engine.tokens.chat_templates import ChatTemplate
 from tests.engine import chat_templates as chats
-from tests.engine.tiny import tiny_tokenizer
+from tests.engine.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from tests.engine.tokens.test_chat_spans import read, said
 
 TOOLS = [{"type": "function", "function": {"name": "sum"}}]
@@ -200,3 +204,36 @@ def test_the_last_of_two_system_messages() -> None:
         ("assistant", ["yo"]),
         ("user", ["and?"]),
     ]
+
+
+def test_variables_that_are_not_a_templates_are_known() -> None:
+    """Every parameter of the library's rendering is one that a request cannot give."""
+    taken = set(inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters) - {"kwargs"}
+    taken |= set(inspect.signature(render_jinja_template).parameters) - {"kwargs"}
+    assert taken - RESERVED == set()
+
+
+def test_a_template_that_reads_the_effort_is_given_it() -> None:
+    raw = tiny_tokenizer()
+    raw.chat_template = CHAT_TEMPLATE + "{{ reasoning_effort | default('medium') }}"
+    template = ChatTemplate(raw)
+    assert template.knows("reasoning_effort")
+    assert not template.knows("enable_thinking")
+    message = [{"role": "user", "content": "Hi"}]
+    low = template.given({"reasoning_effort": "low"})
+    assert (template.text(message), low.text(message)) == ("<|user|>Hi\nmedium", "<|user|>Hi\nlow")
+    assert low.rendered(message).text == low.text(message)
+    assert low.rendered(message).pieces == template.rendered(message).pieces
+    assert template.given({}) is template
+
+
+@pytest.mark.parametrize("name", sorted(chats.FAMILIES))
+def test_the_last_message_is_continued_in_every_template(name: str) -> None:
+    """As the library does it itself."""
+    raw = tiny_tokenizer()
+    raw.chat_template = chats.FAMILIES[name]
+    messages = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am a"}]
+    found = ChatTemplate(raw).continued(messages)
+    wanted = raw.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert found is not None
+    assert found.text == wanted

@@ -1,0 +1,31 @@
+"""Objects inside of a text request: the extension `sae`, and the options of a stream."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from ...domain.messages import RequestedIntervention, RequestedStop
+from ...domain.refs import Edits, ReadingExclusions
+
+
+class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
+    """`sae` in a request: this request's own intervention, and what to report about it."""
+
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    steering: Edits | None = None
+    baseline: bool = False
+    top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    top_k_exclude: ReadingExclusions = ("sink",)
+    stop_when: RequestedStop | None = None
+    deterministic: bool = False
+    tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
+    expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+    """One more chunk at the end, with the usage of the whole."""
+    continuous_usage_stats: bool = False
+    """Every chunk brings the usage so far."""
