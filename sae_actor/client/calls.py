@@ -135,8 +135,10 @@ class Client:
         quantization: str | None = None,
     ) -> Answer:
         """quantization: `int8` or `nf4`, by bitsandbytes."""
-        said = {} if quantization is None else {"quantization": quantization}
-        return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device, **said)
+        asked: Answer = {"model": model, "revision": revision, "dtype": dtype, "device": device}
+        if quantization is not None:  # services that do not know it refuse it
+            asked["quantization"] = quantization
+        return self.command("LoadModel", **asked)
 
     def fit(
         self,

@@ -54,8 +54,9 @@ class LazyEngine:
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         engine = await self._made()
-        how = {"quantization": effect.quantization, "device": effect.device}
-        await self._fetch(effect.model, effect.revision, progress, **how)
+        await self._fetch(
+            effect.model, effect.revision, progress, quantization=effect.quantization, device=effect.device
+        )
         return await engine.load_model(effect, progress)
 
     async def model_size(

@@ -203,8 +203,10 @@ def test_without_the_library(scheme: str, tiny_llama: Path) -> None:
 def save_fp8(folder: Path, into: Path, block: int) -> dict[str, Tensor]:
     """The model's matrices in float8, with a scale for each block; what they stand for, by name."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    tensors, meant = dict(model.state_dict()), {}
-    tensors.pop("lm_head.weight") if model.config.tie_word_embeddings else None
+    tensors: dict[str, Tensor] = dict(model.state_dict())
+    meant: dict[str, Tensor] = {}
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
     for name, weight in list(tensors.items()):
         if not name.endswith("_proj.weight"):
             continue
