@@ -76,6 +76,7 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
     request_position: int
     """Intent of the download, import or delete that is under way, else of the last one."""
     created_at: str
+    named_as: str | None = None
     force: bool = False
     commit: str | None = None
     files: tuple[SaeFile, ...] = ()

@@ -26,11 +26,12 @@ from ..errors import (
 )
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
-from ..ports import CatalogEntry, HubSae, OnProgress, Progress
+from ..ports import CatalogEntry, HubSae, NamedSae, OnProgress, Progress
 from . import conversion, imports, removal
 from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
+from .names import Names
 from .process import run_job
 from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience
 from .selection import target
@@ -76,6 +77,7 @@ class HuggingFaceHub:
         self._removals = anyio.Lock()
         self._known = KnownDigests()
         self._listings = Listings(self._catalog)
+        self._names = Names(self.folder.parent / "neuronpedia")
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
 
@@ -124,6 +126,9 @@ class HuggingFaceHub:
 
     async def discard(self, effect: DownloadEffect) -> None:
         await self._removing(partial(removal.discard, self.folder, effect))
+
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        return await to_thread.run_sync(self._names.of, name)
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         return await self._listings.of(repository_id, _checked_revision(revision))

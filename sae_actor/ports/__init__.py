@@ -26,6 +26,6 @@ from .generation import (
     Watch,
 )
 from .generation_stream import GenerationStream, news_of
-from .hub import CatalogEntry, Hub
+from .hub import CatalogEntry, Hub, NamedSae
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

@@ -32,7 +32,7 @@ from sae_actor.errors import (
     SAEAmbiguousError,
     SAEInvalidError,
 )
-from sae_actor.ports import CatalogEntry, HubSae, OnProgress, Progress
+from sae_actor.ports import CatalogEntry, HubSae, NamedSae, OnProgress, Progress
 
 
 def description(d_in: int = 8, d_sae: int = 32, layer: int = 1, **changes: Any) -> SaeDescription:
@@ -75,6 +75,7 @@ class FakeHub:
         """When set, every unknown repository holds one SAE like this, at whatever path is asked."""
         self.repositories: dict[str, dict[str, FakeSae]] = {}
         self.places: dict[str, FakeSae] = {}
+        self.names: list[NamedSae] = []
         self.disk: dict[str, dict[str, int]] = {}
         """Repository → sha256 of a stored file → its bytes."""
         self.partials: set[tuple[str, str | None, str]] = set()
@@ -195,6 +196,13 @@ class FakeHub:
     async def discard(self, effect: DownloadEffect) -> None:
         await self._step("discard", effect)
         self.partials.discard((effect.repository_id, effect.path, effect.revision))
+
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        await self._step("named", name)
+        found = [each for each in self.names if name in (each.named_as, each.named_as.rpartition("/")[0])]
+        if not found:
+            raise NotFoundError(f"there is no {name}", name=name)
+        return tuple(found)
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         await self._step("catalog", (repository_id, revision))

@@ -141,7 +141,12 @@ def catalog(answer: Sequence[Answer]) -> str:
         )
         for entry in answer
     ]
-    return table(head, rows) if rows else "no SAEs in this repository"
+    named = [
+        plain(f"{entry['named_as']} is {entry['path'] or 'the root'} in {entry['repository_id']}@{entry['revision']}")
+        for entry in answer
+        if "named_as" in entry
+    ]
+    return "\n".join([table(head, rows), *named]) if rows else "no SAEs in this repository"
 
 
 def fit(answer: Answer) -> str:

@@ -25,6 +25,7 @@ class Sae(Struct, frozen=True, kw_only=True):
     revision: str | None
     commit: str | None
     path: str | None
+    named_as: Annotated[str | None, Meta(description="the name elsewhere that it was downloaded under")]
     name: str
     source: Literal["hub", "import"]
     status: SaeStatus
