@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import openai
 import pytest
 from openai import AsyncOpenAI
+from pydantic import BaseModel, Field
 
 
 class Service(NamedTuple):
@@ -160,9 +161,32 @@ async def extension(service: Service) -> None:
     assert sae(chunks[-1])["features"] == told["features"]
 
 
+class Pet(BaseModel):
+    """What a chat is parsed as."""
+
+    kind: Literal["cat", "dog"]
+    legs: Annotated[int, Field(ge=0, le=9)]
+
+
+async def choices(service: Service) -> None:
+    answer = await service.client.chat.completions.create(messages=MESSAGES, n=3, seed=4, **SAMPLED)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert all(choice.model_extra is not None for choice in answer.choices)
+    receipts = [(choice.model_extra or {})["sae"] for choice in answer.choices]
+    assert [receipt["seed"] for receipt in receipts] == [4, 5, 6]
+
+
+async def structured(service: Service) -> None:
+    settings = {**SAMPLED, "max_tokens": 60}
+    answer = await service.client.chat.completions.parse(messages=MESSAGES, response_format=Pet, n=2, **settings)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        assert isinstance(choice.message.parsed, Pet)
+
+
 async def refusals(service: Service) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        await service.client.completions.create(prompt=PROMPT, n=2, **GREEDY)
+        await service.client.completions.create(prompt=PROMPT, n=17, **GREEDY)
     assert (caught.value.param, caught.value.code) == ("n", "bad_request")
     with pytest.raises(openai.BadRequestError) as caught:
         await service.client.completions.create(model="default", prompt=PROMPT, max_tokens=10**6)
@@ -183,5 +207,7 @@ CHECKS: tuple[Callable[[Service], Awaitable[None]], ...] = (
     logprobs,
     seed,
     extension,
+    choices,
+    structured,
     refusals,
 )

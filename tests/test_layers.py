@@ -70,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.server": DOMAIN | HTTP | {"api.guard"},
     "api.routes": DOMAIN | HTTP | {"ports", "config", "telemetry", "actor", "subscriptions", "generations", "api",
                                    "api.guard", "api.openapi"},
-    "api.text": DOMAIN | HTTP | {"ports", "actor", "generations", "api", "api.openapi"},
+    "api.text": DOMAIN | HTTP | {"ports", "actor", "subscriptions", "generations", "api", "api.openapi"},
     "api.web": HTTP,
     "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.text", "api.web"},
 }  # fmt: skip

@@ -13,7 +13,7 @@ from ..domain.commands import Command, Steer
 from ..domain.effects import Residents
 from ..domain.events import Draft, Event, draft, stored
 from ..domain.evolve import evolve
-from ..domain.messages import AdmitGeneration, Message, Start, Stop
+from ..domain.messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
 from ..domain.pending import pending, residents
 from ..domain.reports import Report
 from ..domain.rules.models import missing
@@ -160,16 +160,20 @@ class Actor:
         return accepted
 
     async def admit(
-        self, request: AdmitGeneration, *, principal: str, begin: Callable[[Event], None] | None = None
-    ) -> Event:
-        """Admit a text request: the GenerationStarted, durable, with the intervention it will run under.
+        self, requests: Sequence[AdmitGeneration], *, principal: str, begin: Callable[[Event], None] | None = None
+    ) -> tuple[Event, ...]:
+        """Admit text requests under one state, or none of them: their GenerationStarted, durable and in order, with the
+        intervention that each will run under.
 
-        begin: called with that event in its turn, before the device loses anything. It must not wait or raise.
+        begin: called with each of these events in their turn, before the device loses anything. It must not wait or
+        raise.
         """
-        self._open_for_writing(request)
-        request = await raw_request(request, self.state, self._engine)
-        events: tuple[Event, ...] = await self._send(Envelope(request, principal, self._future(), begin=begin))
-        return events[0]
+        message = AdmitGenerations(requests=tuple(requests))
+        self._open_for_writing(message)
+        raw = tuple([await raw_request(each, self.state, self._engine) for each in requests])
+        envelope = Envelope(AdmitGenerations(requests=raw), principal, self._future(), begin=begin, weight=len(raw))
+        events: tuple[Event, ...] = await self._send(envelope)
+        return events
 
     def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
         """Hand in a report; the future returns its events once they are durable (none: it was too late)."""
@@ -252,7 +256,8 @@ class Actor:
         """Before the device loses anything: a Detach in the same turn finds the generations it has to wait for."""
         for envelope, answer in turn.answers:
             if envelope.begin is not None and isinstance(answer, slice):
-                envelope.begin(recorded[answer.start])
+                for event in recorded[answer]:
+                    envelope.begin(event)
 
     def _answer(self, turn: Turn, recorded: tuple[Event, ...]) -> None:
         for envelope, answer in turn.answers:

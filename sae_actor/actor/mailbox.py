@@ -29,7 +29,9 @@ class Envelope:
     refused: SAEError | None = None
     """Refused before the rules see it: a strength that cannot be resolved."""
     begin: Callable[[Event], None] | None = None
-    """Called in the turn, with its first event, once that is durable."""
+    """Called in the turn, with each of its events, once they are durable."""
+    weight: int = 1
+    """Events that it comes to, or fewer: a turn stores a limited number."""
     reserved: bool = field(default=False)
 
     def answer(self, value: Any) -> None:
@@ -66,10 +68,14 @@ class Mailbox:
         self._filled.set()
 
     async def take(self, most: int) -> list[Envelope]:
-        """At least one envelope, at most `most`, in order."""
+        """At least one envelope, in order, and together at most `most` heavy unless it is the only one."""
         while not self._waiting:
             await self._filled.wait()
-        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        taken = [self._waiting.popleft()]
+        heavy = taken[0].weight
+        while self._waiting and heavy + self._waiting[0].weight <= most:
+            taken.append(self._waiting.popleft())
+            heavy += taken[-1].weight
         self._from_outside -= sum(not envelope.reserved for envelope in taken)
         if not self._waiting:
             self._filled.clear()

@@ -21,7 +21,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _WAIT = re.compile(r"(?<![^,;\s])wait\s*=\s*\"?(\d{1,9})\"?(?![^,;\s])", re.IGNORECASE)
 _ETAG = re.compile(r'"(\d{1,18})"')
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
-_WHERE = re.compile(r" - at `\$\.?([^`]*)`")
+_WHERE = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`")
 MAX_POSITION = 2**53
 """The highest position: JSON numbers above it lose precision."""
 MAX_WAIT = 300

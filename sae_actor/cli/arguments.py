@@ -192,6 +192,10 @@ def _add_log(commands: _Commands) -> None:
         "--prompt-file", type=Path, metavar="FILE",
         help="the prompt, if the log has only its digest: text, or token ids or chat messages as JSON",
     )  # fmt: skip
+    reproduce.add_argument(
+        "--schema-file", type=Path, metavar="FILE",
+        help="the JSON schema of its response_format, if the log has only its digest",
+    )  # fmt: skip
 
 
 def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:

@@ -40,9 +40,11 @@ async def run(folder: Path, arguments: argparse.Namespace) -> int:
     does not hold all that was requested.
     """
     texts = await _recorded(folder, arguments)
-    prompts = [] if arguments.prompt_file is None else [_read(arguments.prompt_file)]
+    prompts, schemas = (
+        [] if file is None else [_read(file)] for file in (arguments.prompt_file, arguments.schema_file)
+    )
     worst = exit_codes.OK
-    async with aclosing(_views(folder, texts, prompts)) as views:
+    async with aclosing(_views(folder, texts, prompts, schemas)) as views:
         async for view in views:
             shown = msgspec.json.encode(view).decode() if arguments.json else verdict(view)
             print(shown, flush=True)
@@ -69,11 +71,13 @@ async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Rec
     return found.texts
 
 
-async def _views(folder: Path, texts: Sequence[Recorded], prompts: Sequence[str]) -> AsyncGenerator[View, None]:
+async def _views(
+    folder: Path, texts: Sequence[Recorded], prompts: Sequence[str], schemas: Sequence[str]
+) -> AsyncGenerator[View, None]:
     bench = Testbed(folder)
     try:
         for text in texts:
-            yield await reproduce(text, bench, prompts)
+            yield await reproduce(text, bench, prompts, schemas)
     finally:
         await bench.close()
 

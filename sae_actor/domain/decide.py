@@ -20,7 +20,7 @@ from .commands import (
     UnloadModel,
 )
 from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, ImportEffect, LoadModelEffect
-from .messages import AdmitGeneration, Message, Start, Stop
+from .messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
 from .rules import admission, attachments, downloads
@@ -59,6 +59,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return attachments.monitor(message, state)
         case AdmitGeneration():
             return admission.admit(message, state)
+        case AdmitGenerations():
+            return [payload for each in message.requests for payload in admission.admit(each, state)]
         case EffectDone(LoadModelEffect(request_position=at), ModelFacts() as model):
             return model_loaded(at, model, state)
         case EffectDone(DownloadEffect(request_position=at) | ImportEffect(request_position=at), HubSae() as sae):

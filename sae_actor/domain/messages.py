@@ -88,4 +88,10 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 
 
-Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | Report
+class AdmitGenerations(Struct, frozen=True, kw_only=True):
+    """Text requests that belong together: all are admitted under one state, or none."""
+
+    requests: tuple[AdmitGeneration, ...]
+
+
+Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | AdmitGenerations | Report

@@ -1,6 +1,7 @@
 """The device: one model, the SAEs on it, generations. All code that knows both torch and transformers is here.
 
     engine           `TorchEngine`, the port; the event loop's side. Never waits for the model, never touches it
+    settings         what a deployment chooses
     request_checks   refusals of what the model on the device cannot do
     worker           a thread with an inbox: one loads from disk, one reads prompts
     device_thread    jobs first, then one step of the generations that run
@@ -25,4 +26,5 @@ alone, an SAE is swapped between two steps, and each generation has its own samp
 library. No prefix is shared between generations, so none is read that was computed under another intervention.
 """
 
-from .engine import EngineSettings, TorchEngine
+from .engine import TorchEngine
+from .settings import EngineSettings

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from msgspec import Struct
 
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
@@ -28,6 +27,7 @@ from ..ports import (
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
+    Grammar,
     ModelSize,
     OnProgress,
     Tokenized,
@@ -47,28 +47,12 @@ from .saes.feature_details import feature_details
 from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
+from .settings import EngineSettings
 from .tokens.info import detokenized, info_of
 from .tokens.prompts import tokenized
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
-
-
-class EngineSettings(Struct, frozen=True, kw_only=True):
-    """What a deployment chooses."""
-
-    max_running: int = 32
-    """Generations that run at the same time, in one forward pass if the model allows it."""
-    max_waiting: int = 64
-    """Generations that may wait; one more is refused with `mailbox_full`."""
-    prompt_tokens: int = 512
-    """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""
-    cache_bytes: int = 0
-    """Bytes for the KV cache of all generations; 0: half of what is free after the model is loaded."""
-    threads: int | None = None
-    """torch's threads for one operation; None leaves torch's choice. Below the free cores is often faster."""
-    drain_seconds: float = 3.0
-    """How long a generation may continue under an SAE that `retain` drops."""
 
 
 class TorchEngine:
@@ -84,6 +68,7 @@ class TorchEngine:
         self._device = DeviceThread(limits, self._settings.threads)
         self._loader = Worker("sae-actor-loader")
         self._tokenizer = Worker("sae-actor-tokenizer")
+        self._grammars = Worker("sae-actor-grammars")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
         self._folders: dict[int, str] = {}
@@ -267,6 +252,11 @@ class TorchEngine:
         """See the port."""
         return info_of(self._loaded().tokenizer)
 
+    async def grammar(self, schema: str) -> Grammar:
+        """See the port."""
+        compile_ = partial(self._loaded().grammars.compiled, schema)
+        return await self._grammars.run(compile_, "compiling the schema")
+
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns.
 
@@ -304,7 +294,12 @@ class TorchEngine:
             task.cancel()
         with contextlib.suppress(DeviceLostError):
             await self._device.run(self._drop_everything, "freeing the device")
-        for worker, seconds in ((self._tokenizer, 1.0), (self._loader, 0.0), (self._device, 5.0)):
+        for worker, seconds in (
+            (self._tokenizer, 1.0),
+            (self._grammars, 0.0),
+            (self._loader, 0.0),
+            (self._device, 5.0),
+        ):
             await asyncio.to_thread(worker.stop, seconds)
 
     def _drop_everything(self) -> None:

@@ -6,10 +6,12 @@ import math
 
 from ..errors import (
     BadRequestError,
+    ModelNotLoadedError,
     SAEUnsupportedError,
 )
 from ..ports import GenerationRequest
-from .decoding.generation import check_ends, positions_at_most
+from .decoding.bounds import check_ends, positions_at_most
+from .decoding.grammars import CompiledGrammar
 from .interventions.positions import group_of
 from .model.loading import LoadedModel
 
@@ -24,6 +26,7 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
         raise BadRequestError("max_tokens must be at least 0", param="max_tokens")
     if not (0 <= sampling.temperature < math.inf and 0 <= sampling.top_p <= 1):
         raise BadRequestError("temperature must be at least 0, top_p between 0 and 1")
+    _check_processors(request, model)
     if request.forced is not None and not all(
         0 <= each < model.tokenizer.vocabulary for each in request.forced or (-1,)
     ):
@@ -47,3 +50,20 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
     for sae in request.intervention:
         for edit in sae.steering:
             group_of(edit, prompt, request.turns)
+
+
+def _check_processors(request: GenerationRequest, model: LoadedModel) -> None:
+    """What changes or rules out tokens."""
+    sampling = request.sampling
+    if sampling.top_k < 0 or not 0 <= sampling.min_p <= 1 or not 0 < sampling.repetition_penalty < math.inf:
+        raise BadRequestError("top_k must be at least 0, min_p between 0 and 1, repetition_penalty above 0")
+    if not math.isfinite(sampling.frequency_penalty) or not math.isfinite(sampling.presence_penalty):
+        raise BadRequestError("frequency_penalty and presence_penalty must be finite")
+    if not all(0 <= token < model.tokenizer.vocabulary and math.isfinite(by) for token, by in sampling.logit_bias):
+        raise BadRequestError(
+            f"a biased token is outside the vocabulary of {model.tokenizer.vocabulary}", param="logit_bias"
+        )
+    if (sampling.response_format is None) != (request.grammar is None):
+        raise BadRequestError("a response format and its grammar come together", param="response_format")
+    if isinstance(request.grammar, CompiledGrammar) and request.grammar.tokens is not model.grammars.tokens:
+        raise ModelNotLoadedError("the model was replaced since the schema was compiled; send the request again")

@@ -1,7 +1,7 @@
 """Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
 generations    `Generations`: admits requests and holds the running ones
-running        `RunningGeneration`: its tokens, then its recorded end; several read together
+running        `Requested`; `RunningGeneration`: its tokens, then its recorded end; several read together
 records        the recorded end of one
 activations    what SAEs read in a given prompt, without generating
 monitoring     activations of monitored SAEs, published as they are read
@@ -9,4 +9,4 @@ monitoring     activations of monitored SAEs, published as they are read
 
 from .activations import read_activations
 from .generations import Generations
-from .running import Completed, RunningGeneration, TokenOptions, abandon, ends, interleaved
+from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon, ends, interleaved

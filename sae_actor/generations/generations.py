@@ -20,6 +20,7 @@ from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
 from ..errors import (
+    BadRequestError,
     DeadlineExceededError,
     DeviceLostError,
     InternalError,
@@ -32,7 +33,7 @@ from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, RunningGeneration, TokenOptions
+from .running import Completed, Requested, RunningGeneration, TokenOptions
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ class Generations:
         """By finish reason, in this life of the process."""
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
+        self._opening: dict[asyncio.Task[Any], int] = {}
+        """How many each of them opens."""
         self._monitoring: set[asyncio.Task[None]] = set()
-        self._opening: set[asyncio.Task[RunningGeneration]] = set()
 
     async def open(
         self,
@@ -84,11 +86,18 @@ class Generations:
     ) -> RunningGeneration:
         """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
         `MailboxFullError`."""
-        if self.places is not None and len(self._running) + len(self._opening) >= self.places:
+        asked = Requested(ask, token_ids, tell or TokenOptions())
+        return (await self.open_all([asked], principal=principal))[0]
+
+    async def open_all(self, asked: Sequence[Requested], *, principal: str) -> list[RunningGeneration]:
+        """Admit requests that belong together, all or none, and start them. Raises as `open`."""
+        if self.places is not None and len(asked) > self.places:
+            raise BadRequestError(f"{len(asked)} texts in a request; at most {self.places} are made at once", param="n")
+        if self.places is not None and len(self._running) + sum(self._opening.values()) + len(asked) > self.places:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        opening = asyncio.create_task(self._open(ask, tuple(token_ids), principal, tell or TokenOptions()))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        opening = asyncio.create_task(self._open(asked, principal))
+        self._opening[opening] = len(asked)
+        opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -118,27 +127,32 @@ class Generations:
                 text.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
-    async def _open(
-        self,
-        ask: Callable[[str], AdmitGeneration],
-        token_ids: tuple[int, ...],
-        principal: str,
-        tell: TokenOptions,
-    ) -> RunningGeneration:
+    async def _open(self, asked: Sequence[Requested], principal: str) -> list[RunningGeneration]:
         opening = asyncio.current_task()
+        assert opening is not None
         begun: list[RunningGeneration] = []
 
         def begin(event: Event) -> None:
-            self._opening.discard(opening)
-            begun.append(self._begin(event, token_ids, tell))
+            # From here on it counts among those that run.
+            self._opening.pop(opening, None)
+            begun.append(self._begin(event, asked[len(begun)]))
 
-        await self._actor.admit(ask(f"gen-{uuid.uuid4()}"), principal=principal, begin=begin)
-        return begun[0]
+        await self._actor.admit([self._request(each) for each in asked], principal=principal, begin=begin)
+        return begun
 
-    def _begin(self, event: Event, token_ids: tuple[int, ...], tell: TokenOptions) -> RunningGeneration:
+    def _request(self, asked: Requested) -> AdmitGeneration:
+        """Under a fresh id; with the schema that its text follows if texts are put on record."""
+        request = asked.ask(f"gen-{uuid.uuid4()}")
+        form = request.sampling.response_format
+        if not self._record_text or form is None or form.schema_sha256 is None:
+            return request
+        sampling = replace(request.sampling, response_format=replace(form, schema=asked.schema))
+        return replace(request, sampling=sampling)
+
+    def _begin(self, event: Event, asked: Requested) -> RunningGeneration:
         """Hand an admitted generation to the engine, in the turn that records its start: a later removal from the
         device finds it there, and waits for it."""
-        payload = event.payload()
+        payload, token_ids, tell = event.payload(), tuple(asked.token_ids), asked.tell
         assert isinstance(payload, GenerationStarted)
         self._tokens["prompt",] += len(token_ids)
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
@@ -153,6 +167,7 @@ class Generations:
             logprobs=tell.logprobs,
             prompt_logprobs=tell.prompt_logprobs,
             watched=(*asked_for, *monitored),
+            grammar=asked.grammar,
             stop_when=payload.stop_when,
             turns=payload.turns,
             reasoning=payload.reasoning,
@@ -244,6 +259,7 @@ class Generations:
         return record
 
 
-def _abandon(opening: asyncio.Task[RunningGeneration]) -> None:
+def _abandon(opening: asyncio.Task[list[RunningGeneration]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().abandon()
+        for text in opening.result():
+            text.abandon()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.messages import AdmitGeneration
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
-from ..ports import Finished, GenerationStream, Token, news_of
+from ..ports import Finished, GenerationStream, Grammar, Token, news_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,21 @@ class TokenOptions:
     """Positions without any of them."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for what is monitored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A text that is asked for."""
+
+    ask: Callable[[str], AdmitGeneration]
+    """Makes the request under a generation id."""
+    token_ids: Sequence[int]
+    """Of its prompt."""
+    tell: TokenOptions = field(default_factory=TokenOptions)
+    grammar: Grammar | None = None
+    """Of its response format."""
+    schema: str | None = None
+    """The schema of that, for the record."""
 
 
 class RunningGeneration:

@@ -18,6 +18,7 @@ from .generation import (
     FeatureActivation,
     Finished,
     GenerationRequest,
+    Grammar,
     PromptToken,
     Rest,
     ScoredToken,

@@ -11,7 +11,7 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
-from .generation import GenerationRequest, Tokenized
+from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
 from .progress import OnProgress
 
@@ -154,6 +154,13 @@ class Engine(Protocol):
 
     async def tokenizer_info(self) -> TokenizerInfo:
         """What is known of the model's tokenizer."""
+
+    async def grammar(self, schema: str) -> Grammar:
+        """Compile a JSON schema, given as JSON, for texts of the model that is there; kept for the next time.
+
+        `BadRequestError` with the reason if the texts that follow it have no grammar, `SAEUnsupportedError` if the
+        model's tokenizer allows none.
+        """
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """Tokens as they are made, then one `Finished`. Closing the stream frees the request's slot."""

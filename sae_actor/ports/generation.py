@@ -61,6 +61,10 @@ class Watch(Struct, frozen=True, kw_only=True):
     None: all positions. Limited ones come last in `GenerationRequest.watched`."""
 
 
+class Grammar:
+    """What an engine compiled a JSON schema to: only the engine knows more of it."""
+
+
 class GenerationRequest(Struct, frozen=True, kw_only=True):
     """One admitted request: everything the engine needs, frozen."""
 
@@ -89,6 +93,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """The tokens of an earlier answer, used instead of sampled ones (teacher forcing). The generation ends with the
     last of them, with reason `length` unless that is an end token. `Token.scored` and `top` hold the model's scores of
     each."""
+    processed_scores: bool = False
+    """`Token.scored` and `top` are of the logits after penalties, bias and grammar, as tokens are chosen from them."""
+    grammar: Grammar | None = None
+    """Of `sampling.response_format`, from the engine's `grammar`."""
     deterministic: bool = False
     """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
     model cannot be run so (`ModelFacts.can_be_deterministic`)."""

@@ -17,6 +17,8 @@ from ..domain.refs import ModelFacts
 from ..ports import Finished, GenerationRequest, ScoredToken, Token
 from .testbed import NotComparable, Testbed
 
+_RULED_OUT = -9999.0
+"""Log probability of a token that cannot come."""
 _Take: TypeAlias = Callable[[Token], None]
 
 
@@ -28,8 +30,8 @@ class TokenChoice(NamedTuple):
     logged: int
     here: int
     gap: float
-    """Logits by which the one here is ahead of the logged one, noise and temperature included. If `top_p` drops the
-    logged one: those that would bring it in, if that is more."""
+    """Logits by which the one here is ahead of the logged one, noise and temperature included. If `top_k`, `top_p` or
+    `min_p` drops the logged one: those that would bring it in, if that is more."""
 
 
 async def scored(bench: Testbed, request: GenerationRequest) -> tuple[Finished, list[float]]:
@@ -52,6 +54,7 @@ async def choices(
     """Log probability of each token, and where another one would be chosen here, by the loaded model."""
     sampling = request.sampling
     greedy = sampling.temperature == 0
+    processed = _is_processed(request)
     held_off = {*model.end_ids, *sampling.stop_token_ids} if sampling.min_tokens else set()
     assert model.vocabulary is not None
     size = 1 + len(held_off) if greedy else model.vocabulary
@@ -61,10 +64,14 @@ async def choices(
     def take(token: Token) -> None:
         index, own = len(found), _own(token)
         found.append(own.logprob)
+        if own.logprob <= _RULED_OUT:
+            others.append(TokenChoice(index, own.id, token.top[0].id, math.inf))
+            return
         noise = None if greedy else _noise(sampling.seed, index, size)
         top = token.top
-        if index < sampling.min_tokens:
-            top = tuple(each for each in top if each.id not in held_off)
+        later = tuple(each for each in top if each.id not in held_off and each.logprob > _RULED_OUT)
+        if index < sampling.min_tokens and later:  # a grammar may leave an end alone
+            top = later
             if own.id in held_off:  # never chosen so early, however probable
                 others.append(TokenChoice(index, own.id, top[0].id, math.inf))
                 return
@@ -72,8 +79,15 @@ async def choices(
         if here != own.id:
             others.append(TokenChoice(index, own.id, here, gap))
 
-    await _along(bench, request, tokens, size, take)
-    return found, others
+    await _along(bench, request, tokens, size, take, processed=processed)
+    return await forced(bench, request, tokens) if processed else found, others
+
+
+def _is_processed(request: GenerationRequest) -> bool:
+    """Tokens are chosen from other logits than the model's own: penalties, bias or a grammar changed them."""
+    sampling = request.sampling
+    penalties = sampling.repetition_penalty != 1, sampling.frequency_penalty, sampling.presence_penalty
+    return any(penalties) or bool(sampling.logit_bias) or request.grammar is not None
 
 
 def chosen(
@@ -88,7 +102,10 @@ def chosen(
         gap = best.logprob - own.logprob
         return (best.id, gap) if gap > 0 else (own.id, 0.0)
     scaled = [(each.logprob - best.logprob) / sampling.temperature for each in top]
-    kept, before = _nucleus(scaled, sampling.top_p)
+    first_k = _top_k(scaled, sampling.top_k)
+    mass, before = _nucleus(scaled[:first_k], sampling.top_p)
+    least = math.log(sampling.min_p) if sampling.min_p else -math.inf
+    kept = sum(each >= least for each in scaled[:mass])
     scores = [scaled[place] + noise[top[place].id] for place in range(kept)]
     first = max(range(kept), key=scores.__getitem__)
     if top[first].id == own.id:
@@ -96,15 +113,26 @@ def chosen(
     mine = (own.logprob - best.logprob) / sampling.temperature + noise[own.id]
     gap = scores[first] - mine
     place = next(place for place, each in enumerate(top) if each.id == own.id)
-    if place >= kept:
+    if place >= first_k:
+        gap = max(gap, scaled[first_k - 1] - scaled[place])
+    elif place >= mass:
         # It comes in past the last one kept, or when those before it lose mass to the others.
-        gap = max(gap, min(scaled[kept - 1] - scaled[place], _odds(before[place]) - _odds(sampling.top_p)))
+        gap = max(gap, min(scaled[mass - 1] - scaled[place], _odds(before[place]) - _odds(sampling.top_p)))
+    if place >= kept:
+        gap = max(gap, least - scaled[place])
     return top[first].id, max(gap, 0.0) * sampling.temperature
 
 
 def _odds(mass: float) -> float:
     """Logits by which what has this mass is ahead of the rest."""
     return math.log(mass / (1 - mass)) if mass < 1 else math.inf
+
+
+def _top_k(scaled: Sequence[float], top_k: int) -> int:
+    """How many tokens `top_k` keeps; what is as probable as the last of them is kept too."""
+    if not 0 < top_k < len(scaled):
+        return len(scaled)
+    return sum(each >= scaled[top_k - 1] for each in scaled)
 
 
 def _nucleus(scaled: Sequence[float], top_p: float) -> tuple[int, list[float]]:
@@ -118,12 +146,25 @@ def _nucleus(scaled: Sequence[float], top_p: float) -> tuple[int, list[float]]:
     return kept, before
 
 
-async def _along(bench: Testbed, request: GenerationRequest, tokens: Sequence[int], most: int, take: _Take) -> None:
-    """Run along `tokens`, with the `most` most probable ones next to each. Raises `NotComparable`."""
+async def _along(
+    bench: Testbed,
+    request: GenerationRequest,
+    tokens: Sequence[int],
+    most: int,
+    take: _Take,
+    *,
+    processed: bool = False,
+) -> None:
+    """Run along `tokens`, with the `most` most probable ones next to each, by the model or by what was made of its
+    logits. Raises `NotComparable`."""
     sampling = request.sampling
     # If the log continued after an end token, so does this.
     settings = replace(sampling, max_tokens=len(tokens), stop=(), stop_token_ids=(), min_tokens=0)
-    along = replace(request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None, reasoning=None)
+    along = replace(
+        request, sampling=settings, forced=tuple(tokens), logprobs=most, stop_when=None, processed_scores=processed
+    )
+    if not processed:  # a grammar binds what is not reasoning
+        along = replace(along, reasoning=None)
     end = await bench.run(along, take)
     if end.token_ids != tuple(tokens):
         raise NotComparable("its tokens could not all be scored")

@@ -24,6 +24,7 @@ from ..generations.records import token_digest
 from ..ports import Finished, GenerationRequest
 from .recorded import Recorded
 from .rescoring import TokenChoice, choices, forced, scored
+from .schemas import grammar_of
 from .testbed import NotComparable, Testbed
 
 View = dict[str, Any]
@@ -49,18 +50,19 @@ class Ran(Struct, frozen=True, kw_only=True):
     """Of its tokens."""
 
 
-async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = ()) -> View:
+async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = (), schemas: Sequence[str] = ()) -> View:
     """Run the generation again; returns the verdict and its grounds, as plain values ready for JSON.
 
     prompts: texts of files that may hold the prompt where the log does not: token ids or chat messages as JSON, or
-    the prompt itself. The one is taken whose token ids have the recorded digest.
+    the prompt itself. The one is taken whose token ids have the recorded digest. schemas: JSON of files that may hold
+    the schema that it had to follow.
     """
     told: View = {"generation_id": text.generation_id, "position": text.position, "verdict": "not_comparable"}
     told["reason"] = None
     try:
         started, finished = _both(text)
         told["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
-        ran = await _run(text, started, finished, bench, prompts)
+        ran = await _run(text, started, finished, bench, prompts, schemas=schemas)
         told |= await _judged(started, finished, ran, text, bench)
     except NotComparable as why:
         told["reason"] = str(why)
@@ -79,7 +81,13 @@ def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
 
 
 async def _run(
-    text: Recorded, started: GenerationStarted, finished: GenerationFinished, bench: Testbed, prompts: Sequence[str]
+    text: Recorded,
+    started: GenerationStarted,
+    finished: GenerationFinished,
+    bench: Testbed,
+    prompts: Sequence[str],
+    *,
+    schemas: Sequence[str],
 ) -> Ran:
     if finished.prompt_token_ids is None and not prompts and finished.left_out is not None:
         raise NotComparable(f"its prompt is not in the log ({finished.left_out.detail}); give it with --prompt-file")
@@ -96,6 +104,7 @@ async def _run(
         generation_id=text.generation_id,
         token_ids=prompt,
         sampling=replace(started.sampling, max_tokens=most),
+        grammar=await grammar_of(started.sampling.response_format, schemas, bench.engine),
         intervention=_placed(started.intervention, places),
         turns=started.turns,
         reasoning=started.reasoning,

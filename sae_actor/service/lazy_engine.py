@@ -16,6 +16,7 @@ from ..ports import (
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
+    Grammar,
     ModelSize,
     OnProgress,
     Progress,
@@ -107,6 +108,9 @@ class LazyEngine:
 
     async def tokenizer_info(self) -> TokenizerInfo:
         return await self._loaded().tokenizer_info()
+
+    async def grammar(self, schema: str) -> Grammar:
+        return await self._loaded().grammar(schema)
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)

@@ -15,8 +15,8 @@ from tests.actor.world import LOAD, REPOSITORY, get, living, turns, until
 pytestmark = pytest.mark.anyio
 
 
-def envelope(*, reserved: bool = False) -> Envelope:
-    return Envelope(Stop(), "me", asyncio.get_running_loop().create_future(), reserved=reserved)
+def envelope(*, reserved: bool = False, weight: int = 1) -> Envelope:
+    return Envelope(Stop(), "me", asyncio.get_running_loop().create_future(), reserved=reserved, weight=weight)
 
 
 async def test_first_in_first_out() -> None:
@@ -27,6 +27,17 @@ async def test_first_in_first_out() -> None:
     assert await mailbox.take(4) == sent[:4]
     assert await mailbox.take(100) == sent[4:]
     assert len(mailbox) == 0
+
+
+async def test_a_turn_takes_a_heavy_message_alone() -> None:
+    """1,024 texts of one request and 63 messages with as many would be more than one append holds."""
+    mailbox = Mailbox()
+    light, heavy, behind = envelope(weight=3), envelope(weight=1024), envelope()
+    for each in (light, envelope(), heavy, behind):
+        mailbox.put(each)
+    assert (await mailbox.take(64))[0] is light
+    assert await mailbox.take(64) == [heavy]
+    assert await mailbox.take(64) == [behind]
 
 
 async def test_a_bound_for_the_outside_alone() -> None:

@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from sae_actor.domain.chats import MessageSpan, Reasoning
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect
-from sae_actor.domain.events import Sampling
+from sae_actor.domain.events import ResponseFormat, Sampling
 from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, Exclusion, HookPoint, Mode, SaeDescription, StopWhen
 from sae_actor.domain.state import SaeLocation
-from sae_actor.ports import Engine, Finished, GenerationRequest, Progress, Token, Watch
+from sae_actor.ports import Engine, Finished, GenerationRequest, Grammar, Progress, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
 LOCATION = SaeLocation(source="import", repository_id=None, commit=None, path=None, files=())
@@ -86,10 +86,12 @@ def request(
     turns: tuple[MessageSpan, ...] = (),
     window: int | None = SINK_WINDOW,
     reasoning: Reasoning | None = None,
-    **ends: Any,
+    grammar: Grammar | None = None,
+    **more: Any,
 ) -> GenerationRequest:
-    """`ends`: fields of `Sampling` that say how the text ends."""
-    fields = {"stop": stop, "stop_in_hidden": bool(stop), **ends}
+    """`more`: fields of `Sampling`."""
+    form = None if grammar is None else ResponseFormat(type="json_object")
+    fields = {"stop": stop, "stop_in_hidden": bool(stop), "response_format": form, **more}
     return GenerationRequest(
         generation_id="gen",
         token_ids=ids,
@@ -104,6 +106,7 @@ def request(
         turns=turns,
         reasoning=reasoning,
         sink_window=window,
+        grammar=grammar,
     )
 
 

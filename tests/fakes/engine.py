@@ -9,6 +9,7 @@ import asyncio
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -30,6 +31,7 @@ from sae_actor.ports import (
     AttachedSae,
     FeatureDetails,
     GenerationRequest,
+    Grammar,
     ModelSize,
     NearFeature,
     OnProgress,
@@ -38,6 +40,7 @@ from sae_actor.ports import (
     TokenizerInfo,
     TokenWeight,
 )
+from tests.fakes.choosing import grammars
 from tests.fakes.text import END, RunningText
 from tests.fakes.voice import Voice
 
@@ -94,6 +97,7 @@ class FakeEngine:
     closed: bool = False
     _streams: set[RunningText] = field(default_factory=set)
     _turn: asyncio.Semaphore | None = None
+    _grammars: Any = None
     _drains: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -326,6 +330,12 @@ class FakeEngine:
         wanted = (added and self.adds_bos) if how.prepend_bos is None else how.prepend_bos
         return (END, *ids) if wanted and ids[:1] != (END,) else ids
 
+    async def grammar(self, schema: str) -> Grammar:
+        self._loaded()
+        self._grammars = self._grammars or grammars(END, self.specials)
+        compiled: Grammar = self._grammars.compiled(schema)
+        return compiled
+
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
         if len(self._streams) >= self.max_running + self.max_waiting:
@@ -336,6 +346,10 @@ class FakeEngine:
             raise BadRequestError("positions by role require a chat", param="positions")
         if any(not 0 <= each < self.vocabulary for each in request.sampling.stop_token_ids):
             raise BadRequestError("a stop token is outside the vocabulary", param="stop_token_ids")
+        if any(not 0 <= token < self.vocabulary for token, _ in request.sampling.logit_bias):
+            raise BadRequestError("a biased token is outside the vocabulary", param="logit_bias")
+        if (request.sampling.response_format is None) != (request.grammar is None):
+            raise BadRequestError("a response format and its grammar come together", param="response_format")
         self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = RunningText(self, request, model.context_length)
         self._streams.add(stream)

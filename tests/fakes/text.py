@@ -28,6 +28,7 @@ from sae_actor.ports import (
     Token,
     Watch,
 )
+from tests.fakes.choosing import Choosing, changes
 from tests.fakes.coverage import covered, left_out, ranges
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ class RunningText(GenerationStream):
         self._ends = {*(() if sampling.ignore_eos else (END,)), *sampling.stop_token_ids}
         self._held_off = {END, *sampling.stop_token_ids}
         self._answer = self._told_apart()
+        self._choosing: Choosing | None = None
         self._key = f"{request.token_ids}{intervention_sha256(changing)}{seed}".encode()
+
+        if changes(request):
+            self._choosing = Choosing(request, self._key, engine.vocabulary, END)
 
     def _told_apart(self) -> Any:
         """The service's own `Answer`, where the text is more than letters and stop strings."""
@@ -81,6 +86,8 @@ class RunningText(GenerationStream):
             token = script[index] if index < len(script) else END
         elif ends_after is not None and index == max(ends_after, self.request.sampling.min_tokens):
             token = END
+        if self._choosing is not None:
+            return self._choosing.token(token, self.ids, self._held_off if early else ())
         if early and token in self._held_off:
             token = next(each for each in (self._digest(index) % 256 + n for n in range(257)) if self._allowed(each))
         return token
@@ -96,9 +103,10 @@ class RunningText(GenerationStream):
         if self._most == 0:
             self.finish("length")
             return
+        complete = self._choosing is not None and self._choosing.over
         token = self._next(len(self.ids), ends_after)
         self.ids.append(token)
-        ends = token in self._ends and len(self.ids) > self.request.sampling.min_tokens
+        ends = token in self._ends and (complete or len(self.ids) > self.request.sampling.min_tokens)
         if self._answer is not None:
             self._tell(token, ends=ends)
             return

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sae_actor.actor import Actor, Performer
 from sae_actor.domain.chats import Tokenization
 from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Quantization, Steer
-from sae_actor.domain.events import Draft, Event, GenerationStarted, Sampling
+from sae_actor.domain.events import Draft, Event, GenerationStarted, ResponseFormat, Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
 from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
-from sae_actor.generations import Completed, Generations, TokenOptions
+from sae_actor.generations import Completed, Generations, Requested
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.ports.clock import SystemClock
 from sae_actor.subscriptions import Broadcast
@@ -58,10 +60,20 @@ class Recorder:
         await self.do(Detach(sae_id=sae_id))
 
     async def say(
-        self, prompt: Any = "hello", sampling: Sampling = GREEDY, how: Tokenization | None = None, **asked: Any
+        self,
+        prompt: Any = "hello",
+        sampling: Sampling = GREEDY,
+        how: Tokenization | None = None,
+        *,
+        schema: str | None = None,
+        **asked: Any,
     ) -> tuple[str, Completed]:
-        """Make a text; its id and its end."""
+        """Make a text, which follows the schema if there is one; its id and its end."""
         read = await self.engine.tokenize(prompt, how)
+        grammar = None if schema is None else await self.engine.grammar(schema)
+        if schema is not None:
+            form = ResponseFormat(type="json_schema", schema_sha256=hashlib.sha256(schema.encode()).hexdigest())
+            sampling = replace(sampling, response_format=form)
 
         def ask(generation_id: str) -> AdmitGeneration:
             return AdmitGeneration(
@@ -74,7 +86,8 @@ class Recorder:
                 **asked,
             )
 
-        text = await self.texts.open(ask, read.token_ids, principal="me", tell=TokenOptions())
+        asks = [Requested(ask, read.token_ids, grammar=grammar, schema=schema)]
+        (text,) = await self.texts.open_all(asks, principal="me")
         return text.started.generation_id, await text.result()
 
 

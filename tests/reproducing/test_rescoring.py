@@ -44,6 +44,25 @@ def test_the_sampler_s_choice(temperature: float, top_p: float) -> None:
                 assert choose(_raised(logits, own.id, 0.99 * gap), sampling, index) == expected
 
 
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("top_k", [0, 1, 4, 100])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_the_sampler_s_choice_among_few(top_k: int, top_p: float, min_p: float) -> None:
+    generator = torch.Generator().manual_seed(top_k + round(100 * min_p))
+    for index in range(20):
+        logits = 3 * torch.randn(SIZE, generator=generator)
+        sampling = Sampling(temperature=1.3, top_p=top_p, max_tokens=1, seed=7, top_k=top_k, min_p=min_p)
+        noise, top = gumbel(7, index, SIZE).tolist(), ranked(logits)
+        expected = choose(logits, sampling, index)
+        for own in top[:8]:
+            here, gap = chosen(top, own, sampling, noise)
+            assert here == expected
+            assert (gap > 0) is (own.id != expected)
+            if own.id != expected and top_p == 1 and top_k in (0, 100):
+                # Less may do: what is raised past the best one leaves others too improbable.
+                assert choose(_raised(logits, own.id, 1.01 * gap), sampling, index) == own.id
+
+
 def _raised(logits: Tensor, token: int, by: float) -> Tensor:
     raised = logits.clone()
     raised[token] += by

@@ -2,6 +2,7 @@
 
 routes         `/v1/completions`, `/v1/chat/completions`, `/v1/models`
 requests       OpenAI's requests: what is honoured; `messages`: those of a chat; `options`: objects in them
+sampling       fields that change which token is chosen; `response_format` as a grammar
 fields         published fields besides: neutral, accepted, or refused by name; `published`: how they are read
 answers        OpenAI's answers as structs; `replies`: made of what was generated
 stream         answers sent token by token

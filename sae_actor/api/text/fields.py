@@ -29,7 +29,6 @@ _BOTH = together(
         "prompt_cache_options": Inert(dict[str, Any], _MARKS),
         "safety_identifier": Inert(str, "it names the caller's own user"),
         "moderation": Neutral("object", "texts are not moderated"),
-        "best_of": Neutral("integer", "every text that is made is answered", (1,)),
         # — vLLM —
         "use_beam_search": Neutral("boolean", "tokens are sampled", (False,)),
         "length_penalty": Inert(float, "it belongs to beam search"),
@@ -67,17 +66,10 @@ _BOTH = together(
         "vllm_xargs": Neutral("object", "they are for extensions of vLLM"),
         "stream_interval": Neutral("integer", "each token is sent when it is there", (1,)),
     },
-    # Neutral until they are done.
-    {
-        "top_k": Neutral("integer", "any token may follow", (-1, 0)),
-        "min_p": Neutral("number", "any token may follow", (0,)),
-        "repetition_penalty": Neutral("number", "repetitions are not penalised", (1,)),
-    },
 )
 _COMPLETION: dict[str, Row] = {
     "suffix": Neutral("string", "texts are continued at their end"),
     "prompt_embeds": Neutral("any", "prompts are texts or token ids"),
-    "response_format": Neutral("object", "the format of a completion is free", ({"type": "text"},)),
 }
 _CHAT: dict[str, Row] = {
     # — OpenAI —
@@ -92,6 +84,7 @@ _CHAT: dict[str, Row] = {
     "verbosity": Neutral("string", "the model has no setting for it", ("medium",)),
     "web_search_options": Neutral("object", "nothing is searched for"),
     # — vLLM —
+    "best_of": Neutral("integer", "every text that is made is answered", (1,)),
     "echo": Neutral("boolean", "send the prompt to /v1/completions", (False,)),
     "documents": Neutral("array", "the template is given messages alone"),
     "chat_template": Neutral("string", "the template is the model's own"),

@@ -242,6 +242,8 @@ class Reply:
     system_fingerprint: str
     choices: tuple[Choice, ...]
     created: int
+    n: int = 1
+    """Choices for each prompt."""
 
     @property
     def texts(self) -> tuple[RunningGeneration, ...]:
@@ -280,7 +282,7 @@ class Reply:
 
     def usage_so_far(self, made: int) -> Usage:
         """After this many tokens of all choices."""
-        read = sum(len(choice.prompt.token_ids) for choice in self.choices)
+        read = sum(len(choice.prompt.token_ids) for choice in self.choices[:: self.n])
         return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
 
     def usage(self, ends: Sequence[Completed]) -> Usage:

@@ -7,7 +7,7 @@ import secrets
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from ...domain.chats import Tokenization
@@ -21,6 +21,7 @@ from .fields import CHAT, COMPLETION
 from .messages import ChatMessage, TemplateVariables, check_variables
 from .options import SaeExtension, StreamOptions
 from .published import Shape
+from .sampling import SamplingFields
 
 Stop: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
@@ -35,11 +36,12 @@ _COMBINED = {
     "stream_options": "without stream, this value",
     "max_completion_tokens": "with another max_tokens, this value",
     "add_generation_prompt": "with continue_final_message, this value",
+    "best_of": "with another n, this value",
 }
 """Fields refused because of another field, not for their value."""
 
 
-class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TextBody(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What completions and chat have in common."""
 
     model: Annotated[str, Meta(max_length=4096)] = "default"
@@ -53,12 +55,8 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     skip_special_tokens: bool | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     add_special_tokens: bool | None = None
     """Special tokens that the tokenizer puts around a text. null: added to a prompt, not to a chat, whose template
     writes its own."""
@@ -82,10 +80,6 @@ class TextBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def refused(self) -> dict[str, bool]:
         """Parameter → whether it was given a value that is not honoured."""
         return {
-            "n": self.n not in (None, 1),
-            "frequency_penalty": bool(self.frequency_penalty),
-            "presence_penalty": bool(self.presence_penalty),
-            "logit_bias": bool(self.logit_bias),
             "stream_options": self.stream_options not in (None, StreamOptions()) and not self.stream,
         }
 
@@ -146,6 +140,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     echo: bool | None = None
     """The text begins with the prompt and, with `logprobs`, the prompt's log probabilities."""
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    best_of: int | None = None
     parse_special: bool | None = None
     """False: a prompt that spells a control token does not mean it."""
 
@@ -158,6 +153,7 @@ class CompletionBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=
     def refused(self) -> dict[str, bool]:
         return {
             **super().refused(),
+            "best_of": self.best_of not in (None, self.choices),
             "max_tokens": self.max_tokens == 0 and not self.echo,
         }
 
@@ -189,7 +185,6 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    response_format: dict[str, Any] | None = None
     include_reasoning: bool | None = None
     reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
     """A variable of the chat template, for models whose template reads it."""
@@ -220,7 +215,6 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return {
             **super().refused(),
             "top_logprobs": bool(self.top_logprobs) and not self.logprobs,
-            "response_format": self.response_format not in (None, {}, {"type": "text"}),
             "add_generation_prompt": bool(self.add_generation_prompt and self.continue_final_message),
             "max_completion_tokens": both and self.max_tokens != self.max_completion_tokens,
         }
@@ -237,8 +231,14 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return [[message.plain() for message in self.messages]]
 
 
-def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
+def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts) -> Sampling:
     """The settings in force; a seed is chosen if none was given. A context overflow is refused."""
+    tokens_prompt = len(prompt.token_ids)
+    if prompt.reasoning is not None and prompt.reasoning.format == "channels" and body.schema is not None:
+        raise BadRequestError(
+            "response_format: this model answers in channels, of which none can be given a form; not supported",
+            param="response_format",
+        )
     room = model.context_length - tokens_prompt
     asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
     if room < (1 if asked is None else asked):
@@ -274,6 +274,7 @@ def sampling(body: TextBody, tokens_prompt: int, model: ModelFacts) -> Sampling:
         ignore_eos=bool(body.ignore_eos),
         min_tokens=fewest,
         skip_special_tokens=body.skip_special_tokens is not False,
+        **body.processors(model),
     )
 
 

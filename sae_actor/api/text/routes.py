@@ -6,10 +6,12 @@ import time
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...errors import ModelNotFoundError
-from ...generations import TokenOptions, abandon, ends
+from ...generations import Requested, TokenOptions, ends
 from ..answers import answer, state_of
 from ..context import context, device, principal
 from ..limits import tokens_of
@@ -20,6 +22,7 @@ from .answers import ChatCompletion, ChatCompletionChunk, Completion, Completion
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, TextBody, admission, fingerprint, sampling
+from .sampling import grammar_of
 from .stream import abandoned_with_client, streamed
 
 ERRORS = (
@@ -60,7 +63,13 @@ def _model(facts: ModelFacts) -> ListedModel:
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
            "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
-           "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`",
+           "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`. Of `n` choices "
+           "for each prompt, choice i "
+           "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
+           "changed in this order: `repetition_penalty` (tokens of prompt and answer), `frequency_penalty` and "
+           "`presence_penalty` (of the answer), `logit_bias`, `min_tokens`, `response_format`, `temperature`, "
+           "`top_k`, `top_p`, `min_p`; `logprobs` are those before all of these. Under a `response_format` a text that "
+           "ends with `stop` is the whole JSON, unless a stop string or token cut it; with `length` its beginning",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip
@@ -91,29 +100,39 @@ async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
-    """One admitted generation per prompt, in order; if one is refused, none is left running."""
+    """The generations of a request, `n` for each prompt, in order: all are admitted, or none."""
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
-    settings = [sampling(body, len(prompt.token_ids), model) for prompt in prompts]
+    settings = [sampling(body, prompt, model) for prompt in prompts]
+    grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
-    choices: list[Choice] = []
-    try:
-        for prompt, own in zip(prompts, settings, strict=True):
-            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=own, model_position=position)
-            tell = TokenOptions(
-                logprobs=body.scores,
-                prompt_logprobs=body.scores if body.echoes else None,
-                top_k_features=own_sae.top_k_features or 0,
-                exclude=own_sae.top_k_exclude,
-                prompt=prompt.tokens,
-            )
-            text = await texts.open(ask, prompt.token_ids, principal=principal(request), tell=tell)
-            echo = "".join(prompt.tokens) if body.echoes else ""
-            scores, thoughts = body.scores is not None, body.thoughts
-            choices.append(Choice(kind, len(choices), text, prompt, echo, scores=scores, thoughts=thoughts))
-    except BaseException:
-        abandon([choice.text for choice in choices])
-        raise
-    return Reply(kind, model.model_id, fingerprint(model), tuple(choices), int(time.time()))
+    asked, of = [], []
+    for prompt, own in zip(prompts, settings, strict=True):
+        tell = TokenOptions(
+            logprobs=body.scores,
+            prompt_logprobs=body.scores if body.echoes else None,
+            top_k_features=own_sae.top_k_features or 0,
+            exclude=own_sae.top_k_exclude,
+            prompt=prompt.tokens,
+        )
+        for i in range(body.choices):
+            seeded = replace(own, seed=own.seed + i)
+            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position)
+            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
+            of.append(prompt)
+    opened = await texts.open_all(asked, principal=principal(request))
+    choices = tuple(
+        Choice(
+            kind,
+            index,
+            text,
+            prompt,
+            "".join(prompt.tokens) if body.echoes else "",
+            scores=body.scores is not None,
+            thoughts=body.thoughts,
+        )
+        for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
+    )
+    return Reply(kind, model.model_id, fingerprint(model), choices, int(time.time()), body.choices)

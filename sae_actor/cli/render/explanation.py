@@ -128,7 +128,7 @@ def _sampling(view: View) -> Iterator[str]:
     )  # fmt: skip
     stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling["stop"] else ""
     yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
-    yield from (f"             {line}" for line in _ends(sampling))
+    yield from (f"             {line}" for line in (*_choice(sampling), *_ends(sampling)))
     if view["reasoning"]:
         yield f"             reasoning marked {_reasoning(view['reasoning'])}"
     if view["stop_when"]:
@@ -140,6 +140,23 @@ def _sampling(view: View) -> Iterator[str]:
         yield "             deterministic: alone on the device"
     if view["watched"]:
         yield f"             activations reported for {', '.join(view['watched'])}"
+
+
+def _choice(sampling: View) -> Iterator[str]:
+    """What of the choice of tokens differs from the usual."""
+    among = [f"{name} {sampling[name]:g}" for name in ("top_k", "min_p") if sampling[name]]
+    if among:
+        yield f"of the probable tokens alone: {', '.join(among)}"
+    penalties = {"repetition_penalty": 1, "frequency_penalty": 0, "presence_penalty": 0}
+    changed = [f"{name} {sampling[name]:g}" for name, neutral in penalties.items() if sampling[name] != neutral]
+    if changed:
+        yield ", ".join(changed)
+    if sampling["logit_bias"]:
+        yield f"logits of {len(sampling['logit_bias'])} tokens were raised or lowered"
+    form = sampling["response_format"]
+    if form is not None:
+        schema = f" of the schema with sha256 {form['schema_sha256']}" if form["schema_sha256"] else ", any object"
+        yield f"the text is JSON{schema}"
 
 
 def _ends(sampling: View) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Events: one payload struct per type, and the envelope that the log stores.
 
     payload                             what all payloads share: a schema; a command's digest; a `Problem`
-    life, model, saes, generations      the payloads, by subject
+    life, model, saes, generations      the payloads, by subject; sampling: the settings of a generation
     upcasting                           payloads of earlier schemas, as those of today
     envelope                            `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
@@ -12,7 +12,7 @@ the position of its intent, the fencing token.
 """
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft, payload_of, stored
-from .generations import GenerationFinished, GenerationStarted, Receipt, Sampling
+from .generations import GenerationFinished, GenerationStarted, Receipt
 from .life import (
     ActorStarted,
     ActorStopped,
@@ -41,3 +41,4 @@ from .saes import (
     SaeDetached,
     SteeringChanged,
 )
+from .sampling import ResponseFormat, Sampling

@@ -9,31 +9,7 @@ from msgspec import Struct
 from ..chats import MessageSpan, Reasoning, Tokenization
 from ..refs import ActiveSae, FinishReason, StopWhen
 from .payload import Payload, Problem
-
-
-class Sampling(Struct, frozen=True, kw_only=True):
-    """Sampling settings in force, seed included."""
-
-    temperature: float
-    top_p: float
-    max_tokens: int
-    """0: the prompt is run and nothing is made."""
-    seed: int
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end the generation, besides the model's own."""
-    stop_in_hidden: bool = False
-    """Stop strings are looked for in special tokens too that are left out of the text; False: in the text alone, as in
-    logs of before."""
-    include_stop_str_in_output: bool = False
-    """What ends the text is shown: a stop string, or a token in so far as its like is."""
-    ignore_eos: bool = False
-    """The model's own end tokens do not end the generation."""
-    min_tokens: int = 0
-    """Fewest tokens before a token or a stop string may end the generation. Until then tokens that would end it are not
-    chosen, not even those of `ignore_eos`."""
-    skip_special_tokens: bool = True
-    """Special tokens are left out of the text."""
+from .sampling import Sampling
 
 
 class Receipt(Struct, frozen=True, kw_only=True):

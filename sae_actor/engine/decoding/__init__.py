@@ -4,7 +4,10 @@ scheduler       the generations of a step, its outcome, and those that wait for 
 model_runner    the forward pass: all generations in one batch, or one after another if the model cannot
 attention       many generations in one forward pass, registered with transformers
 kv_cache        where their keys and values are
+bounds          what a request may take: tokens, positions, the tokens that end it
 generation      one of them: prefill, decode, deliver; its receipt
 sampler         logits → token, noise keyed by (seed, index)
+penalties       logits of single tokens, changed by what came before and by `logit_bias`
+grammars        JSON schemas → the tokens that may come next
 logprobs        logits → log probabilities
 """

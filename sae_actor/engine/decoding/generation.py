@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...domain.events import Receipt
 from ...domain.refs import FinishReason
-from ...errors import BadRequestError, InternalError, NotReadyError, SAEError
+from ...errors import InternalError, NotReadyError, SAEError
 from ...ports import (
     Activations,
     Finished,
@@ -29,8 +29,11 @@ from ..interventions.positions import merged
 from ..interventions.probes import Probe, joined
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
-from .kv_cache import CacheSize, KVCache, capacity_for
+from .bounds import ending_ids, positions_at_most, tokens_at_most
+from .grammars import CompiledGrammar, GrammarState
+from .kv_cache import CacheSize, KVCache
 from .logprobs import prompt_token, scored, scored_prompt
+from .penalties import Penalties
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError
@@ -68,6 +71,9 @@ class Generation:
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
+        self.penalties = Penalties.of(request)
+        self._grammar: GrammarState | None = None
+        """Once it has begun."""
         self.alone = request.deterministic
         """It runs alone in its steps."""
         self._fed = 0
@@ -93,6 +99,8 @@ class Generation:
         self._ends = frozenset((*own, *request.sampling.stop_token_ids))
         """Tokens that end it."""
         self._held_off = tuple(ending_ids(request, tokenizer))
+        self._ahead = tuple(tokenizer.end_ids)
+        """Tokens that may not come before what has a form."""
         self._tally = Tally()
         self._batch: tuple[int, int] | None = None
 
@@ -113,8 +121,18 @@ class Generation:
     @property
     def banned(self) -> Sequence[int]:
         """Tokens that may not be the next one."""
-        early = len(self._ids) < self.request.sampling.min_tokens and self.request.forced is None
-        return self._held_off if early else ()
+        grammar, forced = self._grammar, self.request.forced is not None
+        if grammar is not None and grammar.waits:
+            # The reasoning has to end, for the form to come.
+            return self._ahead if not forced or self.request.processed_scores else ()
+        early = len(self._ids) < self.request.sampling.min_tokens and not forced
+        # Where the grammar leaves an end alone, the text ends early.
+        return self._held_off if early and not (grammar is not None and grammar.over) else ()
+
+    @property
+    def binding(self) -> GrammarState | None:
+        """The grammar that the next token has to follow."""
+        return self._grammar if self._grammar is not None and self._grammar.binds else None
 
     @property
     def at(self) -> int:
@@ -145,7 +163,16 @@ class Generation:
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
+        self._grammar = self._beginning()
         self.kept = open_(alone=self.alone)
+
+    def _beginning(self) -> GrammarState | None:
+        compiled = self.request.grammar
+        if not isinstance(compiled, CompiledGrammar) or self._tokenizer is None or self._answer is None:
+            return None
+        grammar = GrammarState(compiled, self._tokenizer.end_ids)
+        grammar.waits = self._answer.thinking
+        return grammar
 
     def next_tokens(self, most: int) -> Sequence[int]:
         """The ids of the next step: at most `most` of the prompt if it may be cut there, later the newest token."""
@@ -183,19 +210,28 @@ class Generation:
         tokenizer, answer = self._tokenizer, self._answer
         if tokenizer is None or answer is None:
             raise InternalError("the generation has ended")
-        stops = self._stops()
+        stops, grammar = self._stops(), self._grammar
+        complete = grammar is not None and grammar.over
         self._ids.append(token)
+        if self.penalties is not None:
+            self.penalties.add(token)
+        if grammar is not None:
+            grammar.add(token)
         if self.applied is not None:
             self.applied.add(token)
         if self.request.logprobs is not None:
             self._scores = scored(logits, token, self.request.logprobs, tokenizer.pieces)
         reason: FinishReason | None = None
-        if ends := token in self._ends and len(self._ids) > self.request.sampling.min_tokens:
+        if ends := token in self._ends and (complete or len(self._ids) > self.request.sampling.min_tokens):
             reason = "stop"
+        elif grammar is not None and grammar.over and not tokenizer.end_ids:
+            reason = "stop"  # the model has no token to say so
         elif stops or len(self._ids) >= self._most:
             reason = "feature" if stops else "length"
         self._show(token, answer, reason, ends=ends)
         self._told = {}
+        if grammar is not None:
+            grammar.waits = answer.thinking
 
     def _stops(self) -> bool:
         """Whether `stop_when` holds at the step's token; its reading is not delivered."""
@@ -299,31 +335,5 @@ class Generation:
     def _let_go(self) -> None:
         """Release the model: the reader may keep this object for long."""
         self.over = True
-        self.applied = self._tokenizer = self._apply = self._answer = None
+        self.applied = self._tokenizer = self._apply = self._answer = self._grammar = self.penalties = None
         self._told = {}
-
-
-def ending_ids(request: GenerationRequest, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that `min_tokens` suppresses: all that end a generation, the model's own even if they are ignored."""
-    return tokenizer.end_ids.union(request.sampling.stop_token_ids)
-
-
-def check_ends(request: GenerationRequest, tokenizer: Tokenizer) -> None:
-    """`BadRequestError` for unknown stop tokens, or if they leave `min_tokens` none to choose."""
-    if not all(0 <= each < tokenizer.vocabulary for each in request.sampling.stop_token_ids):
-        raise BadRequestError(
-            f"a stop token is outside the vocabulary of {tokenizer.vocabulary}", param="stop_token_ids"
-        )
-    if request.sampling.min_tokens and len(ending_ids(request, tokenizer)) >= tokenizer.vocabulary:
-        raise BadRequestError("every token ends the generation; min_tokens leaves none to choose", param="min_tokens")
-
-
-def tokens_at_most(request: GenerationRequest, context_length: int) -> int:
-    """Tokens of the answer: as many as requested, or as the model's context holds."""
-    most = request.sampling.max_tokens if request.forced is None else len(request.forced)
-    return min(most, context_length - len(request.token_ids) + 1)
-
-
-def positions_at_most(request: GenerationRequest, context_length: int) -> int:
-    """Positions of keys and values that a request takes room for: the last token of an answer is never run."""
-    return capacity_for(len(request.token_ids) + max(1, tokens_at_most(request, context_length)) - 1)

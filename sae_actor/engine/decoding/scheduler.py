@@ -25,8 +25,9 @@ from ..interventions.hook_site import HookFault
 from ..interventions.hooks import StepRows, hooks_installed
 from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
+from .grammars import Masks
 from .model_runner import ModelRunner
-from .sampler import Asked, choose_all
+from .sampler import Asked, choose_all, processed_logits
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Scheduler:
         self._running: deque[Generation] = deque()
         self._waiting: deque[Generation] = deque()
         self._joins = MergedEdits()
+        self._masks = Masks()
         self._runner: ModelRunner | None = None
         self._cache_bytes = 0
         self._alone_next = False
@@ -191,7 +193,7 @@ class Scheduler:
         except Exception as error:  # an error of a model ends generations, not the thread
             ended = _ended(error)
         else:
-            _settle(turns, logits, prompts)
+            _settle(turns, logits, prompts, self._masks)
             return
         # Outside of the block above: the traceback and the tensors in its frames are gone.
         if len(turns) == 1:
@@ -229,7 +231,7 @@ def _turn(text: Generation, most: int) -> _Turn:
     return _Turn(text, ScheduledTokens(text.kept, text.next_tokens(most), not text.in_prefill, text.is_scored))
 
 
-def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | None]) -> None:
+def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | None], masks: Masks) -> None:
     """Count what was run, choose the next tokens, deliver them. `logits`, `prompts` as `_forward` returns them."""
     choosing = []
     for at, ((text, piece), rows) in enumerate(zip(turns, prompts, strict=True)):
@@ -238,27 +240,30 @@ def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | N
         if not text.over and _attempt(text, partial(text.ran, len(piece.ids), len(turns))):
             choosing.append((at, text))
     try:
-        tokens = choose_all(logits, [_asked(at, text) for at, text in choosing])
-    except Exception as error:  # the first to wait for the device: it may be full, or lost
+        tokens = choose_all(logits, [_asked(at, text) for at, text in choosing], masks)
+    except Exception as error:  # a grammar past its limits; the first to wait for the device: it may be full, or lost
         _ended(error)
-        tokens = [_attempt(text, partial(_choose_one, logits[at], text)) for at, text in choosing]
+        tokens = [_attempt(text, partial(_choose_one, logits[at], text, masks)) for at, text in choosing]
     for (at, text), token in zip(choosing, tokens, strict=True):
         if not text.over:
-            _attempt(text, partial(_append, text, token, logits[at]))
+            _attempt(text, partial(_append, text, token, logits[at], masks))
 
 
 def _asked(row: int, text: Generation) -> Asked:
-    return Asked(row, text.request, text.made, text.banned)
+    return Asked(row, text.request, text.made, text.banned, text.penalties, text.binding)
 
 
-def _choose_one(logits: Tensor, text: Generation) -> int | None:
+def _choose_one(logits: Tensor, text: Generation, masks: Masks) -> int | None:
     """`choose_all` for one generation; `logits` [vocabulary]."""
-    return choose_all(logits[None], [_asked(0, text)])[0]
+    return choose_all(logits[None], [_asked(0, text)], masks)[0]
 
 
-def _append(text: Generation, token: int | None, logits: Tensor) -> None:
+def _append(text: Generation, token: int | None, logits: Tensor, masks: Masks) -> None:
     if token is None:
         raise InternalError("the model's logits are not finite")
+    if text.request.processed_scores:
+        rows, processed = processed_logits(logits[None], [_asked(0, text)], masks)
+        logits = processed[0] if rows else logits
     text.append(token, logits)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import llguidance
 import safetensors
 import tokenizers
 import torch
@@ -36,6 +37,7 @@ def environment(
         "tokenizers": tokenizers.__version__,
         "safetensors": safetensors.__version__,
         "huggingface_hub": huggingface_hub.__version__,
+        "llguidance": llguidance.__version__,
         "machine": platform.machine(),
         **device_facts(device),
         "threads": torch.get_num_threads(),

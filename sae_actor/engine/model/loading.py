@@ -22,6 +22,7 @@ from ...models.files import read_config
 from ...models.quantization import Quantization, quantization_of
 from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
+from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
@@ -55,6 +56,7 @@ class LoadedModel:
     network: Any
     """The transformers model, in eval mode, without gradients."""
     tokenizer: Tokenizer
+    grammars: Grammars
     architecture: Architecture
     device: torch.device
     facts: ModelFacts
@@ -132,6 +134,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             mark_ids=mark_ids(reasoning, tokenizer),
             context_length=context_length,
         ),
+        grammars=Grammars(byte_tokens(tokenizer, vocabulary, end_ids)),
         architecture=architecture,
         device=device,
         facts=ModelFacts(

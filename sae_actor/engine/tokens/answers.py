@@ -64,6 +64,11 @@ class Answer:
         self._undecided = 0
         """Tokens that may still count as thought."""
 
+    @property
+    def thinking(self) -> bool:
+        """What comes next is reasoning."""
+        return self._parser_of_prompt().thinking
+
     def push(self, token: int, *, ends: bool = False, last: bool = False) -> Part:
         """ends: the token ends the generation; last: something else does. Text held back comes with the last."""
         parser = self._parser_of_prompt()

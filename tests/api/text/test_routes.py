@@ -141,9 +141,16 @@ async def test_seeds(service: Running) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"presence_penalty": 1}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"), ({"logprobs": 6}, "logprobs"), ({"logprobs": True}, "logprobs"),
+        ({"n": 17}, "n"), ({"n": 0}, "n"), ({"n": 2, "best_of": 3}, "best_of"), ({"n": 2, "best_of": 1}, "best_of"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"), ({"presence_penalty": -3}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"), ({"top_k": -2}, "top_k"), ({"min_p": 1.5}, "min_p"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"), ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"), ({"logit_bias": {"257": 1}}, "logit_bias"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "text", "json_schema": {"name": "a", "schema": {}}}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format.json_schema"),
+        ({"logprobs": 6}, "logprobs"), ({"logprobs": True}, "logprobs"),
         ({"best_of": 3}, "best_of"),
         ({"suffix": "x"}, "suffix"), ({"nonsense": 1}, "nonsense"), ({"temperature": 3}, "temperature"),
         ({"top_p": 0}, "top_p"), ({"max_tokens": 0}, "max_tokens"), ({"stop": [""]}, "stop[0]"),
@@ -175,7 +182,7 @@ async def test_what_is_not_honoured_is_refused_by_name(service: Running, fields:
             {"prompt": "a", "stream_options": {"include_usage": True}},
             "stream_options: without stream, this value is not",
         ),
-        ({"prompt": "a", "n": 2}, "n: this value is not supported"),
+        ({"prompt": "a", "n": 2, "best_of": 3}, "best_of: with another n, this value is not supported"),
         ({"messages": [], "top_logprobs": 2}, "top_logprobs: without logprobs, this value is not supported"),
         (
             {"messages": [], "max_tokens": 4, "max_completion_tokens": 5},
@@ -199,7 +206,8 @@ async def test_neutral_values_are_accepted(service: Running) -> None:
     await service.ready()
     neutral = {
         "n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "user": "me", "metadata": {"a": "b"},
-        "store": False, "stop": None, "model": "default",
+        "store": False, "stop": None, "model": "default", "repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0,
+        "response_format": {"type": "text"},
     }  # fmt: skip
     completion = {**ASK, **neutral, "best_of": 1, "logprobs": None, "suffix": None, "echo": True}
     answer = await service.client.post("/v1/completions", json=completion)
