@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_actor.domain.refs import HookPoint
@@ -150,6 +150,27 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
     save_multimodal(tmp_path / "model", "gemma3", "gemma3_text", old_names=True)
     facts = fitted(tmp_path / "model", quantization="nf4").facts
     assert facts.environment["quantization"]["matrices"] == LAYERS * IN_A_BLOCK
+
+
+@needs_bitsandbytes
+def test_the_text_part_of_a_multimodal_checkpoint_that_is_quantised(tmp_path: Path) -> None:
+    """Its settings stand outside of `text_config`, and what is not to be quantised has the whole model's names."""
+    text = save_tiny_model(tmp_path / "text", "gemma3_text")
+    quantised = saved_quantised(text, tmp_path / "quantised", load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    tensors = {f"language_model.{name}": each for name, each in load_file(quantised / "model.safetensors").items()}
+    tensors["vision_tower.embeddings.weight"] = torch.zeros(3, 3)
+    save_file(tensors, quantised / "model.safetensors", {"format": "pt"})
+    config = json.loads((quantised / "config.json").read_text())
+    own = {**config.pop("quantization_config"), "llm_int8_skip_modules": ["vision_tower", "lm_head"]}
+    whole = {"model_type": "gemma3", "text_config": config, "quantization_config": own, "eos_token_id": 256}
+    (quantised / "config.json").write_text(json.dumps(whole))
+    model = loaded(quantised)
+    assert (model.facts.model_type, model.facts.quantization) == ("gemma3_text", "nf4")
+    assert model.facts.environment["quantization"]["matrices"] == LAYERS * IN_A_BLOCK
+    plain = logits(loaded(text, quantization="nf4"))
+    assert float((logits(model) - plain).abs().max() / plain.abs().max()) < 0.1
+    said = model_size(str(quantised), "main", "auto", "cpu")
+    assert said.weights_bytes == pytest.approx(model.facts.memory_bytes, rel=0.05)
 
 
 @needs_bitsandbytes
