@@ -165,6 +165,12 @@ class IdempotencyKeyReusedError(SAEError):
     code, status, title = "idempotency_key_reused", 422, "The key was used for another command"
 
 
+class AnswerGoneError(SAEError):
+    """`generation_id` is the one that was made, which the log tells of."""
+
+    code, status, title = "answer_gone", 409, "The answer is not kept any more"
+
+
 class PreconditionFailedError(SAEError):
     code, status, title = "precondition_failed", 412, "The state has changed"
 

@@ -1,12 +1,20 @@
-"""Limiters: so many in a turn of the event loop, so many at a time, so many in a second."""
+"""Limiters: so many in a turn of the event loop, so many at a time, so many in a second; and when to come back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from .errors import NotReadyError, SAEError
+
+RECENT = 64
+"""Ends that the pace is taken from."""
+LONGEST = 60
+"""Seconds: OpenAI's clients ignore a longer Retry-After."""
 
 
 class RequestThrottle:
@@ -23,8 +31,28 @@ class RequestThrottle:
         asyncio.get_running_loop().call_soon(self._free.release)
 
 
+class Throughput:
+    """When the last few of them ended."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=RECENT)
+
+    def ended(self) -> None:
+        self._ends.append(self._clock())
+
+    def seconds_for(self, count: int) -> int:
+        """Seconds until `count` more will have ended, from 1 to `LONGEST`; 1 where nothing is known."""
+        if len(self._ends) < 2:
+            return 1
+        # Up to now: where nothing ends any more, the pace sinks.
+        each = (self._clock() - self._ends[0]) / (len(self._ends) - 1)
+        return max(1, min(LONGEST, math.ceil(count * each)))
+
+
 class BoundedSemaphore:
-    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After."""
+    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After: when those
+    before it will be through, and `retry_after` seconds at least."""
 
     def __init__(
         self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError, retry_after: int = 1
@@ -35,6 +63,7 @@ class BoundedSemaphore:
         self._free = asyncio.Semaphore(most)
         self._most_waiting = waiting
         self._waiting = 0
+        self._throughput = Throughput()
 
     def locked(self) -> bool:
         """Whether none is free."""
@@ -44,7 +73,8 @@ class BoundedSemaphore:
     async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
         """begun: an answer has begun, and is not refused any more. Raises the `error`."""
         if not begun and self._free.locked() and self._waiting >= self._most_waiting:
-            raise self._error(self._full, retry_after=self._retry_after)
+            seconds = max(self._retry_after, self._throughput.seconds_for(self._waiting))
+            raise self._error(self._full, retry_after=seconds)
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -53,6 +83,7 @@ class BoundedSemaphore:
         try:
             yield
         finally:
+            self._throughput.ended()
             self._free.release()
 
 

@@ -2,6 +2,7 @@
 
     python -m tests.environments oldest|locked|newest|quantized [--all] [--torch VERSION]
     python -m tests.environments lock
+    python -m tests.environments clients [NAME …] [--url URL]
 
 `oldest` has every lower bound, `locked` what `.ci/lock.txt` pins, `newest` the newest that the ranges let in. In each
 the tests of the seams are run, with `--all` the whole suite; the exit code is pytest's. torch stays at the version of
@@ -10,6 +11,9 @@ the README's commands unless `--torch` names one: older ones come for CUDA alone
 
 `lock` writes `.ci/lock.txt`: every package of the README's two commands but torch and the project, with hashes, for
 CPython 3.11 to 3.13 on Linux, from wheels alone.
+
+`clients` makes an environment for each client of others that `tests.clients.listed` names, runs its script against a
+service (of its own with the engine that needs no torch, or at URL) and prints a table; the exit code counts failures.
 """
 
 from __future__ import annotations
@@ -182,13 +186,23 @@ def _run(command: Sequence[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.environments", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["oldest", "locked", "newest", "quantized", "lock"])
+    parser.add_argument("name", choices=["oldest", "locked", "newest", "quantized", "lock", "clients"])
+    parser.add_argument("clients", nargs="*", metavar="CLIENT", help="of `clients`: these alone")
+    parser.add_argument("--url", help="of `clients`: a running service with a model and one SAE attached")
     parser.add_argument("--all", action="store_true", help="the whole suite in place of the tests of the seams")
     parser.add_argument("--torch", default=TORCH, metavar="VERSION", help=f"in place of {TORCH}")
     given = parser.parse_args()
     if given.name == "lock":
         lock()
         return 0
+    if given.name == "clients":
+        from tests.clients.frame import table
+        from tests.clients.listed import CLIENTS
+
+        asked = given.clients or [each.name for each in CLIENTS]
+        if unknown := {*asked}.difference(each.name for each in CLIENTS):
+            parser.error(f"not a client: {', '.join(sorted(unknown))}")
+        return table([each for each in CLIENTS if each.name in asked], given.url)
     return tried(given.name, given.torch, whole=given.all)
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sae_actor.limits import RequestThrottle
+from sae_actor.limits import LONGEST, RECENT, RequestThrottle, Throughput
 
 pytestmark = pytest.mark.anyio
 
@@ -55,3 +55,19 @@ async def test_who_gives_up_keeps_nobody_waiting() -> None:
     done = await asyncio.wait_for(asyncio.gather(*visitors, return_exceptions=True), 5)
     assert [isinstance(each, asyncio.CancelledError) for each in done] == [False] * 2 + [True] * 7 + [False]
     await asyncio.wait_for(turnstile.enter(), 5)
+
+
+def test_the_wait_follows_the_pace_of_the_last_ends() -> None:
+    now = 100.0
+    pace = Throughput(clock=lambda: now)
+    assert pace.seconds_for(1000) == 1, "nothing is known yet"
+    for _ in range(RECENT):
+        pace.ended()
+        now += 10.0
+    for _ in range(RECENT):
+        pace.ended()
+        now += 0.25
+    assert [pace.seconds_for(count) for count in (0, 1, 4, 5, 80)] == [1, 1, 2, 2, 21]
+    assert pace.seconds_for(100_000) == LONGEST
+    now += 63 * 1.75
+    assert pace.seconds_for(4) == 9, "nothing has ended since: it may take longer"

@@ -160,18 +160,21 @@ class Actor:
         return accepted
 
     async def admit(
-        self, requests: Sequence[AdmitGeneration], *, principal: str, begin: Callable[[Event], None] | None = None
+        self,
+        requests: Sequence[AdmitGeneration],
+        *,
+        principal: str,
+        begin: Callable[[Event], None] | None = None,
+        command_id: str | None = None,
     ) -> tuple[Event, ...]:
         """Admit text requests under one state, or none of them: their GenerationStarted, durable and in order, with the
-        intervention that each will run under.
-
-        begin: called with each of these events in their turn, before the device loses anything. It must not wait or
-        raise.
-        """
+        intervention that each will run under. begin: called with each of these events in their turn, before the device
+        loses anything; it must not wait or raise. command_id: of an idempotency key."""
         message = AdmitGenerations(requests=tuple(requests))
         self._open_for_writing(message)
         raw = tuple([await raw_request(each, self.state, self._engine) for each in requests])
-        envelope = Envelope(AdmitGenerations(requests=raw), principal, self._future(), begin=begin, weight=len(raw))
+        message = AdmitGenerations(requests=raw)
+        envelope = Envelope(message, principal, self._future(), command_id=command_id, begin=begin, weight=len(raw))
         events: tuple[Event, ...] = await self._send(envelope)
         return events
 
@@ -202,9 +205,9 @@ class Actor:
             if not events:
                 raise NotFoundError(f"there is no command {command_id}")
             accepted = self._accepted(command_id, events)
-        if wait > 0 and command_id in self.state.commands and not self._unwaited and self.read_only is None:
+        if wait > 0 and self.state.is_open(command_id) and not self._unwaited and self.read_only is None:
             await asyncio.wait([accepted.closed], timeout=wait)
-        is_open = command_id in self.state.commands
+        is_open = self.state.is_open(command_id)
         told = accepted.events if is_open else await with_outcome(self._log, accepted.events)
         return outcome(command_id, told, is_open=is_open)
 
@@ -268,18 +271,18 @@ class Actor:
         self._close(recorded)
 
     def _tell(self, envelope: Envelope, events: Sequence[Event]) -> None:
-        command_id = envelope.command_id
+        command_id = None if isinstance(envelope.message, AdmitGeneration) else envelope.command_id
         envelope.answer(events if command_id is None else self._accepted(command_id, events))
 
     def _accepted(self, command_id: str, events: Sequence[Event]) -> Accepted:
         # Its turn may also have ended another command: that event is not its own.
         own = [event for event in events if event.command_id == command_id]
         accepted = Accepted(command_id, own, min(self.state.revision, events[-1].position), self._future())
-        return self._open.setdefault(command_id, accepted) if command_id in self.state.commands else accepted
+        return self._open.setdefault(command_id, accepted) if self.state.is_open(command_id) else accepted
 
     def _close(self, recorded: Sequence[Event] = (), *, everyone: bool = False) -> None:
         """Wake the waiters of commands that are closed, or that this process will not close."""
-        for command_id in [each for each in self._open if everyone or each not in self.state.commands]:
+        for command_id in [each for each in self._open if everyone or not self.state.is_open(each)]:
             accepted = self._open.pop(command_id)
             accepted.close(recorded)
 

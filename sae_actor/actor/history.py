@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..domain import events as ev
-from ..domain.commands import Command
 from ..domain.events import Draft, Event
 from ..domain.evolve import OPENING, closes
 from ..errors import IdempotencyKeyReusedError
@@ -62,6 +61,8 @@ class Accepted:
 async def with_outcome(log: EventLog, events: Sequence[Event]) -> Sequence[Event]:
     """The events of a closed command and its closing event, which may be under another command's id."""
     first = events[0].payload()
+    if isinstance(first, ev.GenerationStarted) and events[0].command_id is not None:
+        return await accepted_events(log, events[0].command_id)
     after = getattr(first, "joined", None) or events[0].position
     while type(first) in OPENING and not any(_ends(event, events) for event in events):
         page = await log.read(after, PAGE, OUTCOMES)
@@ -79,7 +80,7 @@ def _ends(event: Event, events: Sequence[Event]) -> bool:
     return payload is not None and closes(payload) and getattr(payload, "request_position", None) == asked
 
 
-def same_request(intent: Draft, command: Command) -> None:
-    """Raises `IdempotencyKeyReusedError` unless the recorded intent came from an equal command."""
-    if getattr(intent.payload(), "request_sha256", None) != command.digest():
+def same_request(intent: Draft, request_sha256: str | None) -> None:
+    """Raises `IdempotencyKeyReusedError` unless the recorded intent came from an equal command, or text."""
+    if getattr(intent.payload(), "request_sha256", None) != request_sha256:
         raise IdempotencyKeyReusedError("the idempotency key was used for another command")

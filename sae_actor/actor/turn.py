@@ -11,6 +11,7 @@ from ..domain.commands import Command
 from ..domain.decide import decide
 from ..domain.events import Draft, Event, Payload, draft
 from ..domain.evolve import evolve
+from ..domain.messages import AdmitGeneration
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
 from ..limits import TokenBucket
@@ -82,18 +83,26 @@ class Turn:
         self.answers.append((envelope, answer))
 
     async def _known(self, envelope: Envelope) -> Answer | None:
-        """The events of an earlier command under the same key, or None."""
-        if not envelope.keyed or envelope.command_id is None or not isinstance(envelope.message, Command):
+        """The events of an earlier command under the same key, or None; a text is made, if need be once more: one
+        request may have several."""
+        message = envelope.message
+        if envelope.command_id is None:
+            return None
+        if isinstance(message, AdmitGeneration):
+            request_sha256, is_text = message.request_sha256, True
+        elif isinstance(message, Command) and envelope.keyed:
+            request_sha256, is_text = message.digest(), False
+        else:
             return None
         for other, answer in self.answers:
             if other.command_id == envelope.command_id and isinstance(answer, slice):
-                same_request(self.drafts[answer.start], envelope.message)
-                return answer
+                same_request(self.drafts[answer.start], request_sha256)
+                return None if is_text else answer
         events = await accepted_events(self._log, envelope.command_id)
         if not events:
             return None
-        same_request(events[0], envelope.message)
-        return tuple(events)
+        same_request(events[0], request_sha256)
+        return None if is_text else tuple(events)
 
     def _check_revision(self, envelope: Envelope) -> None:
         if envelope.expected_revision not in (None, self.state.revision):
@@ -147,6 +156,8 @@ class Turn:
 
 def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | None, str]:
     """The command of an event: the envelope's, or the one whose request it answers."""
+    if isinstance(payload, ev.GenerationFinished) and payload.generation_id in state.generations:
+        return state.generations[payload.generation_id].command_id, envelope.principal
     answers = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
     command = state.command_at(answers) if answers is not None else None
     if command is not None:

@@ -19,11 +19,12 @@ from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import commands, events, generations, log, login, metrics, models, saes, service, steering
 from .text import activations, compare, tokens
 from .text import routes as text
+from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    text, activations, compare, tokens, web,
+    text, responses, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -15,6 +15,7 @@ from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
 from .guard.policy import Policy
 from .guard.shutdown import InFlight
+from .kept_answers import KeptAnswers
 from .log_pages import StateCache
 from .types import AnyRequest
 
@@ -22,10 +23,13 @@ WALKS = 4
 """Answers that read much of the log at the same time: each holds what it has read so far."""
 WALKS_WAITING = 32
 """Further ones, until it is their turn."""
-PROMPTS_WAITING = 96
-"""Prompts that wait for the tokenizer, which does one at a time: as many as generations may run and wait."""
 LOOKS_WAITING = 32
 """Looks at features that wait for the one before them."""
+
+
+def prompt_queue(waiting: int) -> BoundedSemaphore:
+    """One at a time, as the tokenizer takes them; as many may wait as generations may run and wait."""
+    return BoundedSemaphore(1, waiting, full="too many prompts are waiting", error=MailboxFullError)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,11 +55,7 @@ class Context(Policy):
         default_factory=lambda: BoundedSemaphore(WALKS, WALKS_WAITING, full="too many requests are reading the log")
     )
     """Held while an answer is made of much of the log."""
-    prompts: BoundedSemaphore = field(
-        default_factory=lambda: BoundedSemaphore(
-            1, PROMPTS_WAITING, full="too many prompts are waiting", error=MailboxFullError
-        )
-    )
+    prompts: BoundedSemaphore = field(default_factory=lambda: prompt_queue(32 + 1024))
     """Held while a prompt becomes tokens."""
     looks: BoundedSemaphore = field(
         default_factory=lambda: BoundedSemaphore(
@@ -65,6 +65,8 @@ class Context(Policy):
     """Held while weights are read on the device, which competes with generation."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
+    kept: KeptAnswers = field(default_factory=KeptAnswers)
+    """Answers under an idempotency key."""
     access_log: AccessLog = field(default_factory=AccessLog)
     in_flight: InFlight = field(default_factory=InFlight)
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from litestar import route
+from litestar import Response, route
 from litestar.handlers import HTTPRouteHandler
 
 from .types import Answer, AnyRequest
@@ -54,6 +54,8 @@ class Operation:
     """Takes Idempotency-Key, If-Match and Prefer."""
     waits: bool = False
     """Takes Prefer."""
+    keyed: bool = False
+    """Takes Idempotency-Key, unless it streams."""
     open: bool = False
     """Answered without a token."""
     reads: bool = False
@@ -80,7 +82,26 @@ def operation(method: str, path: str, summary: str, **details: Any) -> Callable[
 
 def handlers() -> list[HTTPRouteHandler]:
     """Litestar's view of the table."""
-    return [_litestar(each) for each in OPERATIONS]
+    methods: dict[str, set[str]] = {}
+    for each in OPERATIONS:
+        methods.setdefault(_path(each), {"OPTIONS"}).update(("GET", "HEAD") if each.method == "GET" else (each.method,))
+    # First: the one that the framework makes names the methods of a path's first route alone.
+    return [*(_options(path, allowed) for path, allowed in methods.items()), *map(_litestar, OPERATIONS)]
+
+
+def _options(path: str, methods: set[str]) -> HTTPRouteHandler:
+    allowed = ", ".join(sorted(methods))
+
+    async def options(request: AnyRequest) -> Answer:  # noqa: ARG001 - every handler has this shape
+        return Response(content=b"", status_code=204, headers={"allow": allowed})
+
+    made: HTTPRouteHandler = route(path, http_method=["OPTIONS"], status_code=200)(options)
+    return made
+
+
+def _path(each: Operation) -> str:
+    """As the framework writes it."""
+    return each.path.replace("}", ":path}" if each.rest else ":str}")
 
 
 def _litestar(each: Operation) -> HTTPRouteHandler:
@@ -90,9 +111,8 @@ def _litestar(each: Operation) -> HTTPRouteHandler:
         return await handler(request)
 
     run.__name__ = handler.__name__
-    path = each.path.replace("}", ":path}" if each.rest else ":str}")
     made: HTTPRouteHandler = route(
-        path,
+        _path(each),
         http_method=[each.method],  # type: ignore[list-item]
         status_code=each.answers[0][0],
         request_max_body_size=each.max_body,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, NotRequired, TypedDict, cast
 
 import msgspec
 from litestar import Response
@@ -11,7 +11,16 @@ from litestar.exceptions import HTTPException
 from msgspec import Meta
 
 from ..domain.events import Problem
-from ..errors import BadRequestError, InternalError, NotFoundError, NotReadyError, SAEError, TooLargeError, from_code
+from ..errors import (
+    AnswerGoneError,
+    BadRequestError,
+    InternalError,
+    NotFoundError,
+    NotReadyError,
+    SAEError,
+    TooLargeError,
+    from_code,
+)
 from .types import AnyRequest
 
 logger = logging.getLogger(__name__)
@@ -32,6 +41,8 @@ class OpenAIFault(TypedDict):
     type: str
     param: str | None
     code: str
+    generation_id: NotRequired[str]
+    """Of an answer that is gone."""
 
 
 class OpenAIError(TypedDict):
@@ -60,14 +71,15 @@ def recorded_error(problem: Problem) -> SAEError:
 def openai_view(error: SAEError) -> OpenAIError:
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    return {
-        "error": {
-            "message": error.detail,
-            "type": kind,
-            "param": error.fields.get("param"),
-            "code": error.code,
-        }
+    fault: OpenAIFault = {
+        "message": error.detail,
+        "type": kind,
+        "param": error.fields.get("param"),
+        "code": error.code,
     }
+    if isinstance(error, AnswerGoneError) and "generation_id" in error.fields:
+        fault["generation_id"] = error.fields["generation_id"]
+    return {"error": fault}
 
 
 def problem_response(path: str, error: SAEError) -> Response[bytes]:
@@ -120,7 +132,7 @@ def _not_found(request: AnyRequest) -> NotFoundError:
     return NotFoundError(f"no such resource; did you mean {right}{path}? The base URL is {right}", base_url=right)
 
 
-OPENAI = ("/chat/completions", "/completions", "/models")
+OPENAI = ("/chat/completions", "/completions", "/models", "/responses")
 """What OpenAI's clients put after the base URL."""
 _LEFT = "client disconnected prematurely"
 """The framework reports this as its own fault: a body whose client disconnected."""

@@ -88,7 +88,7 @@ class EngineSection(_Section, frozen=True, kw_only=True):
     deadline_seconds: Annotated[float, Meta(gt=0, le=86400)] = 600.0
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_running: Count = 32
-    max_waiting: Count = 64
+    max_waiting: Count = 1024
     prompt_tokens: Count = 512
     cache_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
 

@@ -107,6 +107,7 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
                 position=event.position,
                 intervention_sha256=payload.intervention_sha256,
                 sae_ids=tuple(dict.fromkeys(sae.sae_id for sae in payload.saes)),
+                command_id=event.command_id,
             )
             return replace(state, generations={**state.generations, payload.generation_id: opened})
         case ev.GenerationFinished():

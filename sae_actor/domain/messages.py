@@ -84,6 +84,9 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """How the prompt was tokenized, if the request says so."""
     reasoning: Reasoning | None = None
     """As `Tokenized` has it."""
+    request_salt: str | None = None
+    request_sha256: str | None = None
+    """Of a request under an idempotency key; as `GenerationStarted` has them."""
     model_position: int | None = None
     """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
 

@@ -163,6 +163,8 @@ class OpenGeneration(Struct, frozen=True, kw_only=True):
     position: int
     intervention_sha256: str
     sae_ids: tuple[str, ...]
+    command_id: str | None = None
+    """Where the request had an idempotency key."""
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -204,6 +206,10 @@ class State(Struct, frozen=True, kw_only=True):
     def degraded(self) -> tuple[AttachmentState, ...]:
         """What was attached before the last start and could not be brought back."""
         return tuple(a for a in self.attachments if a.status == "failed")
+
+    def is_open(self, command_id: str) -> bool:
+        """Whether a command, or a text under an idempotency key, has no end yet."""
+        return command_id in self.commands or any(text.command_id == command_id for text in self.generations.values())
 
     def command_at(self, request_position: int) -> OpenCommand | None:
         """The open command whose own intent is at this position."""

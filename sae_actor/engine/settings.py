@@ -10,7 +10,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
 
     max_running: int = 32
     """Generations that run at the same time, in one forward pass if the model allows it."""
-    max_waiting: int = 64
+    max_waiting: int = 1024
     """Generations that may wait; one more is refused with `mailbox_full`."""
     prompt_tokens: int = 512
     """Prompt tokens in one step: longer prompts are prefilled in chunks, so that other generations continue."""

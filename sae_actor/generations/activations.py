@@ -9,7 +9,7 @@ from ..domain.chats import MessageSpan
 from ..domain.events import Sampling
 from ..domain.refs import Intervention
 from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
-from ..ports import Activations, Engine, Finished, GenerationRequest, Watch
+from ..ports import Activations, Engine, Finished, GenerationRequest, GenerationStream, Watch
 from .generations import GRACE_SECONDS
 
 ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
@@ -39,16 +39,26 @@ async def read_activations(
         watched=(watch,),
         turns=turns,
     )
+    items, loop = engine.generate(request), asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(deadline_seconds):
-            return await _read(engine, request)
+        async with asyncio.timeout(deadline_seconds) as limit:
+
+            def begun(_: asyncio.Future[None]) -> None:
+                if not limit.expired():
+                    limit.reschedule(loop.time() + deadline_seconds)
+
+            items.begun.add_done_callback(begun)
+            try:
+                return await _read(items)
+            finally:
+                items.begun.remove_done_callback(begun)
     except TimeoutError:
         raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
 
 
-async def _read(engine: Engine, request: GenerationRequest) -> Activations:
+async def _read(stream: GenerationStream) -> Activations:
     found: tuple[Activations, ...] = ()
-    async with contextlib.aclosing(engine.generate(request)) as items:
+    async with contextlib.aclosing(stream) as items:
         async for item in items:
             if not isinstance(item, Finished):
                 found = item.activations

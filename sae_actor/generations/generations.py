@@ -29,6 +29,7 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
+from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
@@ -59,8 +60,9 @@ class Generations:
         deadline_seconds: float = 600.0,
         places: int | None = None,
     ) -> None:
-        """deadline_seconds: stop a generation that is unfinished this long after its admission. places: how many
-        generations the engine takes; further ones are refused before anything is recorded."""
+        """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
+        long for it. places: how many generations the engine takes; further ones are refused before anything is
+        recorded."""
         self.deadline_seconds = deadline_seconds
         self.farewell_seconds = FAREWELL_SECONDS
         self.places = places
@@ -70,6 +72,7 @@ class Generations:
         self._monitors = Monitors(actor.broadcast)
         self.ended: Counter[Labels] = Counter()
         """By finish reason, in this life of the process."""
+        self._throughput = Throughput()
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: dict[asyncio.Task[Any], int] = {}
@@ -83,19 +86,25 @@ class Generations:
         *,
         principal: str,
         tell: TokenOptions | None = None,
+        command_id: str | None = None,
     ) -> RunningGeneration:
-        """Admit a request under a fresh generation id and start it. Raises what the rules refuse it with, and
-        `MailboxFullError`."""
+        """Admit a request under a fresh generation id and start it; `command_id`: of its idempotency key. Raises what
+        the rules refuse it with, and `MailboxFullError`."""
         asked = Requested(ask, token_ids, tell or TokenOptions())
-        return (await self.open_all([asked], principal=principal))[0]
+        return (await self.open_all([asked], principal=principal, command_id=command_id))[0]
 
-    async def open_all(self, asked: Sequence[Requested], *, principal: str) -> list[RunningGeneration]:
+    async def open_all(
+        self, asked: Sequence[Requested], *, principal: str, command_id: str | None = None
+    ) -> list[RunningGeneration]:
         """Admit requests that belong together, all or none, and start them. Raises as `open`."""
-        if self.places is not None and len(asked) > self.places:
+        if self.places is not None and len(asked) > max(1, self.places):
             raise BadRequestError(f"{len(asked)} texts in a request; at most {self.places} are made at once", param="n")
-        if self.places is not None and len(self._running) + sum(self._opening.values()) + len(asked) > self.places:
-            raise MailboxFullError("too many generations are waiting", retry_after=1)
-        opening = asyncio.create_task(self._open(asked, principal))
+        opening_now = sum(self._opening.values())
+        if self.places is not None and len(self._running) + opening_now + len(asked) > self.places:
+            # Those that run are next to end; who comes back is to find those gone that wait now.
+            seconds = self._throughput.seconds_for(self.waiting + opening_now)
+            raise MailboxFullError("too many generations are waiting", retry_after=seconds)
+        opening = asyncio.create_task(self._open(asked, principal, command_id))
         self._opening[opening] = len(asked)
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
@@ -127,7 +136,9 @@ class Generations:
                 text.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
-    async def _open(self, asked: Sequence[Requested], principal: str) -> list[RunningGeneration]:
+    async def _open(
+        self, asked: Sequence[Requested], principal: str, command_id: str | None
+    ) -> list[RunningGeneration]:
         opening = asyncio.current_task()
         assert opening is not None
         begun: list[RunningGeneration] = []
@@ -137,7 +148,8 @@ class Generations:
             self._opening.pop(opening, None)
             begun.append(self._begin(event, asked[len(begun)]))
 
-        await self._actor.admit([self._request(each) for each in asked], principal=principal, begin=begin)
+        requests = [self._request(each) for each in asked]
+        await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
         return begun
 
     def _request(self, asked: Requested) -> AdmitGeneration:
@@ -204,6 +216,7 @@ class Generations:
     async def _run(self, text: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
         ended = await self._end(text, len(token_ids))
+        self._throughput.ended()
         if isinstance(ended, DeviceLostError):
             self._actor.tell(ev.GpuLost(detail=ended.detail))
         record = record_of(text.event, text.started, token_ids, ended)
@@ -226,7 +239,10 @@ class Generations:
         """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
         stream = text.stream
         either: list[asyncio.Future[Any]] = [stream.ended, text.left]
-        await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        waiting = [*either, stream.begun]
+        await asyncio.wait(waiting, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if begun := stream.begun.done():
+            await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         late = not (stream.ended.done() or text.left.done())
         if not stream.ended.done():
             stream.stop()
@@ -235,7 +251,8 @@ class Generations:
         ended = stream.end or cut_off(tokens_prompt, stream.tokens)
         if not late or isinstance(ended, SAEError):
             return ended
-        error = DeadlineExceededError(f"the generation did not finish within {self.deadline_seconds:g} seconds")
+        what = "finish" if begun else "begin"
+        error = DeadlineExceededError(f"the generation did not {what} within {self.deadline_seconds:g} seconds")
         return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
     async def _record(

@@ -73,6 +73,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     sampling: Sampling
     intervention: Intervention
     deadline_seconds: float = 600.0
+    """For the text to wait for its first step, and again from there to its end."""
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
     prompt_logprobs: int | None = None

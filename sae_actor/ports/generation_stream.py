@@ -23,6 +23,8 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         """None also after `aclose`, if the generation had not ended."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when nothing more comes."""
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done with its first step: from then on `deadline_seconds` count anew."""
         self.waiting: set[asyncio.Future[None]] = set()
         """Of readers that have read everything."""
         self.stopped = False
@@ -30,9 +32,12 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         self._on_end = on_end
         self._read = 0
 
-    def append(self, item: Token | Finished | SAEError) -> None:
-        """For the engine. What comes after the end is dropped."""
+    def append(self, item: Token | Finished | SAEError | None) -> None:
+        """For the engine; None: its first step. What comes after the end is dropped."""
         if self.ended.done():
+            return
+        if item is None:
+            self.begun.set_result(None)
             return
         if isinstance(item, Token):
             self.tokens.append(item)

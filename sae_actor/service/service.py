@@ -23,6 +23,8 @@ import uvicorn
 from .. import __version__
 from ..actor import Accepted, Actor, Performer
 from ..api import Context, Sessions, create_app
+from ..api.context import prompt_queue
+from ..api.kept_answers import KeptAnswers
 from ..api.server.listener import AT_ONCE, HttpServer, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
 from ..config import ConfigurationError, Deployment
@@ -96,6 +98,8 @@ class Service:
             sessions=Sessions(settings.server.session_hours * 3600),
             hosts=deployment.hosts,
             cors_origins=settings.server.cors_origins,
+            prompts=prompt_queue(settings.engine.max_running + settings.engine.max_waiting),
+            kept=KeptAnswers(clock=adapters.clock.monotonic),
             max_readers=settings.server.max_readers,
             heartbeat=settings.server.heartbeat_seconds,
         )

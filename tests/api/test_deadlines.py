@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from openai import AsyncOpenAI
 
 from sae_actor.config import Settings
 from sae_actor.generations.records import token_digest
+from sae_actor.limits import Throughput
 from sae_actor.ports import GenerationRequest
 
 from .conftest import Running
@@ -64,6 +66,33 @@ async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> No
     assert service.engine.text_gate is not None
     service.engine.text_gate = None
     assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
+
+
+async def test_the_deadline_counts_from_the_first_step(service: Running) -> None:
+    """What waits has the same limit for its first step alone."""
+    await service.ready()
+    texts, engine = service.context.texts, service.engine
+    engine.max_running, texts.deadline_seconds = 1, 3600.0
+    engine.text_gate = gate = asyncio.Event()
+    running = asyncio.create_task(service.client.post("/v1/completions", json=ASK))
+    while not engine._streams:
+        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(service.client.post("/v1/completions", json={**ASK, "max_tokens": 100}))
+    while len(engine._streams) < 2:
+        await asyncio.sleep(0.01)
+    texts.deadline_seconds = 0.2
+    for ask in (("/v1/completions", ASK), ("/api/activations", {"prompt": "hello"})):
+        answer = await service.client.post(ask[0], json=ask[1])
+        assert (answer.status_code, "did not begin" in answer.text or "was not read" in answer.text) == (504, True)
+    assert not any(each.done() for each in (running, waiting)), "they may wait, and take, an hour"
+    engine.step_seconds = 0.05
+    gate.set()
+    assert (await running).status_code == 200
+    answer = await waiting
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        504,
+        "the generation did not finish within 0.2 seconds",
+    )
 
 
 async def test_a_late_text_has_its_receipt_where_the_engine_still_answers(service: Running) -> None:
@@ -134,3 +163,38 @@ async def test_when_the_queue_is_full(service: Running, told: bool) -> None:
     assert service.actor.state.position == before + (0 if told else 4)
     service.engine.text_gate.set()
     assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+
+
+async def test_the_wait_is_told_from_the_backlog(service: Running) -> None:
+    """One text in three seconds, and one waits: it will be gone in three."""
+    await service.ready()
+    now = 0.0
+    texts, engine = service.context.texts, service.engine
+    texts._throughput = Throughput(clock=lambda: now)
+    for _ in range(4):
+        assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
+        now += 3.0
+    engine.max_running, texts.places = 1, 4
+    engine.text_gate = asyncio.Event()
+    running = [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(4)]
+    while len(engine._streams) < 4:
+        await asyncio.sleep(0.01)
+    refused = await service.client.post("/v1/completions", json=ASK)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "16"), "four of them, four seconds each"
+    engine.text_gate.set()
+    await asyncio.gather(*running)
+
+
+async def test_160_at_once_lose_none_by_default(service: Running) -> None:
+    """Through the official client, with its two retries."""
+    await service.ready()
+    settings = Settings().engine
+    service.engine.max_running, service.engine.max_waiting = settings.max_running, settings.max_waiting
+    service.context.texts.places = settings.max_running + settings.max_waiting
+    service.engine.step_seconds = 0.005
+    async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
+        asks = [client.completions.create(model="default", prompt=f"{n} and", max_tokens=16) for n in range(160)]
+        made = await asyncio.gather(*asks)
+    assert {each.usage.completion_tokens for each in made if each.usage is not None} == {16}
+    assert len({each.id for each in made}) == 160
+    assert (await service.client.get("/metrics")).text.count('status="429"') == 0

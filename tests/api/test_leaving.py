@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sae_actor.api.context import LOOKS_WAITING, PROMPTS_WAITING, WALKS
+from sae_actor.api.context import LOOKS_WAITING, WALKS, prompt_queue
 from sae_actor.domain.events import Event
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.ports import Verification
@@ -101,7 +101,8 @@ async def test_few_wait_for_the_engine_and_none_who_has_left(prompts: bool) -> N
         asking = b"POST /v1/completions HTTP/1.1\r\n" + head + b"Content-Length: %d\r\n\r\n" % len(body) + body
         if not prompts:
             asking = f"GET /api/saes/{sae_id}/features/1 HTTP/1.1\r\n".encode() + head + b"\r\n"
-        room = 1 + (PROMPTS_WAITING if prompts else LOOKS_WAITING)
+        room = 1 + LOOKS_WAITING
+        service.context.prompts = prompt_queue(LOOKS_WAITING)
         streams = []
         for _ in range(room + 5):
             streams.append(await asyncio.open_connection(address[0], int(address[1])))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sae_actor.domain.chats import Reasoning
 from sae_actor.errors import BadRequestError
+from sae_actor.ports import Token
 from tests.engine.asking import finished, load, no_progress, read, request
 from tests.engine.conftest import Given
 
@@ -25,6 +28,20 @@ async def test_the_model_tells_its_end_tokens(given: Given) -> None:
     with pytest.raises(BadRequestError) as caught:
         engine.generate(request(ids, stop_token_ids=(facts.vocabulary,)))
     assert caught.value.fields["param"] == "stop_token_ids"
+
+
+async def test_a_text_says_when_its_first_step_comes(given: Given) -> None:
+    """Two run at a time."""
+    ids = await given.ids()
+    texts = [given.engine.generate(request(ids, tokens=100)) for _ in range(3)]
+    first = await anext(texts[0])
+    assert isinstance(first, Token)
+    assert [text.begun.done() for text in texts] == [True, True, False]
+    assert not texts[2].begun.done()
+    await texts[1].aclose()
+    await asyncio.wait_for(texts[2].begun, 10)
+    for text in texts:
+        await text.aclose()
 
 
 async def test_a_stop_token_ends_the_text_before_it(given: Given) -> None:

@@ -60,7 +60,7 @@ class FakeEngine:
     adds_bos: bool = False
     """The token that ends a text begins every one; else those alone for which it is asked."""
     max_running: int = 4
-    max_waiting: int = 64
+    max_waiting: int = 1024
     drain_seconds: float = 3.0
     """For SAEs that `retain` drops."""
 
@@ -390,6 +390,7 @@ class FakeEngine:
     async def _run(self, stream: RunningText) -> None:
         assert self._turn is not None
         async with self._turn:
+            stream.append(None)
             while not stream.ended.done():
                 await _pause(self.step_seconds, self.text_gate)
                 if stream.uses - set(self.residents):

@@ -140,8 +140,8 @@ def test_nginx_in_front_with_its_defaults(tmp_path: Path) -> None:
 
 
 @contextmanager
-def proxied(folder: Path, url: str) -> Iterator[str]:
-    """nginx with nothing set but where it listens, where it hands on to, and where it may write."""
+def proxied(folder: Path, url: str, location: str | None = None) -> Iterator[str]:
+    """nginx with nothing set but where it listens, where it may write, and `location`, or where it hands on to."""
     assert NGINX is not None
     with listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
@@ -151,7 +151,7 @@ def proxied(folder: Path, url: str) -> Iterator[str]:
     (folder / "nginx.conf").write_text(
         f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;\n"
         f"events {{}}\nhttp {{ access_log off; {places}\n"
-        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {url}; }} }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; {location or f'location / {{ proxy_pass {url}; }}'} }} }}\n"
     )
     command = [NGINX, "-p", str(folder), "-e", str(folder / "nginx.log"), "-c", str(folder / "nginx.conf")]
     with child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as nginx:
@@ -165,6 +165,6 @@ def proxied(folder: Path, url: str) -> Iterator[str]:
 
 def answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code in (200, 404)
     except httpx.TransportError:
         return False

@@ -47,7 +47,7 @@ class Guard(Middleware):
             check_address(scope["query_string"])
             check_origin(scope["headers"], policy)
             if listed is not None and is_preflight(scope):
-                await answer_preflight(hardened)
+                await answer_preflight(scope, hardened)
                 return
             is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in self._open_routes
             may_read = (scope["method"], scope["path"]) in self._reading_routes

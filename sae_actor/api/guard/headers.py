@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from litestar.types import Send
@@ -19,17 +20,19 @@ HARDENING = (
 )
 """On every answer that does not bring its own of these: what is not the page loads, frames and runs nothing."""
 CORS_METHODS = "GET, POST, PUT, DELETE"
-CORS_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, Prefer"
-CORS_EXPOSED = "ETag, Location, Log-Head, Preference-Applied, Retry-After"
+CORS_EXPOSED = "Allow, ETag, Location, Log-Head, Preference-Applied, Retry-After, WWW-Authenticate"
 CORS_SECONDS = "600"
+_ASKED = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
+"""Names of headers: anything else is not repeated in an answer."""
 
 
 def harden(message: Any, policy: Policy, listed: str | None) -> None:
-    given = message["headers"]
+    given = [*message["headers"]]
     names = {name for name, _ in given}
     headers = [*given, *(pair for pair in HARDENING if pair[0] not in names)]
     if policy.cors_origins:
-        headers.append((b"vary", b"Origin"))
+        varies = [b"Origin", *(value for name, value in given if name == b"vary")]
+        headers = [*(pair for pair in headers if pair[0] != b"vary"), (b"vary", b", ".join(varies))]
     if listed is not None:
         headers.append((b"access-control-allow-origin", listed.encode("latin-1")))
         headers.append((b"access-control-expose-headers", CORS_EXPOSED.encode()))
@@ -40,8 +43,13 @@ def is_preflight(scope: Any) -> bool:
     return scope["method"] == "OPTIONS" and bool(header_values(scope["headers"], b"access-control-request-method"))
 
 
-async def answer_preflight(send: Send) -> None:
-    headers = {"allow-methods": CORS_METHODS, "allow-headers": CORS_HEADERS, "max-age": CORS_SECONDS}
+async def answer_preflight(scope: Any, send: Send) -> None:
+    """All headers that it asks for: clients send their own (`x-stainless-*`), and a listed origin is trusted."""
+    asked = ", ".join(header_values(scope["headers"], b"access-control-request-headers"))
+    headers = {"allow-methods": CORS_METHODS, "max-age": CORS_SECONDS}
+    if _ASKED.fullmatch(asked):
+        headers["allow-headers"] = asked
     raw = [(b"access-control-" + name.encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"vary", b"Access-Control-Request-Headers"))
     await send({"type": "http.response.start", "status": 204, "headers": raw})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

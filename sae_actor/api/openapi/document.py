@@ -19,7 +19,7 @@ from ...domain.views.outcomes import AcceptedCommand
 from ...errors import BY_CODE, SAEError
 from ..operations import OPERATIONS, Operation
 from ..problems import OpenAIError, ProblemDetails, openai_view, problem_view
-from .json_schema import Schemas
+from .json_schema import Schemas, in_dialect
 
 Json = dict[str, Any]
 
@@ -30,13 +30,18 @@ ON_COMMANDS = ("idempotency_key_reused", "precondition_failed", "mailbox_full", 
 STREAMS = ("text/event-stream", "application/x-ndjson")
 SAE_ID = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
 
-_COMMAND_HEADERS = (
+_COMMAND_HEADERS: tuple[tuple[str, str, Json, str | None], ...] = (
     ("Idempotency-Key", "The same key and command have one effect, for the life of the log",
-     {"type": "string", "pattern": "^[!-~]{1,128}$"}, "attach-1"),
+     {"type": "string", "pattern": "^[!-~]{1,128}$"}, None),
     ("If-Match", "The ETag of the state that the command is meant for; 412 where that has moved on",
      {"type": "string", "pattern": '^(\\*|"[0-9]{1,15}")$'}, "*"),
     ("Prefer", "`wait=N`: wait up to N seconds, at most 300, for the outcome", {"type": "string"}, "wait=30"),
 )  # fmt: skip
+
+_KEYED = (
+    "The same key and request are answered once, without a stream: a repetition joins it, or gets its answer for 10 "
+    "minutes, and later if the log records texts. The text is made to its end, whoever leaves"
+)
 
 _PATH: dict[str, tuple[Json, str, str]] = {
     "sae_id": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,119}$"}, SAE_ID, "Id of an SAE"),
@@ -95,7 +100,7 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
             "description": "Every write is a command: `POST /api/commands` takes each of them, the other routes are "
             "short for one. Errors are `application/problem+json`, under `/v1` in OpenAI's shape.",
         },
-        "externalDocs": {"description": "The same, to be read in a browser", "url": "/schema.html"},
+        "externalDocs": {"description": "The same, to be read in a browser", "url": "schema.html"},
         "tags": [{"name": name} for name in dict.fromkeys(each.tag for each in OPERATIONS)],
         "paths": paths,
         "components": {
@@ -148,12 +153,15 @@ def _parameters(each: Operation) -> list[Json]:
         schema, example, about = _PATH[name]
         found.append(_parameter(name, "path", schema, about, required=True, example=example))
     for q in each.query:
-        made = _parameter(q.name, "query", q.schema, q.about, required=q.required)
+        made = _parameter(q.name, "query", in_dialect(q.schema), q.about, required=q.required)
         # Comma-separated.
         found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
+    if each.keyed:
+        _, _, schema, _ = _COMMAND_HEADERS[0]
+        found.append(_parameter("Idempotency-Key", "header", schema, _KEYED, required=False))
     if each.command or each.waits:
-        for name, about, schema, example in _COMMAND_HEADERS if each.command else _COMMAND_HEADERS[-1:]:
-            found.append(_parameter(name, "header", schema, about, required=False, example=example))
+        for name, about, schema, shown in _COMMAND_HEADERS if each.command else _COMMAND_HEADERS[-1:]:
+            found.append(_parameter(name, "header", schema, about, required=False, example=shown))
     return found
 
 
@@ -213,7 +221,7 @@ def _refusals(each: Operation) -> dict[int, list[str]]:
 
 def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) -> Json:
     shape, media_type = (OpenAIError, "application/json") if on_v1 else (ProblemDetails, "application/problem+json")
-    own = {"properties": {"code": {"enum": codes}}}
+    own = {"properties": {"code": {"type": "string", "enum": codes}}}
     narrowed: Json = {"properties": {"error": own}} if on_v1 else own
     made: Json = {
         "description": "; ".join(f"`{code}`: {_title(code)}" for code in codes),

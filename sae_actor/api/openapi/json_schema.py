@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...domain.commands import RepositoryId, Revision
+from ...domain.commands import Device, ModelDtype, PlainText, Quantization, RepositoryId, Revision
 from ...domain.events import PAYLOADS, Event
 from ...errors import BY_CODE
 from ..requests import MAX_PROMPTS
@@ -20,12 +20,18 @@ Json = dict[str, Any]
 _AT = "#/components/schemas/"
 
 
-def _only(name: str, type_: str, *others: str) -> Json:
-    """An object with member `name`, and without the others (or with null in their place)."""
-    return {
-        "required": [name],
-        "properties": {name: {"type": type_}, **{other: {"type": "null"} for other in others}},
-    }
+def _given(*names: str) -> Json:
+    """All of these members, none of them null."""
+    return {"required": [*names], "properties": {name: {"not": {"type": "null"}} for name in names}}
+
+
+def _one_of(*groups: tuple[str, ...]) -> Json:
+    """Members of exactly one of the groups are given. Said by `not` alone, which generators of clients pass over: to
+    them a union of the forms would be one of nameless types."""
+    first = [(one, other) for at, one in enumerate(groups) for other in groups[at + 1 :]]
+    both = [_given(a, b) for one, other in first for a in one for b in other]
+    none = {"not": {"anyOf": [_given(name) for group in groups for name in group]}}
+    return {"not": {"anyOf": [*both, none]}}
 
 
 def _without(*patterns: str) -> Json:
@@ -43,19 +49,9 @@ _DOWNLOAD: Json = {
 }
 _TOKENS: Json = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXT: Json = {"type": "string", "minLength": 1}
-_NEUTRAL: Json = {
-    "n": {"enum": [1, None]},
-    "frequency_penalty": {"enum": [0, None]},
-    "presence_penalty": {"enum": [0, None]},
-    "logit_bias": {"maxProperties": 0},
-}
-"""Parameters of `/v1` that are taken where they ask for nothing."""
 
 _PASSED: Json = {
-    "anyOf": [
-        {"properties": {"exclude": {"type": "null"}}},
-        {"properties": {"mode": {"const": "reconstruct"}}, "required": ["mode"]},
-    ]
+    "not": {**_given("exclude"), "not": {"properties": {"mode": {"const": "reconstruct"}}, "required": ["mode"]}}
 }
 """Only what reconstructs can be told what to pass through."""
 
@@ -63,16 +59,9 @@ RULES: dict[str, Json] = {
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,
-    "ActivationsBody": {
-        "anyOf": [
-            _only("prompt", "string", "messages", "token_ids"),
-            _only("messages", "array", "prompt", "token_ids"),
-            _only("token_ids", "array", "prompt", "messages"),
-        ]
-    },
+    "ActivationsBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "CompletionBody": {
         "properties": {
-            **_NEUTRAL,
             "prompt": {
                 "anyOf": [
                     _TEXT,
@@ -83,20 +72,7 @@ RULES: dict[str, Json] = {
             },
         }
     },
-    "ChatBody": {
-        "properties": {
-            **_NEUTRAL,
-            "response_format": {"anyOf": [{"type": "null"}, {"const": {"type": "text"}}, {"const": {}}]},
-        }
-    },
-    "Span": {
-        "anyOf": [
-            _only("tokens", "array", "from", "to", "role"),
-            _only("from", "integer", "tokens", "role"),
-            _only("to", "integer", "tokens", "role"),
-            _only("role", "string", "tokens", "from", "to"),
-        ]
-    },
+    "Span": _one_of(("tokens",), ("from", "to"), ("role",)),
     "LoadModel": {"properties": {"revision": _REVISION}},
     "Download": _DOWNLOAD,
     "DownloadBody": _DOWNLOAD,
@@ -111,17 +87,17 @@ class Schemas:
         parts = (each if isinstance(each, tuple) else (each,) for each in types)
         listed = [*(part for each in parts for part in each), *PAYLOADS.values()]
         made, components = msgspec.json.schema_components(listed, ref_template=_AT + "{name}")
-        self._of = {id(each): _in_dialect(schema) for each, schema in zip(listed, made, strict=True)}
-        self.components: Json = {name: _in_dialect(schema) for name, schema in sorted(components.items())}
+        self._of = {id(each): in_dialect(schema) for each, schema in zip(listed, made, strict=True)}
+        self.components: Json = {name: in_dialect(schema) for name, schema in sorted(components.items())}
         if Event.__name__ in self.components:
             self._tell_events_apart()
         for name, properties in _described(listed).items():
             if name in self.components:
-                self.components[name]["properties"] |= _in_dialect(properties)
+                self.components[name]["properties"] |= in_dialect(properties)
         for name, rule in RULES.items():
             if name in self.components:
                 self.components[name] = _joined(self.components[name], rule)
-        self.components["ProblemDetails"]["properties"]["code"] = {"enum": sorted(BY_CODE)}
+        self.components["ProblemDetails"]["properties"]["code"] = {"type": "string", "enum": sorted(BY_CODE)}
 
     def of(self, type_: Any) -> Json:
         """The schema of one of the types, usually a reference; of a tuple: of any of them."""
@@ -135,7 +111,7 @@ class Schemas:
         base = self.components["Event"]
         for name in PAYLOADS:
             data = {"anyOf": [{"$ref": _AT + name}, {"type": "null"}]}
-            own = {"type": {"const": name}, "data": data}
+            own = {"type": {"type": "string", "const": name}, "data": data}
             self.components[f"{name}Event"] = {
                 "title": f"{name}Event",
                 "type": "object",
@@ -159,18 +135,40 @@ def _described(types: Iterable[Any]) -> dict[str, dict[str, Json]]:
     return found
 
 
-def _in_dialect(schema: Any) -> Any:
-    r"""JSON as it is sent (no tuples), patterns as ECMA has them: `^` and `$` for Python's `\A` and `\Z`."""
+def in_dialect(schema: Any) -> Any:
+    r"""JSON as it is sent, and as generators of clients take it.
+
+    Tuples are lists of any of their types, since `items: false` after `prefixItems` is more than they read. Lists say
+    what is in them. Patterns are as ECMA has them: `^` and `$` for Python's `\A` and `\Z`.
+    """
     match schema:
+        case {"type": "array", "prefixItems": [first, *others], **more}:
+            kinds = [first, *(each for each in others if each != first)]
+            return in_dialect({**more, "type": "array", "items": first if len(kinds) == 1 else {"anyOf": kinds}})
+        case {"type": "array", **more} if more.keys().isdisjoint(("items", "prefixItems")):
+            return in_dialect({**schema, "items": {}})
+        case {"anyOf": alternatives, "discriminator": _, **more}:
+            # Its tag makes it one of them, which is a union of types to generators.
+            return in_dialect({**more, "oneOf": alternatives, "discriminator": schema["discriminator"]})
+        case {"additionalProperties": {"type": "array", "items": {"enum": _}} as lists}:
+            # openapi-generator looks the lists themselves up among the words.
+            return in_dialect({**schema, "additionalProperties": {**lists, "items": {"type": "string"}}})
         case dict():
-            return {
-                key: value.replace(r"\A", "^").replace(r"\Z", "$") if key == "pattern" else _in_dialect(value)
+            typed = {} if "type" in schema or not _is_words(schema) else {"type": "string"}
+            return typed | {
+                key: value.replace(r"\A", "^").replace(r"\Z", "$") if key == "pattern" else in_dialect(value)
                 for key, value in schema.items()
             }
         case list() | tuple():
-            return [_in_dialect(each) for each in schema]
+            return [in_dialect(each) for each in schema]
         case _:
             return schema
+
+
+def _is_words(schema: Json) -> bool:
+    """A choice of words, whose type generators do not read from the words."""
+    said = schema.get("enum", [schema.get("const")])
+    return isinstance(said, list) and all(isinstance(each, str) for each in said)
 
 
 def _joined(schema: Json, rule: Json) -> Json:
@@ -183,6 +181,10 @@ def _joined(schema: Json, rule: Json) -> Json:
     return {**schema, "properties": properties, **others}
 
 
-REPOSITORY: Json = {**_in_dialect(msgspec.json.schema(RepositoryId)), **_REPOSITORY}
-REVISION: Json = {**_in_dialect(msgspec.json.schema(Revision)), **_REVISION}
+REPOSITORY: Json = {**in_dialect(msgspec.json.schema(RepositoryId)), **_REPOSITORY}
+REVISION: Json = {**in_dialect(msgspec.json.schema(Revision)), **_REVISION}
+MODEL: Json = {**in_dialect(msgspec.json.schema(PlainText)), "minLength": 1}
+MODEL_DTYPE: Json = {**in_dialect(msgspec.json.schema(ModelDtype)), "default": "auto"}
+QUANTIZATION: Json = in_dialect(msgspec.json.schema(Quantization))
+DEVICE: Json = {**in_dialect(msgspec.json.schema(Device)), "default": "auto"}
 """Of query parameters."""

@@ -13,7 +13,7 @@ from ...errors import BadRequestError
 from ...ports import ModelSize
 from ..answers import answer, state_of
 from ..context import context, device
-from ..openapi.json_schema import REVISION
+from ..openapi.json_schema import DEVICE, MODEL, MODEL_DTYPE, QUANTIZATION, REVISION
 from ..operations import Query, operation
 from ..streaming import heard
 from ..types import Answer, AnyRequest
@@ -55,15 +55,13 @@ class Fit(Struct, frozen=True, kw_only=True):
 @operation("GET", "/api/models/fit",
            "What a model would take of this machine's memory, and an SAE next to it: from the model's settings, before "
            "its weights are fetched",
-           query=(Query("model", {"type": "string", "minLength": 1, "maxLength": 4096}, "hub id or local path",
+           query=(Query("model", MODEL, "hub id or local path",
                         required=True),
                   Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit of a hub's model"),
                   Query("sae_id", {"type": "string"}, "an SAE on disk, held in float32"),
-                  Query("dtype", {"type": "string", "default": "auto"},
-                        "type of the weights in memory: auto, float32, float16 or bfloat16"),
-                  Query("device", {"type": "string", "default": "auto"}, "auto, cpu, cuda or cuda:N"),
-                  Query("quantization", {"type": "string", "enum": ["int8", "nf4"]},
-                        "how bitsandbytes is to quantise the weights: int8 or nf4")),
+                  Query("dtype", MODEL_DTYPE, "type of the weights in memory"),
+                  Query("device", DEVICE, "where it would be"),
+                  Query("quantization", QUANTIZATION, "how bitsandbytes is to quantise the weights")),
            returns=Fit,
            errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
            tag="model")  # fmt: skip

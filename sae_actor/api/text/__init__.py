@@ -5,7 +5,9 @@ requests       OpenAI's requests: what is honoured; `messages`: those of a chat;
 sampling       fields that change which token is chosen; `response_format` as a grammar
 fields         published fields besides: neutral, accepted, or refused by name; `published`: how they are read
 answers        OpenAI's answers as structs; `replies`: made of what was generated
+idempotency    unstreamed texts under a key: made once, answered again
 stream         answers sent token by token
+responses/     `/v1/responses`, as a chat
 compare        `/api/compare`: one prompt with and without an intervention
 tokens         `/tokenize` and its two
 activations    `/api/activations`: what SAEs read in a given text

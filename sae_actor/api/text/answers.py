@@ -87,7 +87,7 @@ class ScoredChatToken(ChatToken, frozen=True, kw_only=True):
 
 class ChatLogprobs(Struct, frozen=True, kw_only=True):
     content: tuple[ScoredChatToken, ...]
-    refusal: None
+    refusal: str | None
 
 
 class CompletionPart(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ A field that is in neither is unknown, and refused as such.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -47,22 +47,34 @@ class Neutral(NamedTuple):
             raise BadRequestError(f"{where}: this value is not supported: {self.why}", param=where)
 
     def schema(self) -> Json:
-        """As JSON Schema."""
-        found: Json = {"description": f"Takes null, empty and neutral values alone: {self.why}"}
-        if self.kind == "any":
-            return {**found, "enum": [*self.values, None]}
-        found["type"] = [self.kind, "null"]
-        match self.kind:
-            case "array":
-                inner = [each for value in self.values for each in value]
-                more: Json = {"items": {"enum": inner} if inner else {}}
-                return {**found, **more, **({} if self.unless else {"maxItems": len(inner)})}
-            case "object":
-                said = {key: {"const": value} for each in self.values for key, value in each.items()}
-                return {**found, "properties": said, "additionalProperties": False}
-            case "string":
-                return {**found, "enum": ["", *self.values, None]}
-        return {**found, "enum": [*self.values, None]}
+        """As JSON Schema, of those parts that generators of clients read."""
+        return {
+            "description": f"Takes null, empty and neutral values alone: {self.why}",
+            "anyOf": [*self._accepted(), {"type": "null"}],
+        }
+
+    def _accepted(self) -> Iterator[Json]:
+        kinds = ("string", "array", "object") if self.kind == "any" else (self.kind,)
+        for kind in kinds:
+            match kind:
+                case "array":
+                    inner = [each for value in self.values if isinstance(value, list) for each in value]
+                    items: Json = {"type": "string", "enum": inner} if inner else {}
+                    yield {"type": kind, "items": items, **({} if self.unless else {"maxItems": len(inner)})}
+                case "object":
+                    said = {
+                        key: {"const": value}
+                        for each in self.values
+                        if isinstance(each, dict)
+                        for key, value in each.items()
+                    }
+                    yield {"type": kind, "properties": said, "additionalProperties": False}
+                case "string":
+                    yield {"type": kind, "enum": ["", *(value for value in self.values if isinstance(value, str))]}
+                case "boolean":
+                    yield from ({"type": kind, "const": value} for value in self.values)
+                case _:
+                    yield from ({"type": kind, "minimum": value, "maximum": value} for value in self.values)
 
 
 class Inert(NamedTuple):

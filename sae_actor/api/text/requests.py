@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -293,6 +293,15 @@ def _stop_tokens(body: TextBody, model: ModelFacts, min_tokens: int) -> tuple[in
     return tokens
 
 
+class RequestKey(NamedTuple):
+    """What goes on record of a request under an idempotency key."""
+
+    command_id: str
+    salt: str
+    sha256: str
+    """As `GenerationStarted.request_sha256`."""
+
+
 def admission(
     generation_id: str,
     kind: Literal["completion", "chat"],
@@ -301,8 +310,9 @@ def admission(
     settings: Sampling,
     *,
     model_position: int,
+    key: RequestKey | None = None,
 ) -> AdmitGeneration:
-    """`model_position`: of the model that the prompt was read for."""
+    """`model_position`: of the model that the prompt was read for. `key`: of a request that has an idempotency key."""
     own = body.sae or SaeExtension()
     return AdmitGeneration(
         generation_id=generation_id,
@@ -320,6 +330,8 @@ def admission(
         stop_when=own.stop_when,
         tag=own.tag,
         model_position=model_position,
+        request_salt=None if key is None else key.salt,
+        request_sha256=None if key is None else key.sha256,
         tokenization=None if body.tokenization == Tokenization() else body.tokenization.recorded,
     )
 

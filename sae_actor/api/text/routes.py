@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Any
 
@@ -19,9 +18,10 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
+from .idempotency import Made, answered_once, asked_under_key, created_at
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
-from .requests import ChatBody, CompletionBody, TextBody, admission, fingerprint, sampling
+from .requests import ChatBody, CompletionBody, RequestKey, TextBody, admission, fingerprint, sampling
 from .sampling import grammar_of
 from .stream import abandoned_with_client, streamed
 
@@ -30,6 +30,7 @@ ERRORS = (
     "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
     "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
 )  # fmt: skip
+KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
 EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "temperature": 0.0, "max_tokens": 12}
 _CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "Tell me about your day."}]}
@@ -70,7 +71,8 @@ def _model(facts: ModelFacts) -> ListedModel:
            "`presence_penalty` (of the answer), `logit_bias`, `min_tokens`, `response_format`, `temperature`, "
            "`top_k`, `top_p`, `min_p`; `logprobs` are those before all of these. Under a `response_format` a text that "
            "ends with `stop` is the whole JSON, unless a stop string or token cut it; with `length` its beginning",
-           body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=ERRORS,
+           body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=KEYED,
+           keyed=True,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
            tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
@@ -83,7 +85,8 @@ async def completions(request: AnyRequest) -> Answer:
            "in `reasoning_content` of the message and of the deltas, separate from `content`; "
            "`include_reasoning: false` leaves it out. `logprobs`, `sae.features` and `usage` cover all tokens, and "
            "`stop` is searched in both",
-           body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=ERRORS,
+           body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=KEYED,
+           keyed=True,
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
@@ -91,16 +94,26 @@ async def chat_completions(request: AnyRequest) -> Answer:
 
 
 async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
+    asked = await asked_under_key(request, body, kind)
+    if asked is not None:
+        begin = partial(opened, body=body, kind=kind)
+        return await answered_once(request, asked, lambda each, key: begin(each, key=key), _shown)
     reply = await opened(request, body, kind)
     if body.stream:
         return await streamed(request, (reply,), include_usage=body.includes_usage, counts_usage=body.counts_usage)
     async with abandoned_with_client(request, reply.texts):
         done = await ends(reply.texts)
+    return _shown(request, (reply, done))
+
+
+def _shown(request: AnyRequest, made: Made) -> Answer:
+    reply, done = made
     return answer(request, reply.whole(done))
 
 
-async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
-    """The generations of a request, `n` for each prompt, in order: all are admitted, or none."""
+async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
+    """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
+    idempotency key."""
     engine, texts = device(request), context(request).texts
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
@@ -119,10 +132,13 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
         )
         for i in range(body.choices):
             seeded = replace(own, seed=own.seed + i)
-            ask = partial(admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position)
+            ask = partial(
+                admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position, key=key
+            )
             asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
             of.append(prompt)
-    opened = await texts.open_all(asked, principal=principal(request))
+    command_id = None if key is None else key.command_id
+    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
     choices = tuple(
         Choice(
             kind,
@@ -135,4 +151,5 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind) -> Reply:
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )
-    return Reply(kind, model.model_id, fingerprint(model), choices, int(time.time()), body.choices)
+    created = created_at(opened[0].event)
+    return Reply(kind, model.model_id, fingerprint(model), choices, created, body.choices)

@@ -31,9 +31,9 @@ async def streamed(
     counts_usage: each chunk has the usage so far. part: what a chunk is sent as; it is given the index of its reply
     too. The first is there before the status line, so that an early failure gets its own status.
     """
-    chunks = _chunks(replies, include_usage=include_usage, counts_usage=counts_usage)
+    told = chunks(replies, include_usage=include_usage, counts_usage=counts_usage)
     texts = [text for reply in replies for text in reply.texts]
-    events = _events((part(chunk, index) async for chunk, index in chunks), texts)
+    events = _events((part(chunk, index) async for chunk, index in told), texts)
     async with abandoned_with_client(request, texts):
         await anext(events)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -62,8 +62,8 @@ async def _events(parts: AsyncIterator[Struct], texts: Sequence[RunningGeneratio
     yield b"data: [DONE]\n\n"
 
 
-async def _chunks(
-    replies: Sequence[Reply], *, include_usage: bool, counts_usage: bool
+async def chunks(
+    replies: Sequence[Reply], *, include_usage: bool, counts_usage: bool = False
 ) -> AsyncIterator[tuple[Chunk, int]]:
     """Each with the index of its reply. Where a reply has several choices, the last chunk of each has its extension."""
     choices = [(index, choice) for index, reply in enumerate(replies) for choice in reply.choices]

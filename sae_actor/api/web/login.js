@@ -1,5 +1,5 @@
 // Who is there: the form for a token, the name in the header, and the way out. No script ever sees the cookie.
-import { call } from "/wire.js";
+import { call } from "./wire.js";
 
 const byId = (id) => document.getElementById(id);
 

@@ -1,6 +1,6 @@
 // Everything shown is set as text, never as markup: names come from repositories of strangers.
-import { entered, stillEntered } from "/login.js";
-import { ask, call, chunks, follow } from "/wire.js";
+import { entered, stillEntered } from "./login.js";
+import { ask, call, chunks, follow } from "./wire.js";
 
 const byId = (id) => document.getElementById(id);
 

@@ -99,14 +99,16 @@ const open = () => {
   part?.scrollIntoView();
 };
 
-const answer = await fetch("/schema");
+// Of the service, which may be under a path of a proxy.
+const base = new URL(".", import.meta.url).href.replace(/\/$/, "");
+const answer = await fetch(new URL("schema", import.meta.url));
 if (answer.ok) {
   const description = await answer.json();
   document.querySelector("#about").append(...prose(`${description.info.version}. ${description.info.description}`));
   for (const { name } of description.tags) {
     const section = make("section", {}, make("h2", {}, name));
     for (const [path, item] of Object.entries(description.paths)) {
-      for (const method of METHODS.filter((each) => item[each]?.tags.includes(name))) section.append(shown(path, method, item[method], location.origin));
+      for (const method of METHODS.filter((each) => item[each]?.tags.includes(name))) section.append(shown(path, method, item[method], base));
     }
     document.querySelector("#operations").append(section);
   }

@@ -1,5 +1,8 @@
 // How the page speaks to the service: JSON, streams of text, and the events without a gap.
 
+// Of the folder that this file is in: the service may be under a path of a proxy.
+const at = (path) => new URL(`.${path}`, import.meta.url);
+
 async function refusal(answer) {
   const value = await answer.json().catch(() => ({}));
   const error = new Error(value.detail ?? value.error?.message ?? `${answer.status} ${answer.statusText}`);
@@ -9,7 +12,7 @@ async function refusal(answer) {
 /** One request: its JSON and its ETag, or an Error with the problem's detail. */
 export async function ask(method, path, body, headers = {}) {
   const sent = body === undefined ? { headers } : { headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await fetch(path, { method, ...sent }).catch(() => { throw new Error("the service does not answer"); });
+  const answer = await fetch(at(path), { method, ...sent }).catch(() => { throw new Error("the service does not answer"); });
   if (!answer.ok) throw await refusal(answer);
   return { value: await answer.json(), etag: answer.headers.get("ETag") };
 }
@@ -21,7 +24,7 @@ export async function call(method, path, body) {
 /** The chunks of a streamed text as they come. */
 export async function* chunks(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
-  const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  const answer = await fetch(at(path), { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!answer.ok) throw await refusal(answer);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -54,7 +57,7 @@ const PATIENCE = 2000;
 export function follow(after, on) {
   const { onEvent, onPassing, onLink, onRefused } = on;
   let last = after;
-  const stream = new EventSource(`/api/events?after=${after}`);
+  const stream = new EventSource(at(`/api/events?after=${after}`));
   stream.addEventListener("open", () => onLink(true));
   stream.addEventListener("error", () => {
     onLink(false);

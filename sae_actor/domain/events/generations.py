@@ -48,6 +48,10 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     sink_window: int | None = None
     """A sink's norm is compared with the median of the prompt's first positions, this many; None: of the whole prompt,
     as in logs from before there was a window."""
+    request_salt: str | None = None
+    request_sha256: str | None = None
+    """Of a request under an idempotency key: sha256 of salt ‖ canonical JSON of route and body, which distinguishes two
+    requests under one key."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:

@@ -49,6 +49,8 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             turns=_turns(intervention, request.turns),
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
             sink_window=SINK_WINDOW,
+            request_salt=request.request_salt,
+            request_sha256=request.request_sha256,
         )
     ]
 

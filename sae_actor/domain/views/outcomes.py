@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from ..events import Event, Payload, Problem
+from ..events import Event, GenerationFinished, Payload, Problem
 from ..evolve import closes
 from .fields import Position
 
@@ -40,6 +40,9 @@ def outcome(command_id: str, events: Sequence[Event], *, is_open: bool) -> Outco
         payload = event.payload()
         if payload is not None and closes(payload):
             error = _failure(payload, command_id, event)
+        elif isinstance(payload, GenerationFinished):
+            # A text under a key; with several prompts the first that failed is the answer.
+            error = error or payload.error
     status: Literal["accepted", "completed", "failed"] = "failed" if error is not None else "completed"
     return Outcome(
         command_id=command_id,

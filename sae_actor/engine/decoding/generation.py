@@ -36,8 +36,8 @@ from .logprobs import prompt_token, scored, scored_prompt
 from .penalties import Penalties
 
 Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
-Item = Token | Finished | SAEError
-"""What a generation delivers: tokens, then one of the others."""
+Item = Token | Finished | SAEError | None
+"""What a generation delivers: None with its first step, tokens, then one of the others."""
 
 
 class Opens(Protocol):
@@ -160,6 +160,8 @@ class Generation:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         if self._apply is None:
             raise InternalError("the generation has ended")
+        self._deadline = time.monotonic() + self.request.deadline_seconds
+        self._deliver(None)
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
@@ -276,8 +278,8 @@ class Generation:
         if self._stream.stopped:
             self.finish("cancelled")
         else:
-            seconds = self.request.deadline_seconds
-            self.finish("error", NotReadyError(f"the generation did not finish within {seconds:g} seconds"))
+            what, seconds = "finish" if self.begun else "begin", self.request.deadline_seconds
+            self.finish("error", NotReadyError(f"the generation did not {what} within {seconds:g} seconds"))
 
     def end_with(self, error: Exception) -> None:
         """End the generation with the error of its step."""

@@ -246,24 +246,46 @@ async def test_what_a_page_may_send_unasked_is_not_read(secured: Running) -> Non
 
 
 async def test_a_listed_origin_is_asked_in_on_every_route(secured: Running) -> None:
-    wanted = [("Access-Control-Request-Method", "PUT"), ("Access-Control-Request-Headers", "authorization")]
+    asked = "authorization,content-type,idempotency-key,x-stainless-lang,x-stainless-retry-count"
+    wanted = [("Access-Control-Request-Method", "PUT"), ("Access-Control-Request-Headers", asked)]
     site = [("Origin", LISTED), ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "cors")]
     for each, path in ROUTES:
         preflight = await exchange(secured.url, request("OPTIONS", path, [host(secured), *site, *wanted]))
         assert preflight.status == 204
         assert preflight.header("access-control-allow-origin") == LISTED
         assert each.method in str(preflight.header("access-control-allow-methods"))
-        assert "Authorization" in str(preflight.header("access-control-allow-headers"))
-        assert preflight.header("vary") == "Origin"
+        assert preflight.header("access-control-allow-headers") == asked
+        assert preflight.header("vary") == "Origin, Access-Control-Request-Headers"
         assert preflight.header("access-control-allow-credentials") is None
         stranger = [host(secured), ("Origin", "https://evil.example"), *wanted]
         refused(each, await exchange(secured.url, request("OPTIONS", path, stranger)), 403, "unlisted")
     for headers, status in (([bearer(OPERATOR)], 200), ([], 401)):
         answer = await exchange(secured.url, request("GET", "/api/saes", [host(secured), *site, *headers]))
         assert (answer.status, answer.header("access-control-allow-origin")) == (status, LISTED)
-        assert "ETag" in str(answer.header("access-control-expose-headers"))
+        exposed = str(answer.header("access-control-expose-headers")).split(", ")
+        assert {"ETag", "Location", "Retry-After", "WWW-Authenticate", "Allow"} <= {*exposed}
     plain = await exchange(secured.url, request("GET", "/api/saes", [host(secured), bearer(OPERATOR)]))
     assert (plain.header("vary"), plain.header("access-control-allow-origin")) == ("Origin", None)
+
+
+@pytest.mark.parametrize("asked", ["", "x-y(", "a b", "x-a,,x-b", "x-a: 1", "*, (", ","])
+async def test_what_is_no_list_of_headers_is_not_repeated(secured: Running, asked: str) -> None:
+    headers = [host(secured), ("Origin", LISTED), ("Access-Control-Request-Method", "GET")]
+    answer = await exchange(
+        secured.url, request("OPTIONS", "/api/saes", [*headers, ("Access-Control-Request-Headers", asked)])
+    )
+    assert (answer.status, answer.header("access-control-allow-headers")) == (204, None)
+    assert answer.header("access-control-allow-origin") == LISTED
+
+
+async def test_options_names_all_methods_of_a_route(service: Running) -> None:
+    methods: dict[str, set[str]] = {}
+    for each, path in ROUTES:
+        methods.setdefault(path, {"OPTIONS"}).update(("GET", "HEAD") if each.method == "GET" else (each.method,))
+    for path, expected in methods.items():
+        answer = await exchange(service.url, request("OPTIONS", path, [host(service)]))
+        assert (answer.status, answer.header("allow")) == (204, ", ".join(sorted(expected))), path
+    assert methods["/api/saes/x/steering"] >= {"GET", "PUT", "DELETE"}
 
 
 async def test_nobody_is_listed_unless_asked_for(service: Running) -> None:
@@ -285,7 +307,7 @@ async def test_the_description_covers_the_table(service: Running) -> None:
     assert described["openapi"].startswith("3.1")
     listed = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
     assert listed == {(each.method, each.path) for each in OPERATIONS}
-    assert described["components"]["schemas"]["Attach"]["properties"]["type"] == {"enum": ["Attach"]}
+    assert described["components"]["schemas"]["Attach"]["properties"]["type"]["enum"] == ["Attach"]
 
 
 async def test_the_page_holds_no_secret_and_loads_nothing_foreign(secured: Running) -> None:

@@ -31,6 +31,52 @@ def test_the_document_is_valid() -> None:
     assert r"\\A" not in json.dumps(document)
 
 
+def test_generators_of_clients_can_read_it() -> None:
+    """What openapi-python-client and openapi-generator stumble over, or make a type without a name or sense of."""
+    wrong: list[str] = []
+
+    def look(schema: Any, where: str, *, negated: bool) -> None:
+        if isinstance(schema, list):
+            for at, each in enumerate(schema):
+                look(each, f"{where}/{at}", negated=negated)
+        if not isinstance(schema, dict):
+            return
+        of, words = schema.get("type"), schema.get("enum", [])
+        reasons = {
+            "items is false": schema.get("items") is False,
+            "prefixItems": "prefixItems" in schema,
+            "an array without items": of == "array" and "items" not in schema and not negated,
+            "an enum of anything but words of a type": isinstance(words, list)
+            and bool(words)
+            and (of != "string" or not all(isinstance(each, str) for each in words)),
+            "anyOf, though a tag tells which": "anyOf" in schema and "discriminator" in schema,
+            "alternatives beside properties": "properties" in schema and not {"anyOf", "oneOf"}.isdisjoint(schema),
+        }
+        wrong.extend(f"{where}: {reason}" for reason, holds in reasons.items() if holds)
+        for name, each in schema.get("properties", {}).items() if not negated else ():
+            if isinstance(each, dict) and each.get("type") == "null":
+                wrong.append(f"{where}/{name}: only null")
+        for name, each in schema.items():
+            if name not in ("example", "examples", "default", "enum", "const"):
+                look(each, f"{where}/{name}", negated=negated or name == "not")
+
+    look(json.loads(json.dumps(description(secured=True))), "", negated=False)
+    assert wrong == []
+
+
+def test_no_two_operations_share_the_example_of_a_key() -> None:
+    parameters = [
+        parameter
+        for operations in described()["paths"].values()
+        for operation in operations.values()
+        for parameter in operation["parameters"]
+        if parameter["name"] == "Idempotency-Key"
+    ]
+    assert len(parameters) > 5
+    keys = [parameter["example"] for parameter in parameters if "example" in parameter]
+    assert len(keys) == len({*keys})
+
+
 def test_every_answer_has_a_shape() -> None:
     plain = [each.path for each in OPERATIONS if each.returns is None and (200, "application/json") in each.answers]
     streams = [each.path for each in OPERATIONS if each.items is None and (200, "text/event-stream") in each.answers]

@@ -275,7 +275,7 @@ async def test_a_part_of_a_head_behind_a_request_is_not_answered_in_its_place(qu
         pipelined.send(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /hea")
         found, seconds = await pipelined.rest()
     assert found.startswith(b"HTTP/1.1 200")
-    assert b"408" not in found
+    assert b"HTTP/1.1 408" not in found  # a hash may hold the digits
     assert seconds < IN_TIME
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,12 @@ from torch import Tensor, nn
 
 from sae_actor.domain.refs import ActiveSae, Edit, HookKind, HookPoint
 from sae_actor.engine import EngineSettings, TorchEngine
+from sae_actor.engine.decoding import generation
 from sae_actor.engine.decoding.attention import ScheduledTokens
+from sae_actor.engine.decoding.generation import Generation, Item
+from sae_actor.engine.decoding.kv_cache import CacheSize, KVCache
 from sae_actor.errors import BadRequestError, DeviceLostError
-from sae_actor.ports import Finished
+from sae_actor.ports import Finished, GenerationStream
 from sae_actor.sae import load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import active, apart, attach, detach, finished, load, no_progress, read, request
@@ -132,6 +137,32 @@ async def test_a_deadline_ends_the_text(engine: TorchEngine) -> None:
     end = await finished(engine, request(IDS, tokens=100, deadline=0.0))
     assert (end.reason, end.error_code) == ("error", "not_ready")
     assert (await finished(engine, request(IDS))).reason == "length"
+
+
+async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And waiting has the same limit of its own."""
+    now, stream, made = 100.0, GenerationStream(), deque[tuple[GenerationStream, Item]]()
+    monkeypatch.setattr(generation, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def waiting() -> Generation:
+        asked = request(IDS, tokens=100, deadline=10.0)
+        assert engine._model is not None
+        return Generation(asked, engine._model.tokenizer, CacheSize(1), lambda _: None, stream=stream, made=made)
+
+    text, other = waiting(), waiting()
+    now += 9.0
+    assert not text.due
+    text.begin(KVCache)
+    now += 9.0
+    assert (text.due, other.due) == (False, True)
+    other.end_due()
+    now += 2.0
+    assert text.due
+    text.end_due()
+    assert [each.error_detail for _, each in made if isinstance(each, Finished)] == [
+        "the generation did not begin within 10 seconds",
+        "the generation did not finish within 10 seconds",
+    ]
 
 
 @pytest.mark.parametrize(

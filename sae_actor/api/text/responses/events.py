@@ -1,0 +1,141 @@
+"""The events of a streamed response, from the chunks of a chat.
+
+A response has at most two items, reasoning and message; each is added with its first text and done at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from ....errors import InternalError, SAEError
+from ....subscriptions import sse
+from ...problems import openai_view
+from ..answers import AppliedIntervention, ChatCompletionChunk, Usage
+from .answers import (
+    ModelResponse,
+    OutputItem,
+    OutputKind,
+    OutputText,
+    ReasoningText,
+    ResponseEvent,
+    begun,
+    ended,
+    id_of,
+    item_of,
+    status_of,
+)
+from .requests import ResponsesBody
+
+
+class _Output:
+    """An item under way."""
+
+    def __init__(self, kind: OutputKind, index: int, response_id: str) -> None:
+        self.kind = kind
+        self.index = index
+        self.id = id_of(kind, response_id)
+        self.text = ""
+
+    @property
+    def where(self) -> dict[str, Any]:
+        return {"item_id": self.id, "output_index": self.index, "content_index": 0}
+
+    @property
+    def name(self) -> str:
+        return "response.reasoning_text" if self.kind == "reasoning" else "response.output_text"
+
+    def part(self) -> OutputText | ReasoningText:
+        return ReasoningText(text=self.text) if self.kind == "reasoning" else OutputText(text=self.text)
+
+
+class ResponseEvents:
+    """Makes the events of one response, in order."""
+
+    def __init__(self, body: ResponsesBody) -> None:
+        self._body = body
+        self._numbers = count()
+        self._outputs: dict[OutputKind, _Output] = {}
+        self._response: ModelResponse | None = None
+        self._finish_reason = ""
+        self._usage: Usage | None = None
+        self._sae: AppliedIntervention | None = None
+
+    def of(self, chunk: ChatCompletionChunk) -> Iterator[ResponseEvent]:
+        """The events that a chunk brings."""
+        if self._response is None:
+            self._response = begun(self._body, chunk)
+            yield self._event("response.created", response=self._response)
+            yield self._event("response.in_progress", response=self._response)
+        for choice in chunk.choices:
+            if choice.delta.reasoning_content:
+                yield from self._text("reasoning", choice.delta.reasoning_content)
+            if choice.delta.content:
+                yield from self._text("content", choice.delta.content)
+            self._finish_reason = choice.finish_reason or self._finish_reason
+        self._usage = chunk.usage or self._usage
+        self._sae = chunk.sae or self._sae
+
+    def end(self) -> Iterator[ResponseEvent]:
+        """The last events, after all chunks."""
+        if self._response is None or self._usage is None or self._sae is None:
+            raise InternalError("the stream ended without its last chunk")
+        if "content" not in self._outputs:
+            yield from self._text("content", "")
+        made: list[OutputItem] = []
+        for output in self._outputs.values():
+            status = "completed" if output.kind == "reasoning" else status_of(self._finish_reason)
+            made.append(item_of(output.kind, output.id, output.text, status))
+            scores = () if output.kind == "content" else UNSET
+            yield self._event(f"{output.name}.done", text=output.text, logprobs=scores, **output.where)
+            yield self._event("response.content_part.done", part=output.part(), **output.where)
+            yield self._event("response.output_item.done", item=made[-1], output_index=output.index)
+        response = ended(self._response, made, self._finish_reason, self._usage, self._sae)
+        yield self._event(f"response.{response.status}", response=response)
+
+    def failed(self, error: SAEError) -> bytes:
+        """In place of the rest. OpenAI's clients raise what has a member `error`."""
+        fault = openai_view(error)["error"]
+        said = {key: fault.get(key) for key in ("code", "message", "param")}
+        value = {"type": "error", **said, "sequence_number": next(self._numbers), "error": fault}
+        return sse("error", msgspec.json.encode(value))
+
+    def _text(self, kind: OutputKind, text: str) -> Iterator[ResponseEvent]:
+        output = self._outputs.get(kind)
+        if output is None:
+            assert self._response is not None
+            output = self._outputs[kind] = _Output(kind, len(self._outputs), self._response.id)
+            item = item_of(kind, output.id, None, "in_progress")
+            yield self._event("response.output_item.added", item=item, output_index=output.index)
+            yield self._event("response.content_part.added", part=output.part(), **output.where)
+        output.text += text
+        if text:
+            scores = () if kind == "content" else UNSET
+            yield self._event(f"{output.name}.delta", delta=text, logprobs=scores, **output.where)
+
+    def _event(self, type_: str, **more: Any) -> ResponseEvent:
+        return ResponseEvent(type=type_, sequence_number=next(self._numbers), **more)
+
+
+async def frames(body: ResponsesBody, chunks: AsyncIterator[ChatCompletionChunk]) -> AsyncIterator[bytes]:
+    """The bytes of the stream. An error before the first chunk is raised."""
+    made, started = ResponseEvents(body), False
+    try:
+        async for chunk in chunks:
+            for event in made.of(chunk):
+                yield _frame(event)
+            started = True
+        for event in made.end():
+            yield _frame(event)
+    except SAEError as error:
+        if not started:
+            raise
+        yield made.failed(error)
+
+
+def _frame(event: ResponseEvent) -> bytes:
+    return sse(event.type, msgspec.json.encode(event))

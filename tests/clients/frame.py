@@ -1,0 +1,116 @@
+"""An environment for each client, made anew in a temporary folder, and a table of what came of it.
+
+A script gets the service's address, without a slash at its end, as its one argument, and an empty working folder. It
+prints what it was told and raises what is wrong: the last line that it prints is its row's remark. The service has a
+model (`demo`) and one SAE, attached; unless an address is given, it is a process of its own with the engine that needs
+no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.process.harness import Process
+from tests.process.test_stream_readers import attached
+
+SCRIPTS = Path(__file__).parent / "scripts"
+SECONDS = 900
+"""No bound on a slow machine, only the end of a client that hangs."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """One row of the table."""
+
+    name: str
+    requirements: tuple[str, ...]
+    """For pip; the first one's version is told."""
+    script: str
+    """Of `scripts/`."""
+    programs: tuple[str, ...] = ()
+    """What has to be on the machine besides Python."""
+
+    @property
+    def missing(self) -> list[str]:
+        return [each for each in self.programs if shutil.which(each) is None]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    version: str
+    seconds: float
+    failed: bool
+    remark: str
+
+    def __str__(self) -> str:
+        result = "failed" if self.failed else "ok"
+        return f"{self.name:32} {self.version:12} {self.seconds:6.0f} s  {result:6}  {self.remark}"
+
+
+@contextmanager
+def service(url: str | None) -> Iterator[str]:
+    """The address of a service with a model and an attached SAE: of a new one, unless one is given."""
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data") as process:
+        attached(process)
+        yield process.url
+
+
+def tried(client: Client, url: str | None = None) -> Row:
+    """Make the client's environment and run its script in it."""
+    began = time.monotonic()
+    if client.missing:
+        return Row(client.name, "", 0.0, True, f"needs {', '.join(client.missing)}")
+    with tempfile.TemporaryDirectory() as folder, service(url) as address:
+        bin_folder, work = Path(folder) / "venv" / "bin", Path(folder) / "work"
+        work.mkdir()
+        python = str(bin_folder / "python")
+        # Neither its packages nor its modules are to be found from there.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment |= {"PATH": f"{bin_folder}:{environment.get('PATH', '')}", "HOME": folder}
+        said = ""
+        for command in (
+            [sys.executable, "-m", "venv", str(bin_folder.parent)],
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *client.requirements],
+            [python, str(SCRIPTS / client.script), address],
+        ):
+            given = environment if command[0] == python and command[1] != "-m" else None
+            ran = subprocess.run(
+                command, cwd=work, env=given, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+            said = ran.stdout + (ran.stderr if ran.returncode else "")
+            if ran.returncode:
+                print(said, file=sys.stderr)
+                break
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        version = _version(python, client.requirements[0]) if client.requirements else ""
+    seconds = time.monotonic() - began
+    return Row(client.name, version, seconds, bool(ran.returncode), lines[-1] if lines else "")
+
+
+def _version(python: str, requirement: str) -> str:
+    name = requirement.partition(">")[0].partition("=")[0].partition("[")[0]
+    asked = f"from importlib.metadata import version; print(version({name!r}))"
+    return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def table(clients: Sequence[Client], url: str | None = None) -> int:
+    """Try each; how many failed."""
+    failed = 0
+    for client in clients:
+        row = tried(client, url)
+        failed += row.failed
+        print(row, flush=True)
+    return failed

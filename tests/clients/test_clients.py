@@ -1,0 +1,23 @@
+"""Generated clients are built, and make a call of each kind: `-m clients`, minutes each."""
+
+from __future__ import annotations
+
+import pytest
+
+from .frame import SCRIPTS, Client, tried
+from .listed import CLIENTS
+
+
+def test_every_script_is_listed() -> None:
+    assert sorted(each.script for each in CLIENTS) == sorted(each.name for each in SCRIPTS.glob("*.py"))
+    assert len({each.name for each in CLIENTS}) == len(CLIENTS)
+
+
+@pytest.mark.clients
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_the_client_runs(client: Client) -> None:
+    if client.missing:
+        pytest.skip(f"needs {', '.join(client.missing)}")
+    row = tried(client)
+    assert not row.failed, row
