@@ -13,7 +13,7 @@ from tests.environments import LOCK, ROOT, TORCH, lower_bounds, pinned, requirem
 
 README = (ROOT / "README.md").read_text("utf-8")
 TEXT = LOCK.read_text("utf-8")
-RELIED_ON = {"transformers", "uvicorn", "aiosqlite", "torch", "huggingface_hub", "litestar", "msgspec"}
+RELIED_ON = {"transformers", "uvicorn", "aiosqlite", "torch", "huggingface_hub", "litestar", "llguidance", "msgspec"}
 """Libraries whose insides or argument names the code knows."""
 
 

@@ -20,7 +20,7 @@ SERVING = ("demo", "serve")
 NAMES = "hub id, saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE"
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
-"""Endings that promise an archive which an export is not: it would become a folder of that name."""
+"""Endings of compressed archives: an export cannot be one, so such a destination is refused."""
 
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -293,7 +293,7 @@ def _destination(text: str) -> Path:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
+    """The arguments, checked against the grammar; wrong usage exits with 64."""
     grammar = parser()
     arguments, rest = grammar.parse_known_args(argv)
     if rest and arguments.command == "steer" and not any(_is_flag(each) for each in rest):

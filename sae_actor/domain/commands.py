@@ -1,6 +1,9 @@
 """Commands from outside: one struct each, and the HTTP body is the struct.
 
-A new command is a struct here, its events in `events`, one arm in `decide` and one in `evolve`.
+A new command needs, in this order: a struct here and its place in `AnyCommand`; its events in `events`; an arm in
+`decide` and one in `evolve`, for a long-running one also `COMMAND_OF_INTENT`, `effects` and `pending`; an example in
+`api.submission`, if it has a path of its own a route in `api.routes`; `client.calls`, `cli.arguments` and
+`cli.client_commands`. `.github/CONTRIBUTING.md` has every step.
 """
 
 from __future__ import annotations
@@ -40,18 +43,18 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type",
     """The base of all commands; `type` in JSON is the class name."""
 
     later: ClassVar[dict[str, Any]] = {}
-    """Fields that this command did not always have, each with what is meant without it."""
+    """Fields added to this command later → the value that a command without the field means."""
 
     @property
     def name(self) -> str:
         return type(self).__name__
 
     def digest(self) -> str:
-        """Canonical JSON that distinguishes two commands under one idempotency key. Defaults are filled in, except in
-        fields that came later: a command without them equals the one that an earlier version accepted."""
+        """Canonical JSON, by which two commands under one idempotency key are compared. Defaults are filled in, except
+        in fields added later: a command without them equals the one that an earlier version accepted."""
         unsaid = {name for name, usual in self.later.items() if getattr(self, name) == usual}
-        said = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
-        return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+        fields = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
+        return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
 
 
 def _has_whole_parts(path: str) -> bool:
@@ -118,13 +121,13 @@ class CancelDownload(Command, frozen=True):
 
 
 class Import(Command, frozen=True):
-    """Register an SAE that is on disk already, under one of `[hub] import_roots`."""
+    """Register an SAE that is already on disk, under one of `[hub] import_roots`."""
 
     path: PlainText
 
 
 class Attach(Command, frozen=True):
-    """Bring an SAE to a hook point; null means where it was trained."""
+    """Attach an SAE at a hook point; null means the one it was trained at."""
 
     sae_id: SaeId
     layer: Layer | None = None
@@ -142,13 +145,13 @@ class Attach(Command, frozen=True):
 
 
 class Detach(Command, frozen=True):
-    """Take an SAE out for new requests at once; completes when its memory is free."""
+    """Detach an SAE: new requests run without it at once. Completes when its memory is free."""
 
     sae_id: SaeId
 
 
 class Delete(Command, frozen=True):
-    """Delete an SAE's files; of an import, forget the record."""
+    """Delete an SAE's files; for an import, forget only the record."""
 
     sae_id: SaeId
 

@@ -1,6 +1,6 @@
 """`decide` holds every rule of the service: a message and a state give the events that follow.
 
-Pure: it raises an error of `errors` where the rules refuse, never waits and never touches the world.
+Pure: it raises an error of `errors` where the rules refuse, never waits and does no I/O.
 The first event of an accepted command is its intent. An outcome names its request by position.
 """
 

@@ -1,4 +1,4 @@
-"""Which files an SAE's weights are read from, and their digest: what an intervention names.
+"""The files that an SAE's weights are read from, and their digest, which an intervention names.
 
 The digest of one file is its own sha256, as `sha256sum` prints it; that of several is over their list. Older logs
 hold the digest over the list for one file too, so both forms are known here.
@@ -34,7 +34,7 @@ def weights_sha256(files: Iterable[tuple[str, str]]) -> str:
 
 
 def names(digest: str, files: Sequence[WeightsFile]) -> bool:
-    """Whether `digest`, in one of its forms, is that of these files."""
+    """Whether `digest`, in either of its forms, is that of these files."""
     return bool(digest) and digest in _forms(files)
 
 

@@ -41,7 +41,7 @@ from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
-from .model.sizes import fitted, model_size
+from .model.sizes import model_size, with_free_memory
 from .request_checks import check_request
 from .saes.feature_details import feature_details
 from .saes.prepared import prepared
@@ -98,20 +98,20 @@ class TorchEngine:
             raise
 
     async def model_size(
-        self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
     ) -> ModelSize:
         """See the port."""
         look = partial(model_size, model, revision, dtype, device, quantization)
         size = await self._loader.run(look, "measuring a model")
-        return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
+        return await self._device.run(partial(self._with_free_memory, size, reserved), "measuring the device's memory")
 
-    def _fitted(self, size: ModelSize, beside: int) -> ModelSize:
-        """With what another model would find: the one that is there and its SAEs go first."""
+    def _with_free_memory(self, size: ModelSize, reserved: int) -> ModelSize:
+        """Add the memory that another model would find: the loaded one and its SAEs are removed first."""
         free = available(torch.device(size.device))
         if free is not None and self._model is not None and str(self._model.device) == size.device:
             held = sum(resident.device_bytes for resident in self._residents.values())
             free += self._model.facts.memory_bytes + self._device.scheduler.cache_used + held
-        return fitted(size, free, beside, self._settings.cache_bytes)
+        return with_free_memory(size, free, reserved, self._settings.cache_bytes)
 
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)
@@ -170,7 +170,7 @@ class TorchEngine:
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
-        users = [stream.ended for stream, uses in self._streams.items() if position in uses]
+        users = [stream.finished for stream, uses in self._streams.items() if position in uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
         self._folders.pop(position, None)

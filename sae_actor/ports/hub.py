@@ -13,10 +13,10 @@ from .progress import OnProgress
 
 
 class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One SAE inside a repository, seen from its file list and small config files alone."""
+    """One SAE in a repository, found from its file list and small config files alone."""
 
     path: str
-    """What `Download.path` takes; empty for an SAE at the root of the repository (`Download.path` null)."""
+    """The `path` of a Download; empty for an SAE at the root of the repository (`Download.path` null)."""
     format: str
     file_size_bytes: int
     d_in: int | None = None
@@ -37,7 +37,7 @@ class NamedSae(Struct, frozen=True, kw_only=True):
 
 
 class Hub(Protocol):
-    """SAEs on disk: fetched from a hub, imported, found again, deleted. Raises errors of `errors` only."""
+    """SAEs on disk: download, import, find, delete. Raises only errors of `errors`."""
 
     async def download(self, effect: DownloadEffect, progress: OnProgress) -> HubSae:
         """Fetch exactly one SAE. Cancelling ends the child process before the await returns."""
@@ -46,7 +46,7 @@ class Hub(Protocol):
         """The resolved folder, if it lies under an import root; `ForbiddenError` / `NotFoundError` otherwise."""
 
     async def import_(self, effect: ImportEffect) -> HubSae:
-        """Describe and digest a folder that is on disk already; nothing is copied."""
+        """Describe a folder that is already on disk, and digest its files; nothing is copied."""
 
     async def locate(self, location: SaeLocation) -> str:
         """The folder (or file) to load the SAE from, its files checked against their sizes and digests.
@@ -55,15 +55,15 @@ class Hub(Protocol):
         """
 
     async def delete(self, effect: DeleteEffect) -> int:
-        """Delete the files (of an import: nothing); the bytes really freed. Deleting what is gone frees 0."""
+        """Delete the files of a download; those of an import stay. The bytes freed; 0 if nothing was there."""
 
     async def discard(self, effect: DownloadEffect) -> None:
-        """Remove what an unfinished, cancelled download left on disk."""
+        """Remove the files that an unfinished, cancelled download left on disk."""
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
-        """The SAEs of a repository before a byte of their weights is fetched, ordered by path.
+        """The SAEs of a repository, ordered by path; no weights are fetched.
 
-        Cancelling ends what was begun for it; `NotReadyError` if too many others are waiting.
+        Cancelling ends the work for it; `NotReadyError` if too many others are waiting.
         """
 
     async def named(self, name: str) -> tuple[NamedSae, ...]:

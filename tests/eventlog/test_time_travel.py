@@ -88,7 +88,13 @@ _served: list[tuple[Context, httpx.ASGITransport]] = []
 
 def over_http(world: World) -> httpx.ASGITransport:
     """The world through the routes. They are made once: what they speak of is in the context."""
-    edges = {"actor": world.actor, "texts": world.texts, "log": world.log, "hub": world.hub, "engine": world.engine}
+    edges = {
+        "actor": world.actor,
+        "generations": world.texts,
+        "log": world.log,
+        "hub": world.hub,
+        "engine": world.engine,
+    }
     if not _served:
         context = Context(**edges, capabilities=dict)  # type: ignore[arg-type]  # named as its fields are
         app: Any = create_app(context)

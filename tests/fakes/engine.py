@@ -155,9 +155,9 @@ class FakeEngine:
         return self.model
 
     async def model_size(
-        self, model: str, revision: str, dtype: str, device: str, beside: int, *, quantization: str | None = None
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
     ) -> ModelSize:
-        self.calls.append(("model_size", beside))
+        self.calls.append(("model_size", reserved))
         if model in self.missing:
             raise ModelNotFoundError(f"no model {model}", model=model)
         return ModelSize(
@@ -381,7 +381,7 @@ class FakeEngine:
     async def _free(self, position: int, drain_seconds: float) -> int:
         users = [stream for stream in self._streams if position in stream.uses]
         if users and position in self.residents:
-            await asyncio.wait([stream.ended for stream in users], timeout=drain_seconds)
+            await asyncio.wait([stream.finished for stream in users], timeout=drain_seconds)
         freed = self.residents.pop(position, None)
         for stream in users:
             stream.finish("intervention_removed")
@@ -391,7 +391,7 @@ class FakeEngine:
         assert self._turn is not None
         async with self._turn:
             stream.append(None)
-            while not stream.ended.done():
+            while not stream.finished.done():
                 await _pause(self.step_seconds, self.text_gate)
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")

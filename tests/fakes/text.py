@@ -157,7 +157,7 @@ class RunningText(GenerationStream):
 
     def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
         """End the text, once."""
-        if self.ended.done():
+        if self.finished.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
         if self._most == 0 and reason == "length":
@@ -257,7 +257,7 @@ class RunningText(GenerationStream):
         return tuple(told)
 
     def _due(self, place: int, watch: Watch) -> bool:
-        now = self.ended.get_loop().time()
+        now = self.finished.get_loop().time()
         if watch.sae.attach_position not in self._engine.residents:
             return False
         if now - self._passing.get(place, -math.inf) < (watch.every_seconds or 0.0):

@@ -56,7 +56,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
-    """Refuse a request's edit for a position that its generation cannot reach."""
+    """Refuse an edit for a position that the generation cannot reach."""
     longest = request.tokens_prompt + max(request.sampling.max_tokens, 1) - 1
     own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
     for edit in own:
@@ -102,9 +102,9 @@ def reading(
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[MessageSpan, ...], ActiveSae]:
     """The intervention under which a prompt is read (none, unless `own` gives one), the messages that this needs, and
-    the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
+    the SAE. `exclude`: positions that are not read. `model_position` as in `AdmitGeneration`.
 
-    Raises what `admit` raises, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
+    Raises the errors of `admit`, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
     """
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
@@ -114,9 +114,9 @@ def reading(
     return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
 
 
-def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
-    sae = attached_sae(state, asked.sae_id, (asked.feature,))
-    return filled(StopWhen, asked, sae=sae, exclude=named_once(asked.exclude))
+def _stop_when(requested: RequestedStop, state: State) -> StopWhen:
+    sae = attached_sae(state, requested.sae_id, (requested.feature,))
+    return filled(StopWhen, requested, sae=sae, exclude=named_once(requested.exclude))
 
 
 def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
@@ -146,7 +146,7 @@ def one_intervention_at_most(
 
 
 def model_to_ask(state: State) -> tuple[ModelFacts, int]:
-    """As `model_and_position`, but `NotReadyError` while the model of before the restart is being loaded again."""
+    """As `model_and_position`, but `NotReadyError` while a restart loads the model again."""
     model = state.model
     if model is not None and model.status == "loading" and model.restored:
         raise errors.NotReadyError(f"the model {model.model} is being loaded again", retry_after=2)
@@ -186,7 +186,7 @@ def _intervention(
         points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
         if len(set(points)) != len(points):
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
-        # In the order in which they were attached: the same intervention has one digest.
+        # In the order of attachment, so that the same intervention always has the same digest.
         return tuple(sorted(active, key=lambda sae: sae.attach_position))
     if steering:
         return _only_one(state, steering)
@@ -196,7 +196,8 @@ def _intervention(
 
 
 def _whole(state: State) -> None:
-    """Nothing unsteered goes out as steered: what a restart lost is back, or someone has seen that it is not."""
+    """Refuse generations until the SAEs that a restart lost are back or a client has seen that they are not: an
+    unsteered answer must not pass for a steered one."""
     missing = [a.sae_id for a in state.attachments if a.status == "failed" or (a.restored and a.status == "attaching")]
     if missing:
         raise errors.NotReadyError(

@@ -22,7 +22,7 @@ def download(command: Download, state: State) -> list[ev.Payload]:
 
 
 def import_(command: Import, state: State) -> list[ev.Payload]:
-    """`command.path` is resolved already, and lies under an import root: the edge saw to both."""
+    """The API has already resolved `command.path` and checked that it lies under an import root."""
     sae_id = import_id_of(command.path)
     return _requested(ev.DownloadRequested(sae_id=sae_id, source="import", path=command.path), state)
 
@@ -36,7 +36,7 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
     if record.status == "downloading":
         return [replace(wanted, joined=record.request_position)]
     if wanted.force:
-        # One that is attached keeps running on what it has; one on its way in or out needs its files as they are.
+        # An attached SAE keeps the weights it has; one that is being attached or detached needs its files unchanged.
         _settled(state, wanted.sae_id)
     if record.status == "cached" and record.sae is not None and not wanted.force:
         return [
@@ -108,6 +108,6 @@ def deleted(at: int, freed: int, state: State) -> list[ev.Payload]:
 
 
 def _under_way(state: State, at: int) -> SaeRecord | None:
-    """The SAE whose files a request that is not done yet is about."""
+    """The SAE whose files an open request is about."""
     under_way = (each for each in state.saes.values() if each.status in ("downloading", "deleting"))
     return next((each for each in under_way if each.request_position == at), None)

@@ -18,7 +18,7 @@ SaeStatus: TypeAlias = Literal["downloading", "cached", "attaching", "attached",
 
 
 class Sae(Struct, frozen=True, kw_only=True):
-    """One SAE; what its files say is null until they are complete."""
+    """One SAE. Fields that come from its files are null until the files are complete."""
 
     sae_id: str
     repository_id: str | None

@@ -1,4 +1,4 @@
-"""What a generation depends on besides the request: versions, device, digests. Logged with `ModelLoaded`."""
+"""The environment, on which a generation depends too: versions, device, digests. Logged with `ModelLoaded`."""
 
 from __future__ import annotations
 

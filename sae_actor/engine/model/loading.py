@@ -61,11 +61,11 @@ class LoadedModel:
     device: torch.device
     facts: ModelFacts
     runner: ModelRunner | None = None
-    """Once it is on its device."""
+    """None until the model is on its device."""
     cache_size: CacheSize = CacheSize(0)  # noqa: RUF009 — a tuple
-    """Of one generation."""
+    """The size of one generation's cache."""
     cache_bytes: int = 0
-    """Bytes for all generations together."""
+    """The size of the cache for all generations together."""
 
     def written_in(self, point: HookPoint) -> torch.dtype:
         """The type that what is written there ends in: matrices in int8 read it as float16."""
@@ -85,7 +85,7 @@ def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threadi
         return _load(effect, progress, cancelled)
     except LoadCancelled:
         raise
-    except Exception as error:  # transformers raises whatever a damaged file leads to; all become ours
+    except Exception as error:  # a damaged file can make transformers raise anything; all become errors of ours
         failure = explained(error, "loading the model")
     # Outside of the block above: the traceback, which holds the tensors, is gone.
     raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
@@ -164,7 +164,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
 
 
 def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer adds to a text by default."""
+    """The tokens that the tokenizer puts before and after a text by default."""
     bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
     at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
     if at is None:
@@ -173,9 +173,9 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def context_length_of(config: Any) -> int:
-    """Positions that the model knows, or was made for; `ModelLoadError` if its settings do not say."""
-    told = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
-    length = next((each for each in told if each), None)
+    """The longest context that the model was made for; `ModelLoadError` if its settings do not say."""
+    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
+    length = next((each for each in lengths if each), None)
     if length is None:
         raise ModelLoadError("the model's settings do not say how long a text may be (max_position_embeddings)")
     return int(length)
@@ -210,9 +210,9 @@ def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantizatio
 
 
 def _keep_caps(network: Any) -> None:
-    """Let a model that caps its attention's scores (Gemma 2) run with an attention that does so.
+    """Run a model that caps its attention scores (Gemma 2) with an attention implementation that applies the cap.
 
-    transformers 5.16 chooses `sdpa` for it, which drops the cap without a word; 5.23 does not.
+    transformers 5.16 chooses `sdpa`, which silently drops the cap; 5.23 does not.
     """
     capped = getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if capped and network.config._attn_implementation == "sdpa":
@@ -220,7 +220,7 @@ def _keep_caps(network: Any) -> None:
 
 
 def text_config(config: Any) -> Any:
-    """The config of the part that reads and writes text; the config itself where there is no other part."""
+    """The config of a multimodal model's text part; for other models the config itself."""
     if config.model_type not in TEXT_PART:
         return config
     text = config.get_text_config()
@@ -252,7 +252,7 @@ def dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
 
 
 def move(loaded: LoadedModel) -> None:
-    """Bring the model to its device; `OutOfMemoryError` leaves nothing there."""
+    """Move the model to its device; after `OutOfMemoryError` nothing is left there."""
     failure: SAEError
     try:
         loaded.network.to(loaded.device)
@@ -266,22 +266,22 @@ def move(loaded: LoadedModel) -> None:
 
 
 def fit(loaded: LoadedModel, cache_bytes: int) -> None:
-    """Find out how the model, which is on its device, makes tokens, and how much room their keys and values have.
+    """Choose how the model, which is on its device, makes tokens, and how large its cache may be.
 
     `ModelLoadError` for a model that does not run; `OutOfMemoryError`.
     """
     failure: SAEError
     try:
         loaded.runner, loaded.cache_size = runner_for(loaded.network, loaded.tokenizer.vocabulary)
-    except Exception as error:  # a model raises what it likes; all become ours
+    except Exception as error:  # a model can raise anything; all become errors of ours
         failure = explained(error, "trying the model")
     else:
         context = loaded.facts.context_length
         loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
-        told = {**loaded.facts.environment, "batching": loaded.runner.together}
+        environment_now = {**loaded.facts.environment, "batching": loaded.runner.together}
         positions = loaded.cache_size.longest(loaded.cache_bytes)
         loaded.facts = structs.replace(
-            loaded.facts, environment=told, cache_positions=positions, memory_bytes=nbytes(loaded.network)
+            loaded.facts, environment=environment_now, cache_positions=positions, memory_bytes=nbytes(loaded.network)
         )
         return
     # Outside of the block above: the traceback, which holds the tensors, is gone.

@@ -1,7 +1,7 @@
-"""What a model would take, before any of its weights are fetched: from its config alone.
+"""The memory that a model needs, from its config alone: its weights need not be fetched.
 
-The model is built on torch's meta device, and runs there over a few tokens: parameters and cache have their shapes, and
-no memory.
+The model is built on torch's meta device, and runs there on a few tokens: parameters and cache get their shapes, but no
+memory.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .quantised import sizes
 from .source import settings_folder
 
 TOKENS = 8
-"""Run on the meta device to see what a cache holds."""
+"""How many tokens are run on the meta device to see the shapes of the cache."""
 
 
 def model_size(model: str, revision: str, dtype: str, device: str, quantization: str | None = None) -> ModelSize:
-    """What a model (folder, or hub id whose settings are in the cache) takes. Blocks: for a worker thread.
+    """The memory that a model (folder, or hub id whose settings are in the cache) needs. Blocks: for a worker thread.
 
-    Raises `ModelNotFoundError`; `ModelLoadError` for a device that is not there, a model that is not supported, or
-    weights that could not be held so.
+    Raises `ModelNotFoundError`; `ModelLoadError` for a missing device, an unsupported model, or weights that
+    cannot be held so.
     """
     failure: SAEError
     try:
         return _size(model, revision, dtype, device, quantization)
-    except Exception as error:  # transformers raises whatever settings lead to; all become ours
+    except Exception as error:  # settings can make transformers raise anything; all become errors of ours
         failure = explained(error, f"reading the settings of {model}")
     raise ModelLoadError(failure.detail, model=model) if failure.code == "internal" else failure
 
@@ -73,13 +73,16 @@ def _size(model: str, revision: str, dtype: str, device: str, quantization: str 
     )
 
 
-def fitted(size: ModelSize, free: int | None, beside: int, cache_bytes: int) -> ModelSize:
-    """With the free memory, and the longest text that has room next to the weights and `beside`: in the cache of the
-    settings (`cache_bytes`, 0: none is set), or in its share of what is left."""
+def with_free_memory(size: ModelSize, free: int | None, reserved: int, cache_bytes: int) -> ModelSize:
+    """Add the free memory and the longest context that fits into the cache.
+
+    reserved: bytes that other things will take. cache_bytes: the configured limit of the cache; 0 means none: then the
+    cache may take its share of the memory that is left.
+    """
     cache = CacheSize(size.kv_bytes_per_token, size.state_bytes)
     longest = size.context_length
     if free is not None or cache_bytes:
-        left = cache_bytes if free is None else max(0, free - size.weights_bytes - beside)
+        left = cache_bytes if free is None else max(0, free - size.weights_bytes - reserved)
         longest = min(longest, cache.longest(min(left, cache_bytes) if cache_bytes else int(SHARE * left)))
     return structs.replace(size, free_bytes=free, max_context=longest)
 
@@ -94,11 +97,12 @@ def _cache(network: Any, dtype: torch.dtype) -> CacheSize:
 
 
 def _nbytes(tensor: Tensor, dtype: torch.dtype) -> int:
-    """Of a tensor of the model in bfloat16, if it is held in another type; what transformers keeps in float32 stays."""
+    """Bytes of a tensor once loaded as `dtype`. Only bfloat16 tensors are converted: those that transformers keeps in
+    float32 stay."""
     return tensor.numel() * (dtype.itemsize if tensor.dtype == torch.bfloat16 else tensor.itemsize)
 
 
 def _dtype_on_disk(config: Any) -> torch.dtype:
-    """What `auto` means to transformers; without a word of it in the settings, float32."""
-    told = config.dtype
-    return told if isinstance(told, torch.dtype) else torch.float32
+    """The type that transformers loads for `auto`: float32 if the config names none."""
+    named = config.dtype
+    return named if isinstance(named, torch.dtype) else torch.float32

@@ -21,7 +21,7 @@ from ...models.files import CONFIG, SMALL, is_complete, is_hub_id, local_folder,
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class LoadCancelled(Exception):  # noqa: N818 — no error: somebody changed their mind
+class LoadCancelled(Exception):  # noqa: N818 — a cancel is not an error
     """Raised inside a cancelled load."""
 
 
@@ -32,7 +32,7 @@ class ModelFiles(NamedTuple):
     commit: str | None
     """None for a local folder."""
     names: tuple[str, ...]
-    """Every file that the model is made of, sorted."""
+    """Every file of the model, sorted."""
 
 
 DEFAULT_REVISION = "main"
@@ -59,7 +59,7 @@ def find_model(model: str, revision: str) -> ModelFiles:
 
 
 def settings_folder(model: str, revision: str) -> Path:
-    """A folder with the config of `model`; of a hub's model nothing else is fetched. Raises as `find_model`."""
+    """A folder with the config of `model`; no other file is fetched from a hub. Raises as `find_model`."""
     folder = local_folder(model)
     if folder is not None:
         return folder
@@ -74,7 +74,7 @@ def settings_folder(model: str, revision: str) -> Path:
 def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
     """sha256 of every file. `ModelLoadError` for one in the hub's cache that does not match its name.
 
-    The cache names what is in large-file storage by its sha256, and does not check it.
+    The cache names files of large-file storage by their sha256, and does not check it.
     """
     found = {}
     for name in files.names:
