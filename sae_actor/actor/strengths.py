@@ -58,6 +58,7 @@ async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine
 
 
 def _in_half(state: State) -> bool:
-    """Whether the model or an SAE is in `float16`, which holds at most 65504."""
+    """Whether the model or an SAE is in `float16`, which holds at most 65504. Matrices in int8 read that too."""
     facts = None if state.model is None else state.model.facts
-    return (facts is not None and facts.dtype == "float16") or any(a.dtype == "float16" for a in state.attached)
+    ends = facts is not None and (facts.dtype == "float16" or facts.quantization == "int8")
+    return ends or any(a.dtype == "float16" for a in state.attached)

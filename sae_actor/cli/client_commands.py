@@ -48,7 +48,8 @@ def catalog(client: Client, arguments: argparse.Namespace) -> None:
 
 def fit(client: Client, arguments: argparse.Namespace) -> None:
     sae_id = None if arguments.sae is None else client.find(arguments.sae)
-    _print(arguments, client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype), answers.fit)
+    found = client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype, arguments.quantization)
+    _print(arguments, found, answers.fit)
 
 
 def download(client: Client, arguments: argparse.Namespace) -> None:

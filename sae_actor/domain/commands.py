@@ -9,7 +9,7 @@ A new command needs, in this order: a struct here and its place in `AnyCommand`;
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,8 +19,10 @@ from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, Rea
 
 RepositoryId: TypeAlias = Annotated[
     str,
-    Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z",
-         description="owner/name of a repository, in letters, digits and . _ -"),
+    Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
+                 r"|(saelens|neuronpedia):[A-Za-z0-9][A-Za-z0-9_.:=, @+/()-]{0,299})\Z",
+         description="owner/name of a repository, in letters, digits and . _ -; or an SAE's name elsewhere, "
+                     "saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE"),
 ]  # fmt: skip
 Revision: TypeAlias = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}\Z", description="a branch, a tag or a commit")
@@ -33,6 +35,9 @@ Device: TypeAlias = Annotated[
 ModelDtype: TypeAlias = Annotated[
     str, Meta(pattern=r"\A(auto|float32|float16|bfloat16)\Z", description="auto, float32, float16 or bfloat16")
 ]
+
+
+Quantization: TypeAlias = Annotated[Literal["int8", "nf4"], Meta(description="int8 or nf4")]
 
 
 class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=True):
@@ -57,6 +62,11 @@ def _has_whole_parts(path: str) -> bool:
     return not any(part in ("", ".", "..") for part in path.split("/"))
 
 
+def is_public_name(repository_id: str) -> bool:
+    """Whether it is a name from elsewhere, not a repository's."""
+    return repository_id.startswith(("saelens:", "neuronpedia:"))
+
+
 def _check_revision(revision: str) -> None:
     if ".." in revision or not _has_whole_parts(revision):
         raise ValueError("revision is not the name of a branch, tag or commit")
@@ -69,6 +79,11 @@ class LoadModel(Command, frozen=True):
     revision: Revision = "main"
     dtype: ModelDtype = "auto"
     device: Device = "auto"
+    quantization: Quantization | None = None
+    """How bitsandbytes is to quantise the weights; null: they are held as the checkpoint has them, by its own scheme if
+    it has one."""
+
+    later: ClassVar[dict[str, Any]] = {"quantization": None}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
@@ -85,9 +100,15 @@ class Download(Command, frozen=True):
     revision: Revision = "main"
     path: RepositoryPath | None = None
     force: bool = False
+    named_as: PlainText | None = None
+    """The name that repository and path were found under; the service sets it."""
+
+    later: ClassVar[dict[str, Any]] = {"named_as": None}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
+        if is_public_name(self.repository_id) and self.path is not None:
+            raise ValueError(f"{self.repository_id} says where in a repository it is: leave path out")
         if self.path is not None and not _has_whole_parts(self.path):
             raise ValueError("path must be relative, without empty, '.' or '..' parts")
         if ".." in self.repository_id or "--" in self.repository_id:

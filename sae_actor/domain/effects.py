@@ -29,6 +29,7 @@ class LoadModelEffect(_Effect, frozen=True, kw_only=True):
     revision: str
     dtype: str
     device: str
+    quantization: str | None = None
 
 
 class DownloadEffect(_Effect, frozen=True, kw_only=True):

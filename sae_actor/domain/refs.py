@@ -250,6 +250,12 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
         return self.widths.get(point.kind, 0) if widths is None else widths[point.layer]
 
     @property
+    def quantization(self) -> str | None:
+        """The scheme of its weights; None if they are plain numbers of `dtype`."""
+        told = self.environment.get("quantization")
+        return str(told["scheme"]) if isinstance(told, dict) and "scheme" in told else None
+
+    @property
     def can_be_deterministic(self) -> bool:
         """Whether a generation that runs alone, with its prefill in one step, always gives the same tokens. True in
         float32 on a CPU, whose kernels sum in a fixed order for a given number of threads, or with torch's

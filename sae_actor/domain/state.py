@@ -38,6 +38,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
     revision: str
     dtype: str
     device: str
+    quantization: str | None = None
     facts: ModelFacts | None = None
     error: Problem | None = None
     attempts: int = 0
@@ -79,6 +80,7 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
     request_position: int
     """Position of the intent of the running download, import or delete, else of the last one."""
     created_at: str
+    named_as: str | None = None
     force: bool = False
     commit: str | None = None
     files: tuple[SaeFile, ...] = ()

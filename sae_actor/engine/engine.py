@@ -97,9 +97,12 @@ class TorchEngine:
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, reserved: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
         """See the port."""
-        size = await self._loader.run(partial(model_size, model, revision, dtype, device), "measuring a model")
+        look = partial(model_size, model, revision, dtype, device, quantization)
+        size = await self._loader.run(look, "measuring a model")
         return await self._device.run(partial(self._with_free_memory, size, reserved), "measuring the device's memory")
 
     def _with_free_memory(self, size: ModelSize, reserved: int) -> ModelSize:
@@ -156,7 +159,7 @@ class TorchEngine:
         resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
-        for point in (resident.hook_point, resident.hook_point_out or resident.hook_point):
+        for point in (resident.hook_point, resident.written_at):
             model.architecture.hook(point)  # refuses what cannot be computed
         place(resident, model.device)
         self._residents[resident.position] = resident
@@ -208,7 +211,8 @@ class TorchEngine:
         known = statistics.median_norm or resident.sae.spec.median_norm
         median_norm = known if resident.where_trained else None
         found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
-        refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
+        written_in = None if self._model is None else self._model.written_in(resident.written_at)
+        refuse_overflow(resident.sae, found, written_in)
         return found
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
@@ -226,8 +230,7 @@ class TorchEngine:
         d_sae = resident.sae.spec.d_sae
         if not 0 <= feature < d_sae:
             raise FeatureOutOfRangeError(f"feature {feature} is not below {d_sae}", feature=feature, d_sae=d_sae)
-        written_at = resident.hook_point_out or resident.hook_point
-        return feature_details(resident.sae, feature, written_at, statistics, self._model)
+        return feature_details(resident.sae, feature, resident.written_at, statistics, self._model)
 
     # — generations —
 

@@ -26,12 +26,13 @@ from ..errors import (
 )
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
-from ..ports import CatalogEntry, HubSae, NewVectors, OnProgress, Progress
+from ..ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
 from . import conversion, imports, removal
 from . import vectors as kept
 from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
+from .names import Names
 from .process import run_job
 from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience
 from .selection import target
@@ -77,6 +78,7 @@ class HuggingFaceHub:
         self._removals = anyio.Lock()
         self._known = KnownDigests()
         self._listings = Listings(self._catalog)
+        self._names = Names(self.folder.parent / "neuronpedia")
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
 
@@ -132,6 +134,9 @@ class HuggingFaceHub:
     async def discard(self, effect: DownloadEffect) -> None:
         await self._removing(partial(removal.discard, self.folder, effect))
 
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        return await to_thread.run_sync(self._names.of, name)
+
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         return await self._listings.of(repository_id, _checked_revision(revision))
 
@@ -142,9 +147,19 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> None:
+    async def fetch_model(
+        self,
+        model: str,
+        revision: str,
+        progress: OnProgress,
+        *,
+        weights: bool = True,
+        quantization: str | None = None,
+        device: str = "auto",
+    ) -> None:
         """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder; without
-        `weights` its settings alone.
+        `weights` its settings alone. `quantization` and `device`, as `LoadModel` has them: weights that could not be
+        loaded so are not fetched.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
         `DiskFullError`. The engine refuses what is not a hub id.
@@ -154,7 +169,14 @@ class HuggingFaceHub:
 
         try:
             job = filled(
-                ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision), weights=weights
+                ModelJob,
+                self,
+                parent=os.getpid(),
+                model=model,
+                revision=_checked_revision(revision),
+                weights=weights,
+                quantization=quantization,
+                device=device,
             )
             await self._run(job, progress)
         except RepositoryNotFoundError as error:

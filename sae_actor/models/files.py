@@ -51,7 +51,7 @@ def weight_names(folder: Path) -> list[str]:
 
     `ModelLoadError`; whether the files exist is not checked.
     """
-    model_type = text_type(_read_json(folder / CONFIG))
+    model_type = text_type(read_config(folder))
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelLoadError(
             f"models of type {model_type} are not supported; supported are {', '.join(sorted(FAMILIES))}",
@@ -65,6 +65,11 @@ def weight_names(folder: Path) -> list[str]:
     if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
         raise ModelLoadError(f"{INDEX} does not name the files of the weights")
     return shards
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings in the folder of a model. `ModelLoadError`."""
+    return _read_json(folder / CONFIG)
 
 
 def is_complete(folder: Path) -> bool:

@@ -27,6 +27,6 @@ from .generation import (
     Watch,
 )
 from .generation_stream import GenerationStream, wait_for_news
-from .hub import CatalogEntry, Hub, NewVectors
+from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

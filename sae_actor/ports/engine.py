@@ -23,6 +23,8 @@ class ModelSize(Struct, frozen=True, kw_only=True):
     model_type: str
     dtype: str
     device: str
+    quantization: str | None = None
+    """The scheme of the weights; None: plain numbers of `dtype`."""
     weights_bytes: int
     kv_bytes_per_token: int
     state_bytes: int
@@ -99,7 +101,9 @@ class Engine(Protocol):
         Cancelling drops everything loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
         """
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, reserved: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
         """The memory that a model would need here; its weights are not fetched. reserved: bytes that other things, such
         as SAEs, will take. Raises `ModelNotFoundError`, `ModelLoadError`."""
 

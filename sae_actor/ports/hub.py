@@ -24,6 +24,18 @@ class CatalogEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     d_in: int | None = None
     d_sae: int | None = None
     hook_name: str | None = None
+    named_as: str | None = None
+    repository_id: str | None = None
+    revision: str | None = None
+    """Where it is, if it was asked for by a name from elsewhere."""
+
+
+class NamedSae(Struct, frozen=True, kw_only=True):
+    """What a name from elsewhere stands for."""
+
+    named_as: str
+    repository_id: str
+    path: str | None
 
 
 class NewVectors(Struct, frozen=True, kw_only=True):
@@ -75,6 +87,13 @@ class Hub(Protocol):
         """The SAEs of a repository, ordered by path; no weights are fetched.
 
         Cancelling ends the work for it; `NotReadyError` if too many others are waiting.
+        """
+
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        """What `saelens:RELEASE/SAE_ID` or `neuronpedia:MODEL/SOURCE` stands for: one SAE, or of a name that is only
+        the beginning all of them.
+
+        `NotFoundError`; `SAEUnsupportedError` where nothing is installed that knows such names.
         """
 
     async def disk_use(self) -> int:

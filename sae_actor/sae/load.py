@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,6 +86,9 @@ def load_layout(
         weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
     if recipe.threshold_of_norm:
         weights["threshold"] = weights["threshold"] / _norms_that_count(weights["W_dec"])
+    if recipe.decoder_norm and recipe.activation == "jumprelu":
+        recipe = replace(recipe, decoder_norm=False)
+        _fold_decoder_norms(weights)
     for bias in ("b_dec",) if recipe.activation in ("gated", "none") else ("b_dec", "b_enc"):
         if bias not in weights:
             weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
@@ -189,6 +193,15 @@ def _check(target: Tensor, piece: Tensor, stored: Stored) -> None:
         return
     why = "has values that are not finite" if not bool(torch.isfinite(piece).all()) else f"overflows {target.dtype}"
     raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
+
+
+def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
+    """What is read times ‖W_dec[i]‖, what is written over it: the same output, by activations of rows of norm 1."""
+    norms = row_norms(weights["W_dec"]).to(weights["W_dec"].dtype)  # [d_sae]
+    weights["W_enc"] = weights["W_enc"] * norms
+    if "b_enc" in weights:
+        weights["b_enc"] = weights["b_enc"] * norms
+    weights["W_dec"] = weights["W_dec"] / norms.masked_fill(norms == 0, 1)[:, None]
 
 
 def _norms_that_count(W_dec: Tensor) -> Tensor:

@@ -28,7 +28,16 @@ from ..ports import (
 class FetchModel(Protocol):
     """Fetches the files of a model (id or path, revision) to this machine; without `weights` only its settings."""
 
-    def __call__(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> Awaitable[None]: ...
+    def __call__(
+        self,
+        model: str,
+        revision: str,
+        progress: OnProgress,
+        *,
+        weights: bool = True,
+        quantization: str | None = None,
+        device: str = "auto",
+    ) -> Awaitable[None]: ...
 
 
 class LazyEngine:
@@ -46,13 +55,17 @@ class LazyEngine:
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         engine = await self._made()
-        await self._fetch(effect.model, effect.revision, progress)
+        await self._fetch(
+            effect.model, effect.revision, progress, quantization=effect.quantization, device=effect.device
+        )
         return await engine.load_model(effect, progress)
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, reserved: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
         engine = await self._made()
         await self._fetch(model, revision, _unheard, weights=False)
-        return await engine.model_size(model, revision, dtype, device, reserved)
+        return await engine.model_size(model, revision, dtype, device, reserved, quantization=quantization)
 
     async def _made(self) -> Engine:
         if self._engine is None:

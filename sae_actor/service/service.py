@@ -154,7 +154,12 @@ class Service:
         try:
             if self.deployment.demo_model is not None and self.demo_sae is not None:
                 settings, path = self.settings.model, str(self.deployment.demo_model / NAME)
-                model = LoadModel(model=path, dtype=settings.dtype, device=settings.device)
+                model = LoadModel(
+                    model=path,
+                    dtype=settings.dtype,
+                    device=settings.device,
+                    quantization=settings.quantization or None,
+                )
                 await seed(self.actor, self.log, model, url, self.demo_sae, token=bool(self.deployment.access))
             elif load is not None and self.deployment.model is not None:
                 name = self.deployment.model.model

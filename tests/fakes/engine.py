@@ -129,6 +129,9 @@ class FakeEngine:
         widths = dict.fromkeys(
             ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_out"), width
         )
+        environment: dict[str, object] = {"engine": "fake"}
+        if effect.quantization is not None:
+            environment["quantization"] = {"scheme": effect.quantization}
         self.model = ModelFacts(
             model_id=effect.model,
             revision=effect.revision,
@@ -146,7 +149,7 @@ class FakeEngine:
             has_chat_template=self.has_chat_template,
             adds_bos=False,
             tells_messages=self.tells_messages,
-            environment={"engine": "fake"},
+            environment=environment,
             vocabulary=self.vocabulary,
             end_ids=(END,),
             in_turn=self.in_turn,
@@ -154,7 +157,9 @@ class FakeEngine:
         self.model_position = effect.request_position
         return self.model
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, reserved: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
         self.calls.append(("model_size", reserved))
         if model in self.missing:
             raise ModelNotFoundError(f"no model {model}", model=model)
@@ -163,7 +168,8 @@ class FakeEngine:
             model_type="fake",
             dtype="float32" if dtype == "auto" else dtype,
             device="cpu" if device == "auto" else device,
-            weights_bytes=4 * self.hidden_size * VOCABULARY,
+            quantization=quantization,
+            weights_bytes=(4 if quantization is None else 1) * self.hidden_size * VOCABULARY,
             kv_bytes_per_token=8 * self.hidden_size * self.num_layers,
             state_bytes=0,
             context_length=self.context_length,

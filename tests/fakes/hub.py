@@ -33,7 +33,7 @@ from sae_actor.errors import (
     SAEAmbiguousError,
     SAEInvalidError,
 )
-from sae_actor.ports import CatalogEntry, HubSae, NewVectors, OnProgress, Progress
+from sae_actor.ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
 
 
 def description(d_in: int = 8, d_sae: int = 32, layer: int = 1, **changes: Any) -> SaeDescription:
@@ -78,6 +78,7 @@ class FakeHub:
         self.places: dict[str, FakeSae] = {}
         self.vectors: dict[str, FakeSae] = {}
         """Those that are kept, by id."""
+        self.names: list[NamedSae] = []
         self.disk: dict[str, dict[str, int]] = {}
         """Repository → sha256 of a stored file → its bytes."""
         self.partials: set[tuple[str, str | None, str]] = set()
@@ -214,6 +215,13 @@ class FakeHub:
     async def discard(self, effect: DownloadEffect) -> None:
         await self._step("discard", effect)
         self.partials.discard((effect.repository_id, effect.path, effect.revision))
+
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        await self._step("named", name)
+        found = [each for each in self.names if name in (each.named_as, each.named_as.rpartition("/")[0])]
+        if not found:
+            raise NotFoundError(f"there is no {name}", name=name)
+        return tuple(found)
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         await self._step("catalog", (repository_id, revision))

@@ -60,6 +60,8 @@ class DownloadRequested(Intent, frozen=True, kw_only=True):
     force: bool = False
     joined: int | None = None
     reused: bool = False
+    named_as: str | None = None
+    """The name elsewhere that repository and path were found under."""
 
 
 class DownloadCompleted(Payload, frozen=True, kw_only=True):

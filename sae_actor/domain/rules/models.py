@@ -29,8 +29,8 @@ def missing(wanted: LoadModel | None, state: State) -> LoadModel | None:
 
 
 def _is(there: ModelState, wanted: LoadModel) -> bool:
-    """Whether the state has the model of the settings. Default revision, dtype and device match any value: a command's
-    choice stays."""
+    """Whether the state has the model of the settings. Default revision, dtype, device and quantization match any
+    value: a command's choice stays."""
     usual = LoadModel(model=there.model)
     return wanted.model == there.model and all(
         getattr(wanted, name) in (getattr(there, name), getattr(usual, name)) for name in usual.__struct_fields__
@@ -38,7 +38,8 @@ def _is(there: ModelState, wanted: LoadModel) -> bool:
 
 
 def _in_words(model: ModelState | LoadModel) -> str:
-    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device})"
+    quantised = "" if model.quantization is None else f", quantization {model.quantization}"
+    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device}{quantised})"
 
 
 def load_model(command: LoadModel, state: State) -> list[ev.Payload]:

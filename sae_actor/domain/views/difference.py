@@ -96,6 +96,7 @@ def _model(model: ModelState | None) -> View | None:
         "commit": facts and facts.commit,
         "dtype": facts.dtype if facts else model.dtype,
         "device": facts.device if facts else model.device,
+        "quantization": facts.quantization if facts else model.quantization,
         "environment_sha256": facts and environment_sha256(facts.environment),
         "error": _plain(model.error),
     }

@@ -23,6 +23,8 @@ class Model(Struct, frozen=True, kw_only=True):
     model_type: str | None
     dtype: str | None
     device: str | None
+    quantization: str | None
+    """Scheme of the weights, while it is not loaded the one that was asked for."""
     num_layers: int | None
     hidden_size: int | None
     context_length: int | None

@@ -25,6 +25,7 @@ class Sae(Struct, frozen=True, kw_only=True):
     revision: str | None
     commit: str | None
     path: str | None
+    named_as: Annotated[str | None, Meta(description="the name elsewhere that it was downloaded under")]
     name: str
     source: Source
     layer: Annotated[int | None, Meta(description="of an import: which layer of a file of vectors")]

@@ -327,6 +327,8 @@ def _not_shared(network: Any) -> str | None:
         return f"a step cannot be shared by layers of the type {others[0]}"
     if set(layers_with_states(config)) != set(modules_with_states(network)):
         return "the states of its linear attention cannot be kept for each text"
+    if getattr(network, "is_loaded_in_8bit", False) is True:
+        return "int8 of bitsandbytes looks for outliers in whole columns of a step, where texts would mix"
     return None
 
 

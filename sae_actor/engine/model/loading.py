@@ -12,20 +12,21 @@ from typing import Any
 import torch
 import transformers
 from msgspec import structs
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ...domain.effects import LoadModelEffect
-from ...domain.refs import ModelFacts
+from ...domain.refs import HookPoint, ModelFacts
 from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
+from ...models.files import read_config
+from ...models.quantization import Quantization, quantization_of
 from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
 from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
-from ..interventions.hook_points import Architecture
+from ..interventions.hook_points import READ_BY_A_MATRIX, Architecture
 from ..memory import cache_budget
 from ..tokens.chat_spans import tells
 from ..tokens.chat_templates import ChatTemplate
@@ -34,6 +35,7 @@ from ..tokens.reasoning import mark_ids, reasoning_of
 from ..tokens.token_text import TokenTexts
 from ..tokens.tokenizer import Tokenizer
 from .environment import environment
+from .quantised import arguments, nbytes, recorded, settle
 from .source import LoadCancelled, ModelFiles, digests, find_model
 
 TEXT_NAMES = {
@@ -65,6 +67,12 @@ class LoadedModel:
     cache_bytes: int = 0
     """The size of the cache for all generations together."""
 
+    def written_in(self, point: HookPoint) -> torch.dtype:
+        """The type that what is written there ends in: matrices in int8 read it as float16."""
+        into_matrix = point.kind in ("mlp_in", *READ_BY_A_MATRIX) and point.before is None
+        dtype: torch.dtype = self.network.dtype
+        return torch.float16 if into_matrix and self.facts.quantization == "int8" else dtype
+
 
 def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     """Load a model on the CPU. Blocks: for a worker thread.
@@ -93,6 +101,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
 
     stage("finding")
     files = find_model(effect.model, effect.revision)
+    quantised = quantization_of(read_config(files.folder), effect.quantization, cuda=device.type == "cuda")
     stage("checking")
     found = digests(files, cancelled)
     stage("loading")
@@ -100,7 +109,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
     # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
     tokenizer("a")
     around = _around(tokenizer)
-    network = _network(files, dtype_of(effect.dtype, device))
+    network = _network(files, dtype_of(effect.dtype, device), quantised, device)
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
@@ -138,7 +147,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             num_layers=architecture.num_layers,
             hidden_size=architecture.hidden_size,
             context_length=context_length,
-            memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
+            memory_bytes=nbytes(network),
             widths={str(kind): width for kind, width in architecture.widths.items()},
             layer_widths={str(kind): each for kind, each in architecture.layer_widths.items() if len(set(each)) > 1},
             without={str(kind): reason for kind, reason in architecture.without.items()},
@@ -147,7 +156,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             has_chat_template=template is not None,
             adds_bos=tokenizer.bos_token_id in around[0],
             tells_messages=template is None or tells(template),
-            environment=environment(files.commit, found, network, tokenizer, device),
+            environment=environment(files.commit, found, network, tokenizer, device) | recorded(quantised, network),
             vocabulary=vocabulary,
             end_ids=tuple(sorted(end_ids)),
         ),
@@ -177,19 +186,22 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset((*tokenizer.all_special_ids, *added))
 
 
-def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
+def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantization | None, device: torch.device) -> Any:
     """The transformers model. A file that lacks weights is refused: transformers would make them up."""
     transformers_logging.disable_progress_bar()
     adopt()
+    config = text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False))
     network, info = transformers.AutoModelForCausalLM.from_pretrained(
         files.folder,
-        config=text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
+        config=config,
         key_mapping=TEXT_NAMES,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
+        **arguments(quantised, config, dtype, device),
     )
+    settle(quantised, network, dtype)
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
@@ -215,6 +227,8 @@ def text_config(config: Any) -> Any:
     tied = config.to_diff_dict().get("tie_word_embeddings")
     if tied is not None:  # some name it for the whole model alone
         text.tie_word_embeddings = tied
+    if getattr(text, "quantization_config", None) is None and getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
     return text
 
 
@@ -235,11 +249,6 @@ def dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
         return torch.float32 if device.type == "cpu" else "auto"
     dtype: torch.dtype = getattr(torch, wanted)
     return dtype
-
-
-def _tensors(network: torch.nn.Module) -> list[Tensor]:
-    """Parameters and buffers, tied ones once."""
-    return list({tensor.data_ptr(): tensor for tensor in (*network.parameters(), *network.buffers())}.values())
 
 
 def move(loaded: LoadedModel) -> None:
@@ -273,7 +282,11 @@ def fit(loaded: LoadedModel, cache_bytes: int) -> None:
         environment_now = {**loaded.facts.environment, "batching": loaded.runner.together}
         positions = loaded.cache_size.longest(loaded.cache_bytes)
         loaded.facts = structs.replace(
-            loaded.facts, environment=environment_now, cache_positions=positions, in_turn=found.in_turn
+            loaded.facts,
+            environment=environment_now,
+            cache_positions=positions,
+            in_turn=found.in_turn,
+            memory_bytes=nbytes(loaded.network),
         )
         return
     # Outside of the block above: the traceback, which holds the tensors, is gone.

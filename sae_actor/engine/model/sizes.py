@@ -14,6 +14,8 @@ from msgspec import structs
 from torch import Tensor
 
 from ...errors import ModelLoadError, SAEError
+from ...models.files import read_config
+from ...models.quantization import quantization_of
 from ...ports import ModelSize
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import OwnForward, size_of
@@ -22,28 +24,31 @@ from ..interventions.hook_points import Architecture
 from ..memory import SHARE
 from .loading import context_length_of, device_of, dtype_of, text_config
 from .outline import without_weights
+from .quantised import sizes
 from .source import settings_folder
 
 TOKENS = 8
 """How many tokens are run on the meta device to see the shapes of the cache."""
 
 
-def model_size(model: str, revision: str, dtype: str, device: str) -> ModelSize:
+def model_size(model: str, revision: str, dtype: str, device: str, quantization: str | None = None) -> ModelSize:
     """The memory that a model (folder, or hub id whose settings are in the cache) needs. Blocks: for a worker thread.
 
-    Raises `ModelNotFoundError`; `ModelLoadError` for a missing device or an unsupported model.
+    Raises `ModelNotFoundError`; `ModelLoadError` for a missing device, an unsupported model, or weights that
+    cannot be held so.
     """
     failure: SAEError
     try:
-        return _size(model, revision, dtype, device)
+        return _size(model, revision, dtype, device, quantization)
     except Exception as error:  # settings can make transformers raise anything; all become errors of ours
         failure = explained(error, f"reading the settings of {model}")
     raise ModelLoadError(failure.detail, model=model) if failure.code == "internal" else failure
 
 
-def _size(model: str, revision: str, dtype: str, device: str) -> ModelSize:
+def _size(model: str, revision: str, dtype: str, device: str, quantization: str | None) -> ModelSize:
     where = device_of(device)
     folder = settings_folder(model, revision)
+    quantised = quantization_of(read_config(folder), quantization, cuda=where.type == "cuda")
     config = text_config(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
     network = without_weights(config)
     architecture = Architecture(network, network.config)
@@ -51,12 +56,15 @@ def _size(model: str, revision: str, dtype: str, device: str) -> ModelSize:
     if not isinstance(held, torch.dtype):
         held = _dtype_on_disk(config)
     cache = _cache(network, held)
+    packed = {} if quantised is None else sizes(network, quantised, config)
+    tensors = (*network.named_parameters(), *network.named_buffers())
     return ModelSize(
         model=model,
         model_type=architecture.model_type,
         dtype=str(held).removeprefix("torch."),
         device=str(where),
-        weights_bytes=sum(_nbytes(each, held) for each in (*network.parameters(), *network.buffers())),
+        quantization=None if quantised is None or quantised.widened else quantised.scheme,
+        weights_bytes=sum(packed[name] if name in packed else _nbytes(each, held) for name, each in tensors),
         kv_bytes_per_token=cache.per_position,
         state_bytes=cache.fixed,
         context_length=context_length_of(network.config),

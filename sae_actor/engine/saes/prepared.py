@@ -29,7 +29,7 @@ def prepared(
         if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
             raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
         if sae.changes_text:
-            steering = resident.steering(sae.steering, model.network.dtype)
+            steering = resident.steering(sae.steering, model.written_in(resident.written_at))
             parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
     reconstructed = [part.write_at for part in parts if part.reconstructs]
     if len(set(reconstructed)) < len(reconstructed):

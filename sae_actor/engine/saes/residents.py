@@ -38,6 +38,10 @@ class Resident:
     _prepared: OrderedDict[tuple[Edit, ...], Steering] = field(default_factory=OrderedDict)
 
     @property
+    def written_at(self) -> HookPoint:
+        return self.hook_point_out or self.hook_point
+
+    @property
     def dtype(self) -> str:
         return str(self.sae.dtype).removeprefix("torch.")
 
@@ -84,8 +88,9 @@ def _is_where_trained(effect: AttachEffect, sae: SAE, model: ModelFacts) -> bool
 
 
 def is_mapped(effect: AttachEffect, model: ModelFacts) -> bool:
-    """Whether the SAE's matrices stay in their files."""
-    return effect.location.written_by_service and model.device == "cpu"
+    """Whether the SAE's matrices stay in their files; those of a BatchTopK checkpoint are made of what is there."""
+    as_stored = not effect.sae.architecture.endswith("batchtopk")
+    return effect.location.written_by_service and model.device == "cpu" and as_stored
 
 
 def check_fit(point: HookPoint, width: int, model: ModelFacts) -> None:
