@@ -178,9 +178,9 @@ async def test_a_refusal_is_not_remembered(service: Running) -> None:
     assert (await post(service)).json()["error"]["code"] == "model_not_loaded"
     await service.command("LoadModel", model=MODEL)
     assert (await post(service, {**ASK, "max_tokens": 10_000})).status_code == 400
-    service.engine.max_running, service.context.texts.places = 1, 0
+    service.engine.max_running, service.context.generations.places = 1, 0
     assert (await post(service)).status_code == 429
-    service.context.texts.places = None
+    service.context.generations.places = None
     assert (await post(service)).status_code == 200
 
 
@@ -207,7 +207,7 @@ async def test_the_failure_of_one_choice_is_the_answer(failing: int, monkeypatch
 async def test_a_failure_is_the_answer(service: Running) -> None:
     await service.ready()
     clock = Clock(service)
-    service.context.texts.deadline_seconds = 0.1
+    service.context.generations.deadline_seconds = 0.1
     service.engine.text_gate = asyncio.Event()
     first = await post(service)
     assert (first.status_code, first.json()["error"]["code"]) == (504, "deadline_exceeded")
