@@ -196,7 +196,8 @@ def test_what_the_service_refuses(at: Command, client: Client) -> None:
     assert at("catalog", "bad repo") == (
         64,
         "",
-        "sae-actor: repository_id must be owner/name of a repository, in letters, digits and . _ - (bad_request)\n",
+        "sae-actor: repository_id must be owner/name of a repository, in letters, digits and . _ -; or an SAE's name "
+        "elsewhere, saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE (bad_request)\n",
     )
     assert "revision must be a branch, a tag or a commit" in at("catalog", "org/saes", "--revision", "a b").err
     assert at("download", "none/such").code == 69
