@@ -286,6 +286,8 @@ class Books:
         shown |= {name: about.get(name) for name in DETAILS}
         shown |= {"sae_id": sae_id, "status": status, "files": sae["files"], "created_at": sae["created"]}
         shown |= {"name": (sae["path"] or sae["repository_id"] or sae_id).rstrip("/").split("/")[-1]}
+        if sae["source"] == "vectors":
+            shown["name"] = sae_id.rpartition("-")[0]
         shown |= {"file_size_bytes": sum(file["bytes"] for file in sae["files"])}
         shown |= {"ignored": about.get("ignored", {}), "warnings": about.get("warnings", [])}
         shown |= {"names": about.get("names", [])}
@@ -332,5 +334,7 @@ def _estimate(about: Fields, dtype: str) -> int | None:
     if not about:
         return None
     d_in, d_sae, d_out = (int(about[name]) for name in ("d_in", "d_sae", "d_out"))
+    if about["architecture"] == "vectors":
+        return d_sae * d_out * BYTES[dtype]
     threshold = d_sae if about.get("has_threshold") else 0
     return (d_in * d_sae + d_sae + d_sae * d_out + d_out + threshold) * BYTES[dtype]

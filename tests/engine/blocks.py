@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from transformers.models.gptj import modeling_gptj
 
 from sae_actor.domain.refs import HookKind
 from tests.engine.tiny import CONFIGS
@@ -94,8 +95,12 @@ LACKS: dict[str, dict[HookKind, tuple[int, ...]]] = {
 }
 """Variant → hook points that it lacks, and the layers without them."""
 
+_REPLACED = {"gptj"} if hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS") else set[str]()
+"""Those whose attention can be replaced since transformers 5.24."""
 IN_TURN = dict.fromkeys(
-    ("gptj", "gpt_neo", "bloom", "falcon", "falcon-sequential", "falcon-new", "falcon-new-one-norm"),
+    sorted(
+        {"gptj", "gpt_neo", "bloom", "falcon", "falcon-sequential", "falcon-new", "falcon-new-one-norm"} - _REPLACED
+    ),
     "its attention cannot be replaced",
 )
 """Variant whose texts cannot share a step → why."""
