@@ -3,7 +3,7 @@
 A script gets the service's address, without a slash at its end, as its one argument, and an empty working folder. It
 prints what it was told and raises what is wrong: the last line that it prints is its row's remark. The service has a
 model (`demo`) and one SAE, attached; unless an address is given, it is a process of its own with the engine that needs
-no torch.
+no torch, or the demo.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Client:
     """Of `scripts/`."""
     programs: tuple[str, ...] = ()
     """What has to be on the machine besides Python."""
+    real: bool = False
+    """Needs a real model: the demo's, unless an address is given."""
 
     @property
     def missing(self) -> list[str]:
@@ -58,13 +60,25 @@ class Row:
 
 
 @contextmanager
-def service(url: str | None) -> Iterator[str]:
+def service(url: str | None, *, real: bool = False) -> Iterator[str]:
     """The address of a service with a model and an attached SAE: of a new one, unless one is given."""
     if url is not None:
         yield url
         return
+    if real:
+        with tempfile.TemporaryDirectory() as folder, demo(Path(folder) / "data") as address:
+            yield address
+        return
     with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data") as process:
         attached(process)
+        yield process.url
+
+
+@contextmanager
+def demo(data: Path) -> Iterator[str]:
+    with Process(data, command=("sae_actor", "demo", "--port", "0", "--data-dir", str(data))) as process:
+        while not (line := process.line()).startswith("ready"):
+            assert line, process.stderr.read_text()
         yield process.url
 
 
@@ -73,7 +87,7 @@ def tried(client: Client, url: str | None = None) -> Row:
     began = time.monotonic()
     if client.missing:
         return Row(client.name, "", 0.0, True, f"needs {', '.join(client.missing)}")
-    with tempfile.TemporaryDirectory() as folder, service(url) as address:
+    with tempfile.TemporaryDirectory() as folder, service(url, real=client.real) as address:
         bin_folder, work = Path(folder) / "venv" / "bin", Path(folder) / "work"
         work.mkdir()
         python = str(bin_folder / "python")

@@ -13,4 +13,5 @@ CLIENTS = (
         "openapi_generator_typescript.py",
         ("java", "node", "npm"),
     ),
+    Client("lm-evaluation-harness", ("lm-eval[hf,api]>=0.4.9", "torch"), "lm_eval_harness.py", real=True),
 )

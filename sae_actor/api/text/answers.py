@@ -199,6 +199,10 @@ class ListedModel(Struct, frozen=True, kw_only=True):
     object: Literal["model"]
     created: int
     owned_by: Literal["sae-actor"]
+    root: str
+    """What its tokenizer is loaded by, as clients of vLLM read it: the repository's or the folder's name."""
+    max_model_len: Count
+    """Tokens of its context."""
 
 
 class ModelList(Struct, frozen=True, kw_only=True):

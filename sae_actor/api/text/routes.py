@@ -55,7 +55,14 @@ async def get_v1_model(request: AnyRequest) -> Answer:
 
 
 def _model(facts: ModelFacts) -> ListedModel:
-    return ListedModel(id=facts.model_id, object="model", created=0, owned_by="sae-actor")
+    return ListedModel(
+        id=facts.model_id,
+        object="model",
+        created=0,
+        owned_by="sae-actor",
+        root=facts.model_id,
+        max_model_len=facts.context_length,
+    )
 
 
 @operation("POST", "/v1/completions",

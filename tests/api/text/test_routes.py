@@ -231,7 +231,8 @@ async def test_models_and_other_models(service: Running) -> None:
     assert (none.status_code, none.json()["error"]["code"]) == (409, "model_not_loaded")
     assert (await service.client.get("/v1/models")).json()["data"] == []
     await service.ready()
-    assert [m["id"] for m in (await service.client.get("/v1/models")).json()["data"]] == [MODEL]
+    listed = (await service.client.get("/v1/models")).json()["data"]
+    assert [(m["id"], m["root"], m["max_model_len"]) for m in listed] == [(MODEL, MODEL, 256)]
     other = await service.client.post("/v1/completions", json={**ASK, "model": "gpt-5"})
     assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
 

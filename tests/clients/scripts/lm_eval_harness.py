@@ -1,0 +1,119 @@
+"""lm-evaluation-harness on local tasks: log likelihoods and texts, compared with those of its own `hf` model."""
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import lm_eval
+from lm_eval.tasks import TaskManager
+
+URL = sys.argv[1]
+TOLERANCE = 2e-3
+"""Of a choice's log likelihood, a sum over its tokens: both calculate in float32, in batches of other shapes."""
+FOLDER = json.loads(urllib.request.urlopen(f"{URL}/v1/models").read())["data"][0]["root"]
+FACTS = (
+    ("The capital of France is", " Paris", " Rome", " Berlin", " Madrid"),
+    ("The capital of Japan is", " Tokyo", " Seoul", " Hanoi", " Beijing"),
+    ("The opposite of hot is", " cold", " warm", " dry", " loud"),
+    ("The opposite of up is", " down", " left", " over", " high"),
+    ("Water is made of hydrogen and", " oxygen", " carbon", " iron", " gold"),
+    ("Bees make", " honey", " milk", " silk", " paper"),
+    ("The Sun is a", " star", " planet", " moon", " comet"),
+    ("A week has seven", " days", " months", " hours", " years"),
+    ("Cows give", " milk", " wool and a little silk", " eggs", " honey"),
+    ("The largest planet of our solar system is", " Jupiter", " Mars", " Venus", " Mercury"),
+    ("Romeo and Juliet was written by", " William Shakespeare", " Jane Austen", " Mark Twain", " Leo Tolstoy"),
+    ("Ice is frozen", " water", " air", " sand", " oil"),
+    ("The colour of grass is", " green", " red", " blue", " orange"),
+    ("Two plus two equals", " four", " five", " seven", " nine"),
+    ("Die Hauptstadt von Österreich heißt", " Wien", " Zürich", " Köln", " München"),
+    ("A triangle has three", " sides", " wheels", " legs", " colours"),
+)
+TASK = "dataset_path: json\ndataset_kwargs: {data_files: {test: FILE}}\ntest_split: test\n"
+TASKS = {
+    "facts": """output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+    "answers": """output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["\\n", "."], max_gen_toks: 12, do_sample: false, temperature: 0.0}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    "perplexity": """output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}}{{choices[answer]}}."
+metric_list: [{metric: word_perplexity, higher_is_better: false}]
+""",
+}
+rows = []
+for number, (question, right, *wrong) in enumerate(FACTS):
+    where = number % 4
+    rows.append({"question": question, "choices": [*wrong[:where], right, *wrong[where:]], "answer": where})
+Path("facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]), "utf-8")
+for name, text in TASKS.items():
+    source = "few.jsonl" if name == "perplexity" else "facts.jsonl"
+    task = f"task: {name}\n" + TASK.replace("FILE", str(Path(source).absolute())) + text
+    Path(f"{name}.yaml").write_text(task, "utf-8")
+manager = TaskManager(include_path=".", include_defaults=False)
+
+
+def asked(kind, tasks, arguments, chat=False):
+    """Task → the answers, in the order of the questions, and the main metric."""
+    found = lm_eval.simple_evaluate(
+        model=kind, model_args=arguments, tasks=tasks, task_manager=manager, apply_chat_template=chat, device="cpu"
+    )
+    given = {}
+    for name, samples in found["samples"].items():
+        samples.sort(key=lambda sample: sample["doc_id"])
+        metric = next(value for key, value in found["results"][name].items() if key.endswith(",none"))
+        given[name] = ([each for sample in samples for each in sample["filtered_resps"]], metric)
+    return given
+
+
+def difference(ours, theirs):
+    """The largest of two answers' log likelihoods; which is the greedy text has to be the same."""
+    if isinstance(theirs[0], tuple | list):
+        assert [each[1] for each in ours] == [each[1] for each in theirs], (ours, theirs)
+        ours, theirs = [each[0] for each in ours], [each[0] for each in theirs]
+    return max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+
+
+own = {"pretrained": FOLDER, "dtype": "float32"}
+completions = {"model": FOLDER, "base_url": f"{URL}/v1/completions"}
+reference = asked("hf", list(TASKS), own)
+said = [f"acc {reference['facts'][1]:.4f}, perplexity {reference['perplexity'][1]:.4f} as of hf"]
+for backend, batch, tasks in (
+    ("huggingface", 1, list(TASKS)),
+    ("huggingface", 8, ["facts"]),
+    ("remote", 1, ["facts", "answers"]),
+):
+    local = {**completions, "tokenizer_backend": backend, "batch_size": batch}
+    if backend == "huggingface":
+        local["tokenizer"] = FOLDER
+    found = asked("local-completions", tasks, local)
+    for name in tasks:
+        if name == "answers":
+            assert found[name] == reference[name], (backend, found[name], reference[name])
+            continue
+        furthest = difference(found[name][0], reference[name][0])
+        print(backend, batch, name, found[name][1], furthest, flush=True)
+        assert furthest < TOLERANCE, (backend, batch, name, furthest, found[name], reference[name])
+        assert name != "facts" or found[name][1] == reference[name][1], (found[name], reference[name])
+        said.append(f"{backend} x{batch} {name} within {furthest:.1e}")
+
+# Text goes to the service as it is, for which only generate_until has no need of tokens.
+found = asked("local-completions", ["answers"], {**completions, "tokenizer_backend": None, "tokenized_requests": False})
+assert found["answers"] == reference["answers"], (found["answers"], reference["answers"])
+
+chat = {"model": "default", "base_url": f"{URL}/v1/chat/completions"}
+found = asked("local-chat-completions", ["answers"], chat, chat=True)
+reference = asked("hf", ["answers"], own, chat=True)
+assert found["answers"] == reference["answers"], (found["answers"], reference["answers"])
+print("; ".join([*said, "texts of completions and of chat equal"]))
