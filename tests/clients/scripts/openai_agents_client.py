@@ -1,4 +1,4 @@
-"""openai-agents: the first example of its README, by its responses model (the default) and by its chat completions one."""
+"""openai-agents: the first example of its README, by its responses model (the default) and the chat completions one."""
 
 import asyncio
 import sys
