@@ -1,4 +1,4 @@
-"""Limiters: so many in a turn of the event loop, so many at a time, so many in a second; and when to come back."""
+"""Limiters: how many start in one event-loop iteration, run at a time, happen in a second; and when to retry."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator, Callable
 from .errors import NotReadyError, SAEError
 
 RECENT = 64
-"""Ends that the pace is taken from."""
+"""How many ends the pace is measured from."""
 LONGEST = 60
-"""Seconds: OpenAI's clients ignore a longer Retry-After."""
+"""The longest Retry-After in seconds: OpenAI's clients ignore a longer one."""
 
 
 class RequestThrottle:
-    """`most` enter in one turn of the event loop, first come, first served, so that turns stay short.
+    """Lets at most `most` requests start in one event-loop iteration, first come, first served.
 
-    Who is through is not counted any more: a request may take as long as it likes.
+    So iterations stay short. It does not limit how many run.
     """
 
     def __init__(self, most: int = 8) -> None:
@@ -32,7 +32,7 @@ class RequestThrottle:
 
 
 class Throughput:
-    """When the last few of them ended."""
+    """How fast requests end, from the times of the last ones."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -42,17 +42,17 @@ class Throughput:
         self._ends.append(self._clock())
 
     def seconds_for(self, count: int) -> int:
-        """Seconds until `count` more will have ended, from 1 to `LONGEST`; 1 where nothing is known."""
+        """Seconds until `count` more will have ended, from 1 to `LONGEST`; 1 if too few have ended."""
         if len(self._ends) < 2:
             return 1
-        # Up to now: where nothing ends any more, the pace sinks.
+        # Measured up to now, so that the pace falls while nothing ends.
         each = (self._clock() - self._ends[0]) / (len(self._ends) - 1)
         return max(1, min(LONGEST, math.ceil(count * each)))
 
 
 class BoundedSemaphore:
-    """`most` at a time, and `waiting` more until one is free; further ones get `error`, with Retry-After: when those
-    before it will be through, and `retry_after` seconds at least."""
+    """At most `most` at a time; up to `waiting` more wait for a place. Further ones get `error`, with Retry-After: when
+    those before it will be through, but at least `retry_after` seconds."""
 
     def __init__(
         self, most: int, waiting: int, *, full: str, error: type[SAEError] = NotReadyError, retry_after: int = 1
@@ -66,13 +66,16 @@ class BoundedSemaphore:
         self._throughput = Throughput()
 
     def locked(self) -> bool:
-        """Whether none is free."""
+        """Whether no place is free."""
         return self._free.locked()
 
     @contextlib.asynccontextmanager
-    async def taken(self, *, begun: bool = False) -> AsyncIterator[None]:
-        """begun: an answer has begun, and is not refused any more. Raises the `error`."""
-        if not begun and self._free.locked() and self._waiting >= self._most_waiting:
+    async def taken(self, *, answer_started: bool = False) -> AsyncIterator[None]:
+        """Hold a place. Raises the `error` if the queue is full.
+
+        answer_started: wait even if the queue is full; a started answer cannot be refused.
+        """
+        if not answer_started and self._free.locked() and self._waiting >= self._most_waiting:
             seconds = max(self._retry_after, self._throughput.seconds_for(self._waiting))
             raise self._error(self._full, retry_after=seconds)
         self._waiting += 1
@@ -88,18 +91,19 @@ class BoundedSemaphore:
 
 
 class TokenBucket:
-    """A bucket of tokens: at most `burst` at once, `per_second` over time."""
+    """Rate limit: at most `burst` at once, `per_second` over time."""
 
     def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
         self._per_second = per_second
         self._burst = self._left = burst
         self._clock = clock
-        self._at = clock()
+        self._refilled_at = clock()
 
     def take(self) -> bool:
+        """Take a token; False if none is left."""
         now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
-        self._at = now
+        self._left = min(self._burst, self._left + (now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
         if self._left < 1:
             return False
         self._left -= 1

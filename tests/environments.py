@@ -1,12 +1,13 @@
-"""The three environments that the ranges of pyproject.toml promise, each made anew in a temporary folder.
+"""The environments that the ranges of pyproject.toml promise, each made anew in a temporary folder.
 
-    python -m tests.environments oldest|locked|newest [--all] [--torch VERSION]
+    python -m tests.environments oldest|locked|newest|quantized [--all] [--torch VERSION]
     python -m tests.environments lock
     python -m tests.environments clients [NAME …] [--url URL]
 
 `oldest` has every lower bound, `locked` what `.ci/lock.txt` pins, `newest` the newest that the ranges let in. In each
 the tests of the seams are run, with `--all` the whole suite; the exit code is pytest's. torch stays at the version of
-the README's commands unless `--torch` names one: older ones come for CUDA alone, some gigabytes.
+the README's commands unless `--torch` names one: older ones come for CUDA alone, some gigabytes. `quantized` is
+`locked` with the extra of that name, and runs the tests of quantised models.
 
 `lock` writes `.ci/lock.txt`: every package of the README's two commands but torch and the project, with hashes, for
 CPython 3.11 to 3.13 on Linux, from wheels alone.
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / ".ci" / "lock.txt"
 TORCH = "2.13.0"
 SEAMS = [f"tests/{room}" for room in ("engine", "formats", "hub", "eventlog", "api", "cli")]
+QUANTIZED = ["tests/engine/model/test_quantised.py", "tests/reproducing/test_quantised.py"]
 RESOLVER = "uv>=0.9"
 """Finds the versions of the lock, for all Pythons at once; nothing is installed with it."""
 OF_TORCH = ("torch", "triton", "nvidia-", "cuda-")
@@ -129,12 +131,20 @@ def made(name: str, folder: Path, torch: str) -> str:
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{each}=={version}\n" for each, version in bounds.items()))
     _run([*pip, f"torch=={torch}"])
-    if name == "locked":
+    if name in ("locked", "quantized"):
         _run([*pip, "--no-deps", "--require-hashes", "-r", str(LOCK)])
         _run([*pip, "--no-deps", "--no-build-isolation", "-e", "."])
+        if name == "quantized":
+            _run([*pip, "-c", str(constraints), *_extra("quantized")])
     else:
         _run([*pip, "--upgrade", "--upgrade-strategy", "eager", "-c", str(constraints), "-e", ".[test]"])
     return python
+
+
+def _extra(name: str) -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    found: list[str] = project["optional-dependencies"][name]
+    return found
 
 
 def versions(python: str) -> dict[str, Version]:
@@ -161,7 +171,8 @@ def tried(name: str, torch: str, *, whole: bool) -> int:
                 return 1
         sys.stdout.flush()
         tests = [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
-        return subprocess.run([*tests, *([] if whole else SEAMS)], cwd=ROOT, check=False).returncode
+        some = QUANTIZED if name == "quantized" else SEAMS
+        return subprocess.run([*tests, *([] if whole else some)], cwd=ROOT, check=False).returncode
 
 
 def _made(folder: Path) -> str:
@@ -175,7 +186,7 @@ def _run(command: Sequence[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.environments", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["oldest", "locked", "newest", "lock", "clients"])
+    parser.add_argument("name", choices=["oldest", "locked", "newest", "quantized", "lock", "clients"])
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help="of `clients`: these alone")
     parser.add_argument("--url", help="of `clients`: a running service with a model and one SAE attached")
     parser.add_argument("--all", action="store_true", help="the whole suite in place of the tests of the seams")

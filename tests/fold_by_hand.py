@@ -20,8 +20,9 @@ ASKED = {"ModelLoadRequested": "LoadModel", "AttachRequested": "Attach", "Detach
          "DeleteRequested": "Delete"}  # fmt: skip
 ENDS = {"ModelLoaded", "ModelLoadFailed", "DownloadCompleted", "DownloadFailed", "DownloadCancelled", "SaeAttached",
         "AttachFailed", "SaeDeleted", "DeleteFailed"}  # fmt: skip
+GIVEN = ("named_as", "layer", "made_from")
 DETAILS = ("format", "architecture", "d_in", "d_sae", "d_out", "dtype", "trained_on", "trained_layer", "hook_name",
-           "hook_point", "hook_point_out", "prepend_bos")  # fmt: skip
+           "hook_point", "hook_point_out", "prepend_bos", "median_norm")  # fmt: skip
 
 
 def views(lines: Iterable[bytes | str]) -> Iterator[tuple[int, Fields]]:
@@ -70,6 +71,7 @@ class Books:
         if kind == "ModelLoadRequested" and data.get("joined") is None and not data.get("reused"):
             self.model = {"asked": at, "status": "loading", "facts": None, "error": None, "deaths": 0, "again": False}
             self.model |= {name: data[name] for name in ("model", "revision", "dtype", "device")}
+            self.model["quantization"] = data.get("quantization")
         elif kind == "ModelUnloaded":
             self.model = None
         elif model is None:
@@ -96,7 +98,7 @@ class Books:
         sae = self.saes.get(name) if name is not None else None
         if kind == "DownloadRequested":
             if sae is None:
-                sae = {name: data.get(name) for name in ("repository_id", "revision", "path")}
+                sae = {name: data.get(name) for name in ("repository_id", "revision", "path", *GIVEN)}
                 sae |= {"source": data.get("source", "hub"), "created": time, "commit": None, "files": []}
                 sae |= {"about": None, "weights": "", "weights_files": [], "error": None}
                 sae |= {"asked": at, "status": "downloading"}
@@ -219,8 +221,10 @@ class Books:
 
     def _commands(self, kind: str, data: Fields, event: Fields) -> None:
         name = ASKED.get(kind)
+        if kind == "GenerationStarted":
+            self.texts[data["generation_id"]]["command_id"] = event["command_id"]
         if kind == "DownloadRequested":
-            name = "Import" if data.get("source") == "import" else "Download"
+            name = {"import": "Import", "vectors": "KeepVectors"}.get(data.get("source", "hub"), "Download")
         if name is not None and event["command_id"] is not None:
             self.open[event["command_id"]] = {
                 "command_id": event["command_id"],
@@ -263,6 +267,8 @@ class Books:
         shown = {"status": model["status"], "model_id": facts.get("model_id", model["model"])}
         shown |= {name: facts.get(name, model[name]) for name in ("dtype", "device")}
         shown |= {"revision": model["revision"], "error": model["error"]}
+        scheme = facts.get("environment", {}).get("quantization") or {}
+        shown["quantization"] = scheme.get("scheme", model["quantization"])
         names = ("commit", "model_type", "num_layers", "hidden_size", "context_length", "memory_bytes")
         return shown | {name: facts.get(name) for name in names}
 
@@ -276,12 +282,13 @@ class Books:
         elif lost is not None and status == "cached":
             status = "error"
         about = sae["about"] or {}
-        shown = {name: sae[name] for name in ("repository_id", "revision", "commit", "path", "source")}
+        shown = {name: sae[name] for name in ("repository_id", "revision", "commit", "path", "source", *GIVEN)}
         shown |= {name: about.get(name) for name in DETAILS}
         shown |= {"sae_id": sae_id, "status": status, "files": sae["files"], "created_at": sae["created"]}
         shown |= {"name": (sae["path"] or sae["repository_id"] or sae_id).rstrip("/").split("/")[-1]}
         shown |= {"file_size_bytes": sum(file["bytes"] for file in sae["files"])}
         shown |= {"ignored": about.get("ignored", {}), "warnings": about.get("warnings", [])}
+        shown |= {"names": about.get("names", [])}
         shown |= {"memory_bytes": _estimate(about, mine[0]["dtype"] if mine else "float32")}
         return shown | {
             "weights_sha256": sae["weights"] or None,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from sae_actor.engine.decoding.model_runner import CACHE_ARGUMENTS
+from sae_actor.engine.decoding.recurrent import CACHE_ARGUMENTS
 from tests.environments import LOCK, ROOT, TORCH, lower_bounds, pinned, requirements
 
 README = (ROOT / "README.md").read_text("utf-8")
 TEXT = LOCK.read_text("utf-8")
-RELIED_ON = {"transformers", "uvicorn", "aiosqlite", "torch", "huggingface_hub", "litestar", "msgspec"}
+RELIED_ON = {"transformers", "uvicorn", "aiosqlite", "torch", "huggingface_hub", "litestar", "llguidance", "msgspec"}
 """Libraries whose insides or argument names the code knows."""
 
 
@@ -69,4 +69,4 @@ def test_one_place_knows_what_a_cache_is_called() -> None:
         for path in sorted(Path(ROOT / "sae_actor").rglob("*.py"))
         if CACHE_ARGUMENTS[1] in path.read_text("utf-8")
     ]
-    assert knowing == ["sae_actor/engine/decoding/model_runner.py"]
+    assert knowing == ["sae_actor/engine/decoding/recurrent.py"]

@@ -8,7 +8,7 @@
     effect_runner    starts and cancels the effects that the state owes; performer: how each is done
     history          a command in the log: its outcome, its idempotency key
     strengths        strengths in other units, resolved to raw before a command is decided
-    counts           for `GET /metrics`
+    counts           counters for `GET /metrics`
 
 Several waiting envelopes are decided one after the other and stored in one transaction; everything answered
 or published is durable. Reads take `actor.state`, an immutable value, and never wait.

@@ -38,12 +38,12 @@ from .history import Accepted, accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
 from .performer import Performer, failed
 from .strengths import raw_command, raw_request
-from .turn import Refusals, Turn
+from .turn import RefusalRecorder, Turn
 
 logger = logging.getLogger(__name__)
 
 BATCH = 64
-"""Envelopes that one transaction may store together."""
+"""The most envelopes that one transaction stores together."""
 
 
 class Actor:
@@ -55,28 +55,28 @@ class Actor:
         self.mailbox = Mailbox()
         self.counts = ActorCounts()
         self.read_only: str | None = None
-        """Why nothing can be written any more, if so."""
+        """The reason if the log can no longer be written, else None."""
         self.started = False
-        """From then on the device is brought to the state of the log."""
+        """True once the log is taken over; the device then follows it."""
         self.failure: asyncio.Future[SAEError] = asyncio.get_running_loop().create_future()
         """Set when the service must end: the log failed, or the device is lost."""
         self._log = log
         self._engine = engine
         self._clock = clock
         self.performer = performer
-        self._runner = EffectRunner(performer.perform, failed, performer.undo, self.tell)
+        self._runner = EffectRunner(performer.perform, failed, performer.undo, self.report)
         self._residents: Residents | None = None
         self._open: dict[str, Accepted] = {}
-        """Commands that are not closed yet, those of earlier lives once somebody asks for them."""
+        """Open commands by id. One from an earlier run is added when somebody asks for it."""
         self._task: asyncio.Task[None] | None = None
-        self._refusals = Refusals(clock)
+        self._refusals = RefusalRecorder(clock)
         self._unwaited = False
-        """No outcome is awaited any more."""
+        """`outcome` no longer waits."""
         self._stopping = False
-        """Nothing new is taken in; reports still are."""
+        """New messages are refused; reports are still accepted."""
         self._stopped = False
         self._loss: asyncio.Future[Any] | None = None
-        """The report that the device is lost: the first one is the only one."""
+        """The answer to the first report that the device is lost; later ones get the same."""
 
     # — life —
 
@@ -108,27 +108,27 @@ class Actor:
             self.state = evolve(self.state, event)
             self.broadcast.publish([event])
 
-    def let_go(self) -> None:
-        """Waits for outcomes return immediately, now and from now on."""
+    def stop_waiting(self) -> None:
+        """Wake all callers of `outcome`; later calls return at once."""
         self._unwaited = True
         self._close(everyone=True)
 
     async def stop(self, reason: str = "requested") -> None:
         """Graceful shutdown: refuse waiting commands, cancel effects, record the stop.
 
-        After a failure (`failure`) the stop is not recorded: to the log the process died, and its effects are counted.
+        After a failure no stop is recorded: the next start sees a crash, and counts interrupted effects as attempts.
         """
         if self._task is None or self._stopping:
             return
         self._stopping = True
         self._refuse_waiting(NotReadyError("the service is stopping", retry_after=5), reports=self._task.done())
-        self.let_go()
+        self.stop_waiting()
         await self._runner.close()
         self._stopped = True
         if self.read_only is None and not self.failure.done():
-            ending = Envelope(Stop(reason), "system", self._future(), reserved=True)
-            self.mailbox.put(ending)
-            await asyncio.wait([ending.reply, self._task], return_when=asyncio.FIRST_COMPLETED)
+            stop = Envelope(Stop(reason), "system", self._future(), reserved=True)
+            self.mailbox.put(stop)
+            await asyncio.wait([stop.reply, self._task], return_when=asyncio.FIRST_COMPLETED)
         self._task.cancel()
         await asyncio.wait([self._task])
         if not self._task.cancelled() and self._task.exception() is not None:
@@ -167,9 +167,9 @@ class Actor:
         begin: Callable[[Event], None] | None = None,
         command_id: str | None = None,
     ) -> tuple[Event, ...]:
-        """Admit text requests under one state, or none of them: their GenerationStarted, durable and in order, with the
-        intervention that each will run under. begin: called with each of these events in their turn, before the device
-        loses anything; it must not wait or raise. command_id: of an idempotency key."""
+        """Admit generations under one state, or none of them: their GenerationStarted, durable and in order, with the
+        intervention that each will run under. begin: called with each of these events in the same turn, before anything
+        is removed from the device; it must not wait or raise. command_id: derived from an idempotency key."""
         message = AdmitGenerations(requests=tuple(requests))
         self._open_for_writing(message)
         raw = tuple([await raw_request(each, self.state, self._engine) for each in requests])
@@ -178,8 +178,8 @@ class Actor:
         events: tuple[Event, ...] = await self._send(envelope)
         return events
 
-    def tell(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
-        """Hand in a report; the future returns its events once they are durable (none: it was too late)."""
+    def report(self, report: Report, *, principal: str = "system") -> asyncio.Future[Any]:
+        """Hand in a report; the future returns its events once they are durable (none: it came too late)."""
         if isinstance(report, ev.GpuLost) and self._loss is not None:
             return self._loss
         envelope = Envelope(report, principal, self._future(), reserved=True)
@@ -194,10 +194,10 @@ class Actor:
         return envelope.reply
 
     async def outcome(self, command_id: str, wait: float = 0.0, accepted: Accepted | None = None) -> Outcome:
-        """What became of a command, waiting for it at most `wait` seconds. Raises `NotFoundError`.
+        """The outcome of a command, after waiting at most `wait` seconds for it. Raises `NotFoundError`.
 
-        A service that ends, or cannot write any more, is not waited for: the command is still open then.
-        accepted: of `submit`; its events are not read again.
+        It does not wait while the service stops or cannot write: the command then stays open.
+        accepted: what `submit` returned; its events are not read again.
         """
         accepted = accepted or self._open.get(command_id)
         if accepted is None:
@@ -208,11 +208,11 @@ class Actor:
         if wait > 0 and self.state.is_open(command_id) and not self._unwaited and self.read_only is None:
             await asyncio.wait([accepted.closed], timeout=wait)
         is_open = self.state.is_open(command_id)
-        told = accepted.events if is_open else await with_outcome(self._log, accepted.events)
-        return outcome(command_id, told, is_open=is_open)
+        recorded = accepted.events if is_open else await with_outcome(self._log, accepted.events)
+        return outcome(command_id, recorded, is_open=is_open)
 
     async def effect_ended(self, name: str, request_position: int) -> None:
-        """Return when that effect runs no more: its process is gone, its files are cleaned up."""
+        """Wait until that effect has ended: its process is gone, its files are cleaned up."""
         await self._runner.ended(name, request_position)
 
     # — a turn —
@@ -256,7 +256,7 @@ class Actor:
 
     @staticmethod
     def _begin(turn: Turn, recorded: tuple[Event, ...]) -> None:
-        """Before the device loses anything: a Detach in the same turn finds the generations it has to wait for."""
+        """Before anything is removed from the device: a Detach in this turn has to wait for these generations."""
         for envelope, answer in turn.answers:
             if envelope.begin is not None and isinstance(answer, slice):
                 for event in recorded[answer]:
@@ -267,15 +267,15 @@ class Actor:
             if isinstance(answer, SAEError):
                 envelope.fail(answer)
             else:
-                self._tell(envelope, recorded[answer] if isinstance(answer, slice) else answer)
+                self._reply(envelope, recorded[answer] if isinstance(answer, slice) else answer)
         self._close(recorded)
 
-    def _tell(self, envelope: Envelope, events: Sequence[Event]) -> None:
+    def _reply(self, envelope: Envelope, events: Sequence[Event]) -> None:
         command_id = None if isinstance(envelope.message, AdmitGeneration) else envelope.command_id
         envelope.answer(events if command_id is None else self._accepted(command_id, events))
 
     def _accepted(self, command_id: str, events: Sequence[Event]) -> Accepted:
-        # Its turn may also have ended another command: that event is not its own.
+        # The same envelope may have ended another command: that event is not its own.
         own = [event for event in events if event.command_id == command_id]
         accepted = Accepted(command_id, own, min(self.state.revision, events[-1].position), self._future())
         return self._open.setdefault(command_id, accepted) if self.state.is_open(command_id) else accepted
@@ -296,15 +296,16 @@ class Actor:
             self._engine.retain(keep)
 
     def _cannot_write(self, error: SAEError, turn: Turn, envelopes: Sequence[Envelope]) -> None:
-        """Nothing more goes on record. A full disk leaves a service that can still be read; else it ends."""
+        """Stop recording. After a full disk the service still serves reads; after any other failure it ends."""
         self.read_only = error.detail
         logger.error("the log cannot be written: %s", error.detail)
         if not isinstance(error, DiskFullError):
             self._fail(error if isinstance(error, LogError) else InternalError(error.detail))
         for envelope, answer in turn.answers:
-            # What was on record before stays so; a refusal may rest on what was not stored.
+            # Repeated keys get their earlier events. All others fail: even a refusal may depend on an event that was
+            # not stored.
             if isinstance(answer, tuple):
-                self._tell(envelope, answer)
+                self._reply(envelope, answer)
         for envelope in envelopes:
             self.counts.refused(envelope.message)
             envelope.fail(error)
@@ -322,7 +323,7 @@ class Actor:
 
     async def _send(self, envelope: Envelope) -> Any:
         if not envelope.reserved:
-            # Again: units may have been resolved meanwhile.
+            # Check again: the service may have begun to stop while strengths were being converted.
             self._open_for_writing(envelope.message)
         try:
             self.mailbox.put(envelope)

@@ -15,19 +15,20 @@ from .turn import Turn
 
 
 class ActorCounts:
-    """Of one life of the process."""
+    """Counted since the process started."""
 
     def __init__(self) -> None:
         self.commands: Counter[Labels] = Counter()
-        """By type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its key."""
+        """Commands by type and outcome: `accepted`, then `completed` or `failed`; or `refused`, or `repeated` under its
+        key."""
         self.events: Counter[Labels] = Counter()
-        """By type."""
+        """Recorded events by type."""
         self.turn_seconds = Histogram()
-        """From the first envelope's turn to its answer, the append included."""
+        """Duration of a turn: from its first envelope to the answers, the append included."""
         self.append_seconds = Histogram()
 
     def refused(self, message: object) -> None:
-        """A message without a turn, or whose turn could not be stored."""
+        """Count a message that got no turn, or whose turn could not be stored."""
         if isinstance(message, Command):
             self.commands[message.name, "refused"] += 1
 
@@ -36,16 +37,16 @@ class ActorCounts:
         self.events.update((event.type,) for event in events)
 
     def took(self, turn: Turn, before: State, recorded: Sequence[Event], seconds: float) -> None:
-        """A turn is over: `before` is the state that it began with, `recorded` what it appended."""
+        """Count a turn: `before` is the state at its beginning, `recorded` the events that it appended."""
         self.turn_seconds.observe(seconds)
-        begun: dict[str, str] = {}
+        opened: dict[str, str] = {}
         for envelope, answer in turn.answers:
             if isinstance(envelope.message, Command):
                 self.commands[envelope.message.name, _outcome(answer)] += 1
                 if isinstance(answer, slice) and envelope.command_id is not None:
-                    begun[envelope.command_id] = envelope.message.name
+                    opened[envelope.command_id] = envelope.message.name
         was_open = {key: command.type for key, command in before.commands.items()}
-        closed = {key: name for key, name in {**was_open, **begun}.items() if key not in turn.state.commands}
+        closed = {key: name for key, name in {**was_open, **opened}.items() if key not in turn.state.commands}
         if closed:
             self._close(closed, before, recorded)
 
@@ -64,7 +65,7 @@ def _outcome(answer: object) -> str:
 
 
 def _failures(recorded: Sequence[Event]) -> set[int]:
-    """Positions of the requests that these events end without success; cancelled is not done either."""
+    """Positions of the requests that these events end without success; a cancelled one has none."""
     found = set()
     for event in recorded:
         payload = event.payload()

@@ -43,7 +43,7 @@ class EffectRunner:
         self._started: set[Key] = set()
         self._revoked: set[Key] = set()
         self._done: set[Key] = set()
-        """Done in this life of the process, though perhaps not on record yet: not to be started again."""
+        """Done by this process, though perhaps not on record yet: not to be started again."""
         self._closed = False
 
     def reconcile(self, owed: Sequence[Effect]) -> None:
@@ -61,13 +61,13 @@ class EffectRunner:
                 self._running[key] = self._last[subject] = task
 
     async def ended(self, name: str, request_position: int) -> None:
-        """Return when that effect runs no more."""
+        """Wait until that effect has ended."""
         task = self._running.get((name, request_position))
         if task is not None:
             await asyncio.wait([task])
 
     async def close(self) -> None:
-        """Cancel everything, let what cleans up finish; what is still owed is taken up at the next start."""
+        """Cancel all effects and wait for their cleanup. The next start runs those that are still owed."""
         self._closed = True
         tasks = dict(self._running)
         for key, task in tasks.items():
@@ -77,7 +77,7 @@ class EffectRunner:
             await asyncio.wait(tasks.values())
 
     def _cancel(self, key: Key, task: asyncio.Task[None]) -> None:
-        """A task that never began would not clean up: it is let begin, and sees for itself."""
+        """A task cancelled before its first step would not clean up: let it begin and find that it is not wanted."""
         if key in self._started:
             task.cancel()
 
@@ -106,8 +106,8 @@ class EffectRunner:
     async def _hand_in(self, effect: Effect, report: Report) -> bool:
         """Record the report or, if it is refused as too large, the failure of the effect.
 
-        False if it came too late: the result is not needed. While the service stops, or cannot write, neither works:
-        the next start runs the effect again.
+        False if it came too late: the result is not needed. While the service stops, or cannot write, neither can be
+        recorded: the next start runs the effect again.
         """
         try:
             return bool(await self._report(report))

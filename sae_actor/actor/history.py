@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 
 from ..domain import events as ev
 from ..domain.events import Draft, Event
-from ..domain.evolve import OPENING, closes
+from ..domain.evolve import COMMAND_OF_INTENT, closes
 from ..errors import IdempotencyKeyReusedError
 from ..ports import EventLog
 from ..subscriptions import PAGE
 
-OUTCOMES = tuple(name for name, cls in ev.PAYLOADS.items() if "request_position" in cls.__struct_fields__)
-"""Event types that may end a request."""
+ANSWERING_TYPES = tuple(name for name, cls in ev.PAYLOADS.items() if "request_position" in cls.__struct_fields__)
+"""Event types with a `request_position`, so possibly an outcome."""
 REFUSED = ev.CommandRejected.__name__
-"""Of another command that was sent under the same key."""
+"""Type of the event that records a refusal. It may carry the id of an accepted command with the same key."""
 
 
 def command_id_of(principal: str, key: str | None) -> str:
-    """Random without a key; with one it follows from principal and key, so that the log itself remembers it."""
+    """Random without a key. With a key it is derived from principal and key, so that the log finds a repeated one."""
     if key is None:
         return str(uuid.uuid4())
     return str(uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(f"{principal}\n{key}".encode()).hexdigest()))
@@ -39,19 +39,19 @@ class Accepted:
 
     command_id: str
     events: list[Event]
-    """Its own so far; those that end it are added when it is closed."""
+    """Its events so far; `close` adds those that end it."""
     revision: int
     """Revision after its first events, or earlier: the client has not seen later changes by others."""
     closed: asyncio.Future[None] = field(compare=False)
-    """Done once it is closed, or will not be by this process."""
+    """Done once the command is closed, or this process will not close it."""
 
     @property
     def position(self) -> int:
-        """Of its first event, the same in every answer about it."""
+        """Position of its first event, the same in every answer about it."""
         return self.events[0].position
 
     def close(self, recorded: Sequence[Event]) -> None:
-        """Take from the events of a turn those that are the command's own, and the one that ends it."""
+        """Add the command's own events of a turn, and the one that ends it."""
         own = (event for event in recorded if event.command_id == self.command_id or _ends(event, self.events))
         last = self.events[-1].position
         self.events.extend([event for event in own if event.position > last and event.type != REFUSED])
@@ -64,8 +64,8 @@ async def with_outcome(log: EventLog, events: Sequence[Event]) -> Sequence[Event
     if isinstance(first, ev.GenerationStarted) and events[0].command_id is not None:
         return await accepted_events(log, events[0].command_id)
     after = getattr(first, "joined", None) or events[0].position
-    while type(first) in OPENING and not any(_ends(event, events) for event in events):
-        page = await log.read(after, PAGE, OUTCOMES)
+    while type(first) in COMMAND_OF_INTENT and not any(_ends(event, events) for event in events):
+        page = await log.read(after, PAGE, ANSWERING_TYPES)
         if not page:
             break
         events = sorted([*events, *(event for event in page if _ends(event, events))], key=lambda each: each.position)
@@ -74,10 +74,10 @@ async def with_outcome(log: EventLog, events: Sequence[Event]) -> Sequence[Event
 
 
 def _ends(event: Event, events: Sequence[Event]) -> bool:
-    """Whether an event ends the request that a command, by its events, waits for."""
-    asked = getattr(events[0].payload(), "joined", None) or events[0].position
+    """Whether `event` ends the request of the command with these `events`, or the request that it joined."""
+    request = getattr(events[0].payload(), "joined", None) or events[0].position
     payload = event.payload()
-    return payload is not None and closes(payload) and getattr(payload, "request_position", None) == asked
+    return payload is not None and closes(payload) and getattr(payload, "request_position", None) == request
 
 
 def same_request(intent: Draft, request_sha256: str | None) -> None:

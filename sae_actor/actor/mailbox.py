@@ -25,29 +25,29 @@ class Envelope:
     """The sender chose an idempotency key: `command_id` follows from it and may be known already."""
     expected_revision: int | None = None
     decided: Message | None = None
-    """What the rules see in place of `message`: the same with raw strengths."""
+    """The message for the rules in place of `message`: the same with raw strengths."""
     refused: SAEError | None = None
     """Refused before the rules see it: a strength that cannot be resolved."""
     begin: Callable[[Event], None] | None = None
     """Called in the turn, with each of its events, once they are durable."""
     weight: int = 1
-    """Events that it comes to, or fewer: a turn stores a limited number."""
+    """The most events that it leads to: a turn stores a limited number."""
     reserved: bool = field(default=False)
 
     def answer(self, value: Any) -> None:
-        """A sender who went away is not an error."""
+        """Set the reply. It is not an error if the sender no longer waits."""
         if not self.reply.done():
             self.reply.set_result(value)
 
     def fail(self, error: BaseException) -> None:
         if not self.reply.done():
             self.reply.set_exception(error)
-            # A report's sender may not look; the failure is the actor's own and logged there.
+            # Mark it as read: the sender of a report may never look, and the actor logs its own failures.
             self.reply.exception()
 
 
 class Mailbox:
-    """First in, first out. `capacity` bounds what comes from outside; what effects report always finds room."""
+    """First in, first out. `capacity` bounds the messages from outside; reports are always accepted."""
 
     def __init__(self, capacity: int = 256) -> None:
         self.capacity = capacity
@@ -68,21 +68,21 @@ class Mailbox:
         self._filled.set()
 
     async def take(self, most: int) -> list[Envelope]:
-        """At least one envelope, in order, and together at most `most` heavy unless it is the only one."""
+        """At least one envelope, in order; several only up to the total weight `most`."""
         while not self._waiting:
             await self._filled.wait()
         taken = [self._waiting.popleft()]
-        heavy = taken[0].weight
-        while self._waiting and heavy + self._waiting[0].weight <= most:
+        weight = taken[0].weight
+        while self._waiting and weight + self._waiting[0].weight <= most:
             taken.append(self._waiting.popleft())
-            heavy += taken[-1].weight
+            weight += taken[-1].weight
         self._from_outside -= sum(not envelope.reserved for envelope in taken)
         if not self._waiting:
             self._filled.clear()
         return taken
 
     def drain(self, *, reserved: bool = True) -> list[Envelope]:
-        """Take out everything that still waits; with `reserved=False` reports stay."""
+        """Remove and return everything that still waits; with `reserved=False` reports stay."""
         left = [each for each in self._waiting if reserved or not each.reserved]
         self._waiting = deque(each for each in self._waiting if not reserved and each.reserved)
         self._from_outside = 0

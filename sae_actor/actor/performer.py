@@ -37,12 +37,12 @@ class Performer:
         self._progress = progress
         self._drain_seconds = drain_seconds
         self._under_way: dict[int, int] = {}
-        """Bytes that the download of each request has come to."""
+        """Bytes downloaded so far, by the position of the request."""
         self._downloaded = 0
 
     @property
     def downloaded_bytes(self) -> int:
-        """Of all downloads of this life of the process, those that failed too."""
+        """Bytes of all downloads since the process started, including failed ones."""
         return self._downloaded + sum(self._under_way.copy().values())
 
     async def perform(self, effect: Effect) -> Report:
@@ -54,24 +54,24 @@ class Performer:
         except SAEError as error:
             return failed(effect, error)
         except Exception as error:
-            # The boundary of supervision: whatever an adapter did wrong ends this effect, not the service.
-            told = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+            # The boundary of supervision: a bug of an adapter ends this effect, not the service.
+            cause = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
             if not isinstance(effect, DownloadEffect):
                 # Errors of network libraries may quote a token or a signed URL.
-                told += f": {error}"
-            logger.error("%s of request %d failed unexpectedly:\n%s", effect.name, effect.request_position, told)
+                cause += f": {error}"
+            logger.error("%s of request %d failed unexpectedly:\n%s", effect.name, effect.request_position, cause)
             return failed(effect, InternalError(f"{effect.name} failed unexpectedly; the service's log has the cause"))
 
     async def _download(self, effect: DownloadEffect) -> HubSae:
         at = effect.request_position
 
-        def heard(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             # From any thread: one assignment, no sum.
             self._under_way[at] = max(self._under_way.get(at, 0), progress.done)
             self._progress(progress)
 
         try:
-            return await self._hub.download(effect, heard)
+            return await self._hub.download(effect, on_progress)
         finally:
             self._downloaded += self._under_way.pop(at, 0)
 
@@ -82,7 +82,7 @@ class Performer:
         try:
             await self._hub.discard(effect)
         except Exception as error:
-            # What stays on disk has no record; the effect has ended either way.
+            # Files that stay on disk have no record; the effect has ended either way.
             cause = error.detail if isinstance(error, SAEError) else type(error).__name__
             logger.error("what is left of the download of %s could not be removed: %s", effect.sae_id, cause)
 
@@ -103,7 +103,7 @@ class Performer:
 
 
 def failed(effect: Effect, error: SAEError) -> Report:
-    """The report of an effect that did not work out."""
+    """The report of a failed effect."""
     if isinstance(effect, DetachEffect):
-        logger.error("detach of %s: %s", effect.sae_id, error.detail)  # not on record: the SAE is gone all the same
+        logger.error("detach of %s: %s", effect.sae_id, error.detail)  # not on record: the SAE is gone anyway
     return EffectFailed(effect, problem(error))

@@ -1,5 +1,4 @@
-"""Strengths in units of an SAE, resolved to raw ones before the rules see them: decisions and log are in raw
-strengths."""
+"""Strengths in units of an SAE, resolved to raw ones before the rules see them: decisions and log use raw strengths."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ R = TypeVar("R", AdmitGeneration, OwnIntervention)
 
 
 async def raw_command(command: Steer, state: State, engine: Engine) -> Steer:
-    """The command with raw strengths. One about an SAE that is not attached is left to the rules.
+    """The command with raw strengths. If the SAE is not attached, it is unchanged: the rules refuse it.
 
     Raises what `Engine.raw` raises, `BadRequestError` if a raw strength is out of bounds.
     """
@@ -41,7 +40,7 @@ async def raw_request(request: R, state: State, engine: Engine) -> R:
 
 
 async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine: Engine) -> tuple[Edit, ...]:
-    # In half precision a raw strength may be more than can be written: the engine knows the decoder's rows.
+    # In half precision even a raw strength may be too large: the engine, which knows the decoder's rows, checks it.
     if all(edit.unit == "raw" for edit in edits) and not _in_half(state):
         return edits
     attachment = state.attachment(meant(state, edits) if sae_id is None else sae_id)
@@ -59,6 +58,7 @@ async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine
 
 
 def _in_half(state: State) -> bool:
-    """Whether numbers end early: `float16` holds up to 65504."""
+    """Whether the model or an SAE is in `float16`, which holds at most 65504. Matrices in int8 read that too."""
     facts = None if state.model is None else state.model.facts
-    return (facts is not None and facts.dtype == "float16") or any(a.dtype == "float16" for a in state.attached)
+    ends = facts is not None and (facts.dtype == "float16" or facts.quantization == "int8")
+    return ends or any(a.dtype == "float16" for a in state.attached)

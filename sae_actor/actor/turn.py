@@ -1,4 +1,4 @@
-"""One turn: a batch of envelopes, decided one after the other, on its way into one transaction."""
+"""One turn: a batch of envelopes, decided one after the other and stored in one transaction."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from .performer import problem
 
 logger = logging.getLogger(__name__)
 
-REJECTIONS_PER_SECOND = 10.0
-REJECTIONS_BURST = 100.0
+REFUSALS_PER_SECOND = 10.0
+REFUSALS_BURST = 100.0
 
 Answer = SAEError | slice | tuple[Event, ...]
 """The answer to an envelope once the batch is durable: an error, its own events in the batch, or the events of an
 earlier command under the same key."""
 
 
-class Refusals:
-    """How many refusals are recorded: all of them, until there is a flood."""
+class RefusalRecorder:
+    """Limits how many refusals go on record."""
 
     def __init__(self, clock: Clock) -> None:
-        self._allowance = TokenBucket(REJECTIONS_PER_SECOND, REJECTIONS_BURST, clock.monotonic)
+        self._allowance = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_BURST, clock.monotonic)
         self._not_recorded = 0
 
-    def recorded(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
+    def event_for(self, command: Command, error: SAEError) -> ev.CommandRejected | None:
         """The event for this refusal, or None if there were too many recently."""
         if not self._allowance.take():
             self._not_recorded += 1
@@ -52,9 +52,9 @@ class Refusals:
 
 
 class Turn:
-    """Grows by one envelope at a time; `state` is what the drafts so far lead to."""
+    """Grows by one envelope at a time; `state` is the state after the drafts so far."""
 
-    def __init__(self, state: State, log: EventLog, clock: Clock, refusals: Refusals) -> None:
+    def __init__(self, state: State, log: EventLog, clock: Clock, refusals: RefusalRecorder) -> None:
         self.state = state
         self.drafts: list[Draft] = []
         self.answers: list[tuple[Envelope, Answer]] = []
@@ -63,9 +63,9 @@ class Turn:
         self._refusals = refusals
 
     async def take(self, envelope: Envelope) -> None:
-        """Decide one envelope against the state that the ones before it led to. Raises `LogError` only."""
+        """Decide one envelope against the state after the earlier ones. Raises `LogError` only."""
         try:
-            answer = await self._known(envelope)
+            answer = await self._earlier_answer(envelope)
             if answer is None:
                 self._check_revision(envelope)
                 if envelope.refused is not None:
@@ -82,9 +82,9 @@ class Turn:
             answer = InternalError("the command could not be processed")
         self.answers.append((envelope, answer))
 
-    async def _known(self, envelope: Envelope) -> Answer | None:
-        """The events of an earlier command under the same key, or None; a text is made, if need be once more: one
-        request may have several."""
+    async def _earlier_answer(self, envelope: Envelope) -> Answer | None:
+        """The events of an earlier command under the same key, or None. None too for a generation, which is made again:
+        one request may have several."""
         message = envelope.message
         if envelope.command_id is None:
             return None
@@ -115,11 +115,11 @@ class Turn:
     def _put_on_record(self, envelope: Envelope, error: SAEError) -> None:
         if not isinstance(envelope.message, Command):
             return
-        refused = self._refusals.recorded(envelope.message, error)
-        if refused is None:
+        event = self._refusals.event_for(envelope.message, error)
+        if event is None:
             return
         try:
-            self._add(envelope, [refused])
+            self._add(envelope, [event])
         except Exception:
             # The refusal stands; an error whose fields cannot be written must not end the only writer.
             logger.exception("a refused %s could not be put on record", envelope.message.name)
@@ -158,8 +158,8 @@ def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | No
     """The command of an event: the envelope's, or the one whose request it answers."""
     if isinstance(payload, ev.GenerationFinished) and payload.generation_id in state.generations:
         return state.generations[payload.generation_id].command_id, envelope.principal
-    answers = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
-    command = state.command_at(answers) if answers is not None else None
+    request_position = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
+    command = state.command_at(request_position) if request_position is not None else None
     if command is not None:
         return command.command_id, command.principal
     return envelope.command_id, envelope.principal

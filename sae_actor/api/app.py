@@ -16,7 +16,20 @@ from .guard.identity import cookie_name
 from .openapi.document import encoded
 from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
-from .routes import commands, events, generations, log, login, metrics, models, saes, service, steering
+from .routes import (
+    commands,
+    directions,
+    events,
+    generations,
+    log,
+    login,
+    metrics,
+    models,
+    saes,
+    service,
+    steering,
+    vectors,
+)
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.responses import routes as responses
@@ -24,7 +37,7 @@ from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    text, responses, activations, compare, tokens, web,
+    vectors, directions, text, responses, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -35,7 +35,7 @@ def prompt_queue(waiting: int) -> BoundedSemaphore:
 @dataclass(slots=True, kw_only=True)
 class Context(Policy):
     actor: Actor
-    texts: Generations
+    generations: Generations
     log: EventLog
     hub: Hub
     engine: Engine

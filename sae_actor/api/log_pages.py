@@ -52,13 +52,13 @@ async def events(
     only.
     """
     types = None if wanted.types is None else sorted(wanted.types)
-    given, rows, begun = 0, FIRST, False
+    given, rows, answer_started = 0, FIRST, False
     while after < until:
         if limit is not None and wanted.sae_id is None:
             rows = min(rows, limit - given)
-        async with places.taken(begun=begun) if places is not None else nullcontext():
+        async with places.taken(answer_started=answer_started) if places is not None else nullcontext():
             page = await log.read(after, rows, types)
-        begun = True
+        answer_started = True
         pace = Pace()
         for event in page:
             if event.position > until:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from ..actor import Accepted
-from ..domain.commands import Command, Import
+from ..domain.commands import Command, Download, Import, is_public_name
 from ..domain.events import Event, Payload
-from ..domain.refs import sae_id_of
 from ..domain.structs import filled
 from ..domain.views.fields import Position
 from ..domain.views.outcomes import AcceptedCommand, Outcome
+from ..domain.weights import sae_id_of
 from ..errors import BadRequestError
 from .answers import answer, state_of
 from .context import context, principal
@@ -64,12 +64,31 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
     """Hand a command to the actor, under the request's headers."""
     key, revision = idempotency_key(request), expected_revision(request)
     if isinstance(command, Import):
-        command = Import(path=await context(request).hub.resolve_import(command.path))
+        path = await context(request).hub.resolve_import(command.path, command.layer)
+        command = Import(path=path, layer=command.layer)
     accepted = await context(request).actor.submit(
         command, principal=principal(request), key=key, expected_revision=revision
     )
     request.scope["command_id"] = accepted.command_id  # type: ignore[typeddict-unknown-key]  # for the access log
     return accepted
+
+
+async def placed(request: AnyRequest, command: Download) -> Download:
+    """The command with the repository and path that a name from elsewhere stands for.
+
+    `BadRequestError` for a name of several; what `Hub.named` raises.
+    """
+    if command.named_as is not None:
+        raise BadRequestError("named_as is what the service makes of a name: leave it out", param="named_as")
+    name = command.repository_id
+    if not is_public_name(name):
+        return command
+    found = await context(request).hub.named(name)
+    if len(found) > 1:
+        several = f"{name} stands for {len(found)} SAEs: name one, such as {found[0].named_as}"
+        raise BadRequestError(several, param="repository_id")
+    where = {"repository_id": found[0].repository_id, "path": found[0].path, "named_as": found[0].named_as}
+    return structs.replace(command, **where)
 
 
 def accepted_answer(request: AnyRequest, accepted: Accepted, sae_id: str | UnsetType = UNSET) -> Answer:

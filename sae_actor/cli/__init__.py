@@ -1,70 +1,15 @@
 """`sae-actor`: one grammar, three kinds of commands.
 
-    arguments         the grammar; wrong usage exits with 64 before any heavy import
-    client_commands   clients of a running service: one function per command, over `sae_actor.client`
-    serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
-    families          `families`: the model families, and what the blocks of another model are made of
-    log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
-    log_reproduce     `log reproduce`: generations run again, the one command here that loads a model
-    log_bundles       `log export|import|redact`: export a log, import one, erase a payload
-    render/           answers as text for a person
-    exit_codes        what each exit code means
-
-Only `main` turns an error into a message and an exit code.
+main              runs one command; here an error becomes a message and an exit code
+arguments         the grammar; wrong usage exits with 64 before any heavy import
+client_commands   clients of a running service: one function per command, over `sae_actor.client`
+serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
+families          `families`: the model families, and the modules in the blocks of another model
+log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
+log_reproduce     `log reproduce`: runs generations again; the only command here that loads a model
+log_bundles       `log export|import|redact`: export a log, import one, erase a payload
+render/           answers as text for a person
+exit_codes        what each exit code means
 """
 
-from __future__ import annotations
-
-import argparse
-import os
-import sys
-from collections.abc import Sequence
-
-from ..config import ConfigurationError, strangers
-from ..errors import LogError, SAEError
-from ..telemetry import logs
-from . import client_commands, exit_codes, families, log_commands, serve_commands
-from .arguments import SERVING, parse
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Wrong usage and `--help` raise `SystemExit`, as argparse does."""
-    arguments = parse(argv)
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
-    except ConfigurationError as error:
-        return _failed(str(error), error.exit_code)
-    except LogError as error:
-        return _failed(error.detail, error.exit_code)
-    except SAEError as error:
-        return _failed(f"{error.detail} ({error.code})", exit_codes.exit_code_of(error))
-    except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
-    except BrokenPipeError:
-        # the reader of our output left, as `| head` does; nothing may be flushed into the pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exit_codes.OK
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command not in SERVING:  # the service reports it in the form of its other lines
-        for each in strangers():
-            print(f"sae-actor: warning: {each}", file=sys.stderr)
-    match arguments.command:
-        case "serve":
-            return serve_commands.serve(arguments)
-        case "demo":
-            return serve_commands.demo(arguments)
-        case "families":
-            return families.run(arguments)
-        case "log":
-            return log_commands.run(arguments)
-        case _:
-            return client_commands.run(arguments)
-
-
-def _failed(message: str, code: int) -> int:
-    logs.say(message)
-    return code
+from .main import main

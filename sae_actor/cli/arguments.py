@@ -17,9 +17,10 @@ from ..ports.clock import rfc3339
 from . import exit_codes
 
 SERVING = ("demo", "serve")
+NAMES = "hub id, saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE"
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
-"""Endings that promise an archive which an export is not: it would become a folder of that name."""
+"""Endings of compressed archives: an export cannot be one, so such a destination is refused."""
 
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -88,15 +89,16 @@ def _client(commands: _Commands, name: str, about: str) -> argparse.ArgumentPars
 def _add_resources(commands: _Commands) -> None:
     _client(commands, "status", "what is loaded and attached")
     catalog = _client(commands, "catalog", "the SAEs inside a hub repository")
-    catalog.add_argument("repository", metavar="REPO")
+    catalog.add_argument("repository", metavar="REPO", help=NAMES)
     catalog.add_argument("--revision", default="main")
     fit = _client(commands, "fit", "what a model would take of the service's memory, before its weights are fetched")
     fit.add_argument("model", metavar="MODEL", help="hub id, or a path on the service's machine")
     fit.add_argument("sae", nargs="?", metavar="SAE", help="an sae_id that is attached to it (any unique prefix works)")
     fit.add_argument("--revision", metavar="R", default="main")
     fit.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    fit.add_argument("--quantization", choices=("int8", "nf4"), help="how bitsandbytes is to quantise the weights")
     download = _client(commands, "download", "fetch one SAE from the hub and wait for it")
-    download.add_argument("repository", metavar="REPO")
+    download.add_argument("repository", metavar="REPO", help=NAMES)
     download.add_argument("--path", metavar="P", help="folder or file of the SAE inside the repository")
     download.add_argument("--revision", metavar="R", default="main")
     download.add_argument("--force", action="store_true", help="fetch again, and follow a branch that has moved")
@@ -291,7 +293,7 @@ def _destination(text: str) -> Path:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, checked as far as the grammar can; wrong usage exits with 64."""
+    """The arguments, checked against the grammar; wrong usage exits with 64."""
     grammar = parser()
     arguments, rest = grammar.parse_known_args(argv)
     if rest and arguments.command == "steer" and not any(_is_flag(each) for each in rest):

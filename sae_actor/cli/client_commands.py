@@ -48,7 +48,8 @@ def catalog(client: Client, arguments: argparse.Namespace) -> None:
 
 def fit(client: Client, arguments: argparse.Namespace) -> None:
     sae_id = None if arguments.sae is None else client.find(arguments.sae)
-    _print(arguments, client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype), answers.fit)
+    found = client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype, arguments.quantization)
+    _print(arguments, found, answers.fit)
 
 
 def download(client: Client, arguments: argparse.Namespace) -> None:
@@ -58,7 +59,7 @@ def download(client: Client, arguments: argparse.Namespace) -> None:
             arguments.path,
             arguments.revision,
             force=arguments.force,
-            progress=lambda told: bar.show(*answers.progress(told)),
+            progress=lambda progress: bar.show(*answers.progress(progress)),
         )
     _print(arguments, answer, answers.downloaded)
 
@@ -114,7 +115,7 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
     thinking = False
     warnings: list[str] = []
     for chunk in client.generate(prompt, stream=True, sae=sae, **options):
-        # The answer alone is what a pipe gets.
+        # A pipe gets only the answer.
         if thought := answers.thought(chunk):
             print(thought, end="", file=sys.stderr, flush=True)
             thinking = True

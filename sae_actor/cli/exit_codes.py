@@ -13,7 +13,7 @@ TEMPORARY = 75
 NO_PERMISSION = 77
 CONFIGURATION = 78
 INTERRUPTED = 130
-"""Ended by the keyboard, as shells count it: 128 + SIGINT."""
+"""Interrupted from the keyboard; as in shells, 128 + SIGINT."""
 
 MEANINGS = {
     OK: "done",
@@ -48,5 +48,5 @@ _BY_CODE = {
 
 
 def exit_code_of(error: SAEError) -> int:
-    """What the process leaves with; a request that the service refuses as such counts as wrong usage."""
+    """The exit code for an error; a request that the service refuses counts as wrong usage."""
     return _BY_CODE.get(error.code, USAGE)

@@ -1,4 +1,4 @@
-"""`families`: the model families and their hook points, and what the blocks of another model are made of."""
+"""`families`: the model families and their hook points, and the modules in the blocks of another model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .render.answers import table
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is known, or what there is to know of one model; nothing but its config is fetched."""
+    """Print the known families, or the modules of one model, of which only the config is fetched."""
     if arguments.check is None:
         print(table(["model type", "hook points", "lacks"], [_row(name) for name in sorted(FAMILIES)]))
         parts = ", ".join(f"{name} ({text})" for name, text in sorted(TEXT_PART.items()))

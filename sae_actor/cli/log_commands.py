@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         case "explain":
             return asyncio.run(_explain(folder, arguments))
         case "reproduce":
-            from . import log_reproduce  # noqa: PLC0415 - what it needs of the hub is needed by nothing else here
+            from . import log_reproduce  # noqa: PLC0415 - only this command needs the hub
 
             return asyncio.run(log_reproduce.run(folder, arguments))
         case "export":

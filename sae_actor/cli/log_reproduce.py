@@ -92,7 +92,7 @@ def _read(path: Path) -> str:
 
 
 def verdict(view: View) -> str:
-    """`reproducing.reproduce` for a person."""
+    """The result of `reproducing.reproduce`, as text for a person."""
     reason = f": {view['reason']}" if view["reason"] else ""
     lines = [f"{view['generation_id']}: {view['verdict']}, {_VERDICTS[view['verdict']]}{reason}"]
     if "tokens" in view:

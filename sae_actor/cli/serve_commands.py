@@ -42,7 +42,7 @@ def _check_path(model: str) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Prepare the demo's model, then serve it. Raises what `prepare_model` does, and `ConfigurationError`."""
+    """Prepare the demo's model, then serve it. Raises `ConfigurationError` and the errors of `prepare_model`."""
     settings = _settings(arguments)
     deployment = resolve(settings, demo=True)
     assert deployment.demo_model is not None
@@ -54,7 +54,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    """What is said from here on has the form that they ask for."""
+    """Load the settings, and set up logging by them."""
     given = {key: getattr(arguments, flag, None) for flag, key in FLAGS.items()}
     settings = load({key: value for key, value in given.items() if value is not None}, file=arguments.config)
     logs.set_up(settings.server.log_format, settings.server.log_level)
@@ -64,6 +64,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _run(deployment: Deployment, *, read_only: bool = False, accept_truncation: int | None = None) -> int:
-    from ..service.process import run  # noqa: PLC0415 - the web framework: a second that no client command should wait for
+    from ..service.process import run  # noqa: PLC0415 - the web framework takes a second
 
     return run(deployment, read_only=read_only, accept_truncation=accept_truncation)

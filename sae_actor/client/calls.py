@@ -13,10 +13,9 @@ import httpx
 
 from ..errors import SAEAmbiguousError, SAENotFoundError
 from .sse import StreamEvent, frames
-from .wire import Answer, UnreachableError, Wire, problem_error
+from .wire import Answer, Features, UnreachableError, Wire, edits_of, problem_error
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
-Features: TypeAlias = Mapping[int, float] | Sequence[Mapping[str, Any]]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_WAIT = 300
@@ -126,20 +125,40 @@ class Client:
         _, answer = self._post("/api/commands", {"type": type, **fields}, wait=wait, key=key)
         return self._outcome(answer) if wait else answer
 
-    def load_model(self, model: str, revision: str = "main", dtype: str = "auto", device: str = "auto") -> Answer:
-        return self.command("LoadModel", model=model, revision=revision, dtype=dtype, device=device)
+    def load_model(
+        self,
+        model: str,
+        revision: str = "main",
+        dtype: str = "auto",
+        device: str = "auto",
+        quantization: str | None = None,
+    ) -> Answer:
+        """quantization: `int8` or `nf4`, by bitsandbytes."""
+        asked: Answer = {"model": model, "revision": revision, "dtype": dtype, "device": device}
+        if quantization is not None:  # services that do not know it refuse it
+            asked["quantization"] = quantization
+        return self.command("LoadModel", **asked)
 
-    def fit(self, model: str, sae_id: str | None = None, revision: str = "main", dtype: str = "auto") -> Answer:
+    def fit(
+        self,
+        model: str,
+        sae_id: str | None = None,
+        revision: str = "main",
+        dtype: str = "auto",
+        quantization: str | None = None,
+    ) -> Answer:
         """What a model would take of the service's memory, and an SAE next to it; nothing is loaded."""
-        query = {"model": model, "sae_id": sae_id, "revision": revision, "dtype": dtype}
+        query = {"model": model, "sae_id": sae_id, "revision": revision, "dtype": dtype, "quantization": quantization}
         return self._get("/api/models/fit", query)
 
     def unload_model(self) -> Answer:
         return self.command("UnloadModel")
 
-    def import_(self, path: str) -> Answer:
-        """Register the SAE in a folder of the service's machine, under one of its import roots."""
-        return self.command("Import", path=path)
+    def import_(self, path: str, layer: int | None = None) -> Answer:
+        """Register the SAE in a folder of the service's machine, under one of its import roots. `layer`: which one, of
+        a file with vectors of several layers."""
+        fields: dict[str, Any] = {"path": path} if layer is None else {"path": path, "layer": layer}
+        return self.command("Import", **fields)
 
     def download(
         self,
@@ -212,7 +231,7 @@ class Client:
 
         `exclude` goes into every edit without its own.
         """
-        body = {"features": _edits(features, exclude), "enabled": enabled}
+        body = {"features": edits_of(features, exclude), "enabled": enabled}
         return cast(Answer, self._wire.request("PUT", _path(sae_id, "steering"), body=body)[1])
 
     def monitor(
@@ -323,9 +342,3 @@ class Client:
 
 def _path(sae_id: str, *parts: str) -> str:
     return "/".join(("/api/saes", quote(sae_id, safe=""), *parts))
-
-
-def _edits(features: Features, exclude: Sequence[str]) -> tuple[Answer, ...]:
-    if isinstance(features, Mapping):
-        features = [{"feature": feature, "strength": strength} for feature, strength in features.items()]
-    return tuple({"exclude": tuple(exclude), **edit} for edit in features)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from ..config import is_loopback
 from ..errors import BY_CODE, InternalError, SAEError, from_code
 
 Answer: TypeAlias = dict[str, Any]
+Features: TypeAlias = Mapping[int, float] | Sequence[Mapping[str, Any]]
 
 
 class UnreachableError(SAEError):
@@ -129,3 +130,10 @@ def problem_error(body: Answer, status: int = 500) -> SAEError:
 
 def _given(query: Mapping[str, Any] | None) -> Answer:
     return {key: value for key, value in (query or {}).items() if value is not None}
+
+
+def edits_of(features: Features, exclude: Sequence[str]) -> tuple[Answer, ...]:
+    """Edits as they are sent; a mapping is of features to strengths."""
+    if isinstance(features, Mapping):
+        features = [{"feature": feature, "strength": strength} for feature, strength in features.items()]
+    return tuple({"exclude": tuple(exclude), **edit} for edit in features)

@@ -25,6 +25,8 @@ def _in_words(info: inspect.Type) -> str:
             return "true or false"
         case inspect.LiteralType():
             return f"one of {', '.join(map(str, info.values))}"
+        case inspect.UnionType():
+            return " or ".join(_in_words(each) for each in info.types if not isinstance(each, inspect.NoneType))
         case inspect.VarTupleType():
             return f"a list, each of it {_in_words(info.item_type)}"
         case _:

@@ -38,7 +38,13 @@ def resolve(settings: Settings, *, demo: bool = False) -> Deployment:
     """Raises `ConfigurationError` where `check_exposure` or `tls_files` does, and for a model that cannot be named."""
     server, asked = settings.server, settings.model
     try:
-        model = LoadModel(model=asked.id, revision=asked.revision, dtype=asked.dtype, device=asked.device)
+        model = LoadModel(
+            model=asked.id,
+            revision=asked.revision,
+            dtype=asked.dtype,
+            device=asked.device,
+            quantization=asked.quantization or None,
+        )
     except ValueError as error:
         raise ConfigurationError(f"model.revision: {error}") from None
     own = ("localhost", "127.0.0.1", "[::1]", _bracketed(server.host))

@@ -80,6 +80,7 @@ class ModelSection(_Section, frozen=True, kw_only=True):
     revision: Revision = "main"
     dtype: ModelDtype = "auto"
     device: Device = "auto"
+    quantization: Annotated[Literal["", "int8", "nf4"], Meta(description="int8, nf4 or empty")] = ""
 
 
 class EngineSection(_Section, frozen=True, kw_only=True):

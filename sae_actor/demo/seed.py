@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..actor import Actor
 from ..domain.commands import Attach, Command, Import, LoadModel
-from ..domain.evolve import OPENING
-from ..domain.refs import import_id_of
+from ..domain.evolve import COMMAND_OF_INTENT
 from ..domain.views.resources import waiting_for
+from ..domain.weights import import_id_of
 from ..errors import IdempotencyKeyReusedError, SAEError, from_code
 from ..ports import EventLog
 from . import TITLES, curl_lines, way_back
@@ -26,7 +26,7 @@ async def seed(actor: Actor, log: EventLog, model: LoadModel, url: str, sae: Pat
     """
     sae_path = str(sae)
     sae_id = import_id_of(sae_path)
-    first = await log.read(0, 1, [intent.__name__ for intent in OPENING])
+    first = await log.read(0, 1, [intent.__name__ for intent in COMMAND_OF_INTENT])
     if not first or first[0].principal == PRINCIPAL:
         print("loading the model and attaching the SAE …", file=sys.stderr)
         # Each under a key of its own: done once in the life of the log, whatever its user does afterwards.

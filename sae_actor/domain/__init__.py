@@ -6,7 +6,7 @@ pending      a state gives the effects that it owes to the world
 commands, messages             requests from outside, everything that enters a turn
 effects, reports               what a state owes, what came of it
 events/      what happened
-state, refs, weights    the state, and the values that all of these share
+state, refs, weights    the state, and the values that all of these share; ids of SAEs are in `weights`
 chats                   prompts and answers of chats among their tokens
 words                   edits and ranges in plain words
 placement               where an SAE goes on the loaded model

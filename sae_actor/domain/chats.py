@@ -13,33 +13,33 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 
 
 class Tokenization(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a request wants its prompt tokenized; the default is the tokenizer's or the chat template's way."""
+    """How a request wants its prompt tokenized. The defaults follow the tokenizer, or the chat template."""
 
     add_special_tokens: bool | None = None
-    """Those that the tokenizer puts around a text; None: around a text, not around a chat."""
+    """Add the tokens that the tokenizer puts around a text; None: for a text, not for a chat."""
     prepend_bos: bool | None = None
-    """Begin with the token that begins a text, or do not; None: as the tokenizer, or the template, does."""
+    """Begin with the BOS token, or do not; None: as the tokenizer or the template does."""
     parse_special: bool = True
-    """A text that spells a control token means that token."""
+    """Control tokens spelled in a text become those tokens."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables of the chat template, besides the messages."""
+    """Further variables for the chat template, besides the messages."""
     reasoning_effort: str | None = None
-    """A variable too, which the template must know."""
+    """A template variable too; the template must know it."""
     add_generation_prompt: bool = True
-    """A chat ends with the beginning of an answer; False: with its last message."""
+    """End a chat with the beginning of an answer; False: with its last message."""
     continue_final_message: bool = False
-    """A chat ends with the content of its last message, which the answer continues."""
+    """End a chat with the content of its last message, which the answer continues."""
     left_out: tuple[str, ...] = ()
     """Names of template variables whose values are not on record."""
 
     @property
     def recorded(self) -> Tokenization:
-        """As it goes on record: template variables that are switches, numbers or words. Longer texts may be as private
-        as the prompt; of those only the names."""
+        """The part that goes on record: template variables that are switches, numbers or words. Longer texts may be as
+        private as the prompt: only their names are recorded."""
         given = self.chat_template_kwargs or {}
-        kept = {name: value for name, value in given.items() if _is_setting(value)}
-        left_out = tuple(name for name in given if name not in kept)
-        return replace(self, chat_template_kwargs=kept or None, left_out=left_out)
+        recorded = {name: value for name, value in given.items() if _is_setting(value)}
+        left_out = tuple(name for name in given if name not in recorded)
+        return replace(self, chat_template_kwargs=recorded or None, left_out=left_out)
 
 
 def _is_setting(value: Any) -> bool:
@@ -51,20 +51,20 @@ def _is_setting(value: Any) -> bool:
 
 
 class MessageSpan(Struct, frozen=True, kw_only=True):
-    """One message of a chat among the prompt's tokens, [first, stop), with what the template writes around it. A
-    message nested in it has a span of its own."""
+    """The tokens [first, stop) of one message of a chat, with the template's text around it. A message nested in it has
+    a span of its own."""
 
     role: str
     first: int
     stop: int
     content: tuple[int, int]
-    """[from, to): the tokens that hold what is said."""
+    """[from, to): the tokens of the message's own text."""
     parts: tuple[tuple[int, int], ...] = ()
-    """The pieces of `content`, where the template writes something between them; none where it is one."""
+    """The parts of `content` if the template writes something between them; empty if it is in one piece."""
 
     @property
     def said(self) -> tuple[tuple[int, int], ...]:
-        """What is said, piece by piece."""
+        """The tokens of the message's own text, part by part."""
         return self.parts or (self.content,)
 
     def within(self, other: MessageSpan) -> bool:
@@ -86,7 +86,7 @@ class Reasoning(Struct, frozen=True, kw_only=True):
     """How the answers of a model's chats separate reasoning from content."""
 
     format: Literal["channels", "block"]
-    """`channels`: messages that each name theirs, as gpt-oss has them; `block`: thoughts first, between two marks."""
+    """`channels`: each message names its channel, as in gpt-oss; `block`: reasoning first, between two marks."""
     begin: str = ""
     end: str = ""
-    """The marks of a block."""
+    """The two marks of a block."""

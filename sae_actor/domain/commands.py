@@ -1,22 +1,28 @@
 """Commands from outside: one struct each, and the HTTP body is the struct.
 
-A new command is a struct here, its events in `events`, one arm in `decide` and one in `evolve`.
+A new command needs, in this order: a struct here and its place in `AnyCommand`; its events in `events`; an arm in
+`decide` and one in `evolve`, for a long-running one also `COMMAND_OF_INTENT`, `effects` and `pending`; an example in
+`api.submission`, if it has a path of its own a route in `api.routes`; `client.calls`, `cli.arguments` and
+`cli.client_commands`. `.github/CONTRIBUTING.md` has every step.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
+from .events import MadeFrom
 from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
 
 RepositoryId: TypeAlias = Annotated[
     str,
-    Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z",
-         description="owner/name of a repository, in letters, digits and . _ -"),
+    Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
+                 r"|(saelens|neuronpedia):[A-Za-z0-9][A-Za-z0-9_.:=, @+/()-]{0,299})\Z",
+         description="owner/name of a repository, in letters, digits and . _ -; or an SAE's name elsewhere, "
+                     "saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE"),
 ]  # fmt: skip
 Revision: TypeAlias = Annotated[
     str, Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}\Z", description="a branch, a tag or a commit")
@@ -31,26 +37,34 @@ ModelDtype: TypeAlias = Annotated[
 ]
 
 
+Quantization: TypeAlias = Annotated[Literal["int8", "nf4"], Meta(description="int8 or nf4")]
+
+
 class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag=True):
     """The base of all commands; `type` in JSON is the class name."""
 
     later: ClassVar[dict[str, Any]] = {}
-    """Fields that this command did not always have, each with what is meant without it."""
+    """Fields added to this command later → the value that a command without the field means."""
 
     @property
     def name(self) -> str:
         return type(self).__name__
 
     def digest(self) -> str:
-        """Canonical JSON that distinguishes two commands under one idempotency key. Defaults are filled in, except in
-        fields that came later: a command without them equals the one that an earlier version accepted."""
+        """Canonical JSON, by which two commands under one idempotency key are compared. Defaults are filled in, except
+        in fields added later: a command without them equals the one that an earlier version accepted."""
         unsaid = {name for name, usual in self.later.items() if getattr(self, name) == usual}
-        said = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
-        return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+        fields = {name: value for name, value in msgspec.to_builtins(self).items() if name not in unsaid}
+        return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
 
 
 def _has_whole_parts(path: str) -> bool:
     return not any(part in ("", ".", "..") for part in path.split("/"))
+
+
+def is_public_name(repository_id: str) -> bool:
+    """Whether it is a name from elsewhere, not a repository's."""
+    return repository_id.startswith(("saelens:", "neuronpedia:"))
 
 
 def _check_revision(revision: str) -> None:
@@ -65,6 +79,11 @@ class LoadModel(Command, frozen=True):
     revision: Revision = "main"
     dtype: ModelDtype = "auto"
     device: Device = "auto"
+    quantization: Quantization | None = None
+    """How bitsandbytes is to quantise the weights; null: they are held as the checkpoint has them, by its own scheme if
+    it has one."""
+
+    later: ClassVar[dict[str, Any]] = {"quantization": None}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
@@ -81,9 +100,15 @@ class Download(Command, frozen=True):
     revision: Revision = "main"
     path: RepositoryPath | None = None
     force: bool = False
+    named_as: PlainText | None = None
+    """The name that repository and path were found under; the service sets it."""
+
+    later: ClassVar[dict[str, Any]] = {"named_as": None}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
+        if is_public_name(self.repository_id) and self.path is not None:
+            raise ValueError(f"{self.repository_id} says where in a repository it is: leave path out")
         if self.path is not None and not _has_whole_parts(self.path):
             raise ValueError("path must be relative, without empty, '.' or '..' parts")
         if ".." in self.repository_id or "--" in self.repository_id:
@@ -97,13 +122,24 @@ class CancelDownload(Command, frozen=True):
 
 
 class Import(Command, frozen=True):
-    """Register an SAE that is on disk already, under one of `[hub] import_roots`."""
+    """Register an SAE that is already on disk, under one of `[hub] import_roots`."""
 
     path: PlainText
+    layer: Layer | None = None
+    """Of a file with vectors of several layers: which one."""
+
+    later: ClassVar[dict[str, Any]] = {"layer": None}
+
+
+class KeepVectors(Command, frozen=True):
+    """Register vectors whose file the service has written; `POST /api/vectors` and `/api/directions` send it."""
+
+    sae_id: SaeId
+    made_from: MadeFrom
 
 
 class Attach(Command, frozen=True):
-    """Bring an SAE to a hook point; null means where it was trained."""
+    """Attach an SAE at a hook point; null means the one it was trained at."""
 
     sae_id: SaeId
     layer: Layer | None = None
@@ -121,13 +157,13 @@ class Attach(Command, frozen=True):
 
 
 class Detach(Command, frozen=True):
-    """Take an SAE out for new requests at once; completes when its memory is free."""
+    """Detach an SAE: new requests run without it at once. Completes when its memory is free."""
 
     sae_id: SaeId
 
 
 class Delete(Command, frozen=True):
-    """Delete an SAE's files; of an import, forget the record."""
+    """Delete an SAE's files; for an import, forget only the record."""
 
     sae_id: SaeId
 

@@ -1,6 +1,6 @@
 """`decide` holds every rule of the service: a message and a state give the events that follow.
 
-Pure: it raises an error of `errors` where the rules refuse, never waits and never touches the world.
+Pure: it raises an error of `errors` where the rules refuse, never waits and does no I/O.
 The first event of an accepted command is its intent. An outcome names its request by position.
 """
 
@@ -14,6 +14,7 @@ from .commands import (
     Detach,
     Download,
     Import,
+    KeepVectors,
     LoadModel,
     Monitor,
     Steer,
@@ -47,6 +48,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
+        case KeepVectors():
+            return downloads.keep_vectors(message, state)
         case Delete():
             return downloads.delete(message, state)
         case Attach():

@@ -1,7 +1,7 @@
-"""What the world still owes a state: values that name a slow thing to be done.
+"""Effects: slow work that a state requires, named as values.
 
-An effect is absolute ("resid_post.12 carries X"), so running one twice converges, and carries the
-position of its intent, so that a late report of a cancelled attempt completes nothing.
+An effect states a result ("resid_post.12 carries X"), so running it twice does no harm. It carries the position of its
+intent, so that a late report of a cancelled attempt changes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from msgspec import Struct
 
+from .events import Source
 from .refs import HookPoint, Mode, SaeDescription
 from .state import SaeLocation
 from .weights import WeightsFiles
@@ -28,6 +29,7 @@ class LoadModelEffect(_Effect, frozen=True, kw_only=True):
     revision: str
     dtype: str
     device: str
+    quantization: str | None = None
 
 
 class DownloadEffect(_Effect, frozen=True, kw_only=True):
@@ -43,6 +45,9 @@ class ImportEffect(_Effect, frozen=True, kw_only=True):
     name = "import"
     sae_id: str
     path: str
+    layer: int | None = None
+    source: Source = "import"
+    """`vectors`: the service keeps the folder `path`."""
 
 
 class AttachEffect(_Effect, frozen=True, kw_only=True):
@@ -70,14 +75,14 @@ class DeleteEffect(_Effect, frozen=True, kw_only=True):
     sae_id: str
     location: SaeLocation
     kept: tuple[SaeLocation, ...] = ()
-    """Other SAEs whose files stay: what they share is not freed."""
+    """Other SAEs whose files stay: files that they share are not deleted."""
 
 
 Effect: TypeAlias = LoadModelEffect | DownloadEffect | ImportEffect | AttachEffect | DetachEffect | DeleteEffect
 
 
 class Residents(Struct, frozen=True):
-    """What the device may keep: everything else in its memory belongs to no one and is freed."""
+    """The model and SAEs that the device may keep: everything else in its memory is freed."""
 
     model: int | None = None
     """Position of the ModelLoadRequested whose model may stay."""

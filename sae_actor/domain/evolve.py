@@ -20,14 +20,14 @@ from .structs import filled
 
 T = TypeVar("T")
 
-OPENING: dict[type[ev.Payload], str] = {
+COMMAND_OF_INTENT: dict[type[ev.Payload], str] = {
     ev.ModelLoadRequested: "LoadModel",
     ev.DownloadRequested: "Download",
     ev.AttachRequested: "Attach",
     ev.DetachRequested: "Detach",
     ev.DeleteRequested: "Delete",
 }
-"""Intents whose command stays open until an outcome names their position → the command's name."""
+"""Intent → the name of its command, for commands that stay open until an outcome names the intent's position."""
 
 
 _OUTCOMES = (
@@ -50,22 +50,26 @@ def evolve(state: State, event: Draft) -> State:
     payload = payload_of(event)
     if payload is None:
         return replace(state, position=event.position)
-    after = _commands(_apply(state, event, payload), event, payload)
-    moved = (
+    after = _update_commands(_apply(state, event, payload), event, payload)
+    # The revision is what If-Match compares: generations, which come and go with every request, leave it alone.
+    changes_revision = (
         after.model is not state.model
         or after.attachments != state.attachments
         or after.saes is not state.saes
         or isinstance(payload, ev.MonitoringChanged)
     )
-    return replace(after, position=event.position, revision=event.position if moved else state.revision)
+    return replace(after, position=event.position, revision=event.position if changes_revision else state.revision)
 
 
 def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
     match payload:
         case ev.ActorStarted():
             return wanted_after_start(state, payload)
-        case ev.ActorStopped() | ev.GpuLost():
-            return replace(state, running=isinstance(payload, ev.GpuLost))
+        case ev.ActorStopped():
+            return replace(state, running=False)
+        case ev.GpuLost():
+            # The process ends without a stop: the next start counts this as a crash.
+            return replace(state, running=True)
         case ev.EffectInterrupted():
             return interrupted(state, payload)
         case ev.ModelLoadRequested() | ev.ModelLoaded() | ev.ModelLoadFailed() | ev.ModelUnloaded():
@@ -80,8 +84,8 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
         ):
             return _with_record(state, payload.sae_id, _record(state.saes.get(payload.sae_id), event, payload))
         case ev.SaeDeleted():
-            kept = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
-            return _with_record(replace(state, attachments=kept), payload.sae_id, None)
+            left = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
+            return _with_record(replace(state, attachments=left), payload.sae_id, None)
         case ev.AttachRequested():
             added = filled(
                 AttachmentState,
@@ -148,10 +152,7 @@ def _record(record: SaeRecord | None, event: Draft, payload: ev.Payload) -> SaeR
             if record is None:
                 return filled(SaeRecord, payload, **now, created_at=event.time)
             return replace(record, **now, force=payload.force, attempts=0, error=None)
-        case _ if record is None or getattr(payload, "request_position", event.position) not in (
-            record.request_position,
-            event.position,
-        ):
+        case _ if record is None or _is_stale(payload, record):
             return record
         case ev.DownloadCompleted():
             known = filled(SaeRecord, payload, record, request_position=record.request_position, source=record.source)
@@ -168,12 +169,17 @@ def _record(record: SaeRecord | None, event: Draft, payload: ev.Payload) -> SaeR
             return record
 
 
-def _commands(state: State, event: Draft, payload: ev.Payload) -> State:
+def _is_stale(payload: ev.Payload, record: SaeRecord) -> bool:
+    """Whether it answers an earlier request about the SAE than the last: such a report is ignored."""
+    return getattr(payload, "request_position", record.request_position) != record.request_position
+
+
+def _update_commands(state: State, event: Draft, payload: ev.Payload) -> State:
     """Open the command that an intent begins; close those that an outcome ends."""
-    kind = OPENING.get(type(payload))
+    kind = COMMAND_OF_INTENT.get(type(payload))
     if kind is not None and event.command_id is not None:
-        if isinstance(payload, ev.DownloadRequested) and payload.source == "import":
-            kind = "Import"
+        if isinstance(payload, ev.DownloadRequested) and payload.source != "hub":
+            kind = "Import" if payload.source == "import" else "KeepVectors"
         opened = OpenCommand(
             command_id=event.command_id,
             type=kind,

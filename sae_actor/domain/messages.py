@@ -8,19 +8,19 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, LoadModel
+from .commands import AnyCommand, KeepVectors, LoadModel
 from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
 from .reports import Report
 
 
 class Start(Struct, frozen=True, kw_only=True):
-    """The service took the log over."""
+    """The service takes the log over."""
 
     version: str
     max_attachments: int = 1
     drain_seconds: float = 3.0
     model: LoadModel | None = None
-    """What the settings name, if anything: to be asked for unless the log has it."""
+    """The model of the settings, if any: it is loaded unless the log already requires it."""
 
 
 class Stop(Struct, frozen=True):
@@ -36,15 +36,15 @@ class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     mode: Mode = "steer"
     steering: Edits = ()
     exclude: Exclusions | None = None
-    """As of `Attach`."""
+    """As in `Attach`."""
 
     def __post_init__(self) -> None:
         check_passed(self.exclude, self.mode)
 
 
 class OwnIntervention(Struct, frozen=True, forbid_unknown_fields=True):
-    """`sae` where activations are read: under what the prompt is run. Nothing said, or `baseline`: under nothing;
-    `"baseline": false`: under the server's own."""
+    """`sae` of a request for activations: the intervention under which the prompt is run. Empty, or with `baseline`:
+    none; with `"baseline": false`: the server's own."""
 
     interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
     steering: Edits | None = None
@@ -57,13 +57,13 @@ class RequestedStop(Struct, frozen=True, forbid_unknown_fields=True):
     feature: Feature
     above: Strength
     sae_id: SaeId | None = None
-    """None: of the only attached SAE."""
+    """None: the only attached SAE."""
     exclude: ReadingExclusions = ("sink",)
-    """Tokens at which it never holds."""
+    """Tokens at which the condition never holds."""
 
 
 class AdmitGeneration(Struct, frozen=True, kw_only=True):
-    """A generation that is ready to run: freeze the intervention of this moment for it."""
+    """Admit a generation, and freeze the intervention in force for it."""
 
     generation_id: str
     kind: Literal["completion", "chat"]
@@ -79,16 +79,17 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """The answer reports activations of the attached SAEs."""
     stop_when: RequestedStop | None = None
     turns: tuple[MessageSpan, ...] | None = ()
-    """As `Tokenized` has them."""
+    """As in `Tokenized`."""
     tokenization: Tokenization | None = None
     """How the prompt was tokenized, if the request says so."""
     reasoning: Reasoning | None = None
-    """As `Tokenized` has it."""
+    """As in `Tokenized`."""
     request_salt: str | None = None
     request_sha256: str | None = None
-    """Of a request under an idempotency key; as `GenerationStarted` has them."""
+    """Salt and digest of a request under an idempotency key, as in `GenerationStarted`."""
     model_position: int | None = None
-    """`ModelState.request_position` of the model whose tokenizer read the prompt: no other may run it. None: any."""
+    """`ModelState.request_position` of the model whose tokenizer read the prompt: only that model may run it. None: any
+    model."""
 
 
 class AdmitGenerations(Struct, frozen=True, kw_only=True):
@@ -97,4 +98,4 @@ class AdmitGenerations(Struct, frozen=True, kw_only=True):
     requests: tuple[AdmitGeneration, ...]
 
 
-Message: TypeAlias = AnyCommand | Start | Stop | AdmitGeneration | AdmitGenerations | Report
+Message: TypeAlias = AnyCommand | KeepVectors | Start | Stop | AdmitGeneration | AdmitGenerations | Report

@@ -1,7 +1,7 @@
-"""`pending`, what the world still owes a state, and `residents`, what the device may keep.
+"""`pending`: the effects that a state requires. `residents`: the model and SAEs that the device may keep.
 
-After every turn the actor starts `pending − running` and cancels `running − pending`: retry,
-cancellation and recovery after a crash are this one mechanism.
+After every turn the actor starts the pending effects that do not run, and cancels the running ones that are not
+pending: retry, cancellation and recovery after a crash are this one mechanism.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .structs import filled
 
 
 def pending(state: State) -> tuple[Effect, ...]:
-    """The effects that are owed, in the order of their intents in the log."""
+    """The effects that have to run, in the order of their intents in the log."""
     owed = [*_model(state), *_records(state), *_detaches(state), *_next_attach(state)]
     return tuple(sorted(owed, key=lambda effect: effect.request_position))
 
 
 def residents(state: State) -> Residents:
-    """What the device may keep."""
+    """The model and SAEs that the device may keep."""
     return Residents(
         model=state.model.request_position if state.model is not None and state.model.status != "error" else None,
         saes=tuple(a.request_position for a in state.attachments if a.status != "failed"),
@@ -44,7 +44,7 @@ def _model(state: State) -> Iterator[Effect]:
 
 def _records(state: State) -> Iterator[Effect]:
     for record in state.saes.values():
-        if record.status == "downloading" and record.source == "import":
+        if record.status == "downloading" and record.source != "hub":
             yield filled(ImportEffect, record, path=record.path or "")
         elif record.status == "downloading":
             whence = record.repository_id or "", record.revision or "main"

@@ -128,6 +128,8 @@ def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[
         warnings.append(f"trained on {sae.trained_on}, the model is {model.model_id}")
     if sae.prepend_bos is not None and model.adds_bos is not None and sae.prepend_bos != model.adds_bos:
         warnings.append(NO_BOS if sae.prepend_bos else BOS)
+    if model.in_turn is not None:
+        warnings.append(f"this model's texts run one after the other: {model.in_turn}")
     return warnings
 
 

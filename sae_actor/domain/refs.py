@@ -7,7 +7,6 @@ Everything here is frozen, knows no torch and does no I/O. Numbers are bounded b
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -33,7 +32,7 @@ Unit: TypeAlias = Literal["raw", "unit", "max", "norm"]
 Exclusion: TypeAlias = Literal["sink", "special", "template"]
 Exclusions: TypeAlias = Annotated[tuple[Exclusion, ...], Meta(max_length=3)]
 ReadingExclusions: TypeAlias = Annotated[tuple[Literal["sink", "special"], ...], Meta(max_length=2)]
-"""What is left out of reading during generation: the template did not write generated tokens."""
+"""Positions left out of readings during generation. `template` is missing: it wrote none of the generated tokens."""
 NamedPositions: TypeAlias = Literal["all", "prompt", "generated", "response", "last_prompt"]
 
 FinishReason: TypeAlias = Literal[
@@ -44,20 +43,20 @@ MAX_EDITS = 256
 SINK_WINDOW = 512
 """A sink's norm is compared with the median of this many of the prompt's first positions."""
 
-
 NORMED: frozenset[HookKind] = frozenset({"mlp_in", "attn_out", "mlp_out"})
-"""Kinds that are outputs of a norm: the MLP's input, and what is added to the stream if a norm precedes that."""
+"""Kinds that may be outputs of a norm: the MLP's input; the outputs of attention and MLP in families that norm them."""
 
 
 class HookPoint(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Where in the model an SAE reads and writes."""
+    """A place in the model at which an SAE reads or writes."""
 
     kind: HookKind
     layer: Layer
     before: Before | None = None
-    """Of `mlp_in`, `attn_out` and `mlp_out`, which come out of a norm. `gain`: what the norm gives before it multiplies
-    by its weight and adds its bias. `norm`: what the norm gets; before that of `mlp_in` an edit reaches the MLP alone,
-    before those after attention and MLP is what these two return. Null: the activation of `kind` itself."""
+    """For `mlp_in`, `attn_out` and `mlp_out`, if they are outputs of a norm. `gain`: the norm's output before it
+    multiplies by its weight and adds its bias. `norm`: the norm's input; before the norm of `mlp_in` an edit reaches
+    only the MLP, before the other two it changes the output of attention or MLP. Null: the activation of `kind`
+    itself."""
 
     def __post_init__(self) -> None:
         if self.before is not None and self.kind not in NORMED:
@@ -104,21 +103,21 @@ def check_passed(exclude: tuple[Exclusion, ...] | None, mode: Mode) -> None:
 
 
 class Edit(Struct, frozen=True, forbid_unknown_fields=True):
-    """One feature edit; README, "Steering", says what each method writes."""
+    """One feature edit; README, "Steering", explains the methods."""
 
     feature: Feature
     strength: Strength
     method: Method = "add"
     positions: Positions = "all"
     exclude: Exclusions = ("sink",)
-    """Stored edits name theirs, so the default is that of requests and commands alone."""
+    """The default is only for requests and commands: stored edits always name theirs."""
     unit: Unit = "raw"
     sae_id: SaeId | None = None
     when: When | None = None
 
     @property
     def named_position(self) -> int:
-        """The highest of the numbers that `tokens` lists, or where a range begins; 0 where there is none."""
+        """The highest position in `tokens`, or the beginning of the range; 0 if there is neither."""
         if not isinstance(self.positions, Span):
             return 0
         return max(self.positions.tokens or (self.positions.from_ or 0,))
@@ -166,21 +165,31 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
     """The hook as the files name it, such as `blocks.15.hook_resid_post`."""
     hook_point: HookPoint | None = None
     hook_point_out: HookPoint | None = None
-    """Where a transcoder writes; None for an SAE."""
+    """The hook point at which a transcoder writes; None for an SAE."""
     prepend_bos: bool | None = None
     """Whether its training texts begin with BOS; None if the files do not say."""
     ignored: dict[str, str] = {}
-    """Settings in the files that play no part here → why."""
+    """Settings in the files that have no effect here → the reason."""
     norms_folded: bool = False
-    """The library it was trained with had moved the norms' gains and biases into the next matrices: what a LayerNorm
-    gives is then surely what it gives before its gain."""
+    """The library it was trained with had folded the norms' gains and biases into the next matrices. So the output of
+    a LayerNorm was its output before the gain."""
     hooks_read: int = 0
     """Which reading of hook names made `hook_point` of `hook_name`; see `placement.reread`."""
     warnings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of vectors: what each row is called, if the files say it; and the median |x| at the hook point."""
+    median_norm: float | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Vectors have no encoder."""
+        return self.architecture != "vectors"
 
     @property
     def parameters(self) -> int:
-        """W_enc, b_enc, W_dec, b_dec and, where there is one, threshold."""
+        """How many parameters it has: W_enc, b_enc, W_dec, b_dec and, if there is one, threshold; of vectors W_dec."""
+        if not self.encodes:
+            return self.d_sae * self.d_out
         threshold = self.d_sae if self.has_threshold else 0
         return self.d_in * self.d_sae + self.d_sae + self.d_sae * self.d_out + self.d_out + threshold
 
@@ -190,11 +199,11 @@ class SaeDescription(Struct, frozen=True, kw_only=True):
 
 
 BYTES_PER_PARAMETER = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-"""Types that weights may have."""
+"""Type of weights → bytes per parameter."""
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
-    """A loaded model as the rules need it: no torch, but every width a hook point can have."""
+    """The facts about a loaded model that the rules need, such as the width of each hook point; no torch."""
 
     model_id: str
     revision: str
@@ -208,40 +217,49 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Bytes of the parameters and buffers, as measured."""
     widths: dict[str, int]
-    """Hook kind → width of the activation there, the largest of all layers; kinds that this model lacks are absent."""
+    """Hook kind → width of its activation, the largest of all layers. Kinds that the model lacks are absent."""
     layer_widths: dict[str, tuple[int, ...]] = {}
-    """The same at each layer, of kinds that are not as wide in all of them; 0 where a layer has no such hook point."""
+    """Hook kind → width at each layer, for kinds whose width differs; 0 if the layer has no such hook point."""
     without: dict[str, str] = {}
-    """Hook kind that this model, or some of its layers, lack → why."""
+    """Hook kind that this model, or some of its layers, lack → the reason."""
     before: dict[str, tuple[Before, ...]] = {}
-    """Hook kind that is a norm's output → on which sides of that norm there is a hook point too."""
+    """Hook kind that is a norm's output → the further hook points of that norm."""
     layer_norm: bool = False
-    """Its norms take the mean away and add a bias; else they are RMS norms."""
+    """Its norms subtract the mean and add a bias; else they are RMS norms."""
     has_chat_template: bool = False
     adds_bos: bool | None = None
-    """The tokenizer puts BOS before a text by itself; None: unknown."""
+    """Whether the tokenizer puts BOS before a text by default; None: unknown."""
     tells_messages: bool = True
     """Whether its chat template and tokenizer show where the messages are among the tokens."""
     cache_positions: int | None = None
     """The most KV cache positions that one generation may take; None: not measured."""
     environment: dict[str, Any] = {}
-    """Versions, device, digests: what `system_fingerprint` is the digest of."""
+    """Versions, device, digests; `system_fingerprint` is its digest."""
     vocabulary: int | None = None
-    """Every token id below this can be fed; None: unknown."""
+    """Every token id below this is valid; None: unknown."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a text, in order."""
+    in_turn: str | None = None
+    """Why its texts run one after the other; None: they share a step, or it was not said."""
 
     def width(self, point: HookPoint) -> int:
-        """Of the activation there; 0 if the layer has no such hook point."""
+        """Width of the activation at a hook point; 0 if the layer has no such hook point."""
         widths = self.layer_widths.get(point.kind)
         if point.layer >= self.num_layers:
             return 0
         return self.widths.get(point.kind, 0) if widths is None else widths[point.layer]
 
     @property
+    def quantization(self) -> str | None:
+        """The scheme of its weights; None if they are plain numbers of `dtype`."""
+        told = self.environment.get("quantization")
+        return str(told["scheme"]) if isinstance(told, dict) and "scheme" in told else None
+
+    @property
     def can_be_deterministic(self) -> bool:
-        """A generation that runs alone, its prefill in one piece, always gives the same tokens. True in float32 on a
-        CPU, whose kernels sum in one order for one number of threads, or with torch's deterministic kernels."""
+        """Whether a generation that runs alone, with its prefill in one step, always gives the same tokens. True in
+        float32 on a CPU, whose kernels sum in a fixed order for a given number of threads, or with torch's
+        deterministic kernels."""
         kernels = self.environment.get("deterministic_algorithms") is True
         return kernels or (self.device == "cpu" and self.dtype == "float32")
 
@@ -258,11 +276,11 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
     exclude: tuple[Exclusion, ...] | None = None
     """Positions `reconstruct` leaves unchanged; None: those an edit excludes, sinks if no edit excludes any."""
     attach_position: int = 0
-    """Position of the AttachRequested that brought it: which residents of the engine are meant."""
+    """Position of its AttachRequested: the engine's key for the SAE."""
 
     @property
     def written_at(self) -> HookPoint:
-        """Where it writes: what a transcoder reads lies elsewhere."""
+        """The hook point where it writes; a transcoder reads at another one."""
         return self.hook_point_out or self.hook_point
 
     @property
@@ -271,7 +289,7 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
 
     @property
     def passes(self) -> frozenset[Exclusion]:
-        """What `reconstruct` passes through."""
+        """Positions that `reconstruct` leaves unchanged."""
         if self.exclude is not None:
             return frozenset(self.exclude)
         return frozenset(each for edit in self.steering for each in edit.exclude) or frozenset({"sink"})
@@ -283,25 +301,25 @@ class ActiveSae(Struct, frozen=True, kw_only=True):
 
 
 class Monitoring(Struct, frozen=True, kw_only=True):
-    """What is streamed of an attached SAE during generation; it changes no generation."""
+    """The activations of an attached SAE that are streamed during generation; it changes no generation."""
 
     features: tuple[int, ...] | None = None
-    """Only of these; None: of all."""
+    """Stream only these features; None: all."""
     top_k: int = 10
-    """At most this many of the largest activations; those that are 0 are left out."""
+    """At most this many of the largest activations, without zeros."""
     exclude: tuple[Exclusion, ...] = ()
-    """Positions without any activations; in older logs none are left out."""
+    """Positions for which none are streamed; empty in older logs."""
 
 
 class StopWhen(Struct, frozen=True, kw_only=True):
-    """The generation ends once `feature` of `sae` is above `above` at a generated token. That is read in the step of
-    the next token, which is the last one."""
+    """The generation ends once `feature` of `sae` is above `above` at a generated token. This is known in the step that
+    makes the next token, which is the last one."""
 
     sae: ActiveSae
     feature: int
     above: float
     exclude: tuple[Exclusion, ...] = ()
-    """Positions at which it never holds; in older logs none are left out."""
+    """Positions at which the condition never holds; empty in older logs."""
 
 
 Intervention: TypeAlias = tuple[ActiveSae, ...]
@@ -319,22 +337,3 @@ def canonical_sha256(saes: Iterable[Mapping[str, Any]]) -> str:
     silent = (("exclude", None),)
     shown = [{k: v for k, v in sae.items() if k != "attach_position" and (k, v) not in silent} for sae in saes]
     return hashlib.sha256(msgspec.json.encode(shown, order="sorted")).hexdigest()
-
-
-_NOT_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def sae_id_of(repository_id: str, path: str | None, revision: str) -> str:
-    """Id of a hub SAE, known before any network call."""
-    return _slugged((repository_id, path or "root", revision))
-
-
-def import_id_of(resolved_path: str) -> str:
-    """Id of an SAE on disk: folder name and resolved path."""
-    folder = resolved_path.rstrip("/").rpartition("/")[2]
-    return _slugged((folder, resolved_path), shown=1)
-
-
-def _slugged(parts: tuple[str, ...], shown: int | None = None) -> str:
-    slug = _NOT_SLUG.sub("-", "-".join(parts[:shown]))[:110].strip("-.") or "sae"
-    return f"{slug}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:8]}"

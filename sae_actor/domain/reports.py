@@ -1,6 +1,6 @@
-"""What comes back of an effect: only what it found out. `decide` makes an event of it and of the state.
+"""Reports of effects: only what the effect learned. `decide` makes events from a report and the state.
 
-The loss of the device and the end of a generation are reported as the events themselves: no state adds to them.
+The loss of the device and the end of a generation are reported as the events themselves: the state adds nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HubSae(Struct, frozen=True, kw_only=True):
 
 
 class AttachedSae(Struct, frozen=True, kw_only=True):
-    """What the engine measured when an SAE came to the device."""
+    """What the engine measured when it put an SAE on the device."""
 
     memory_bytes: int
     device_bytes: int
@@ -35,15 +35,15 @@ class AttachedSae(Struct, frozen=True, kw_only=True):
 
 
 class EffectDone(Struct, frozen=True):
-    """An effect worked out. A late one, of a request that waits for it no more, changes nothing."""
+    """An effect succeeded. A report that arrives after its request has ended changes nothing."""
 
     effect: Effect
     found: ModelFacts | HubSae | AttachedSae | int
-    """What was loaded, fetched or attached; of a detach and a delete the bytes that are free again."""
+    """What was loaded, fetched or attached. For a detach or a delete: the number of bytes freed."""
 
 
 class EffectFailed(Struct, frozen=True):
-    """An effect did not work out."""
+    """An effect failed."""
 
     effect: Effect
     error: ev.Problem

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .events import Problem
+from .events import MadeFrom, Problem, Source
 from .refs import (
     ActiveSae,
     Edit,
@@ -28,7 +28,7 @@ RecordStatus: TypeAlias = Literal["downloading", "cached", "deleting", "error"]
 AttachmentStatus: TypeAlias = Literal["attaching", "attached", "detaching", "failed"]
 
 MAX_ATTEMPTS = 3
-"""Deaths of the process under one effect after which it is given up."""
+"""An effect is given up after the process has crashed this many times during it."""
 
 
 class ModelState(Struct, frozen=True, kw_only=True):
@@ -38,43 +38,49 @@ class ModelState(Struct, frozen=True, kw_only=True):
     revision: str
     dtype: str
     device: str
+    quantization: str | None = None
     facts: ModelFacts | None = None
     error: Problem | None = None
     attempts: int = 0
     restored: bool = False
-    """Wanted from before the last start, not by a command that is still open."""
+    """It is loaded again after a start, not for an open command."""
 
 
 class SaeLocation(Struct, frozen=True, kw_only=True):
     """Where an SAE's files are, as the hub adapter understands it."""
 
-    source: Literal["hub", "import"]
+    source: Source
     repository_id: str | None
     commit: str | None
     path: str | None
     files: tuple[SaeFile, ...]
+    layer: int | None = None
+    """Which of the layers in a file of vectors."""
 
     @property
     def converted(self) -> tuple[SaeFile, ...]:
-        """Files that the service made of pickles; where there are any, they are loaded in place of the originals."""
+        """Files that the service converted from pickles. They are loaded in place of the originals."""
         return tuple(file for file in self.files if file.converted_from is not None)
 
     @property
     def written_by_service(self) -> bool:
-        """The weights lie in files that the service alone writes, and never shortens: they may be mapped."""
-        return self.source == "hub" or bool(self.converted)
+        """Whether only the service writes the files of the weights. It never shortens them, so they may be mapped."""
+        return self.source != "import" or bool(self.converted)
 
 
 class SaeRecord(Struct, frozen=True, kw_only=True):
     sae_id: str
-    source: Literal["hub", "import"]
+    source: Source
     repository_id: str | None
     revision: str | None
     path: str | None
+    layer: int | None = None
+    made_from: MadeFrom | None = None
     status: RecordStatus
     request_position: int
-    """Intent of the download, import or delete that is under way, else of the last one."""
+    """Position of the intent of the running download, import or delete, else of the last one."""
     created_at: str
+    named_as: str | None = None
     force: bool = False
     commit: str | None = None
     files: tuple[SaeFile, ...] = ()
@@ -87,11 +93,11 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def weights(self) -> WeightsFiles:
-        """The files that hold the weights, also where an older event did not name them."""
+        """The files that hold the weights, even if an older event did not name them."""
         return self.weights_files or of_record(self.files, self.weights_sha256)
 
     def has_weights(self, digest: str) -> bool:
-        """Whether its weights are those that `digest` names, in whichever form."""
+        """Whether `digest`, in either of its forms, is that of its weights."""
         return digest == self.weights_sha256 or names(digest, self.weights)
 
     @property
@@ -103,14 +109,14 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     sae_id: str
     status: AttachmentStatus
     request_position: int
-    """The AttachRequested: key of the resident in the engine."""
+    """Position of its AttachRequested: the engine's key for the SAE."""
     model_position: int = 0
-    """The ModelLoadRequested of the model it belongs to."""
+    """Position of the ModelLoadRequested of its model."""
     hook_point: HookPoint
     hook_point_out: HookPoint | None
     mode: Mode
     exclude: tuple[Exclusion, ...] | None = None
-    """As of `ActiveSae`."""
+    """As in `ActiveSae`."""
     dtype: str
     replaces: tuple[str, ...] = ()
     weights_sha256: str = ""
@@ -122,28 +128,28 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
     enabled: bool = True
     monitoring: Monitoring | None = None
     monitoring_position: int | None = None
-    """Last event that changed what is monitored; it changes no other part of the attachment."""
+    """Position of the last MonitoringChanged, which does not change `position`."""
     detach_position: int | None = None
     restored: bool = False
     attempts: int = 0
     error: Problem | None = None
     position: int = 0
-    """Last event that changed this attachment."""
+    """Position of the last event that changed this attachment, monitoring aside."""
 
     @property
     def written_at(self) -> HookPoint:
-        """Where it writes: what a transcoder reads lies elsewhere."""
+        """The hook point where it writes; a transcoder reads at another one."""
         return self.hook_point_out or self.hook_point
 
     def active(
         self, mode: Mode = "steer", steering: tuple[Edit, ...] = (), exclude: tuple[Exclusion, ...] | None = None
     ) -> ActiveSae:
-        """It as a part of an intervention; without edits, as one that is read."""
-        asked = {"mode": mode, "steering": steering, "exclude": exclude}
-        return filled(ActiveSae, self, **asked, attach_position=self.request_position)
+        """The SAE as a part of an intervention; without edits it is only read."""
+        own = {"mode": mode, "steering": steering, "exclude": exclude}
+        return filled(ActiveSae, self, **own, attach_position=self.request_position)
 
     def steered(self, steering: tuple[Edit, ...] = ()) -> ActiveSae:
-        """It in the mode in which it is attached."""
+        """The SAE as a part of an intervention, in the mode in which it is attached."""
         return self.active(self.mode, steering, self.exclude)
 
 
@@ -152,7 +158,7 @@ class OpenCommand(Struct, frozen=True, kw_only=True):
     type: str
     position: int
     request_position: int
-    """Whose outcome it waits for: its own intent's, or that of the request it joined."""
+    """Position of the request whose outcome it waits for: its own intent, or the request that it joined."""
     principal: str
 
 
@@ -168,9 +174,9 @@ class OpenGeneration(Struct, frozen=True, kw_only=True):
 class State(Struct, frozen=True, kw_only=True):
     position: int = 0
     revision: int = 0
-    """Last position that changed model, SAEs, attachments, steering or monitoring."""
+    """Position of the last event that changed model, SAEs, attachments, steering or monitoring."""
     running: bool = False
-    """Between ActorStarted and ActorStopped: True at a start means that the last process died."""
+    """True between ActorStarted and ActorStopped. If it is True at a start, the last process crashed."""
     max_attachments: int = 1
     drain_seconds: float = 3.0
     model: ModelState | None = None
@@ -202,7 +208,7 @@ class State(Struct, frozen=True, kw_only=True):
 
     @property
     def degraded(self) -> tuple[AttachmentState, ...]:
-        """What was attached before the last start and could not be brought back."""
+        """The SAEs that were attached before the last start and could not be attached again."""
         return tuple(a for a in self.attachments if a.status == "failed")
 
     def is_open(self, command_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Structs made of others: what two of them call the same is the same."""
+"""Build a struct from the fields of others, by name."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ S = TypeVar("S", bound=Struct)
 
 
 def filled(type_: type[S], *sources: object | None, **own: Any) -> S:
-    """Its fields are `own`, or come under the same name from the first of the sources that has it. What no source has
-    is null where one of them is not there (yet); else it keeps its default, and without one that is a fault."""
+    """Each field comes from `own`, else from the first source that has it. If no source has it: null if any source is
+    None, else the field's default; without a default, `TypeError`."""
     for name in type_.__struct_fields__:
         if name not in own:
             source = next((each for each in sources if hasattr(each, name)), None)

@@ -1,4 +1,4 @@
-"""Which files an SAE's weights are read from, and their digest: what an intervention names.
+"""Ids of SAEs; the files that an SAE's weights are read from, and their digest, which an intervention names.
 
 The digest of one file is its own sha256, as `sha256sum` prints it; that of several is over their list. Older logs
 hold the digest over the list for one file too, so both forms are known here.
@@ -7,6 +7,7 @@ hold the digest over the list for one file too, so both forms are known here.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
@@ -24,6 +25,30 @@ class WeightsFile(Struct, frozen=True):
 WeightsFiles = tuple[WeightsFile, ...]
 
 
+_NOT_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def sae_id_of(repository_id: str, path: str | None, revision: str) -> str:
+    """Id of a hub SAE, known before any network call."""
+    return _slugged((repository_id, path or "root", revision))
+
+
+def import_id_of(resolved_path: str, layer: int | None = None) -> str:
+    """Id of an SAE on disk: folder name and resolved path; of vectors of one layer of a file that too."""
+    own = (resolved_path.rstrip("/").rpartition("/")[2], *(() if layer is None else (f"layer{layer}",)))
+    return _slugged((*own, resolved_path), shown=len(own))
+
+
+def _slugged(parts: tuple[str, ...], shown: int | None = None) -> str:
+    slug = _NOT_SLUG.sub("-", "-".join(parts[:shown]))[:110].strip("-.") or "sae"
+    return f"{slug}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:8]}"
+
+
+def vectors_id_of(name: str, sha256: str) -> str:
+    """Id of vectors that the service keeps, of their name and the digest of their file."""
+    return f"{name}-{sha256[:8]}"
+
+
 def weights_sha256(files: Iterable[tuple[str, str]]) -> str:
     """Digest of the weight files (path, sha256).
 
@@ -34,7 +59,7 @@ def weights_sha256(files: Iterable[tuple[str, str]]) -> str:
 
 
 def names(digest: str, files: Sequence[WeightsFile]) -> bool:
-    """Whether `digest`, in one of its forms, is that of these files."""
+    """Whether `digest`, in either of its forms, is that of these files."""
     return bool(digest) and digest in _forms(files)
 
 

@@ -49,7 +49,7 @@ def conflict_in_words(one: Edit, other: Edit) -> str:
 
 
 def positions(edit: Edit) -> str:
-    """Where the edit holds."""
+    """The positions of the edit, as words."""
     where = _where(edit.positions)
     if edit.exclude:
         where += f" except {exclusions_in_words(edit.exclude)}"
@@ -57,7 +57,7 @@ def positions(edit: Edit) -> str:
 
 
 def monitoring_in_words(monitoring: Monitoring) -> str:
-    """What is streamed, such as `the 10 largest activations among features 3, 5 and 9`."""
+    """The streamed activations, such as `the 10 largest activations among features 3, 5 and 9`."""
     but = f", not at {exclusions_in_words(monitoring.exclude)}" if monitoring.exclude else ""
     if monitoring.features is None:
         return f"the {monitoring.top_k} largest activations{but}"
@@ -68,7 +68,7 @@ def monitoring_in_words(monitoring: Monitoring) -> str:
 
 
 def exclusions_in_words(exclude: Sequence[Exclusion]) -> str:
-    """What is left out; `nothing` where that is nothing."""
+    """The positions that are left out, as words; `nothing` if there are none."""
     return _listed([_EXCLUSIONS[each] for each in exclude] or ["nothing"])
 
 

@@ -19,11 +19,12 @@ so nothing is locked. Loading reads into the CPU's memory in the loader thread a
 the model during steps that have a generation which needs them; rows of others pass them bit for bit.
 
 Batching: the rows of all generations follow one another in one forward pass, and an attention function of our own,
-registered through transformers' `AttentionInterface`, keeps them apart. transformers has continuous batching too; it
-was measured next to this (`tests/bench/bench_engine.py --library`). It has one sampling setting for all, a thread that
-cannot be shared, and one exception in it ends every request; here a step is a call of ours, so a generation fails
-alone, an SAE is swapped between two steps, and each generation has its own sampling, without a private name of the
-library. No prefix is shared between generations, so none is read that was computed under another intervention.
+registered through transformers' `AttentionInterface`, keeps them apart; linear attention runs for each with its own
+state (`decoding.recurrent`). transformers has continuous batching too; it was measured next to this
+(`tests/bench/bench_engine.py --library`). It has one sampling setting for all, a thread that cannot be shared, and one
+exception in it ends every request; here a step is a call of ours, so a generation fails alone, an SAE is swapped
+between two steps, and each generation has its own sampling, without a private name of the library. No prefix is shared
+between generations, so none is read that was computed under another intervention.
 """
 
 from .engine import TorchEngine

@@ -41,7 +41,7 @@ from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
-from .model.sizes import fitted, model_size
+from .model.sizes import model_size, with_free_memory
 from .request_checks import check_request
 from .saes.feature_details import feature_details
 from .saes.prepared import prepared
@@ -97,18 +97,21 @@ class TorchEngine:
             self._in_background(self._device.run(partial(self._drop_model, effect.request_position), "freeing"))
             raise
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
         """See the port."""
-        size = await self._loader.run(partial(model_size, model, revision, dtype, device), "measuring a model")
-        return await self._device.run(partial(self._fitted, size, beside), "measuring the device's memory")
+        look = partial(model_size, model, revision, dtype, device, quantization)
+        size = await self._loader.run(look, "measuring a model")
+        return await self._device.run(partial(self._with_free_memory, size, reserved), "measuring the device's memory")
 
-    def _fitted(self, size: ModelSize, beside: int) -> ModelSize:
-        """With what another model would find: the one that is there and its SAEs go first."""
+    def _with_free_memory(self, size: ModelSize, reserved: int) -> ModelSize:
+        """Add the memory that another model would find: the loaded one and its SAEs are removed first."""
         free = available(torch.device(size.device))
         if free is not None and self._model is not None and str(self._model.device) == size.device:
             held = sum(resident.device_bytes for resident in self._residents.values())
             free += self._model.facts.memory_bytes + self._device.scheduler.cache_used + held
-        return fitted(size, free, beside, self._settings.cache_bytes)
+        return with_free_memory(size, free, reserved, self._settings.cache_bytes)
 
     def _install(self, loaded: LoadedModel) -> ModelFacts:
         move(loaded)
@@ -156,7 +159,7 @@ class TorchEngine:
         resident = loaded.pop()
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded while the SAE was loaded")
-        for point in (resident.hook_point, resident.hook_point_out or resident.hook_point):
+        for point in (resident.hook_point, resident.written_at):
             model.architecture.hook(point)  # refuses what cannot be computed
         place(resident, model.device)
         self._residents[resident.position] = resident
@@ -167,7 +170,7 @@ class TorchEngine:
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
-        users = [stream.ended for stream, uses in self._streams.items() if position in uses]
+        users = [stream.finished for stream, uses in self._streams.items() if position in uses]
         if users and position in self._residents:
             await asyncio.wait(users, timeout=drain_seconds)
         self._folders.pop(position, None)
@@ -205,9 +208,11 @@ class TorchEngine:
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
         # The median was measured at the SAE's training point; elsewhere |x| differs.
-        median_norm = statistics.median_norm if resident.where_trained else None
+        known = statistics.median_norm or resident.sae.spec.median_norm
+        median_norm = known if resident.where_trained else None
         found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
-        refuse_overflow(resident.sae, found, None if self._model is None else self._model.network.dtype)
+        written_in = None if self._model is None else self._model.written_in(resident.written_at)
+        refuse_overflow(resident.sae, found, written_in)
         return found
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
@@ -225,8 +230,7 @@ class TorchEngine:
         d_sae = resident.sae.spec.d_sae
         if not 0 <= feature < d_sae:
             raise FeatureOutOfRangeError(f"feature {feature} is not below {d_sae}", feature=feature, d_sae=d_sae)
-        written_at = resident.hook_point_out or resident.hook_point
-        return feature_details(resident.sae, feature, written_at, statistics, self._model)
+        return feature_details(resident.sae, feature, resident.written_at, statistics, self._model)
 
     # — generations —
 

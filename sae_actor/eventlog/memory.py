@@ -45,7 +45,11 @@ class MemoryLog:
 
     async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
         self._refuse_if_closed()
-        rows = (row for row in islice(self._rows, max(after, 0), None) if types is None or row.type in types)
+        rows = (
+            row
+            for row in islice(self._rows, min(max(after, 0), len(self._rows)), None)
+            if types is None or row.type in types
+        )
         return [event_of(row) for row in islice(rows, limit)]
 
     async def of_command(self, command_id: str) -> list[Event]:

@@ -107,8 +107,8 @@ def sizes_of(file: TensorFile, names: Names) -> Sizes:
 
 
 def widest(weights: Mapping[str, Weight]) -> str:
-    """The type that holds all of `weights` without loss."""
-    found = {weight.stored.dtype for weight in weights.values()}
+    """The type that holds all of `weights` without loss; one number for all features has any."""
+    found = {weight.stored.dtype for weight in weights.values() if not weight.broadcast}
     if len(found) == 1:
         return found.pop()
     return "float64" if "float64" in found else "float32"

@@ -41,13 +41,20 @@ class SaeFiles:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, repository_id: str | None = None, pickles: PickleReader | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        repository_id: str | None = None,
+        pickles: PickleReader | None = None,
+        layer: int | None = None,
     ) -> None:
+        """`layer`: which of the layers in a file of vectors is meant."""
         named = Path(os.path.abspath(os.fspath(path)))  # not resolved: snapshots/<commit> must stay visible
         if not named.exists():
             raise SAENotFoundError(f"there is no SAE at {os.fspath(path)}")
         self.folder = named if named.is_dir() else named.parent
         self.file = None if named.is_dir() else named.name
+        self.layer = layer
         self._pickles = pickles
         self._read: dict[str, TensorFile] = {}
         cache = _cache_folder(self.folder)
@@ -58,6 +65,10 @@ class SaeFiles:
         else:
             inside = self.folder.parts
         self.origin = Origin(repository_id, inside)
+
+    @property
+    def reads_pickles(self) -> bool:
+        return self._pickles is not None
 
     def names(self) -> list[str]:
         """Names of the files directly in the folder, sorted."""

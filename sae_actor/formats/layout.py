@@ -16,7 +16,10 @@ from typing import Any, Literal, TypeAlias
 
 from ..domain.refs import BYTES_PER_PARAMETER, SaeDescription
 
-Activation: TypeAlias = Literal["relu", "tanh-relu", "jumprelu", "gated", "topk", "signed-topk", "abstopk", "groupmax"]
+Activation: TypeAlias = Literal[
+    "relu", "tanh-relu", "jumprelu", "gated", "topk", "signed-topk", "abstopk", "groupmax", "none"
+]
+"""`none`: vectors, which have no encoder."""
 RowNorm: TypeAlias = Literal["none", "layer_norm", "constant_norm"]
 
 
@@ -83,7 +86,8 @@ class Recipe:
     row_scale: float = 1.0
     """A constant on the decoder's rows alone, not on b_dec."""
     decoder_norm: bool = False
-    """Pre-activations times ‖W_dec[i]‖, activations over it before the decoder."""
+    """Pre-activations times ‖W_dec[i]‖, activations over it before the decoder. Of features that are on by themselves
+    the loader takes it into the matrices."""
     threshold: float | None = None
     """JumpReLU with one number for all features."""
     threshold_of_norm: bool = False

@@ -13,7 +13,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def read_pickle(path: Path, name: str) -> TensorFile:
         raise SAEInvalidError(f"{name} holds no state dict", check="pickle", file=name)
     tensors: dict[str, Stored] = {}
     extras: dict[str, Any] = {}
-    for key, value in loaded.items():
+    for key, value in _flat(loaded):
         if not isinstance(value, torch.Tensor):
             extras[str(key)] = value
             continue
@@ -55,6 +55,19 @@ def read_pickle(path: Path, name: str) -> TensorFile:
         dtype = str(value.dtype).removeprefix("torch.")
         tensors[str(key)] = Stored(str(key), dtype, tuple(value.shape), path, (0, 0, 0), value=value.detach())
     return TensorFile(name, tensors, extras)
+
+
+def _flat(loaded: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries, and of a steering configuration its tensors as entries of their own."""
+    import torch  # noqa: PLC0415  # as above
+
+    for key, value in loaded.items():
+        if isinstance(value, dict) and isinstance(value.get("steering_vector"), torch.Tensor):
+            held = {name: each for name, each in value.items() if isinstance(each, torch.Tensor) and each.dim() > 0}
+            yield from ((f"{key}.{name}", each) for name, each in held.items())
+            yield str(key), {name: each for name, each in value.items() if name not in held}
+        else:
+            yield str(key), value
 
 
 def convert(

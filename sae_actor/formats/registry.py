@@ -22,6 +22,7 @@ from .readers import (
     sparsify,
 )
 from .refused import refusal_of
+from .vectors import format as vectors
 
 FORMATS: tuple[Format, ...] = (
     sae_lens.FORMAT,
@@ -36,6 +37,7 @@ FORMATS: tuple[Format, ...] = (
     *named_file.FORMATS,
     kissane.FORMAT,
     layer_file.FORMAT,
+    vectors.FORMAT,
 )
 """Every format that is read; the order means nothing, since two that match are an error."""
 
@@ -49,6 +51,9 @@ def read_layout(files: SaeFiles) -> Layout:
         raise refusal
     matching = [each for each in FORMATS if each.recognise(files)]
     if len(matching) == 1:
+        if files.layer is not None and matching[0] is not vectors.FORMAT:
+            why = f"layer chooses among vectors, and these files are an SAE ({matching[0].name})"
+            raise SAEUnsupportedError(why, param="layer")
         return matching[0].read(files)
     if matching:
         several = ", ".join(each.name for each in matching)

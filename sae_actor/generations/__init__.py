@@ -1,9 +1,9 @@
 """Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
 generations    `Generations`: admits requests and holds the running ones
-running        `Requested`; `RunningGeneration`: its tokens, then its recorded end; several read together
-records        the recorded end of one
-activations    what SAEs read in a given prompt, without generating
+running        `Requested`; `RunningGeneration`: its tokens, then its recorded end; several of them read together
+records        GenerationFinished, made from the engine's result
+activations    what an SAE reads in a given prompt, without generating
 monitoring     activations of monitored SAEs, published as they are read
 """
 

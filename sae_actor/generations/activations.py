@@ -10,7 +10,7 @@ from ..domain.events import Sampling
 from ..domain.refs import Intervention
 from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
 from ..ports import Activations, Engine, Finished, GenerationRequest, GenerationStream, Watch
-from .generations import GRACE_SECONDS
+from .generations import ENGINE_DEADLINE_MARGIN
 
 ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
 """The prompt is run once; the token that would follow is dropped."""
@@ -35,7 +35,7 @@ async def read_activations(
         token_ids=token_ids,
         sampling=ONE_TOKEN,
         intervention=intervention,
-        deadline_seconds=deadline_seconds + GRACE_SECONDS,
+        deadline_seconds=deadline_seconds + ENGINE_DEADLINE_MARGIN,
         watched=(watch,),
         turns=turns,
     )

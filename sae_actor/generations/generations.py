@@ -38,18 +38,18 @@ from .running import Completed, Requested, RunningGeneration, TokenOptions
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS = 5.0
-"""After a generation's deadline the engine ends it by itself, if the cancel did not reach it."""
+ENGINE_DEADLINE_MARGIN = 5.0
+"""Seconds. The engine's own deadline is this much later, in case the cancel does not reach it."""
 
 STOPPING_SECONDS = 5
-"""After which a text that the end of the service cut short may be sent again."""
+"""When a request may be sent again whose generation the end of the service cut short."""
 
-FAREWELL_SECONDS = 2.0
-"""A cancelled generation ends after its step; wait this long for the engine's `Finished`."""
+STOP_WAIT_SECONDS = 2.0
+"""How long to wait for the engine's `Finished` after a stop: the engine ends a generation between two steps."""
 
 
 class Generations:
-    """Admits requests and keeps those that run."""
+    """Admits generations and keeps track of those that run."""
 
     def __init__(
         self,
@@ -61,68 +61,70 @@ class Generations:
         places: int | None = None,
     ) -> None:
         """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
-        long for it. places: how many generations the engine takes; further ones are refused before anything is
-        recorded."""
+        long for it. places: how many generations may be admitted at a time; further ones are refused before anything
+        is recorded."""
         self.deadline_seconds = deadline_seconds
-        self.farewell_seconds = FAREWELL_SECONDS
+        self.stop_wait_seconds = STOP_WAIT_SECONDS
         self.places = places
         self._actor = actor
         self._engine = engine
         self._record_text = record_text
         self._monitors = Monitors(actor.broadcast)
         self.ended: Counter[Labels] = Counter()
-        """By finish reason, in this life of the process."""
+        """Ended generations since the process started, by finish reason."""
         self._throughput = Throughput()
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: dict[asyncio.Task[Any], int] = {}
-        """How many each of them opens."""
+        """Admission under way → how many generations it admits."""
         self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open(
         self,
-        ask: Callable[[str], AdmitGeneration],
+        make_request: Callable[[str], AdmitGeneration],
         token_ids: Sequence[int],
         *,
         principal: str,
-        tell: TokenOptions | None = None,
+        options: TokenOptions | None = None,
         command_id: str | None = None,
     ) -> RunningGeneration:
-        """Admit a request under a fresh generation id and start it; `command_id`: of its idempotency key. Raises what
-        the rules refuse it with, and `MailboxFullError`."""
-        asked = Requested(ask, token_ids, tell or TokenOptions())
-        return (await self.open_all([asked], principal=principal, command_id=command_id))[0]
+        """Admit a generation under a fresh id and start it; command_id: derived from its idempotency key. Raises the
+        error with which the rules refuse it, or `MailboxFullError`."""
+        requested = Requested(make_request, token_ids, options or TokenOptions())
+        return (await self.open_all([requested], principal=principal, command_id=command_id))[0]
 
     async def open_all(
-        self, asked: Sequence[Requested], *, principal: str, command_id: str | None = None
+        self, requested: Sequence[Requested], *, principal: str, command_id: str | None = None
     ) -> list[RunningGeneration]:
-        """Admit requests that belong together, all or none, and start them. Raises as `open`."""
-        if self.places is not None and len(asked) > max(1, self.places):
-            raise BadRequestError(f"{len(asked)} texts in a request; at most {self.places} are made at once", param="n")
+        """Admit generations that belong together, all or none, and start them. Raises as `open`."""
+        if self.places is not None and len(requested) > max(1, self.places):
+            detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
+            raise BadRequestError(detail, param="n")
         opening_now = sum(self._opening.values())
-        if self.places is not None and len(self._running) + opening_now + len(asked) > self.places:
-            # Those that run are next to end; who comes back is to find those gone that wait now.
+        if self.places is not None and len(self._running) + opening_now + len(requested) > self.places:
+            # The running ones end next. By the time the client returns, those that wait now should be gone.
             seconds = self._throughput.seconds_for(self.waiting + opening_now)
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
-        opening = asyncio.create_task(self._open(asked, principal, command_id))
-        self._opening[opening] = len(asked)
+        opening = asyncio.create_task(self._open(requested, principal, command_id))
+        self._opening[opening] = len(requested)
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # Its start may be recorded already; its end must follow.
+            # Its start may be on record already; its end must follow.
             opening.add_done_callback(_abandon)
             raise
 
     @property
     def tokens(self) -> Counter[Labels]:
-        """`prompt` and `generated`, in this life of the process."""
-        return self._tokens + Counter({("generated",): sum(len(text.made) for text in self._running.values())})
+        """Tokens since the process started: `prompt` and `generated`."""
+        under_way = sum(len(generation.made) for generation in self._running.values())
+        return self._tokens + Counter({("generated",): under_way})
 
     @property
     def waiting(self) -> int:
         """Generations without a token yet."""
-        return sum(not text.made for text in self._running.values())
+        return sum(not generation.made for generation in self._running.values())
 
     @property
     def running(self) -> int:
@@ -130,125 +132,127 @@ class Generations:
         return len(self._running) - self.waiting
 
     async def close(self) -> None:
-        """Cancel what runs and wait until each end is on record."""
+        """Stop all generations and wait until each end is on record."""
         while self._running or self._opening:
-            for text in self._running.values():
-                text.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
+            for generation in self._running.values():
+                generation.abandon(NotReadyError("the service is stopping", retry_after=STOPPING_SECONDS))
             await asyncio.wait([*self._running, *self._opening])
 
     async def _open(
-        self, asked: Sequence[Requested], principal: str, command_id: str | None
+        self, requested: Sequence[Requested], principal: str, command_id: str | None
     ) -> list[RunningGeneration]:
         opening = asyncio.current_task()
         assert opening is not None
-        begun: list[RunningGeneration] = []
+        opened: list[RunningGeneration] = []
 
         def begin(event: Event) -> None:
-            # From here on it counts among those that run.
+            # From here on its generations count as running.
             self._opening.pop(opening, None)
-            begun.append(self._begin(event, asked[len(begun)]))
+            opened.append(self._begin(event, requested[len(opened)]))
 
-        requests = [self._request(each) for each in asked]
+        requests = [self._request(each) for each in requested]
         await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
-        return begun
+        return opened
 
-    def _request(self, asked: Requested) -> AdmitGeneration:
-        """Under a fresh id; with the schema that its text follows if texts are put on record."""
-        request = asked.ask(f"gen-{uuid.uuid4()}")
+    def _request(self, requested: Requested) -> AdmitGeneration:
+        """The request under a fresh id; with the schema of its text if texts go on record."""
+        request = requested.make_request(f"gen-{uuid.uuid4()}")
         form = request.sampling.response_format
         if not self._record_text or form is None or form.schema_sha256 is None:
             return request
-        sampling = replace(request.sampling, response_format=replace(form, schema=asked.schema))
+        sampling = replace(request.sampling, response_format=replace(form, schema=requested.schema))
         return replace(request, sampling=sampling)
 
-    def _begin(self, event: Event, asked: Requested) -> RunningGeneration:
-        """Hand an admitted generation to the engine, in the turn that records its start: a later removal from the
-        device finds it there, and waits for it."""
-        payload, token_ids, tell = event.payload(), tuple(asked.token_ids), asked.tell
+    def _begin(self, event: Event, requested: Requested) -> RunningGeneration:
+        """Hand an admitted generation to the engine, in the turn that records its start: so a later detach finds it
+        there, and waits for it."""
+        payload, token_ids, options = event.payload(), tuple(requested.token_ids), requested.options
         assert isinstance(payload, GenerationStarted)
         self._tokens["prompt",] += len(token_ids)
         weights = [self._actor.state.weights(sae) for sae in payload.intervention]
         monitored = watches(self._actor.state)
-        asked_for = tuple(Watch(sae=sae, top_k=tell.top_k_features, exclude=tell.exclude) for sae in payload.watched)
+        top_k, exclude = options.top_k_features, options.exclude
+        read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = GenerationRequest(
             generation_id=payload.generation_id,
             token_ids=token_ids,
             sampling=payload.sampling,
             intervention=payload.intervention,
-            deadline_seconds=self.deadline_seconds + GRACE_SECONDS,
-            logprobs=tell.logprobs,
-            prompt_logprobs=tell.prompt_logprobs,
-            watched=(*asked_for, *monitored),
-            grammar=asked.grammar,
+            deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
+            logprobs=options.logprobs,
+            prompt_logprobs=options.prompt_logprobs,
+            watched=(*read, *monitored),
+            grammar=requested.grammar,
             stop_when=payload.stop_when,
             turns=payload.turns,
             reasoning=payload.reasoning,
             sink_window=payload.sink_window,
             deterministic=payload.deterministic,
         )
-        text = RunningGeneration(event, payload, self._stream(request), weights)
+        generation = RunningGeneration(event, payload, self._stream(request), weights)
         if monitored:
-            prompt = tell.prompt or (None,) * len(token_ids)
-            following = asyncio.create_task(self._monitors.follow(text, prompt, lambda: self._actor.state))
+            prompt = options.prompt or (None,) * len(token_ids)
+            following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
             self._monitoring.add(following)
             following.add_done_callback(self._monitoring.discard)
-        task = asyncio.create_task(self._run(text, token_ids), name=payload.generation_id)
-        self._running[task] = text
+        task = asyncio.create_task(self._run(generation, token_ids), name=payload.generation_id)
+        self._running[task] = generation
         task.add_done_callback(self._over)
-        return text
+        return generation
 
     def _stream(self, request: GenerationRequest) -> GenerationStream:
-        """What the engine makes; every error is an end, so that it is always recorded."""
+        """The engine's stream. An error of the engine becomes its result, so that an end is always recorded."""
         try:
             return self._engine.generate(request)
         except SAEError as error:
-            end = error
+            result = error
         except Exception:
             logger.exception("%s failed unexpectedly", request.generation_id)
-            end = InternalError("the generation failed; the service's log has the cause")
+            result = InternalError("the generation failed; the service's log has the cause")
         stream = GenerationStream()
-        stream.append(end)
+        stream.append(result)
         return stream
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._tokens["generated",] += len(self._running.pop(task).made)
 
-    async def _run(self, text: RunningGeneration, token_ids: tuple[int, ...]) -> None:
+    async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
-        ended = await self._end(text, len(token_ids))
+        ended = await self._end(generation, len(token_ids))
         self._throughput.ended()
         if isinstance(ended, DeviceLostError):
-            self._actor.tell(ev.GpuLost(detail=ended.detail))
-        record = record_of(text.event, text.started, token_ids, ended)
+            self._actor.report(ev.GpuLost(detail=ended.detail))
+        record = record_of(generation.event, generation.started, token_ids, ended)
         self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
-            self._actor.tell(SaeFailed(ended.faulted, fault))
+            self._actor.report(SaeFailed(ended.faulted, fault))
         try:
-            record = await self._record(text, record, token_ids, ended)
+            record = await self._record(generation, record, token_ids, ended)
         except SAEError as error:
-            # What is not on record is not given out as if it were.
+            # An end that is not on record is not delivered as if it were.
             ended = error
         if isinstance(ended, Finished) and ended.reason == "error":
             ended = failure(ended)
-        elif isinstance(ended, Finished) and ended.reason == "cancelled" and text.cut_short is not None:
-            ended = text.cut_short
-        text.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
+        elif isinstance(ended, Finished) and ended.reason == "cancelled" and generation.cut_short is not None:
+            ended = generation.cut_short
+        generation.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
 
-    async def _end(self, text: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
-        """How a generation ends: by itself or, if cancelled, as the engine reports, whose thread may hang."""
-        stream = text.stream
-        either: list[asyncio.Future[Any]] = [stream.ended, text.left]
-        waiting = [*either, stream.begun]
-        await asyncio.wait(waiting, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+    async def _end(self, generation: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
+        """Wait for the end, the reader's disconnect or the deadline. Then stop it and wait briefly: the engine's
+        thread may hang."""
+        stream = generation.stream
+        ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
+        first = [*ends, stream.begun]
+        await asyncio.wait(first, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         if begun := stream.begun.done():
-            await asyncio.wait(either, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
-        late = not (stream.ended.done() or text.left.done())
-        if not stream.ended.done():
+            await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        late = not (stream.finished.done() or generation.left.done())
+        if not stream.finished.done():
             stream.stop()
-            await asyncio.wait([stream.ended], timeout=self.farewell_seconds)
+            await asyncio.wait([stream.finished], timeout=self.stop_wait_seconds)
             await stream.aclose()
-        ended = stream.end or cut_off(tokens_prompt, stream.tokens)
+        ended = stream.result or cut_off(tokens_prompt, stream.tokens)
         if not late or isinstance(ended, SAEError):
             return ended
         what = "finish" if begun else "begin"
@@ -257,26 +261,26 @@ class Generations:
 
     async def _record(
         self,
-        text: RunningGeneration,
+        generation: RunningGeneration,
         record: GenerationFinished,
         token_ids: tuple[int, ...],
         ended: Finished | SAEError,
     ) -> GenerationFinished:
-        """Write the record to the log; with the text if that is configured, as far as an event can hold it."""
+        """Write the record to the log; with the text if that is configured and small enough for an event."""
         if self._record_text:
             record = whole = with_text(record, token_ids, ended)
             for names in LEFT_OUT:
                 try:
-                    await self._actor.tell(record, principal=text.principal)
+                    await self._actor.report(record, principal=generation.principal)
                 except TooLargeError as error:
                     record = without(whole, names, error)
                 else:
                     return record
-        await self._actor.tell(record, principal=text.principal)
+        await self._actor.report(record, principal=generation.principal)
         return record
 
 
 def _abandon(opening: asyncio.Task[list[RunningGeneration]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        for text in opening.result():
-            text.abandon()
+        for generation in opening.result():
+            generation.abandon()

@@ -19,7 +19,7 @@ from ..subscriptions import Broadcast
 from .running import RunningGeneration
 
 EVERY_SECONDS = 0.2
-"""Between two readings of one SAE in one generation."""
+"""The least time between two readings of one SAE in one generation."""
 PER_SECOND = 20.0
 BURST = 20.0
 
@@ -31,12 +31,12 @@ def watches(state: State) -> tuple[Watch, ...]:
 
 def _watch(attachment: AttachmentState) -> Watch:
     assert attachment.monitoring is not None
-    wanted = attachment.monitoring
+    monitoring = attachment.monitoring
     return Watch(
         sae=attachment.active(),
-        top_k=wanted.top_k,
-        features=wanted.features,
-        exclude=wanted.exclude,
+        top_k=monitoring.top_k,
+        features=monitoring.features,
+        exclude=monitoring.exclude,
         every_seconds=EVERY_SECONDS,
     )
 
@@ -48,24 +48,27 @@ class Monitors:
         self._broadcast = broadcast
         self._allowance = TokenBucket(PER_SECOND, BURST, asyncio.get_running_loop().time)
 
-    async def follow(self, text: RunningGeneration, prompt: Sequence[str | None], state: Callable[[], State]) -> None:
-        """Publish what a generation's tokens hold besides the readings of its request, and keep none of it.
+    async def follow(
+        self, generation: RunningGeneration, prompt: Sequence[str | None], state: Callable[[], State]
+    ) -> None:
+        """Publish the readings of monitored SAEs, and remove them from the tokens.
 
-        prompt: the text of each of its tokens, as far as it is known.
+        They come after the readings that the request asked for. prompt: the text of each of its tokens, None where it
+        is not known.
         """
-        own, at, written = len(text.started.watched), 0, [*prompt]
-        while await text.stream.has(at):
-            token = text.made[at]
-            self._publish(text.started.generation_id, token.activations[own:], written, state())
-            text.made[at] = replace(token, activations=token.activations[:own])
-            written.append(token.text)
+        own, at, texts = len(generation.started.watched), 0, [*prompt]
+        while await generation.stream.has(at):
+            token = generation.made[at]
+            self._publish(generation.started.generation_id, token.activations[own:], texts, state())
+            generation.made[at] = replace(token, activations=token.activations[:own])
+            texts.append(token.text)
             at += 1
 
     def _publish(
-        self, generation_id: str, told: Sequence[Activations], written: Sequence[str | None], state: State
+        self, generation_id: str, readings: Sequence[Activations], texts: Sequence[str | None], state: State
     ) -> None:
-        """The newest position of each reading."""
-        for each in told:
+        """Publish the newest position of each reading. texts: the text of every token so far."""
+        for each in readings:
             attachment = state.attachment(each.sae_id)
             if attachment is None or attachment.monitoring is None or not self._allowance.take():
                 continue
@@ -74,7 +77,7 @@ class Monitors:
                 "generation_id": generation_id,
                 "sae_id": each.sae_id,
                 "position": position,
-                "token": written[position],
+                "token": texts[position],
                 "features": each.rows[-1],
             }
             self._broadcast.announce("activations", event)

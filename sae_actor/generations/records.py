@@ -39,7 +39,7 @@ def cut_off(tokens_prompt: int, made: Sequence[Token]) -> CutOff:
 def record_of(
     started: Event, payload: GenerationStarted, token_ids: Sequence[int], ended: Finished | SAEError
 ) -> GenerationFinished:
-    """Without the text and its tokens. token_ids: the prompt's."""
+    """GenerationFinished without the text and its tokens. token_ids: the prompt's."""
     salt = secrets.token_hex(16)
     record = GenerationFinished(
         generation_id=payload.generation_id,
@@ -64,7 +64,7 @@ def record_of(
 
 
 def with_text(record: GenerationFinished, token_ids: tuple[int, ...], ended: Finished | SAEError) -> GenerationFinished:
-    """What `[audit] record_text` adds."""
+    """The record with the fields that `[audit] record_text` adds."""
     record = replace(record, prompt_token_ids=token_ids)
     if isinstance(ended, SAEError):
         return record
@@ -72,11 +72,11 @@ def with_text(record: GenerationFinished, token_ids: tuple[int, ...], ended: Fin
 
 
 LEFT_OUT = (("prompt_token_ids",), ("prompt_token_ids", "output_token_ids", "text"))
-"""Fields to leave out of a record too large for an event: the first, and then more if that is not enough."""
+"""Fields to leave out of a record that is too large for an event. If the first group is not enough, the second."""
 
 
 def without(record: GenerationFinished, names: Sequence[str], error: TooLargeError) -> GenerationFinished:
-    """The record with none of these, and with the reason."""
+    """The record without these fields, and with the reason."""
     why = replace(problem(error), fields={**error.fields, "left_out": list(names)})
     return replace(record, left_out=why, **dict.fromkeys(names))
 

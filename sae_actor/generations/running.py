@@ -1,4 +1,4 @@
-"""Admitted requests: their tokens, then their recorded ends."""
+"""Admitted generations: their tokens, then their recorded ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..domain.messages import AdmitGeneration
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
-from ..ports import Finished, GenerationStream, Grammar, Token, news_of
+from ..ports import Finished, GenerationStream, Grammar, Token, wait_for_news
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,47 +27,48 @@ class TokenOptions:
     """What is reported with each token."""
 
     logprobs: int | None = None
+    """How many of the most probable tokens are reported, as in `GenerationRequest`."""
     prompt_logprobs: int | None = None
-    """Both as in `GenerationRequest`."""
+    """How many for each token of the prompt, as in `GenerationRequest`."""
     top_k_features: int = 0
-    """This many activations of each SAE that the request watches."""
+    """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
-    """Positions without any of them."""
+    """Positions for which no activations are reported."""
     prompt: Sequence[str] = ()
-    """Text of the prompt's tokens, for what is monitored."""
+    """Text of the prompt's tokens, for the events of monitored SAEs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A text that is asked for."""
+    """A requested generation."""
 
-    ask: Callable[[str], AdmitGeneration]
-    """Makes the request under a generation id."""
+    make_request: Callable[[str], AdmitGeneration]
+    """Makes the request for a generation id."""
     token_ids: Sequence[int]
-    """Of its prompt."""
-    tell: TokenOptions = field(default_factory=TokenOptions)
+    """The prompt's tokens."""
+    options: TokenOptions = field(default_factory=TokenOptions)
     grammar: Grammar | None = None
-    """Of its response format."""
+    """The grammar of its response format."""
     schema: str | None = None
-    """The schema of that, for the record."""
+    """The JSON schema of its response format, for the record."""
 
 
 class RunningGeneration:
-    """One admitted request: its stream, and its end once that is on record."""
+    """One admitted generation: its stream, and its end once that is on record."""
 
     def __init__(
         self, started: Event, payload: GenerationStarted, stream: GenerationStream, weights: Sequence[WeightsFiles] = ()
     ) -> None:
-        """weights: the files of each SAE of the intervention, as the state had them at the beginning."""
+        """weights: the weights files of each SAE of the intervention, from the state at the beginning."""
         self.weights = tuple(weights)
         self.event = started
         self.position = started.position
         self.principal = started.principal
         self.started = payload
         self.stream = stream
-        self.left: asyncio.Future[SAEError | None] = stream.ended.get_loop().create_future()
-        """Done once nobody waits for the rest: the reader has gone, or is to get this error for the end."""
-        self._recorded: asyncio.Future[Completed | SAEError] = stream.ended.get_loop().create_future()
+        self.left: asyncio.Future[SAEError | None] = stream.finished.get_loop().create_future()
+        """Done once nobody waits for the rest: the reader has disconnected, or gets this error as the end."""
+        self._recorded: asyncio.Future[Completed | SAEError] = stream.finished.get_loop().create_future()
 
     @property
     def made(self) -> list[Token]:
@@ -75,19 +76,19 @@ class RunningGeneration:
         return self.stream.tokens
 
     def at(self, position: int) -> Token | Completed | SAEError | None:
-        """What a reader gets who has read so much: the next token, or the recorded end after all of them."""
+        """The item at a reader's position: a token, or the recorded end after the last one. None: not there yet."""
         if position < len(self.made):
             return self.made[position]
         return self._recorded.result() if self._recorded.done() else None
 
     def complete(self, end: Completed | SAEError) -> None:
-        """The end is on record."""
+        """Give the end to the readers: it is on record, or that failed with this error."""
         self._recorded.set_result(end)
         self.stream.wake()
 
     def abandon(self, why: SAEError | None = None) -> None:
-        """Stop the generation and free its slot: the reader has gone, or gets the error `why`. Harmless after the
-        end."""
+        """Stop the generation and free its slot: the reader has disconnected, or gets the error `why`. Harmless after
+        the end."""
         if not self.left.done():
             self.left.set_result(why)
 
@@ -97,7 +98,7 @@ class RunningGeneration:
         return self.left.result() if self.left.done() else None
 
     async def result(self) -> Completed:
-        """Wait for the end; an error is raised in its place."""
+        """Wait for the end; raise it if it is an error."""
         try:
             end = await asyncio.shield(self._recorded)
         finally:
@@ -107,31 +108,32 @@ class RunningGeneration:
         return end
 
 
-async def interleaved(texts: Sequence[RunningGeneration]) -> AsyncIterator[tuple[int, Token | Completed]]:
-    """Tokens and, last, the end of each, as they come, with the index of the generation. The first error is raised."""
-    unread = dict.fromkeys(range(len(texts)), 0)
-    while unread:
-        found = [(index, item) for index, position in unread.items() if (item := texts[index].at(position)) is not None]
+async def interleaved(generations: Sequence[RunningGeneration]) -> AsyncIterator[tuple[int, Token | Completed]]:
+    """Tokens as they come, and each generation's end after its last token; with the index of the generation. The first
+    error is raised."""
+    positions = dict.fromkeys(range(len(generations)), 0)
+    while positions:
+        found = [(index, item) for index, at in positions.items() if (item := generations[index].at(at)) is not None]
         for index, item in found:
             if isinstance(item, SAEError):
                 raise item
-            unread[index] += 1
+            positions[index] += 1
             if isinstance(item, Completed):
-                del unread[index]
+                del positions[index]
             yield index, item
         if not found:
-            await news_of([texts[index].stream for index in unread])
+            await wait_for_news([generations[index].stream for index in positions])
 
 
-async def ends(texts: Sequence[RunningGeneration]) -> list[Completed]:
+async def ends(generations: Sequence[RunningGeneration]) -> list[Completed]:
     """Wait for all of them; the first error is raised and ends the others."""
     try:
-        return await asyncio.gather(*(text.result() for text in texts))
+        return await asyncio.gather(*(generation.result() for generation in generations))
     except SAEError:
-        abandon(texts)
+        abandon(generations)
         raise
 
 
-def abandon(texts: Sequence[RunningGeneration]) -> None:
-    for text in texts:
-        text.abandon()
+def abandon(generations: Sequence[RunningGeneration]) -> None:
+    for generation in generations:
+        generation.abandon()

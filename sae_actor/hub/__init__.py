@@ -7,6 +7,8 @@ selection    which files of a list make one SAE
 digests      sha256 and git ids; what is known unchanged
 conversion   safetensors made of pickles, kept next to them
 imports, removal
+vectors      what the service keeps next to hub/, in `vectors/`
+names        names that SAEs have in SAELens and Neuronpedia, as the repository and path they stand for
 catalogs     requested catalogs: few at a time, equal ones shared
 process, protocol         one child process per download or catalog, and its messages
 child/       what runs in that process

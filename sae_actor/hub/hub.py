@@ -26,11 +26,13 @@ from ..errors import (
 )
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
-from ..ports import CatalogEntry, HubSae, OnProgress, Progress
+from ..ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
 from . import conversion, imports, removal
+from . import vectors as kept
 from .catalogs import Listings
 from .digests import KnownDigests
 from .layout import DIGEST, Repository, blobs_bytes, is_safe_path, is_safe_revision
+from .names import Names
 from .process import run_job
 from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience
 from .selection import target
@@ -76,6 +78,7 @@ class HuggingFaceHub:
         self._removals = anyio.Lock()
         self._known = KnownDigests()
         self._listings = Listings(self._catalog)
+        self._names = Names(self.folder.parent / "neuronpedia")
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
 
@@ -95,13 +98,19 @@ class HuggingFaceHub:
             self._known.remember(Path(placed.at), placed.stamp, placed.file.sha256)
         return filled(HubSae, done, files=tuple(placed.file for placed in done.files))
 
-    async def resolve_import(self, path: str) -> str:
-        return await to_thread.run_sync(imports.resolve, path, self._import_roots)
+    async def resolve_import(self, path: str, layer: int | None = None) -> str:
+        return await to_thread.run_sync(imports.resolve, path, self._import_roots, layer)
+
+    async def keep_vectors(self, vectors: NewVectors) -> str:
+        return await to_thread.run_sync(kept.keep, kept.folder(self.folder), vectors)
 
     async def import_(self, effect: ImportEffect) -> HubSae:
+        ours = effect.source == "vectors"
+        path = str(kept.folder(self.folder) / effect.path) if ours else effect.path
         try:
             # Reading only: a cancelled caller need not wait for the digest of a large file.
-            return await to_thread.run_sync(imports.register, effect.path, self._known, abandon_on_cancel=True)
+            register = partial(imports.register, path, self._known, effect.layer)
+            return await to_thread.run_sync(register, abandon_on_cancel=True)
         except SAEUnsupportedError as error:
             if error.fields.get("check") != "pickle" or not str(error.fields.get("file")).endswith(CONVERTIBLE):
                 raise
@@ -125,6 +134,9 @@ class HuggingFaceHub:
     async def discard(self, effect: DownloadEffect) -> None:
         await self._removing(partial(removal.discard, self.folder, effect))
 
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        return await to_thread.run_sync(self._names.of, name)
+
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         return await self._listings.of(repository_id, _checked_revision(revision))
 
@@ -135,9 +147,19 @@ class HuggingFaceHub:
             raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
         return list(listed.entries)
 
-    async def fetch_model(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> None:
+    async def fetch_model(
+        self,
+        model: str,
+        revision: str,
+        progress: OnProgress,
+        *,
+        weights: bool = True,
+        quantization: str | None = None,
+        device: str = "auto",
+    ) -> None:
         """Bring the model's files into the user's hub cache, unless they are there or `model` is a folder; without
-        `weights` its settings alone.
+        `weights` its settings alone. `quantization` and `device`, as `LoadModel` has them: weights that could not be
+        loaded so are not fetched.
 
         Cancelled, it ends immediately with everything it started. Raises `ModelNotFoundError`, `ModelLoadError`,
         `DiskFullError`. The engine refuses what is not a hub id.
@@ -147,7 +169,14 @@ class HuggingFaceHub:
 
         try:
             job = filled(
-                ModelJob, self, parent=os.getpid(), model=model, revision=_checked_revision(revision), weights=weights
+                ModelJob,
+                self,
+                parent=os.getpid(),
+                model=model,
+                revision=_checked_revision(revision),
+                weights=weights,
+                quantization=quantization,
+                device=device,
             )
             await self._run(job, progress)
         except RepositoryNotFoundError as error:
@@ -164,7 +193,8 @@ class HuggingFaceHub:
 
         `commits`: every hub SAE on record and the commit whose files it has (None: none yet). The bytes freed.
         """
-        return await self._removing(partial(removal.sweep, self.folder, dict(commits)))
+        freed = await self._removing(partial(removal.sweep, self.folder, dict(commits)))
+        return freed + await self._removing(partial(kept.sweep, kept.folder(self.folder)))
 
     async def disk_use(self) -> int:
         return await to_thread.run_sync(blobs_bytes, self.folder)
@@ -196,7 +226,9 @@ class HuggingFaceHub:
                 raise InternalError(f"Files cannot be removed: {error.strerror}", reason="file_system") from None
 
     def _locate(self, location: SaeLocation) -> str:
-        if location.source == "import":
+        if location.source == "vectors":
+            base, again = kept.folder(self.folder) / (location.path or ""), "delete the record and send it again"
+        elif location.source == "import":
             base, again = Path(location.path or ""), "delete the record and import it again"
         elif location.repository_id is None or not DIGEST.fullmatch(location.commit or ""):
             raise SAEInvalidError("The SAE has no files", check="files")
@@ -216,7 +248,7 @@ class HuggingFaceHub:
                 raise SAEInvalidError(f"{file.path} has changed: {again}", check="sha256", **fields)
         if converted:
             return str(converted[0][0])
-        if location.source == "import":
+        if location.source != "hub":
             return str(base)
         return str(base / target([file.path for file in location.files], location.path))
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from ..domain.refs import SaeFile
 from ..domain.weights import WeightsFile, WeightsFiles, weights_sha256
-from ..errors import ForbiddenError, NotFoundError, SAEInvalidError, SAEUnsupportedError
+from ..errors import (
+    ForbiddenError,
+    NotFoundError,
+    SAEAmbiguousError,
+    SAEError,
+    SAEInvalidError,
+    SAEUnsupportedError,
+)
 from ..formats import FORMATS, check_values, describe, weight_files
 from ..formats.files import SaeFiles
 from ..ports import HubSae, OnProgress, Progress
@@ -20,10 +27,11 @@ from .digests import KnownDigests
 from .protocol import Done, ImportJob, Placed
 
 
-def resolve(path: str, roots: Sequence[Path]) -> str:
+def resolve(path: str, roots: Sequence[Path], layer: int | None = None) -> str:
     """The resolved folder of `path`; `ForbiddenError` unless it is in a root, `NotFoundError` unless it exists.
 
-    In this order: whether anything exists outside the roots is not revealed.
+    In this order: whether anything exists outside the roots is not revealed. `SAEAmbiguousError` for vectors of several
+    layers without `layer`; what else is wrong with the files is found when they are registered.
     """
     forbidden = ForbiddenError("The folder is not under one of [hub] import_roots", path=path)
     if not os.path.isabs(path) or "\0" in path:
@@ -33,23 +41,29 @@ def resolve(path: str, roots: Sequence[Path]) -> str:
         raise forbidden
     if not real.is_dir():
         raise NotFoundError("There is no such folder", path=path)
+    try:
+        describe(real, layer=layer)
+    except SAEAmbiguousError:
+        raise
+    except (SAEError, OSError):
+        pass  # goes on record, as what came of the import
     return str(real)
 
 
-def register(path: str, known: KnownDigests) -> HubSae:
+def register(path: str, known: KnownDigests, layer: int | None = None) -> HubSae:
     """Describe the folder, digest its files and check every weight.
 
     `SAEUnsupportedError` with check `pickle` and the name as `file` where `convert_and_register` can read it.
     """
     folder = _existing(path)
-    sae = describe(folder)
-    weights = weight_files(folder)
+    sae = describe(folder, layer=layer)
+    weights = weight_files(folder, layer=layer)
     try:
         files = [known.saefile(folder / name, name) for name in [*_settings(folder, sae.format, weights[0]), *weights]]
     except OSError as error:
         raise SAEInvalidError(f"a file cannot be read: {error.strerror}", check="files") from None
     # After the digest, which has brought the file into the page cache: it is read from the disk once.
-    check_values(folder)
+    check_values(folder, layer=layer)
     held = tuple(WeightsFile(file.path, file.sha256) for file in files if file.path in set(weights))
     return HubSae(commit=None, files=tuple(files), sae=sae, weights_sha256=_digest(held), weights_files=held)
 
@@ -63,8 +77,8 @@ def convert_and_register(job: ImportJob, send: OnProgress) -> Done:
     converting = Progress(kind="import", subject=job.sae_id, phase="converting")
     converted = conversion.make(files, pickle, into, working=lambda: send(converting))
     where = Path(converted.at)
-    sae = describe(where)
-    check_values(where)
+    sae = describe(where, layer=job.layer)
+    check_values(where, layer=job.layer)
     known = KnownDigests()
     placed = []
     for name in [*_settings(folder, sae.format, pickle), pickle]:

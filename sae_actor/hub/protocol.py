@@ -60,6 +60,9 @@ class ModelJob(_HubJob, frozen=True, kw_only=True, tag="model"):
     """Free disk that a download must leave."""
     weights: bool
     """Also its weights, besides its settings."""
+    quantization: str | None
+    device: str
+    """As `LoadModel` has them: what the weights must be good for."""
 
 
 class DownloadJob(_HubJob, frozen=True, kw_only=True, tag="download"):
@@ -80,6 +83,7 @@ class ImportJob(_Job, frozen=True, kw_only=True, tag="import"):
     root: str
     sae_id: str
     path: str
+    layer: int | None = None
 
 
 Job: TypeAlias = DownloadJob | CatalogJob | ImportJob | ModelJob

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..domain.effects import DeleteEffect, DownloadEffect
 from ..domain.state import SaeLocation
 from . import claims as claimed
-from . import conversion
+from . import conversion, vectors
 from .claims import Claim, Claims
 from .layout import DIGEST, Repository, is_safe_path, remove_empty
 
@@ -66,6 +66,8 @@ def delete(root: Path, effect: DeleteEffect) -> int:
     frees nothing, so running it again converges.
     """
     location = effect.location
+    if location.source == "vectors":
+        return vectors.remove(vectors.folder(root), effect.sae_id)
     if location.source == "import" or location.repository_id is None:
         return conversion.remove(root, effect.sae_id)
     repository = Repository.of(root, location.repository_id)

@@ -17,9 +17,8 @@ blocks whose attention and MLP run in parallel) is refused with the reason.
     mlp_out     what the MLP adds to the residual stream (bias and       hidden_size
                 post-norm included)
 
-A norm gives `mlp_in`, and `attn_out` and `mlp_out` in families that have one after attention and MLP. On its near
-side there are two more places: before its gain (the activation without bias, divided by the gain: computed), and
-before the norm itself.
+`mlp_in` is the output of a norm; in families with norms after attention and MLP, so are `attn_out` and `mlp_out`. Each
+such norm offers two further places: before its gain (computed as (activation - bias) / gain), and before the norm.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ BESIDE_EXPERTS = "the MLP and the experts read the stream through different norm
 
 @dataclass(frozen=True)
 class HookPlace:
-    """An activation at a module: what it gets or what it returns."""
+    """An activation at a module: its input or its output."""
 
     paths: tuple[str, ...]
     """Module below the block: the first of these that the block has. Empty for the block itself."""
     where: Where
     in_place: bool = False
-    """Write into the tensor itself. The block keeps the same tensor as its residual before the module reads
-    it, so that a replaced input would reach the module alone."""
+    """Change the tensor itself. The block also uses it as its residual, so replacing the module's input would not
+    change the residual."""
 
 
 Path = str | tuple[str, ...]
@@ -65,7 +64,7 @@ def _places(
     resid_mid: Path | None = "post_attention_layernorm",
     resid: Path | None = "",
 ) -> dict[HookKind, HookPlace]:
-    """Where not named: as in Llama's blocks. None: no module has it."""
+    """The module of each kind. Defaults are those of Llama's blocks. None: no module has it."""
     modules: dict[HookKind, tuple[Path | None, Where]] = {
         "resid_pre": (resid, "input"),
         "resid_mid": (resid_mid, "input"),
@@ -91,28 +90,28 @@ class Family:
     """Path of the list of blocks."""
     places: Mapping[HookKind, HookPlace] = field(default_factory=_places)
     norms: Mapping[HookKind, str] = field(default_factory=lambda: {"mlp_in": "post_attention_layernorm"})
-    """The norm that a kind comes out of, as a path below the block."""
+    """Kind → the norm whose output it is, as a path below the block."""
     layer_norm: bool = False
-    """The norms take the mean away and add a bias; else they are RMS norms."""
+    """The norms subtract the mean and add a bias; else they are RMS norms."""
     gain_offset: float = 0.0
-    """A norm multiplies by its weight plus this."""
+    """A norm's gain is its weight plus this."""
     shared_norm: bool = False
-    """The norm before the MLP is that before attention: what it gets cannot be changed for the MLP alone."""
+    """Attention and MLP share one norm, so its input cannot be changed for the MLP alone."""
     without: Mapping[HookKind, str] = field(default_factory=dict)
-    """Kinds that the family, or some of its layers, lack, and why."""
+    """Kinds that the family, or some of its layers, lack → the reason."""
     variants: tuple[tuple[Mapping[str, object], Family], ...] = ()
-    """Config values under which the blocks are others; the first that holds."""
+    """Families used instead when these config values hold; the first match wins."""
     needs: Mapping[str, object] = field(default_factory=dict)
-    """Config values without which the places are other ones."""
+    """Config values the model must have; else it is refused."""
 
     @property
     def before(self) -> dict[HookKind, tuple[Before, ...]]:
-        """Kind → on which sides of its norm there is a place too."""
+        """Kind → the further places of its norm."""
         return dict.fromkeys(self.norms, ("gain",) if self.shared_norm else ("gain", "norm"))
 
     @property
     def lacks(self) -> dict[str, str]:
-        """Kinds that models of the family lack, or some layers of theirs, or some variants, and why."""
+        """Kinds that the family, some of its layers or some of its variants lack → the reason."""
         found: dict[str, str] = {str(kind): reason for kind, reason in self.without.items()}
         for values, variant in self.variants:
             where = ", ".join(f"{name} {str(value).lower()}" for name, value in values.items())
@@ -121,7 +120,7 @@ class Family:
         return found
 
     def of(self, config: Any) -> Family:
-        """The variant that a model's config asks for."""
+        """The variant for a model's config, else the family itself."""
         return next((variant for values, variant in self.variants if _holds(values, config)), self)
 
 
@@ -130,14 +129,14 @@ def _holds(values: Mapping[str, object], config: Any) -> bool:
 
 
 def _but(family: Family, lacks: Mapping[HookKind, str], **changes: Any) -> Family:
-    """The family without some kinds, each with the reason."""
+    """The family without the kinds in `lacks` (kind → the reason), and with other changes."""
     places = {kind: place for kind, place in changes.pop("places", family.places).items() if kind not in lacks}
     return replace(family, places=places, without={**family.without, **lacks}, **changes)
 
 
 _LLAMA = Family()
 _EXPERTS = replace(_LLAMA, without={"mlp_act": EXPERTS})
-"""Llama's blocks, some or all with experts in place of the MLP: those without have `mlp_act`."""
+"""Llama's blocks, some or all with experts in place of the MLP; the blocks without experts have `mlp_act`."""
 _GEMMA2 = Family(
     places=_places(
         attn_out="post_attention_layernorm",
@@ -156,7 +155,7 @@ _NORMS_AFTER = Family(
     places=_places(attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm", resid_mid="mlp"),
     norms={"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"},
 )
-"""The MLP reads the stream itself: `mlp_in` is `resid_mid`, but what is written there reaches the MLP alone."""
+"""The MLP reads the residual stream itself: `mlp_in` equals `resid_mid`, but a change to it reaches the MLP alone."""
 _QWEN3_5 = Family(places=_places(attn_out=("self_attn", "linear_attn")), gain_offset=1.0, without={"attn_z": LINEAR})
 _GPT2 = Family(
     "transformer.h",
@@ -171,7 +170,7 @@ _ONE_NORM = Family(
     shared_norm=True,
     without={"resid_mid": PARALLEL},
 )
-"""Attention and MLP read what one norm gives."""
+"""Attention and MLP read the output of one norm."""
 _STABLELM = replace(_LLAMA, layer_norm=True)
 _GPT_NEOX = Family(
     "gpt_neox.layers",
@@ -288,7 +287,7 @@ FAMILIES: Mapping[str, Family] = {
             ({"parallel_attn": True}, _FALCON_PARALLEL),
         ),
     ),
-    # The modules of attention and MLP return the stream with their output in it: the last matrix of each has it alone.
+    # The modules of attention and MLP return their output plus the residual; the last matrix of each returns it alone.
     "bloom": Family(
         "transformer.h",
         _places(
@@ -312,11 +311,11 @@ TEXT_PART: Mapping[str, str] = {
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }
-"""Multimodal model type → the type of its text part, where its `text_config` names none. Only that part is loaded."""
+"""Multimodal model type → the type of its text part if its `text_config` names none. Only that part is loaded."""
 
 
 def text_type(config: Mapping[str, Any]) -> object:
-    """The model type whose blocks a `config.json` describes: of the text part, if the model has several."""
+    """The model type of the blocks in a `config.json`: of the text part, if the model is multimodal."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in TEXT_PART:
         return model_type

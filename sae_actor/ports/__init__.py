@@ -3,9 +3,9 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   the request for a generation, and what it delivers: a `GenerationStream`
+    generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`
     clock        the time; `progress`: how far slow work is
-    durability   what adapters that write files share
+    durability   fsync, for adapters that write files
 
 `actor` and `api` know the world only through these.
 """
@@ -26,7 +26,7 @@ from .generation import (
     Tokenized,
     Watch,
 )
-from .generation_stream import GenerationStream, news_of
-from .hub import CatalogEntry, Hub
+from .generation_stream import GenerationStream, wait_for_news
+from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 def rfc3339(moment: datetime) -> str:
-    """As the log writes it: UTC with microseconds, so that texts compare as times do."""
+    """A time as the log writes it: UTC with microseconds, so that strings compare as times do."""
     text = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return text.rjust(len("2026-01-31T12:00:00.000000Z"), "0")  # %Y leaves out the zeros of early years
 

@@ -1,4 +1,4 @@
-"""What adapters that write files share."""
+"""fsync, for adapters that write files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def fsync_path(path: Path) -> None:
-    """Make the bytes of a file durable, or the renames and links inside a folder."""
+    """Make a file's bytes durable; for a folder, the renames and links in it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The device: one model, the SAEs on it, text."""
+"""The device: one model, the SAEs on it, generations."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from .progress import OnProgress
 
 
 class ModelSize(Struct, frozen=True, kw_only=True):
-    """What a model would take on a device, from its settings alone."""
+    """The memory that a model would need on a device, from its settings alone."""
 
     model: str
     model_type: str
     dtype: str
     device: str
+    quantization: str | None = None
+    """The scheme of the weights; None: plain numbers of `dtype`."""
     weights_bytes: int
     kv_bytes_per_token: int
     state_bytes: int
-    """Of one text, however long: states of linear attention."""
+    """Bytes per generation, whatever its length: states of linear attention, and the copy that a step works on."""
     context_length: int
     free_bytes: int | None
-    """On the device, once everything that the engine holds is gone; None: not known."""
+    """Free on the device once the engine has freed everything it holds; None: not known."""
     max_context: int
-    """Positions that one text could have; 0: none fits."""
+    """How many positions one generation could have; 0: none fits."""
 
 
 class NearFeature(Struct, frozen=True):
@@ -42,7 +44,7 @@ class NearFeature(Struct, frozen=True):
 
 
 class TokenWeight(Struct, frozen=True):
-    """What one unit of a feature adds to a token's logit, the final norm left out."""
+    """How much one unit of a feature adds to a token's logit, without the final norm."""
 
     token_id: int
     token: str
@@ -50,19 +52,19 @@ class TokenWeight(Struct, frozen=True):
 
 
 class FeatureDetails(Struct, frozen=True, kw_only=True):
-    """One feature: from the SAE's weights, the model's unembedding, and what its folder records."""
+    """One feature: from the SAE's weights, the model's unembedding, and the statistics in the SAE's folder."""
 
     feature: int
     decoder_norm: float
     """|d| of the effective decoder row, except for a scale that changes from token to token."""
     bias: float | None
-    """Of the encoder; None where it has none."""
+    """The encoder's bias; None if it has none."""
     threshold: float | None
     nearest: tuple[NearFeature, ...] = ()
     """Best first."""
     promoted: tuple[TokenWeight, ...] = ()
     suppressed: tuple[TokenWeight, ...] = ()
-    """Strongest first; none where the SAE does not write into the residual stream."""
+    """Strongest first; empty if the SAE does not write into the residual stream."""
     label: str | None = None
     max_activation: float | None = None
     density: float | None = None
@@ -79,52 +81,54 @@ class TokenizerInfo(Struct, frozen=True, kw_only=True):
     unk_token: str | None
     additional_special_tokens: tuple[str, ...]
     add_bos_token: bool
-    """A text gets the BOS token."""
+    """Whether a text gets the BOS token."""
     chat_template: str | None
     model_max_length: int
-    """Tokens of the model's context."""
+    """How many tokens the model's context holds."""
     vocab_size: int
-    """Ids that the model can be fed."""
+    """How many token ids are valid."""
 
 
 class Engine(Protocol):
-    """The device: one model, the SAEs on it, text. Raises errors of `errors` only.
+    """The device: one model, the SAEs on it, generations. Raises only errors of `errors`.
 
     The event loop is never blocked: everything that runs or changes the model happens on the engine's thread.
     """
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
-        """Load (and keep) the model; a model already there for another request is dropped first.
+        """Load (and keep) the model; a model loaded for another request is dropped first.
 
-        Cancelling drops what was loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
+        Cancelling drops everything loaded so far. Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`.
         """
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
-        """What that model would take here, next to so many bytes of SAEs; its weights are not fetched. Raises
-        `ModelNotFoundError`, `ModelLoadError`."""
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
+        """The memory that a model would need here; its weights are not fetched. reserved: bytes that other things, such
+        as SAEs, will take. Raises `ModelNotFoundError`, `ModelLoadError`."""
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
-        """Bring the SAE in `folder` to the device, checked and ready; a failure or a cancel leaves nothing on the
+        """Check the SAE in `folder` and put it on the device. After a failure or a cancel nothing stays on the
         device."""
 
     async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
-        """Free the SAE when its last request ended, or after `drain_seconds`, when those requests end with
-        `intervention_removed`. The bytes freed; 0 when it is not there."""
+        """Free the SAE once the generations that use it have ended. After `drain_seconds` it ends those that are left,
+        with reason `intervention_removed`. The bytes freed; 0 if it is not there."""
 
     def retain(self, residents: Residents) -> None:
-        """Free everything that is not named: an unloaded model, a replaced SAE. Returns at once;
-        requests under what is freed end as `detach` says (a model: with `error`)."""
+        """Free everything else: an unloaded model, a replaced SAE. Returns at once. Generations that use a freed SAE
+        end as `detach` says; those of a freed model end with `error`."""
 
     async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-        """The edits with strengths in other units resolved to raw ones, for the SAE that is there.
+        """The edits with raw strengths, converted from other units with the statistics of the attached SAE.
 
-        `BadRequestError` for a unit of a strength that has none, `SAEUnsupportedError` where a statistic is missing or
-        a strength is beyond what the types of model and SAE hold (with `feature`, `strength`, `limit`),
-        `SAEInvalidError` if the SAE's statistics cannot be read, `SAENotAttachedError` without an SAE.
+        `BadRequestError` for a unit that the method does not have, `SAEUnsupportedError` if a statistic is missing or
+        a strength is too large for the types of model and SAE (with `feature`, `strength`, `limit`), `SAEInvalidError`
+        if the SAE's statistics cannot be read, `SAENotAttachedError` without an SAE.
         """
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
-        """Look at a feature of the SAE that is there.
+        """Details of a feature of an attached SAE.
 
         `FeatureOutOfRangeError`, `SAENotAttachedError`, `SAEInvalidError` as in `raw`.
         """
@@ -139,27 +143,28 @@ class Engine(Protocol):
         """Text, chat messages (through the model's template, with the answer opened) or ids as token ids.
 
         Messages are text, even if they spell a control token; for a prompt `how` decides. A prompt that begins with BOS
-        gets no second one. `BadRequestError` for an empty prompt that
-        nothing is put before, an id outside the vocabulary, a chat without a template, or `prepend_bos` for ids or
-        without a BOS token. any_length: for counting, not to be run: no token at all is fine, and so are more than the
-        context holds, of which `tokens` and `turns` are left out.
+        gets no second one. `BadRequestError` for a prompt without any token, an id outside the vocabulary, a chat
+        without a template, or `prepend_bos` for ids or without a BOS token.
+
+        any_length: only count the tokens, which are not run: then the prompt may be empty or longer than the context,
+        for which `tokens` and `turns` are left out.
         """
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones as they are written. `BadRequestError` for an id outside the vocabulary."""
 
     async def tokenizer_info(self) -> TokenizerInfo:
-        """What is known of the model's tokenizer."""
+        """The facts about the model's tokenizer."""
 
     async def grammar(self, schema: str) -> Grammar:
-        """Compile a JSON schema, given as JSON, for texts of the model that is there; kept for the next time.
+        """Compile a JSON schema, given as JSON, for the loaded model; it is kept for the next time.
 
-        `BadRequestError` with the reason if the texts that follow it have no grammar, `SAEUnsupportedError` if the
+        `BadRequestError` with the reason if no grammar can be made of it, `SAEUnsupportedError` if the
         model's tokenizer allows none.
         """
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
-        """Tokens as they are made, then one `Finished`. Closing the stream frees the request's slot."""
+        """Tokens as they are made, then one `Finished`. Closing the stream frees the generation's slot."""
 
     async def close(self) -> None:
         """Stop the thread and free the device."""

@@ -1,4 +1,4 @@
-"""The request for a generation, and what it delivers."""
+"""The request for a generation, its tokens and its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ..domain.chats import MessageSpan, Reasoning
 from ..domain.events import Receipt, Sampling
-from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, Intervention, StopWhen
+from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, HookPoint, Intervention, StopWhen
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -14,12 +14,12 @@ class Tokenized(Struct, frozen=True, kw_only=True):
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...] = ()
-    """Text of each token, which joined are the prompt."""
+    """Text of each token; joined, they are the prompt."""
     special: tuple[bool, ...] = ()
-    """Which tokens are special ones of the tokenizer, such as marks of beginning, end and turns."""
+    """For each token, whether it is a special one, such as the mark of a beginning, an end or a message."""
     turns: tuple[MessageSpan, ...] | None = ()
-    """The messages of a chat, as they follow in its tokens; one that the template leaves out has none, and neither has
-    a prompt that is not a chat. None: the template does not show them."""
+    """The spans of a chat's messages, in the order of its tokens. Messages that the template leaves out have none; a
+    prompt that is not a chat has none either. None: the template does not show where they are."""
     reasoning: Reasoning | None = None
     """For a chat whose template marks reasoning: how its answer separates it."""
 
@@ -32,41 +32,53 @@ class FeatureActivation(Struct, frozen=True):
 
 
 class Activations(Struct, frozen=True, kw_only=True):
-    """What an SAE reads at positions `first`, `first` + 1, … of the activation that arrives at its hook point,
-    before its own edits and those of others there."""
+    """An SAE's activations at positions `first`, `first` + 1, …, read from the activation that arrives at its hook
+    point, before any edits there."""
 
     sae_id: str
     first: int
     rows: tuple[tuple[FeatureActivation, ...], ...]
     sinks: tuple[bool, ...]
-    """Which of the positions are attention sinks there."""
+    """For each position, whether it is an attention sink at the hook point."""
     excluded: tuple[bool, ...]
-    """Which of them are left out."""
+    """For each position, whether it is left out."""
+    mean: tuple[float, ...] = ()
+    """For `Watch.mean`: the mean activation over the positions that are not left out; zeros if all are."""
+    norms: tuple[float, ...] = ()
+    """For `Watch.mean`: |x| at each position."""
 
 
 class Watch(Struct, frozen=True, kw_only=True):
     """An SAE whose activations are reported with a generation; it may be in the intervention too."""
 
     sae: ActiveSae
-    """Which resident, and where; its mode and steering do not matter."""
+    """The attached SAE and its hook point; its mode and steering do not matter."""
     top_k: int | None = None
     """At most this many of the largest activations of each position, by magnitude, without zeros. None, with
-    `features`: every one of those, in their order, zeros included."""
+    `features`: all of those features, in their order, zeros included."""
     features: tuple[int, ...] | None = None
-    """Only of these; None: of all."""
+    """Report only these features; None: all."""
     exclude: tuple[Exclusion, ...] = ()
     """Positions whose rows stay empty with `top_k`. `features` without `top_k` are reported for every position."""
+    mean: bool = False
+    """Of what arrives at the hook point of `sae` the mean, in place of what an SAE makes of it: `sae` is a place alone,
+    see `at`."""
     every_seconds: float | None = None
     """Limits the rate: only the newest position of a step, at most this often, and nothing if the SAE is not there.
-    None: all positions. Limited ones come last in `GenerationRequest.watched`."""
+    None: all positions. Watches with a limit come last in `GenerationRequest.watched`."""
+
+    @classmethod
+    def at(cls, point: HookPoint, exclude: tuple[Exclusion, ...] = ()) -> Watch:
+        """The mean activation there, whatever is attached."""
+        return cls(sae=ActiveSae(sae_id="", weights_sha256="", hook_point=point), mean=True, exclude=exclude)
 
 
 class Grammar:
-    """What an engine compiled a JSON schema to: only the engine knows more of it."""
+    """A JSON schema, compiled by an engine; opaque to everybody else."""
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
-    """One admitted request: everything the engine needs, frozen."""
+    """One admitted generation: everything that the engine needs for it."""
 
     generation_id: str
     token_ids: tuple[int, ...]
@@ -77,10 +89,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
     prompt_logprobs: int | None = None
-    """The same for the prompt's tokens, each given those before it."""
+    """The same for the prompt's tokens, each after those before it; None: no scores."""
     watched: tuple[Watch, ...] = ()
-    """SAEs to read. A missing one ends the generation as one of the intervention does, unless its rate is limited: then
-    it is no longer reported, and freeing it does not wait for the generation."""
+    """SAEs to read. If one is removed, the generation ends, as for an SAE of the intervention. One with a limited rate
+    is then only no longer reported, and freeing it does not wait for the generation."""
     turns: tuple[MessageSpan, ...] = ()
     """The chat's messages, if an edit or a watch needs roles or the template's tokens; otherwise empty."""
     reasoning: Reasoning | None = None
@@ -89,34 +101,34 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """A sink is identified by the median norm of this many of the prompt's first positions, which run in one step.
     None: of the whole prompt, as in older logs."""
     stop_when: StopWhen | None = None
-    """End the text, with reason `feature`, once this holds at a generated token; its SAE is read as if watched."""
+    """End the generation, with reason `feature`, once this holds at a generated token; its SAE is read as if
+    watched."""
     forced: tuple[int, ...] | None = None
     """The tokens of an earlier answer, used instead of sampled ones (teacher forcing). The generation ends with the
-    last of them, with reason `length` unless that is an end token. `Token.scored` and `top` hold the model's scores of
-    each."""
+    last of them, with reason `length` unless that is an end token. `Token.scored` and `top` hold the model's scores."""
     processed_scores: bool = False
-    """`Token.scored` and `top` are of the logits after penalties, bias and grammar, as tokens are chosen from them."""
+    """`Token.scored` and `top` are of the logits from which tokens are chosen: after penalties, bias and grammar."""
     grammar: Grammar | None = None
-    """Of `sampling.response_format`, from the engine's `grammar`."""
+    """The grammar of `sampling.response_format`, from the engine's `grammar`."""
     deterministic: bool = False
-    """Run alone, the prefill unsplit, with kernels that always come to the same; `SAEUnsupportedError` where the
-    model cannot be run so (`ModelFacts.can_be_deterministic`)."""
+    """Run alone, with the prefill in one step and deterministic kernels. `SAEUnsupportedError` if the model cannot be
+    run so (`ModelFacts.can_be_deterministic`)."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
-        """All that the text needs on the device, each once or more."""
+        """All SAEs that the generation needs on the device; one may occur several times."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
-        needed = (watch.sae for watch in self.watched if watch.every_seconds is None)
+        needed = (watch.sae for watch in self.watched if watch.every_seconds is None and not watch.mean)
         return (*self.intervention, *needed, *stop)
 
 
 class ScoredToken(Struct, frozen=True, kw_only=True):
-    """A token that could come next, and its log probability: log-softmax of the steered logits in float32, before
-    temperature and top_p; −9999 for what the model rules out."""
+    """A candidate for the next token with its log probability: log-softmax of the steered logits in float32, before
+    temperature and top_p; −9999 for tokens that the model rules out."""
 
     id: int
     text: str
-    """As it is written, special tokens too; U+FFFD where it holds a part of a character."""
+    """As it is written, also for special tokens; U+FFFD for a part of a character."""
     bytes: bytes | None
     """None if the bytes of a partial character are unknown."""
     logprob: float
@@ -140,34 +152,35 @@ class Token(Struct, frozen=True, kw_only=True):
     id: int
     text: str
     offset: int = 0
-    """Characters of the answer that were complete before it."""
+    """How many characters of the answer were complete before it."""
     reasoning: str = ""
     content: str = ""
     """With `GenerationRequest.reasoning`: the reasoning and the content that became readable with the token, without
     the marks between them, which `text` includes."""
     scored: ScoredToken | None = None
-    """If `GenerationRequest.logprobs` is set."""
+    """Its own score, if `GenerationRequest.logprobs` is set."""
     top: tuple[ScoredToken, ...] = ()
     """The most probable tokens, best first; the chosen one may be among them."""
     activations: tuple[Activations, ...] = ()
-    """For each of `GenerationRequest.watched`, of the positions that were run to make this token: the whole prompt for
-    the first one, then the token before. So the last token of a text is never read. In the order of `watched`; those
-    that are read at a limited rate are left out where they were not."""
+    """In the order of `GenerationRequest.watched`, at the positions that were run to make this token: the whole prompt
+    for the first token, else the token before. So the last token is never read. A watch with a limited rate is left out
+    of tokens for which it was not read."""
     prompt: tuple[PromptToken, ...] = ()
-    """With the first token, if `GenerationRequest.prompt_logprobs` is set."""
+    """The scores of the prompt, with the first token, if `GenerationRequest.prompt_logprobs` is set."""
 
 
 class Rest(Struct, frozen=True):
-    """Text of an answer that no token brought: held back, when it was ended from outside, for what did not come."""
+    """Text of an answer that came with no token: held back for a possible stop string or a complete character, when the
+    generation was ended from outside."""
 
     text: str = ""
     reasoning: str = ""
     content: str = ""
-    """As `Token` has them."""
+    """`reasoning` and `content` are those of `Token`."""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
-    """The end of a request; always the last item of the engine's stream."""
+    """The end of a generation; always the last item of the engine's stream."""
 
     reason: FinishReason
     receipt: Receipt
@@ -176,21 +189,21 @@ class Finished(Struct, frozen=True, kw_only=True):
     text: str
     """The whole text, cut before a stop string."""
     rest: Rest = Rest()
-    """The end of that text, after the last token's."""
+    """The end of that text, which came with no token."""
     reasoning_tokens: int = 0
-    """Tokens of the reasoning, marks included."""
+    """How many tokens the reasoning has, marks included."""
     prompt: tuple[PromptToken, ...] = ()
-    """As the first token has it; there may be none (`Sampling.max_tokens` 0). None of it if the prompt was not run
-    to its end."""
+    """As with the first token, since there may be none (`Sampling.max_tokens` 0). Empty if the prompt was not run to
+    its end."""
     activations: tuple[Activations, ...] = ()
-    """Where no token was to be made: those of the prompt, as a first token has them."""
+    """Those of the prompt, as a first token has them, if no token was to be made."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     edited_sinks: tuple[tuple[int, int], ...] = ()
-    """Of those that were written to, the attention sinks at the hook point."""
+    """Edited positions that are attention sinks at the hook point."""
     error_code: str | None = None
     error_detail: str | None = None
     faulted: int | None = None
-    """attach_position of the SAE whose hook failed, when reason is `error` for that cause."""
+    """attach_position of the SAE whose hook failed, if that is why reason is `error`."""
     batch: tuple[int, int] | None = None
-    """Fewest and most texts in a step of this one, itself counted; None: it had no step."""
+    """The fewest and the most generations in one of its steps, itself counted; None: it had no step."""

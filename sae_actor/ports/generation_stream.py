@@ -1,4 +1,4 @@
-"""What an engine makes of a request: a list that grows, read by any number of readers at their own speed."""
+"""The answer of an engine to a request: a growing list, read by any number of readers at their own speed."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from .generation import Finished, Token
 
 
 class GenerationStream(AsyncIterator[Token | Finished]):
-    """Tokens as they are made, then how they ended. The engine appends; each reader keeps its own position.
+    """Tokens as they are made, then the result. The engine appends; each reader keeps its own position.
 
-    So nobody has to keep up, and the list is no longer than the request's `max_tokens`. As an iterator, it is a reader
-    from the first token on, and raises an end that is an error. Belongs to the event loop, except `stopped`.
+    So a slow reader holds nobody up, and the list is at most as long as the request's `max_tokens`. As an iterator, it
+    reads from the first token on, and raises a result that is an error. Belongs to the event loop, except
+    `stop_requested`.
     """
 
     def __init__(self, on_end: Callable[[GenerationStream], object] = lambda _: None) -> None:
         """`on_end` is called once, when the generation has ended or its slot was freed."""
         self.tokens: list[Token] = []
-        self.end: Finished | SAEError | None = None
-        """None also after `aclose`, if the generation had not ended."""
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.result: Finished | SAEError | None = None
+        """None until the generation ends; it stays None if `aclose` comes first."""
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when nothing more comes."""
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done with its first step: from then on `deadline_seconds` count anew."""
-        self.waiting: set[asyncio.Future[None]] = set()
-        """Of readers that have read everything."""
-        self.stopped = False
-        """The engine ends the generation after its step; read by any thread."""
+        """Done with the first step: from then on `deadline_seconds` count anew."""
+        self.waiters: set[asyncio.Future[None]] = set()
+        """Futures of readers waiting for the next item."""
+        self.stop_requested = False
+        """The reader wants it to end; the engine does so after the current step. Read by any thread."""
         self._on_end = on_end
         self._read = 0
 
     def append(self, item: Token | Finished | SAEError | None) -> None:
-        """For the engine; None: its first step. What comes after the end is dropped."""
-        if self.ended.done():
+        """For the engine; None: the first step begins. Items after the end are dropped."""
+        if self.finished.done():
             return
         if item is None:
             self.begun.set_result(None)
@@ -43,57 +44,57 @@ class GenerationStream(AsyncIterator[Token | Finished]):
             self.tokens.append(item)
             self.wake()
         else:
-            self.end = item
-            self._end()
+            self.result = item
+            self._finish()
 
     def wake(self) -> None:
         """Wake all readers."""
-        for news in self.waiting:
-            if not news.done():
-                news.set_result(None)
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    def _end(self) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
+    def _finish(self) -> None:
+        if not self.finished.done():
+            self.finished.set_result(None)
             self._on_end(self)
             self.wake()
 
     async def has(self, position: int) -> bool:
         """Wait for this token; False if the generation ends before."""
-        while position >= len(self.tokens) and not self.ended.done():
-            await news_of([self])
+        while position >= len(self.tokens) and not self.finished.done():
+            await wait_for_news([self])
         return position < len(self.tokens)
 
     async def __anext__(self) -> Token | Finished:
         if await self.has(self._read):
             self._read += 1
             return self.tokens[self._read - 1]
-        if self.end is None or self._read > len(self.tokens):
+        if self.result is None or self._read > len(self.tokens):
             raise StopAsyncIteration
         self._read += 1
-        if isinstance(self.end, SAEError):
-            raise self.end
-        return self.end
+        if isinstance(self.result, SAEError):
+            raise self.result
+        return self.result
 
     def stop(self) -> None:
-        """End the generation after its step; its `Finished` still comes, with reason `cancelled` where it was not over
-        before. Returns at once."""
-        self.stopped = True
+        """Let the engine end the generation after the current step. Its `Finished` still comes, with reason `cancelled`
+        unless it ended before. Returns at once."""
+        self.stop_requested = True
 
     async def aclose(self) -> None:
         """Stop the generation; its slot is free immediately."""
         self.stop()
-        self._end()
+        self._finish()
 
 
-async def news_of(streams: Sequence[GenerationStream]) -> None:
-    """Wait until there is something to read in one of them."""
-    # One future for each reader: who is cancelled while waiting for a shared one would cancel it for all.
-    news = asyncio.get_running_loop().create_future()
+async def wait_for_news(streams: Sequence[GenerationStream]) -> None:
+    """Wait until one of them has something to read."""
+    # One future per reader: cancelling a shared one would cancel it for all.
+    waiter = asyncio.get_running_loop().create_future()
     for stream in streams:
-        stream.waiting.add(news)
+        stream.waiters.add(waiter)
     try:
-        await news
+        await waiter
     finally:
         for stream in streams:
-            stream.waiting.discard(news)
+            stream.waiters.discard(waiter)

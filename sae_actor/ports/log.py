@@ -11,26 +11,26 @@ from ..domain.events import Draft, Event
 
 
 class Head(Struct, frozen=True):
-    """The last event of a log: its position (0: none yet) and hash (of an empty log: its genesis)."""
+    """The last event of a log: its position (0: none yet) and hash (for an empty log: the genesis hash)."""
 
     position: int
     hash: str
 
 
 class Verification(Struct, frozen=True, omit_defaults=True):
-    """What `log verify` says."""
+    """The result of `log verify`."""
 
     ok: bool
-    """Every event that is there is the one that was written."""
+    """Every event in the log is the one that was written."""
     events: int
     head: Head
     first_bad: int | None = None
     detail: str | None = None
     clock_skew: tuple[int, ...] = ()
-    """Events whose time is before that of the event before them: the clock went back. No damage, since positions alone
-    order a log; the first hundred."""
+    """The first hundred events that are older than the event before them: the clock went back. This is no damage, since
+    positions alone order a log."""
     unproven: bool = False
-    """Nothing outside the log confirms where it ends: events may have been lost there."""
+    """Nothing outside the log confirms where it ends: its last events may have been lost."""
 
 
 class EventLog(Protocol):
@@ -38,7 +38,7 @@ class EventLog(Protocol):
 
     @property
     def log_id(self) -> str:
-        """32 hex digits, chosen when the log was made; its first 8 mark the ids of the stream."""
+        """32 hex digits, chosen when the log was made. The event ids of streams begin with the first 8."""
 
     @property
     def head(self) -> Head:
@@ -49,7 +49,7 @@ class EventLog(Protocol):
 
         Raises `LogConflictError` if the head is elsewhere, `DiskFullError` when there is no space (nothing
         stored), `LogError` after an I/O failure (the log takes no further append: stop the service).
-        A cancelled caller changes nothing: the append completes, or was never begun.
+        Cancelling the caller has no effect on the log: the append completes, or had not begun.
         """
 
     async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:

@@ -9,24 +9,24 @@ from msgspec import Struct
 
 
 class Progress(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="working"):
-    """How far something is."""
+    """How far a download, a fetch or a load is."""
 
     kind: Literal["download", "import", "catalog", "fetch", "load"]
-    """Of an SAE, of a repository's SAEs, of a model's files (`fetch`) and of the model itself."""
+    """An SAE's download or import, a repository's catalog, the fetch of a model's files, or a model's load."""
     subject: str
     """The SAE's id, the repository, or the model."""
     phase: str
-    """Of a load: finding, checking or loading. Else resolving, listing, checking, waiting, body, verifying, converting
-    or describing."""
+    """For a load: finding, checking or loading. Else resolving, listing, checking, waiting, body, verifying,
+    converting or describing."""
     done: int = 0
     total: int = 0
     """Bytes; 0: unknown."""
     rate: float = 0.0
-    """Bytes a second, recently."""
+    """Recent speed, in bytes per second."""
     seconds_left: float | None = None
     file: str | None = None
     reason: str | None = None
-    """While waiting: what for."""
+    """Why it waits, in the phase `waiting`."""
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]

@@ -66,7 +66,7 @@ class Testbed:
         if self._wanted != wanted or self._facts is None:
             await self._drop_model()
             try:
-                self._facts = await self._load(wanted)
+                self._facts = await self._load(wanted, state.quantization)
                 self._wanted = wanted
                 _same_files(wanted.environment, self._facts.environment)
             except (SAEError, NotComparable) as error:
@@ -76,18 +76,18 @@ class Testbed:
                 raise NotComparable(self._failed[1]) from None
         return self._facts
 
-    async def _load(self, wanted: ModelFacts) -> ModelFacts:
+    async def _load(self, wanted: ModelFacts, quantization: str | None) -> ModelFacts:
         _check_here(wanted)
         threads = wanted.environment.get("threads")
         self._engine = _engine(threads if isinstance(threads, int) and 1 <= threads <= 1024 else None)
         try:
-            return await self._engine.load_model(self._effect(wanted, wanted.device), _quiet)
+            return await self._engine.load_model(self._effect(wanted, wanted.device, quantization), _quiet)
         except ModelLoadError as error:
             if "device" not in error.fields:
                 raise
-        return await self._engine.load_model(self._effect(wanted, "cpu"), _quiet)
+        return await self._engine.load_model(self._effect(wanted, "cpu", quantization), _quiet)
 
-    def _effect(self, wanted: ModelFacts, device: str) -> LoadModelEffect:
+    def _effect(self, wanted: ModelFacts, device: str, quantization: str | None) -> LoadModelEffect:
         return LoadModelEffect(
             request_position=self._number(),
             model=wanted.model_id,
@@ -95,6 +95,7 @@ class Testbed:
             revision=wanted.commit or "main",
             dtype=wanted.dtype,
             device=device,
+            quantization=quantization,
         )
 
     async def _drop_model(self) -> None:

@@ -54,18 +54,10 @@ class SAE:
         self.spec = spec
         self.recipe = recipe
         self.weights = weights
-        self.W_enc = weights["W_enc"]
-        """[d_in, d_sae]"""
         self.W_dec = weights["W_dec"]
         """[d_sae, d_out]"""
         self.b_dec = weights["b_dec"]
         """[d_out]"""
-        self.encoder = Encoder(
-            recipe.activation,
-            self.W_enc,
-            weights.get("b_enc"),
-            **{name: weights[name] for name in ("threshold", "b_gate", "b_mag", "r_mag") if name in weights},
-        )
 
     def __repr__(self) -> str:
         s = self.spec
@@ -73,12 +65,30 @@ class SAE:
         return f"SAE({s.format} {s.architecture}, {sizes}, {s.dtype}, {self.device})"
 
     @property
+    def encodes(self) -> bool:
+        """It has an encoder; vectors have none."""
+        return self.recipe.activation != "none"
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """`SAEUnsupportedError` for vectors."""
+        vectors = {n: self.weights[n] for n in ("threshold", "b_gate", "b_mag", "r_mag") if n in self.weights}
+        return Encoder(self.recipe.activation, self.W_enc, self.weights.get("b_enc"), **vectors)
+
+    @property
+    def W_enc(self) -> Tensor:  # noqa: N802 - the formula's name
+        """[d_in, d_sae]; `SAEUnsupportedError` for vectors."""
+        if not self.encodes:
+            raise SAEUnsupportedError("vectors have no encoder: they can be written, not read")
+        return self.weights["W_enc"]
+
+    @property
     def device(self) -> torch.device:
-        return self.W_enc.device
+        return self.W_dec.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.W_enc.dtype
+        return self.W_dec.dtype
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +110,7 @@ class SAE:
         weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.weights.items()}
         if all(weights[name] is tensor for name, tensor in self.weights.items()):
             return self
-        held = str(weights["W_enc"].dtype).removeprefix("torch.")
+        held = str(weights["W_dec"].dtype).removeprefix("torch.")
         return SAE(replace(self.spec, dtype=held), self.recipe, weights)
 
     # encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,12 +37,13 @@ def load_sae(
     allow_pickle: bool = False,
     mapped: bool = False,
     repository_id: str | None = None,
+    layer: int | None = None,
 ) -> SAE:
     """The SAE in the folder (or weight file) `path`.
 
     dtype: type of the weights in memory and of the arithmetic; None keeps the stored one (the widest, where the
     tensors differ). Memory: the SAE's own bytes plus some MiB. allow_pickle: also read .pt and .pth, with
-    `weights_only=True`. repository_id: see `formats.describe`.
+    `weights_only=True`. repository_id, layer: see `formats.describe`.
 
     mapped: matrices that need no conversion stay in the file and are read where they are touched, on the CPU.
     Their values are not checked here (`formats.check_values` does), and a file truncated later ends the process: only
@@ -52,7 +54,7 @@ def load_sae(
     """
     wanted = None if dtype is None else _dtype(dtype)
     _check_device(device)
-    files = SaeFiles(path, repository_id=repository_id, pickles=read_pickle if allow_pickle else None)
+    files = SaeFiles(path, repository_id=repository_id, pickles=read_pickle if allow_pickle else None, layer=layer)
     return load_layout(read_layout(files), device=device, dtype=wanted, mapped=mapped)
 
 
@@ -84,7 +86,10 @@ def load_layout(
         weights["threshold"] = torch.full(wanted["threshold"], recipe.threshold, dtype=held, device=device)
     if recipe.threshold_of_norm:
         weights["threshold"] = weights["threshold"] / _norms_that_count(weights["W_dec"])
-    for bias in ("b_dec",) if recipe.activation == "gated" else ("b_dec", "b_enc"):
+    if recipe.decoder_norm and recipe.activation == "jumprelu":
+        recipe = replace(recipe, decoder_norm=False)
+        _fold_decoder_norms(weights)
+    for bias in ("b_dec",) if recipe.activation in ("gated", "none") else ("b_dec", "b_enc"):
         if bias not in weights:
             weights[bias] = torch.zeros(wanted[bias], dtype=held, device=device)
     warnings = _decoder_warnings(weights["W_dec"]) if layout.unit_decoder and not mapped else ()
@@ -188,6 +193,15 @@ def _check(target: Tensor, piece: Tensor, stored: Stored) -> None:
         return
     why = "has values that are not finite" if not bool(torch.isfinite(piece).all()) else f"overflows {target.dtype}"
     raise SAEInvalidError(f"{stored.path.name}: {stored.name} {why}", check="finite", file=stored.path.name)
+
+
+def _fold_decoder_norms(weights: dict[str, Tensor]) -> None:
+    """What is read times ‖W_dec[i]‖, what is written over it: the same output, by activations of rows of norm 1."""
+    norms = row_norms(weights["W_dec"]).to(weights["W_dec"].dtype)  # [d_sae]
+    weights["W_enc"] = weights["W_enc"] * norms
+    if "b_enc" in weights:
+        weights["b_enc"] = weights["b_enc"] * norms
+    weights["W_dec"] = weights["W_dec"] / norms.masked_fill(norms == 0, 1)[:, None]
 
 
 def _norms_that_count(W_dec: Tensor) -> Tensor:

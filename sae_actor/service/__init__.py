@@ -1,7 +1,7 @@
 """The service as a process.
 
-process            `run`: settings checked, port bound, exit codes
-service            wiring, start and graceful shutdown
+process            `run`: checks settings, binds the port, returns the exit code
+service            wiring, start and graceful shutdown; SIGTERM and SIGINT arrive in `api.server.http_server`
 adapters           the implementations of the ports
 lazy_engine        the engine that imports torch at the first load
 capabilities       what this build can do, for `/api/capabilities`

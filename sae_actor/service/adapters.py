@@ -1,4 +1,4 @@
-"""The implementations of the service's ports: the real adapters, or those that a caller of `serve.run` passes."""
+"""The implementations of the service's ports: the real adapters, or those that the caller of `process.run` passes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..ports.clock import SystemClock
 
 
 def torch_engine(settings: Settings) -> Engine:
-    """Imports torch: seconds and hundreds of megabytes, so only when a model is wanted."""
-    from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - that is the point
+    """The real engine. Importing torch takes seconds and hundreds of megabytes, so it waits for the first model."""
+    from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - the import is what is delayed
 
     return TorchEngine(filled(EngineSettings, settings.engine, threads=settings.engine.threads or None))
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """One for each port."""
+    """An implementation of each port."""
 
     engine: Callable[[Settings], Engine] = torch_engine
-    """Called on a worker thread when a model is first wanted."""
+    """Called on a worker thread before the first load."""
     hub: Callable[..., HuggingFaceHub] = HuggingFaceHub
     """Called with the arguments of `HuggingFaceHub`."""
     log: type[SqliteLog] = SqliteLog
@@ -33,4 +33,4 @@ class Adapters:
 
 
 OWN = Adapters()
-"""Those of the service itself."""
+"""The real adapters."""

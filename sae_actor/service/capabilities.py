@@ -17,7 +17,7 @@ LIBRARIES = ("torch", "transformers", "safetensors", "huggingface_hub", "litesta
 
 
 def capabilities(settings: Settings) -> Capabilities:
-    """Formats, architectures, hook points, steering methods, limits, versions; the model is for the state to name."""
+    """Formats, architectures, hook points, steering methods, limits, versions. The model is added from the state."""
     return Capabilities(
         version=__version__,
         formats=tuple(each.name for each in FORMATS),

@@ -26,15 +26,24 @@ from ..ports import (
 
 
 class FetchModel(Protocol):
-    """Brings the files of a model (id or path, revision) to this machine, or without `weights` its settings alone."""
+    """Fetches the files of a model (id or path, revision) to this machine; without `weights` only its settings."""
 
-    def __call__(self, model: str, revision: str, progress: OnProgress, *, weights: bool = True) -> Awaitable[None]: ...
+    def __call__(
+        self,
+        model: str,
+        revision: str,
+        progress: OnProgress,
+        *,
+        weights: bool = True,
+        quantization: str | None = None,
+        device: str = "auto",
+    ) -> Awaitable[None]: ...
 
 
 class LazyEngine:
-    """The port `Engine`, made by `make` on a worker thread at the first load; before that it holds nothing.
+    """The port `Engine`. `make` makes the engine on a worker thread at the first load; before that nothing is loaded.
 
-    `fetch` is called before the engine looks for a model's files: it works in its own process, because the engine's
+    `fetch` is called before the engine looks for a model's files. It works in its own process, because the engine's
     thread cannot be interrupted while it waits for a network.
     """
 
@@ -46,13 +55,17 @@ class LazyEngine:
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         engine = await self._made()
-        await self._fetch(effect.model, effect.revision, progress)
+        await self._fetch(
+            effect.model, effect.revision, progress, quantization=effect.quantization, device=effect.device
+        )
         return await engine.load_model(effect, progress)
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
         engine = await self._made()
         await self._fetch(model, revision, _unheard, weights=False)
-        return await engine.model_size(model, revision, dtype, device, beside)
+        return await engine.model_size(model, revision, dtype, device, reserved, quantization=quantization)
 
     async def _made(self) -> Engine:
         if self._engine is None:
@@ -61,7 +74,7 @@ class LazyEngine:
                 self._engine = await asyncio.shield(making)
             finally:
                 if making.done() and self._making is making:
-                    # What failed is tried again by the next load.
+                    # After a failure the next load tries again.
                     self._making = None
         return self._engine
 
@@ -113,4 +126,4 @@ class LazyEngine:
 
 
 def _unheard(_: Progress) -> None:
-    """Progress of what takes a moment."""
+    """Ignore the progress: settings are fetched in a moment."""

@@ -1,4 +1,4 @@
-"""The service as a process: port bound, exit codes."""
+"""The service as a process: it binds the port and returns the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(
     accept_truncation: int | None = None,
     adapters: Adapters = OWN,
 ) -> int:
-    """Serve until a signal or a fault ends it; the exit code (sysexits). `telemetry.logs` is set up.
+    """Serve until a signal or a failure ends it; the exit code (sysexits). The caller has set up `telemetry.logs`.
 
     Raises `LogError` and `ConfigurationError`.
     """

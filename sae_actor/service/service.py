@@ -3,6 +3,9 @@
 Order of a start: port, log (lock, chain), state, actor, HTTP; the model and the SAEs come back while `/ready` says
 503. Order of a stop: streams and generations end, HTTP ends, the stop goes on record, the device is freed, the log
 is closed.
+
+SIGTERM and SIGINT arrive in `HttpServer` (`api.server.http_server`), which calls `_on_signal`; `InFlight.end`
+(`api.guard.shutdown`) then ends the generations and answers the requests that are left.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from ..actor import Accepted, Actor, Performer
 from ..api import Context, Sessions, create_app
 from ..api.context import prompt_queue
 from ..api.kept_answers import KeptAnswers
-from ..api.server.listener import AT_ONCE, HttpServer, room_for
+from ..api.server.http_server import HttpServer
+from ..api.server.listener import AT_ONCE, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
 from ..config import ConfigurationError, Deployment
 from ..demo.model import NAME
@@ -50,9 +54,9 @@ logger = logging.getLogger("sae_actor")
 
 EX_UNAVAILABLE, EX_SOFTWARE = 69, 70
 STOP_SECONDS = 4.0
-"""For open requests to end after the first signal."""
+"""How long open requests may take to end after the first signal."""
 CLOSE_SECONDS = 1.0
-"""For the engine's thread to end; then the process leaves without it."""
+"""How long the engine's thread may take to end; then the process exits without it."""
 
 
 class Service:
@@ -78,7 +82,7 @@ class Service:
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
-        self.texts = Generations(
+        self.generations = Generations(
             self.actor,
             self.engine,
             record_text=settings.audit.record_text,
@@ -87,7 +91,7 @@ class Service:
         )
         self.context = Context(
             actor=self.actor,
-            texts=self.texts,
+            generations=self.generations,
             log=log,
             hub=self.hub,
             engine=self.engine,
@@ -106,34 +110,33 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
-        _settle_collector()
+        _tune_garbage_collector()
         server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
-        asked = None
+        load = None
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
         else:
-            asked = await self._start()
+            load = await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
-        wishes = asyncio.create_task(self._wishes(url, asked))
-        ended = asyncio.create_task(self._end_on_failure(server))
+        tasks = [asyncio.create_task(self._after_start(url, load)), asyncio.create_task(self._end_on_failure(server))]
         self._server = server
         try:
             await server.serve(sockets=[listener])
         finally:
-            for task in (wishes, ended):
+            for task in tasks:
                 task.cancel()
             await self._close()
         return self.exit_code
 
     async def _start(self) -> Accepted | None:
-        """The command for the model of the settings, if it was missing."""
+        """Start the actor; the command that loads the model of the settings, if that was missing."""
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
-        # Before any effect: remove leftovers of killed processes, except what a download can continue.
+        # Before any effect: remove the leftovers of killed processes, except files that a download can continue.
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
         if self.log.truncation is not None:
-            known = self.log.truncation
+            lost = self.log.truncation
             await self.actor.acknowledge(
-                LogTruncated(known_position=known.position, known_hash=known.hash, why="--accept-truncation")
+                LogTruncated(known_position=lost.position, known_hash=lost.hash, why="--accept-truncation")
             )
         try:
             start = filled(Start, self.settings.gpu, self.settings.engine, self.deployment, version=__version__)
@@ -141,17 +144,26 @@ class Service:
         except SAEInUseError as error:
             raise ConfigurationError(error.detail) from None
 
-    async def _wishes(self, url: str, asked: Accepted | None) -> None:
-        """What the settings require beyond the log: a model, or the demo's first contents."""
+    async def _after_start(self, url: str, load: Accepted | None) -> None:
+        """Print the address, now that signals are handled; then seed the demo, or wait for the model."""
         print(f"sae-actor {__version__} on {url}", flush=True)
+        await self._seed_or_load(url, load)
+
+    async def _seed_or_load(self, url: str, load: Accepted | None) -> None:
+        """Seed the demo, or wait for the command that loads the model of the settings, and report its failure."""
         try:
             if self.deployment.demo_model is not None and self.demo_sae is not None:
                 settings, path = self.settings.model, str(self.deployment.demo_model / NAME)
-                model = LoadModel(model=path, dtype=settings.dtype, device=settings.device)
+                model = LoadModel(
+                    model=path,
+                    dtype=settings.dtype,
+                    device=settings.device,
+                    quantization=settings.quantization or None,
+                )
                 await seed(self.actor, self.log, model, url, self.demo_sae, token=bool(self.deployment.access))
-            elif asked is not None and self.deployment.model is not None:
+            elif load is not None and self.deployment.model is not None:
                 name = self.deployment.model.model
-                outcome = await self.actor.outcome(asked.command_id, 3600, asked)
+                outcome = await self.actor.outcome(load.command_id, 3600, load)
                 if outcome.error is not None:
                     detail = outcome.error.detail
                     logs.say(detail if detail.startswith(name) else f"{name}: {detail}")
@@ -161,7 +173,7 @@ class Service:
             self.context.seeding = False
 
     def _announce(self, progress: Progress) -> None:
-        """Progress from whatever thread has some."""
+        """Announce progress; may be called from any thread."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self.broadcast.announce, *progress_frame(progress))
 
@@ -177,7 +189,7 @@ class Service:
             create_app(self.context, *(() if self.tracing is None else self.tracing.middleware)),
             lifespan="off",
             log_level="error",
-            # Its log lines go where ours do.
+            # uvicorn's log lines go to our handlers.
             log_config=None,
             access_log=False,
             server_header=False,
@@ -193,13 +205,13 @@ class Service:
         )
 
     def _on_signal(self) -> None:
-        """End what would keep connections open: streams, generations and waiting requests, with the reason."""
+        """Begin the graceful shutdown: end streams, generations and waiting requests, which keep connections open."""
         self.broadcast.close()
-        self.actor.let_go()
-        self._ending = asyncio.ensure_future(self.context.in_flight.end(self.texts))
+        self.actor.stop_waiting()
+        self._ending = asyncio.ensure_future(self.context.in_flight.end(self.generations))
 
     async def _end_on_failure(self, server: HttpServer) -> None:
-        """The log failed or the device is lost: a process that cannot keep its promises ends."""
+        """Stop the service if the log fails or the device is lost; the exit code says so."""
         # Shielded: cancelling this watcher must not cancel what it watches.
         error = await asyncio.shield(self.actor.failure)
         logs.say(error.detail)
@@ -209,22 +221,22 @@ class Service:
 
     async def _close(self) -> None:
         self.broadcast.close()
-        await self.texts.close()
+        await self.generations.close()
         await self.actor.stop()
         await self.hub.close()
         if not await _within(self.engine.close, CLOSE_SECONDS):
-            # Its thread sits in a load that cannot be interrupted; everything durable is closed, so leave without it.
+            # Its thread is in a load that cannot be interrupted. Everything durable is closed: exit without it.
             await self.log.close()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(self.exit_code)
 
 
-def _settle_collector() -> None:
+def _tune_garbage_collector() -> None:
     """Collect cyclic garbage rarely, and not among long-lived objects.
 
-    Each event makes thousands of short-lived objects where there are a thousand readers: with the thresholds that
-    Python has, collections took an eighth of the time, and the longest of them 0.1 s, in which commands waited.
+    With a thousand readers, Python's default thresholds spent an eighth of the time in collections; the longest blocked
+    commands for 0.1 s.
     """
     gc.collect()
     gc.freeze()

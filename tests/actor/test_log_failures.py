@@ -34,7 +34,7 @@ async def test_a_full_disk_leaves_a_service_that_can_be_read(caplog: pytest.LogC
         with pytest.raises(ReadOnlyError):
             await world.submit(Detach(A))
         with pytest.raises(ReadOnlyError):
-            await world.actor.tell(
+            await world.actor.report(
                 GenerationFinished(generation_id="x", started_position=1, finish_reason="stop", intervention_sha256="")
             )
         assert len(world.engine.residents) == 1, "what is attached stays"

@@ -58,7 +58,7 @@ async def test_a_report_that_is_in_goes_on_record() -> None:
         blocker = asyncio.create_task(world.submit(LOAD))
         await turns()
         attach = asyncio.create_task(world.submit(Attach(A)))
-        told = world.actor.tell(
+        told = world.actor.report(
             GenerationFinished(generation_id="g", started_position=1, finish_reason="stop", intervention_sha256="x")
         )
         stopping = asyncio.create_task(world.actor.stop())
@@ -70,7 +70,7 @@ async def test_a_report_that_is_in_goes_on_record() -> None:
             await attach
         assert await told == ()
         with pytest.raises(NotReadyError):
-            await world.actor.tell(
+            await world.actor.report(
                 GenerationFinished(generation_id="g", started_position=1, finish_reason="stop", intervention_sha256="")
             )
 

@@ -14,10 +14,11 @@ from sae_actor.domain.commands import Attach, Command, Download, LoadModel, Stee
 from sae_actor.domain.events import Draft, Event
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
-from sae_actor.domain.refs import Edit, sae_id_of
+from sae_actor.domain.refs import Edit
 from sae_actor.domain.state import State, encode
 from sae_actor.domain.views.outcomes import Outcome
 from sae_actor.domain.views.resources import waiting_for
+from sae_actor.domain.weights import sae_id_of
 from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.generations import Generations
 from sae_actor.ports import EventLog, Head, Verification

@@ -115,7 +115,7 @@ async def serving(
     texts = Generations(actor, engine, record_text=record_text)
     context = Context(
         actor=actor,
-        texts=texts,
+        generations=texts,
         log=log,
         hub=hub,
         engine=engine,

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.anyio
 async def stuck(service: Running, after: int) -> None:
     """The engine hangs behind so many tokens of a text, deaf to being stopped; texts are given up soon."""
     service.engine.text_gate = gate = asyncio.Event()
-    service.context.texts.deadline_seconds = 0.2
-    service.context.texts.farewell_seconds = 0.1
+    service.context.generations.deadline_seconds = 0.2
+    service.context.generations.stop_wait_seconds = 0.1
     gate.set()
     made = 0
     generate = service.engine.generate
@@ -71,7 +71,7 @@ async def test_a_text_that_hangs_is_given_up(service: Running, after: int) -> No
 async def test_the_deadline_counts_from_the_first_step(service: Running) -> None:
     """What waits has the same limit for its first step alone."""
     await service.ready()
-    texts, engine = service.context.texts, service.engine
+    texts, engine = service.context.generations, service.engine
     engine.max_running, texts.deadline_seconds = 1, 3600.0
     engine.text_gate = gate = asyncio.Event()
     running = asyncio.create_task(service.client.post("/v1/completions", json=ASK))
@@ -98,7 +98,7 @@ async def test_the_deadline_counts_from_the_first_step(service: Running) -> None
 async def test_a_late_text_has_its_receipt_where_the_engine_still_answers(service: Running) -> None:
     sae_id = await service.ready()
     await service.command("Steer", sae_id=sae_id, features=[{"feature": 3, "strength": 7.0}])
-    service.context.texts.deadline_seconds = 0.2
+    service.context.generations.deadline_seconds = 0.2
     service.engine.step_seconds = 0.01
     answer = await service.client.post("/v1/completions", json={**ASK, "max_tokens": 200})
     assert answer.json()["error"]["code"] == "deadline_exceeded"
@@ -138,8 +138,8 @@ async def test_the_engine_is_told_too(service: Running) -> None:
     service.engine.generate = seen  # type: ignore[method-assign]
     await service.client.post("/v1/completions", json=ASK)
     seconds = Settings().engine.deadline_seconds
-    assert service.context.texts.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
-    service.context.texts.deadline_seconds = 3600.0
+    assert service.context.generations.deadline_seconds == seconds < asked[0].deadline_seconds < seconds + 60
+    service.context.generations.deadline_seconds = 3600.0
     await service.client.post("/v1/completions", json=ASK)
     assert (await service.client.post("/api/activations", json={"prompt": "hello"})).status_code == 200
     assert 3600 < asked[1].deadline_seconds == asked[2].deadline_seconds
@@ -150,7 +150,7 @@ async def test_when_the_queue_is_full(service: Running, told: bool) -> None:
     """A service that knows its places puts nothing on record of what it refuses."""
     await service.ready()
     service.engine.max_running, service.engine.max_waiting = 1, 1
-    service.context.texts.places = 2 if told else None
+    service.context.generations.places = 2 if told else None
     service.engine.text_gate = asyncio.Event()
     running = [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(2)]
     while len(service.engine._streams) < 2:
@@ -169,7 +169,7 @@ async def test_the_wait_is_told_from_the_backlog(service: Running) -> None:
     """One text in three seconds, and one waits: it will be gone in three."""
     await service.ready()
     now = 0.0
-    texts, engine = service.context.texts, service.engine
+    texts, engine = service.context.generations, service.engine
     texts._throughput = Throughput(clock=lambda: now)
     for _ in range(4):
         assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
@@ -190,7 +190,7 @@ async def test_160_at_once_lose_none_by_default(service: Running) -> None:
     await service.ready()
     settings = Settings().engine
     service.engine.max_running, service.engine.max_waiting = settings.max_running, settings.max_waiting
-    service.context.texts.places = settings.max_running + settings.max_waiting
+    service.context.generations.places = settings.max_running + settings.max_waiting
     service.engine.step_seconds = 0.005
     async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
         asks = [client.completions.create(model="default", prompt=f"{n} and", max_tokens=16) for n in range(160)]

@@ -131,7 +131,8 @@ def _modes(each: Operation) -> list[GenerationMode]:
 
 def possible(body: Any) -> None:
     """Take out what JSON Schema has no words for: 1.0 is no whole number here, a range has a length, an edit is
-    of a position that the text can have, that of an attachment names no other SAE, and a layer is said once."""
+    of a position that the text can have, that of an attachment names no other SAE, a layer is said once, only some
+    hook points have something before them, and vectors are as long as each other, not 0, and each of one name."""
     parts = body.values() if isinstance(body, dict) else body if isinstance(body, list) else ()
     for part in parts:
         possible(part)
@@ -148,6 +149,13 @@ def possible(body: Any) -> None:
                 positions.update(
                     {key: [0] if key == "tokens" else 0 for key in ("tokens", "from") if positions.get(key)}
                 )
+        if "kind" in body:
+            body.pop("before", None)
+        if isinstance(body.get("rows"), list):
+            body["rows"] = [[1, *row[1:2]] for row in body["rows"] if len(row) == len(body["rows"][0])]
+            width = min(map(len, body["rows"]))
+            body["rows"] = [row[:width] for row in body["rows"]]
+            body.pop("names", None)
         if isinstance(body.get("layer"), int):
             body.pop("hook_point", None)
     elif isinstance(body, list):

@@ -10,7 +10,7 @@ import pytest
 
 from sae_actor.demo.seed import seed
 from sae_actor.domain.commands import LoadModel
-from sae_actor.domain.refs import import_id_of
+from sae_actor.domain.weights import import_id_of
 from tests.api.conftest import MODEL, serving
 from tests.fakes.hub import description
 

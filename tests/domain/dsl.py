@@ -19,9 +19,10 @@ from sae_actor.domain.events import Event, Payload, Problem, draft
 from sae_actor.domain.evolve import evolve, fold
 from sae_actor.domain.messages import Message
 from sae_actor.domain.pending import pending
-from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, SaeDescription, SaeFile, import_id_of, sae_id_of
+from sae_actor.domain.refs import Edit, HookPoint, ModelFacts, SaeDescription, SaeFile
 from sae_actor.domain.reports import AttachedSae, EffectDone, EffectFailed, HubSae, Report, SaeFailed
 from sae_actor.domain.state import EMPTY, AttachmentState, State, encode
+from sae_actor.domain.weights import import_id_of, sae_id_of
 from sae_actor.errors import SAEError
 
 Step: TypeAlias = Payload | Callable[[int], Sequence[Payload]]

@@ -22,7 +22,7 @@ from sae_actor.domain.commands import (
     UnloadModel,
 )
 from sae_actor.domain.events import Event
-from sae_actor.domain.evolve import OPENING, closes, fold
+from sae_actor.domain.evolve import COMMAND_OF_INTENT, closes, fold
 from sae_actor.domain.pending import pending
 from sae_actor.domain.refs import Edit
 from sae_actor.domain.state import encode
@@ -122,11 +122,11 @@ def test_any_sequence_of_messages(script: list[Action], room: int, good: bool) -
 def check_outcome(service: Service, command_id: str, own: list[Event]) -> None:
     """Exactly one end, whether at once or later, its own or shared."""
     intent = own[0].payload()
-    assert service.closed[command_id] == (1 if type(intent) in OPENING else 0)
+    assert service.closed[command_id] == (1 if type(intent) in COMMAND_OF_INTENT else 0)
     asked = getattr(intent, "joined", None) or own[0].position
     ends = [e for e in service.events if e.position > own[0].position and _ends(e, asked)]
-    assert len(ends) >= 1 or type(intent) not in OPENING
-    if getattr(intent, "joined", None) is None and type(intent) in OPENING:
+    assert len(ends) >= 1 or type(intent) not in COMMAND_OF_INTENT
+    if getattr(intent, "joined", None) is None and type(intent) in COMMAND_OF_INTENT:
         first = [e for e in ends if not getattr(e.payload(), "restored", False)]
         assert len(first) == 1, "one terminal event, restarts and faults of later days aside"
     said = outcome(command_id, [own[0], *ends[:1]], is_open=False)

@@ -22,8 +22,8 @@ def no_progress(_: Progress) -> None:
     """Nobody looks."""
 
 
-def load(model: str, at: int = 1, **fields: str) -> LoadModelEffect:
-    settings = {"revision": "main", "dtype": "auto", "device": "auto", **fields}
+def load(model: str, at: int = 1, **fields: str | None) -> LoadModelEffect:
+    settings: dict[str, Any] = {"revision": "main", "dtype": "auto", "device": "auto", **fields}
     return LoadModelEffect(request_position=at, model=model, **settings)
 
 

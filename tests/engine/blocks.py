@@ -94,12 +94,11 @@ LACKS: dict[str, dict[HookKind, tuple[int, ...]]] = {
 }
 """Variant → hook points that it lacks, and the layers without them."""
 
-IN_TURN = frozenset(
-    {"qwen3_5_text", "qwen3_5_moe_text", "llama4_text", "gptj", "gpt_neo", "bloom", "falcon", "falcon-sequential",
-     "falcon-new", "falcon-new-one-norm"}
-)  # fmt: skip
-"""Variants whose texts cannot share a step."""
-
+IN_TURN = dict.fromkeys(
+    ("gptj", "gpt_neo", "bloom", "falcon", "falcon-sequential", "falcon-new", "falcon-new-one-norm"),
+    "its attention cannot be replaced",
+)
+"""Variant whose texts cannot share a step → why."""
 
 MORE_IS_ADDED = ("gemma4_text",)
 """Families whose blocks add more to the stream than attention and MLP."""

@@ -15,8 +15,15 @@ from sae_actor.engine.model.loading import LoadedModel, load_model
 from tests.engine.asking import load, no_progress
 
 
-def loaded(model: str | Path, *, revision: str = "main", dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    effect = load(str(model), revision=revision, dtype=dtype, device=device)
+def loaded(
+    model: str | Path,
+    *,
+    revision: str = "main",
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: str | None = None,
+) -> LoadedModel:
+    effect = load(str(model), revision=revision, dtype=dtype, device=device, quantization=quantization)
     return load_model(effect, no_progress, threading.Event())
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from sae_actor.domain.refs import Edit, StopWhen, Unit
+from sae_actor.domain.refs import Edit, Exclusion, HookPoint, StopWhen, Unit
 from sae_actor.engine import TorchEngine
 from sae_actor.errors import BadRequestError, FeatureOutOfRangeError, SAENotAttachedError, SAEUnsupportedError
-from sae_actor.ports import Watch
+from sae_actor.ports import Activations, Watch
 from tests.engine.asking import active, attach, detach, finished, read, request
 from tests.engine.conftest import Given
 from tests.fakes.engine import FakeEngine
@@ -189,3 +191,45 @@ async def test_watching_an_sae_that_goes(given: Given) -> None:
     assert (await read(stream))[1].reason == "intervention_removed"
     gone = await finished(given.engine, request(ids, watched=(Watch(sae=active(5), top_k=1),)))
     assert gone.reason == "intervention_removed"
+
+
+# — the activation itself —
+
+
+async def test_the_mean_of_what_arrives_needs_no_sae(given: Given) -> None:
+    """Of the positions that are not left out; in prefill chunks too, and next to an SAE that is read."""
+    ids = await given.ids()
+    marked = (*ids[:4], 256, *ids[4:])
+    point = HookPoint("resid_post", 1)
+    bare = await finished(given.engine, request(marked, tokens=2))
+
+    async def mean(ids: tuple[int, ...], *exclude: Exclusion) -> Activations:
+        asked = request(ids, tokens=2, watched=(Watch.at(point, exclude),))
+        (first, *_), end = await read(given.engine.generate(asked))
+        assert end == bare or ids != marked, "reading changes nothing"
+        (found,) = first.activations
+        assert (found.sae_id, found.first, found.rows) == ("", 0, ())
+        assert len(found.norms) == len(found.excluded) == len(ids)
+        return found
+
+    whole, counted = await mean(marked), await mean(marked, "sink", "special")
+    assert not any(whole.excluded)
+    assert [at for at, left in enumerate(counted.excluded) if left] == [0, 4]
+    assert counted.norms == whole.norms
+    # Positions see what is before them alone: rows come of prefixes, and their mean is that of all.
+    n, sums = 0, [[0.0] * len(whole.mean)]
+    for length in range(1, len(marked) + 1):
+        prefix = await mean(marked[:length])
+        sums.append([length * value for value in prefix.mean])
+        n = length
+    rows = [[b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(sums)]
+    kept = [row for at, row in enumerate(rows) if at not in (0, 4)]
+    assert counted.mean == pytest.approx([sum(column) / (n - 2) for column in zip(*kept, strict=True)], abs=1e-4)
+    for row, norm in zip(rows, whole.norms, strict=True):
+        assert math.hypot(*row) == pytest.approx(norm, abs=1e-3)
+
+
+async def test_a_text_that_is_left_out_as_a_whole_has_no_mean(given: Given) -> None:
+    asked = request((104,), tokens=1, watched=(Watch.at(HookPoint("resid_post", 1), ("sink",)),))
+    (first, *_), _ = await read(given.engine.generate(asked))
+    assert set(first.activations[0].mean) == {0.0}

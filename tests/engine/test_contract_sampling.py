@@ -127,6 +127,9 @@ async def test_a_form_and_the_ways_to_end(given: Given) -> None:
     assert set(ignored.token_ids[4:]) == {END}
     stopped = await finished(given.engine, request(ids, tokens=50, grammar=grammar, stop=("b",)))
     assert (stopped.text, stopped.reason) == ('"a', "stop")
+    stops = early.token_ids[:-1]
+    held = await finished(given.engine, request(ids, tokens=50, grammar=grammar, min_tokens=3, stop_token_ids=stops))
+    assert (held.text, held.reason, len(held.token_ids)) == ('"ab', "stop", 4), "before the fourth they are no end"
 
 
 @pytest.mark.parametrize(

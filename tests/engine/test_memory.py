@@ -118,4 +118,4 @@ async def test_an_unloaded_model_is_gone_whoever_keeps_its_texts(engine: TorchEn
     assert ends[-1] == "model_not_loaded"
     gc.collect()
     assert [each() for each in kept] == [None] * 3
-    assert all(text.text is not None for text in texts)
+    assert all(text.finished.done() for text in texts)

@@ -11,7 +11,8 @@ from sae_actor.actor import Actor, Performer
 from sae_actor.domain.commands import Attach, Command, Import, LoadModel, Steer
 from sae_actor.domain.events import Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
-from sae_actor.domain.refs import Edit, import_id_of
+from sae_actor.domain.refs import Edit
+from sae_actor.domain.weights import import_id_of
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import SAEError, SAEUnsupportedError
 from sae_actor.eventlog.memory import MemoryLog

@@ -32,7 +32,8 @@ from sae_actor.domain.commands import (
     Steer,
     UnloadModel,
 )
-from sae_actor.domain.refs import Edit, Span, import_id_of
+from sae_actor.domain.refs import Edit, Span
+from sae_actor.domain.weights import import_id_of
 from sae_actor.errors import OutOfMemoryError, SAEDownloadError, SAEError
 from sae_actor.eventlog import SqliteLog, export_bundle
 from tests.actor.world import LOAD, A, B, C, World, begin, get
@@ -88,7 +89,13 @@ _served: list[tuple[Context, httpx.ASGITransport]] = []
 
 def over_http(world: World) -> httpx.ASGITransport:
     """The world through the routes. They are made once: what they speak of is in the context."""
-    edges = {"actor": world.actor, "texts": world.texts, "log": world.log, "hub": world.hub, "engine": world.engine}
+    edges = {
+        "actor": world.actor,
+        "generations": world.texts,
+        "log": world.log,
+        "hub": world.hub,
+        "engine": world.engine,
+    }
     if not _served:
         context = Context(**edges, capabilities=dict)  # type: ignore[arg-type]  # named as its fields are
         app: Any = create_app(context)

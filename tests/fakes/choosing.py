@@ -68,10 +68,11 @@ class Choosing:
             scores[token] -= answer.count(token) * sampling.frequency_penalty + sampling.presence_penalty
         for token, by in sampling.logit_bias:
             scores[token] += by
-        for token in () if self.over else held_off:
+        allowed = set(range(self._size)) if self._grammar is None else self._allowed()
+        # Where a grammar leaves nothing else, they may come.
+        for token in held_off if not allowed <= set(held_off) else ():
             scores[token] = -math.inf
         if self._grammar is not None:
-            allowed = self._allowed()
             scores = [score if token in allowed else -math.inf for token, score in enumerate(scores)]
         chosen = max(range(self._size), key=scores.__getitem__)
         if self._grammar is not None:

@@ -55,6 +55,8 @@ class FakeEngine:
     hidden_size: int = 16
     context_length: int = 256
     cache_positions: int | None = None
+    in_turn: str | None = None
+    """Why texts run one after the other, for the model's facts; here they never do."""
     has_chat_template: bool = True
     tells_messages: bool = True
     adds_bos: bool = False
@@ -127,6 +129,9 @@ class FakeEngine:
         widths = dict.fromkeys(
             ("resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_out"), width
         )
+        environment: dict[str, object] = {"engine": "fake"}
+        if effect.quantization is not None:
+            environment["quantization"] = {"scheme": effect.quantization}
         self.model = ModelFacts(
             model_id=effect.model,
             revision=effect.revision,
@@ -144,15 +149,18 @@ class FakeEngine:
             has_chat_template=self.has_chat_template,
             adds_bos=False,
             tells_messages=self.tells_messages,
-            environment={"engine": "fake"},
+            environment=environment,
             vocabulary=self.vocabulary,
             end_ids=(END,),
+            in_turn=self.in_turn,
         )
         self.model_position = effect.request_position
         return self.model
 
-    async def model_size(self, model: str, revision: str, dtype: str, device: str, beside: int) -> ModelSize:
-        self.calls.append(("model_size", beside))
+    async def model_size(
+        self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
+    ) -> ModelSize:
+        self.calls.append(("model_size", reserved))
         if model in self.missing:
             raise ModelNotFoundError(f"no model {model}", model=model)
         return ModelSize(
@@ -160,7 +168,8 @@ class FakeEngine:
             model_type="fake",
             dtype="float32" if dtype == "auto" else dtype,
             device="cpu" if device == "auto" else device,
-            weights_bytes=4 * self.hidden_size * VOCABULARY,
+            quantization=quantization,
+            weights_bytes=(4 if quantization is None else 1) * self.hidden_size * VOCABULARY,
             kv_bytes_per_token=8 * self.hidden_size * self.num_layers,
             state_bytes=0,
             context_length=self.context_length,
@@ -222,7 +231,8 @@ class FakeEngine:
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         if attach_position not in self.residents:
             raise SAENotAttachedError("the SAE is not on the device")
-        d_sae = self.residents[attach_position][0].sae.d_sae
+        sae = self.residents[attach_position][0].sae
+        d_sae = sae.d_sae
         if not 0 <= feature < d_sae:
             raise FeatureOutOfRangeError("no such feature", feature=feature, d_sae=d_sae)
         near = tuple(NearFeature((feature + n) % d_sae, 1 - 0.1 * n) for n in range(1, 11))
@@ -230,12 +240,13 @@ class FakeEngine:
         return FeatureDetails(
             feature=feature,
             decoder_norm=1.0,
-            bias=0.0,
+            bias=0.0 if sae.encodes else None,
             threshold=None,
             nearest=near,
             promoted=tokens,
             suppressed=tuple(TokenWeight(each.token_id, each.token, -9.0) for each in tokens),
             max_activation=self.maxima.get(feature),
+            label=next(iter(sae.names[feature : feature + 1]), None),
         )
 
     async def tokenize(
@@ -375,7 +386,7 @@ class FakeEngine:
     async def _free(self, position: int, drain_seconds: float) -> int:
         users = [stream for stream in self._streams if position in stream.uses]
         if users and position in self.residents:
-            await asyncio.wait([stream.ended for stream in users], timeout=drain_seconds)
+            await asyncio.wait([stream.finished for stream in users], timeout=drain_seconds)
         freed = self.residents.pop(position, None)
         for stream in users:
             stream.finish("intervention_removed")
@@ -385,7 +396,7 @@ class FakeEngine:
         assert self._turn is not None
         async with self._turn:
             stream.append(None)
-            while not stream.ended.done():
+            while not stream.finished.done():
                 await _pause(self.step_seconds, self.text_gate)
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")

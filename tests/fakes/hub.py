@@ -24,15 +24,16 @@ from msgspec import Struct
 from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect
 from sae_actor.domain.refs import HookPoint, SaeDescription, SaeFile
 from sae_actor.domain.state import SaeLocation
-from sae_actor.domain.weights import WeightsFile, weights_sha256
+from sae_actor.domain.weights import WeightsFile, vectors_id_of, weights_sha256
 from sae_actor.errors import (
+    BadRequestError,
     ForbiddenError,
     NotFoundError,
     RepositoryNotFoundError,
     SAEAmbiguousError,
     SAEInvalidError,
 )
-from sae_actor.ports import CatalogEntry, HubSae, OnProgress, Progress
+from sae_actor.ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
 
 
 def description(d_in: int = 8, d_sae: int = 32, layer: int = 1, **changes: Any) -> SaeDescription:
@@ -75,6 +76,9 @@ class FakeHub:
         """When set, every unknown repository holds one SAE like this, at whatever path is asked."""
         self.repositories: dict[str, dict[str, FakeSae]] = {}
         self.places: dict[str, FakeSae] = {}
+        self.vectors: dict[str, FakeSae] = {}
+        """Those that are kept, by id."""
+        self.names: list[NamedSae] = []
         self.disk: dict[str, dict[str, int]] = {}
         """Repository → sha256 of a stored file → its bytes."""
         self.partials: set[tuple[str, str | None, str]] = set()
@@ -143,7 +147,7 @@ class FakeHub:
         commit = hashlib.sha1(f"{effect.repository_id}@{effect.revision}".encode()).hexdigest()
         return HubSae(commit=commit, files=entry.files, sae=entry.sae, **_weights(entry))
 
-    async def resolve_import(self, path: str) -> str:
+    async def resolve_import(self, path: str, layer: int | None = None) -> str:
         await self._step("resolve_import", path)
         resolved = str(PurePosixPath(path))
         if ".." in PurePosixPath(path).parts or not any(
@@ -154,12 +158,25 @@ class FakeHub:
             raise NotFoundError("There is no such folder", path=path)
         return resolved
 
+    async def keep_vectors(self, vectors: NewVectors) -> str:
+        await self._step("keep_vectors", vectors)
+        if any(abs(value) > 3e38 for row in vectors.rows for value in row):
+            raise BadRequestError("A number is beyond float32", param="rows")
+        n, d, point = len(vectors.rows), len(vectors.rows[0]), vectors.hook_point
+        sha256 = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(vectors, name=""))).hexdigest()
+        sae_id = vectors_id_of(vectors.name, sha256)
+        made = {"format": "vectors", "architecture": "vectors", "trained_on": None, "hook_name": str(point)}
+        said = {"hook_point": point, "names": vectors.names, "median_norm": vectors.median_norm}
+        sae = description(d, n, point.layer, **made, **said)
+        self.vectors[sae_id] = FakeSae(sae, (SaeFile("vectors.safetensors", 4 * n * d, sha256),))
+        return sae_id
+
     async def disk_use(self) -> int:
         return sum(sum(stored.values()) for stored in self.disk.values())
 
     async def import_(self, effect: ImportEffect) -> HubSae:
         await self._step("import_", effect)
-        entry = self.places.get(effect.path)
+        entry = (self.vectors if effect.source == "vectors" else self.places).get(effect.path)
         if entry is None:
             raise NotFoundError("There is no such folder", path=effect.path)
         return HubSae(commit=None, files=entry.files, sae=entry.sae, **_weights(entry))
@@ -167,8 +184,8 @@ class FakeHub:
     async def locate(self, location: SaeLocation) -> str:
         await self._step("locate", location)
         stored = self.disk.get(location.repository_id or "", {})
-        if location.source == "import":
-            entry = self.places.get(location.path or "")
+        if location.source != "hub":
+            entry = (self.vectors if location.source == "vectors" else self.places).get(location.path or "")
             stored = {} if entry is None else {file.sha256: file.bytes for file in entry.files}
         for file in location.files:
             if file.sha256 not in stored:
@@ -184,10 +201,13 @@ class FakeHub:
         location = effect.location
         if location.source == "import":
             return 0
+        if location.source == "vectors":
+            gone = self.vectors.pop(effect.sae_id, None)
+            return 0 if gone is None else sum(file.bytes for file in gone.files)
         stored = self.disk.get(location.repository_id or "", {})
         kept = {file.sha256 for k in effect.kept if k.repository_id == location.repository_id for file in k.files}
-        gone = {file.sha256 for file in location.files} - kept
-        freed = sum(stored.pop(sha256, 0) for sha256 in gone)
+        unused = {file.sha256 for file in location.files} - kept
+        freed = sum(stored.pop(sha256, 0) for sha256 in unused)
         if not stored:
             self.disk.pop(location.repository_id or "", None)
         return freed
@@ -195,6 +215,13 @@ class FakeHub:
     async def discard(self, effect: DownloadEffect) -> None:
         await self._step("discard", effect)
         self.partials.discard((effect.repository_id, effect.path, effect.revision))
+
+    async def named(self, name: str) -> tuple[NamedSae, ...]:
+        await self._step("named", name)
+        found = [each for each in self.names if name in (each.named_as, each.named_as.rpartition("/")[0])]
+        if not found:
+            raise NotFoundError(f"there is no {name}", name=name)
+        return tuple(found)
 
     async def catalog(self, repository_id: str, revision: str = "main") -> list[CatalogEntry]:
         await self._step("catalog", (repository_id, revision))

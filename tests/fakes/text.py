@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import math
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -157,7 +158,7 @@ class RunningText(GenerationStream):
 
     def finish(self, reason: FinishReason, code: str | None = None, faulted: int | None = None) -> None:
         """End the text, once."""
-        if self.ended.done():
+        if self.finished.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
         if self._most == 0 and reason == "length":
@@ -241,9 +242,12 @@ class RunningText(GenerationStream):
             if watch.every_seconds is not None and not self._due(place, watch):
                 continue
             start = first if watch.every_seconds is None else len(run) - 1
-            d_sae = self._d_sae[watch.sae.attach_position]
             left = left_out(watch.exclude, len(self.request.token_ids), self._special(), self.request.turns)
             positions = range(start, len(run))
+            if watch.mean:
+                told.append(self._mean(watch, run, positions, left))
+                continue
+            d_sae = self._d_sae[watch.sae.attach_position]
             silent = left if watch.top_k is not None else set()
             told.append(
                 Activations(
@@ -256,8 +260,23 @@ class RunningText(GenerationStream):
             )
         return tuple(told)
 
+    def _mean(self, watch: Watch, run: Sequence[int], positions: range, left: Collection[int]) -> Activations:
+        """A token is its number at the place of its number, modulo the width, plus the layer everywhere."""
+        width, layer = self._engine.hidden_size, watch.sae.hook_point.layer
+        rows = [[layer + (run[at] if run[at] % width == n else 0.0) for n in range(width)] for at in positions]
+        counted = [row for at, row in zip(positions, rows, strict=True) if at not in left]
+        return Activations(
+            sae_id="",
+            first=positions.start,
+            rows=(),
+            sinks=tuple(at == 0 for at in positions),
+            excluded=tuple(at in left for at in positions),
+            mean=tuple(sum(column) / max(1, len(counted)) for column in zip(*counted, strict=True)) or (0.0,) * width,
+            norms=tuple(math.hypot(*row) for row in rows),
+        )
+
     def _due(self, place: int, watch: Watch) -> bool:
-        now = self.ended.get_loop().time()
+        now = self.finished.get_loop().time()
         if watch.sae.attach_position not in self._engine.residents:
             return False
         if now - self._passing.get(place, -math.inf) < (watch.every_seconds or 0.0):

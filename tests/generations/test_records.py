@@ -181,7 +181,7 @@ async def test_an_engine_that_does_not_say_where_a_text_was_steered(monkeypatch:
         await world.attached("a")
         await world.done(Steer(A, (Edit(3, 7.0),)))
         world.engine.text_gate = asyncio.Event()
-        world.texts.farewell_seconds = 0.01
+        world.texts.stop_wait_seconds = 0.01
         monkeypatch.setattr("tests.fakes.text.RunningText.stop", lambda _: None)
         text = await open_text(world)
         text.abandon()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sae_actor.domain.effects import DownloadEffect
-from sae_actor.domain.refs import sae_id_of
 from sae_actor.domain.state import SaeLocation
+from sae_actor.domain.weights import sae_id_of
 from sae_actor.hub import HuggingFaceHub, Patience
 from sae_actor.ports import HubSae, Progress
 from tests.fakes.hub_handler import SIGNATURE

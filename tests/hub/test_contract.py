@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain.effects import DeleteEffect, ImportEffect
-from sae_actor.domain.refs import SaeFile
+from sae_actor.domain.refs import HookPoint, SaeFile
 from sae_actor.domain.state import SaeLocation
 from sae_actor.domain.weights import WeightsFile
-from sae_actor.errors import ForbiddenError, NotFoundError, RepositoryNotFoundError, SAEAmbiguousError, SAEInvalidError
-from sae_actor.ports import Hub
+from sae_actor.errors import (
+    BadRequestError,
+    ForbiddenError,
+    NotFoundError,
+    RepositoryNotFoundError,
+    SAEAmbiguousError,
+    SAEInvalidError,
+)
+from sae_actor.ports import Hub, NewVectors
 from tests.fakes.hub import FakeHub, description
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files, write
@@ -183,6 +191,29 @@ async def test_an_import_is_described_and_never_deleted(world: World) -> None:
     world.damage(location, found.files[-1])
     with pytest.raises(SAEInvalidError):
         await world.hub.locate(location)
+
+
+async def test_vectors_are_kept_found_again_and_deleted(world: World) -> None:
+    point = HookPoint("resid_post", 2)
+    wanted = NewVectors(name="sea", hook_point=point, rows=((1.0, 2.0), (3.0, -4.5)), names=("a", "b"), median_norm=3.5)
+    sae_id = await world.hub.keep_vectors(wanted)
+    assert await world.hub.keep_vectors(wanted) == sae_id
+    assert await world.hub.keep_vectors(replace(wanted, rows=((1.0, 2.0),), names=())) != sae_id
+    effect = ImportEffect(request_position=1, sae_id=sae_id, path=sae_id, source="vectors")
+    found = await world.hub.import_(effect)
+    assert await world.hub.import_(effect) == found
+    assert sae_id == f"sea-{found.weights_sha256[:8]}"
+    sae = found.sae
+    assert (sae.architecture, sae.d_in, sae.d_sae, sae.hook_point) == ("vectors", 2, 2, point)
+    assert (sae.names, sae.median_norm, sae.encodes) == (("a", "b"), 3.5, False)
+    location = SaeLocation(source="vectors", repository_id=None, commit=None, path=sae_id, files=found.files)
+    assert await world.hub.locate(location)
+    assert await world.hub.delete(deletion(sae_id, location)) == sum(file.bytes for file in found.files)
+    assert await world.hub.delete(deletion(sae_id, location)) == 0
+    with pytest.raises(SAEInvalidError):
+        await world.hub.locate(location)
+    with pytest.raises(BadRequestError):
+        await world.hub.keep_vectors(replace(wanted, rows=((1e39, 1.0),), names=()))
 
 
 async def test_imports_stay_under_their_roots(world: World) -> None:

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from sae_actor.domain.effects import DeleteEffect, ImportEffect
-from sae_actor.domain.refs import import_id_of
 from sae_actor.domain.state import SaeLocation
-from sae_actor.domain.weights import WeightsFile, weights_sha256
+from sae_actor.domain.weights import WeightsFile, import_id_of, weights_sha256
 from sae_actor.errors import DiskFullError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub.digests import sha256_of

@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from sae_actor.domain.effects import ImportEffect
+from sae_actor.domain.refs import HookPoint
 from sae_actor.domain.state import SaeLocation
-from sae_actor.errors import ForbiddenError, NotFoundError, SAEInvalidError
+from sae_actor.errors import ForbiddenError, NotFoundError, SAEAmbiguousError, SAEInUseError, SAEInvalidError
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.hub import digests as digesting
+from sae_actor.ports import NewVectors
 from tests.fakes.hub_server import HubServer
+from tests.formats.vector_files import write_gguf
 from tests.hub.build import sae_files, write
 from tests.hub.conftest import MakeHub, Told, download
 
@@ -160,3 +164,35 @@ async def test_a_download_whose_cache_is_gone_says_so(
     assert refused.value.fields["check"] == "missing"
     assert (await hub.download(download(at=2, force=True), Told())).files == found.files
     assert await hub.locate(location)
+
+
+async def test_vectors_that_a_killed_process_had_begun_are_swept(hub: HuggingFaceHub, folder: Path) -> None:
+    wanted = NewVectors(name="sea", hook_point=HookPoint("resid_post", 2), rows=((1.0, 2.0),))
+    sae_id = await hub.keep_vectors(wanted)
+    kept = folder.parent / "vectors"
+    (kept / f"{sae_id}.abc.tmp").mkdir()
+    (kept / f"{sae_id}.abc.tmp" / "vectors.safetensors").write_bytes(b"half")
+    assert await hub.sweep({}) == 4
+    assert [each.name for each in kept.iterdir()] == [sae_id]
+
+
+async def test_changed_vectors_are_not_handed_out_nor_overwritten(hub: HuggingFaceHub, folder: Path) -> None:
+    wanted = NewVectors(name="sea", hook_point=HookPoint("resid_post", 2), rows=((1.0, 2.0),))
+    sae_id = await hub.keep_vectors(wanted)
+    found = await hub.import_(ImportEffect(request_position=1, sae_id=sae_id, path=sae_id, source="vectors"))
+    location = SaeLocation(source="vectors", repository_id=None, commit=None, path=sae_id, files=found.files)
+    file = Path(await hub.locate(location)) / "vectors.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\7")
+    with pytest.raises(SAEInvalidError) as changed:
+        await hub.locate(location)
+    assert changed.value.fields["check"] == "sha256"
+    with pytest.raises(SAEInUseError):
+        await hub.keep_vectors(wanted)
+
+
+async def test_a_layer_is_asked_for_before_the_import_is_accepted(hub: HuggingFaceHub, roots: Path) -> None:
+    write_gguf(roots / "happy" / "happy.gguf", {3: torch.ones(4), 5: torch.ones(4)})
+    with pytest.raises(SAEAmbiguousError) as refused:
+        await hub.resolve_import(str(roots / "happy"))
+    assert refused.value.fields["layers"] == [3, 5]
+    assert await hub.resolve_import(str(roots / "happy"), 5) == str(roots / "happy")

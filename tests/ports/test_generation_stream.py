@@ -66,7 +66,7 @@ async def test_an_error_reaches_every_reader_after_the_tokens_before_it() -> Non
     with pytest.raises(DeviceLostError):
         await anext(stream)
     assert await reader == [0]
-    assert isinstance(stream.end, DeviceLostError)
+    assert isinstance(stream.result, DeviceLostError)
 
 
 async def test_closing_ends_all_readers_and_frees_the_place_at_once() -> None:
@@ -78,8 +78,8 @@ async def test_closing_ends_all_readers_and_frees_the_place_at_once() -> None:
     closing = stream.aclose()
     with pytest.raises(StopIteration):
         closing.send(None)
-    assert (ended, stream.stopped) == ([stream], True)
+    assert (ended, stream.stop_requested) == ([stream], True)
     stream.append(TOKENS[1])
     stream.append(END)
-    assert (await reader, stream.tokens, stream.end) == ([0], TOKENS[:1], None), "what comes later is dropped"
+    assert (await reader, stream.tokens, stream.result) == ([0], TOKENS[:1], None), "what comes later is dropped"
     assert ended == [stream], "it ends once"

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # has no stubs here
 
-from sae_actor.domain.refs import sae_id_of
+from sae_actor.domain.weights import sae_id_of
 from tests.fakes.hub_server import HubServer
 
 from .harness import Process

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.domain.refs import import_id_of
+from sae_actor.domain.weights import import_id_of
 from sae_actor.eventlog import export_bundle
 
 from .crashing import Run, folders

@@ -13,7 +13,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]  # has no stubs here
 import pytest
 
-from sae_actor.domain.refs import sae_id_of
+from sae_actor.domain.weights import sae_id_of
 from tests.fakes.hub_server import HubServer
 from tests.hub.build import sae_files
 

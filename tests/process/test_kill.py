@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from sae_actor.demo import SAE_FOLDER
-from sae_actor.domain.refs import import_id_of
+from sae_actor.domain.weights import import_id_of
 from sae_actor.eventlog import verify_folder
 
 from .harness import Process, until

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from sae_actor.actor import Actor, Performer
 from sae_actor.domain.chats import Tokenization
-from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Steer
+from sae_actor.domain.commands import Attach, Command, Detach, Import, LoadModel, Quantization, Steer
 from sae_actor.domain.events import Draft, Event, GenerationStarted, ResponseFormat, Sampling
 from sae_actor.domain.messages import AdmitGeneration, Start
 from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
@@ -36,10 +36,14 @@ def edit(feature: int, strength: float, *, exclude: tuple[Exclusion, ...] = (), 
 class Recorder:
     """A running service without HTTP, on a data folder of its own."""
 
-    def __init__(self, actor: Actor, texts: Generations, engine: TorchEngine) -> None:
+    def __init__(
+        self, actor: Actor, texts: Generations, engine: TorchEngine, hub: HuggingFaceHub, log: SqliteLog
+    ) -> None:
         self.actor = actor
         self.texts = texts
         self.engine = engine
+        self.hub = hub
+        self.log = log
 
     async def do(self, command: Command) -> None:
         accepted = await self.actor.submit(command, principal="me")
@@ -99,6 +103,7 @@ async def recording(
     record_text: bool = True,
     max_attachments: int = 2,
     dtype: str = "auto",
+    quantization: Quantization | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Recorder]:
     """A service that writes into `folder`, with the model loaded; stopped in order at the end. `environment` is that
@@ -111,9 +116,9 @@ async def recording(
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments))
     texts = Generations(actor, engine, record_text=record_text)
-    recorder = Recorder(actor, texts, engine)
+    recorder = Recorder(actor, texts, engine, hub, log)
     try:
-        await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype))
+        await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype, quantization=quantization))
         yield recorder
     finally:
         await texts.close()

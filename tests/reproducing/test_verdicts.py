@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain.commands import Attach, Download
-from sae_actor.domain.refs import sae_id_of
+from sae_actor.domain.weights import sae_id_of
 from sae_actor.eventlog import SqliteLog
 from sae_actor.generations.records import token_digest
 from sae_actor.reproducing import verdict

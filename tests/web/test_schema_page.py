@@ -53,8 +53,10 @@ def test_the_description_to_be_read(browser: Browser, tmp_path: Path) -> None:
         assert '"steer"' in shape
         assert "0 to 4095" in shape
 
-        page.fill("#find", "logit_bias")
+        page.fill("#find", "no such word")
         assert page.evaluate(VISIBLE) == []
+        page.fill("#find", "logit_bias")
+        assert page.evaluate(VISIBLE) == ["completions"]
         page.fill("#find", "/steering")
         page.until(f"{VISIBLE}.length > 0")
         assert set(page.evaluate(VISIBLE)) == {"get_steering", "put_steering", "delete_steering"}

@@ -26,17 +26,17 @@ GONE = "closed"
 
 
 class AccessLog(Middleware):
-    """The outermost middleware; its counts are of one life of the process."""
+    """The outermost middleware; it counts since the process started."""
 
     def __init__(self) -> None:
         self.answered: Counter[Labels] = Counter()
-        """By method, route and status."""
+        """Answered requests by method, route and status."""
         self.seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
-        """By route, until the answer began: a stream may go on for days."""
+        """Route → seconds until the answer began; the rest is not counted, since a stream may go on for days."""
 
     async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         began, status = perf_counter(), 0
-        # The router leaves another one in the scope.
+        # The router replaces the path in the scope.
         method, path = scope["method"], scope["path"]
 
         def started(message: Any) -> None:
@@ -67,11 +67,11 @@ def _log(scope: Any, path: str, status: int, seconds: float) -> None:
         None if caller is None else caller.name,
         scope.get("command_id"),
     )
-    told = dict(zip(ACCESS, values, strict=True))
+    members = dict(zip(ACCESS, values, strict=True))
     who = f" by {values[4]}" if values[4] else ""  # an open route needs no caller
-    access.info("%s %s %s in %s ms%s%s", *values[:4], who, f", command {values[5]}" if values[5] else "", extra=told)
+    access.info("%s %s %s in %s ms%s%s", *values[:4], who, f", command {values[5]}" if values[5] else "", extra=members)
 
 
 def _one_line(path: str) -> str:
-    """Clients cannot inject lines into the log."""
+    """The path without line breaks, so that clients cannot inject lines into the log."""
     return path[:200].encode("unicode_escape").decode("ascii")

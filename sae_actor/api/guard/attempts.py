@@ -19,10 +19,10 @@ class Attempts:
         self._seconds = seconds
         self._clock = clock
         self._failed: deque[tuple[float, str]] = deque()
-        """When, and from which network; never more than fifty times `each`."""
+        """Time and network of each failed login; at most fifty times `each` of them."""
 
     def check(self, address: str) -> None:
-        """Raises `TooManyAttemptsError`, before the token is checked, so that a right one makes no difference."""
+        """Raises `TooManyAttemptsError`. Called before the token is checked, so that even a valid one is refused."""
         now = self._clock()
         while self._failed and now - self._failed[0][0] >= self._seconds:
             self._failed.popleft()
@@ -47,7 +47,7 @@ def plain_address(address: str) -> str:
 
 
 def _network(address: str) -> str:
-    """One customer has one IPv4 address, or 2⁶⁴ of IPv6."""
+    """The address, or the /64 of an IPv6 address: one customer usually has all of it."""
     try:
         parsed = ipaddress.ip_address(plain_address(address))
     except ValueError:

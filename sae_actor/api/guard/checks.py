@@ -11,7 +11,7 @@ from ...errors import BadRequestError, ForbiddenError, UnsupportedMediaTypeError
 from .policy import Policy
 
 _HOST = re.compile(r"([A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
-"""A name or address, and a port: what a framework makes of anything else is not to be relied on."""
+"""A name or address, and a port. Frameworks disagree about anything else, so it is refused."""
 Headers = Iterable[tuple[bytes, bytes]]
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 SECRET_PARAMETERS = frozenset({"token", "access_token"})
@@ -23,7 +23,7 @@ def header_values(headers: Headers, name: bytes) -> list[str]:
 
 
 def _hostname(netloc: str) -> str:
-    """Without the port, in lower case; an IPv6 address keeps its brackets."""
+    """The host without the port, in lower case; an IPv6 address keeps its brackets."""
     if netloc.startswith("["):
         return netloc.partition("]")[0].lower() + "]"
     return netloc.partition(":")[0].lower()
@@ -40,7 +40,7 @@ def check_host(hosts: list[str], allowed: tuple[str, ...]) -> None:
 
 
 def check_address(query: bytes) -> None:
-    """Addresses end up in histories and in the logs of others. Of two values of a parameter neither is taken."""
+    """Refuse tokens in the URL, which ends up in histories and logs, and parameters given twice."""
     if not query:
         return
     try:
@@ -55,7 +55,7 @@ def check_address(query: bytes) -> None:
 
 
 def check_body(scope: Any) -> None:
-    """A body is JSON and says so: what a page may send without a preflight is not."""
+    """A body must be declared as JSON: browsers let pages of other origins send that only after a preflight."""
     if scope["method"] in READING:
         return
     sent = header_values(scope["headers"], b"content-length") not in ([], ["0"])
@@ -82,12 +82,12 @@ def is_own_origin(headers: Headers) -> bool:
 
 
 def check_origin(headers: Headers, policy: Policy) -> None:
-    """A page of another origin may not speak to us through its visitor's browser."""
+    """Refuse requests that a page of another origin sends through its visitor's browser."""
     if listed_origin(headers, policy) is not None:
         return
     if header_values(headers, b"origin") and not is_own_origin(headers):
         raise ForbiddenError("requests from other origins are not allowed")
     sites = set(header_values(headers, b"sec-fetch-site"))
-    # A link from another port of this host may lead to the page; only what a script of it sends is refused.
+    # A link on a page from another port of this host may lead here; requests of that page's scripts are refused.
     if "cross-site" in sites or ("same-site" in sites and header_values(headers, b"sec-fetch-mode") != ["navigate"]):
         raise ForbiddenError("requests from other sites are not allowed")

@@ -35,8 +35,8 @@ class Guard(Middleware):
         self._policy = policy
         self._open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
         self._reading_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.reads)
+        # Two, so that reads never wait for a flood of commands. Probes and the page use none.
         self._reading, self._writing = RequestThrottle(), RequestThrottle()
-        # Two, so that reads never wait for a flood of commands; probes and the page never wait.
 
     async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         policy = self._policy
@@ -71,20 +71,20 @@ class Guard(Middleware):
 
 
 async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """`app` gets the whole request; the client gets no body."""
-    asked: Any = {**scope, "method": "GET"}
-    begun = asyncio.Event()
+    """`app` answers it as GET; the client gets no body."""
+    as_get: Any = {**scope, "method": "GET"}
+    answered = asyncio.Event()
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            if "path_template" in asked:
-                scope["path_template"] = asked["path_template"]
+            if "path_template" in as_get:
+                scope["path_template"] = as_get["path_template"]
             await send(message)
-        elif not begun.is_set():
-            begun.set()
+        elif not answered.is_set():
+            answered.set()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    await _until(begun, app, asked, receive, sending)
+    await _until(answered, app, as_get, receive, sending)
 
 
 async def _until(ended: asyncio.Event, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -18,7 +18,7 @@ HARDENING = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"content-security-policy", b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
 )
-"""On every answer that does not bring its own of these: what is not the page loads, frames and runs nothing."""
+"""Added to every answer that does not set them itself. So answers other than the page load, frame and run nothing."""
 CORS_METHODS = "GET, POST, PUT, DELETE"
 CORS_EXPOSED = "Allow, ETag, Location, Log-Head, Preference-Applied, Retry-After, WWW-Authenticate"
 CORS_SECONDS = "600"

@@ -13,7 +13,7 @@ MAX_TOKEN = 1024
 
 
 ANYONE = Grant("local", "operator", b"")
-"""Who calls where no token is required."""
+"""The caller if no token is required."""
 
 
 def cookie_name(scope: Any) -> str:
@@ -30,7 +30,7 @@ def session_ids_of(scope: Any) -> list[str]:
 
 
 def session_id_of(scope: Any, policy: Policy) -> str | None:
-    """By which the caller is to be known; a token goes before it, and of two neither is taken."""
+    """The session that identifies the caller. None if the request has a token, or two session cookies."""
     if not policy.access or header_values(scope["headers"], b"authorization"):
         return None
     found = session_ids_of(scope)

@@ -1,4 +1,4 @@
-"""The shape of all middleware around the application: litestar's `handle(scope, receive, send, next_app)`."""
+"""The base of all middleware around the application: litestar's `handle(scope, receive, send, next_app)`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..problems import problem_response
 
 
 class Middleware(ASGIMiddleware):
-    """Called with the application after it, it gives the one that is to be called in its place."""
+    """Base of our middleware: wraps the next application, for HTTP requests only."""
 
     scopes = (ScopeType.HTTP,)
 
 
 def on_start(send: Send, started: Callable[[Any], object]) -> Send:
-    """`send`; the message that begins the answer is given to `started` first, which may change it."""
+    """A `send` that first passes the message that begins the answer to `started`, which may change it."""
 
     def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":

@@ -13,9 +13,9 @@ class Policy:
     """The part of the application's context that the guard needs."""
 
     access: Access = field(default_factory=Access)
-    """Who holds a token; nobody: no token is required."""
+    """The grants of tokens; without any, no token is required."""
     sessions: Sessions = field(default_factory=Sessions)
-    """Who has logged in to the page."""
+    """The logins of the page's users."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
     cors_origins: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Logins of browsers: random ids that a cookie holds."""
+"""Logins of browsers: random ids, each in a cookie."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Session(NamedTuple):
 
 
 class Sessions:
-    """In memory and nowhere else: a restart logs everyone out. Ids are kept as digests."""
+    """Kept in memory only: a restart logs everyone out. Ids are kept as digests."""
 
     def __init__(self, seconds: float = 12 * 3600.0, *, each: int = 16, clock: Monotonic = time.monotonic) -> None:
         """`each`: sessions of one name; a further login ends its oldest."""
@@ -57,7 +57,7 @@ class Sessions:
 
     @contextmanager
     def lasting(self, session_id: str) -> Iterator[asyncio.Event]:
-        """Around what is done under a session: the event is set when that ends, for whatever reason."""
+        """Entered while a request of the session runs: the event is set when the session ends, for whatever reason."""
         key, ended = _key(session_id), asyncio.Event()
         session = self._open.get(key)
         left = 0.0 if session is None else session.expires - self._clock()

@@ -14,9 +14,9 @@ from .middleware import Middleware, on_start, refuse
 
 STOPPING = NotReadyError("the service is stopping", retry_after=5)
 QUICK_SECONDS = 0.2
-"""For what would have been answered soon anyway."""
-TEXTS_SECONDS = 1.0
-"""Time to record the ends of generations."""
+"""How long requests that are nearly answered may still take."""
+GENERATIONS_SECONDS = 1.0
+"""How long the ends of generations may take to be recorded."""
 
 
 class InFlight(Middleware):
@@ -26,17 +26,17 @@ class InFlight(Middleware):
         self._refusing = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def end(self, texts: Generations) -> None:
+    async def end(self, generations: Generations) -> None:
         """Drain: end the generations first, then refuse the rest."""
-        closing = asyncio.ensure_future(texts.close())
+        closing = asyncio.ensure_future(generations.close())
         await asyncio.sleep(QUICK_SECONDS)
-        await asyncio.wait([closing], timeout=TEXTS_SECONDS)
-        # From here on requests are cut off on purpose: the server has no need to complain of each.
+        await asyncio.wait([closing], timeout=GENERATIONS_SECONDS)
+        # From here on requests are cut off on purpose: uvicorn need not log an error for each.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.refuse()
 
     def refuse(self) -> None:
-        """Answer them 503, and each one that comes from now on."""
+        """Answer the unanswered requests with 503, and all later ones."""
         self._refusing = True
         for task in tuple(self._tasks):
             task.cancel()
@@ -45,7 +45,7 @@ class InFlight(Middleware):
         if self._refusing:
             await refuse(scope, receive, send, STOPPING, connection="close")
             return
-        # The router leaves another one in the scope.
+        # The router replaces the path in the scope.
         path, task = scope["path"], asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -54,7 +54,7 @@ class InFlight(Middleware):
         except asyncio.CancelledError:
             if not self._refusing:
                 raise
-            # One that had begun is cut off: its reader did not take the end in time.
+            # An answer that had begun is cut off: its reader did not read the end in time.
             if task in self._tasks:
                 task.uncancel()
                 scope["path"] = path

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from ... import __version__
-from ...domain.refs import sae_id_of
 from ...domain.views.outcomes import AcceptedCommand
+from ...domain.weights import sae_id_of
 from ...errors import BY_CODE, SAEError
 from ..operations import OPERATIONS, Operation
 from ..problems import OpenAIError, ProblemDetails, openai_view, problem_view

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...domain.commands import Device, ModelDtype, PlainText, RepositoryId, Revision
+from ...domain.commands import Device, ModelDtype, PlainText, Quantization, RepositoryId, Revision
 from ...domain.events import PAYLOADS, Event
 from ...errors import BY_CODE
 from ..requests import MAX_PROMPTS
@@ -56,6 +56,7 @@ _PASSED: Json = {
 """Only what reconstructs can be told what to pass through."""
 
 RULES: dict[str, Json] = {
+    "DirectionsBody": _one_of(("positive", "negative"), ("random_seed", "norm_of")),
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,
@@ -185,5 +186,6 @@ REPOSITORY: Json = {**in_dialect(msgspec.json.schema(RepositoryId)), **_REPOSITO
 REVISION: Json = {**in_dialect(msgspec.json.schema(Revision)), **_REVISION}
 MODEL: Json = {**in_dialect(msgspec.json.schema(PlainText)), "minLength": 1}
 MODEL_DTYPE: Json = {**in_dialect(msgspec.json.schema(ModelDtype)), "default": "auto"}
+QUANTIZATION: Json = in_dialect(msgspec.json.schema(Quantization))
 DEVICE: Json = {**in_dialect(msgspec.json.schema(Device)), "default": "auto"}
 """Of query parameters."""

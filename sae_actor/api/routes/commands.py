@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...domain.commands import AnyCommand
+from ...domain.commands import AnyCommand, Download
 from ..context import context
 from ..operations import operation
 from ..requests import body_of, wait_seconds
-from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, outcome_view
+from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, outcome_view, placed
 from ..types import Answer, AnyRequest
 
 
@@ -16,7 +16,10 @@ from ..types import Answer, AnyRequest
     examples=EXAMPLES, errors=(*REFUSALS, "not_found"), command=True, tag="commands",
 )  # fmt: skip
 async def post_command(request: AnyRequest) -> Answer:
-    return await accept(request, await body_of(request, AnyCommand))
+    command: AnyCommand = await body_of(request, AnyCommand)
+    if isinstance(command, Download):
+        command = await placed(request, command)
+    return await accept(request, command)
 
 
 @operation("GET", "/api/commands/{command_id}", "The outcome of a command; `Prefer: wait=N` waits for it",

@@ -51,7 +51,7 @@ class ServiceCollector(Collector):
 
 
 def _of_the_service(service: Context) -> Iterator[Metric]:
-    actor, texts, requests = service.actor, service.texts, service.access_log
+    actor, generations, requests = service.actor, service.generations, service.access_log
     state, counts = actor.state, actor.counts
     yield _gauges("build_info", "1, with the version of the package", ("version",), {(__version__,): 1})
     yield _gauge("log_position", "Position of the last event", state.position)
@@ -66,10 +66,10 @@ def _of_the_service(service: Context) -> Iterator[Metric]:
     yield _gauge("mailbox_depth", "Messages that wait for their turn", len(actor.mailbox))
     yield _gauge("mailbox_capacity", "Messages from outside that may wait", actor.mailbox.capacity)
     yield _gauge("subscribers", "Open streams of events", actor.broadcast.readers)
-    yield _counters("generations_total", "Texts that have ended", ("finish_reason",), texts.ended)
-    yield _counters("tokens_total", "Tokens of texts: of their prompts, and generated", ("kind",), texts.tokens)
-    yield _gauges("generation_queue", "Texts under way: without a token yet, and with", ("state",),
-                  {("waiting",): texts.waiting, ("running",): texts.running})  # fmt: skip
+    yield _counters("generations_total", "Generations that have ended", ("finish_reason",), generations.ended)
+    yield _counters("tokens_total", "Tokens of prompts, and generated tokens", ("kind",), generations.tokens)
+    yield _gauges("generation_queue", "Running generations: without a token yet, and with", ("state",),
+                  {("waiting",): generations.waiting, ("running",): generations.running})  # fmt: skip
     yield from _of_the_device(service)
     yield _counters("download_bytes_total", "Bytes of SAEs that downloads came to", (),
                     {(): actor.performer.downloaded_bytes})  # fmt: skip

@@ -13,7 +13,7 @@ from ...errors import BadRequestError
 from ...ports import ModelSize
 from ..answers import answer, state_of
 from ..context import context, device
-from ..openapi.json_schema import DEVICE, MODEL, MODEL_DTYPE, REVISION
+from ..openapi.json_schema import DEVICE, MODEL, MODEL_DTYPE, QUANTIZATION, REVISION
 from ..operations import Query, operation
 from ..streaming import heard
 from ..types import Answer, AnyRequest
@@ -28,10 +28,12 @@ class Assumed(Struct, frozen=True, kw_only=True):
     model_type: str
     dtype: str
     device: str
+    quantization: str | None
+    """Scheme of the weights; null: plain numbers of `dtype`."""
     context: int
     """Positions of one text, whose keys and values are part of `needed_bytes`."""
     state_bytes: Bytes
-    """Of one text of linear attention, however long; part of `needed_bytes`."""
+    """Of one text of linear attention, however long, with the copy that a step works on; part of `needed_bytes`."""
 
 
 class Fit(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,8 @@ class Fit(Struct, frozen=True, kw_only=True):
                   Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit of a hub's model"),
                   Query("sae_id", {"type": "string"}, "an SAE on disk, held in float32"),
                   Query("dtype", MODEL_DTYPE, "type of the weights in memory"),
-                  Query("device", DEVICE, "where it would be")),
+                  Query("device", DEVICE, "where it would be"),
+                  Query("quantization", QUANTIZATION, "how bitsandbytes is to quantise the weights")),
            returns=Fit,
            errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
            tag="model")  # fmt: skip
@@ -71,13 +74,15 @@ async def get_fit(request: AnyRequest) -> Answer:
         beside = attachments.described(record).memory_bytes("float32")
     engine = device(request)
     async with heard(request), context(request).looks.taken():
-        size = await engine.model_size(asked.model, asked.revision, asked.dtype, asked.device, beside)
+        size = await engine.model_size(
+            asked.model, asked.revision, asked.dtype, asked.device, beside, quantization=asked.quantization
+        )
     return answer(request, _fit(size, beside))
 
 
 def _asked(request: AnyRequest) -> LoadModel:
     """The query as the command that it is about. `BadRequestError`."""
-    names = ("model", "revision", "dtype", "device")
+    names = ("model", "revision", "dtype", "device", "quantization")
     given = {name: request.query_params[name] for name in names if name in request.query_params}
     if "model" not in given:
         raise BadRequestError("model is missing", param="model")
@@ -109,6 +114,7 @@ def _fit(size: ModelSize, beside: int) -> Fit:
             model_type=size.model_type,
             dtype=size.dtype,
             device=size.device,
+            quantization=size.quantization,
             context=context,
             state_bytes=size.state_bytes,
         ),

@@ -18,29 +18,33 @@ from ...domain.commands import (
     RepositoryId,
     RepositoryPath,
     Revision,
+    is_public_name,
 )
 from ...domain.events import AttachRequested, DownloadCancelled, SaeAttached, SaeDeleted, SaeDetached
 from ...domain.placement import target
-from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode, sae_id_of
+from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode
 from ...domain.rules import attachments
 from ...domain.rules.admission import attached_sae
 from ...domain.structs import filled
 from ...domain.views.attachments import Attachment, attachment_view
 from ...domain.views.fields import Bytes, Position
 from ...domain.views.saes import Sae, sae_view
-from ...errors import BadRequestError, SAEError
-from ...ports import CatalogEntry, NearFeature, TokenWeight
+from ...domain.weights import sae_id_of
+from ...errors import BadRequestError, SAEError, SAEUnsupportedError
+from ...ports import CatalogEntry, Hub, NearFeature, TokenWeight
 from ..answers import answer, state_of
 from ..context import context, device
 from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
 from ..streaming import heard
-from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, command_for, finish, last, submit
+from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, command_for, finish, last, placed, submit
 from ..types import Answer, AnyRequest
 
 MAX_LAYER = 4095
 LAYER = {"type": "integer", "minimum": 0, "maximum": MAX_LAYER}
+SHOWN = 3
+"""Places that a refusal names."""
 DONE_OR_ACCEPTED = ((200, "application/json"), (202, "application/json"))
 
 
@@ -183,11 +187,12 @@ async def get_sae(request: AnyRequest) -> Answer:
     "POST", "/api/saes/download", "Download an SAE",
     body=DownloadBody, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
     examples={"one of several": {key: value for key, value in EXAMPLES["Download"].items() if key != "type"}},
-    errors=REFUSALS, command=True, tag="saes",
+    errors=(*REFUSALS, "not_found"), command=True, tag="saes",
 )  # fmt: skip
 async def download(request: AnyRequest) -> Answer:
     body: DownloadBody = await body_of(request, DownloadBody)
     command: Download = decoded(msgspec.json.encode({"type": "Download", **msgspec.to_builtins(body)}), Download)
+    command = await placed(request, command)
     return await accept(request, command, sae_id_of(command.repository_id, command.path, command.revision))
 
 
@@ -253,9 +258,10 @@ async def compatibility(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/catalog", "The SAEs inside a repository",
-           query=(Query("repository_id", REPOSITORY, "hub id", required=True),
+           query=(Query("repository_id", REPOSITORY, "hub id, or a name of SAELens or Neuronpedia", required=True),
                   Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit")),
-           returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed"),
+           returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed", "not_found",
+                                               "sae_unsupported"),
            tag="saes")  # fmt: skip
 async def get_catalog(request: AnyRequest) -> Answer:
     asked = {"revision": "main", "repository_id": "", **request.query_params}
@@ -264,5 +270,23 @@ async def get_catalog(request: AnyRequest) -> Answer:
             msgspec.convert(asked[name], type_)
         except msgspec.ValidationError:
             raise BadRequestError(f"{name} must be {admissible(type_)}", param=name) from None
+    hub, name, revision = context(request).hub, asked["repository_id"], asked["revision"]
     async with heard(request):
-        return answer(request, await context(request).hub.catalog(asked["repository_id"], asked["revision"]))
+        if is_public_name(name):
+            return answer(request, await _named(hub, name, revision))
+        return answer(request, await hub.catalog(name, revision))
+
+
+async def _named(hub: Hub, name: str, revision: str) -> list[CatalogEntry]:
+    """The SAEs that a name stands for, where they are in a form that can be read. `SAEUnsupportedError` if none is."""
+    found = {(each.repository_id, each.path or ""): each.named_as for each in await hub.named(name)}
+    entries = [
+        structs.replace(entry, named_as=found[at], repository_id=repository_id, revision=revision)
+        for repository_id in dict.fromkeys(repository_id for repository_id, _ in found)
+        for entry in await hub.catalog(repository_id, revision)
+        if (at := (repository_id, entry.path)) in found
+    ]
+    if not entries:
+        places = ", ".join(f"{repository_id} at {path or 'its root'}" for repository_id, path in list(found)[:SHOWN])
+        raise SAEUnsupportedError(f"{name} is {places}: there is no SAE of a known format there", name=name)
+    return entries

@@ -1,6 +1,7 @@
 """Connections, below the application.
 
-listener      the socket, and the server on it with its signals
+listener      the socket, and how many connections it may have
+http_server   uvicorn's server; SIGTERM and SIGINT begin the graceful shutdown here
 protocol      timeouts for slow clients, and limits on connections and requests
-rejections    what is answered on a connection without the application
+rejections    answers sent on a connection without the application
 """

@@ -1,7 +1,7 @@
 """Timeouts for slow clients, and a limit on open connections.
 
 uvicorn waits forever for the rest of a request, and for a client to read an answer. `TimeoutProtocol` is its HTTP/1.1
-protocol with a clock. It looks at its connection a few times per limit and asks what the peer owes it:
+protocol with timeouts. A few times per limit it checks what its connection is waiting for:
 
     the header of a request  in `request_seconds`, at most `MAX_HEAD` bytes of it            408, 400
     the body                 in `request_seconds` and a second for every `BODY_RATE` bytes   408
@@ -12,8 +12,8 @@ protocol with a clock. It looks at its connection a few times per limit and asks
 A few pipelined requests wait for the one before them. Bytes after those are not parsed, and soon no longer read.
 Trailers are dropped; at most `MAX_FRAMING` bytes of them are read.
 
-Beyond `connections` every request gets 503, and beyond `spare` more nothing is read. Answers from here are problems,
-like all others.
+Connections over the limit `connections` get 503 for each request. Those more than `spare` over it are closed unread.
+Answers from here are problems, like all others.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from .rejections import too_many, written
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 128
 MAX_FRAMING = 8 * 1024
-"""Bytes of a body's framing, trailers among it, on end without a byte of the body."""
+"""The most bytes of a body's framing, trailers included, in a row without a byte of the body."""
 MAX_WAITING = 8
-"""Pipelined requests after the one being answered; a few more if they come in one piece."""
+"""How many pipelined requests may wait for the one being answered; a few more if they come in one piece."""
 PIECE = 256
-"""Bytes that the parser is given at once: it cannot be stopped within, and a request may have 18."""
+"""How many bytes the parser is given at a time. It cannot be stopped within them, and a request may have just 18."""
 TAKEN = 16 * 1024
-"""Bytes that are taken from the system at once, and held while requests wait."""
+"""How many bytes are read from the system at a time, and held while requests wait."""
 BODY_RATE = 16 * 1024
 READ_RATE = 4 * 1024
 LINGER_SECONDS = 5.0
 """An answer that comes before the request has been sent is lost if the connection is closed at once."""
 SPARE = 64
-"""Connections beyond the bound that are answered still."""
+"""How many connections over the limit still get an answer."""
 LOOKS = 4
-"""Looks at a connection within its shortest limit."""
+"""How often a connection is checked within its shortest limit."""
 
 
 class ConnectionLimits(NamedTuple):
@@ -63,12 +63,12 @@ class ConnectionLimits(NamedTuple):
 
 
 def protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
-    """What uvicorn takes as `http`: it only ever calls it."""
+    """The value for uvicorn's option `http`, which uvicorn only calls."""
     return partial(TimeoutProtocol, limits=limits, room=memoryview(bytearray(TAKEN)))  # type: ignore[return-value]
 
 
 class _Flow(FlowControl):
-    """Reading goes on when the protocol has no more to do with what was read."""
+    """Resumes reading through the protocol, which may still hold bytes that it has not parsed."""
 
     def __init__(self, transport: asyncio.Transport, resume: Callable[[], None]) -> None:
         super().__init__(transport)
@@ -79,13 +79,15 @@ class _Flow(FlowControl):
 
 
 class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """Relies on these parts of uvicorn's protocol, which a test keeps an eye on: `cycle` is the newest request of the
-    connection, `pipeline` those that wait, newest first, `_start_asgi_task` begins with one of them,
-    `flow.write_paused`, `flow.read_paused`, `app` is what a new request is handed to, a cycle that is `disconnected`
-    neither waits nor sends, `send_400_response`."""
+    """uvicorn's HTTP/1.1 protocol, with timeouts.
+
+    It relies on these parts of uvicorn's protocol, which a test checks: `cycle`, the newest request of the connection;
+    `pipeline`, the waiting requests, newest first; `_start_asgi_task`, which starts one of them; `flow.write_paused`
+    and `flow.read_paused`; `app`, which gets new requests; `send_400_response`. A cycle that is `disconnected` neither
+    waits nor sends."""
 
     def __init__(self, *args: Any, limits: ConnectionLimits, room: memoryview, **given: Any) -> None:
-        """`room`: where bytes arrive, for all connections of a loop: they are taken from there at once."""
+        """`room`: the buffer for arriving bytes. All connections of a loop share it, since each copies them at once."""
         super().__init__(*args, **given)
         self._limits = limits
         self._room = room
@@ -102,7 +104,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._framing_bytes = 0
         self._idle_since: float | None = None
         self._owed: tuple[float, int] | None = None
-        """Since when the peer takes what we have for it, and how much there was."""
+        """When the peer began to read the bytes that are left for it, and how many there were."""
 
     # — what happens on the connection —
 
@@ -126,7 +128,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
                 timer.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
-        # Of a pipeline uvicorn knows only the newest request.
+        # uvicorn disconnects only the newest request of a pipeline.
         self._disconnect(self._unanswered())
         self.pipeline.clear()
         self._unread = b""
@@ -152,7 +154,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._read_on()
 
     def _read_on(self) -> None:
-        """Give the parser what has come, until that is enough for now."""
+        """Give the parser the bytes that have arrived, until reading has to pause."""
         self._reading = None
         at = 0
         while at < len(self._unread) and self._may_read():
@@ -169,13 +171,13 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         return not self.transport.is_closing() and not self.flow.read_paused
 
     def _parse(self, piece: bytes) -> int:
-        """How many of the bytes were taken."""
+        """Parse a piece; how many of its bytes were parsed."""
         self._unset_keepalive_if_required()
         body_bytes, taken = self._body_bytes, len(piece)
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            # Nothing else is spoken here: what follows is the next request.
+            # No upgrade is supported: the following bytes are the next request.
             taken = max(1, upgrade.args[0])
         except httptools.HttpParserError:
             self.send_400_response("")
@@ -192,7 +194,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         return taken
 
     def _resume_reading(self) -> None:
-        """uvicorn has room for more. Read on later: it has not begun with the next request yet."""
+        """uvicorn can take more. Read on later: it has not started the next request yet."""
         if not self.flow.read_paused or len(self.pipeline) > MAX_WAITING or self.transport.is_closing():
             return
         self.flow.read_paused = False
@@ -210,7 +212,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._head_since is None:
             return  # a trailer: it comes after the checks, so it must not carry anything that they check
         super().on_header(name, value)
-        # What is raised here, the parser makes a 400 of.
+        # The parser turns an error raised here into a 400.
         if len(self.headers) > MAX_HEADERS:
             raise ValueError("too many headers")
 
@@ -220,7 +222,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             raise ValueError("this transfer coding is not supported")
         lengths = [value for name, value in self.headers if name == b"content-length" and value.strip() != b"0"]
         if (codings or lengths) and self.parser.should_upgrade():
-            # The parser takes the body of such a request for another protocol's, we would for the next request.
+            # The parser would take the body for another protocol's bytes, and we would for the next request.
             raise ValueError("a body after an upgrade")
         super().on_headers_complete()
         self._head_since = self._owed = None
@@ -249,7 +251,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        # The peer has read: what is written from now on is new.
+        # The peer has read: bytes written from now on are new.
         self._owed = None
 
     # — what is owed —
@@ -267,7 +269,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._look_at_request(now)
 
     def _is_stalled(self, now: float) -> bool:
-        """While writing is paused, or nothing more will be written, what is left can only become less."""
+        """Whether the peer reads too slowly. It is only checked while no more bytes are written."""
         ended = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
         left = self._left() if ended or self.flow.write_paused else 0
         if left == 0 or (self._owed is not None and left > self._owed[1]):
@@ -280,15 +282,15 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         return now - since > self._limits.stalled_seconds + (at_first - left) / READ_RATE
 
     def _reset(self) -> None:
-        """Closing would wait for the peer to take what is left, here first and then in the system."""
+        """Abort the connection. Closing it would wait until the peer has read the bytes left here and in the system."""
         connection = self.transport.get_extra_info("socket")
         if connection.fileno() >= 0:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def _left(self) -> int:
-        """Bytes that the peer has not taken: the transport's, and those of the system, which takes megabytes ahead, so
-        that ours alone can stand still for longer than the limit before a slow reader."""
+        """How many bytes the peer has not read: in the transport and in the system. The system buffers megabytes, so
+        the transport's part alone can stay the same for longer than the limit."""
         left = self.transport.get_write_buffer_size()
         file = self.transport.get_extra_info("socket").fileno()
         if file < 0:
@@ -311,7 +313,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.transport.close()
 
     def _unanswered(self) -> list[RequestResponseCycle]:
-        """Oldest first."""
+        """The unanswered requests, oldest first."""
         handled = self._handled
         first = [] if handled is None or handled.response_complete else [handled]
         return [*first, *(cycle for cycle, _ in reversed(self.pipeline))]
@@ -324,7 +326,8 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         del msg
 
     def _end(self, error: SAEError) -> None:
-        """Close, with an answer where it would be taken for this request's: no other is owed, and none has begun."""
+        """Close the connection, with an answer if the client would take it for this request's: no other answer is due,
+        and none has begun."""
         waiting = self._unanswered()
         arriving = self.cycle if self._body_since is not None else None
         is_answered = arriving is not None and arriving.response_complete

@@ -1,4 +1,4 @@
-"""Refusals on the connection itself, without the application; problems like all others."""
+"""Refusals sent on the connection itself, without the application. They are problems like all others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..problems import problem_response
 
 
 def written(error: SAEError, default: list[tuple[bytes, bytes]], path: str) -> bytes:
-    """The whole answer; `default`: the headers that every answer has."""
+    """The bytes of the whole answer; `default`: the headers that every answer has."""
     problem, status = problem_response(path, error), HTTPStatus(error.status)
     own = {"content-type": problem.media_type, "content-length": len(problem.content), "connection": "close"}
     named = [(name.encode(), str(value).encode()) for name, value in {**own, **problem.headers}.items()]

@@ -111,7 +111,7 @@ async def post_activations(request: AnyRequest) -> Answer:
     )
     top_k = None if body.features is not None else body.top_k
     watch = Watch(sae=sae, top_k=top_k, features=body.features, exclude=body.exclude)
-    seconds = context(request).texts.deadline_seconds
+    seconds = context(request).generations.deadline_seconds
     found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)
     view = ReadActivations(
         tokens=prompt.tokens,

@@ -111,11 +111,17 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
     if len(begun) < count:
         return None
     ends_of = {end.generation_id: end for event in events if isinstance(end := event.payload(), GenerationFinished)}
+    last = begun[-count:]
+    ours = {each.generation_id for event in last if isinstance(each := event.payload(), GenerationStarted)}
+    # The first text that failed had the others end, and its error was the answer.
+    for end in ends_of.values():
+        if end.error is not None and end.generation_id in ours:
+            raise recorded_error(end.error)
     choices: list[Choice] = []
     done: list[Completed] = []
     async with context(request).walks.taken():
-        state = await context(request).past.state(log, begun[-count].position)
-    for index, event in enumerate(begun[-count:]):
+        state = await context(request).past.state(log, last[0].position)
+    for index, event in enumerate(last):
         started = event.payload()
         assert isinstance(started, GenerationStarted)
         completed = _completed(body, started, ends_of.get(started.generation_id))
@@ -127,7 +133,7 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
         done.append(completed)
     if state.model is None or state.model.facts is None:
         raise AnswerGoneError("the model of the answer is unknown")
-    facts, created = state.model.facts, created_at(begun[-count])
+    facts, created = state.model.facts, created_at(last[0])
     return Reply(asked.kind, facts.model_id, fingerprint(facts), tuple(choices), created, body.choices), done
 
 
@@ -143,8 +149,6 @@ def _check(asked: KeyedRequest, event: Event) -> None:
 
 def _completed(body: TextBody, started: GenerationStarted, record: GenerationFinished | None) -> Completed:
     """The end of a text as the log has it, if it has all that the answer shows."""
-    if record is not None and record.error is not None:
-        raise recorded_error(record.error)
     whole = record is not None and record.finish_reason not in ("cancelled", "interrupted", "error")
     if record is None or not whole or record.text is None or record.prompt_token_ids is None or _lacks(body, started):
         raise AnswerGoneError(

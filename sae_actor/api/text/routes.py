@@ -114,7 +114,7 @@ def _shown(request: AnyRequest, made: Made) -> Answer:
 async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
     """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
     idempotency key."""
-    engine, texts = device(request), context(request).texts
+    engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
     body.check(model)
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]

@@ -79,7 +79,8 @@ def status(answer: Answer) -> str:
         lines.append("model       none")
     else:
         shape = f"{model['num_layers']} layers of {model['hidden_size']}" if model["num_layers"] else model["status"]
-        lines.append(f"model       {model['model_id']} ({model['dtype']} on {model['device']}, {shape})")
+        held = ", ".join(filter(None, (model.get("quantization"), model["dtype"])))
+        lines.append(f"model       {model['model_id']} ({held} on {model['device']}, {shape})")
     attachments = answer["attachment"]["attachments"]
     for each in attachments:
         lines += _attachment(each)
@@ -140,15 +141,21 @@ def catalog(answer: Sequence[Answer]) -> str:
         )
         for entry in answer
     ]
-    return table(head, rows) if rows else "no SAEs in this repository"
+    named = [
+        plain(f"{entry['named_as']} is {entry['path'] or 'the root'} in {entry['repository_id']}@{entry['revision']}")
+        for entry in answer
+        if "named_as" in entry
+    ]
+    return "\n".join([table(head, rows), *named]) if rows else "no SAEs in this repository"
 
 
 def fit(answer: Answer) -> str:
     assumed = answer["assumes"]
     verdict = {True: "fits", False: "does not fit", None: "free memory unknown"}[answer["fits"]]
     keys = f"{size(answer['kv_bytes_per_token'])} a token, {assumed['context']} tokens counted"
+    held = ", ".join(filter(None, (assumed["model_type"], assumed.get("quantization"), assumed["dtype"])))
     lines = [
-        f"{answer['model']}: {verdict} ({assumed['model_type']}, {assumed['dtype']} on {assumed['device']})",
+        f"{answer['model']}: {verdict} ({held} on {assumed['device']})",
         f"  weights          {size(answer['weights_bytes'])}",
         f"  keys and values  {keys}",
         f"  SAE              {size(answer['sae_bytes'])}",

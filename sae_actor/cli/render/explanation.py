@@ -51,7 +51,8 @@ def _model(model: View | None) -> Iterator[str]:
     if model is None:
         yield "model        the log does not say which one was loaded"
         return
-    yield f"model        {model['model_id']}, {model['dtype']} on {model['device']}"
+    held = ", ".join(filter(None, (model.get("quantization"), model["dtype"])))
+    yield f"model        {model['model_id']}, {held} on {model['device']}"
     yield f"  revision   {model['revision']}, commit {model['commit'] or 'none'}"
     yield from (f"  file       {name} sha256 {digest}" for name, digest in (model["files"] or {}).items())
     for name in ("tokenizer", "chat_template", "environment"):

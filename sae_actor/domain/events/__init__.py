@@ -35,10 +35,14 @@ from .saes import (
     DownloadFailed,
     DownloadRequested,
     HookFaulted,
+    MadeFrom,
     MonitoringChanged,
+    NormOf,
     SaeAttached,
     SaeDeleted,
     SaeDetached,
+    Source,
     SteeringChanged,
+    TextsRead,
 )
 from .sampling import ResponseFormat, Sampling

@@ -15,6 +15,8 @@ class ModelLoadRequested(Intent, frozen=True, kw_only=True):
     """Position of the running load of the same model that this one shares the outcome of."""
     reused: bool = False
     """The model is loaded already."""
+    quantization: str | None = None
+    """What bitsandbytes was asked for; None: nothing."""
 
 
 class ModelLoaded(Payload, frozen=True, kw_only=True):

@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from ..refs import Edit, Exclusion, HookPoint, Mode, Monitoring, SaeDescription, SaeFile
+from msgspec import Meta, Struct
+
+from ..refs import Edit, Exclusion, Feature, HookPoint, Mode, Monitoring, SaeDescription, SaeFile, SaeId
 from ..weights import WeightsFiles
 from .payload import Intent, Payload, Problem
+
+Source: TypeAlias = Literal["hub", "import", "vectors"]
+"""Where the files of an SAE are from; of `vectors` the service wrote them."""
+
+
+class TextsRead(Struct, frozen=True, kw_only=True):
+    """Texts that a direction was made from."""
+
+    texts: int
+    sha256: Annotated[str, Meta(description="of the list of texts as JSON")]
+    tokens: Annotated[int, Meta(description="that were counted, in all texts")]
+    excluded: int
+
+
+class NormOf(Struct, frozen=True, forbid_unknown_fields=True):
+    """The feature of an SAE whose decoder row is as long as a random direction."""
+
+    sae_id: SaeId
+    feature: Feature
+
+
+class MadeFrom(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What vectors of the service were made from; of rows that a client sent, nothing more is known."""
+
+    kind: Literal["rows", "difference_of_means", "random"]
+    model: str | None = None
+    commit: str | None = None
+    positive: TextsRead | None = None
+    negative: TextsRead | None = None
+    random_seed: int | None = None
+    norm: float | None = None
+    norm_of: NormOf | None = None
+
 
 # — on disk —
 
 
 class DownloadRequested(Intent, frozen=True, kw_only=True):
     sae_id: str
-    source: Literal["hub", "import"] = "hub"
+    source: Source = "hub"
     repository_id: str | None = None
     revision: str | None = None
     path: str | None = None
-    """Path inside the repository; for an import the resolved folder."""
+    """Path inside the repository; for an import the resolved folder, for vectors their id."""
+    layer: int | None = None
+    """Of an import: which of the layers in a file of vectors."""
+    made_from: MadeFrom | None = None
+    """Of vectors that the service keeps."""
     force: bool = False
     joined: int | None = None
     reused: bool = False
+    named_as: str | None = None
+    """The name elsewhere that repository and path were found under."""
 
 
 class DownloadCompleted(Payload, frozen=True, kw_only=True):
     request_position: int
     sae_id: str
-    source: Literal["hub", "import"] = "hub"
+    source: Source = "hub"
     commit: str | None = None
     files: tuple[SaeFile, ...]
     sae: SaeDescription

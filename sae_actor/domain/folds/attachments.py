@@ -1,4 +1,4 @@
-"""How the attachments change: the part of `evolve` that is about SAEs on the model."""
+"""How the attachments change: the part of `evolve` for SAEs on the model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def attachments_after(
                 else a
                 for a in attachments
             )
-            # A new attach shows that someone has seen what is missing since the restart.
+            # A new attach shows that a client has seen which SAEs the restart lost: forget the failed ones.
             return done if payload.restored else tuple(a for a in done if a.status != "failed")
         case ev.AttachFailed() if payload.restored:
             lost = {"status": "failed", "error": payload.error, "restored": True, "position": at}
@@ -50,7 +50,7 @@ def attachments_after(
             return tuple(a for a in attachments if not _is_coming(a, payload))
         case ev.DetachRequested():
             leaving = leaves(attachments, payload.sae_id)
-            # Someone has seen what is missing since the restart: what failed goes too.
+            # A detach shows that a client has seen which SAEs the restart lost: forget the failed ones.
             return tuple(
                 replace(
                     a, status="detaching", detach_position=at, steering=(), monitoring=None, attempts=0, position=at

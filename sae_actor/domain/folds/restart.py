@@ -1,4 +1,4 @@
-"""The state after a start of the service: device memory is empty, and deaths are counted."""
+"""The state after a start of the service: device memory is empty, and crashes are counted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..state import MAX_ATTEMPTS, AttachmentState, ModelState, State
 
 
 def wanted_after_start(state: State, payload: ev.ActorStarted) -> State:
-    """Device memory is empty: everything in it is wanted but missing.
+    """The state after a start: the model and the SAEs have to be loaded again.
 
-    What an earlier start failed to bring back is tried again while it still belongs to this model and these files,
-    and while no one has taken its place.
+    An SAE that an earlier start failed to attach again is tried again if its model and its files are still the same,
+    and if it is not attached otherwise.
     """
     model = state.model
     if model is not None and (
@@ -41,7 +41,7 @@ def wanted_after_start(state: State, payload: ev.ActorStarted) -> State:
 
 
 def _retried(attachment: AttachmentState, state: State, model: ModelState | None) -> bool:
-    """Whether a start tries again what an earlier one failed to bring back."""
+    """Whether this start tries again to attach an SAE that an earlier start failed to attach."""
     record = state.saes.get(attachment.sae_id)
     return (
         attachment.attempts < MAX_ATTEMPTS
@@ -56,12 +56,12 @@ def _retried(attachment: AttachmentState, state: State, model: ModelState | None
 
 
 def in_a_row(attempts: int) -> int:
-    """Deaths that still count after a reported failure: none, unless they were its cause."""
+    """Crashes that still count after a reported failure: none, unless they were its cause."""
     return attempts if attempts >= MAX_ATTEMPTS else 0
 
 
 def interrupted(state: State, payload: ev.EffectInterrupted) -> State:
-    """Count the death with the effect that was under way."""
+    """Count the crash as an attempt of the effect that it interrupted."""
     match payload.effect:
         case "load_model":
             model = state.model

@@ -19,10 +19,10 @@ from ..refs import (
     StopWhen,
     intervention_sha256,
 )
-from ..state import State
+from ..state import AttachmentState, State
 from ..structs import filled
 from .attachments import model_and_position
-from .edits import checked, in_range, named_once
+from .edits import checked, in_range, named_once, needs_encoder
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
@@ -56,7 +56,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
-    """Refuse a request's edit for a position that its generation cannot reach."""
+    """Refuse an edit for a position that the generation cannot reach."""
     longest = request.tokens_prompt + max(request.sampling.max_tokens, 1) - 1
     own = [*(request.steering or ()), *(edit for each in request.interventions or () for edit in each.steering or ())]
     for edit in own:
@@ -88,7 +88,31 @@ def _turns(
 def _watched(state: State) -> Intervention:
     if not state.attached:
         raise errors.SAENotAttachedError("no SAE is attached, so no activations can be reported")
-    return tuple(a.active() for a in state.attached)
+    read = _encoding(state)
+    if not read:
+        _encodes(state, state.attached[0].sae_id, "top_k_features")
+    return tuple(a.active() for a in read)
+
+
+def _encoding(state: State) -> tuple[AttachmentState, ...]:
+    """The attached SAEs that have an encoder."""
+    saes = ((a, state.saes[a.sae_id].sae) for a in state.attached)
+    return tuple(a for a, sae in saes if sae is None or sae.encodes)
+
+
+def _encodes(state: State, sae_id: str, what: str) -> None:
+    """`SAEUnsupportedError` for `what`, asked of vectors."""
+    if (sae := state.saes[sae_id].sae) is not None:
+        needs_encoder(sae, sae_id, what)
+
+
+def read_sae(state: State, sae_id: str | None, features: Sequence[int], what: str) -> ActiveSae:
+    """As `attached_sae`, for `what` reads activations: None is the only one with an encoder."""
+    if sae_id is None and len(encoding := _encoding(state)) == 1:
+        sae_id = encoding[0].sae_id
+    sae = attached_sae(state, sae_id, features)
+    _encodes(state, sae.sae_id, what)
+    return sae
 
 
 def reading(
@@ -102,21 +126,21 @@ def reading(
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[MessageSpan, ...], ActiveSae]:
     """The intervention under which a prompt is read (none, unless `own` gives one), the messages that this needs, and
-    the SAE. `exclude`: what is not read. `model_position` as in `AdmitGeneration`.
+    the SAE. `exclude`: positions that are not read. `model_position` as in `AdmitGeneration`.
 
-    Raises what `admit` raises, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
+    Raises the errors of `admit`, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
     """
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
     one_intervention_at_most(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _turns(intervention, turns, exclude), attached_sae(state, sae_id, features)
+    return intervention, _turns(intervention, turns, exclude), read_sae(state, sae_id, features, "reading activations")
 
 
-def _stop_when(asked: RequestedStop, state: State) -> StopWhen:
-    sae = attached_sae(state, asked.sae_id, (asked.feature,))
-    return filled(StopWhen, asked, sae=sae, exclude=named_once(asked.exclude))
+def _stop_when(requested: RequestedStop, state: State) -> StopWhen:
+    sae = read_sae(state, requested.sae_id, (requested.feature,), "stop_when")
+    return filled(StopWhen, requested, sae=sae, exclude=named_once(requested.exclude))
 
 
 def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> ActiveSae:
@@ -146,7 +170,7 @@ def one_intervention_at_most(
 
 
 def model_to_ask(state: State) -> tuple[ModelFacts, int]:
-    """As `model_and_position`, but `NotReadyError` while the model of before the restart is being loaded again."""
+    """As `model_and_position`, but `NotReadyError` while a restart loads the model again."""
     model = state.model
     if model is not None and model.status == "loading" and model.restored:
         raise errors.NotReadyError(f"the model {model.model} is being loaded again", retry_after=2)
@@ -186,7 +210,7 @@ def _intervention(
         points = [sae.written_at for sae in active if sae.mode == "reconstruct"]
         if len(set(points)) != len(points):
             raise errors.ConflictingEditsError("two SAEs reconstruct at one hook point")
-        # In the order in which they were attached: the same intervention has one digest.
+        # In the order of attachment, so that the same intervention always has the same digest.
         return tuple(sorted(active, key=lambda sae: sae.attach_position))
     if steering:
         return _only_one(state, steering)
@@ -196,7 +220,8 @@ def _intervention(
 
 
 def _whole(state: State) -> None:
-    """Nothing unsteered goes out as steered: what a restart lost is back, or someone has seen that it is not."""
+    """Refuse generations until the SAEs that a restart lost are back or a client has seen that they are not: an
+    unsteered answer must not pass for a steered one."""
     missing = [a.sae_id for a in state.attachments if a.status == "failed" or (a.restored and a.status == "attaching")]
     if missing:
         raise errors.NotReadyError(
@@ -238,7 +263,9 @@ def _active(
     sae = state.saes[sae_id].sae
     if attachment is None or sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return attachment.active(mode, checked(steering, sae_id, sae.d_sae), exclude and named_once(exclude))
+    if mode == "reconstruct":
+        needs_encoder(sae, sae_id, "mode reconstruct", param="mode")
+    return attachment.active(mode, checked(steering, sae_id, sae), exclude and named_once(exclude))
 
 
 def finished(report: ev.GenerationFinished, state: State) -> list[ev.Payload]:

@@ -1,4 +1,4 @@
-"""The rules of attach, detach and steer: where an SAE may go, and what is there already."""
+"""The rules of attach, detach, steer and monitor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..reports import AttachedSae, SaeFailed
 from ..state import AttachmentState, SaeRecord, State
 from ..structs import filled
 from ..weights import names
-from .edits import checked, in_range, named_once
+from .edits import checked, in_range, named_once, needs_encoder
 
 
 def known(state: State, sae_id: str) -> SaeRecord:
@@ -42,7 +42,7 @@ def model_and_position(state: State) -> tuple[ModelFacts, int]:
 
 
 def described(record: SaeRecord) -> SaeDescription:
-    """What the files say; refuses an SAE whose files are not complete on disk."""
+    """The description from the files; refuses an SAE whose files are not complete on disk."""
     if record.status == "downloading":
         raise errors.SAEInUseError(f"{record.sae_id} is being downloaded", sae_id=record.sae_id)
     if record.status == "deleting":
@@ -53,7 +53,7 @@ def described(record: SaeRecord) -> SaeDescription:
 
 
 def _unusable(record: SaeRecord) -> errors.SAEError:
-    """Why the files of this SAE cannot be used: what was found wrong with them, or with the way here."""
+    """Why the files of this SAE cannot be used: a fault in them, or a failed download."""
     sae_id, why = record.sae_id, record.error
     if why is not None and why.code in ("sae_invalid", "sae_unsupported"):
         return errors.from_code(why.code, f"{sae_id}: {why.detail}", **{**why.fields, "sae_id": sae_id})
@@ -67,6 +67,8 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
     agree(command.layer, command.hook_point)
     record = known(state, command.sae_id)
     sae = described(record)
+    if command.mode == "reconstruct":
+        needs_encoder(sae, command.sae_id, "mode reconstruct", param="mode")
     place = target(sae, loaded_model(state), command.layer, command.hook_point)
     replaces = _replaced(command, state, place.hook_point)
     others = [a for a in state.attachments if a.status in ("attached", "attaching") and a.sae_id not in replaces]
@@ -74,13 +76,13 @@ def attach(command: Attach, state: State) -> list[ev.Payload]:
         a.mode == "reconstruct" and a.written_at == place.written_at for a in others
     ):
         raise errors.SAEAlreadyAttachedError(f"another SAE reconstructs at {place.written_at}")
-    _can_be_told(state, "template" in (command.exclude or ()), "exclude")
+    _check_message_positions(state, "template" in (command.exclude or ()), "exclude")
     exclude = command.exclude and named_once(command.exclude)
     return [filled(ev.AttachRequested, place, command, replaces=replaces, exclude=exclude)]
 
 
 def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...]:
-    """Which attached SAEs make room; refuses if there is none and `replace` is not set."""
+    """The attached SAEs that are replaced. Refuses if there is no free place and `replace` is not set."""
     holding = [a for a in state.attachments if a.status != "failed"]
     same = next((a for a in holding if a.sae_id == command.sae_id), None)
     if same is None and len(holding) < state.max_attachments:
@@ -104,12 +106,12 @@ def _replaced(command: Attach, state: State, point: HookPoint) -> tuple[str, ...
 
 
 def _in_the_way(holding: list[AttachmentState], point: HookPoint) -> AttachmentState:
-    """The one at the same hook point, else the one that came first."""
+    """The SAE at the same hook point, else the one attached first."""
     return next((a for a in holding if a.hook_point == point), holding[0])
 
 
 def attached(effect: AttachEffect, made: AttachedSae, state: State) -> list[ev.Payload]:
-    """The engine has it: what it replaces goes in the same transaction."""
+    """The engine has the SAE: those that it replaces are detached in the same transaction."""
     mine = _attaching(state, effect.request_position)
     if mine is None:
         return []
@@ -120,8 +122,8 @@ def attached(effect: AttachEffect, made: AttachedSae, state: State) -> list[ev.P
         changed = Problem(code="sae_invalid", detail="its files were replaced since it was attached; attach it again")
         return [failure(mine, changed)]
     gone = [a for a in state.attachments if a.status == "attached" and a.sae_id in mine.replaces]
-    # A moved SAE keeps its steering and what is monitored, also when a restart in the middle could not bring it back
-    # to its old place.
+    # A moved SAE keeps its steering and monitoring, even if a restart in between could not attach it at its old place
+    # again.
     old = (a for a in state.attachments if a.sae_id == mine.sae_id and a.status in ("attached", "failed"))
     moved = next(old, mine) if mine.sae_id in mine.replaces else mine
     detached = [
@@ -197,7 +199,7 @@ def detached(at: int, freed: int, state: State) -> list[ev.Payload]:
 
 
 def hook_faulted(report: SaeFailed, state: State) -> list[ev.Payload]:
-    """An SAE that cannot be computed is taken out, on record."""
+    """Detach an SAE that cannot be computed, and record why."""
     at = report.attach_position
     mine = next((a for a in state.attached if a.request_position == at), None)
     if mine is None:
@@ -213,25 +215,25 @@ def hook_faulted(report: SaeFailed, state: State) -> list[ev.Payload]:
     return [ev.HookFaulted(sae_id=mine.sae_id, request_position=at, error=report.error), gone]
 
 
-def _width(state: State, sae_id: str) -> int:
-    """d_sae of an attached SAE."""
+def _attached(state: State, sae_id: str) -> SaeDescription:
+    """What the files of an attached SAE say."""
     record = known(state, sae_id)
     if state.attachment(sae_id) is None or record.sae is None:
         raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return record.sae.d_sae
+    return record.sae
 
 
 def steer(command: Steer, state: State) -> list[ev.Payload]:
-    features = checked(command.features, command.sae_id, _width(state, command.sae_id))
-    _can_be_told(state, any(edit.asks_for_turns for edit in features), "positions")
+    features = checked(command.features, command.sae_id, _attached(state, command.sae_id))
+    _check_message_positions(state, any(edit.asks_for_turns for edit in features), "positions")
     return [filled(ev.SteeringChanged, command, features=features)]
 
 
-def _can_be_told(state: State, asked: bool, param: str) -> None:
-    """Refuse early what would refuse every chat: steering is set before the chats are known. `asked`: it needs the
-    positions of the messages."""
+def _check_message_positions(state: State, needed: bool, param: str) -> None:
+    """Refuse early if the positions of messages are `needed` and the model does not show them: otherwise every later
+    chat would be refused."""
     facts = None if state.model is None else state.model.facts
-    if asked and facts is not None and facts.has_chat_template and not facts.tells_messages:
+    if needed and facts is not None and facts.has_chat_template and not facts.tells_messages:
         raise errors.PositionsUnknownError(
             "the model's chat template or tokenizer does not show where each message is: positions by role and "
             "exclude 'template' are not possible",
@@ -240,7 +242,9 @@ def _can_be_told(state: State, asked: bool, param: str) -> None:
 
 
 def monitor(command: Monitor, state: State) -> list[ev.Payload]:
-    """What is monitored ends with the attachment; a move and a restart keep it."""
+    """Set monitoring. It ends with the attachment; a move and a restart keep it."""
     features = None if command.features is None else tuple(dict.fromkeys(command.features))
-    in_range(features or (), command.sae_id, _width(state, command.sae_id))
+    sae = _attached(state, command.sae_id)
+    needs_encoder(sae, command.sae_id, "Monitor")
+    in_range(features or (), command.sae_id, sae.d_sae)
     return [filled(ev.MonitoringChanged, command, features=features, exclude=named_once(command.exclude))]

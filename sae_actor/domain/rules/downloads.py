@@ -6,13 +6,12 @@ from msgspec.structs import replace
 
 from ... import errors
 from .. import events as ev
-from ..commands import CancelDownload, Delete, Download, Import
+from ..commands import CancelDownload, Delete, Download, Import, KeepVectors
 from ..events import Problem
-from ..refs import import_id_of, sae_id_of
 from ..reports import HubSae
 from ..state import SaeRecord, State
 from ..structs import filled
-from ..weights import names
+from ..weights import import_id_of, names, sae_id_of
 from .attachments import known
 
 
@@ -22,9 +21,15 @@ def download(command: Download, state: State) -> list[ev.Payload]:
 
 
 def import_(command: Import, state: State) -> list[ev.Payload]:
-    """`command.path` is resolved already, and lies under an import root: the edge saw to both."""
-    sae_id = import_id_of(command.path)
-    return _requested(ev.DownloadRequested(sae_id=sae_id, source="import", path=command.path), state)
+    """The API has already resolved `command.path` and checked that it lies under an import root."""
+    sae_id = import_id_of(command.path, command.layer)
+    return _requested(filled(ev.DownloadRequested, command, sae_id=sae_id, source="import"), state)
+
+
+def keep_vectors(command: KeepVectors, state: State) -> list[ev.Payload]:
+    """The API has already written their file."""
+    wanted = filled(ev.DownloadRequested, command, source="vectors", path=command.sae_id)
+    return _requested(wanted, state)
 
 
 def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
@@ -36,7 +41,7 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
     if record.status == "downloading":
         return [replace(wanted, joined=record.request_position)]
     if wanted.force:
-        # One that is attached keeps running on what it has; one on its way in or out needs its files as they are.
+        # An attached SAE keeps the weights it has; one that is being attached or detached needs its files unchanged.
         _settled(state, wanted.sae_id)
     if record.status == "cached" and record.sae is not None and not wanted.force:
         return [
@@ -108,6 +113,6 @@ def deleted(at: int, freed: int, state: State) -> list[ev.Payload]:
 
 
 def _under_way(state: State, at: int) -> SaeRecord | None:
-    """The SAE whose files a request that is not done yet is about."""
+    """The SAE whose files an open request is about."""
     under_way = (each for each in state.saes.values() if each.status in ("downloading", "deleting"))
     return next((each for each in under_way if each.request_position == at), None)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
-from ...errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
-from ..refs import Edit, Exclusion, Positions, Span
+from ...errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError, SAEUnsupportedError
+from ..refs import Edit, Exclusion, Positions, SaeDescription, Span
 from ..words import conflict_in_words
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
+WITHOUT_ENCODER = ("add", "project", "set_projection")
 
 _DISJOINT = {
     frozenset({"prompt", "generated"}),
@@ -18,15 +20,21 @@ _DISJOINT = {
 }
 
 
-def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
-    """The edits as they are kept, for this SAE of `d_sae` features.
+def checked(edits: Sequence[Edit], sae_id: str, sae: SaeDescription) -> tuple[Edit, ...]:
+    """The edits as they are kept, for this SAE.
 
-    Raises `FeatureOutOfRangeError`, `ConflictingEditsError`, `BadRequestError`.
+    Raises `FeatureOutOfRangeError`, `ConflictingEditsError`, `BadRequestError`; `SAEUnsupportedError` for an edit of
+    vectors that needs an encoder.
     """
+    d_sae = sae.d_sae
     for edit in edits:
         if edit.sae_id not in (None, sae_id):
             raise BadRequestError(f"the edit names {edit.sae_id}, the command {sae_id}", param="sae_id")
         in_range((edit.feature,) if edit.when is None else (edit.feature, edit.when.feature), sae_id, d_sae)
+        if edit.method in ACTIVATION_METHODS:
+            needs_encoder(sae, sae_id, f"method {edit.method}", param="method", feature=edit.feature)
+        if edit.when is not None:
+            needs_encoder(sae, sae_id, "when", param="when", feature=edit.when.feature)
     for edit in edits:
         # If one of them does not name a feature, none is resolved: that error comes first.
         _refuse_unresolved(edit)
@@ -35,6 +43,17 @@ def checked(edits: Sequence[Edit], sae_id: str, d_sae: int) -> tuple[Edit, ...]:
             if one.feature == other.feature and _contradict(one, other):
                 raise ConflictingEditsError(conflict_in_words(one, other), feature=one.feature)
     return tuple(replace(edit, sae_id=None, exclude=named_once(edit.exclude)) for edit in edits)
+
+
+def needs_encoder(sae: SaeDescription, sae_id: str, what: str, **fields: Any) -> None:
+    """`SAEUnsupportedError` for `what`, asked of vectors."""
+    if not sae.encodes:
+        raise SAEUnsupportedError(
+            f"{what} needs an encoder, and {sae_id} holds vectors: they take {', '.join(WITHOUT_ENCODER)}",
+            sae_id=sae_id,
+            architecture=sae.architecture,
+            **fields,
+        )
 
 
 def named_once(exclude: Sequence[Exclusion]) -> tuple[Exclusion, ...]:

@@ -1,4 +1,4 @@
-"""What follows when an effect does not work out, or is given up."""
+"""The events that follow when an effect fails, or is given up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def failed(effect: Effect, error: Problem, state: State) -> list[ev.Payload]:
         case AttachEffect():
             return attachments.attach_failed(at, error, state)
         case DetachEffect():
-            # Out of reach for requests either way; what could not be freed goes with the process.
+            # No request can use the SAE either way; memory that could not be freed is freed with the process.
             return attachments.detached(at, 0, state)
         case _:
             return downloads.failed(at, error, state)

@@ -13,7 +13,8 @@ from . import attachments
 
 
 def missing(wanted: LoadModel | None, state: State) -> LoadModel | None:
-    """What is to be asked for so that the model of the settings is there. Raises `SAEInUseError`."""
+    """The command that loads the model of the settings; None if it need not be loaded. Raises
+    `SAEInUseError`."""
     there = state.model
     if wanted is None or there is None:
         return wanted
@@ -28,7 +29,8 @@ def missing(wanted: LoadModel | None, state: State) -> LoadModel | None:
 
 
 def _is(there: ModelState, wanted: LoadModel) -> bool:
-    """Defaults of revision, dtype and device match anything: what a command chose stays."""
+    """Whether the state has the model of the settings. Default revision, dtype, device and quantization match any
+    value: a command's choice stays."""
     usual = LoadModel(model=there.model)
     return wanted.model == there.model and all(
         getattr(wanted, name) in (getattr(there, name), getattr(usual, name)) for name in usual.__struct_fields__
@@ -36,7 +38,8 @@ def _is(there: ModelState, wanted: LoadModel) -> bool:
 
 
 def _in_words(model: ModelState | LoadModel) -> str:
-    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device})"
+    quantised = "" if model.quantization is None else f", quantization {model.quantization}"
+    return f"{model.model} (revision {model.revision}, dtype {model.dtype}, device {model.device}{quantised})"
 
 
 def load_model(command: LoadModel, state: State) -> list[ev.Payload]:
@@ -94,7 +97,7 @@ def model_loaded(at: int, facts: ModelFacts, state: State) -> list[ev.Payload]:
 
 
 def model_failed(at: int, error: Problem, state: State) -> list[ev.Payload]:
-    """Without its model nothing that waits for it can be attached."""
+    """SAEs that wait for the model cannot be attached without it."""
     model = state.model
     if model is None or model.status != "loading" or model.request_position != at:
         return []

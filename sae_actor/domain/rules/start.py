@@ -1,4 +1,4 @@
-"""The rules of a start: the effects the last process died under, and those that killed it three times."""
+"""The rules of a start: which effects a crash interrupted, and which are given up after three crashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .models import missing
 
 
 def start(message: Start, state: State) -> list[ev.Payload]:
-    """Take the log over: count what the last process died under, and give up what killed it three times."""
+    """Take the log over: count the effects that a crash interrupted, and give up those that it did three times."""
     missing(message.model, state)  # refuses a start for another model than the one that an SAE is attached to
     started = filled(ev.ActorStarted, message)
     cut_off: list[ev.Payload] = [
@@ -35,7 +35,7 @@ def start(message: Start, state: State) -> list[ev.Payload]:
 
 
 def _attempts(effect: Effect, state: State) -> int:
-    """Deaths of the process under this effect so far."""
+    """How many crashes have interrupted this effect so far."""
     if effect.name == "load_model":
         return 0 if state.model is None else state.model.attempts
     if effect.name in ("attach", "detach"):

@@ -1,4 +1,4 @@
-"""What is attached, steered and monitored."""
+"""Attached SAEs, with their steering and monitoring."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AttachedSteering(Struct, frozen=True, kw_only=True):
 
 
 class Monitored(Struct, frozen=True, kw_only=True):
-    """What is streamed of an attached SAE during generation."""
+    """The activations of an attached SAE that are streamed during generation."""
 
     sae_id: str
     features: tuple[int, ...] | None

@@ -18,11 +18,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Running(Struct, frozen=True, kw_only=True):
-    """How the loaded model runs generations: in one batch or in turn, whether `deterministic` can be had, and how many
-    KV cache positions one generation may take."""
+    """How the loaded model runs generations: in one batch or in turn (`in_turn` says why), whether `deterministic` can
+    be had, and how many KV cache positions one generation may take."""
 
     model_id: str
     batching: bool
+    in_turn: str | None
     deterministic: bool
     cache_positions: int | None
 

@@ -1,4 +1,4 @@
-"""What is different between two states of the service: model, SAEs, attachments, steering."""
+"""The differences between two states of the service: model, SAEs, attachments, steering."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ATTACHMENT = ("status", "hook_point", "hook_point_out", "mode", "exclude", "dty
 
 
 def difference(before: State, after: State) -> View:
-    """What changed from one state to the other, as plain values ready for JSON.
+    """The changes from one state to the other, as plain values ready for JSON.
 
     `{"from", "to": positions, "model": Changes, "saes": Entries, "attachments": Entries}`. Changes are
-    `{field: {"before", "after"}}`, of fields that differ alone; Entries are `{"added": [fields with their id],
+    `{field: {"before", "after"}}`, only for fields that differ; Entries are `{"added": [fields with their id],
     "removed": [same], "changed": [{"sae_id", "changes", …}]}`. A changed attachment names the edits that were
     `added`, `removed` and `changed` too; an edit's key is (feature, method, positions). Numbers that are measured
     anew at every start, such as bytes on the device, are not a change.
@@ -77,7 +77,7 @@ def _key(edit: Edit) -> tuple[int, str, bytes]:
 
 
 def _by_sae(state: State) -> dict[str, AttachmentState]:
-    """Of an SAE that is moved, where it still is."""
+    """SAE → its attachment; while it is moved, the one that is still in force."""
     order = ("attached", "attaching", "detaching", "failed")
     chosen: dict[str, AttachmentState] = {}
     for each in sorted(state.attachments, key=lambda a: order.index(a.status)):
@@ -96,6 +96,7 @@ def _model(model: ModelState | None) -> View | None:
         "commit": facts and facts.commit,
         "dtype": facts.dtype if facts else model.dtype,
         "device": facts.device if facts else model.device,
+        "quantization": facts.quantization if facts else model.quantization,
         "environment_sha256": facts and environment_sha256(facts.environment),
         "error": _plain(model.error),
     }
@@ -123,7 +124,7 @@ def _entries(before: Mapping[str, View], after: Mapping[str, View]) -> View:
 
 
 def _changes(before: View | None, after: View | None) -> View:
-    """Fields that differ. Of what was not there, every field that says something was None."""
+    """Fields that differ. On a side that is missing, every field counts as None."""
     names = dict.fromkeys([*(before or {}), *(after or {})])
     pairs = {name: {"before": (before or {}).get(name), "after": (after or {}).get(name)} for name in names}
     return {name: pair for name, pair in pairs.items() if pair["before"] != pair["after"]}

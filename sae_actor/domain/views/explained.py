@@ -61,6 +61,8 @@ class ExplainedModel(Struct, frozen=True, kw_only=True):
     commit: str | None
     dtype: str
     device: str
+    quantization: str | None
+    """The scheme of its weights; null: plain numbers of `dtype`."""
     files: Any
     tokenizer_sha256: str | None
     chat_template_sha256: str | None

@@ -1,4 +1,4 @@
-"""What was active for one answer, by the log alone: the fold of `log explain` and `/api/generations`."""
+"""Explain from the log alone what was active for one answer: the fold of `log explain` and `/api/generations`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _STATES: dict[FinishReason, GenerationState] = {
     "cancelled": "cancelled",
     "interrupted": "interrupted",
 }
-"""Finish reason → state of a generation that did not come to an end of its own; any other is `finished`."""
+"""Finish reason → state of a generation that did not end by itself; any other reason means `finished`."""
 
 
 class Explaining:
-    """Follows a log and explains the generations that are asked for, each once its end is on record.
+    """Follows a log and explains the requested generations, each once its end is on record.
 
     Feed every event from the first on. `views` are those found so far, by the position at which each began.
     """
@@ -61,7 +61,7 @@ class Explaining:
         self._open: GenerationState = "running" if live else "interrupted"
         self._known = Provenance()
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
-        """Asked for, without an end yet."""
+        """Requested generations without an end so far."""
         self._erased: dict[int, tuple[Provenance, Event]] = {}
         """Beginnings whose payload is gone, or cannot be read: only its end says which generation it was."""
 
@@ -92,10 +92,10 @@ class Explaining:
         self._known = follow(self._known, event)
 
     def _end(self, event: Event, payload: ev.GenerationFinished) -> None:
-        begun = self._begun.pop(payload.generation_id, None)
-        if begun is not None:
-            known, started, beginning = begun
-            self.views[started.position] = explain(known, started, beginning, event, payload)
+        beginning = self._begun.pop(payload.generation_id, None)
+        if beginning is not None:
+            known, began, started = beginning
+            self.views[began.position] = explain(known, began, started, event, payload)
             return
         position = payload.started_position
         erased = self._erased.pop(position, None)
@@ -116,10 +116,10 @@ def explain(
     *,
     open_state: GenerationState = "running",
 ) -> ExplainedGeneration:
-    """All that the log says of one generation.
+    """Everything that the log records of one generation.
 
-    known: as it was before. started: None where its payload was erased or is of a later version; then
-    `intervention` is what was in force for whoever asked for nothing else, and `digest.agrees` whether it was that.
+    known: the provenance before it. started: None if its payload was erased or is of a later version; then
+    `intervention` is the default one at that time, and `digest.agrees` says whether the generation ran under it.
     open_state: `state` of a generation without an end on record.
     """
     state = known.state

@@ -1,4 +1,4 @@
-"""What became of a command, and what is said of one that is still under way."""
+"""The outcome of a command, and the answer about one that is still open."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class AcceptedCommand(Struct, frozen=True, kw_only=True):
     position: Position
     status: Literal["accepted"]
     sae_id: str | UnsetType = UNSET
-    """Of a download: the SAE that it brings."""
+    """The SAE of a download."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a command."""
+    """The outcome of a command."""
 
     command_id: str
     status: Literal["accepted", "completed", "failed"]

@@ -1,4 +1,4 @@
-"""A state, and the events that brought what is in it."""
+"""A state, and the events from which its parts come."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..state import EMPTY, State
 
 
 class Cited(Struct, frozen=True):
-    """An event that something rests on."""
+    """An event from which a part of the state comes."""
 
     position: int
     type: str
@@ -26,21 +26,21 @@ class Cited(Struct, frozen=True):
 
 
 class Provenance(Struct, frozen=True, kw_only=True):
-    """A state, and the events that brought what is in it."""
+    """A state, and the events from which its parts come."""
 
     state: State = EMPTY
     model: tuple[Cited, ...] = ()
     """ModelLoadRequested, ModelLoaded, and the ModelLoaded of the last restart."""
     attached: dict[int, tuple[Cited, ...]] = {}
-    """By position of the AttachRequested: itself, SaeAttached, and the SaeAttached of the last restart."""
+    """Position of the AttachRequested → that event, its SaeAttached, and the SaeAttached of the last restart."""
     steered: dict[str, Cited] = {}
-    """By SAE: the SteeringChanged in force, or the SaeAttached that steering came along with."""
+    """SAE → the SteeringChanged in force, or the SaeAttached that took steering over from an earlier attachment."""
     downloads: dict[tuple[str, str], tuple[Cited, ev.DownloadCompleted]] = {}
     """By SAE and digest of its weights: where they came from."""
 
 
 def follow(known: Provenance, event: Event) -> Provenance:
-    """After one more event; total, as `evolve` is."""
+    """The provenance after one more event; total, as `evolve` is."""
     state = evolve(known.state, event)
     payload = payload_of(event)
     after = replace(known, state=state)
@@ -72,7 +72,7 @@ def cited(event: Event) -> Cited:
 
 
 def _with(since: tuple[Cited, ...], event: Event) -> tuple[Cited, ...]:
-    """The request, the first outcome, and of those that restarts brought the last."""
+    """The request, its first outcome, and the last outcome that a restart brought."""
     return (*since[:2], cited(event))
 
 

@@ -1,4 +1,4 @@
-"""What the service has, and what it waits for: the model, the whole state, readiness."""
+"""The model, the whole state, and readiness."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Model(Struct, frozen=True, kw_only=True):
     model_type: str | None
     dtype: str | None
     device: str | None
+    quantization: str | None
+    """Scheme of the weights, while it is not loaded the one that was asked for."""
     num_layers: int | None
     hidden_size: int | None
     context_length: int | None
@@ -43,7 +45,7 @@ class ServiceState(Struct, frozen=True, kw_only=True):
 
 
 class Lost(Struct, frozen=True, kw_only=True):
-    """The model (`sae_id` null) or an SAE that was there before the last start, and why it is not any more."""
+    """The model (`sae_id` null) or an SAE that was there before the last start, and the reason why it is missing."""
 
     sae_id: str | None
     model: str | UnsetType = UNSET
@@ -52,7 +54,7 @@ class Lost(Struct, frozen=True, kw_only=True):
 
 
 class ComingBack(Struct, frozen=True, kw_only=True):
-    """An SAE that was attached before the last start and is on its way to the model again."""
+    """An SAE that was attached before the last start and is being attached again."""
 
     sae_id: str
     hook_point: HookPoint
@@ -86,15 +88,15 @@ def state_view(state: State) -> ServiceState:
 
 
 def degraded_view(state: State) -> tuple[Lost, ...]:
-    """What is wanted, or was there before the last start, and was given up, and why: the model (`sae_id` null), then
-    SAEs."""
+    """The model (`sae_id` null) and SAEs that were required, or there before the last start, and were given up; with
+    the reason."""
     models = [] if state.model is None or state.model.status != "error" else [state.model]
     lost = [Lost(sae_id=None, model=model.model, error=model.error) for model in models]
     return (*lost, *(Lost(sae_id=a.sae_id, hook_point=a.hook_point, error=a.error) for a in state.degraded))
 
 
 def waiting_for(state: State) -> list[str]:
-    """Why the service is not ready yet; empty when everything wanted is in place or given up."""
+    """Why the service is not ready yet; empty once everything is loaded and attached, or given up."""
     reasons = []
     if not state.running:
         reasons.append("the log is being replayed")
@@ -104,5 +106,5 @@ def waiting_for(state: State) -> list[str]:
 
 
 def coming_back(state: State) -> list[ComingBack]:
-    """The SAEs that were attached before the last start and are on their way to the model again."""
+    """The SAEs that were attached before the last start and are being attached again."""
     return [filled(ComingBack, a) for a in state.attachments if a.restored and a.status == "attaching"]

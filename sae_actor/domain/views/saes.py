@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from ..events import Problem
+from ..events import MadeFrom, Problem, Source
 from ..placement import outdated, reread
 from ..refs import HookPoint, SaeFile
 from ..state import AttachmentState, SaeRecord, State
@@ -18,15 +18,18 @@ SaeStatus: TypeAlias = Literal["downloading", "cached", "attaching", "attached",
 
 
 class Sae(Struct, frozen=True, kw_only=True):
-    """One SAE; what its files say is null until they are complete."""
+    """One SAE. Fields that come from its files are null until the files are complete."""
 
     sae_id: str
     repository_id: str | None
     revision: str | None
     commit: str | None
     path: str | None
+    named_as: Annotated[str | None, Meta(description="the name elsewhere that it was downloaded under")]
     name: str
-    source: Literal["hub", "import"]
+    source: Source
+    layer: Annotated[int | None, Meta(description="of an import: which layer of a file of vectors")]
+    made_from: MadeFrom | None
     status: SaeStatus
     format: str | None
     architecture: str | None
@@ -45,6 +48,8 @@ class Sae(Struct, frozen=True, kw_only=True):
     weights_sha256: Annotated[
         str | None, Meta(description="of one file its own sha256; in older logs, and of several, that of their list")
     ]
+    names: Annotated[tuple[str, ...], Meta(description="of vectors: what each row is called")]
+    median_norm: Annotated[float | None, Meta(description="of vectors: the median |x| at their hook point, if known")]
     prepend_bos: Annotated[bool | None, Meta(description="trained on texts that begin with BOS; null: not said")]
     ignored: Annotated[dict[str, str], Meta(description="settings in its files that play no part, and why")]
     weights_files: WeightsFiles
@@ -68,6 +73,7 @@ def sae_view(record: SaeRecord, state: State) -> Sae:
         file_size_bytes=sum(file.bytes for file in record.files),
         memory_bytes=sae.memory_bytes(dtype) if sae else None,
         weights_sha256=record.weights_sha256 or None,
+        names=sae.names if sae else (),
         ignored=dict(sae.ignored) if sae else {},
         weights_files=record.weights,
         warnings=(*(sae.warnings if sae else ()), *_outdated(record, attachment, state)),
@@ -83,6 +89,8 @@ def _outdated(record: SaeRecord, attachment: AttachmentState | None, state: Stat
 
 
 def _name(record: SaeRecord) -> str:
+    if record.source == "vectors":
+        return record.sae_id.rpartition("-")[0]
     path = record.path or record.repository_id or record.sae_id
     return path.rstrip("/").rpartition("/")[2]
 

@@ -3,6 +3,7 @@
 scheduler       the generations of a step, its outcome, and those that wait for room
 model_runner    the forward pass: all generations in one batch, or one after another if the model cannot
 attention       many generations in one forward pass, registered with transformers
+recurrent       linear attention: the states that generations carry from token to token
 kv_cache        where their keys and values are
 bounds          what a request may take: tokens, positions, the tokens that end it
 generation      one of them: prefill, decode, deliver; its receipt

@@ -5,8 +5,8 @@ generations in decode, one row each, grouped by the tensor that holds their keys
 can see another generation's keys.
 
 softmax(cap(scale · q kᵀ) + mask) v, over the keys up to the row's own position, from `sliding_window` before it where
-the layer has one; cap(w) = softcap · tanh(w / softcap) (Gemma 2); a sink adds a column that takes weight and gives
-nothing (gpt-oss).
+the layer has one, or from the beginning of its chunk (Llama 4); cap(w) = softcap · tanh(w / softcap) (Gemma 2); a sink
+adds a column that takes weight and gives nothing (gpt-oss).
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from transformers import AttentionInterface
 
 from ...errors import InternalError
 from .kv_cache import KVCache, KVSlots, as_index, rows_in_front
+from .recurrent import StepStates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAME = "sae_actor"
+CHUNKED = "chunked_attention"
+"""Type of the layers whose rows look at their own chunk alone."""
 QUERIES = 256
 """Prompt rows computed at a time when torch's own kernel cannot be used."""
 
@@ -57,6 +60,28 @@ def places(pieces: Sequence[ScheduledTokens]) -> list[tuple[int, int]]:
     return list(zip([0, *stops], stops, strict=False))
 
 
+class Reach(NamedTuple):
+    """Which keys a row looks at, of those up to its own."""
+
+    window: int | None = None
+    """So many last ones."""
+    chunk: int | None = None
+    """Those of its own chunk; the text is cut into chunks of this many positions."""
+
+    def all_of(self, positions: int) -> bool:
+        """Whether rows of a text that long look at all of them."""
+        return all(limit is None or positions <= limit for limit in self)
+
+    def hidden(self, row: Tensor, key: Tensor) -> Tensor:
+        """bool: where the row at a position does not look at the key at another."""
+        hidden = key > row
+        if self.window is not None:
+            hidden |= key <= row - self.window
+        if self.chunk is not None:
+            hidden |= key // self.chunk != row // self.chunk
+        return hidden
+
+
 class Alone(NamedTuple):
     """A piece with tensors of its own: rows [start, stop), at positions from `kept.length`."""
 
@@ -79,18 +104,15 @@ class DecodeGroup:
     longest: int
     """Keys of the longest, its new one counted."""
     in_front: bool
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    masks: dict[Reach, Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+    def mask(self, reach: Reach, dtype: torch.dtype) -> Tensor:
         """[n, 1, 1, longest]: 0 where the row attends, −inf elsewhere."""
-        mask = self.masks.get(window)
+        mask = self.masks.get(reach)
         if mask is None:
-            key = torch.arange(self.longest, device=self.positions.device)
-            hidden = key > self.positions[:, None]
-            if window is not None:
-                hidden |= key <= self.positions[:, None] - window
+            hidden = reach.hidden(self.positions[:, None], torch.arange(self.longest, device=self.positions.device))
             mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
-            mask = self.masks[window] = mask[:, None, None]
+            mask = self.masks[reach] = mask[:, None, None]
         return mask
 
 
@@ -99,8 +121,13 @@ class StepLayout:
 
     def __init__(self, pieces: Sequence[ScheduledTokens], device: torch.device) -> None:
         """Every piece has its room already."""
+        self.pieces = pieces
         self.alone: list[Alone] = []
         self.groups: list[DecodeGroup] = []
+        self.decoding: list[KVCache] = []
+        """Of the last rows, one each: those in groups."""
+        self.states: StepStates | None = None
+        """Of a model with linear attention."""
         spans: dict[int, tuple[int, int]] = {}
         ids: list[int] = []
         positions: list[int] = []
@@ -124,6 +151,7 @@ class StepLayout:
             for at in members:
                 place(at)
             kept = [pieces[at].kept for at in members]
+            self.decoding.extend(kept)
             self.groups.append(
                 DecodeGroup(
                     start=start,
@@ -163,11 +191,19 @@ def laid_out(layout: StepLayout) -> Iterator[None]:
         _current.layout = None
 
 
+def current_states() -> StepStates:
+    """Of the step that runs on this thread."""
+    layout = _current.layout
+    if layout is None or layout.states is None:
+        raise InternalError("the model was run outside of a step")
+    return layout.states
+
+
 class Kind(NamedTuple):
     """What a layer's attention is like."""
 
     scale: float
-    window: int | None
+    reach: Reach
     softcap: float | None
     sinks: Tensor | None
     """[heads]"""
@@ -197,7 +233,9 @@ def attention(
     if layout is None:
         raise InternalError("the model was run outside of a step")
     layer: int = module.layer_idx
-    kind = Kind(1 / math.sqrt(query.shape[-1]) if scaling is None else scaling, sliding_window, softcap, s_aux)
+    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    kind = Kind(scale, Reach(sliding_window, _chunk(module)), softcap, s_aux)
+    query = _tempered(module, query, layout)
     out = query.new_empty(layout.rows, query.shape[1], value.shape[-1])
     q, k, v = query[0], key[0], value[0]  # [heads, rows, d]
     for start, stop, kept in layout.alone:
@@ -217,12 +255,36 @@ def attention(
     return out[None], None
 
 
+def _chunk(module: Any) -> int | None:
+    """Positions of a chunk, in layers whose rows look at their own chunk alone."""
+    config: Any = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds or kinds[module.layer_idx] != CHUNKED:
+        return None
+    size: int = config.attention_chunk_size
+    return size
+
+
+def _tempered(module: Any, query: Tensor, layout: StepLayout) -> Tensor:
+    """Llama 4 scales queries of layers without rotary embedding by their position, as which it took the place among the
+    rows of the step."""
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+
+    def scale(positions: Tensor) -> Any:
+        return torch.log1p(torch.floor((positions.float() + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+
+    taken = torch.arange(layout.rows, device=query.device)
+    tempered: Tensor = query * (scale(layout.positions[0]) / scale(taken))[:, None]
+    return tempered.to(query.dtype)
+
+
 def _tokens(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, kind: Kind) -> Tensor:
     """One row of each generation: q [n, heads, d], keys [n, key heads, longest, d]; → [n, heads, d]."""
     n, heads, width = q.shape
     # Queries that share a key head take the place of a longer query.
     asked = q.reshape(n, keys.shape[1], -1, width)  # [n, key heads, heads / key heads, d]
-    mask = group.mask(kind.window, q.dtype)
+    mask = group.mask(kind.reach, q.dtype)
     if q.device.type == "cuda" and kind.plain:
         told = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=kind.scale)
     else:
@@ -235,32 +297,29 @@ def _prompt(q: Tensor, keys: Tensor, values: Tensor, kind: Kind) -> Tensor:
     """Rows of one generation: q [1, heads, m, d] at the last m positions of keys [1, key heads, l, d]; → [1, heads, m,
     d]."""
     m, total = q.shape[2], keys.shape[2]
-    past, window = total - m, kind.window
+    past = total - m
     shared = q.shape[1] // keys.shape[1]
     if shared > 1:
         keys, values = keys.repeat_interleave(shared, dim=1), values.repeat_interleave(shared, dim=1)
     if kind.plain:
-        if total == 1 or (past == 0 and (window is None or total <= window)):
+        if total == 1 or (past == 0 and kind.reach.all_of(total)):
             causal = total > 1
             return functional.scaled_dot_product_attention(q, keys, values, is_causal=causal, scale=kind.scale)
-        seen = ~_hidden(past, m, total, window, q.device)
+        seen = ~_hidden(past, m, total, kind.reach, q.device)
         return functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen, scale=kind.scale)
     sinks = None if kind.sinks is None else kind.sinks.view(1, -1, 1, 1)
     parts = []
     for start in range(0, m, QUERIES):
         asked = q[:, :, start : start + QUERIES]
-        hidden = _hidden(past + start, asked.shape[2], total, window, q.device)
+        hidden = _hidden(past + start, asked.shape[2], total, kind.reach, q.device)
         mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -math.inf)
         parts.append(_weigh(asked, (keys, values), mask, kind, sinks))
     return torch.cat(parts, dim=2)
 
 
-def _hidden(first: int, m: int, total: int, window: int | None, device: torch.device) -> Tensor:
+def _hidden(first: int, m: int, total: int, reach: Reach, device: torch.device) -> Tensor:
     """[m, total] bool: keys that the row at position first + i does not look at."""
-    at = torch.arange(first, first + m, device=device)[:, None]
-    key = torch.arange(total, device=device)
-    hidden = key > at
-    return hidden if window is None else hidden | (key <= at - window)
+    return reach.hidden(torch.arange(first, first + m, device=device)[:, None], torch.arange(total, device=device))
 
 
 def _weigh(q: Tensor, kept: tuple[Tensor, Tensor], mask: Tensor, kind: Kind, sinks: Tensor | None) -> Tensor:

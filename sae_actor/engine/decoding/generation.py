@@ -107,7 +107,7 @@ class Generation:
     @property
     def due(self) -> bool:
         """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
-        return self._stream.stopped or time.monotonic() > self._deadline
+        return self._stream.stop_requested or time.monotonic() > self._deadline
 
     @property
     def begun(self) -> bool:
@@ -275,7 +275,7 @@ class Generation:
 
     def end_due(self) -> None:
         """End a generation that is `due`."""
-        if self._stream.stopped:
+        if self._stream.stop_requested:
             self.finish("cancelled")
         else:
             what, seconds = "finish" if self.begun else "begin", self.request.deadline_seconds

@@ -43,7 +43,8 @@ def longest_for(positions: int) -> int:
 
 
 class CacheSize(NamedTuple):
-    """Bytes that one generation's cache takes: keys and values for each position, and states that do not grow."""
+    """Bytes that one generation's cache takes: keys and values for each position, and states that do not grow, with the
+    copy that a step works on."""
 
     per_position: int
     fixed: int = 0
@@ -209,6 +210,10 @@ class KVCachePool:
             del self._sizes[slots.capacity], self._held[slots.capacity]
         elif slots.count - len(held) > 2 * GROWTH:
             _shrink(slots, len(held) + GROWTH)
+
+    def trim(self) -> None:
+        """Give spare slots back where there is more than the limit."""
+        self._afford(0)
 
     def _afford(self, more: int) -> int:
         """Bytes within the limit that may be taken, `more` of which are needed: for them spare slots are given back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,19 +16,27 @@ import transformers
 from torch import Tensor
 
 from ...errors import InternalError, ModelLoadError
-from .attention import NAME, ScheduledTokens, StepLayout, laid_out, places
+from .attention import CHUNKED, NAME, ScheduledTokens, StepLayout, current_states, laid_out, places
 from .kv_cache import CacheSize, KVCache, KVCachePool, as_index
+from .recurrent import (
+    CACHE_ARGUMENTS,
+    COPIES,
+    KIND,
+    RecurrentStates,
+    layers_with_states,
+    modules_with_states,
+    replace_forwards,
+    tensors_in,
+)
 
 logger = logging.getLogger(__name__)
 
 SCALED_BY_LENGTH = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that depend on the longest sequence of a batch."""
-SHAREABLE = frozenset({"full_attention", "sliding_attention", "global"})
-"""Layer types whose rows see what `attention` lets them see. Others hide keys by a rule of their own (chunks), or carry
-a state from token to token; a short trial does not show that."""
+SHAREABLE = frozenset({"full_attention", "sliding_attention", "global", CHUNKED, KIND})
+"""Layer types whose rows see what `attention` lets them see, or whose state is known. Others hide keys by a rule of
+their own, or carry something from token to token; a short trial does not show that."""
 TOLERANCE = {torch.float32: 1e-3}
-CACHE_ARGUMENTS = ("cache", "past_key_values")
-"""What a forward pass may call its cache: the name since transformers 5.24, and the one before."""
 COARSE = 0.06
 """Largest difference of logits that counts as rounding, as a share of the largest logit; the second for half types."""
 
@@ -70,7 +78,7 @@ class ModelRunner(Protocol):
     def logits(self, arranged: Any) -> Tensor:
         """Run the step: [rows, vocabulary], as `Spans.logits` says. Nothing counts as cached until `keep`."""
 
-    def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
+    def keep(self, arranged: Any) -> None:
         """The step is good."""
 
     def release(self, kept: KVCache) -> None:
@@ -78,28 +86,38 @@ class ModelRunner(Protocol):
 
 
 class BatchedRunner:
-    """All pieces in one forward pass, with the attention of `attention`."""
+    """All pieces in one forward pass, with the attention of `attention`, and linear attention as in `recurrent`."""
 
     together = True
 
     def __init__(self, network: Any) -> None:
         self._network = network
         self._store = KVCachePool()
+        self._states = RecurrentStates(network.config) if layers_with_states(network.config) else None
+        self._limit: int | None = None
+        self._open = 0
 
     @property
     def nbytes(self) -> int:
-        return self._store.nbytes
+        return self._store.nbytes + (0 if self._states is None else self._states.nbytes)
 
     def bound(self, nbytes: int) -> None:
-        self._store.limit = nbytes
+        self._limit = self._store.limit = nbytes
 
     def open(self, *, alone: bool) -> KVCache:
+        self._open += 1
         return KVCache(alone=alone)
 
     def arrange(self, pieces: Sequence[ScheduledTokens]) -> StepLayout:
+        if self._states is not None and self._limit is not None:
+            self._store.limit = max(0, self._limit - self._states.of(self._open))
+            self._store.trim()
         for piece in pieces:
             self._store.make_room(piece.kept, piece.kept.length + len(piece.ids), decoding=piece.decoding)
-        return StepLayout(pieces, self._network.device)
+        layout = StepLayout(pieces, self._network.device)
+        if self._states is not None:
+            layout.states = self._states.step(layout.alone, layout.decoding, layout.rows)
+        return layout
 
     def logits(self, arranged: StepLayout) -> Tensor:
         ends = as_index(arranged.wanted, self._network.device)
@@ -109,11 +127,16 @@ class BatchedRunner:
             ).logits
         return out[0]
 
-    def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
-        for piece in pieces:
+    def keep(self, arranged: StepLayout) -> None:
+        for piece in arranged.pieces:
             piece.kept.length += len(piece.ids)
+        if self._states is not None and arranged.states is not None:
+            self._states.keep(arranged.states)
 
     def release(self, kept: KVCache) -> None:
+        self._open -= 1
+        if self._states is not None:
+            self._states.release(kept)
         self._store.release(kept)
 
 
@@ -189,10 +212,10 @@ class SequentialRunner:
         piece = arranged.piece
         return self._forward.logits(piece.ids, _own(piece.kept).cache, len(piece.wanted))
 
-    def keep(self, pieces: Sequence[ScheduledTokens]) -> None:
-        for piece in pieces:
-            piece.kept.length += len(piece.ids)
-            self._count(_own(piece.kept))
+    def keep(self, arranged: _OnePiece) -> None:
+        piece = arranged.piece
+        piece.kept.length += len(piece.ids)
+        self._count(_own(piece.kept))
 
     def release(self, kept: KVCache) -> None:
         own = _own(kept)
@@ -216,10 +239,10 @@ def _nbytes(cache: Any) -> int:
     return sum(tensor.nbytes for tensors in parts_of_cache(cache) for tensor in tensors)
 
 
-def _size(cache: Any, positions: int) -> CacheSize:
+def size_of(cache: Any, positions: int, nbytes: Callable[[Tensor], int] = lambda tensor: tensor.nbytes) -> CacheSize:
     """What one generation takes, from the cache of one of that many positions."""
-    growing, fixed = (sum(tensor.nbytes for tensor in tensors) for tensors in parts_of_cache(cache))
-    return CacheSize(growing // positions, fixed)
+    growing, fixed = (sum(map(nbytes, tensors)) for tensors in parts_of_cache(cache))
+    return CacheSize(growing // positions, COPIES * fixed)
 
 
 def parts_of_cache(cache: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -227,16 +250,8 @@ def parts_of_cache(cache: Any) -> tuple[list[Tensor], list[Tensor]]:
     growing, fixed = list[Tensor](), list[Tensor]()
     for layer in cache.layers:
         for name, value in vars(layer).items():
-            (growing if name in ("keys", "values") else fixed).extend(_held([value]))
+            (growing if name in ("keys", "values") else fixed).extend(tensors_in({name: value}))
     return growing, fixed
-
-
-def _held(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor) and value.dim():  # the rest counts positions
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _held(value.values())
 
 
 class Fitted(NamedTuple):
@@ -244,6 +259,8 @@ class Fitted(NamedTuple):
 
     runner: ModelRunner
     size: CacheSize
+    in_turn: str | None = None
+    """Why generations run one after the other."""
 
 
 def runner_for(network: Any, vocabulary: int) -> Fitted:
@@ -253,25 +270,33 @@ def runner_for(network: Any, vocabulary: int) -> Fitted:
     forward = OwnForward(network)
     cache = forward.cache()
     wanted = [forward.logits(first, cache)]
-    size = _size(cache, len(first))
-    if _runs_in_turn(network.config):
-        return Fitted(SequentialRunner(forward), size)
+    size = size_of(cache, len(first))
     wanted.append(forward.logits(second))
     own = network.config._attn_implementation
+    if not _replaced(network):
+        return Fitted(SequentialRunner(forward), size, "its attention cannot be replaced")
+    reason = _not_shared(network)
+    if reason is None:
+        undo = replace_forwards(network, current_states)
+        found = _together(BatchedRunner(network), first, second)
+        reference = torch.cat(wanted).float()
+        worst = float((found.float() - reference).abs().max() / reference.abs().max())
+        if worst <= TOLERANCE.get(network.dtype, COARSE):
+            return Fitted(BatchedRunner(network), size)
+        undo()
+        reason = f"in a batch their logits differ by {worst:.1e} of the largest"
+        logger.warning("this model's generations run one after the other: %s", reason)
+    network.set_attn_implementation(own)
+    return Fitted(SequentialRunner(forward), size, reason)
+
+
+def _replaced(network: Any) -> bool:
+    """Whether the model's attention is that of `attention` now. Some types only say that theirs cannot be replaced."""
     try:
         network.set_attn_implementation(NAME)
-    except ValueError:  # its attention cannot be replaced
-        return Fitted(SequentialRunner(forward), size)
-    found = _together(BatchedRunner(network), first, second)
-    reference = torch.cat(wanted).float()
-    worst = float((found.float() - reference).abs().max() / reference.abs().max())
-    if worst <= TOLERANCE.get(network.dtype, COARSE):
-        return Fitted(BatchedRunner(network), size)
-    logger.warning(
-        "this model's generations run one after the other; in a batch they differ by %.1e of the logits", worst
-    )
-    network.set_attn_implementation(own)
-    return Fitted(SequentialRunner(forward), size)
+    except ValueError:
+        return False
+    return bool(network.config._attn_implementation == NAME)
 
 
 def _together(runner: BatchedRunner, first: Sequence[int], second: Sequence[int]) -> Tensor:
@@ -285,15 +310,26 @@ def _together(runner: BatchedRunner, first: Sequence[int], second: Sequence[int]
     ]
     logits = torch.empty(0)
     for pieces in steps:
-        logits = runner.logits(runner.arrange(pieces))
-        runner.keep(pieces)
+        arranged = runner.arrange(pieces)
+        logits = runner.logits(arranged)
+        runner.keep(arranged)
     return logits
 
 
-def _runs_in_turn(config: Any) -> bool:
-    """Whether one step cannot be shared, whatever a trial says."""
+def _not_shared(network: Any) -> str | None:
+    """Why one step cannot be shared, whatever a trial says."""
+    config = network.config
+    scaled = sorted(set(_rope_types(config)) & SCALED_BY_LENGTH)
+    if scaled:
+        return f"its rotary embeddings depend on the length of the text ({scaled[0]})"
     kinds = {str(kind) for name in ("layer_types", "attention_layers") for kind in getattr(config, name, None) or ()}
-    return bool(kinds - SHAREABLE or set(_rope_types(config)) & SCALED_BY_LENGTH)
+    if others := sorted(kinds - SHAREABLE):
+        return f"a step cannot be shared by layers of the type {others[0]}"
+    if set(layers_with_states(config)) != set(modules_with_states(network)):
+        return "the states of its linear attention cannot be kept for each text"
+    if getattr(network, "is_loaded_in_8bit", False) is True:
+        return "int8 of bitsandbytes looks for outliers in whole columns of a step, where texts would mix"
+    return None
 
 
 def _rope_types(config: Any) -> Iterator[str]:

@@ -74,7 +74,8 @@ def processed_logits(
     logits: Tensor, asked: Sequence[Asked], masks: Masks | None = None
 ) -> tuple[dict[int, int], Tensor]:
     """Logits after all that comes before temperature, in float32, of the generations that have anything of it: row of
-    `logits` → row of the result. In this order: penalties and bias, banned tokens, grammar."""
+    `logits` → row of the result. In this order: penalties and bias, banned tokens, grammar; where a grammar allows
+    banned tokens alone, they may come."""
     free = [each for each in asked if each.grammar is None and (each.penalties is not None or each.banned)]
     bound = [each for each in asked if each.grammar is not None]
     changed = [*free, *bound]
@@ -86,13 +87,26 @@ def processed_logits(
     tables = [(rows[each.row], each.penalties) for each in changed if each.penalties is not None]
     if tables:
         penalise(found, tables)
+    before = [(rows[each.row], each, found[rows[each.row]].clone()) for each in bound if each.banned]
     if any(each.banned for each in changed):
         _rule_out(found, [(rows[each.row], each.banned) for each in changed])
     if bound:
         if masks is None:
             raise InternalError("a text with a grammar needs masks")
         masks.apply(found[len(free) :], [each.grammar for each in bound if each.grammar is not None])
+        _yield_to_grammars(found, before, masks)
     return rows, found
+
+
+def _yield_to_grammars(found: Tensor, before: Sequence[tuple[int, Asked, Tensor]], masks: Masks) -> None:
+    """Lift the ban where nothing else is left. before: rows with a ban, as they were without it."""
+    if not before:
+        return
+    left = torch.isneginf(found[[place for place, _, _ in before]].amax(dim=-1)).tolist()
+    for stuck, (place, each, row) in zip(left, before, strict=True):
+        if stuck and each.grammar is not None:
+            found[place] = row
+            masks.apply(found[place : place + 1], [each.grammar])
 
 
 def choose(logits: Tensor, sampling: Sampling, index: int) -> int:

@@ -215,7 +215,7 @@ class Scheduler:
                 logits = runner.logits(arranged)
         else:
             logits = runner.logits(arranged)
-        runner.keep(pieces)
+        runner.keep(arranged)
         prompts = [
             logits[start:stop] if piece.scored else None
             for piece, (start, stop) in zip(pieces, arranged.logits, strict=True)

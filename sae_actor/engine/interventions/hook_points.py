@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from ...domain.refs import Before, HookKind, HookPoint
@@ -19,6 +20,8 @@ from ...errors import LayerOutOfRangeError, ModelLoadError, SAEIncompatibleError
 from ...models.families import FAMILIES, Family, Where
 
 HOOK_KINDS: tuple[HookKind, ...] = get_args(HookKind)
+READ_BY_A_MATRIX: tuple[HookKind, ...] = ("attn_z", "mlp_act")
+FUSED = "the matrix that reads it is fused with others, or quantised so that it does not show how wide it is"
 
 Edit = Callable[[Tensor], Tensor | None]
 """Gets an activation [..., width]; returns its replacement (same shape and type), or None to leave it."""
@@ -128,6 +131,11 @@ class Architecture:
                     model_type=self.model_type,
                 )
         self._family = family.of(config)
+        quantised = getattr(config, "quantization_config", None) is not None
+        self._lacks: dict[HookKind, str] = {
+            **(dict.fromkeys(READ_BY_A_MATRIX, FUSED) if quantised else {}),
+            **self._family.without,
+        }
         try:
             blocks = list(model.get_submodule(family.blocks).children())
             self._modules = [self._found(block) for block in blocks]
@@ -155,9 +163,9 @@ class Architecture:
         found = {}
         for kind, place in self._family.places.items():
             path = next((path for path in place.paths if _has(block, path)), None)
-            if path is not None:
+            if path is not None and (kind not in READ_BY_A_MATRIX or _columns(block.get_submodule(path))):
                 found[kind] = block.get_submodule(path)
-            elif kind not in self._family.without:
+            elif kind not in self._lacks:
                 raise AttributeError(kind)
         return found
 
@@ -166,13 +174,13 @@ class Architecture:
             if kind not in modules:
                 yield 0
             else:
-                yield _columns(modules[kind]) if kind in ("attn_z", "mlp_act") else self.hidden_size
+                yield _columns(modules[kind]) if kind in READ_BY_A_MATRIX else self.hidden_size
 
     @property
     def without(self) -> dict[HookKind, str]:
         """Kinds that the model, or some of its layers, lack, and why."""
         lacking = {kind for kind in HOOK_KINDS if 0 in self.layer_widths.get(kind, (0,))}
-        return {kind: reason for kind, reason in self._family.without.items() if kind in lacking}
+        return {kind: reason for kind, reason in self._lacks.items() if kind in lacking}
 
     def hook(self, hook_point: HookPoint) -> Hook:
         """The module of a hook point.
@@ -210,7 +218,7 @@ class Architecture:
         return Hook(module, place.where, place.in_place, width, before_gain=gain is not None, gain=gain)
 
     def _because(self, kind: HookKind) -> str:
-        reason = self._family.without.get(kind)
+        reason = self._lacks.get(kind)
         return "" if reason is None else f" ({reason})"
 
     def _gain(self, norm: nn.Module, hook_point: HookPoint) -> Gain | None:
@@ -242,6 +250,9 @@ def _has(block: nn.Module, path: str) -> bool:
 
 
 def _columns(projection: nn.Module) -> int:
-    """Width of what a projection reads: torch's Linear is [out, in], GPT-2's Conv1D is [in, out]."""
-    weight = projection.get_parameter("weight")
-    return int(weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0])
+    """Width of what a projection reads, 0 if it does not say: quantised weights have any shape, GPT-2's Conv1D is
+    [in, out]."""
+    told = getattr(projection, "in_features", None)
+    if isinstance(told, int):
+        return told
+    return int(projection.get_parameter("weight").shape[0]) if isinstance(projection, Conv1D) else 0

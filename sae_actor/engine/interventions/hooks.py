@@ -147,7 +147,7 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
                 # Probes and readers first: at a hook point that is also written to, they see what arrives.
                 for hook, looking in probes.items():
                     if hook.comes_first is first:
-                        handles.callback(hook.install(looking.see(hook)).remove)
+                        handles.callback(hook.install(looking.see).remove)
                 for hook, parts in readers.items():
                     if hook.comes_first is first:
                         handles.callback(hook.install(_keeping(parts, hook)).remove)
@@ -166,10 +166,10 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
 
 
 def _keeping(parts: Sequence[tuple[SaeIntervention, slice]], hook: Hook) -> Callable[[Tensor], None]:
-    """Keeps the rows of what arrives for the SAEs that write elsewhere."""
+    """Keeps the rows of what arrives for the SAEs that write elsewhere. A block may go on to add to the same tensor."""
 
     def seen(x: Tensor) -> None:
-        read = hook.seen(x.clone() if hook.in_place else x).reshape(-1, x.shape[-1])
+        read = hook.seen(x.clone()).reshape(-1, x.shape[-1])
         for part, rows in parts:
             part.read = read[rows]
 

@@ -1,10 +1,10 @@
-"""Activations of an SAE at the positions that are run, before any edit at its hook point."""
+"""Activations of an SAE at the positions that are run, before any edit at its hook point; or their own mean."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from msgspec.structs import replace
@@ -32,7 +32,7 @@ class Probe:
     def __init__(
         self,
         watch: Watch,
-        sae: SAE,
+        sae: SAE | None,
         hook: Hook,
         *,
         prompt: int,
@@ -40,8 +40,8 @@ class Probe:
         window: int | None = SINK_WINDOW,
     ) -> None:
         """`prompt` is the number of prompt tokens, `window` as of `GenerationRequest.sink_window`.
-        `FeatureOutOfRangeError` for a feature that the SAE lacks."""
-        d_sae = sae.spec.d_sae
+        Without an SAE the activation itself is read. `FeatureOutOfRangeError` for a feature that the SAE lacks."""
+        d_sae = 0 if sae is None else sae.spec.d_sae
         for feature in watch.features or ():
             if feature >= d_sae:
                 raise FeatureOutOfRangeError(
@@ -78,6 +78,7 @@ class Probe:
         """Of these features alone."""
         found = self._encoders.get(features)
         if found is None:
+            assert self.sae is not None
             found = self.sae.encoder.select(torch.tensor(features, dtype=torch.long, device=self.sae.device))
             self._encoders = {features: found}  # those of the other generations in a step change rarely
         return found
@@ -111,18 +112,39 @@ class Probe:
 
     def tell(self, rows: Sequence[Row], norms: Sequence[float]) -> None:
         """What was read at each position, and the norm of what arrived there."""
-        positions = range(self._first, self._first + len(rows))
+        sinks, left = self._sorted(norms)
+        if self.watch.top_k is not None:
+            rows = [() if out else row for row, out in zip(rows, left, strict=True)]
+        self.told = Activations(
+            sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=left
+        )
+
+    def tell_mean(self, x: Tensor) -> None:
+        """The mean of its rows [n, width] of what arrived."""
+        norms = norms_of(x).tolist()
+        sinks, left = self._sorted(norms)
+        counted = torch.tensor([not out for out in left], device=x.device)
+        mean = x.double()[counted].sum(0) / max(1, len(left) - sum(left))
+        self.told = Activations(
+            sae_id="",
+            first=self._first,
+            rows=(),
+            sinks=sinks,
+            excluded=left,
+            mean=tuple(mean.tolist()),
+            norms=tuple(norms),
+        )
+
+    def _sorted(self, norms: Sequence[float]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Which of the positions, with these norms, are sinks, and which are left out."""
+        positions = range(self._first, self._first + len(norms))
         sinks = tuple(at == 0 or norm > self.limit for at, norm in zip(positions, norms, strict=True))
         left = [each and self.leaves_out_sinks for each in sinks]
         for kind, marked in (("special", self._marks.special), ("template", self._marks.template)):
             if kind in self.watch.exclude:
                 flags = marked(positions.start, positions.stop).tolist()
                 left = [one or other for one, other in zip(left, flags, strict=True)]
-        if self.watch.top_k is not None:
-            rows = [() if out else row for row, out in zip(rows, left, strict=True)]
-        self.told = Activations(
-            sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=tuple(left)
-        )
+        return sinks, tuple(left)
 
     def fail(self, failure: SAEError, *, at_fault: bool) -> None:
         if not self.passing:
@@ -138,13 +160,10 @@ class ProbeHook:
         self._count = rows
         self._x: Tensor | None = None
 
-    def see(self, hook: Hook) -> Callable[[Tensor], None]:
-        """What the hook calls; nothing is computed inside of the model's forward pass."""
-
-        def seen(x: Tensor) -> None:
-            self._x = x.clone() if hook.in_place else x
-
-        return seen
+    def see(self, x: Tensor) -> None:
+        """What the hook calls; nothing is computed inside of the model's forward pass. A block may go on to add to the
+        same tensor, so it is copied."""
+        self._x = x.clone()
 
     def take(self) -> None:
         """After the step: what each probe reads, or why it cannot."""
@@ -164,11 +183,15 @@ class ProbeHook:
 
 def joined(before: Activations, told: Activations) -> Activations:
     """The readings of two successive prefill chunks."""
+    one, other = before.excluded.count(False), told.excluded.count(False)
+    pairs = zip(before.mean, told.mean, strict=True)
     return replace(
         before,
         rows=before.rows + told.rows,
         sinks=before.sinks + told.sinks,
         excluded=before.excluded + told.excluded,
+        mean=tuple((one * a + other * b) / max(1, one + other) for a, b in pairs),
+        norms=before.norms + told.norms,
     )
 
 
@@ -190,8 +213,17 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
     """Encode the rows of all, once, and give each its own."""
     for probe in probes:
         probe.measure(x)
+    sae = probes[0].sae
+    if sae is None:
+        for probe in probes:
+            if bool(torch.isfinite(own := x[probe.rows]).all()):
+                probe.tell_mean(own)
+            else:
+                where = probe.watch.sae.hook_point
+                probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
+        return
     rows = x[probes[0].rows] if len(probes) == 1 else torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
-    sae, most = probes[0].sae, max((probe.best for probe in probes), default=0)
+    most = max((probe.best for probe in probes), default=0)
     asked = sorted({feature for probe in probes for feature in probe.features})
     encoder = probes[0].encoder(tuple(asked)) if not most and sae.independent else None
     finite: list[bool] = []

@@ -1,7 +1,9 @@
 """The model in memory.
 
 loading        load, check, move, try, free a model
-source         its files: found, digested
-outline        a model without its weights: what its blocks are made of
+building       bound the number of a model's modules
+source         find its files, and digest them
+outline        the modules of a model, without its weights
+sizes          the memory that a model needs, without its weights
 environment    versions and device, for the log
 """

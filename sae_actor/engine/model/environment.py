@@ -1,4 +1,4 @@
-"""What a generation depends on besides the request: versions, device, digests. Logged with `ModelLoaded`."""
+"""The environment, on which a generation depends too: versions, device, digests. Logged with `ModelLoaded`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ def environment(
         "tokenizer_sha256": hashlib.sha256(of_tokenizer.encode()).hexdigest(),
         "chat_template_sha256": None if not template else hashlib.sha256(repr(template).encode()).hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "quantization": None,
         "attention": model.config._attn_implementation,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

@@ -12,20 +12,21 @@ from typing import Any
 import torch
 import transformers
 from msgspec import structs
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from ...domain.effects import LoadModelEffect
-from ...domain.refs import ModelFacts
+from ...domain.refs import HookPoint, ModelFacts
 from ...errors import ModelLoadError, SAEError
 from ...models.families import TEXT_PART
+from ...models.files import read_config
+from ...models.quantization import Quantization, quantization_of
 from ...ports import OnProgress, Progress
 from ...telemetry.libraries import adopt
 from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import explained
-from ..interventions.hook_points import Architecture
+from ..interventions.hook_points import READ_BY_A_MATRIX, Architecture
 from ..memory import cache_budget
 from ..tokens.chat_spans import tells
 from ..tokens.chat_templates import ChatTemplate
@@ -33,7 +34,9 @@ from ..tokens.control_tokens import Controls
 from ..tokens.reasoning import mark_ids, reasoning_of
 from ..tokens.token_text import TokenTexts
 from ..tokens.tokenizer import Tokenizer
+from .building import bounded
 from .environment import environment
+from .quantised import arguments, nbytes, recorded, settle
 from .source import LoadCancelled, ModelFiles, digests, find_model
 
 TEXT_NAMES = {
@@ -43,6 +46,10 @@ TEXT_NAMES = {
 }
 """Names of a multimodal checkpoint's text part, as transformers wrote them before 4.52 and since → as the text model
 calls them."""
+
+
+MOST_POSITIONS = 2**31 - 1
+"""Of one text."""
 
 
 @dataclass
@@ -59,11 +66,17 @@ class LoadedModel:
     device: torch.device
     facts: ModelFacts
     runner: ModelRunner | None = None
-    """Once it is on its device."""
+    """None until the model is on its device."""
     cache_size: CacheSize = CacheSize(0)  # noqa: RUF009 — a tuple
-    """Of one generation."""
+    """The size of one generation's cache."""
     cache_bytes: int = 0
-    """Bytes for all generations together."""
+    """The size of the cache for all generations together."""
+
+    def written_in(self, point: HookPoint) -> torch.dtype:
+        """The type that what is written there ends in: matrices in int8 read it as float16."""
+        into_matrix = point.kind in ("mlp_in", *READ_BY_A_MATRIX) and point.before is None
+        dtype: torch.dtype = self.network.dtype
+        return torch.float16 if into_matrix and self.facts.quantization == "int8" else dtype
 
 
 def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
@@ -77,7 +90,7 @@ def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threadi
         return _load(effect, progress, cancelled)
     except LoadCancelled:
         raise
-    except Exception as error:  # transformers raises whatever a damaged file leads to; all become ours
+    except Exception as error:  # a damaged file can make transformers raise anything; all become errors of ours
         failure = explained(error, "loading the model")
     # Outside of the block above: the traceback, which holds the tensors, is gone.
     raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
@@ -93,6 +106,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
 
     stage("finding")
     files = find_model(effect.model, effect.revision)
+    quantised = quantization_of(read_config(files.folder), effect.quantization, cuda=device.type == "cuda")
     stage("checking")
     found = digests(files, cancelled)
     stage("loading")
@@ -100,7 +114,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
     # The first call settles how the tokenizer pads and cuts. It may never change that while another thread decodes.
     tokenizer("a")
     around = _around(tokenizer)
-    network = _network(files, dtype_of(effect.dtype, device))
+    network = _network(files, dtype_of(effect.dtype, device), quantised, device)
     architecture = Architecture(network, network.config)
     ends = network.generation_config.eos_token_id
     template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
@@ -138,7 +152,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             num_layers=architecture.num_layers,
             hidden_size=architecture.hidden_size,
             context_length=context_length,
-            memory_bytes=sum(tensor.nbytes for tensor in _tensors(network)),
+            memory_bytes=nbytes(network),
             widths={str(kind): width for kind, width in architecture.widths.items()},
             layer_widths={str(kind): each for kind, each in architecture.layer_widths.items() if len(set(each)) > 1},
             without={str(kind): reason for kind, reason in architecture.without.items()},
@@ -147,7 +161,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
             has_chat_template=template is not None,
             adds_bos=tokenizer.bos_token_id in around[0],
             tells_messages=template is None or tells(template),
-            environment=environment(files.commit, found, network, tokenizer, device),
+            environment=environment(files.commit, found, network, tokenizer, device) | recorded(quantised, network),
             vocabulary=vocabulary,
             end_ids=tuple(sorted(end_ids)),
         ),
@@ -155,7 +169,7 @@ def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Ev
 
 
 def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer adds to a text by default."""
+    """The tokens that the tokenizer puts before and after a text by default."""
     bare, whole = (tokenizer("a", add_special_tokens=each).input_ids for each in (False, True))
     at = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)
     if at is None:
@@ -164,11 +178,13 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def context_length_of(config: Any) -> int:
-    """Positions that the model knows, or was made for; `ModelLoadError` if its settings do not say."""
-    told = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
-    length = next((each for each in told if each), None)
+    """The longest context that the model was made for; `ModelLoadError` if its settings do not say."""
+    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "seq_length"))
+    length = next((each for each in lengths if each), None)
     if length is None:
         raise ModelLoadError("the model's settings do not say how long a text may be (max_position_embeddings)")
+    if not 0 < int(length) <= MOST_POSITIONS:
+        raise ModelLoadError(f"the model's settings say that a text may have {length:.6g} positions")
     return int(length)
 
 
@@ -177,19 +193,23 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset((*tokenizer.all_special_ids, *added))
 
 
-def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
+def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantization | None, device: torch.device) -> Any:
     """The transformers model. A file that lacks weights is refused: transformers would make them up."""
     transformers_logging.disable_progress_bar()
     adopt()
-    network, info = transformers.AutoModelForCausalLM.from_pretrained(
-        files.folder,
-        config=text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False)),
-        key_mapping=TEXT_NAMES,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    config = text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False))
+    with bounded():
+        network, info = transformers.AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            config=config,
+            key_mapping=TEXT_NAMES,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **arguments(quantised, config, dtype, device),
+        )
+    settle(quantised, network, dtype)
     for flaw, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
         if names := sorted(map(str, info.get(flaw, ()))):
             raise ModelLoadError(f"the model's files {what} {names[0]} and {len(names) - 1} others")
@@ -198,9 +218,9 @@ def _network(files: ModelFiles, dtype: torch.dtype | str) -> Any:
 
 
 def _keep_caps(network: Any) -> None:
-    """Let a model that caps its attention's scores (Gemma 2) run with an attention that does so.
+    """Run a model that caps its attention scores (Gemma 2) with an attention implementation that applies the cap.
 
-    transformers 5.16 chooses `sdpa` for it, which drops the cap without a word; 5.23 does not.
+    transformers 5.16 chooses `sdpa`, which silently drops the cap; 5.23 does not.
     """
     capped = getattr(network.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if capped and network.config._attn_implementation == "sdpa":
@@ -208,13 +228,15 @@ def _keep_caps(network: Any) -> None:
 
 
 def text_config(config: Any) -> Any:
-    """The config of the part that reads and writes text; the config itself where there is no other part."""
+    """The config of a multimodal model's text part; for other models the config itself."""
     if config.model_type not in TEXT_PART:
         return config
     text = config.get_text_config()
     tied = config.to_diff_dict().get("tie_word_embeddings")
     if tied is not None:  # some name it for the whole model alone
         text.tie_word_embeddings = tied
+    if getattr(text, "quantization_config", None) is None and getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
     return text
 
 
@@ -237,13 +259,8 @@ def dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
     return dtype
 
 
-def _tensors(network: torch.nn.Module) -> list[Tensor]:
-    """Parameters and buffers, tied ones once."""
-    return list({tensor.data_ptr(): tensor for tensor in (*network.parameters(), *network.buffers())}.values())
-
-
 def move(loaded: LoadedModel) -> None:
-    """Bring the model to its device; `OutOfMemoryError` leaves nothing there."""
+    """Move the model to its device; after `OutOfMemoryError` nothing is left there."""
     failure: SAEError
     try:
         loaded.network.to(loaded.device)
@@ -257,21 +274,28 @@ def move(loaded: LoadedModel) -> None:
 
 
 def fit(loaded: LoadedModel, cache_bytes: int) -> None:
-    """Find out how the model, which is on its device, makes tokens, and how much room their keys and values have.
+    """Choose how the model, which is on its device, makes tokens, and how large its cache may be.
 
     `ModelLoadError` for a model that does not run; `OutOfMemoryError`.
     """
     failure: SAEError
     try:
-        loaded.runner, loaded.cache_size = runner_for(loaded.network, loaded.tokenizer.vocabulary)
-    except Exception as error:  # a model raises what it likes; all become ours
+        found = runner_for(loaded.network, loaded.tokenizer.vocabulary)
+    except Exception as error:  # a model can raise anything; all become errors of ours
         failure = explained(error, "trying the model")
     else:
         context = loaded.facts.context_length
+        loaded.runner, loaded.cache_size = found.runner, found.size
         loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
-        told = {**loaded.facts.environment, "batching": loaded.runner.together}
+        environment_now = {**loaded.facts.environment, "batching": loaded.runner.together}
         positions = loaded.cache_size.longest(loaded.cache_bytes)
-        loaded.facts = structs.replace(loaded.facts, environment=told, cache_positions=positions)
+        loaded.facts = structs.replace(
+            loaded.facts,
+            environment=environment_now,
+            cache_positions=positions,
+            in_turn=found.in_turn,
+            memory_bytes=nbytes(loaded.network),
+        )
         return
     # Outside of the block above: the traceback, which holds the tensors, is gone.
     loaded.network = None

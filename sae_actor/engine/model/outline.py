@@ -1,8 +1,7 @@
 """A model without its weights: its modules on torch's meta device, made from its config alone.
 
-For whoever wants to add a model type: what its blocks are made of, and which family's row has all of its modules there.
-That the modules are there does not show that they do the same: tests compare what they compute. Nothing is decided by
-this at run time.
+It helps to add a model type: it shows the modules of its blocks, and the families all of whose modules they have. Equal
+names do not show that the modules do the same: tests compare their results. Nothing is decided by this at run time.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from ...errors import ModelLoadError, SAEError
 from ...models.families import FAMILIES
 from ..failures import explained
 from ..interventions.hook_points import Architecture
+from .building import bounded
 from .loading import text_config
 from .source import settings_folder
 
@@ -40,32 +40,32 @@ class Outline(NamedTuple):
     """Path of the list of blocks."""
     kinds: tuple[Layers, ...]
     fitting: dict[tuple[str, ...], tuple[str, ...]]
-    """Model types with one row, all of whose modules are there → the hook points that the row would give."""
+    """Model types that share a family all of whose modules are there → the hook points of that family."""
 
 
 def without_weights(config: Any) -> Any:
     """The transformers model of a config, in bfloat16; it takes no memory, and computes shapes only."""
-    with torch.device("meta"):
+    with bounded(), torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def outline_of(model: str, revision: str) -> Outline:
-    """What a model (folder, or hub id at a revision) is made of; only its config is fetched.
+    """The modules of a model (folder, or hub id at a revision); only its config is fetched.
 
-    `ModelNotFoundError`; `ModelLoadError` for settings that transformers cannot build a text model of.
+    `ModelNotFoundError`; `ModelLoadError` for settings from which transformers cannot build a text model.
     """
     transformers.logging.set_verbosity_error()
     failure: SAEError
     try:
         folder = settings_folder(model, revision)
         return outline(text_config(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)))
-    except Exception as error:  # transformers raises whatever settings lead to; all become ours
+    except Exception as error:  # settings can make transformers raise anything; all become errors of ours
         failure = explained(error, f"reading the settings of {model}")
     raise ModelLoadError(failure.detail, model=model) if failure.code == "internal" else failure
 
 
 def outline(config: Any) -> Outline:
-    """What a model with that config is made of. `ModelLoadError` if no list of blocks is found in it."""
+    """The modules of a model with that config. `ModelLoadError` if it has no list of blocks."""
     network = without_weights(config)
     count = config.num_hidden_layers
     found = (

@@ -16,12 +16,21 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from ...errors import ModelLoadError, ModelNotFoundError
-from ...models.files import CONFIG, SMALL, is_complete, is_hub_id, local_folder, refuse_pointers, weight_names
+from ...models.files import (
+    CONFIG,
+    SMALL,
+    is_complete,
+    is_hub_id,
+    local_folder,
+    read_config,
+    refuse_pointers,
+    weight_names,
+)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class LoadCancelled(Exception):  # noqa: N818 — no error: somebody changed their mind
+class LoadCancelled(Exception):  # noqa: N818 — a cancel is not an error
     """Raised inside a cancelled load."""
 
 
@@ -32,7 +41,7 @@ class ModelFiles(NamedTuple):
     commit: str | None
     """None for a local folder."""
     names: tuple[str, ...]
-    """Every file that the model is made of, sorted."""
+    """Every file of the model, sorted."""
 
 
 DEFAULT_REVISION = "main"
@@ -59,10 +68,14 @@ def find_model(model: str, revision: str) -> ModelFiles:
 
 
 def settings_folder(model: str, revision: str) -> Path:
-    """A folder with the config of `model`; of a hub's model nothing else is fetched. Raises as `find_model`."""
-    folder = local_folder(model)
-    if folder is not None:
-        return folder
+    """A folder with the config of `model`, which is checked; no other file is fetched from a hub. Raises as
+    `find_model`."""
+    folder = local_folder(model) or _fetched_settings(model, revision)
+    read_config(folder)
+    return folder
+
+
+def _fetched_settings(model: str, revision: str) -> Path:
     if not is_hub_id(model):
         raise ModelNotFoundError(f"{model} is neither a folder with a model nor the id of one on the hub", model=model)
     try:
@@ -74,7 +87,7 @@ def settings_folder(model: str, revision: str) -> Path:
 def digests(files: ModelFiles, cancelled: threading.Event) -> dict[str, str]:
     """sha256 of every file. `ModelLoadError` for one in the hub's cache that does not match its name.
 
-    The cache names what is in large-file storage by its sha256, and does not check it.
+    The cache names files of large-file storage by their sha256, and does not check it.
     """
     found = {}
     for name in files.names:

@@ -15,6 +15,7 @@ SHOWN = 10
 """Nearest features, tokens promoted, tokens suppressed."""
 INTO_RESIDUAL = frozenset({"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"})
 """Hook kinds in the residual stream, which the unembedding reads; not those before a norm."""
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def feature_details(
@@ -34,7 +35,7 @@ def feature_details(
         nearest=_nearest(sae, feature),
         promoted=promoted,
         suppressed=suppressed,
-        label=None if recorded is None else recorded.label,
+        label=recorded.label if recorded is not None else next(iter(sae.spec.names[feature : feature + 1]), None),
         max_activation=statistics.maxima.get(feature),
         density=None if recorded is None else recorded.density,
         top_tokens=() if recorded is None else recorded.top_tokens,
@@ -62,7 +63,7 @@ def _tokens(
     gain = model.architecture.hook(written_at).gain
     row = row if gain is None else row * gain.gain
     W: Tensor = unembedding.weight  # [vocabulary, hidden]
-    if W.shape[1] != len(row):
+    if W.ndim != 2 or W.shape[1] != len(row) or W.dtype not in PLAIN:  # or it is quantised
         return (), ()
     weights = (W @ row.to(W.dtype)).float()
     both = []

@@ -29,7 +29,7 @@ def prepared(
         if (resident.hook_point, resident.hook_point_out) != (sae.hook_point, sae.hook_point_out):
             raise InternalError(f"{sae.sae_id} is at {resident.hook_point}, not at {sae.hook_point}")
         if sae.changes_text:
-            steering = resident.steering(sae.steering, model.network.dtype)
+            steering = resident.steering(sae.steering, model.written_in(resident.written_at))
             parts.append(SaeIntervention(sae, steering, len(request.token_ids), turns, marks))
     reconstructed = [part.write_at for part in parts if part.reconstructs]
     if len(set(reconstructed)) < len(reconstructed):
@@ -50,10 +50,11 @@ def _probe(
     watch: Watch, request: GenerationRequest, model: LoadedModel, residents: Mapping[int, Resident], marks: TokenKinds
 ) -> Probe | None:
     """None for a missing one whose rate is limited."""
-    resident = residents.get(watch.sae.attach_position)
-    if resident is not None:
-        hook, prompt = model.architecture.hook(resident.hook_point), len(request.token_ids)
-        return Probe(watch, resident.sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
+    resident = None if watch.mean else residents.get(watch.sae.attach_position)
+    if resident is not None or watch.mean:
+        point, sae = (watch.sae.hook_point, None) if resident is None else (resident.hook_point, resident.sae)
+        hook, prompt = model.architecture.hook(point), len(request.token_ids)
+        return Probe(watch, sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
     if watch.every_seconds is not None:
         return None
     raise InterventionGone

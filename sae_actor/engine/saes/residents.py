@@ -38,6 +38,10 @@ class Resident:
     _prepared: OrderedDict[tuple[Edit, ...], Steering] = field(default_factory=OrderedDict)
 
     @property
+    def written_at(self) -> HookPoint:
+        return self.hook_point_out or self.hook_point
+
+    @property
     def dtype(self) -> str:
         return str(self.sae.dtype).removeprefix("torch.")
 
@@ -65,6 +69,7 @@ def load_resident(effect: AttachEffect, folder: str, model: ModelFacts) -> Resid
         dtype=effect.dtype,
         mapped=is_mapped(effect, model),
         repository_id=effect.location.repository_id,
+        layer=effect.location.layer,
     )
     check_fit(effect.hook_point, sae.spec.d_in, model)
     check_fit(effect.hook_point_out or effect.hook_point, sae.spec.d_out, model)
@@ -83,8 +88,9 @@ def _is_where_trained(effect: AttachEffect, sae: SAE, model: ModelFacts) -> bool
 
 
 def is_mapped(effect: AttachEffect, model: ModelFacts) -> bool:
-    """Whether the SAE's matrices stay in their files."""
-    return effect.location.written_by_service and model.device == "cpu"
+    """Whether the SAE's matrices stay in their files; those of a BatchTopK checkpoint are made of what is there."""
+    as_stored = not effect.sae.architecture.endswith("batchtopk")
+    return effect.location.written_by_service and model.device == "cpu" and as_stored
 
 
 def check_fit(point: HookPoint, width: int, model: ModelFacts) -> None:

@@ -19,6 +19,7 @@ from ..files import SaeFiles
 from ..format import Format
 from ..hook_names import parse_hook
 from ..layout import Layout, Recipe
+from ..refused import CLT, CROSSCODER
 from ..settings.keys import Keys
 
 WEIGHTS = "params.safetensors"
@@ -65,8 +66,11 @@ def read(files: SaeFiles) -> Layout:
     file = files.tensors(WEIGHTS)
     cfg = files.config("config.json") if files.has("config.json") else Config({}, "config.json")
     w_dec = file.tensors.get("w_dec")
+    w_enc = file.tensors.get("w_enc")
+    if "crosscoder" in (*files.origin.parts, cfg.text("type")) or (w_enc and len(w_enc.shape) == 3):
+        raise SAEUnsupportedError(CROSSCODER, architecture="crosscoder")
     if "clt" in files.origin.parts[-2:-1] or cfg.text("type") == "clt" or (w_dec and len(w_dec.shape) == 3):
-        raise SAEUnsupportedError("a cross-layer transcoder writes at several layers", architecture="clt")
+        raise SAEUnsupportedError(CLT, architecture="clt")
     if cfg.text("architecture") not in (None, "jump_relu", "jumprelu"):
         raise SAEUnsupportedError(f"architecture {cfg.text('architecture')}")
     sizes = sizes_of(file, _NAMES)

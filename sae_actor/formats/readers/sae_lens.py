@@ -24,6 +24,7 @@ from ..format import Format
 from ..headers import TensorFile
 from ..hook_names import agree, parse_hook, parse_layer
 from ..layout import Activation, Layout, Recipe, RowNorm
+from ..refused import CLT, TEMPORAL
 from ..settings.processed import CENTRED, MAYBE_CENTRED, Processed
 from ..settings.sae_lens_keys import ACTIVATION, METADATA, MODEL, TOP
 from . import llama_scope_r1
@@ -49,14 +50,19 @@ _ACTIVATIONS: dict[str, Activation] = {
     "skip_transcoder": "relu",
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka_batchtopk": "jumprelu",
 }
+_BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+"""Training checkpoints: trained to keep the largest of a batch, used with the threshold that came out of it."""
+
+_THRESHOLD = "topk_threshold"
 
 _REFUSED = {
-    "batchtopk": "is a training checkpoint; save it for inference, which makes it a jumprelu SAE",
-    "matryoshka_batchtopk": "is a training checkpoint; save it for inference, which makes it a jumprelu SAE",
-    "matching_pursuit": "encodes in sequence and has no encoder matrix",
-    "temporal": "attends over the whole sequence when it encodes",
-    "clt": "writes at several layers",
+    "matching_pursuit": "it picks one feature after the other, each for what those before it left over: that takes an "
+    "encoder that runs in steps, and here one matrix reads every feature",
+    "temporal": TEMPORAL,
+    "clt": CLT,
 }
 _NORMS: dict[str, RowNorm] = {
     "none": "none",
@@ -93,7 +99,7 @@ def read(files: SaeFiles) -> Layout:
     architecture = _architecture(cfg, legacy)
     chooses = architecture in ("topk", "abstopk")
     file = files.tensors(WEIGHTS)
-    names = _names(architecture)
+    names = _names(architecture, file)
     sizes = _sizes(cfg, file, names, architecture)
 
     transcoder = "transcoder" in architecture
@@ -137,7 +143,8 @@ def read(files: SaeFiles) -> Layout:
         norm_output=not transcoder,
         scale_in=scale,
         scale_out=1.0 if transcoder else 1.0 / scale,
-        decoder_norm=chooses and cfg.boolean("rescale_acts_by_decoder_norm", default=False),
+        decoder_norm=(chooses or architecture in _BATCH_TOPK)
+        and cfg.boolean("rescale_acts_by_decoder_norm", default=not chooses),
         heads=_heads(cfg, hook_name),
     )
     means_nothing = cfg.values.get("finetuning_scaling_factor") is True and "scaling_factor" not in file
@@ -153,7 +160,7 @@ def read(files: SaeFiles) -> Layout:
         settled.append((cfg.section("activation_fn_kwargs"), ACTIVATION, "activation_fn_kwargs."))
     return layout(
         file,
-        assemble(file, names, sizes, optional=("scaling_factor",)),
+        assemble(file, names, sizes, optional=("scaling_factor",), broadcast=("threshold",)),
         recipe,
         sizes,
         architecture=architecture,
@@ -192,8 +199,8 @@ def _architecture(cfg: Config, legacy: bool) -> str:
         elif activation not in ("relu", "tanh-relu") or (activation == "tanh-relu" and architecture != "standard"):
             raise SAEUnsupportedError(f"activation function {activation[:60]} in a {architecture[:60]} SAE")
     if architecture not in _ACTIVATIONS:
-        why = _REFUSED.get(architecture, "is not a known architecture of SAELens")
-        raise SAEUnsupportedError(f"{architecture[:60]} {why}", architecture=architecture[:60])
+        why = _REFUSED.get(architecture, "not a known architecture of SAELens")
+        raise SAEUnsupportedError(f"{architecture[:60]}: {why}", architecture=architecture[:60])
     return architecture
 
 
@@ -204,13 +211,20 @@ def _k(cfg: Config, legacy: bool) -> int | None:
     return _first(cfg.section("activation_fn_kwargs").count("k"), cfg.count("k"))
 
 
-def _names(architecture: str) -> Names:
+def _names(architecture: str, file: TensorFile) -> Names:
     if architecture == "gated":
         names = dict(_GATED)
     else:
         names = dict(MATH)
         if "jumprelu" in architecture:
             names["threshold"] = (Alias("threshold"),)
+        if architecture in _BATCH_TOPK:
+            if _THRESHOLD not in file:
+                why = f"{WEIGHTS} has no {_THRESHOLD}, below which a feature is off"
+                raise SAEUnsupportedError(
+                    f"{architecture}: {why}: save it for inference, as a jumprelu SAE", architecture=architecture
+                )
+            names["threshold"] = (Alias(_THRESHOLD),)
         if "skip" in architecture:
             names["W_skip"] = (Alias("W_skip"),)
     return names | {"scaling_factor": (Alias("scaling_factor"),)}

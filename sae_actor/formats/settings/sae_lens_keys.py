@@ -73,7 +73,7 @@ TOP = Keys(
         "activation_fn_str": "architecture says it since version 6",
         "activation_fn_kwargs": "architecture and k say it since version 6",
         "k": "only a TopK SAE has it",
-        "rescale_acts_by_decoder_norm": "only a TopK SAE has it",
+        "rescale_acts_by_decoder_norm": "only a TopK or BatchTopK SAE has it",
         "apply_b_dec_to_input": "",
         "normalize_activations": "",
         "norm_scaling_factor": "only normalize_activations expected_average_only_in has it",

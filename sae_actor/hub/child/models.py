@@ -1,8 +1,8 @@
 """The files of a model, in the child process: into the user's own hub cache, as other tools expect them there.
 
-The small files come first, then the safetensors files that the index names: a model of an unknown type costs no
-weights, and nothing that could run is fetched. What a cancelled or killed fetch leaves is continued by the next one;
-nothing in that cache is ever removed.
+The small files come first, then the safetensors files that the index names: a model of an unknown type, or whose
+quantised weights nothing here reads, costs no weights, and nothing that could run is fetched. What a cancelled or
+killed fetch leaves is continued by the next one; nothing in that cache is ever removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from ...errors import ModelLoadError, ModelNotFoundError
-from ...models.files import CONFIG, is_complete, is_small, refuse_pointers, weight_names
+from ...models.files import CONFIG, is_complete, is_small, read_config, refuse_pointers, weight_names
+from ...models.quantization import has_cuda, quantization_of
 from ...ports import OnProgress
 from ..layout import Repository, link_blob, refuse_full, write_durably
 from ..protocol import Fetched, ModelJob
@@ -50,6 +51,7 @@ class ModelFetch:
         if not job.weights:
             return Fetched(commit=commit)
         names = weight_names(self._repository.snapshot(commit))
+        quantization_of(read_config(self._repository.snapshot(commit)), job.quantization, cuda=has_cuda(job.device))
         if any(name not in by_name for name in names):
             raise ModelLoadError(f"{job.model} has no weights as safetensors; other kinds are not read")
         self._bring(transfer, commit, [by_name[name] for name in names])

@@ -25,9 +25,19 @@ async def test_a_model_and_an_sae_next_to_it(service: Running) -> None:
     assert found["needed_bytes"] == weights + sae + per_token * context
     assert (found["free_bytes"], found["fits"]) == (10**9, True)
     assert found["assumes"] | {"context": 0} == {
-        "model_type": "fake", "dtype": "float32", "device": "cpu", "context": 0, "state_bytes": 0,
+        "model_type": "fake", "dtype": "float32", "device": "cpu", "quantization": None, "context": 0,
+        "state_bytes": 0,
     }  # fmt: skip
     assert (await service.client.get("/api/model")).json()["model_id"] == MODEL  # nothing was loaded
+
+
+async def test_a_model_whose_weights_are_quantised(service: Running) -> None:
+    answer = await service.client.get("/api/models/fit", params={"model": MODEL, "quantization": "nf4"})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["weights_bytes"], found["assumes"]["quantization"]) == (16 * VOCABULARY, "nf4")
+    await service.command("LoadModel", model=MODEL, quantization="nf4")
+    assert (await service.client.get("/api/model")).json()["quantization"] == "nf4"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +47,7 @@ async def test_a_model_and_an_sae_next_to_it(service: Running) -> None:
         ({"model": ""}, 400, "bad_request"),
         ({"model": "org/tiny", "dtype": "int3"}, 400, "bad_request"),
         ({"model": "org/tiny", "device": "tpu"}, 400, "bad_request"),
+        ({"model": "org/tiny", "quantization": "int3"}, 400, "bad_request"),
         ({"model": "org/tiny", "revision": "../x"}, 400, "bad_request"),
         ({"model": "org/tiny", "sae_id": "nothing"}, 404, "sae_not_found"),
         ({"model": "org/missing"}, 404, "model_not_found"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sae_actor.domain.events import envelope
-from sae_actor.domain.refs import import_id_of, sae_id_of
+from sae_actor.domain.weights import import_id_of, sae_id_of
 from tests.fakes.hub import description
 
 from ..conftest import MODEL, REPOSITORY, Running, serving
@@ -219,6 +219,23 @@ async def test_what_an_sae_was_trained_with_and_what_of_its_files_is_left(servic
     for warnings in (fits["warnings"], attached["warnings"]):
         assert any("prepend_bos" in warning and "does not add" in warning for warning in warnings)
         assert "odd" in warnings
+
+
+async def test_a_model_whose_texts_run_in_turn(service: Running) -> None:
+    """Its capabilities say so and why, and whoever attaches an SAE is told, before and at it."""
+    sae_id = await service.ready()
+    assert (await service.client.get("/api/capabilities")).json()["model"]["in_turn"] is None
+    service.engine.in_turn = "its attention cannot be replaced"
+    await service.command("Detach", sae_id=sae_id)
+    await service.command("LoadModel", model="org/other")
+    running = (await service.client.get("/api/capabilities")).json()["model"]
+    assert (running["batching"], running["in_turn"]) == (False, "its attention cannot be replaced")
+    fits = (await service.client.get(f"/api/saes/{sae_id}/compatibility")).json()
+    attached = (await service.client.post(f"/api/saes/{sae_id}/attach", json={})).json()
+    told = "this model's texts run one after the other: its attention cannot be replaced"
+    assert told in fits["warnings"]
+    assert told in attached["warnings"]
+    assert told in (await service.events())[-2]["data"]["warnings"]
 
 
 async def test_what_the_files_of_an_sae_do_not_say(service: Running) -> None:

@@ -32,9 +32,9 @@ async def stop(service: Running) -> None:
     service.engine.step_seconds = 0.02
 
     async def end() -> None:
-        while not any(len(text.made) > 2 for text in service.context.texts._running.values()):
+        while not any(len(text.made) > 2 for text in service.context.generations._running.values()):
             await asyncio.sleep(0.01)
-        await service.context.texts.close()
+        await service.context.generations.close()
 
     service.ending = asyncio.create_task(end())  # type: ignore[attr-defined]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import Any
 
 import httpx
@@ -10,7 +11,9 @@ import pytest
 
 from sae_actor.api.kept_answers import KEPT_ANSWERS, KEPT_SECONDS, KeptAnswers
 from sae_actor.config.access import Grant, digest_of
+from sae_actor.errors import OutOfMemoryError
 from sae_actor.eventlog.memory import MemoryLog
+from sae_actor.ports import GenerationRequest, GenerationStream
 
 from ..conftest import MODEL, Running, serving
 
@@ -175,16 +178,36 @@ async def test_a_refusal_is_not_remembered(service: Running) -> None:
     assert (await post(service)).json()["error"]["code"] == "model_not_loaded"
     await service.command("LoadModel", model=MODEL)
     assert (await post(service, {**ASK, "max_tokens": 10_000})).status_code == 400
-    service.engine.max_running, service.context.texts.places = 1, 0
+    service.engine.max_running, service.context.generations.places = 1, 0
     assert (await post(service)).status_code == 429
-    service.context.texts.places = None
+    service.context.generations.places = None
     assert (await post(service)).status_code == 200
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_the_failure_of_one_choice_is_the_answer(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(record_text=True) as service:
+        await service.ready()
+        clock, generate, asked = Clock(service), service.engine.generate, count()
+
+        def generates(request: GenerationRequest) -> GenerationStream:
+            if next(asked) == failing:
+                raise OutOfMemoryError("no room for this one")
+            return generate(request)
+
+        monkeypatch.setattr(service.engine, "generate", generates)
+        service.engine.text_gate = asyncio.Event()
+        for _ in range(2):
+            answer = await post(service, {**ASK, "n": 2})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "out_of_memory")
+            clock.seconds += KEPT_SECONDS
+        assert len(await started(service)) == 2
 
 
 async def test_a_failure_is_the_answer(service: Running) -> None:
     await service.ready()
     clock = Clock(service)
-    service.context.texts.deadline_seconds = 0.1
+    service.context.generations.deadline_seconds = 0.1
     service.engine.text_gate = asyncio.Event()
     first = await post(service)
     assert (first.status_code, first.json()["error"]["code"]) == (504, "deadline_exceeded")

@@ -188,7 +188,7 @@ async def test_a_field_that_nobody_publishes(client: AsyncOpenAI) -> None:
 @pytest.mark.parametrize("tokens", [0, 2])
 async def test_a_failure_is_an_error_of_the_client(tokens: int, client: AsyncOpenAI, service: Running) -> None:
     """Before the stream begins, and in its midst."""
-    service.context.texts.deadline_seconds = 0.2
+    service.context.generations.deadline_seconds = 0.2
     service.engine.text_gate = gate = asyncio.Event()
     if tokens:
         gate.set()

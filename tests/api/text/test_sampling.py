@@ -102,13 +102,13 @@ async def test_choices_of_several_prompts_follow_one_another(service: Running) -
 
 async def test_all_choices_are_admitted_or_none(service: Running) -> None:
     await service.ready()
-    service.context.texts.places = 3
+    service.context.generations.places = 3
     before = len(await service.events())
     too_many = await service.client.post(PATHS[0], json={**ASK, "n": 4})
     assert (too_many.status_code, too_many.json()["error"]["param"]) == (400, "n")
     service.engine.text_gate = asyncio.Event()
     waiting = asyncio.create_task(service.client.post(PATHS[0], json={**ASK, "n": 2}))
-    while service.context.texts.waiting < 2:
+    while service.context.generations.waiting < 2:
         await asyncio.sleep(0.005)
     refused = await service.client.post(PATHS[0], json={**ASK, "n": 2})
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")

@@ -9,9 +9,21 @@ from sae_actor.domain.commands import Steer
 from sae_actor.domain.refs import Edit, Method, Positions, Span, Unit, When
 from sae_actor.domain.rules.edits import checked
 from sae_actor.errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError
-from tests.domain.dsl import STARTED, A, B, attached, attached_steered, attaching, cached, edit, given, loaded
+from tests.domain.dsl import (
+    STARTED,
+    A,
+    B,
+    attached,
+    attached_steered,
+    attaching,
+    cached,
+    description,
+    edit,
+    given,
+    loaded,
+)
 
-D_SAE = 32
+SAE = description(d_sae=32)
 
 
 def test_the_list_replaces_what_was_set() -> None:
@@ -50,33 +62,33 @@ def test_a_refused_steer_keeps_what_was_set() -> None:
 
 @pytest.mark.parametrize("feature", [32, 2**31 - 1])
 def test_a_feature_that_the_sae_has_not(feature: int) -> None:
-    assert checked((edit(31),), A, D_SAE) == (edit(31),)
+    assert checked((edit(31),), A, SAE) == (edit(31),)
     with pytest.raises(FeatureOutOfRangeError):
-        checked((edit(31), edit(feature)), A, D_SAE)
+        checked((edit(31), edit(feature)), A, SAE)
 
 
 # — what is not built yet is refused by name —
 
 
 def test_exclusions() -> None:
-    assert checked((edit(exclude=("sink", "sink")),), A, D_SAE) == (edit(exclude=("sink",)),)
+    assert checked((edit(exclude=("sink", "sink")),), A, SAE) == (edit(exclude=("sink",)),)
     kept = (edit(exclude=("special", "template", "sink"), positions=Span(role="user")),)
-    assert checked(kept, A, D_SAE) == kept
+    assert checked(kept, A, SAE) == kept
 
 
 @pytest.mark.parametrize("unit", ["unit", "max", "norm"])
 def test_units(unit: Unit) -> None:
     with pytest.raises(BadRequestError, match=unit):
-        checked((edit(unit=unit),), A, D_SAE)
+        checked((edit(unit=unit),), A, SAE)
 
 
 def test_conditions() -> None:
     kept = (edit(when=When(31, 0.5)),)
-    assert checked(kept, A, D_SAE) == kept
+    assert checked(kept, A, SAE) == kept
     with pytest.raises(FeatureOutOfRangeError, match="feature 32"):
-        checked((edit(when=When(32, 0.5)),), A, D_SAE)
+        checked((edit(when=When(32, 0.5)),), A, SAE)
     with pytest.raises(ConflictingEditsError):  # the condition is no part of an edit's key
-        checked((edit(when=When(1, 0.5)), edit(when=When(2, 0.5))), A, D_SAE)
+        checked((edit(when=When(1, 0.5)), edit(when=When(2, 0.5))), A, SAE)
 
 
 # — contradictions —
@@ -84,7 +96,7 @@ def test_conditions() -> None:
 
 def conflict(one: Edit, other: Edit) -> bool:
     try:
-        checked((one, other), A, D_SAE)
+        checked((one, other), A, SAE)
     except ConflictingEditsError as error:
         return bool(error.fields == {"feature": one.feature})
     return False
@@ -113,7 +125,7 @@ def test_a_contradiction_is_told_in_words(one: Edit, other: Edit, told: str) -> 
     story = given(*attached_steered()).when(Steer(sae_id=A, features=(one, other)))
     story.refused("conflicting_edits", feature=3)
     with pytest.raises(ConflictingEditsError) as refused:
-        checked((one, other), A, D_SAE)
+        checked((one, other), A, SAE)
     assert refused.value.detail == told
 
 

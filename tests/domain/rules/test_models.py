@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.commands import Attach, Detach, LoadModel, UnloadModel
+from sae_actor.domain.effects import LoadModelEffect
 from sae_actor.domain.events import Problem
-from sae_actor.domain.pending import residents
+from sae_actor.domain.pending import pending, residents
 from sae_actor.domain.reports import EffectDone
 from tests.domain.dsl import (
     BROKEN,
@@ -71,8 +74,29 @@ def test_a_load_of_the_same_model_joins_the_one_that_runs() -> None:
     assert story.when(ev.ModelLoaded(request_position=2, model=facts())).open_commands() == set()
 
 
-@pytest.mark.parametrize("field", [{"revision": "v2"}, {"dtype": "bfloat16"}, {"device": "cuda"}])
-def test_the_same_model_means_all_that_was_asked(field: dict[str, str]) -> None:
+def test_what_is_to_be_quantised_is_recorded_and_owed() -> None:
+    story = given(STARTED).when(LoadModel(model=MODEL, quantization="nf4"))
+    asked = ev.ModelLoadRequested(model=MODEL, revision="main", dtype="auto", device="auto", quantization="nf4")
+    story = story.then(asked).owes(("load_model", 2))
+    assert story.state.model is not None
+    assert story.state.model.quantization == "nf4"
+    (owed,) = pending(story.state)
+    assert isinstance(owed, LoadModelEffect)
+    assert owed.quantization == "nf4"
+    story.when(LoadModel(model=MODEL, quantization="nf4")).then_types(ev.ModelLoadRequested).owes(("load_model", 2))
+    story.when(LOAD).then_types(ev.ModelLoadRequested, ev.ModelLoadFailed).owes(("load_model", 3))
+
+
+def test_a_command_without_it_is_the_one_of_before() -> None:
+    """Its digest is that of a version that did not know the field."""
+    assert LOAD.digest() == "57a14544697edffc5f9e2e512a3f4b3c8ce9461a2b0bab1babd07aa040d2a298"
+    assert LoadModel(model=MODEL, quantization="int8").digest() != LOAD.digest()
+
+
+@pytest.mark.parametrize(
+    "field", [{"revision": "v2"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"quantization": "int8"}]
+)
+def test_the_same_model_means_all_that_was_asked(field: dict[str, Any]) -> None:
     story = given(STARTED, loaded()).when(LoadModel(model=MODEL, **field)).then_types(ev.ModelLoadRequested)
     assert story.owes(("load_model", 4)).state.model is not None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sae_actor.domain import events as ev
@@ -301,10 +303,11 @@ def test_a_new_start_brings_its_settings() -> None:
         ({"dtype": "bfloat16"}, True),
         ({"revision": "v2"}, True),
         ({"device": "cpu"}, True),
+        ({"quantization": "nf4"}, True),
     ],
 )
 def test_the_model_of_the_settings_is_missing_where_the_log_has_another(
-    wanted: dict[str, str], is_missing: bool
+    wanted: dict[str, Any], is_missing: bool
 ) -> None:
     model = LoadModel(**{"model": MODEL, **wanted})
     state = given(STARTED, loaded()).when(Start(version="2", model=model)).then(FRESH).state

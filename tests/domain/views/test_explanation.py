@@ -171,6 +171,13 @@ def test_without_anything_attached() -> None:
     assert (view["intervention"], view["attached"], view["baseline"], view["digest"]["agrees"]) == ([], [], False, True)
 
 
+def test_how_the_weights_were_held() -> None:
+    assert one(finished(begun(given(STARTED, loaded()))))["model"]["quantization"] is None
+    environment = {"quantization": {"scheme": "nf4", "method": "bitsandbytes"}}
+    view = one(finished(begun(given(STARTED, loaded(environment=environment)))))
+    assert (view["model"]["quantization"], view["model"]["dtype"]) == ("nf4", "float32")
+
+
 def test_a_text_without_an_end() -> None:
     view = one(begun(given(*attached_steered())))
     assert (view["finished"], view["finish_reason"], view["receipt"], view["tokens_prompt"]) == (None, None, None, 3)

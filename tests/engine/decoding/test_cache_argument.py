@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from sae_actor.engine import EngineSettings, TorchEngine
-from sae_actor.engine.decoding.model_runner import CACHE_ARGUMENTS
+from sae_actor.engine.decoding.recurrent import CACHE_ARGUMENTS
 from sae_actor.errors import ModelLoadError
 from tests.engine.asking import finished, load, no_progress, request
 from tests.engine.tiny import save_tiny_model

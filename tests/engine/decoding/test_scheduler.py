@@ -23,6 +23,7 @@ from sae_actor.errors import BadRequestError
 from sae_actor.ports import Finished, GenerationRequest, Token, Watch
 from sae_actor.sae import load_sae
 from tests.engine.asking import active, apart, attach, detach, finished, load, no_progress, read, request
+from tests.engine.blocks import IN_TURN
 from tests.engine.tiny import CONFIGS, save_tiny_model, save_tiny_sae, tiny_model
 
 pytestmark = pytest.mark.anyio
@@ -120,7 +121,9 @@ def plain(told: tuple[list[Token], Finished]) -> tuple[Any, ...]:
 
 
 @pytest.mark.usefixtures("small_slots")
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "gpt2", "gpt_oss"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "mistral", "gemma2", "gpt2", "gpt_oss", "qwen3_5_text", "qwen3_5_moe_text", "llama4_text"]
+)
 async def test_together_as_alone(tmp_path: Path, tiny_sae: Path, model_type: str) -> None:
     model = save_tiny_model(tmp_path / "model", model_type)
     async with running(model, (5, POINT), (6, LOWER), sae=tiny_sae, prompt_tokens=7) as engine:
@@ -140,14 +143,25 @@ async def test_together_as_alone(tmp_path: Path, tiny_sae: Path, model_type: str
                         assert (told.first, len(told.rows)) == (before.first, len(before.rows))
 
 
+TEMPERED = {"no_rope_layers": [1, 0, 1], "floor_scale": 4, "attn_scale": 0.5}
+"""Llama 4's middle layer without rotary embedding looks at all keys, with queries scaled by position."""
+
+
 @pytest.mark.usefixtures("small_slots")
-@pytest.mark.parametrize("model_type", sorted(CONFIGS))
-async def test_many_lengths_beside_each_other_are_generate(tmp_path: Path, tiny_sae: Path, model_type: str) -> None:
-    """Prompts in pieces, slots outgrown, texts that end while others go on."""
-    model = save_tiny_model(tmp_path / "model", model_type)
-    reference: Any = tiny_model(model_type)
+@pytest.mark.parametrize(
+    ("model_type", "config"), [*((name, {}) for name in sorted(CONFIGS)), ("llama4_text", TEMPERED)]
+)
+async def test_many_lengths_beside_each_other_are_generate(
+    tmp_path: Path, tiny_sae: Path, model_type: str, config: dict[str, Any]
+) -> None:
+    """Prompts in pieces, slots outgrown, windows and chunks left behind, texts that end while others go on."""
+    model = save_tiny_model(tmp_path / "model", model_type, **config)
+    reference: Any = tiny_model(model_type, **config)
     asked = [(ids(n, n), 3 + 5 * (n % 4)) for n in (1, 2, 9, 16, 23, 40)]
     async with running(model, sae=tiny_sae, prompt_tokens=6) as engine:
+        assert engine._model is not None
+        assert engine._model.facts.environment["batching"] is (model_type not in IN_TURN)
+        assert engine._model.facts.in_turn == IN_TURN.get(model_type)
         ends = await asyncio.gather(*(finished(engine, request(prompt, tokens=n)) for prompt, n in asked))
     for (prompt, n), end in zip(asked, ends, strict=True):
         fed = torch.tensor([prompt])
@@ -155,6 +169,25 @@ async def test_many_lengths_beside_each_other_are_generate(tmp_path: Path, tiny_
             fed, attention_mask=torch.ones_like(fed), max_new_tokens=n, do_sample=False, pad_token_id=0
         )
         assert end.token_ids == tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("config", [{}, TEMPERED])
+async def test_prompts_of_several_chunks_in_one_piece(tmp_path: Path, tiny_sae: Path, config: dict[str, Any]) -> None:
+    """Chunks of 16: prompts that end in the second, at the end of it, and at the beginning of the fourth."""
+    model = save_tiny_model(tmp_path / "model", "llama4_text", **config)
+    reference: Any = tiny_model("llama4_text", **config)
+    prompts = [ids(n, n) for n in (25, 32, 49)]
+    async with running(model, sae=tiny_sae) as engine:
+        told = await asyncio.gather(
+            *(read(engine.generate(request(each, tokens=4, logprobs=3, ignore_eos=True))) for each in prompts)
+        )
+    for prompt, (tokens, end) in zip(prompts, told, strict=True):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([[*prompt, *end.token_ids]]), use_cache=False).logits[0]
+        expected = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        for row, token in zip(expected, tokens, strict=True):
+            assert [each.id for each in token.top] == row.topk(3).indices.tolist()
+            assert [each.logprob for each in token.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
 
 
 async def test_eight_at_once_are_plain_hooks(tiny_llama: Path, tiny_sae: Path) -> None:
@@ -414,6 +447,7 @@ async def test_a_model_that_has_to_run_its_texts_in_turn(tmp_path: Path, tiny_sa
         assert engine._model is not None
         assert isinstance(engine._model.runner, SequentialRunner)
         assert engine._model.facts.environment["batching"] is False
+        assert engine._model.facts.in_turn == "its rotary embeddings depend on the length of the text (dynamic)"
         alone = [await finished(engine, each) for each in asked]
         assert await asyncio.gather(*(finished(engine, each) for each in asked)) == alone
 

@@ -181,6 +181,35 @@ def test_a_model_built_otherwise_is_refused() -> None:
         Architecture(*_opt_350m())
 
 
+class FusedMatrix(nn.Module):
+    """Quantised, as kernels want it: packed, and without a word of its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(6, 4, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("how", ["packed", "fused"])
+def test_a_matrix_that_does_not_show_its_width(how: str) -> None:
+    """In a quantised model it costs the hook points in front of it; any other model with it is built otherwise."""
+    llama: Any = tiny_model("llama")
+    mlp = llama.model.layers[1].mlp
+    if how == "packed":
+        mlp.down_proj = FusedMatrix()
+    else:
+        del mlp.down_proj
+    with pytest.raises(ModelLoadError, match="do not match the type"):
+        Architecture(llama, llama.config)
+    llama.config.quantization_config = {"quant_method": "awq"}
+    architecture = Architecture(llama, llama.config)
+    assert architecture.layer_widths["mlp_act"] == (48, 0, 48)
+    assert "attn_z" not in architecture.without
+    assert "fused" in architecture.without["mlp_act"]
+    with pytest.raises(SAEIncompatibleError, match=r"layer 1 has no hook point mlp_act \(the matrix that"):
+        architecture.hook(HookPoint("mlp_act", 1))
+    assert architecture.hook(HookPoint("mlp_act", 0)).width == 48
+
+
 @pytest.mark.parametrize("shape", ["tensor", "tuple", "model_output"])
 def test_outputs_of_every_shape(shape: str) -> None:
     class Module(nn.Module):

@@ -214,3 +214,26 @@ def test_a_transcoder_reads_here_and_writes_there(tmp_path: Path, model_type: st
         rest = [n for n in range(PROMPT) if n not in sinks and n != 0]
         torch.testing.assert_close(seen["new"][rest], wanted[rest])
         assert torch.equal(seen["new"][0], seen["arrives"][0])
+
+
+def test_what_is_read_stays_what_arrived_though_the_block_adds_to_the_same_tensor(tmp_path: Path) -> None:
+    """Falcon's blocks add attention's output to that of the MLP in place."""
+    model = tiny_model("falcon")
+    architecture = Architecture(model, model.config)
+    sae = load_sae(save_tiny_sae(tmp_path), dtype="float32")
+    read_at, write_at = HookPoint("mlp_out", 1), HookPoint("resid_post", 1)
+    edit = Edit(feature=2, strength=3.0, method="set", exclude=())
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        return lambda x: seen.__setitem__(name, x.reshape(-1, HIDDEN).clone())
+
+    applied = PreparedIntervention.of([part(sae, active(5, edit, point=read_at, out=write_at))], architecture, PROMPT)
+    before = [architecture.hook(read_at).install(keep("read")), architecture.hook(write_at).install(keep("arrives"))]
+    with torch.inference_mode(), step(applied):
+        behind = architecture.hook(write_at).install(keep("new"))
+        model(torch.tensor([[5, 77, 200, 31, 8, 8]]))
+    for handle in (*before, behind):
+        handle.remove()
+    a = sae.encode(seen["read"])[:, 2:3]
+    torch.testing.assert_close(seen["new"], seen["arrives"] + (3.0 - a) * sae.W_dec[2])

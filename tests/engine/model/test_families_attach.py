@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sae_actor.domain.effects import ImportEffect
-from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, import_id_of
+from sae_actor.domain.refs import ActiveSae, Edit, HookPoint
 from sae_actor.domain.state import SaeLocation
+from sae_actor.domain.weights import import_id_of
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.formats import FORMATS
 from sae_actor.ports import HubSae, Watch

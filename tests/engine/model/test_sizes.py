@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.engine.decoding.model_runner import runner_for
-from sae_actor.engine.model.sizes import fitted, model_size
+from sae_actor.engine.model.sizes import model_size, with_free_memory
 from sae_actor.errors import ModelLoadError, ModelNotFoundError
 from tests.engine.asking import attach, load, no_progress
 from tests.engine.damage import loaded, set_in_config
@@ -43,7 +43,7 @@ def test_only_the_settings_are_read(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "beside", "setting", "longest"),
+    ("free", "reserved", "setting", "longest"),
     [
         (None, 0, 0, 1000),
         (10_000 + 2 * 100 * 256, 0, 0, 256),
@@ -55,14 +55,14 @@ def test_only_the_settings_are_read(tiny_llama: Path, tmp_path: Path) -> None:
         (None, 0, 100 * 256, 256),
     ],
 )
-def test_the_longest_text(free: int | None, beside: int, setting: int, longest: int, tiny_llama: Path) -> None:
+def test_the_longest_context(free: int | None, reserved: int, setting: int, longest: int, tiny_llama: Path) -> None:
     size = replace(
         model_size(str(tiny_llama), "main", "auto", "cpu"),
         weights_bytes=10_000,
         kv_bytes_per_token=100,
         context_length=1000,
     )
-    found = fitted(size, free, beside, setting)
+    found = with_free_memory(size, free, reserved, setting)
     assert found.free_bytes == free
     assert found.max_context == longest
 

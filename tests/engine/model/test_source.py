@@ -48,7 +48,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def fetch(hub: HubServer, tmp_path: Path) -> Fetch:
     """What `LazyEngine` does before each load: the hub's own process brings the files."""
 
-    async def fetched(model: str, revision: str = "main", progress: OnProgress = no_progress) -> LoadedModel:
+    async def fetched(
+        model: str,
+        revision: str = "main",
+        progress: OnProgress = no_progress,
+        quantization: str | None = None,
+    ) -> LoadedModel:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),
@@ -58,7 +63,7 @@ def fetch(hub: HubServer, tmp_path: Path) -> Fetch:
             "HF_HUB_OFFLINE": "1" if constants.HF_HUB_OFFLINE else "0",
         }
         adapter = HuggingFaceHub(tmp_path / "hub", environment=environment, reserve_bytes=0, patience=QUICK)
-        await adapter.fetch_model(model, revision, progress)
+        await adapter.fetch_model(model, revision, progress, quantization=quantization, device="cpu")
         return load_model(load(model, revision=revision), progress, threading.Event())
 
     return fetched
@@ -129,6 +134,24 @@ async def test_an_unknown_type_is_refused_before_its_weights_are_fetched(
     hub.publish(HUB_ID, files_of(copied))
     with pytest.raises(ModelLoadError, match="mamba"):
         await fetch(HUB_ID)
+    assert not hub.asked("store")
+
+
+async def test_quantised_weights_that_nothing_here_reads_are_not_fetched(
+    hub: HubServer, fetch: Fetch, copied: Path
+) -> None:
+    set_in_config(quantization_config={"quant_method": "gptq", "bits": 4})(copied)
+    hub.publish(HUB_ID, files_of(copied))
+    with pytest.raises(ModelLoadError, match="quantised by gptq cannot be loaded here: that takes optimum and gptqmo"):
+        await fetch(HUB_ID)
+    assert not hub.asked("store")
+
+
+async def test_nor_are_weights_to_be_quantised_twice(hub: HubServer, fetch: Fetch, copied: Path) -> None:
+    set_in_config(quantization_config={"quant_method": "fp8"})(copied)
+    hub.publish(HUB_ID, files_of(copied))
+    with pytest.raises(ModelLoadError, match=r"quantised already \(fp8\): leave quantization out"):
+        await fetch(HUB_ID, quantization="nf4")
     assert not hub.asked("store")
 
 

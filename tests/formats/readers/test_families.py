@@ -149,10 +149,19 @@ def test_kinds_that_are_refused_say_which(tmp_path: Path) -> None:
     put(tmp_path / "temporal", "conf.yaml", text="llm: {dimin: 4}")
     w = {"w_enc": torch.zeros(2, 4), "b_enc": torch.zeros(4), "w_dec": torch.zeros(4, 3, 2), "b_dec": torch.zeros(2)}
     put(tmp_path / "gemma_clt", "params.safetensors", w | {"threshold": torch.zeros(4)})
-    for folder, name in (("clt", "clt"), ("temporal", "temporal"), ("gemma_clt", "clt")):
+    w = {"w_enc": torch.zeros(3, 2, 4), "b_enc": torch.zeros(4), "w_dec": torch.zeros(4, 3, 2), "b_dec": torch.zeros(2)}
+    put(tmp_path / "gemma_crosscoder", "params.safetensors", w | {"threshold": torch.zeros(4)})
+    put(tmp_path / "layers", "params_layer_0.safetensors", {"w_enc": torch.zeros(2, 4)})
+    put(tmp_path / "layers", "params_layer_1.safetensors", {"w_enc": torch.zeros(2, 4)})
+    refused = {
+        "clt": "clt", "temporal": "temporal", "gemma_clt": "clt", "gemma_crosscoder": "crosscoder",
+        "layers": "crosscoder",
+    }  # fmt: skip
+    for folder, name in refused.items():
         with pytest.raises(SAEUnsupportedError) as error:
             describe(tmp_path / folder)
         assert error.value.fields["architecture"] == name
+        assert ": that takes an " in error.value.detail
 
 
 def test_two_formats_at_once_are_an_error(tmp_path: Path) -> None:
@@ -164,5 +173,5 @@ def test_two_formats_at_once_are_an_error(tmp_path: Path) -> None:
 
 
 def test_formats_have_distinct_names() -> None:
-    assert len({each.name for each in FORMATS}) == len(FORMATS) == 13
+    assert len({each.name for each in FORMATS}) == len(FORMATS) == 14
     assert all(each.files and each.architectures for each in FORMATS)

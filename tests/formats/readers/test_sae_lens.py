@@ -211,6 +211,46 @@ def test_kinds_that_are_refused_by_name(config: dict[str, Any], tmp_path: Path) 
         describe(write(tmp_path, config))
 
 
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+@pytest.mark.parametrize("rescaled", [None, True, False])
+def test_batchtopk_is_used_with_the_threshold_of_its_training(
+    architecture: str, rescaled: bool | None, tmp_path: Path
+) -> None:
+    """As SAELens saves it for inference: decoder rows of norm 1 where it rescales (by default), one threshold."""
+    w, threshold = weights(30), 1.1
+    tensors = {key: w[key] for key in BASIC} | {"topk_threshold": torch.tensor(threshold, dtype=torch.float64)}
+    config = NESTED | {"architecture": architecture, "k": 2.5, "topk_threshold_lr": 0.01}
+    if rescaled is not None:
+        config |= {"rescale_acts_by_decoder_norm": rescaled}
+    sae = load_sae(write(tmp_path, config, tensors))
+    x, xs = rows()
+    p = plain(w)
+    norms = 1.0 if rescaled is False else np.linalg.norm(p["W_dec"], axis=1)
+    h = ((xs - p["b_dec"]) @ p["W_enc"] + p["b_enc"]) * norms
+    acts = np.where(h > threshold, np.maximum(h, 0), 0)
+    assert 0 < np.count_nonzero(acts) < acts.size
+    equal(sae.encode(x), acts)
+    unit = p["W_dec"] / np.reshape(norms, (-1, 1))
+    equal(sae(x), acts @ unit + p["b_dec"])
+    equal(sae.decoder_rows(torch.arange(D_SAE)), unit)
+    assert (sae.spec.architecture, sae.dtype) == (architecture, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "told"),
+    [
+        ("batchtopk", "has no topk_threshold, below which a feature is off: save it for inference"),
+        ("matching_pursuit", "an encoder that runs in steps"),
+        ("temporal", "an encoder that keeps a state for each text"),
+        ("clt", "an attachment at several hook points"),
+    ],
+)
+def test_a_refusal_says_what_would_have_to_be_there(architecture: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(SAEUnsupportedError, match=told) as error:
+        describe(write(tmp_path, NESTED | {"architecture": architecture}))
+    assert error.value.fields["architecture"] == architecture
+
+
 def test_layer_norm_and_constant_norm(tmp_path: Path) -> None:
     x, xs = rows()
     p = plain(weights(30))

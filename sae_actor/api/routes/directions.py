@@ -1,0 +1,178 @@
+"""`/api/directions`: a direction out of texts that the model reads, or a random one to compare it with."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Annotated, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from ...domain.events import MadeFrom, NormOf, TextsRead
+from ...domain.placement import HOOKS_READ, target
+from ...domain.refs import HookPoint, ModelFacts, SaeDescription
+from ...domain.rules.admission import attached_sae
+from ...domain.rules.attachments import model_and_position
+from ...domain.views.saes import Sae
+from ...errors import BadRequestError, ModelNotLoadedError, SAEUnsupportedError
+from ...generations import read_activations
+from ...ports import Activations, NewVectors, Watch
+from ..answers import state_of
+from ..context import context, device
+from ..operations import operation
+from ..requests import body_of
+from ..streaming import heard
+from ..submission import REFUSALS
+from ..types import Answer, AnyRequest
+from ..vectors import KEPT, VectorsName, keep, refuse_read_only
+
+SIDE_BY_SIDE = 16
+"""Texts that are read at a time."""
+
+Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=100_000)]
+Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=256)]
+Length: TypeAlias = Annotated[float, Meta(gt=0, le=1e30)]
+Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`positive` and `negative`, or `random_seed` and `norm_of`."""
+
+    name: VectorsName
+    hook_point: HookPoint
+    positive: Texts | None = None
+    negative: Texts | None = None
+    random_seed: Annotated[Seed | None, Meta(description="the same seed gives the same direction")] = None
+    norm_of: NormOf | Length | None = None
+    """Length of the random direction: a number, or that of the decoder row of an attached SAE's feature."""
+
+    def __post_init__(self) -> None:
+        texts, chance = (self.positive, self.negative), (self.random_seed, self.norm_of)
+        if None in texts if chance == (None, None) else (None in chance or texts != (None, None)):
+            raise ValueError("give positive and negative, or random_seed and norm_of")
+
+
+@operation(
+    "POST", "/api/directions",
+    "Keep a direction as vectors: the mean activation of the positive texts at the hook point less that of the "
+    "negative ones, of each text the mean over its tokens but attention sinks and special ones, without an "
+    "intervention; or a random direction of the length of another",
+    body=DirectionsBody, returns=Sae, answers=KEPT,
+    examples={
+        "of texts": {"name": "warm", "hook_point": {"kind": "resid_post", "layer": 15},
+                     "positive": ["I love this"], "negative": ["I hate this"]},
+        "random": {"name": "chance", "hook_point": {"kind": "resid_post", "layer": 15},
+                   "random_seed": 0, "norm_of": 12.5},
+    },
+    errors=(*REFUSALS, "sae_ambiguous", "mailbox_full", "out_of_memory", "deadline_exceeded", "disk_full", "read_only"),
+    command=True, tag="text",
+)  # fmt: skip
+async def post_directions(request: AnyRequest) -> Answer:
+    body: DirectionsBody = await body_of(request, DirectionsBody)
+    refuse_read_only(request)
+    model, position = model_and_position(state_of(request))
+    point = _placed(body.hook_point, model)
+    made_from = MadeFrom(kind="random", model=model.model_id, commit=model.commit)
+    if body.positive is None or body.negative is None:
+        assert body.random_seed is not None
+        norm, row = await _random(request, body, model.width(point))
+        of = body.norm_of if isinstance(body.norm_of, NormOf) else None
+        made_from = replace(made_from, random_seed=body.random_seed, norm=norm, norm_of=of)
+        return await keep(request, _vectors(body, point, row, None), made_from)
+    a = await _read(request, "positive", body.positive, point, position)
+    b = await _read(request, "negative", body.negative, point, position)
+    row = tuple(x - y for x, y in zip(a.mean, b.mean, strict=True))
+    if not any(row):
+        raise BadRequestError("the texts differ in nothing at this hook point", param="positive")
+    made_from = replace(made_from, kind="difference_of_means", positive=a.said, negative=b.said)
+    return await keep(request, _vectors(body, point, row, statistics.median([*a.norms, *b.norms])), made_from)
+
+
+def _vectors(body: DirectionsBody, point: HookPoint, row: Sequence[float], median_norm: float | None) -> NewVectors:
+    return NewVectors(name=body.name, hook_point=point, rows=(row,), names=(body.name,), median_norm=median_norm)
+
+
+def _placed(point: HookPoint, model: ModelFacts) -> HookPoint:
+    """The point as the model has it; raises as an attach there."""
+    width = model.width(point)
+    sae = SaeDescription(
+        format="", architecture="vectors", d_in=width, d_sae=1, d_out=width, dtype="float32", hooks_read=HOOKS_READ
+    )
+    return target(sae, model, None, point).hook_point
+
+
+async def _random(request: AnyRequest, body: DirectionsBody, width: int) -> tuple[float, tuple[float, ...]]:
+    """The length, and a direction of that length whose numbers are normally distributed."""
+    if isinstance(body.norm_of, NormOf):
+        sae = attached_sae(state_of(request), body.norm_of.sae_id, (body.norm_of.feature,))
+        async with heard(request), context(request).looks.taken():
+            norm = (await device(request).feature(sae.attach_position, body.norm_of.feature)).decoder_norm
+        if norm == 0:
+            raise SAEUnsupportedError("that feature writes nothing: its decoder row is 0", feature=body.norm_of.feature)
+    else:
+        assert body.norm_of is not None
+        norm = body.norm_of
+    generator = random.Random(body.random_seed)
+    row = [generator.gauss(0.0, 1.0) for _ in range(width)]
+    length = math.hypot(*row)
+    return norm, tuple(norm * value / length for value in row)
+
+
+class _Mean(Struct, frozen=True):
+    """What the model makes of a list of texts."""
+
+    mean: tuple[float, ...]
+    norms: tuple[float, ...]
+    """Of the tokens that are counted."""
+    said: TextsRead
+
+
+async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, position: int) -> _Mean:
+    found: list[Activations] = []
+    watch = Watch.at(point, ("sink", "special"))
+    engine, seconds = device(request), context(request).generations.deadline_seconds
+
+    async def one(text: str) -> Activations:
+        async with context(request).prompts.taken():
+            prompt = await engine.tokenize(text)
+        if model_and_position(state_of(request))[1] != position:
+            raise ModelNotLoadedError("the model was replaced while the texts were read; send the request again")
+        return await read_activations(engine, prompt.token_ids, (), (), watch, deadline_seconds=seconds)
+
+    async with heard(request):
+        for some in _batches(texts):
+            tasks = [asyncio.create_task(one(text)) for text in some]
+            try:
+                found += await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+    if (bare := next((at for at, each in enumerate(found) if all(each.excluded)), None)) is not None:
+        why = (
+            f"text {bare} has no token that is counted: attention sinks, the first among them, and special ones are not"
+        )
+        raise BadRequestError(why, param=name)
+    tokens = sum(each.excluded.count(False) for each in found)
+    counted = (norm for each in found for norm, out in zip(each.norms, each.excluded, strict=True) if not out)
+    said = TextsRead(
+        texts=len(texts),
+        sha256=hashlib.sha256(msgspec.json.encode(texts)).hexdigest(),
+        tokens=tokens,
+        excluded=sum(len(each.excluded) for each in found) - tokens,
+    )
+    return _Mean(
+        tuple(sum(column) / len(found) for column in zip(*(each.mean for each in found), strict=True)),
+        tuple(counted),
+        said,
+    )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for at in range(0, len(texts), SIDE_BY_SIDE):
+        yield texts[at : at + SIDE_BY_SIDE]
