@@ -23,7 +23,7 @@ CLIENTS = (
         packages=("openai@>=6",),
     ),
     Client("instructor", ("instructor>=1.17",), "instructor_client.py", real=True),
-    Client("langchain-openai", ("langchain-openai>=1",), "langchain_openai_client.py", real=True),
+    Client("langchain-openai", ("langchain-openai>=1",), "langchain_openai_client.py"),
     Client("litellm", ("litellm>=1.110",), "litellm_client.py"),
     Client("pydantic-ai", ("pydantic-ai-slim[openai]>=2",), "pydantic_ai_client.py", real=True),
     Client("llm", ("llm>=0.36",), "llm_client.py"),

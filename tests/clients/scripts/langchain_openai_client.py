@@ -4,7 +4,12 @@ import sys
 
 from langchain_openai import ChatOpenAI, OpenAI
 
-base = {"base_url": f"{sys.argv[1]}/v1", "api_key": "none", "model": "default"}
+base = {
+    "base_url": f"{sys.argv[1]}/v1",
+    "api_key": "none",
+    "model": "default",
+    "max_tokens": 64,
+}  # a small model may go on for long
 llm = ChatOpenAI(**base)
 messages = [
     ("system", "You are a helpful assistant that translates English to French. Translate the user sentence."),

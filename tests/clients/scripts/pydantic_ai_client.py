@@ -8,8 +8,9 @@ from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
+settings = {"max_tokens": 256}  # a small model may go on for long
 provider = OpenAIProvider(base_url=f"{sys.argv[1]}/v1", api_key="none")
-model = OpenAIChatModel("default", provider=provider)
+model = OpenAIChatModel("default", provider=provider, settings=settings)
 agent = Agent(model, instructions="Be concise, reply with one sentence.")
 result = agent.run_sync('Where does "hello world" come from?')
 assert result.output, result
@@ -29,11 +30,12 @@ class CityLocation(BaseModel):
     country: str
 
 
-typed = Agent(model, output_type=NativeOutput(CityLocation), model_settings={"max_tokens": 256})
+typed = Agent(model, output_type=NativeOutput(CityLocation))
 assert isinstance(typed.run_sync("Where were the olympics held in 2012?").output, CityLocation)
 
 responses = Agent(
-    OpenAIResponsesModel("default", provider=provider), instructions="Be concise, reply with one sentence."
+    OpenAIResponsesModel("default", provider=provider, settings=settings),
+    instructions="Be concise, reply with one sentence.",
 )
 assert responses.run_sync('Where does "hello world" come from?').output
 print("Agent by chat completions (whole, streamed) and by responses; a type by NativeOutput (its default calls a tool)")
