@@ -5,6 +5,7 @@ import sys
 
 from agents import (
     Agent,
+    ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     Runner,
@@ -16,10 +17,13 @@ set_tracing_disabled(True)
 
 
 async def main() -> None:
+    settings = ModelSettings(temperature=0)  # sampled, a small model may go on until its context ends: an error there
     client = AsyncOpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none")
     for kind in (OpenAIResponsesModel, OpenAIChatCompletionsModel):
         model = kind(model="default", openai_client=client)
-        agent = Agent(name="Assistant", instructions="You are a helpful assistant", model=model)
+        agent = Agent(
+            name="Assistant", instructions="You are a helpful assistant", model=model, model_settings=settings
+        )
         result = await Runner.run(agent, "Write a haiku about recursion in programming.")
         assert result.final_output, result
         running = Runner.run_streamed(agent, "Write a haiku about recursion in programming.")
