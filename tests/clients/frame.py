@@ -2,12 +2,13 @@
 
 A script gets the service's address, without a slash at its end, as its one argument, and an empty working folder. It
 prints what it was told and raises what is wrong: the last line that it prints is its row's remark. The service has a
-model (`demo`) and one SAE, attached; unless an address is given, it is a process of its own with the engine that needs
-no torch, or the demo.
+model and one SAE, attached, and allows pages of the origin `PAGE`; unless an address is given, it is a process of its
+own with the engine that needs no torch, or the demo.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from tests.process.harness import Process
 from tests.process.test_stream_readers import attached
 
 SCRIPTS = Path(__file__).parent / "scripts"
+PAGE = "http://page.test"
+"""Of a page that uses the API from a browser."""
 SECONDS = 900
 """No bound on a slow machine, only the end of a client that hangs."""
 
@@ -35,15 +38,19 @@ class Client:
     requirements: tuple[str, ...]
     """For pip; the first one's version is told."""
     script: str
-    """Of `scripts/`."""
+    """Of `scripts/`; `.mjs` is for node."""
     programs: tuple[str, ...] = ()
-    """What has to be on the machine besides Python."""
+    """What has to be on the machine besides Python, node and npm; one of several that are separated by "|"."""
+    packages: tuple[str, ...] = ()
+    """For npm, into the working folder; without requirements the first one's version is told."""
+
     real: bool = False
     """Needs a real model: the demo's, unless an address is given."""
 
     @property
     def missing(self) -> list[str]:
-        return [each for each in self.programs if shutil.which(each) is None]
+        needed = (*self.programs, *(("node", "npm") if self.packages else ()))
+        return [each for each in needed if not any(shutil.which(program) for program in each.split("|"))]
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ def service(url: str | None, *, real: bool = False) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder, demo(Path(folder) / "data") as address:
             yield address
         return
-    with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data") as process:
+    allowed = {"SAE_ACTOR_SERVER_CORS_ORIGINS": PAGE}
+    with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data", environment=allowed) as process:
         attached(process)
         yield process.url
 
@@ -94,13 +102,19 @@ def tried(client: Client, url: str | None = None) -> Row:
         # Neither its packages nor its modules are to be found from there.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"PATH": f"{bin_folder}:{environment.get('PATH', '')}", "HOME": folder}
+        commands = [[sys.executable, "-m", "venv", str(bin_folder.parent)]]
+        if client.requirements:
+            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            commands.append([*pip, *client.requirements])
+        if client.packages:
+            (work / "package.json").write_text('{"private": true}')
+            commands.append(["npm", "install", "--silent", "--no-audit", "--no-fund", *client.packages])
+        # node looks for packages beside the script.
+        script = shutil.copy(SCRIPTS / client.script, work)
+        commands.append(["node" if client.script.endswith(".mjs") else python, str(script), address])
         said = ""
-        for command in (
-            [sys.executable, "-m", "venv", str(bin_folder.parent)],
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *client.requirements],
-            [python, str(SCRIPTS / client.script), address],
-        ):
-            given = environment if command[0] == python and command[1] != "-m" else None
+        for command in commands:
+            given = environment if command is commands[-1] else None
             ran = subprocess.run(
                 command, cwd=work, env=given, capture_output=True, text=True, timeout=SECONDS, check=False
             )
@@ -109,15 +123,21 @@ def tried(client: Client, url: str | None = None) -> Row:
                 print(said, file=sys.stderr)
                 break
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        version = _version(python, client.requirements[0]) if client.requirements else ""
+        version = _version(python, client, work)
     seconds = time.monotonic() - began
     return Row(client.name, version, seconds, bool(ran.returncode), lines[-1] if lines else "")
 
 
-def _version(python: str, requirement: str) -> str:
-    name = requirement.partition(">")[0].partition("=")[0].partition("[")[0]
-    asked = f"from importlib.metadata import version; print(version({name!r}))"
-    return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+def _version(python: str, client: Client, work: Path) -> str:
+    if client.requirements:
+        name = client.requirements[0].partition(">")[0].partition("=")[0].partition("[")[0]
+        asked = f"from importlib.metadata import version; print(version({name!r}))"
+        return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+    packages = client.packages
+    if not packages:
+        return ""
+    described = work / "node_modules" / (packages[0][0] + packages[0][1:].partition("@")[0]) / "package.json"
+    return str(json.loads(described.read_bytes())["version"]) if described.exists() else ""
 
 
 def table(clients: Sequence[Client], url: str | None = None) -> int:

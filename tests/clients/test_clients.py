@@ -9,7 +9,7 @@ from .listed import CLIENTS
 
 
 def test_every_script_is_listed() -> None:
-    assert sorted(each.script for each in CLIENTS) == sorted(each.name for each in SCRIPTS.glob("*.py"))
+    assert sorted(each.script for each in CLIENTS) == sorted(each.name for each in SCRIPTS.glob("*.*"))
     assert len({each.name for each in CLIENTS}) == len(CLIENTS)
 
 

@@ -140,6 +140,8 @@ async def test_neutral_values_pass(client: AsyncOpenAI) -> None:
         tools=[], top_logprobs=0, truncation="disabled", user="me",
     )  # fmt: skip
     assert (made.metadata, made.user) == ({"a": "b"}, "me")
+    assert (await client.responses.create(**ASK, include=["reasoning.encrypted_content"])).output_text
+    assert (await client.responses.create(**ASK, include=["web_search_call.results"])).output_text
     tool: Any = {"type": "function", "name": "f", "parameters": {}, "strict": True}
     assert (await client.responses.create(**ASK, tools=[tool], tool_choice="none")).output_text
 
@@ -153,7 +155,8 @@ async def test_neutral_values_pass(client: AsyncOpenAI) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
-        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]}, "include"),
         ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),

@@ -30,6 +30,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
 }
 """Published fields of what we lack → values that ask for nothing, besides null and what is empty."""
+INCLUDED = (
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+"""Values of `include` that ask for more about items that no answer of ours has, as clients do without being told."""
 WHY = {
     "previous_response_id": "no response is stored; send the whole conversation as input",
     "conversation": "no conversation is stored; send it as input",
@@ -37,7 +47,7 @@ WHY = {
     "tools": "the model is given no tools",
     "tool_choice": "the model is given no tools",
     "top_logprobs": "log probabilities are reported by /v1/chat/completions",
-    "include": "there is nothing more to include",
+    "include": "log probabilities are reported by /v1/chat/completions",
     "truncation": "inputs are read whole or refused",
 }
 
@@ -136,6 +146,8 @@ class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             value = getattr(self, param)
             if param == "tools" and self.tool_choice == "none":
                 continue
+            if param == "include" and isinstance(value, list):
+                value = [each for each in value if each not in INCLUDED]
             if not (value in (None, "", [], {}) or any(type(value) is type(each) and value == each for each in values)):
                 why = f": {WHY[param]}" if param in WHY else ""
                 raise BadRequestError(f"{param}: this value is not supported{why}", param=param)
