@@ -41,7 +41,7 @@ from ..domain.commands import LoadModel
 from ..domain.events import LogTruncated
 from ..domain.messages import Start
 from ..domain.structs import filled
-from ..errors import SAEError, SAEInUseError
+from ..errors import NotReadyError, ReadOnlyError, SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..generations import Generations
 from ..ports import Progress
@@ -51,6 +51,7 @@ from ..telemetry.traces import Tracing
 from .adapters import Adapters
 from .capabilities import capabilities
 from .lazy_engine import LazyEngine
+from .reloading import reload
 
 logger = logging.getLogger("sae_actor")
 
@@ -64,14 +65,23 @@ CLOSE_SECONDS = 1.0
 class Service:
     """Everything wired together, for one life of the process."""
 
-    def __init__(self, deployment: Deployment, log: SqliteLog, adapters: Adapters, tracing: Tracing | None) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        log: SqliteLog,
+        adapters: Adapters,
+        tracing: Tracing | None,
+        reread: Callable[[], Deployment] | None = None,
+    ) -> None:
         self.tracing = tracing
+        self._reread = reread
         self.deployment = deployment
         self.settings = settings = deployment.settings
         self.log = log
         self.demo_sae = None if deployment.demo_model is None else place_sae(deployment.demo_model).resolve()
         self.exit_code = 0
         self._ending: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -207,7 +217,27 @@ class Service:
         )
 
     def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._reloading = asyncio.create_task(self._reload(self._reloading), name="reload")
+            return
         self._begin_stop(self.settings.server.drain_seconds if number == signal.SIGTERM else 0.0)
+
+    async def _reload(self, before: asyncio.Task[None] | None) -> None:
+        """Read the settings again and put on record what has changed; if they cannot be used, the old ones stay."""
+        if before is not None:
+            await asyncio.wait([before])
+        if self._reread is None:
+            return
+        try:
+            found = await asyncio.to_thread(self._reread)
+            event = reload(self.deployment, found, self.context, self._server.config.ssl)
+        except (ConfigurationError, OSError) as error:
+            logs.say(f"the settings in force stay: {error}")
+            return
+        for key in event.needs_restart:
+            logs.say(f"warning: {key} has changed, and is in force after a restart")
+        with contextlib.suppress(ReadOnlyError, NotReadyError):
+            await self.actor.report(event)
 
     def _begin_stop(self, drain_seconds: float) -> None:
         if self._ending is None:
