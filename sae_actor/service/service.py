@@ -52,6 +52,7 @@ from .adapters import Adapters
 from .capabilities import capabilities
 from .lazy_engine import LazyEngine
 from .reloading import reload
+from .supervisor import Supervisor
 
 logger = logging.getLogger("sae_actor")
 
@@ -75,6 +76,7 @@ class Service:
     ) -> None:
         self.tracing = tracing
         self._reread = reread
+        self._supervisor = Supervisor()
         self.deployment = deployment
         self.settings = settings = deployment.settings
         self.log = log
@@ -131,7 +133,11 @@ class Service:
         else:
             load = await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
-        tasks = [asyncio.create_task(self._after_start(url, load)), asyncio.create_task(self._end_on_failure())]
+        tasks = [
+            asyncio.create_task(self._after_start(url, load)),
+            asyncio.create_task(self._end_on_failure()),
+            asyncio.create_task(self._supervisor.attend(self.context.waiting_for)),
+        ]
         try:
             await server.serve(sockets=[listener])
         finally:
@@ -228,12 +234,15 @@ class Service:
             await asyncio.wait([before])
         if self._reread is None:
             return
+        self._supervisor.reloading()
         try:
             found = await asyncio.to_thread(self._reread)
             event = reload(self.deployment, found, self.context, self._server.config.ssl)
         except (ConfigurationError, OSError) as error:
             logs.say(f"the settings in force stay: {error}")
             return
+        finally:
+            self._supervisor.tell("READY=1")
         for key in event.needs_restart:
             logs.say(f"warning: {key} has changed, and is in force after a restart")
         with contextlib.suppress(ReadOnlyError, NotReadyError):
@@ -241,6 +250,7 @@ class Service:
 
     def _begin_stop(self, drain_seconds: float) -> None:
         if self._ending is None:
+            self._supervisor.tell("STOPPING=1", "STATUS=draining")
             self._ending = asyncio.create_task(self._stop_serving(drain_seconds), name="shutdown")
 
     async def _stop_serving(self, drain_seconds: float) -> None:

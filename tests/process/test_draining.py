@@ -121,3 +121,43 @@ def test_a_second_signal_ends_what_drains(tmp_path: Path) -> None:
     with Process(tmp_path / "data") as process:
         process.until_ready()
         assert json.loads(process.client.get("/api/log/verify").text)["ok"]
+
+
+def test_a_restart_loses_no_request_that_is_sent_again(tmp_path: Path) -> None:
+    """As `systemctl restart` does it, under load: SIGTERM, the end, and a start on the same port, until it is ready."""
+    data, stop = tmp_path / "data", threading.Event()
+    process = Process(data, "--step-seconds", "0.05")
+    port = process.url.rpartition(":")[2]
+    client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=20, timeout=60)
+
+    def ask() -> int:
+        """Texts until the end; each is whole, or this raises."""
+        made = 0
+        while not stop.is_set():
+            answer = client.completions.create(
+                model="default", prompt="hello", max_tokens=WORDS, extra_body={"ignore_eos": True}
+            )
+            assert answer.choices[0].finish_reason == "length"
+            made += 1
+        return made
+
+    with ThreadPoolExecutor(16) as clients:
+        try:
+            prepared(process)
+            asking = [clients.submit(ask) for _ in range(16)]
+            for _ in range(2):
+                until(lambda: texts(process)[1] > 32)  # noqa: B023 - called at once
+                process.signal(signal.SIGTERM)
+                assert process.wait(30) == 0
+                process.end()
+                process = Process(data, "--step-seconds", "0.05", "--port", port)
+                process.until_ready()
+                before = texts(process)[1]
+                until(lambda: texts(process)[1] > before + 16)  # noqa: B023 - called at once
+        finally:
+            stop.set()
+            made = [each.result() for each in asking]
+            begun, ended = texts(process)
+            process.end()
+    assert min(made) > 0
+    assert sum(made) <= begun == ended

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ...domain.views.capabilities import Capabilities, running_view
 from ...domain.views.fields import Position
-from ...domain.views.resources import Lost, Model, coming_back, degraded_view, model_view, waiting_for
+from ...domain.views.resources import Lost, Model, coming_back, degraded_view, model_view
 from ...errors import DrainingError, NotReadyError
 from ..answers import answer, state_of
 from ..context import context
@@ -50,8 +50,7 @@ async def get_ready(request: AnyRequest) -> Answer:
     actor = context(request).actor
     if actor.draining:
         raise DrainingError()
-    reasons = waiting_for(actor.state) or ["the demo is being set up"] * context(request).seeding
-    if reasons and actor.read_only is None:
+    if reasons := context(request).waiting_for():
         coming = coming_back(actor.state)
         raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)
     degraded = degraded_view(actor.state)
