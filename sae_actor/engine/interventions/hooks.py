@@ -19,10 +19,9 @@ from ...ports import Activations
 from .edit_sets import MergedEdits
 from .hook_points import Architecture, Hook
 from .hook_site import HookFault, HookSite, SiteReport, SiteRows, Tally
-from .positions import TokenKinds
+from .positions import TokenKinds, measured
 from .probes import Probe, ProbeHook
 from .sae_intervention import SaeIntervention
-from .sinks import measured
 from .step_hook import StepHook
 
 

@@ -17,8 +17,7 @@ from ...sae import SAE
 from ...sae.encoder import Encoder
 from ..failures import explained
 from .hook_points import Hook
-from .positions import TokenKinds
-from .sinks import limit_of, norms_of
+from .positions import TokenKinds, limit_of, norms_of
 
 MOST_VALUES = 16 * 2**20
 """Most activations in memory at a time: long prompts are encoded in groups of rows."""

@@ -19,7 +19,7 @@ from ..failures import explained
 from .edit_sets import MergedEdits
 from .hook_points import Hook
 from .hook_site import SaeRows, SiteRows
-from .sinks import limit_of, norms_of
+from .positions import limit_of, norms_of
 
 if TYPE_CHECKING:
     from .sae_intervention import SaeIntervention
