@@ -15,12 +15,12 @@ from sae_actor.domain.refs import Edit
 from sae_actor.domain.weights import import_id_of
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import SAEError, SAEUnsupportedError
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.generations import Generations
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.subscriptions import Broadcast
 from tests.actor.world import Clock
 from tests.engine.asking import active, attach, finished, load, no_progress, request
+from tests.fakes.log import MemoryLog
 
 pytestmark = pytest.mark.anyio
 
