@@ -19,7 +19,7 @@ from ..routes import ANSWERS, KEYED, opened
 from ..stream import abandoned_with_client, chunks
 from .answers import ModelResponse, ResponseEvent, whole
 from .events import frames
-from .requests import ResponsesBody, check_kinds
+from .requests import ResponsesBody
 
 EXAMPLE: dict[str, Any] = {"model": "default", "input": "Tell me about your day.", "max_output_tokens": 40}
 
@@ -31,9 +31,7 @@ EXAMPLE: dict[str, Any] = {"model": "default", "input": "Tell me about your day.
            keyed=True, examples={"streamed": {**EXAMPLE, "stream": True}, "steered": {
                **EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}}, tag="text")  # fmt: skip
 async def responses(request: AnyRequest) -> Answer:
-    check_kinds(await request.body())
     body: ResponsesBody = await body_of(request, ResponsesBody)
-    body.check()
     chat = body.chat()
 
     def shown(request: AnyRequest, made: Made) -> Answer:
