@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..domain.chats import Tokenization
 from ..ports import Engine, Tokenized
 from .context import context
-from .streaming import heard
+from .disconnects import heard
 from .types import AnyRequest
 
 

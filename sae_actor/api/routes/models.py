@@ -13,9 +13,9 @@ from ...errors import BadRequestError
 from ...ports import ModelSize
 from ..answers import answer, state_of
 from ..context import context, device
+from ..disconnects import heard
 from ..openapi.json_schema import DEVICE, MODEL, MODEL_DTYPE, QUANTIZATION, REVISION
 from ..operations import Query, operation
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 
 CONTEXT = 2048

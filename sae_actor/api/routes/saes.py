@@ -34,10 +34,10 @@ from ...errors import BadRequestError, SAEError, SAEUnsupportedError
 from ...ports import CatalogEntry, Hub, NearFeature, TokenWeight
 from ..answers import answer, state_of
 from ..context import context, device
+from ..disconnects import heard
 from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
-from ..streaming import heard
 from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, command_for, finish, last, placed, submit
 from ..types import Answer, AnyRequest
 

@@ -22,10 +22,10 @@ from ...errors import AnswerGoneError, BadRequestError, IdempotencyKeyReusedErro
 from ...generations import Completed, RunningGeneration, ends
 from ...ports import Finished, GenerationStream, Tokenized
 from ..context import context, principal
+from ..disconnects import heard
 from ..kept_answers import NotAcceptedError
 from ..problems import recorded_error
 from ..requests import idempotency_key
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 from .replies import Choice, Kind, Reply
 from .requests import RequestKey, TextBody, fingerprint

@@ -13,7 +13,7 @@ from ...domain.refs import ModelFacts
 from ...errors import BadRequestError
 from ...ports import Engine, Grammar
 from ..context import context
-from ..streaming import heard
+from ..disconnects import heard
 from ..types import AnyRequest
 
 MAX_CHOICES = 16

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from ....errors import BadRequestError
 from ..fields import CHAT
 from ..messages import ChatMessage
-from ..options import SaeExtension
+from ..options import SaeExtension, StreamOptions
 from ..published import Inert, Neutral, Shape
 from ..requests import ChatBody
 
@@ -148,6 +148,7 @@ class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             top_p=self.top_p,
             seed=self.seed,
             stream=self.stream,
+            stream_options=StreamOptions(include_usage=True) if self.stream else None,
             sae=self.sae,
         )
 
