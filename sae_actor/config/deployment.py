@@ -36,14 +36,14 @@ class Deployment:
 
 def resolve(settings: Settings, *, demo: bool = False) -> Deployment:
     """Raises `ConfigurationError` where `check_exposure` or `tls_files` does, and for a model that cannot be named."""
-    server, asked = settings.server, settings.model
+    server, section = settings.server, settings.model
     try:
         model = LoadModel(
-            model=asked.id,
-            revision=asked.revision,
-            dtype=asked.dtype,
-            device=asked.device,
-            quantization=asked.quantization or None,
+            model=section.id,
+            revision=section.revision,
+            dtype=section.dtype,
+            device=section.device,
+            quantization=section.quantization or None,
         )
     except ValueError as error:
         raise ConfigurationError(f"model.revision: {error}") from None
@@ -51,7 +51,7 @@ def resolve(settings: Settings, *, demo: bool = False) -> Deployment:
     return Deployment(
         settings=settings.replace("server.token", ""),
         folder=data_folder(settings, demo=demo),
-        model=model if asked.id and not demo else None,
+        model=model if section.id and not demo else None,
         demo_model=demo_model_folder(settings) if demo else None,
         access=check_exposure(settings),
         tls=tls_files(settings),

@@ -57,16 +57,16 @@ async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = (),
     the prompt itself. The one is taken whose token ids have the recorded digest. schemas: JSON of files that may hold
     the schema that it had to follow.
     """
-    told: View = {"generation_id": text.generation_id, "position": text.position, "verdict": "not_comparable"}
-    told["reason"] = None
+    view: View = {"generation_id": text.generation_id, "position": text.position, "verdict": "not_comparable"}
+    view["reason"] = None
     try:
         started, finished = _both(text)
-        told["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
+        view["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
         ran = await _run(text, started, finished, bench, prompts, schemas=schemas)
-        told |= await _judged(started, finished, ran, text, bench)
+        view |= await _judged(started, finished, ran, text, bench)
     except NotComparable as why:
-        told["reason"] = str(why)
-    return told
+        view["reason"] = str(why)
+    return view
 
 
 def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
@@ -129,7 +129,7 @@ async def _judged(
     again = ran.again.token_ids
     same = _digest(finished, again) == finished.output_sha256
     logged = again if same else finished.output_token_ids
-    told: View = {
+    view: View = {
         "tolerance": tolerance,
         "environment": environment,
         "prompt_from": ran.prompt_from,
@@ -138,21 +138,21 @@ async def _judged(
         "positions_agree": _positions_agree(finished, ran.again),
     }
     if logged is None:
-        told["reason"] = "its tokens were not recorded; only a difference can be shown"
+        view["reason"] = "its tokens were not recorded; only a difference can be shown"
         # In float32 the same environment promises the same tokens.
         if environment["same"] and ran.facts.dtype == "float32":
-            told["verdict"] = "different"
-        return told
+            view["verdict"] = "different"
+        return view
     if not same and _digest(finished, logged) != finished.output_sha256:
         raise NotComparable("the recorded tokens do not match the recorded digest")
     found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts)
-    told["scores"] = await _scores(started, ran, logged, found, bench)
+    view["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
-        return {**told, "verdict": "identical"}
-    told["first_difference"] = _first_difference(logged, again, others)
-    told["choices"] = [each._asdict() for each in others]
-    cut = not others and told["first_difference"]["index"] >= min(len(logged), len(again))
-    return {**told, **_verdict(others, tolerance, environment, cut=cut)}
+        return {**view, "verdict": "identical"}
+    view["first_difference"] = _first_difference(logged, again, others)
+    view["choices"] = [each._asdict() for each in others]
+    cut = not others and view["first_difference"]["index"] >= min(len(logged), len(again))
+    return {**view, **_verdict(others, tolerance, environment, cut=cut)}
 
 
 def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | None:

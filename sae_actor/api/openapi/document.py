@@ -201,8 +201,8 @@ def _headers(each: Operation, status: int) -> tuple[str, ...]:
     etag = "ETagOfJSON" if streamed else "ETag"
     if not each.command and not each.waits:
         return (etag,)
-    told = (etag, "LogHead", "PreferenceApplied")
-    return (*told, "Location") if status == 202 else told
+    names = (etag, "LogHead", "PreferenceApplied")
+    return (*names, "Location") if status == 202 else names
 
 
 def _references(*headers: str) -> Json:

@@ -54,7 +54,7 @@ async def get_events(request: AnyRequest) -> Answer:
 async def _frames(
     broadcast: Broadcast, after: int, wanted: EventFilter, *, reset: bool, heartbeat: float
 ) -> AsyncIterator[bytes]:
-    told = wanted.types is None or "checkpoint" in wanted.types
+    checkpoints = wanted.types is None or "checkpoint" in wanted.types
     yield OPENING
     head = RETRY
     if reset:
@@ -64,7 +64,7 @@ async def _frames(
         if page is not None:
             yield head + page.data if head else page.data
             head = b""
-        elif told:
+        elif checkpoints:
             yield HEARTBEAT + head + broadcast.checkpoint()
             head = b""
         else:

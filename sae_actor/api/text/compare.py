@@ -70,11 +70,11 @@ class _Asked(Struct):
 
 def _kind_of(raw: bytes) -> Kind:
     try:
-        asked = msgspec.json.decode(raw, type=_Asked)
+        found = msgspec.json.decode(raw, type=_Asked)
     except (MsgspecError, ValueError, RecursionError):
         return "completion"  # decoding the whole of it raises the right error
-    if asked.messages is UNSET:
+    if found.messages is UNSET:
         return "completion"
-    if asked.prompt is not UNSET:
+    if found.prompt is not UNSET:
         raise BadRequestError("give exactly one of prompt, messages", param="prompt")
     return "chat"

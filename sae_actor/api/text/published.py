@@ -38,12 +38,12 @@ class Neutral(NamedTuple):
     ignored: tuple[str, ...] = ()
     """Elements of a list that ask for nothing."""
 
-    def take(self, value: Any, where: str, beside: Mapping[str, Any]) -> None:
+    def take(self, value: Any, where: str, siblings: Mapping[str, Any]) -> None:
         if value is None:
             return
         if self.kind != "any" and not _is(value, self.kind):
             raise BadRequestError(f"{where}: expected {self.kind} or null", param=where)
-        if self.unless is not None and beside.get(self.unless[0]) == self.unless[1]:
+        if self.unless is not None and siblings.get(self.unless[0]) == self.unless[1]:
             return
         if self.ignored:
             value = [each for each in value if each not in self.ignored]

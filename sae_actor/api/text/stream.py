@@ -52,16 +52,16 @@ class ChunkFrames:
 async def streamed(request: AnyRequest, body: TextBody, replies: Sequence[Reply], frames: Frames) -> Answer:
     """The answer that carries the chunks of all replies as they come. The first is there before the status line, so
     that an early failure gets its own status."""
-    told = chunks(replies, include_usage=body.includes_usage, counts_usage=body.counts_usage)
+    numbered = chunks(replies, include_usage=body.includes_usage, counts_usage=body.counts_usage)
     texts = [text for reply in replies for text in reply.texts]
-    events = _events(told, texts, frames)
+    events = _events(numbered, texts, frames)
     async with on_disconnect(request, partial(abandon, texts)):
         await anext(events)
     return event_stream(events)
 
 
 async def _events(
-    told: AsyncIterator[tuple[Chunk, int]], texts: Sequence[RunningGeneration], frames: Frames
+    numbered: AsyncIterator[tuple[Chunk, int]], texts: Sequence[RunningGeneration], frames: Frames
 ) -> AsyncIterator[bytes]:
     """Nothing, as soon as there is a first chunk; then all frames.
 
@@ -69,7 +69,7 @@ async def _events(
     """
     started = False
     try:
-        async for chunk, index in told:
+        async for chunk, index in numbered:
             if not started:
                 started = True
                 yield b""
@@ -92,27 +92,27 @@ async def chunks(
     choices = [(index, choice) for index, reply in enumerate(replies) for choice in reply.choices]
     made = [0] * len(replies)
 
-    def told(index: int, *parts: Part) -> tuple[Chunk, int]:
+    def chunk_of(index: int, *parts: Part) -> tuple[Chunk, int]:
         reply = replies[index]
         return reply.chunk(*parts, usage=reply.usage_so_far(made[index]) if counts_usage else UNSET), index
 
     for index, choice in choices:
         if choice.echo and not choice.echoes_scores:
-            yield told(index, choice.echoed())
+            yield chunk_of(index, choice.echoed())
     unheard, done = {*range(len(choices))}, dict[int, Completed]()
     async for at, item in interleaved([choice.text for _, choice in choices]):
         index, choice = choices[at]
         reply, first = replies[index], at in unheard
         unheard.discard(at)
         if first and choice.echoes_scores:
-            yield told(index, choice.echoed(item.finished.prompt if isinstance(item, Completed) else item.prompt))
+            yield chunk_of(index, choice.echoed(item.finished.prompt if isinstance(item, Completed) else item.prompt))
         if not isinstance(item, Completed):
             made[index] += 1
             if choice.tells(item) or first:
-                yield told(index, choice.part((item,), first=first))
+                yield chunk_of(index, choice.part((item,), first=first))
             continue
         done[at] = item
-        held, _ = told(index, choice.last(item, reply.own(choice, item), first=first))
+        held, _ = chunk_of(index, choice.last(item, reply.own(choice, item), first=first))
         ended = [done[each] for each, (of, _) in enumerate(choices) if of == index and each in done]
         if include_usage or len(ended) < len(reply.choices):
             yield held, index

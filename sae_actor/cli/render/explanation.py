@@ -106,14 +106,14 @@ def _since(events: Sequence[View], indent: str = "  ") -> Iterator[str]:
 
 
 def _tokenization(view: View) -> Iterator[str]:
-    asked = dict(view["tokenization"] or {})
-    variables, left_out = asked.pop("chat_template_kwargs", None) or {}, asked.pop("left_out", ())
-    if asked:
-        yield f"prompt       {_settings(asked)}"
+    settings = dict(view["tokenization"] or {})
+    variables, left_out = settings.pop("chat_template_kwargs", None) or {}, settings.pop("left_out", ())
+    if settings:
+        yield f"prompt       {_settings(settings)}"
     if variables or left_out:
-        told = [_settings(variables)] if variables else []
-        told += [f"not on record: {', '.join(left_out)}"] if left_out else []
-        yield f"{'' if asked else 'prompt':<13}template variables {'; '.join(told)}"
+        parts = [_settings(variables)] if variables else []
+        parts += [f"not on record: {', '.join(left_out)}"] if left_out else []
+        yield f"{'' if settings else 'prompt':<13}template variables {'; '.join(parts)}"
 
 
 def _settings(given: View) -> str:

@@ -334,9 +334,9 @@ def _not_shared(network: Any) -> str | None:
 
 def _rope_types(config: Any) -> Iterator[str]:
     """Every kind of rotary embedding that the config names, also one for each type of layer."""
-    told = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
-    while told:
-        each = told.pop()
+    settings = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
+    while settings:
+        each = settings.pop()
         if isinstance(each, Mapping):
-            told.extend(each.values())
+            settings.extend(each.values())
             yield from (str(each[key]) for key in ("rope_type", "type") if key in each)

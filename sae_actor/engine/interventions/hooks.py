@@ -95,12 +95,12 @@ class PreparedIntervention:
         for site in self.sites:
             site.settle(first, self.tally)
 
-    def told(self) -> list[tuple[Probe, Activations]]:
+    def readings(self) -> list[tuple[Probe, Activations]]:
         """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
         for probe in self.probes:
             if probe.failure is not None:
                 raise HookFault(probe.at_fault, probe.failure)
-        return [(probe, probe.told) for probe in self.probes if probe.told is not None]
+        return [(probe, probe.reading) for probe in self.probes if probe.reading is not None]
 
 
 def _behind_others(point: HookPoint, written: Iterable[HookPoint]) -> bool:

@@ -47,7 +47,7 @@ class Marks:
         used = {each for text in texts for each in _PRIVATE.findall(text)}
         self._free = (each for each in map(chr, chain(*_FREE)) if each not in used)
         self._pairs: dict[tuple[int, str, bool], tuple[str, str]] = {}
-        self._told: dict[str, _Mark] = {}
+        self._meanings: dict[str, _Mark] = {}
 
     def wrapped(self, text: str, message: int, *, blanks: bool = False) -> str:
         """The text with marks around what is not blank at its ends, or around the `blanks` too. `ValueError` if no
@@ -63,8 +63,8 @@ class Marks:
             if not closing:
                 raise ValueError("no marks are left")
             self._pairs[key] = opening, closing
-            self._told[opening] = _Mark(message, True, core, lead)
-            self._told[closing] = _Mark(message, False, core, trail)
+            self._meanings[opening] = _Mark(message, True, core, lead)
+            self._meanings[closing] = _Mark(message, False, core, trail)
         opening, closing = self._pairs[key]
         return f"{lead}{opening}{core}{closing}{trail}"
 
@@ -73,7 +73,7 @@ class Marks:
         contents were written too, if they are there."""
         parts, marks, at, behind = [], [], 0, 0
         for each in _PRIVATE.finditer(rendered):
-            if (mark := self._told.get(each.group())) is None:
+            if (mark := self._meanings.get(each.group())) is None:
                 continue
             parts.append(rendered[behind : each.start()])
             at += len(parts[-1])
