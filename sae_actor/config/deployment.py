@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..domain.commands import LoadModel
+from ..domain.structs import filled
 from .access import Access
 from .checks import check_exposure, is_loopback, tls_files
 from .folders import data_folder, demo_model_folder
@@ -38,13 +39,7 @@ def resolve(settings: Settings, *, demo: bool = False) -> Deployment:
     """Raises `ConfigurationError` where `check_exposure` or `tls_files` does, and for a model that cannot be named."""
     server, section = settings.server, settings.model
     try:
-        model = LoadModel(
-            model=section.id,
-            revision=section.revision,
-            dtype=section.dtype,
-            device=section.device,
-            quantization=section.quantization or None,
-        )
+        model = filled(LoadModel, section, model=section.id, quantization=section.quantization or None)
     except ValueError as error:
         raise ConfigurationError(f"model.revision: {error}") from None
     own = ("localhost", "127.0.0.1", "[::1]", _bracketed(server.host))

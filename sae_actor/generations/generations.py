@@ -19,6 +19,7 @@ from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
+from ..domain.structs import filled
 from ..errors import (
     BadRequestError,
     DeadlineExceededError,
@@ -160,21 +161,14 @@ class Generations:
         monitored = watches(self._actor.state)
         top_k, exclude = options.top_k_features, options.exclude
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
-        request = GenerationRequest(
-            generation_id=payload.generation_id,
+        request = filled(
+            GenerationRequest,
+            payload,
+            options,
+            requested,
             token_ids=token_ids,
-            sampling=payload.sampling,
-            intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
-            logprobs=options.logprobs,
-            prompt_logprobs=options.prompt_logprobs,
             watched=(*read, *monitored),
-            grammar=requested.grammar,
-            stop_when=payload.stop_when,
-            turns=payload.turns,
-            reasoning=payload.reasoning,
-            sink_window=payload.sink_window,
-            deterministic=payload.deterministic,
         )
         generation = RunningGeneration(event, payload, self._stream(request), weights)
         if monitored:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from ..domain.events import GenerationFinished, GenerationStarted
 from ..domain.refs import Intervention, ModelFacts
+from ..domain.structs import filled
 from ..domain.views.difference import environment_sha256
 from ..errors import BadRequestError
 from ..generations.records import token_digest
@@ -100,17 +101,15 @@ async def _run(
     stop = started.stop_when
     if stop is not None:
         stop = replace(stop, sae=replace(stop.sae, attach_position=places[stop.sae.attach_position]))
-    request = GenerationRequest(
-        generation_id=text.generation_id,
+    request = filled(
+        GenerationRequest,
+        started,
         token_ids=prompt,
         sampling=replace(started.sampling, max_tokens=most),
         grammar=await grammar_of(started.sampling.response_format, schemas, bench.engine),
         intervention=_placed(started.intervention, places),
-        turns=started.turns,
-        reasoning=started.reasoning,
         stop_when=stop,
-        sink_window=started.sink_window,
-        deterministic=started.deterministic,
+        watched=(),
     )
     again, found = await scored(bench, request)
     return Ran(facts=facts, request=request, prompt_from=prompt_from, again=again, logprobs=found)

@@ -8,6 +8,7 @@ from msgspec import Struct
 from ...config.admissible import admissible
 from ...domain.commands import LoadModel
 from ...domain.rules import attachments
+from ...domain.structs import filled
 from ...domain.views.fields import Bytes
 from ...errors import BadRequestError
 from ...ports import ModelSize
@@ -101,21 +102,11 @@ def _command_of(request: AnyRequest) -> LoadModel:
 def _fit(size: ModelSize, sae_bytes: int) -> Fit:
     context = min(size.context_length, CONTEXT)
     needed = size.weights_bytes + sae_bytes + size.state_bytes + size.kv_bytes_per_token * context
-    return Fit(
-        model=size.model,
-        weights_bytes=size.weights_bytes,
-        kv_bytes_per_token=size.kv_bytes_per_token,
+    return filled(
+        Fit,
+        size,
         sae_bytes=sae_bytes,
         needed_bytes=needed,
-        free_bytes=size.free_bytes,
         fits=None if size.free_bytes is None else needed <= size.free_bytes,
-        max_context=size.max_context,
-        assumes=Assumed(
-            model_type=size.model_type,
-            dtype=size.dtype,
-            device=size.device,
-            quantization=size.quantization,
-            context=context,
-            state_bytes=size.state_bytes,
-        ),
+        assumes=filled(Assumed, size, context=context),
     )

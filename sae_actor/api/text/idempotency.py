@@ -18,6 +18,7 @@ from litestar import Request
 
 from ...actor import command_id_of
 from ...domain.events import Event, GenerationFinished, GenerationStarted
+from ...domain.structs import filled
 from ...errors import AnswerGoneError, BadRequestError, IdempotencyKeyReusedError, SAEError
 from ...generations import Completed, RunningGeneration, ends
 from ...ports import Finished, GenerationStream, Tokenized
@@ -156,15 +157,7 @@ def _completed(body: TextBody, started: GenerationStarted, record: GenerationFin
             generation_id=started.generation_id,
         )
     assert record.receipt is not None
-    finished = Finished(
-        reason=record.finish_reason,
-        receipt=record.receipt,
-        token_ids=record.output_token_ids or (),
-        text=record.text,
-        edited=record.edited,
-        excluded=record.excluded,
-        batch=record.batch,
-    )
+    finished = filled(Finished, record, reason=record.finish_reason, token_ids=record.output_token_ids or ())
     return Completed(finished, record)
 
 

@@ -14,6 +14,7 @@ from ...domain.chats import Tokenization
 from ...domain.events import Sampling
 from ...domain.messages import AdmitGeneration
 from ...domain.refs import ModelFacts
+from ...domain.structs import filled
 from ...errors import BadRequestError, ModelNotFoundError
 from ...ports import Tokenized
 from ..requests import MAX_PROMPTS
@@ -314,21 +315,15 @@ def admission(
 ) -> AdmitGeneration:
     """`model_position`: of the model that the prompt was read for. `key`: of a request that has an idempotency key."""
     own = body.sae or SaeExtension()
-    return AdmitGeneration(
+    return filled(
+        AdmitGeneration,
+        own,
+        prompt,
         generation_id=generation_id,
         kind=kind,
         tokens_prompt=len(prompt.token_ids),
-        turns=prompt.turns,
-        reasoning=prompt.reasoning,
         sampling=settings,
-        baseline=own.baseline,
-        steering=own.steering,
-        interventions=own.interventions,
-        expect_position=own.expect_position,
-        deterministic=own.deterministic,
         watch=bool(own.top_k_features),
-        stop_when=own.stop_when,
-        tag=own.tag,
         model_position=model_position,
         request_salt=None if key is None else key.salt,
         request_sha256=None if key is None else key.sha256,

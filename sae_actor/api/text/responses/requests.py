@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from ....domain.structs import filled
 from ....errors import BadRequestError
 from ..fields import CHAT
 from ..messages import ChatMessage
@@ -140,16 +141,12 @@ class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             messages.append(ChatMessage(role="user", content=self.input))
         else:
             messages += [message.chat() for message in self.input]
-        return ChatBody(
+        return filled(
+            ChatBody,
+            self,
             messages=messages,
-            model=self.model,
             max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stream=self.stream,
             stream_options=StreamOptions(include_usage=True) if self.stream else None,
-            sae=self.sae,
         )
 
 
