@@ -20,10 +20,10 @@ from ..domain.events import GenerationFinished, GenerationStarted
 from ..domain.refs import Intervention, ModelFacts
 from ..domain.structs import filled
 from ..domain.views.difference import environment_sha256
+from ..domain.views.recorded import Recorded
 from ..errors import BadRequestError
 from ..generations.records import token_digest
 from ..ports import Finished, GenerationRequest
-from .recorded import Recorded
 from .rescoring import TokenChoice, choices, forced, scored
 from .schemas import grammar_of
 from .testbed import NotComparable, Testbed
@@ -58,7 +58,7 @@ async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = (),
     the prompt itself. The one is taken whose token ids have the recorded digest. schemas: JSON of files that may hold
     the schema that it had to follow.
     """
-    view: View = {"generation_id": text.generation_id, "position": text.position, "verdict": "not_comparable"}
+    view: View = {"generation_id": text.generation_id, "position": text.began.position, "verdict": "not_comparable"}
     view["reason"] = None
     try:
         started, finished = _both(text)
