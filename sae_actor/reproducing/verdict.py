@@ -17,7 +17,7 @@ from msgspec import MsgspecError, Struct
 from msgspec.structs import replace
 
 from ..domain.events import GenerationFinished, GenerationStarted
-from ..domain.refs import Intervention, ModelFacts
+from ..domain.refs import ModelFacts
 from ..domain.structs import filled
 from ..domain.views.difference import environment_sha256
 from ..domain.views.recorded import Recorded
@@ -97,8 +97,8 @@ async def _run(
     most = started.sampling.max_tokens if finished.finish_reason in _WHOLE else _count(finished)
     facts = await bench.model(text.known)
     prompt, prompt_from = await _prompt(started, finished, bench, prompts)
-    places = await bench.place(started.intervention + _stopping(started), text.known)
     stop = started.stop_when
+    places = await bench.place(started.intervention + (() if stop is None else (stop.sae,)), text.known)
     if stop is not None:
         stop = replace(stop, sae=replace(stop.sae, attach_position=places[stop.sae.attach_position]))
     request = filled(
@@ -107,7 +107,7 @@ async def _run(
         token_ids=prompt,
         sampling=replace(started.sampling, max_tokens=most),
         grammar=await grammar_of(started.sampling.response_format, schemas, bench.engine),
-        intervention=_placed(started.intervention, places),
+        intervention=tuple(replace(sae, attach_position=places[sae.attach_position]) for sae in started.intervention),
         stop_when=stop,
         watched=(),
     )
@@ -208,14 +208,6 @@ def _count(finished: GenerationFinished) -> int:
     if count == 0:
         raise NotComparable("it ended before it had a token")
     return count
-
-
-def _stopping(started: GenerationStarted) -> Intervention:
-    return () if started.stop_when is None else (started.stop_when.sae,)
-
-
-def _placed(intervention: Intervention, places: Mapping[int, int]) -> Intervention:
-    return tuple(replace(sae, attach_position=places[sae.attach_position]) for sae in intervention)
 
 
 async def _prompt(
