@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import (
-    BadRequestError,
-    ModelNotLoadedError,
-    SAEUnsupportedError,
-)
+from ..errors import BadRequestError, ModelNotLoadedError, SAEUnsupportedError
 from ..ports import GenerationRequest
 from .decoding.bounds import check_ends, positions_at_most
 from .decoding.grammars import CompiledGrammar

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ..domain.effects import DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import ModelFacts
 from ..errors import ModelNotLoadedError
-from ..ports import (
-    Engine,
-    ModelSize,
-    OnProgress,
-    Progress,
-)
-
-
-class FetchModel(Protocol):
-    """Fetches the files of a model (id or path, revision) to this machine; without `weights` only its settings."""
-
-    def __call__(
-        self,
-        model: str,
-        revision: str,
-        progress: OnProgress,
-        *,
-        weights: bool = True,
-        quantization: str | None = None,
-        device: str = "auto",
-    ) -> Awaitable[None]: ...
+from ..ports import Engine, ModelSize, OnProgress, Progress
 
 
 class LazyEngine:
     """The port `Engine`. `make` makes the engine on a worker thread at the first load; before that nothing is loaded.
 
-    `fetch` is called before the engine looks for a model's files. It works in its own process, because the engine's
-    thread cannot be interrupted while it waits for a network.
+    `fetch` is `HuggingFaceHub.fetch_model`, called before the engine looks for a model's files. It works in its own
+    process, because the engine's thread cannot be interrupted while it waits for a network.
     """
 
-    def __init__(self, make: Callable[[], Engine], fetch: FetchModel) -> None:
+    def __init__(self, make: Callable[[], Engine], fetch: Callable[..., Awaitable[None]]) -> None:
         self._make = make
         self._fetch = fetch
         self._engine: Engine | None = None

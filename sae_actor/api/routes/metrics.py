@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from litestar import Response
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -28,9 +28,9 @@ MEDIA_TYPE = "text/plain; version=0.0.4"
 @operation("GET", "/metrics", "Metrics in the Prometheus text format",
            answers=((200, "text/plain"),))  # fmt: skip
 async def get_metrics(request: AnyRequest) -> Answer:
-    registry = CollectorRegistry()  # the global one is of the process, which may run several services
-    registry.register(ServiceCollector(context(request)))
-    return Response(generate_latest(registry), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+    # Not the global registry: that is of the process, which may run several services.
+    metrics = generate_latest(ServiceCollector(context(request)))
+    return Response(metrics, media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
 
 class ServiceCollector(Collector):

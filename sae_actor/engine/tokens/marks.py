@@ -99,18 +99,18 @@ def _pieces(marks: Sequence[tuple[_Mark, int]], text: str) -> Iterator[tuple[Pie
         other, end = marks[at + 1] if at + 1 < len(marks) else (None, len(text))
         if not mark.opens:
             floor = marks[at - 1][1] if at else 0
-            cut = text[start - _agree(text[floor:start][::-1], mark.core[::-1]) : start]
+            cut = text[start - agree(text[floor:start][::-1], mark.core[::-1]) : start]
             yield Piece(mark.message, start - len(cut.lstrip()), start), "", mark.blanks
         elif other is not None and not other.opens and other.message == mark.message and other.core == mark.core:
             yield Piece(mark.message, start, end), mark.blanks, other.blanks
             at += 1
         else:
-            cut = text[start : start + _agree(text[start:end], mark.core)]
+            cut = text[start : start + agree(text[start:end], mark.core)]
             yield Piece(mark.message, start, start + len(cut.rstrip())), mark.blanks, ""
         at += 1
 
 
-def _agree(one: str, other: str) -> int:
+def agree(one: str, other: str) -> int:
     """Length of the beginning that both have."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
