@@ -30,35 +30,6 @@ class PreparedIntervention:
 
     def __init__(
         self,
-        sites: Sequence[HookSite],
-        readers: Sequence[tuple[SaeIntervention, Hook]],
-        prompt: int,
-        probes: Sequence[Probe] = (),
-        marks: TokenKinds | None = None,
-        *,
-        window: int | None = SINK_WINDOW,
-    ) -> None:
-        self.tally = Tally()
-        self.prompt = prompt
-        self.sites = sites
-        self.readers = readers
-        """SAEs that read elsewhere than they write, and where."""
-        self.probes = list(probes)
-        self.stop: Probe | None = None
-        """The one for `stop_when`, which is not reported."""
-        self._marks = marks
-        self._window = window
-        for site in sites:
-            site.window = window
-
-    def add(self, token: int) -> None:
-        """A generated token, which the next step runs."""
-        if self._marks is not None:
-            self._marks.add(token)
-
-    @classmethod
-    def of(
-        cls,
         parts: Sequence[SaeIntervention],
         architecture: Architecture,
         prompt: int,
@@ -66,17 +37,32 @@ class PreparedIntervention:
         marks: TokenKinds | None = None,
         *,
         window: int | None = SINK_WINDOW,
-    ) -> PreparedIntervention:
+    ) -> None:
         """The SAEs at their hook points; `prompt` is the number of prompt tokens, `window` as of
         `GenerationRequest.sink_window`. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
-        sites = [HookSite(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
-        for site in sites:
+        self.tally = Tally()
+        self.prompt = prompt
+        self.sites = [
+            HookSite(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points
+        ]
+        self.readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
+        """SAEs that read elsewhere than they write, and where."""
+        self.probes = list(probes)
+        self.stop: Probe | None = None
+        """The one for `stop_when`, which is not reported."""
+        self._marks = marks
+        self._window = window
+        for site in self.sites:
+            site.window = window
             site.behind_others = _behind_others(site.point, points)
         for probe in probes:
             probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
-        readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
-        return cls(sites, readers, prompt, probes, marks, window=window)
+
+    def add(self, token: int) -> None:
+        """A generated token, which the next step runs."""
+        if self._marks is not None:
+            self._marks.add(token)
 
     @property
     def first_piece(self) -> int:
