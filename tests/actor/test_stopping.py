@@ -8,7 +8,7 @@ import pytest
 
 from sae_actor.domain.commands import Attach, CancelDownload, Detach
 from sae_actor.domain.events import GenerationFinished
-from sae_actor.errors import DrainingError, LogError, SAEError
+from sae_actor.errors import DrainingError, LogError, NotReadyError, SAEError
 from tests.actor.world import LOAD, A, begin, get, living, turns, until, waits_for_its_units
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +69,7 @@ async def test_a_report_that_is_in_goes_on_record() -> None:
         with pytest.raises(DrainingError):
             await attach
         assert await told == ()
-        with pytest.raises(DrainingError):
+        with pytest.raises(NotReadyError):
             await world.actor.report(
                 GenerationFinished(generation_id="g", started_position=1, finish_reason="stop", intervention_sha256="")
             )
