@@ -14,7 +14,8 @@ def run(backend, requests, *options):
     subprocess.run(
         ["guidellm", "run", "--backend", f"kind=openai_http,target={URL}{backend}", *options,
          "--constraint", f"kind=max_requests,count={requests}", "--disable-console-interactive",
-         "--data", f"kind=synthetic_text,prompt_tokens=32,output_tokens={TOKENS}", "--output", "kind=json,path=said.json"],
+         "--data", f"kind=synthetic_text,prompt_tokens=32,output_tokens={TOKENS}",
+         "--output", "kind=json,path=said.json"],
         check=True,
     )  # fmt: skip
     found = json.loads(Path("said.json").read_bytes())["benchmarks"]
