@@ -118,20 +118,29 @@ def tried(client: Client, url: str | None = None) -> Row:
         # node looks for packages beside the script.
         script = shutil.copy(SCRIPTS / client.script, work)
         commands.append(["node" if client.script.endswith(".mjs") else python, str(script), address])
-        said = ""
+        failed, said = False, ""
         for command in commands:
             given = environment if command is commands[-1] else None
-            ran = subprocess.run(
-                command, cwd=work, env=given, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-            said = ran.stdout + (ran.stderr if ran.returncode else "")
-            if ran.returncode:
+            failed, said = _ran(command, work, given)
+            if failed:
                 print(said, file=sys.stderr)
                 break
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         version = _version(python, client, work)
     seconds = time.monotonic() - began
-    return Row(client.name, version, seconds, bool(ran.returncode), lines[-1] if lines else "")
+    return Row(client.name, version, seconds, failed, lines[-1] if lines else "")
+
+
+def _ran(command: Sequence[str], work: Path, environment: dict[str, str] | None) -> tuple[bool, str]:
+    """Whether it failed, and what it said: of what succeeds, not on standard error."""
+    try:
+        ran = subprocess.run(
+            command, cwd=work, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        before = (error.stdout or b"").decode(errors="replace")
+        return True, f"{before}\n{Path(command[-2]).name} had not ended after {SECONDS} s"
+    return bool(ran.returncode), ran.stdout + (ran.stderr if ran.returncode else "")
 
 
 def _version(python: str, client: Client, work: Path) -> str:

@@ -1,4 +1,4 @@
-"""guidellm: the first command of its README, of fewer requests and shorter texts; the other text routes at one rate."""
+"""guidellm: the first command of its README, of fewer and shorter texts and rates; the other text routes at one rate."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def run(backend, requests, *options):
     return found
 
 
-swept = run("", 4, "--profile", "kind=sweep")
+swept = run("", 4, "--profile", "kind=sweep,sweep_size=4")
 strategies = [each["config"]["strategy"]["type_"] for each in swept]
 for route in ("/v1/completions", "/v1/responses"):
     run(f",request_format={route}", 4, "--profile", "kind=concurrent,streams=2")
