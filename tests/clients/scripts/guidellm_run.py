@@ -1,4 +1,4 @@
-"""guidellm: the first command of its README, of fewer and shorter texts and rates; the other text routes at one rate."""
+"""guidellm: the first command of its README with fewer and shorter texts, and rates; other text routes at one rate."""
 
 import json
 import subprocess
