@@ -181,6 +181,8 @@ class Generation:
         prompt = self.request.token_ids
         if not self.in_prefill:
             return self._ids[-1:]
+        if self.applied is not None:
+            most = min(most, self.applied.most_rows)
         return prompt[self._fed : self._fed + max(most, self.at_once)]
 
     def score_prompt(self, logits: Tensor) -> None:
@@ -201,7 +203,7 @@ class Generation:
             self.applied.settle(self._fed)
             for probe, told in self.applied.told():
                 before = None if probe.passing else self._told.get(probe)
-                self._told[probe] = told if before is None else joined(before, told)
+                self._told[probe] = told if before is None else joined(before, told, probe.watch)
         self._fed += count
         if not self.in_prefill and self._most == 0:
             self.finish("length")

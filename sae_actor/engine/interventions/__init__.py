@@ -9,4 +9,5 @@ sinks               what makes an attention sink
 edit_sets           edits of several generations as one set
 positions           which positions an edit covers
 probes              SAEs that are read, before any edit
+readouts            what else is told of the rows: features pooled, the rows themselves, the lens
 """

@@ -87,6 +87,12 @@ class PreparedIntervention:
             return 0
         return measured(self.prompt, self._window)
 
+    @property
+    def most_rows(self) -> int:
+        """At most this many of the prompt's positions in a step: a lens has every one of them unembedded."""
+        lenses = [probe.lens for probe in self.probes if probe.lens is not None]
+        return lenses[0].rows(len(lenses)) if lenses else self.prompt
+
     def forget(self, attach_position: int) -> None:
         """Read an SAE no more that is only looked at now and then."""
         self.probes = [probe for probe in self.probes if not probe.passing or probe.attach_position != attach_position]
