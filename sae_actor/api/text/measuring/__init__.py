@@ -1,0 +1,4 @@
+"""Measuring what is given, instead of making text.
+
+inputs     `inputs` of a request: texts, chats or token ids, and what they come to as tokens
+"""
