@@ -18,7 +18,6 @@ from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
     commands,
-    directions,
     events,
     generations,
     log,
@@ -32,7 +31,7 @@ from .routes import (
 )
 from .text import activations, compare, tokens
 from .text import routes as text
-from .text.measuring import contrast, lens
+from .text.measuring import contrast, directions, lens
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 

@@ -19,13 +19,13 @@ from ....ports import TokenScore, Watch
 from ...answers import answer, state_of
 from ...context import context, device
 from ...limits import tokens_of
-from ...long_answers import raw_list
 from ...operations import operation
 from ...requests import body_of
 from ...streaming import heard
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
 from .inputs import Input
+from .lists import raw_list
 
 MOST_ROWS = 2**14
 """Positions times layers: each is a pass through the unembedding."""
