@@ -24,7 +24,7 @@ async def read_activations(
     watch: Watch,
     *,
     deadline_seconds: float,
-    deterministic: bool = False,
+    alone: bool = False,
 ) -> Activations:
     """As `read_prompt`, of one watch."""
     (found,) = await read_prompt(
@@ -34,7 +34,7 @@ async def read_activations(
         turns,
         (watch,),
         deadline_seconds=deadline_seconds,
-        deterministic=deterministic,
+        alone=alone,
     )
     return found
 
@@ -47,7 +47,7 @@ async def read_prompt(
     watched: tuple[Watch, ...],
     *,
     deadline_seconds: float,
-    deterministic: bool = False,
+    alone: bool = False,
 ) -> tuple[Activations, ...]:
     """What is watched, at every position of the prompt, under the intervention.
 
@@ -65,7 +65,7 @@ async def read_prompt(
         watched=watched,
         turns=turns,
         sink_window=SINK_WINDOW if sinks else None,
-        deterministic=deterministic,
+        alone=alone,
     )
     items, loop = engine.generate(request), asyncio.get_running_loop()
     try:

@@ -73,8 +73,8 @@ class Watch(Struct, frozen=True, kw_only=True):
     raw: bool = False
     """What arrives at the hook point of `sae` itself; a place alone, as with `mean`."""
     lens: int | None = None
-    """This many tokens that the model would think most probable if what arrives at the hook point of `sae` were the
-    last block's result (softmax(W_U norm(x))); a place alone, as with `mean`."""
+    """This many tokens that the model would think most probable if what leaves the hook point of `sae`, after any edits
+    there, were the last block's result (softmax(W_U norm(x))); a place alone, as with `mean`."""
     pooling: Pooling | None = None
     """All features pooled over the positions that are not left out, in place of `top_k` and `features`."""
     every_seconds: float | None = None
@@ -143,6 +143,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """`Token.scored` and `top` are of the logits from which tokens are chosen: after penalties, bias and grammar."""
     grammar: Grammar | None = None
     """The grammar of `sampling.response_format`, from the engine's `grammar`."""
+    alone: bool = False
+    """Run alone, with the prefill in one step: what else runs changes no rounding."""
     deterministic: bool = False
     """Run alone, with the prefill in one step and deterministic kernels. `SAEUnsupportedError` if the model cannot be
     run so (`ModelFacts.can_be_deterministic`)."""

@@ -303,9 +303,7 @@ async def test_the_difference_of_means_equals_torch(tmp_path: Path, model: Path)
         row = load_sae(tmp_path / "vectors" / sae["sae_id"]).W_dec[0]
         torch.testing.assert_close(row, means["positive"] - means["negative"], rtol=1e-4, atol=1e-4)
         assert sae["median_norm"] == pytest.approx(statistics.median(norms), rel=1e-4)
-        # Asked again, among other texts: each of its own runs alone, so that not a bit of it differs.
-        others = [client.post("/v1/completions", json={**ASK, "max_tokens": 40, "seed": n}) for n in range(6)]
-        again, *_ = await asyncio.gather(client.post("/api/directions", json=body), *others)
+        again = await client.post("/api/directions", json=body)
         assert (again.status_code, again.json()["sae_id"]) == (200, sae["sae_id"])
         # Beside a random one of equal norm, and with the unit that the texts' median gives.
         await client.post(f"/api/saes/{sae['sae_id']}/attach")
@@ -332,7 +330,12 @@ async def test_a_direction_beside_a_random_one_of_equal_norm(tmp_path: Path, rea
         "negative": ["I hate this book", "What an awful day"],
     }
     async with over_http(tmp_path, real_model) as (client, _):
-        warm = (await client.post("/api/directions", json={"name": "warm", **at, **texts})).json()["sae_id"]
+        # Among other texts too: each of its own runs alone, so that not a bit of it differs.
+        others = [client.post("/v1/completions", json={**ASK, "max_tokens": 24, "seed": n}) for n in range(4)]
+        beside, *_ = await asyncio.gather(client.post("/api/directions", json={"name": "warm", **at, **texts}), *others)
+        warm = beside.json()["sae_id"]
+        again = await client.post("/api/directions", json={"name": "warm", **at, **texts})
+        assert (again.status_code, again.json()["sae_id"]) == (200, warm)
         await client.post(f"/api/saes/{warm}/attach")
         of = {"random_seed": 0, "norm_of": {"sae_id": warm, "feature": 0}}
         chance = (await client.post("/api/directions", json={"name": "chance", **at, **of})).json()["sae_id"]

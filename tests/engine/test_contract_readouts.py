@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
 import pytest
 
 from sae_actor.domain.refs import HookPoint
@@ -125,3 +127,12 @@ async def test_in_pieces_as_at_once(
             assert pieces.pooled is not None
             assert floats(whole.pooled.values) == pytest.approx(floats(pieces.pooled.values), abs=1e-4)
             assert whole.pooled.active == pieces.pooled.active
+
+
+async def test_a_prompt_that_runs_alone_is_in_a_batch_of_one(given: Given) -> None:
+    ids = await given.ids()
+    asked = msgspec.structs.replace(request(ids, tokens=6), alone=True)
+    (_, end), *_ = await asyncio.gather(
+        read(given.engine.generate(asked)), *(read(given.engine.generate(request(ids, tokens=8))) for _ in range(2))
+    )
+    assert end.batch in (None, (1, 1))  # the fake engine has no steps

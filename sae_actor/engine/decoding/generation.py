@@ -74,7 +74,7 @@ class Generation:
         self.penalties = Penalties.of(request)
         self._grammar: GrammarState | None = None
         """Once it has begun."""
-        self.alone = request.deterministic
+        self.alone = request.alone or request.deterministic
         """It runs alone in its steps."""
         self._fed = 0
         """Tokens that were run."""

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from ....domain.events import MadeFrom, NormOf, TextsRead
-from ....domain.refs import HookPoint, ModelFacts
+from ....domain.refs import HookPoint
 from ....domain.rules.admission import attached_sae
 from ....domain.rules.attachments import model_and_position
 from ....domain.views.saes import Sae
@@ -65,7 +65,7 @@ class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     "Keep a direction as vectors: the mean activation of the positive texts or chats at the hook point less that of "
     "the negative ones, of each the mean over its tokens but attention sinks and special ones, without an "
     "intervention; or a random direction of the length of another. The same request of the same model makes the same "
-    "`sae_id`, where the model can be run deterministically",
+    "`sae_id`: each text runs alone",
     body=DirectionsBody, returns=Sae, answers=KEPT,
     examples={
         "of texts": {"name": "warm", "hook_point": {"kind": "resid_post", "layer": 15},
@@ -88,8 +88,8 @@ async def post_directions(request: AnyRequest) -> Answer:
         of = body.norm_of if isinstance(body.norm_of, NormOf) else None
         made_from = replace(made_from, random_seed=body.random_seed, norm=norm, norm_of=of)
         return await keep(request, _vectors(body, point, row, None), made_from)
-    a = await _read(request, ("positive", body.positive), point, model, position)
-    b = await _read(request, ("negative", body.negative), point, model, position)
+    a = await _read(request, "positive", body.positive, point, position)
+    b = await _read(request, "negative", body.negative, point, position)
     row = tuple(x - y for x, y in zip(a.mean, b.mean, strict=True))
     if not any(row):
         raise BadRequestError("the texts differ in nothing at this hook point", param="positive")
@@ -127,10 +127,7 @@ class _Mean(Struct, frozen=True):
     said: TextsRead
 
 
-async def _read(
-    request: AnyRequest, named: tuple[str, Texts], point: HookPoint, model: ModelFacts, position: int
-) -> _Mean:
-    name, texts = named
+async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, position: int) -> _Mean:
     watch = Watch.at(point, ("sink", "special"))
     engine, seconds = device(request), context(request).generations.deadline_seconds
 
@@ -144,7 +141,7 @@ async def _read(
             (),
             watch,
             deadline_seconds=seconds,
-            deterministic=model.can_be_deterministic,
+            alone=True,
         )
 
     prompts = await read_inputs(request, inputs_of(texts), name=name)

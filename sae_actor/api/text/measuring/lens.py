@@ -62,7 +62,7 @@ class LensBody(Input, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class LensLayer(Struct, frozen=True):
-    """The residual stream after one block."""
+    """The residual stream after one block, and after the edits there."""
 
     layer: int
     positions: tuple[tuple[TokenScore, ...], ...]

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from sae_actor.ports import GenerationRequest
+from tests.fakes.text import RunningText
+
 from ...conftest import Running, serving
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +69,21 @@ async def test_of_chats(service: Running) -> None:
     assert made["tokens"] == len(written) - 1 + 2
     digested = json.dumps([[{"role": "user", "content": "hi"}], "abc"], separators=(",", ":"))
     assert made["sha256"] == hashlib.sha256(digested.encode()).hexdigest()
+
+
+async def test_each_text_runs_alone(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what else runs does not change the last bits, and with them the digest in the id."""
+    asked: list[GenerationRequest] = []
+    generate = service.engine.generate
+
+    def listening(request: GenerationRequest) -> RunningText:
+        asked.append(request)
+        return generate(request)
+
+    monkeypatch.setattr(service.engine, "generate", listening)
+    await service.command("LoadModel", model="tiny")
+    assert (await service.client.post("/api/directions", json=TEXTS)).status_code == 201
+    assert [each.alone for each in asked] == [True] * 3
 
 
 async def test_a_random_direction_of_a_length(service: Running) -> None:
