@@ -115,8 +115,10 @@ async def test_the_lens_under_an_intervention(tmp_path: Path) -> None:
 
 
 def pooled(acts: Tensor, how: str) -> Tensor:
-    pools: dict[str, Tensor] = {"max": acts.amax(0), "mean": acts.mean(0), "last": acts[-1]}
-    return pools[how]
+    if how == "max":
+        return acts.amax(0)
+    mean: Tensor = acts.mean(0)
+    return mean if how == "mean" else acts[-1]
 
 
 def counted(x: Tensor, special: Sequence[bool]) -> Tensor:
