@@ -115,10 +115,9 @@ async def test_the_lens_under_an_intervention(tmp_path: Path) -> None:
 
 
 def pooled(acts: Tensor, how: str) -> Tensor:
-    if how == "max":
-        return acts.amax(0)
+    most: Tensor = acts.amax(0)
     mean: Tensor = acts.mean(0)
-    return mean if how == "mean" else acts[-1]
+    return most if how == "max" else mean if how == "mean" else acts[-1]
 
 
 def counted(x: Tensor, special: Sequence[bool]) -> Tensor:

@@ -11,10 +11,13 @@ run).
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
+from tests.bench.bench_turns import quantiles
 from tests.process.harness import Process
 
 PROMISED_SECONDS = 2.0
@@ -96,8 +100,30 @@ def _contrast(url: str) -> float:
 
 
 def _long(url: str) -> None:
-    """The largest answer that there may be, and `/health` meanwhile."""
+    """The largest answer that there may be, and `/health` meanwhile, beside the service at rest."""
     body = {"token_ids": [500 + n for n in range(455)], "features": list(range(2304))}
+    sizes: list[int] = []
+
+    def ask() -> None:
+        # In a process of its own: to read so much here would delay the other thread.
+        command = [
+            "curl", "-sS", "--fail", "-H", "Content-Type: application/json", "--data", "@-", f"{url}/api/activations"
+        ]  # fmt: skip
+        sizes.append(
+            len(subprocess.run(command, input=json.dumps(body).encode(), stdout=subprocess.PIPE, check=True).stdout)
+        )
+
+    for name, during in (("at rest", lambda: time.sleep(5)), ("455 tokens × 2304 features", ask)):
+        seconds, waits = _health_during(url, during)
+        p50, p99 = quantiles(waits)
+        print(f"/health {name}: {p50:.1f} ms median, {p99:.0f} ms p99, {max(waits):.0f} ms at worst in {seconds:.1f} s")
+    print(f"an answer of {sizes[0] / 2**20:.0f} MiB")
+    more = httpx.post(f"{url}/api/activations", json={**body, "token_ids": body["token_ids"] * 2}, timeout=60)
+    print(f"910 tokens: {more.status_code} {more.json()['detail']}")
+
+
+def _health_during(url: str, act: Callable[[], None]) -> tuple[float, list[float]]:
+    """How long it takes, and the milliseconds of each GET meanwhile."""
     waits: list[float] = []
     done = threading.Event()
 
@@ -106,23 +132,18 @@ def _long(url: str) -> None:
             while not done.is_set():
                 start = time.perf_counter()
                 client.get("/health").raise_for_status()
-                waits.append(time.perf_counter() - start)
+                waits.append(1000 * (time.perf_counter() - start))
                 time.sleep(0.005)
 
     asking = threading.Thread(target=ask)
     asking.start()
     start = time.perf_counter()
-    answer = httpx.post(f"{url}/api/activations", json=body, timeout=120)
-    took = time.perf_counter() - start
-    done.set()
-    asking.join()
-    answer.raise_for_status()
-    print(
-        f"455 tokens × 2304 features: {len(answer.content) / 2**20:.0f} MiB in {took:.1f} s; /health meanwhile "
-        f"{1000 * sorted(waits)[len(waits) // 2]:.0f} ms median, {1000 * max(waits):.0f} ms at worst"
-    )
-    more = httpx.post(f"{url}/api/activations", json={**body, "token_ids": body["token_ids"] * 2}, timeout=60)
-    print(f"910 tokens: {more.status_code} {more.json()['detail']}")
+    try:
+        act()
+    finally:
+        done.set()
+        asking.join()
+    return time.perf_counter() - start, waits
 
 
 if __name__ == "__main__":

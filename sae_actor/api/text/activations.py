@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from litestar import Response
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ...actor import raw_request
@@ -20,8 +19,8 @@ from ...domain.rules.attachments import model_and_position
 from ...domain.views.fields import Digest
 from ...errors import BadRequestError
 from ...generations import read_prompt
-from ...ports import Activations, FeatureActivation, Watch
-from ..answers import answer, state_of
+from ...ports import FeatureActivation, Watch
+from ..answers import state_of
 from ..context import context, device
 from ..limits import tokens_of
 from ..operations import operation
@@ -29,7 +28,7 @@ from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .fields import MESSAGES
 from .measuring.inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, read_inputs
-from .measuring.lists import raw_list
+from .measuring.lists import LongLists, sent_whole
 from .measuring.places import placed
 from .measuring.tensors import MEDIA_TYPE, Written, safetensors
 from .measuring.texts import side_by_side
@@ -177,7 +176,7 @@ async def post_activations(request: AnyRequest) -> Answer:
     )
     _refuse_much(body, prompts, features, model.width(point) or model.hidden_size, as_tensors=as_tensors)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
-    seconds = context(request).generations.deadline_seconds
+    seconds, lists = context(request).generations.deadline_seconds, LongLists()
 
     async def one(given: ReadInput) -> _Reading:
         # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
@@ -195,38 +194,45 @@ async def post_activations(request: AnyRequest) -> Answer:
         found = await read_prompt(
             engine, given.token_ids, intervention, needed, tuple(watched), deadline_seconds=seconds
         )
+        sinks, raw = found[-1].sinks, found[-1].raw
         if as_tensors:
-            return _Reading(intervention, found[-1])
-        # Encoded here, so that no more than some prompts are held as objects.
-        rows = await raw_list(found[0].rows if sae is not None else [()] * len(given.token_ids))
-        return _Reading(intervention, found[-1], rows, await _raw_rows(found[-1]) if body.raw else UNSET)
+            return _Reading(intervention, sinks, raw)
+        rows: list[Any] = [()] * len(sinks) if sae is None else list(found[0].rows)
+        del found  # encoded here and now, so that no more than some prompts are held as objects
+        return _Reading(
+            intervention,
+            sinks,
+            raw,
+            await lists.add(rows),
+            await lists.add(_rows(raw, len(sinks))) if body.raw else UNSET,
+        )
 
     read = await side_by_side(request, [partial(one, each) for each in prompts])
     sae_id, digest = None if sae is None else sae.sae_id, intervention_sha256(read[0].intervention)
     if as_tensors:
         metadata = {"hook_point": str(point), "intervention_sha256": digest}
         content = await asyncio.to_thread(_tensors, prompts, read, metadata, numbered=asked is None)
-        etag = {"etag": f'"{state_of(request).revision}"', "cache-control": "no-store"}
-        return Response(content=content, media_type=MEDIA_TYPE, headers=etag)
+        return sent_whole(request, content, MEDIA_TYPE)
     if asked is not None:
         ((given, told),) = zip(prompts, read, strict=True)
         view = ReadActivations(**_told(given, told), sae_id=sae_id, intervention_sha256=digest)
-        return answer(request, view)
+        return lists.answer(request, view)
     results = [
         InputReadings(**_told(given, told), input=at, id=UNSET if each.id is None else each.id)
         for at, (each, given, told) in enumerate(zip(body.inputs or (), prompts, read, strict=True))
     ]
-    views = ReadInputs(results=await raw_list(results), sae_id=sae_id, intervention_sha256=digest)
-    return answer(request, views)
+    return lists.answer(request, ReadInputs(results=tuple(results), sae_id=sae_id, intervention_sha256=digest))
 
 
 class _Reading(Struct, frozen=True):
     """Of one prompt."""
 
     intervention: Intervention
-    told: Activations
-    rows: Any = ()
-    raw: Any = UNSET
+    sinks: tuple[bool, ...]
+    raw: bytes
+    features: Any = ()
+    raw_rows: Any = UNSET
+    """Both as they stand in the answer's view."""
 
 
 def _refuse_much(
@@ -248,10 +254,10 @@ def _refuse_much(
             )
 
 
-async def _raw_rows(read: Activations) -> Any:
-    values = array("f", read.raw)
-    width = len(values) // len(read.sinks)
-    return await raw_list([values[at : at + width].tolist() for at in range(0, len(values), width)])
+def _rows(raw: bytes, count: int) -> list[list[float]]:
+    values = array("f", raw)
+    width = len(values) // count
+    return [values[at : at + width].tolist() for at in range(0, len(values), width)]
 
 
 def _told(given: ReadInput, read: _Reading) -> dict[str, Any]:
@@ -261,9 +267,9 @@ def _told(given: ReadInput, read: _Reading) -> dict[str, Any]:
         "tokens": given.tokens,
         "token_ids": given.token_ids,
         "is_special": (*given.prompt.special, *further),
-        "is_sink": read.told.sinks,
-        "features": read.rows,
-        "raw": read.raw,
+        "is_sink": read.sinks,
+        "features": read.features,
+        "raw": read.raw_rows,
     }
 
 
@@ -273,7 +279,7 @@ def _tensors(
     tensors = {}
     for at, (given, each) in enumerate(zip(prompts, read, strict=True)):
         ending, count = f".{at}" if numbered else "", len(given.token_ids)
-        tensors[f"raw{ending}"] = Written("F32", (count, len(each.told.raw) // 4 // count), each.told.raw)
+        tensors[f"raw{ending}"] = Written("F32", (count, len(each.raw) // 4 // count), each.raw)
         tensors[f"token_ids{ending}"] = Written("I64", (count,), array("q", given.token_ids).tobytes())
-        tensors[f"is_sink{ending}"] = Written("BOOL", (count,), bytes(each.told.sinks))
+        tensors[f"is_sink{ending}"] = Written("BOOL", (count,), bytes(each.sinks))
     return safetensors(tensors, metadata)

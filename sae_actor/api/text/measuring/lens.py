@@ -16,7 +16,7 @@ from ....domain.views.fields import Digest
 from ....errors import BadRequestError, LayerOutOfRangeError, SAEIncompatibleError
 from ....generations import read_prompt
 from ....ports import TokenScore, Watch
-from ...answers import answer, state_of
+from ...answers import state_of
 from ...context import context, device
 from ...limits import tokens_of
 from ...operations import operation
@@ -25,7 +25,7 @@ from ...streaming import heard
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
 from .inputs import Input
-from .lists import raw_list
+from .lists import LongLists
 
 MOST_ROWS = 2**14
 """Positions times layers: each is a pass through the unembedding."""
@@ -112,6 +112,7 @@ async def post_lens(request: AnyRequest) -> Answer:
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     # The state of now: the ids of one model are not read by another.
     intervention, turns = reading_under(state_of(request), own, prompt.turns, model_position=position)
+    lists = LongLists()
     async with heard(request):
         found = await read_prompt(
             engine,
@@ -121,11 +122,11 @@ async def post_lens(request: AnyRequest) -> Answer:
             tuple(Watch.lens_at(layer, body.top) for layer in layers),
             deadline_seconds=context(request).generations.deadline_seconds,
         )
-        told = [LensLayer(layer, await raw_list(each.lens)) for layer, each in zip(layers, found, strict=True)]
+        told = [LensLayer(layer, await lists.add(list(each.lens))) for layer, each in zip(layers, found, strict=True)]
     view = ThroughLens(
         tokens=prompt.tokens,
         token_ids=prompt.token_ids,
         layers=tuple(told),
         intervention_sha256=intervention_sha256(intervention),
     )
-    return answer(request, view)
+    return lists.answer(request, view)

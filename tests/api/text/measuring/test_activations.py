@@ -11,11 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from sae_actor.api.text.measuring.lists import AT_A_TIME, raw_list
+from sae_actor.api.text.measuring.lists import AT_A_TIME, LongLists
 from sae_actor.ports import FeatureActivation
 
 from ...conftest import Running
-from ..test_activations import ask, on
+from ..test_activations import D_SAE, ask, on
 
 pytestmark = pytest.mark.anyio
 
@@ -124,15 +124,28 @@ async def test_the_service_answers_others_while_a_long_answer_is_written(service
             turns += 1
 
     others = asyncio.create_task(turning())
-    written = await raw_list(items)
+    lists = LongLists()
+    view = {"rows": await lists.add(list(items)), "none": await lists.add([]), "text": "\x01 1 \x01"}
     others.cancel()
     assert turns >= 1000 // AT_A_TIME
-    assert msgspec.json.encode(written) == msgspec.json.encode(items)
-    encoding = asyncio.create_task(raw_list(items))
+    parts = lists.parts(view)
+    assert b"".join(parts) == msgspec.json.encode({**view, "rows": items, "none": []})
+    assert max(map(len, parts)) < 100 * AT_A_TIME * 50
+    encoding = asyncio.create_task(lists.add(rest := list(items)))
     await asyncio.sleep(0)
     encoding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await encoding
+    assert len(rest) > 800, "what nobody waits for is not encoded"
+
+
+async def test_a_long_answer_comes_in_parts(service: Running) -> None:
+    await service.ready()
+    token_ids = [n % 250 for n in range(250)]
+    told = await ask(service, token_ids=token_ids, features=[n % D_SAE for n in range(1000)])
+    assert [len(row) for row in told["features"]] == [1000] * 250
+    assert told["features"][7][9] == {"feature": 9, "activation": 1.0}
+    assert (told["token_ids"], told["is_sink"][:2]) == (token_ids, [True, False])
 
 
 @pytest.mark.parametrize(
