@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,13 @@ async def test_the_lens_under_an_intervention(tmp_path: Path) -> None:
 
 
 def pooled(acts: Tensor, how: str) -> Tensor:
-    most: Tensor = acts.amax(0)
-    mean: Tensor = acts.mean(0)
-    return most if how == "max" else mean if how == "mean" else acts[-1]
+    pools: dict[str, Callable[[], Any]] = {
+        "max": lambda: acts.amax(0),
+        "mean": lambda: acts.mean(0),
+        "last": lambda: acts[-1],
+    }
+    found: Tensor = pools[how]()
+    return found
 
 
 def counted(x: Tensor, special: Sequence[bool]) -> Tensor:
