@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,7 @@ async def test_the_lens_under_an_intervention(tmp_path: Path) -> None:
 
 
 def pooled(acts: Tensor, how: str) -> Tensor:
-    pools: dict[str, Callable[[], Any]] = {
-        "max": lambda: acts.amax(0),
-        "mean": lambda: acts.mean(0),
-        "last": lambda: acts[-1],
-    }
-    found: Tensor = pools[how]()
-    return found
+    return {"max": acts.amax(0), "mean": acts.mean(0), "last": acts[-1]}[how]
 
 
 def counted(x: Tensor, special: Sequence[bool]) -> Tensor:
@@ -129,7 +123,8 @@ def counted(x: Tensor, special: Sequence[bool]) -> Tensor:
     norms = x.norm(dim=-1)
     left = (norms > 5 * norms.median()) | torch.tensor(special)
     left[0] = True
-    return ~left
+    found: Tensor = ~left
+    return found
 
 
 @pytest.mark.parametrize("how", ["max", "mean", "last"])
