@@ -18,9 +18,8 @@ from ...sae import SAE
 from ...sae.encoder import Encoder
 from ..failures import explained
 from .hook_points import Hook
-from .positions import TokenKinds
+from .positions import TokenKinds, limit_of, norms_of
 from .readouts import Lens, Pool, joined_pools, raw_of
-from .sinks import limit_of, norms_of
 
 MOST_VALUES = 16 * 2**20
 """Most activations in memory at a time: long prompts are encoded in groups of rows."""
@@ -62,7 +61,7 @@ class Probe:
         """Its rows in the step."""
         self.pool: Pool | None = None
         """While its rows are encoded."""
-        self.told: Activations | None = None
+        self.reading: Activations | None = None
         """Of the newest step; None if it was not read."""
         self.failure: SAEError | None = None
         self.at_fault: int | None = None
@@ -100,7 +99,7 @@ class Probe:
 
     def begin(self, first: int, stop: int, row: int) -> bool:
         """The next step runs positions `first` … `stop` − 1 as the rows from `row` on; whether it is looked at."""
-        self.told = self.failure = self.at_fault = None
+        self.reading = self.failure = self.at_fault = None
         self._first, self.rows = first, slice(row, row + stop - first)
         self._begun = self.rows if first == 0 else slice(0, 0)
         if self.watch.every_seconds is None:
@@ -122,7 +121,7 @@ class Probe:
         sinks, left = self._sorted(norms)
         if self.watch.top_k is not None:
             rows = [() if out else row for row, out in zip(rows, left, strict=True)]
-        self.told = Activations(
+        self.reading = Activations(
             sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=left
         )
 
@@ -130,16 +129,16 @@ class Probe:
         """What is to be told of its rows [n, width] of what arrived."""
         norms = norms_of(x).tolist()
         sinks, left = self._sorted(norms)
-        told = Activations(sae_id="", first=self._first, rows=(), sinks=sinks, excluded=left)
+        bare = Activations(sae_id="", first=self._first, rows=(), sinks=sinks, excluded=left)
         if self.watch.raw:
-            self.told = replace(told, raw=raw_of(x))
+            self.reading = replace(bare, raw=raw_of(x))
         elif self.watch.lens is not None:
             assert self.lens is not None
-            self.told = replace(told, lens=self.lens.tokens(x, self.watch.lens))
+            self.reading = replace(bare, lens=self.lens.tokens(x, self.watch.lens))
         else:
             counted = torch.tensor([not out for out in left], device=x.device)
             mean = x.double()[counted].sum(0) / max(1, len(left) - sum(left))
-            self.told = replace(told, mean=tuple(mean.tolist()), norms=tuple(norms))
+            self.reading = replace(bare, mean=tuple(mean.tolist()), norms=tuple(norms))
 
     def begin_pool(self, norms: Sequence[float], device: torch.device) -> Tensor:
         """Which of the rows, with these norms, are counted; they are given to `pool` in pieces."""
@@ -147,13 +146,13 @@ class Probe:
         assert self.watch.pooling is not None
         sinks, left = self._sorted(norms)
         self.pool = Pool(self.watch.pooling, self.sae.spec.d_sae, device)
-        self.told = Activations(sae_id=self.watch.sae.sae_id, first=self._first, rows=(), sinks=sinks, excluded=left)
+        self.reading = Activations(sae_id=self.watch.sae.sae_id, first=self._first, rows=(), sinks=sinks, excluded=left)
         return torch.tensor([not out for out in left], device=device)
 
     def end_pool(self) -> None:
-        assert self.told is not None
+        assert self.reading is not None
         assert self.pool is not None
-        self.told, self.pool = replace(self.told, pooled=self.pool.result()), None
+        self.reading, self.pool = replace(self.reading, pooled=self.pool.result()), None
 
     def _sorted(self, norms: Sequence[float]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         """Which of the positions, with these norms, are sinks, and which are left out."""
@@ -211,25 +210,25 @@ class ProbeHook:
                 _attempt(rows, probes)
 
 
-def joined(before: Activations, told: Activations, watch: Watch) -> Activations:
+def joined(before: Activations, reading: Activations, watch: Watch) -> Activations:
     """The readings of two successive prefill chunks."""
-    one, other = before.excluded.count(False), told.excluded.count(False)
-    pairs = zip(before.mean, told.mean, strict=True)
+    one, other = before.excluded.count(False), reading.excluded.count(False)
+    pairs = zip(before.mean, reading.mean, strict=True)
     pooled = None
     if watch.pooling is not None:
         assert before.pooled is not None
-        assert told.pooled is not None
-        pooled = joined_pools(watch.pooling, before.pooled, told.pooled, (one, other))
+        assert reading.pooled is not None
+        pooled = joined_pools(watch.pooling, before.pooled, reading.pooled, (one, other))
     return replace(
         before,
-        rows=before.rows + told.rows,
-        sinks=before.sinks + told.sinks,
-        excluded=before.excluded + told.excluded,
+        rows=before.rows + reading.rows,
+        sinks=before.sinks + reading.sinks,
+        excluded=before.excluded + reading.excluded,
         mean=tuple((one * a + other * b) / max(1, one + other) for a, b in pairs),
-        norms=before.norms + told.norms,
+        norms=before.norms + reading.norms,
         pooled=pooled,
-        raw=before.raw + told.raw,
-        lens=before.lens + told.lens,
+        raw=before.raw + reading.raw,
+        lens=before.lens + reading.lens,
     )
 
 
@@ -290,8 +289,8 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
         if probe.best:
             probe.tell([best[row][: probe.best] for row in mine], norms[mine.start : mine.stop])
         else:
-            told = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
-            probe.tell(told, norms[mine.start : mine.stop])
+            reading = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
+            probe.tell(reading, norms[mine.start : mine.stop])
 
 
 def _pool(x: Tensor, probes: Sequence[Probe], sae: SAE) -> None:

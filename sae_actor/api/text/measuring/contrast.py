@@ -18,9 +18,9 @@ from ....measuring.rows import ContrastedFeature
 from ....ports import Activations, Pooling, Watch
 from ...answers import answer, state_of
 from ...context import context, device
+from ...disconnects import heard
 from ...operations import operation
 from ...requests import body_of
-from ...streaming import heard
 from ...types import Answer, AnyRequest
 from .inputs import ReadInput, read_inputs
 from .texts import Texts, inputs_of, refuse_bare, settle_texts, side_by_side

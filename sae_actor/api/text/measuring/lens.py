@@ -18,10 +18,10 @@ from ....generations import read_prompt
 from ....ports import TokenScore, Watch
 from ...answers import state_of
 from ...context import context, device
+from ...disconnects import heard
 from ...limits import tokens_of
 from ...operations import operation
 from ...requests import body_of
-from ...streaming import heard
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
 from .inputs import Input

@@ -11,7 +11,7 @@ from litestar import Response
 from msgspec import Raw, json
 
 from ...answers import answer, state_of
-from ...streaming import Streamed
+from ...disconnects import Streamed
 from ...types import Answer, AnyRequest
 
 AT_A_TIME = 64

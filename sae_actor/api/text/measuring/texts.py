@@ -12,7 +12,7 @@ from ....domain.rules.attachments import model_and_position
 from ....errors import BadRequestError, ModelNotLoadedError
 from ....ports import Activations
 from ...answers import state_of
-from ...streaming import heard
+from ...disconnects import heard
 from ...types import AnyRequest
 from ..fields import MESSAGES
 from ..messages import ChatMessage
