@@ -230,11 +230,15 @@ async def test_an_imported_file_of_several_layers(tmp_path: Path, model: Path, s
         assert got == pytest.approx(plain(model, {1: added(ROWS[0], 2.0), 2: added(ROWS[1], 2.0)}), abs=2e-4)
 
 
+@pytest.mark.parametrize("shape", ["gguf", "harness"])
 async def test_restored_explained_and_reproduced(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], shape: str
 ) -> None:
     folder = tmp_path / "happy"
-    write_gguf(folder / "happy.gguf", {0: ROWS[0], 2: ROWS[1]})
+    if shape == "gguf":
+        write_gguf(folder / "happy.gguf", {0: ROWS[0], 2: ROWS[1]})
+    else:
+        write_steering(folder / "steer.pt", {"layers.0": ROWS[0], "layers.2": ROWS[1]})
     async with over_http(tmp_path / "data", model) as (client, service):
         one = await kept(client, names=["calm", "storm"])
         body = {"type": "Import", "path": str(folder), "layer": 2}
