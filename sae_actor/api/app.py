@@ -30,13 +30,14 @@ from .routes import (
     steering,
     vectors,
 )
+from .routes.audit import evidence, explain, export
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
-    commands, models, saes, steering, service, log, events, generations, login, metrics,
+    commands, models, saes, steering, service, log, evidence, explain, export, events, generations, login, metrics,
     vectors, directions, text, responses, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""

@@ -10,10 +10,10 @@ from ...errors import MailboxFullError
 from ...subscriptions import Broadcast, EventFilter, sse
 from ..context import context
 from ..operations import Query, operation
-from ..requests import whole_number
+from ..requests import MAX_POSITION, whole_number
 from ..streaming import Streamed
 from ..types import Answer, AnyRequest
-from .log import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
+from .log import AFTER, SAE, TYPES, wanted_events
 
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """The second tells nginx to pass on each frame at once."""
