@@ -164,8 +164,8 @@ def test_under_load_it_says_what_the_files_say_after_a_stop(tmp_path: Path, comm
         else:
             assert online.out == offline.out, (name, argv)
     assert len(views(answers["explain", TAG, "--json"].out)) == 2
-    named = [life.said["generation_id"], str(life.said["position"]), str(life.said["position"] + 1)]
-    by_id, by_start, by_end = (views(answers["explain", of, "--json"].out) for of in named)
+    found_by = [life.said["generation_id"], str(life.said["position"]), str(life.said["position"] + 1)]
+    by_id, by_start, by_end = (views(answers["explain", of, "--json"].out) for of in found_by)
     assert by_id == by_start == by_end
     assert by_id[0]["intervention_sha256"] == life.said["intervention_sha256"]
 

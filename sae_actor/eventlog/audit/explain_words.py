@@ -116,7 +116,8 @@ def explanation(text: Any) -> Iterator[str]:
     yield from _model(text)
     yield from _intervention(text)
     if started is not None:
-        yield from _sampling(started["sampling"])
+        yield from _sampling(started)
+        yield from _tokenization(started.get("tokenization") or {})
     if text.ended is None:
         yield "ended        no end is on record"
     else:
@@ -206,7 +207,23 @@ def _since(events: Iterable[Event], indent: str = "  ") -> Iterator[str]:
         yield f"{indent}{label:<{width}}{where}"
 
 
-def _sampling(sampling: Event) -> Iterator[str]:
+def _tokenization(asked: Event) -> Iterator[str]:
+    words = {name: value for name, value in asked.items() if name not in ("chat_template_kwargs", "left_out")}
+    variables, left_out = asked.get("chat_template_kwargs") or {}, asked.get("left_out") or ()
+    if words:
+        yield f"prompt       {_settings(words)}"
+    if variables or left_out:
+        told = [_settings(variables)] if variables else []
+        told += [f"not on record: {', '.join(left_out)}"] if left_out else []
+        yield f"{'' if words else 'prompt':<13}template variables {'; '.join(told)}"
+
+
+def _settings(given: Event) -> str:
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in given.items())
+
+
+def _sampling(started: Event) -> Iterator[str]:
+    sampling = started["sampling"]
     temperature, top_p = sampling["temperature"], sampling["top_p"]
     noise = "greedy" if temperature == 0 else f"temperature {temperature:g}, top_p {top_p:g}"
     stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling.get("stop") else ""
@@ -215,3 +232,11 @@ def _sampling(sampling: Event) -> Iterator[str]:
     others = [f"{name} {canonical(value)}" for name, value in sampling.items() if name not in shown]
     if others:
         yield f"             {', '.join(others)}"
+    stop_when = started.get("stop_when")
+    if stop_when:
+        feature = f"feature {stop_when['feature']} of {stop_when['sae']['sae_id']}"
+        left_out = stop_when.get("exclude")
+        but = f", except at {listed(LEFT_OUT[each] for each in left_out)}" if left_out else ""
+        yield f"             until {feature} is above {stop_when['above']:g}{but}"
+    if started.get("deterministic"):
+        yield "             deterministic: alone on the device"
