@@ -188,6 +188,13 @@ def _add_log(commands: _Commands) -> None:
     redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="reason to record with the erasure")
     reproduce = _log(inside, "reproduce", "run generations again from the log, and check its record of them")
     reproduce.add_argument("generation_id", nargs="*", metavar="GENERATION_ID", help="as the answer gave it")
+    reproduce.add_argument(
+        "--model", type=Path, metavar="PATH", help="folder of the model, on another machine than that of the log"
+    )
+    reproduce.add_argument(
+        "--sae", type=Path, action="append", default=[], metavar="PATH",
+        help="folder or file of an SAE, likewise; may be given several times",
+    )  # fmt: skip
     reproduce.add_argument("--all", action="store_true", help="every generation in the log")
     reproduce.add_argument(
         "--prompt-file", type=Path, metavar="FILE",

@@ -143,9 +143,9 @@ def test_under_load_it_says_what_the_files_say_after_a_stop(tmp_path: Path, comm
         ]
         answers: dict[tuple[str, ...], Ran] = {}
         with loaded(life.url):
-            for argv in asked:
+            for question in asked:
                 for json_too in ((), ("--json",)):
-                    answers[*argv, *json_too] = command("log", *argv, *json_too, "--url", life.url)
+                    answers[*question, *json_too] = command("log", *question, *json_too, "--url", life.url)
             verified = command("log", "verify", "--url", life.url, "--json")
             heads = command("log", "verify", "--url", life.url, "--json", "--head", f"{life.steered}:{'0' * 64}")
             exported = [command("log", "export", str(tmp_path / name), "--url", life.url, "--json")
