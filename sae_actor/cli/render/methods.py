@@ -123,10 +123,7 @@ def _sampling(view: View) -> Iterator[str]:
         return
     noise = "greedily" if sampling["temperature"] == 0 else f"at temperature {sampling['temperature']:g}"
     shown = {"temperature", "seed", "max_tokens"}
-    others = [
-        f"{name} {value}" for name, value in sampling.items()
-        if name not in shown and value not in (None, [], (), False) and value != _NEUTRAL.get(name)
-    ] + [f"{name} false" for name in ("skip_special_tokens",) if sampling[name] is False]  # fmt: skip
+    others = [_told(name, value) for name, value in sampling.items() if name not in shown and _matters(name, value)]
     more = f"; {', '.join(others)}" if others else ""
     yield f"Tokens were chosen {noise} with seed {sampling['seed']}, at most {sampling['max_tokens']}{more}."
     if sampling["temperature"] != 0:
@@ -149,8 +146,16 @@ def _software(model: View | None) -> Iterator[str]:
 
 def environment_in_words(environment: View) -> Sequence[str]:
     """`torch 2.13.0` and so on; not what is told with the model."""
-    return [f"{name} {value if isinstance(value, str) else json.dumps(value)}"
-            for name, value in environment.items() if name not in _DIGESTS and value is not None]  # fmt: skip
+    return [_told(name, value) for name, value in environment.items() if name not in _DIGESTS and value is not None]
+
+
+def _told(name: str, value: Any) -> str:
+    return f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+
+
+def _matters(name: str, value: Any) -> bool:
+    """Whether a setting of the sampling is another than the neutral one."""
+    return value != _NEUTRAL.get(name, False) and value not in (None, [], ())
 
 
 def _class(view: View) -> Iterator[str]:

@@ -193,7 +193,10 @@ def _sae(found: Event) -> Iterator[str]:
     dtype = next((each["data"]["dtype"] for each in found["since"] if each["type"] == "AttachRequested"), None)
     yield f"    from     {origin}, commit {completed.get('commit') or 'none'} ({kind}, computes in {dtype})"
     yield f"    weights  sha256 {sae['weights_sha256']}"
-    yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in completed.get("weights_files") or ())
+    named = completed.get("weights_files") or [
+        file for file in completed.get("files", ()) if file["sha256"] == sae["weights_sha256"]
+    ]
+    yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in named)
     yield from (f"    edit     {edit_in_words(edit)}" for edit in sae.get("steering", ()))
     if not sae.get("steering"):
         yield "    edit     none"

@@ -27,7 +27,7 @@ async def position_of(request: AnyRequest, name: str, head: int) -> int:
         if at > head:
             raise NotFoundError(f"position {at} is past the head {head}", head=head)
         return at
-    time = as_rfc3339(given.replace(" ", "+"))  # a plus sign that was not escaped
+    time = as_rfc3339(given[:11] + given[11:].replace(" ", "+"))  # a plus sign that was not escaped
     if time is None:
         raise BadRequestError(f"{name} must be a position, or a time such as 2026-01-31T12:00:00Z", param=name)
     return await _last_by(request, time, head)
