@@ -65,7 +65,7 @@ def test_every_field_that_a_second_lab_would_ask_for(explain: Command) -> None:
         "evidence": f"On record as gen-2, event 12 of a log with head 15 {view['log']['head']['hash']}",
     }
     assert [name for name, words in wanted.items() if words not in text] == []
-    assert len(bibtex) == 4
+    assert len(bibtex) == 5
     told = json.loads(explain("gen-2", "--methods", "--json").out)
     assert told == {"generation_id": "gen-2", "methods": text, "bibtex": bibtex}
 
