@@ -25,6 +25,8 @@ class MemoryLog:
         self._rows: list[Row] = []
         self._known = Walk(self._log_id)
         """Of the last walk that found nothing wrong."""
+        self._fault: Verification | None = None
+        """What the last walk found wrong."""
         self._salts = Salts()
         self._closed = False
 
@@ -71,9 +73,12 @@ class MemoryLog:
 
     async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
         self._refuse_if_closed()
-        walk = Walk(self._log_id) if full else self._known.copy()
+        if not full and self._fault is not None:
+            return self._fault
+        walk, self._fault = Walk(self._log_id) if full else self._known.copy(), None
         if not walk.feed(map(as_read, self._rows[walk.position :])) or walk.head != self._head:
-            return unsound(walk, walk.position + 1, walk.bad or "lost")
+            self._fault = unsound(walk, walk.position + 1, walk.bad or "lost")
+            return self._fault
         self._known = walk
         return sound(walk, [(each, self._hash_at(each.position)) for each in heads])
 

@@ -52,6 +52,8 @@ class SqliteLog:
         self._reader = Reader(db)
         self._known = findings.walk or Walk(findings.log_id)
         """Of the last walk that found nothing wrong; the first one opened the log."""
+        self._fault: Verification | None = None
+        """What the last walk found wrong."""
         self._writer = Writer(db, folder, findings.log_id, findings.head, checkpoint)
         self._closing: asyncio.Task[None] | None = None
 
@@ -154,7 +156,17 @@ class SqliteLog:
 
     async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
         """See the port. In pages, between which appends go on."""
+        if not full and self._fault is not None:
+            return self._fault
         head, walk = self.head, Walk(self._log_id) if full else self._known.copy()
+        self._fault = await self._faulty(walk, head)
+        if self._fault is not None:
+            return self._fault
+        self._known = max(self._known, walk, key=lambda each: each.position)
+        return sound(walk, [(each, await self._hash_at(each.position, head)) for each in heads])
+
+    async def _faulty(self, walk: Walk, head: Head) -> Verification | None:
+        """Continue a walk to the head; what is wrong on the way, if anything is."""
         page = PAGE_ROWS
         while walk.position < head.position and walk.bad is None:
             try:
@@ -175,8 +187,7 @@ class SqliteLog:
             return unsound(walk, walk.position, "the last event is not the one that was written")
         if (bare := walk.unexplained()) is not None:
             return unsound(walk, bare, "the payload is missing, and no PayloadRedacted names it")
-        self._known = max(self._known, walk, key=lambda each: each.position)
-        return sound(walk, [(each, await self._hash_at(each.position, head)) for each in heads])
+        return None
 
     async def _hash_at(self, position: int, head: Head) -> str | None:
         if position > head.position:

@@ -71,8 +71,8 @@ class EventLog(Protocol):
     async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
         """Walk the chain up to the head of now.
 
-        full: from the first event on; else only what came after the last walk of this process, which began when the
-        log was opened. heads: witnessed heads that the log must contain.
+        full: from the first event on; else only what came after the last walk of this process, the first of which
+        opened the log; what the last one found wrong stays wrong. heads: witnessed heads that the log must contain.
         """
 
     async def close(self) -> None: ...
