@@ -171,13 +171,9 @@ def _add_log(commands: _Commands) -> None:
     diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
     explain = _asking(inside, "explain", "what was active for one answer, and which events set it")
     explain.add_argument(
-        "of",
-        metavar="GENERATION",
-        help="id, as the answer gave it in its object `sae`, or its tag, or a position of it",
+        "of", metavar="GENERATION", help="id, as the answer gave it in `sae`; its tag; or its position"
     )
-    explain.add_argument(
-        "--methods", action="store_true", help="a paragraph with all that it takes to reproduce it, and what to cite"
-    )
+    explain.add_argument("--methods", action="store_true", help="a paragraph to reproduce it by, and what to cite")
     export = _asking(inside, "export", "the log as files that anyone can read and verify with a bare Python")
     export.add_argument("to", type=_destination, metavar="DEST", help="folder to create, or a name ending in .tar")
     _log(inside, "import", "make a log from an export; an existing log is never overwritten").add_argument(
