@@ -16,7 +16,7 @@ from sae_actor.domain.events import Draft
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.views.difference import difference
 from sae_actor.eventlog.audit.contents import NAMES
-from sae_actor.eventlog.memory import MemoryLog
+from tests.fakes.log import MemoryLog
 
 from ..conftest import Running, serving
 

@@ -14,8 +14,8 @@ from ....errors import BadRequestError
 from ....ports import Head, Verification
 from ...answers import answer, state_of
 from ...context import context
+from ...disconnects import heard
 from ...operations import Query, operation
-from ...streaming import heard
 from ...types import Answer, AnyRequest
 from .moments import MOMENT, position_of, state_at
 

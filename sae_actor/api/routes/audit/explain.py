@@ -14,10 +14,10 @@ from ....ports import Verification
 from ....subscriptions import EventFilter
 from ...answers import answer
 from ...context import context
+from ...disconnects import heard
 from ...log_pages import events
 from ...operations import Query, operation
 from ...requests import MAX_POSITION, whole_number
-from ...streaming import heard
 from ...types import Answer, AnyRequest
 from .moments import POSITION
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ....eventlog.audit.streamed import export_running
 from ...context import context
+from ...disconnects import Streamed, heard
 from ...operations import operation
-from ...streaming import Streamed, heard
 from ...types import Answer, AnyRequest
 
 
