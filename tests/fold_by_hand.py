@@ -53,6 +53,7 @@ class Books:
         """Attachments in their order: each has `asked`, the position of its AttachRequested."""
         self.open: dict[str, Fields] = {}
         self.texts: dict[str, Fields] = {}
+        self.presets: dict[str, Fields] = {}
 
     def enter(self, event: Fields) -> None:
         self.position = event["position"]
@@ -60,7 +61,7 @@ class Books:
         if data is None or event["schema"] != 1:
             return
         at, time = event["position"], event["time"]
-        for ledger in (self._models, self._files, self._attachments, self._texts):
+        for ledger in (self._models, self._files, self._attachments, self._texts, self._presets):
             ledger(kind, data, at, time)
         self._commands(kind, data, event)
 
@@ -219,6 +220,14 @@ class Books:
         elif kind == "GenerationFinished":
             self.texts.pop(data["generation_id"], None)
 
+    def _presets(self, kind: str, data: Fields, at: int, time: str) -> None:
+        if kind == "PresetSaved":
+            usual: Fields = {"weights_files": [], "mode": "steer", "steering": [], "asked": [], "exclude": None}
+            saved = {"name": data["name"], "description": data.get("description"), "position": at, "saved_at": time}
+            self.presets[data["name"]] = saved | {"interventions": [usual | each for each in data["interventions"]]}
+        elif kind == "PresetDeleted":
+            self.presets.pop(data["name"], None)
+
     def _commands(self, kind: str, data: Fields, event: Fields) -> None:
         name = ASKED.get(kind)
         if kind == "GenerationStarted":
@@ -256,6 +265,7 @@ class Books:
                     ],
                     "commands": list(self.open.values()),
                     "generations": list(self.texts.values()),
+                    "presets": [preset for _, preset in sorted(self.presets.items())],
                 }
             )
         )

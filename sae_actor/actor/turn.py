@@ -44,7 +44,7 @@ class RefusalRecorder:
             return None
         skipped, self._not_recorded = self._not_recorded, 0
         return ev.CommandRejected(
-            command=command.name,
+            command=command.type_name,
             error=problem(error),
             sae_id=getattr(command, "sae_id", None),
             not_recorded=skipped,
@@ -122,7 +122,7 @@ class Turn:
             self._add(envelope, [event])
         except Exception:
             # The refusal stands; an error whose fields cannot be written must not end the only writer.
-            logger.exception("a refused %s could not be put on record", envelope.message.name)
+            logger.exception("a refused %s could not be put on record", envelope.message.type_name)
 
     def _add(self, envelope: Envelope, payloads: list[Payload]) -> slice:
         """All of one envelope's events, or none of them."""

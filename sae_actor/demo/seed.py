@@ -63,7 +63,7 @@ async def _once(actor: Actor, key: str, command: Command) -> None:
     if outcome.error is not None:
         raise from_code(outcome.error.code, outcome.error.detail, **outcome.error.fields)
     if outcome.status == "accepted":
-        raise SAEError(f"{command.name} did not end within {PATIENCE_SECONDS:.0f} seconds")
+        raise SAEError(f"{command.type_name} did not end within {PATIENCE_SECONDS:.0f} seconds")
 
 
 async def _in_place(actor: Actor) -> None:

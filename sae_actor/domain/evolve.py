@@ -15,7 +15,7 @@ from . import events as ev
 from .events import Draft, Event, payload_of
 from .folds.attachments import attachments_after
 from .folds.restart import in_a_row, interrupted, wanted_after_start
-from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
+from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, Preset, SaeRecord, State
 from .structs import filled
 
 T = TypeVar("T")
@@ -56,6 +56,7 @@ def evolve(state: State, event: Draft) -> State:
         after.model is not state.model
         or after.attachments != state.attachments
         or after.saes is not state.saes
+        or after.presets is not state.presets
         or isinstance(payload, ev.MonitoringChanged)
     )
     return replace(after, position=event.position, revision=event.position if changes_revision else state.revision)
@@ -105,6 +106,11 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
             | ev.MonitoringChanged()
         ):
             return replace(state, attachments=attachments_after(state.attachments, event, payload))
+        case ev.PresetSaved():
+            saved = filled(Preset, payload, position=event.position, saved_at=event.time)
+            return replace(state, presets={**state.presets, payload.name: saved})
+        case ev.PresetDeleted():
+            return replace(state, presets=_without(state.presets, payload.name))
         case ev.GenerationStarted():
             opened = OpenGeneration(
                 generation_id=payload.generation_id,

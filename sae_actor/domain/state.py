@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .events import MadeFrom, Problem, Source
+from .events import MadeFrom, PresetSae, Problem, Source
 from .refs import (
     ActiveSae,
     Edit,
@@ -153,6 +153,17 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
         return self.active(self.mode, steering, self.exclude)
 
 
+class Preset(Struct, frozen=True, kw_only=True):
+    """An intervention with a name. It outlives the SAEs that it names."""
+
+    name: str
+    description: str | None
+    interventions: tuple[PresetSae, ...]
+    position: int
+    """Position of its PresetSaved: the version."""
+    saved_at: str
+
+
 class OpenCommand(Struct, frozen=True, kw_only=True):
     command_id: str
     type: str
@@ -174,7 +185,7 @@ class OpenGeneration(Struct, frozen=True, kw_only=True):
 class State(Struct, frozen=True, kw_only=True):
     position: int = 0
     revision: int = 0
-    """Position of the last event that changed model, SAEs, attachments, steering or monitoring."""
+    """Position of the last event that changed model, SAEs, attachments, steering, monitoring or presets."""
     running: bool = False
     """True between ActorStarted and ActorStopped. If it is True at a start, the last process crashed."""
     max_attachments: int = 1
@@ -184,6 +195,7 @@ class State(Struct, frozen=True, kw_only=True):
     attachments: tuple[AttachmentState, ...] = ()
     commands: dict[str, OpenCommand] = {}
     generations: dict[str, OpenGeneration] = {}
+    presets: dict[str, Preset] = {}
 
     def attachment(self, sae_id: str) -> AttachmentState | None:
         """The attachment that requests see, if the SAE is attached."""

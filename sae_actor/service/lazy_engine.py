@@ -9,6 +9,7 @@ from typing import Protocol
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
+from ..domain.state import SaeLocation
 from ..errors import ModelNotLoadedError
 from ..ports import (
     AttachedSae,
@@ -90,6 +91,9 @@ class LazyEngine:
 
     async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
         return await self._loaded().raw(attach_position, edits)
+
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        return await (await self._made()).raw_on_disk(location, folder, edits)
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         return await self._loaded().feature(attach_position, feature)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from sae_actor.domain.chats import MessageSpan, Reasoning, Tokenization
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.refs import Edit, ModelFacts
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -217,6 +218,10 @@ class FakeEngine:
     async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
         if attach_position not in self.residents:
             raise SAENotAttachedError("the SAE is not on the device")
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
+
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        del location, folder
         return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
 
     def _resolved(self, edit: Edit) -> Edit:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ...domain.messages import RequestedIntervention, RequestedStop
+from ...domain.commands import RequestedIntervention
+from ...domain.messages import RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from sae_actor.domain.commands import RequestedIntervention
 from sae_actor.domain.events import HookFaulted, Problem, SteeringChanged
-from sae_actor.domain.messages import RequestedIntervention, RequestedStop
+from sae_actor.domain.messages import RequestedStop
 from sae_actor.domain.refs import Edit
 from tests.cli.conftest import Ran
 from tests.cli.logs import FIRST, SECOND, a_life, admitted, ended, write
