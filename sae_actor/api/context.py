@@ -45,6 +45,8 @@ class Context(Policy):
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
+    model_name: str = ""
+    """`[model] name`: what the loaded model is called on `/v1`; empty: the last part of its id."""
     seeding: bool = False
     """Whether the demo's first contents are still on their way."""
     quota_bytes: int | None = None

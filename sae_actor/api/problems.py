@@ -90,13 +90,18 @@ def problem_response(path: str, error: SAEError) -> Response[bytes]:
         headers["retry-after"] = str(max(1, int(retry_after or 1)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    on_v1 = path.startswith(("/v1/", *OPENAI))
+    on_v1 = is_openai(path)
     return Response(
         content=msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error)),
         status_code=error.status,
         media_type="application/json" if on_v1 else "application/problem+json",
         headers=headers,
     )
+
+
+def is_openai(path: str) -> bool:
+    """Whether a path is answered in OpenAI's shape."""
+    return path.startswith(("/v1/", *OPENAI))
 
 
 def on_error(request: AnyRequest, error: SAEError) -> Response[bytes]:

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     _add_serving(commands)
     _add_resources(commands)
     _add_steering(commands)
+    _add_presets(commands)
     _add_text(commands)
     _add_log(commands)
     _add_families(commands)
@@ -119,10 +120,29 @@ def _add_steering(commands: _Commands) -> None:
     steer.add_argument("edits", nargs="*", type=_edit, metavar="FEATURE=STRENGTH")
     steer.add_argument("--clear", action="store_true", help="no edits at all")
     steer.add_argument("--disable", action="store_true", help="keep the edits, but switch them off")
-    steer.add_argument("--method", choices=get_args(Method), default="add")
-    steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
-    steer.add_argument("--unit", choices=get_args(Unit), default="raw")
-    _exclude(steer, "positions that are left alone", "sink")
+    _of_edits(steer)
+
+
+def _add_presets(commands: _Commands) -> None:
+    about = "interventions with a name"
+    preset = commands.add_parser("preset", help=about, description=about)
+    inside = preset.add_subparsers(dest="preset_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    _client(inside, "list", "the presets, and whether each can be used now")
+    save = _client(inside, "save", "save edits of an SAE under a name")
+    save.add_argument("name", metavar="NAME", help="small letters, digits and . _ -")
+    _sae(save)
+    save.add_argument("edits", nargs="*", type=_edit, metavar="FEATURE=STRENGTH")
+    save.add_argument("--description", metavar="TEXT")
+    save.add_argument("--mode", choices=get_args(Mode), default="steer")
+    _of_edits(save)
+    _client(inside, "delete", "delete a preset").add_argument("name", metavar="NAME")
+
+
+def _of_edits(each: argparse.ArgumentParser) -> None:
+    each.add_argument("--method", choices=get_args(Method), default="add")
+    each.add_argument("--positions", choices=get_args(NamedPositions), default="all")
+    each.add_argument("--unit", choices=get_args(Unit), default="raw")
+    _exclude(each, "positions that are left alone", "sink")
 
 
 def _add_text(commands: _Commands) -> None:
@@ -135,7 +155,9 @@ def _add_text(commands: _Commands) -> None:
     generate.add_argument("--top-p", type=_number, metavar="P")
     generate.add_argument("--seed", type=int)
     generate.add_argument("--stop", action="append", metavar="TEXT", help="may be given several times")
-    generate.add_argument("--baseline", action="store_true", help="without any intervention")
+    instead = generate.add_mutually_exclusive_group()
+    instead.add_argument("--baseline", action="store_true", help="without any intervention")
+    instead.add_argument("--preset", metavar="NAME", help="under this preset instead of the service's steering")
     events = _client(commands, "events", "follow the service's events")
     events.add_argument("--after", type=_position, metavar="N", help="only events after position N")
     events.add_argument("--types", metavar="A,B", help="only these types")
@@ -296,12 +318,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked against the grammar; wrong usage exits with 64."""
     grammar = parser()
     arguments, rest = grammar.parse_known_args(argv)
-    if rest and arguments.command == "steer" and not any(_is_flag(each) for each in rest):
+    takes_edits = arguments.command == "steer" or getattr(arguments, "preset_command", None) == "save"
+    if rest and takes_edits and not any(_is_flag(each) for each in rest):
         # argparse takes positional arguments in one place alone, and what begins with "-" for an option
         try:
             arguments.edits, rest = [*arguments.edits, *map(_edit, rest)], []
         except argparse.ArgumentTypeError as error:
-            grammar.error(f"steer: {error}")
+            grammar.error(f"{arguments.command}: {error}")
     if rest:
         grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "steer" and arguments.clear and arguments.edits:

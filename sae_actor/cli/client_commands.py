@@ -12,7 +12,7 @@ from typing import Any
 from ..client import DEFAULT_URL, Client
 from ..config import ConfigurationError
 from . import exit_codes
-from .render import answers
+from .render import answers, presets
 from .render.progress import Bar
 
 Answer = dict[str, Any]
@@ -84,15 +84,30 @@ def delete(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def steer(client: Client, arguments: argparse.Namespace) -> None:
-    settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
-    edits = [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
     answer = client.steer(
         client.find(arguments.sae),
-        edits,
+        _edits(arguments),
         enabled=not arguments.disable,
         exclude=_excluded(arguments.exclude or ["sink"]),
     )
     _print(arguments, answer, answers.steering)
+
+
+def _edits(arguments: argparse.Namespace) -> list[Answer]:
+    settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
+    return [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
+
+
+def preset(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.preset_command == "list":
+        _print(arguments, client.presets(), presets.presets)
+    elif arguments.preset_command == "delete":
+        _print(arguments, client.delete_preset(arguments.name), presets.deleted)
+    else:
+        exclude = tuple(_excluded(arguments.exclude or ["sink"]))
+        steering = tuple({**each, "exclude": exclude} for each in _edits(arguments))
+        sae = {"sae_id": client.find(arguments.sae), "mode": arguments.mode, "steering": steering}
+        _print(arguments, client.save_preset(arguments.name, [sae], arguments.description), presets.saved)
 
 
 def _excluded(given: Sequence[str]) -> list[str]:
@@ -108,7 +123,9 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
             prompt.insert(0, {"role": "system", "content": arguments.system})
     given = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
     options: Answer = {name: value for name, value in given.items() if value is not None}
-    sae = {"baseline": True} if arguments.baseline else None
+    sae: Answer | None = {"baseline": True} if arguments.baseline else None
+    if arguments.preset is not None:
+        sae = {"preset": arguments.preset}
     if arguments.json:
         _print(arguments, client.generate(prompt, sae=sae, **options), str)
         return
@@ -149,6 +166,7 @@ COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "detach": detach,
     "delete": delete,
     "steer": steer,
+    "preset": preset,
     "generate": generate,
     "events": events,
 }

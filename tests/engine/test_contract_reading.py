@@ -67,7 +67,8 @@ async def test_units_of_an_sae_that_is_not_attached(given: Given, tmp_path: Path
         given.engine.maxima, given.engine.median_norm = {3: 20.0}, 7.0
     where = attach(5).location
     (found,) = await given.engine.raw_on_disk(where, str(folder), (edit,))
-    assert (found.strength, found.unit) == (pytest.approx(strength, rel=1e-6), "raw")
+    assert found.unit == "raw"
+    assert found.strength == pytest.approx(strength, rel=1e-6)
     await given.engine.attach(attach(5), str(folder))
     assert await given.engine.raw(5, (edit,)) == (found,)
     with pytest.raises(SAEUnsupportedError):

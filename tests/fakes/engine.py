@@ -136,7 +136,7 @@ class FakeEngine:
         self.model = ModelFacts(
             model_id=effect.model,
             revision=effect.revision,
-            commit="0" * 40,
+            commit=None if effect.model.startswith("/") else "0" * 40,
             model_type="fake",
             dtype="float32" if effect.dtype == "auto" else effect.dtype,
             device="cpu" if effect.device == "auto" else effect.device,

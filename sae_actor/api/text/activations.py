@@ -83,7 +83,7 @@ class ReadActivations(Struct, frozen=True, kw_only=True):
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
-    "positions_unknown",
+    "positions_unknown", "model_not_found", "sae_incompatible",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ...generations import Completed, RunningGeneration, ends
 from ...ports import Finished, GenerationStream, Tokenized
 from ..context import context, principal
 from ..kept_answers import NotAcceptedError
+from ..names import shown_name
 from ..problems import recorded_error
 from ..requests import idempotency_key
 from ..streaming import heard
@@ -134,7 +135,8 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
     if state.model is None or state.model.facts is None:
         raise AnswerGoneError("the model of the answer is unknown")
     facts, created = state.model.facts, created_at(last[0])
-    return Reply(asked.kind, facts.model_id, fingerprint(facts), tuple(choices), created, body.choices), done
+    model = shown_name(request, facts, choices[0].text.started)
+    return Reply(asked.kind, model, fingerprint(facts), tuple(choices), created, body.choices), done
 
 
 def _check(asked: KeyedRequest, event: Event) -> None:

@@ -10,11 +10,12 @@ from ...domain.chats import Tokenization
 from ...domain.refs import ModelFacts
 from ...domain.rules.admission import model_to_ask
 from ...domain.views.fields import Count
-from ...errors import BadRequestError, ModelNotFoundError
+from ...errors import BadRequestError
 from ...ports import TokenizerInfo
 from ..answers import answer, state_of
 from ..context import device
 from ..limits import text_of, tokens_of
+from ..names import preset_named
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -121,6 +122,6 @@ async def get_tokenizer_info(request: AnyRequest) -> Answer:
 
 def _model(request: AnyRequest, named: str | None) -> ModelFacts:
     model, _ = model_to_ask(state_of(request))
-    if named not in (None, "", "default", model.model_id):
-        raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {named[:200]}", param="model")
+    if named:
+        preset_named(request, model, named)
     return model

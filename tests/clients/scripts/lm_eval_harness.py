@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 URL = sys.argv[1]
 TOLERANCE = 2e-3
 """Of a choice's log likelihood, a sum over its tokens: both calculate in float32, in batches of other shapes."""
-FOLDER = json.loads(urllib.request.urlopen(f"{URL}/v1/models").read())["data"][0]["root"]
+FOLDER = json.loads(urllib.request.urlopen(f"{URL}/api/model").read())["model_id"]
 FACTS = (
     ("The capital of France is", " Paris", " Rome", " Berlin", " Madrid"),
     ("The capital of Japan is", " Tokyo", " Seoul", " Hanoi", " Beijing"),
