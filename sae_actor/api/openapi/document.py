@@ -59,7 +59,7 @@ def _header(about: str, *, required: bool = True, **schema: str) -> Json:
 
 _HEADERS: dict[str, Json] = {
     "ETag": _header(
-        "Last position that changed model, SAEs, attachments, steering or monitoring; for `If-Match`",
+        "Last position that changed model, SAEs, attachments, steering, monitoring or presets; for `If-Match`",
         pattern='^"[0-9]+"$',
     ),
     "Location": _header("Where to ask what became of it", pattern="^/api/commands/.+$"),
