@@ -231,7 +231,7 @@ class Books:
     def _commands(self, kind: str, data: Fields, event: Fields) -> None:
         name = ASKED.get(kind)
         if kind == "GenerationStarted":
-            self.texts[data["generation_id"]]["command_id"] = event["command_id"]
+            self.texts[data["generation_id"]] |= {name: event[name] for name in ("command_id", "principal")}
         if kind == "DownloadRequested":
             name = {"import": "Import", "vectors": "KeepVectors"}.get(data.get("source", "hub"), "Download")
         if name is not None and event["command_id"] is not None:

@@ -157,7 +157,9 @@ class Turn:
 def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | None, str]:
     """The command of an event: the envelope's, or the one whose request it answers."""
     if isinstance(payload, ev.GenerationFinished) and payload.generation_id in state.generations:
-        return state.generations[payload.generation_id].command_id, envelope.principal
+        # The end belongs to whoever asked for the text, also where a start records it.
+        begun = state.generations[payload.generation_id]
+        return begun.command_id, begun.principal
     request_position = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
     command = state.command_at(request_position) if request_position is not None else None
     if command is not None:

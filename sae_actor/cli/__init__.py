@@ -5,6 +5,7 @@ arguments         the grammar; wrong usage exits with 64 before any heavy import
 client_commands   clients of a running service: one function per command, over `sae_actor.client`
 serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
 families          `families`: the model families, and the modules in the blocks of another model
+tokens            `token list`: who holds a token, from the settings
 log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
 log_reproduce     `log reproduce`: runs generations again; the only command here that loads a model
 log_bundles       `log export|import|redact`: export a log, import one, erase a payload

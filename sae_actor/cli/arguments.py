@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     _add_text(commands)
     _add_log(commands)
     _add_families(commands)
+    _add_tokens(commands)
     return top
 
 
@@ -172,6 +173,15 @@ def _add_families(commands: _Commands) -> None:
         help="what the blocks of this model are made of: a folder, or a hub id (its config.json alone is fetched)",
     )
     families.add_argument("--revision", metavar="R", default="main", help="of a hub id")
+
+
+def _add_tokens(commands: _Commands) -> None:
+    about = "the service's tokens"
+    token = commands.add_parser("token", help=about, description=about)
+    inside = token.add_subparsers(dest="token_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    listed = inside.add_parser("list", help="who holds a token and what each may do; never the tokens")
+    listed.add_argument("--config", type=Path, metavar="FILE", help="settings, in the form of config.toml")
+    listed.add_argument("--json", action="store_true", help="print it as JSON")
 
 
 def _add_log(commands: _Commands) -> None:

@@ -118,6 +118,7 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
                 intervention_sha256=payload.intervention_sha256,
                 sae_ids=tuple(dict.fromkeys(sae.sae_id for sae in payload.saes)),
                 command_id=event.command_id,
+                principal=event.principal,
             )
             return replace(state, generations={**state.generations, payload.generation_id: opened})
         case ev.GenerationFinished():

@@ -163,6 +163,14 @@ class Preset(Struct, frozen=True, kw_only=True):
     """Position of its PresetSaved: the version."""
     saved_at: str
 
+    def missing(self, state: State) -> tuple[str, ...]:
+        """Its SAEs that are not attached."""
+        return tuple(each.sae_id for each in self.interventions if state.attachment(each.sae_id) is None)
+
+    def incompatible(self, state: State) -> tuple[str, ...]:
+        """Its SAEs that are attached with other weights than it was saved for."""
+        return tuple(each.sae_id for each in self.interventions if not state.has_weights_of(each))
+
 
 class OpenCommand(Struct, frozen=True, kw_only=True):
     command_id: str
@@ -180,6 +188,7 @@ class OpenGeneration(Struct, frozen=True, kw_only=True):
     sae_ids: tuple[str, ...]
     command_id: str | None = None
     """Where the request had an idempotency key."""
+    principal: str = ""
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -212,6 +221,13 @@ class State(Struct, frozen=True, kw_only=True):
             return mine.weights_files
         record = self.saes.get(sae.sae_id)
         return record.weights if record is not None and record.weights_sha256 == sae.weights_sha256 else ()
+
+    def has_weights_of(self, sae: PresetSae) -> bool:
+        """Whether the SAE is not attached, or with these weights, by either form of their digest."""
+        attached = self.attachment(sae.sae_id)
+        if attached is None or attached.weights_sha256 == sae.weights_sha256:
+            return True
+        return names(sae.weights_sha256, attached.weights_files) or names(attached.weights_sha256, sae.weights_files)
 
     @property
     def in_force(self) -> Intervention:

@@ -119,7 +119,10 @@ class Broadcast:
 
     def _frame(self, event: Event) -> Frame:
         return Frame(
-            event.position, event.type, sse(event.type, msgspec.json.encode(event), self.event_id(event.position))
+            event.position,
+            event.type,
+            sse(event.type, msgspec.json.encode(event), self.event_id(event.position)),
+            event.principal,
         )
 
     def _wake(self) -> None:

@@ -62,7 +62,10 @@ async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp
         listed = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
         assert listed == ["a-model", "a-model@bold", "a-model@calm"]
 
-        plain = [AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=client) for _ in EDITS]
+        plain = [
+            AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=client)  # type: ignore[arg-type]  # httpx by another name
+            for _ in EDITS
+        ]
         both = await asyncio.gather(
             *(one.completions.create(model=f"a-model@{name}", **ASK) for one, name in zip(plain, EDITS, strict=True))
         )

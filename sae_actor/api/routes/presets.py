@@ -8,6 +8,8 @@ from ..operations import operation
 from ..types import Answer, AnyRequest
 
 
-@operation("GET", "/api/presets", "The presets, and whether each can be used now", returns=Presets, tag="steering")
+@operation(
+    "GET", "/api/presets", "The presets, and whether each can be used now", returns=Presets, users=True, tag="steering"
+)
 async def get_presets(request: AnyRequest) -> Answer:
     return answer(request, presets_view(state_of(request)))

@@ -17,7 +17,7 @@ from ...errors import BadRequestError
 from ...generations import read_activations
 from ...ports import FeatureActivation, Watch
 from ..answers import answer, state_of
-from ..context import context, device
+from ..context import check_intervention, context, device
 from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
@@ -94,10 +94,11 @@ ERRORS = (
            "5 times the median of the prompt's first 512. The prompt runs without an intervention unless `sae` gives "
            "one; the log records nothing of it",
            body=ActivationsBody, returns=ReadActivations, errors=ERRORS,
-           examples={"largest": {"prompt": "I love this book", "top_k": 3}}, tag="text")  # fmt: skip
+           examples={"largest": {"prompt": "I love this book", "top_k": 3}}, users=True, tag="text")  # fmt: skip
 async def post_activations(request: AnyRequest) -> Answer:
     body: ActivationsBody = await body_of(request, ActivationsBody)
     asked = body.asked()
+    check_intervention(request, body.sae or OwnIntervention(), usual_is_none=True)
     engine = device(request)
     state = state_of(request)
     reading(state, body.sae_id, body.features or (), None)  # refuses before the prompt is read

@@ -33,7 +33,7 @@ BRANCHES = ("steered", "baseline")
            body=CompletionBody, or_body=ChatBody, answers=ANSWERS, returns=(Comparison, ChatComparison),
            items=(ComparisonChunk, ChatComparisonChunk), errors=ERRORS,
            examples={"one edit": {**EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def post_compare(request: AnyRequest) -> Answer:
     kind = _kind_of(await request.body())
     body: TextBody = await body_of(request, ChatBody if kind == "chat" else CompletionBody)

@@ -10,12 +10,11 @@ from msgspec.structs import replace
 
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
-from ...domain.rules.presets import incompatible, missing
 from ...domain.state import Preset
 from ...errors import BadRequestError, ModelNotFoundError
 from ...generations import Requested, TokenOptions, ends
 from ..answers import answer, state_of
-from ..context import context, device, principal
+from ..context import check_intervention, context, device, principal
 from ..limits import tokens_of
 from ..names import preset_named, public_name, root_of, shown_name
 from ..operations import operation
@@ -49,7 +48,7 @@ _CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "cont
 
 
 @operation("GET", "/v1/models", "The loaded model, and the same under each preset, as OpenAI's clients list them",
-           returns=ModelList, tag="text")  # fmt: skip
+           returns=ModelList, users=True, tag="text")  # fmt: skip
 async def list_models(request: AnyRequest) -> Answer:
     state = state_of(request)
     facts = state.model.facts if state.model is not None else None
@@ -61,7 +60,7 @@ async def list_models(request: AnyRequest) -> Answer:
 @operation("GET", "/v1/models/{model_id}",
            "The loaded model, by its public name, its id or as `default`; with `@` and a preset under that",
            returns=ListedModel,
-           errors=("model_not_found",), rest=True, tag="text")  # fmt: skip
+           errors=("model_not_found",), rest=True, users=True, tag="text")  # fmt: skip
 async def get_v1_model(request: AnyRequest) -> Answer:
     wanted = request.path_params["model_id"].strip("/")
     state = state_of(request)
@@ -83,7 +82,8 @@ def _model(request: AnyRequest, facts: ModelFacts, preset: Preset | None = None)
     )
     if preset is None:
         return listed
-    gone, others = missing(state_of(request), preset), incompatible(state_of(request), preset)
+    state = state_of(request)
+    gone, others = preset.missing(state), preset.incompatible(state)
     return replace(
         listed,
         id=f"{listed.id}@{preset.name}",
@@ -129,7 +129,7 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=KEYED,
            keyed=True,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
     return await _respond(request, body, "completion")
@@ -142,7 +142,7 @@ async def completions(request: AnyRequest) -> Answer:
            "`stop` is searched in both",
            body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=KEYED,
            keyed=True,
-           examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
+           examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, users=True, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
     return await _respond(request, body, "chat")
@@ -173,6 +173,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     model, position = rules.model_to_ask(state_of(request))
     body.check()
     body = named(request, body, model)
+    check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     settings = [sampling(body, prompt, model) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)

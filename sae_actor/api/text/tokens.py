@@ -91,7 +91,7 @@ ERRORS = ("model_not_loaded", "model_not_found", "not_ready", "mailbox_full", "r
            body=TokenizeBody, returns=TokenizeAnswer, errors=ERRORS, reads=True,
            examples={"a text": {"prompt": "I love this book"},
                      "a chat": {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def post_tokenize(request: AnyRequest) -> Answer:
     body: TokenizeBody = await body_of(request, TokenizeBody)
     model = _model(request, body.model)
@@ -106,7 +106,7 @@ async def post_tokenize(request: AnyRequest) -> Answer:
 
 @operation("POST", "/detokenize", "The text of token ids, special tokens as they are written",
            body=DetokenizeBody, returns=DetokenizeAnswer, errors=ERRORS, reads=True,
-           examples={"some": {"tokens": [40, 2462, 451]}}, tag="text")  # fmt: skip
+           examples={"some": {"tokens": [40, 2462, 451]}}, users=True, tag="text")  # fmt: skip
 async def post_detokenize(request: AnyRequest) -> Answer:
     body: DetokenizeBody = await body_of(request, DetokenizeBody)
     _model(request, body.model)
@@ -114,7 +114,7 @@ async def post_detokenize(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/tokenizer_info", "The model's tokenizer: its special tokens and its chat template",
-           returns=TokenizerInfo, errors=ERRORS, tag="text")  # fmt: skip
+           returns=TokenizerInfo, errors=ERRORS, users=True, tag="text")  # fmt: skip
 async def get_tokenizer_info(request: AnyRequest) -> Answer:
     model_to_ask(state_of(request))
     return answer(request, await device(request).tokenizer_info())

@@ -11,7 +11,7 @@ from ..events import PresetSae
 from ..messages import ResolvedPreset
 from ..refs import Edit
 from ..state import Preset, State
-from ..weights import WeightsFiles, names
+from ..weights import WeightsFiles
 from .attachments import described, known
 from .edits import checked, named_once, needs_encoder
 
@@ -88,34 +88,17 @@ def used(state: State, name: str) -> Preset:
     preset = state.presets.get(name)
     if preset is None:
         raise errors.ModelNotFoundError(f"there is no preset {name}", param="model", preset=name)
-    if gone := missing(state, preset):
+    if gone := preset.missing(state):
         raise errors.SAENotAttachedError(
             f"the preset {name} needs {', '.join(gone)}, not attached now", preset=name, missing=gone
         )
-    if other := incompatible(state, preset):
+    if other := preset.incompatible(state):
         raise errors.SAEIncompatibleError(
             f"the preset {name} was saved for other weights of {', '.join(other)} than those attached: save it again",
             preset=name,
             incompatible=other,
         )
     return preset
-
-
-def missing(state: State, preset: Preset) -> tuple[str, ...]:
-    """The SAEs of a preset that are not attached."""
-    return tuple(each.sae_id for each in preset.interventions if state.attachment(each.sae_id) is None)
-
-
-def incompatible(state: State, preset: Preset) -> tuple[str, ...]:
-    """The SAEs of a preset that are attached with other weights than it was saved for."""
-    return tuple(each.sae_id for each in preset.interventions if not _same_weights(each, state))
-
-
-def _same_weights(mine: PresetSae, state: State) -> bool:
-    attachment = state.attachment(mine.sae_id)
-    if attachment is None or attachment.weights_sha256 == mine.weights_sha256:
-        return True
-    return names(mine.weights_sha256, attachment.weights_files) or names(attachment.weights_sha256, mine.weights_files)
 
 
 def requested(preset: Preset) -> tuple[RequestedIntervention, ...]:

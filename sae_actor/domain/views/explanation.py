@@ -48,9 +48,11 @@ class Explaining:
         tag: str | None = None,
         after: int = 0,
         limit: int | None = None,
+        principal: str | None = None,
         live: bool = True,
     ) -> None:
-        """Only this generation, only those with this tag, only those that began after `after`, at most so many.
+        """Only this generation, only those with this tag, only those that began after `after`, at most so many,
+        only those that this principal requested.
 
         live: the service that runs the generations is there; without it, one that has no end on record will get none.
         """
@@ -59,6 +61,7 @@ class Explaining:
         self._tag = tag
         self._after = after
         self._limit = limit
+        self._principal = principal
         self._open: GenerationState = "running" if live else "interrupted"
         self._known = Provenance()
         self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
@@ -80,11 +83,12 @@ class Explaining:
 
     def feed(self, event: Event) -> None:
         payload = payload_of(event)
-        if event.type == "GenerationStarted" and payload is None:
+        mine = self._principal in (None, event.principal)
+        if event.type == "GenerationStarted" and payload is None and mine:
             self._erased[event.position] = (self._known, event)
             if self._generation_id is None and self._tag is None and self._fits(None, event.position):
                 self.views[event.position] = explain(self._known, event, None, open_state=self._open)
-        elif isinstance(payload, ev.GenerationStarted):
+        elif isinstance(payload, ev.GenerationStarted) and mine:
             if self._tag in (None, payload.tag) and self._fits(payload.generation_id, event.position):
                 self._begun[payload.generation_id] = (self._known, event, payload)
                 self.views[event.position] = explain(self._known, event, payload, open_state=self._open)

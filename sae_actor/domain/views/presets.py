@@ -5,7 +5,6 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..events import PresetSae
-from ..rules.presets import incompatible, missing
 from ..state import Preset, State
 from ..structs import filled
 from .fields import Position, Time
@@ -37,5 +36,5 @@ def presets_view(state: State) -> Presets:
 
 
 def _preset(preset: Preset, state: State) -> ShownPreset:
-    gone, others = missing(state, preset), incompatible(state, preset)
+    gone, others = preset.missing(state), preset.incompatible(state)
     return filled(ShownPreset, preset, usable=not gone and not others, missing=gone, incompatible=others)

@@ -13,7 +13,7 @@ from sae_actor.domain.events import PresetSae, PresetVersion
 from sae_actor.domain.messages import AdmitGeneration, OwnIntervention, ResolvedPreset
 from sae_actor.domain.refs import HookPoint, Intervention, Span, intervention_sha256
 from sae_actor.domain.rules.admission import reading
-from sae_actor.domain.rules.presets import MAX_PRESETS, incompatible, missing
+from sae_actor.domain.rules.presets import MAX_PRESETS
 from sae_actor.domain.views.difference import difference
 from sae_actor.domain.views.explanation import Explaining
 from sae_actor.domain.weights import WeightsFile
@@ -141,8 +141,8 @@ def test_never_in_part() -> None:
     with pytest.raises(SAENotAttachedError) as refused:
         reading(story.state, A, (), OwnIntervention(preset="calm"))
     assert refused.value.fields["missing"] == (B,)
-    assert missing(story.state, story.state.presets["calm"]) == (B,)
-    assert incompatible(story.state, story.state.presets["calm"]) == ()
+    assert story.state.presets["calm"].missing(story.state) == (B,)
+    assert story.state.presets["calm"].incompatible(story.state) == ()
 
 
 def test_other_weights_are_refused() -> None:
