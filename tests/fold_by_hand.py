@@ -106,6 +106,7 @@ class Books:
                 self.saes[data["sae_id"]] = sae
             elif data.get("joined") is None and not data.get("reused"):
                 sae |= {"asked": at, "status": "downloading", "error": None}
+                sae["coming"] = data.get("path") if sae["source"] == "import" else None
             return
         if kind == "SaeDeleted":
             self.saes.pop(data["sae_id"], None)
@@ -116,6 +117,8 @@ class Books:
         if kind == "DownloadCompleted":
             sae |= {"status": "cached", "commit": data.get("commit"), "files": data["files"], "about": data["sae"]}
             sae |= {"weights": data["weights_sha256"], "error": None}
+            if not data.get("reused"):
+                sae["path"] = sae.get("coming") or sae["path"]
             sae["weights_files"] = data.get("weights_files") or _weights_files(data["files"], data["weights_sha256"])
         elif kind in ("DownloadFailed", "DeleteFailed"):
             sae |= {"status": settled, "error": data["error"]}

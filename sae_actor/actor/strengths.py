@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from ..domain.commands import Command, RequestedIntervention, SavePreset, Steer
-from ..domain.messages import AdmitGeneration, Message, OwnIntervention, ResolvedPreset
+from ..domain.commands import Command, Import, RequestedIntervention, SavePreset, Steer
+from ..domain.messages import AdmitGeneration, Message, OwnIntervention, ResolvedPreset, WeighedImport
 from ..domain.refs import MAX_STRENGTH, Edit
 from ..domain.rules.admission import meant
 from ..domain.rules.presets import weights_now
@@ -20,8 +20,8 @@ R = TypeVar("R", AdmitGeneration, OwnIntervention)
 
 
 async def raw_command(command: Command, state: State, engine: Engine, hub: Hub) -> Message | None:
-    """The command with raw strengths; None if it has no others. If an SAE is not there, it is unchanged: the rules
-    refuse it.
+    """The command as the rules take it, with raw strengths or the digest of what is imported; None if it is that
+    already. If an SAE is not there, it is unchanged: the rules refuse it.
 
     Raises what `Engine.raw` raises, `BadRequestError` if a raw strength is out of bounds; for a preset what
     `Hub.locate` raises too.
@@ -30,6 +30,9 @@ async def raw_command(command: Command, state: State, engine: Engine, hub: Hub) 
         case Steer():
             features = await _raw(command.features, command.sae_id, state, engine)
             return None if features is command.features else replace(command, features=features)
+        case Import():
+            digest = await hub.import_digest(command.path, command.layer)
+            return None if digest is None else WeighedImport(command=command, digest=digest)
         case SavePreset():
             return await _raw_preset(command, state, engine, hub)
         case _:

@@ -23,7 +23,7 @@ from .commands import (
     UnloadModel,
 )
 from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, ImportEffect, LoadModelEffect
-from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop
+from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop, WeighedImport
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
 from .rules import admission, attachments, downloads, presets
@@ -50,6 +50,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
+        case WeighedImport():
+            return downloads.import_(message.command, state, message.digest)
         case KeepVectors():
             return downloads.keep_vectors(message, state)
         case Delete():

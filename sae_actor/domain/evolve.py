@@ -158,16 +158,22 @@ def _record(record: SaeRecord | None, event: Draft, payload: ev.Payload) -> SaeR
             now: dict[str, Any] = {"status": "downloading", "request_position": event.position}
             if record is None:
                 return filled(SaeRecord, payload, **now, created_at=event.time)
-            return replace(record, **now, force=payload.force, attempts=0, error=None)
+            moves = record.source == "import" and payload.path != record.path
+            coming = payload.path if moves else None
+            return replace(record, **now, force=payload.force, attempts=0, error=None, coming_path=coming)
         case _ if record is None or _is_stale(payload, record):
             return record
         case ev.DownloadCompleted():
-            known = filled(SaeRecord, payload, record, request_position=record.request_position, source=record.source)
+            path = record.coming_path or record.path
+            kept = {"request_position": record.request_position, "source": record.source, "path": path}
+            known = filled(SaeRecord, payload, record, **kept, coming_path=None)
             return replace(known, status="cached", error=None, attempts=0)
         case ev.DownloadFailed():
-            return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
+            return replace(
+                record, status="error" if record.sae is None else "cached", error=payload.error, coming_path=None
+            )
         case ev.DownloadCancelled():
-            return None if record.sae is None else replace(record, status="cached")
+            return None if record.sae is None else replace(record, status="cached", coming_path=None)
         case ev.DeleteRequested():
             return replace(record, status="deleting", request_position=event.position, attempts=0, error=None)
         case ev.DeleteFailed():

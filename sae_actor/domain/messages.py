@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, KeepVectors, LoadModel, PresetName, RequestedIntervention, SavePreset
+from .commands import AnyCommand, Import, KeepVectors, LoadModel, PresetName, RequestedIntervention, SavePreset
 from .refs import Edit, Edits, Feature, ReadingExclusions, SaeId, Strength
 from .reports import Report
 
@@ -89,6 +89,14 @@ class AdmitGenerations(Struct, frozen=True, kw_only=True):
     requests: tuple[AdmitGeneration, ...]
 
 
+class WeighedImport(Struct, frozen=True, kw_only=True):
+    """An import with the digest of its weights."""
+
+    command: Import
+    digest: str
+    """Of the weight files as they lie there; of a pickle that of its own bytes."""
+
+
 class ResolvedPreset(Struct, frozen=True, kw_only=True):
     """A preset whose strengths are resolved to raw ones."""
 
@@ -100,5 +108,13 @@ class ResolvedPreset(Struct, frozen=True, kw_only=True):
 
 
 Message: TypeAlias = (
-    AnyCommand | KeepVectors | ResolvedPreset | Start | Stop | AdmitGeneration | AdmitGenerations | Report
+    AnyCommand
+    | KeepVectors
+    | WeighedImport
+    | ResolvedPreset
+    | Start
+    | Stop
+    | AdmitGeneration
+    | AdmitGenerations
+    | Report
 )

@@ -49,6 +49,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
 class SaeLocation(Struct, frozen=True, kw_only=True):
     """Where an SAE's files are, as the hub adapter understands it."""
 
+    sae_id: str = ""
     source: Source
     repository_id: str | None
     commit: str | None
@@ -74,6 +75,8 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
     repository_id: str | None
     revision: str | None
     path: str | None
+    coming_path: str | None = None
+    """Of an import that runs: another folder with the same weights, which takes the place of `path`."""
     layer: int | None = None
     made_from: MadeFrom | None = None
     status: RecordStatus
