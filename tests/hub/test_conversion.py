@@ -145,8 +145,14 @@ async def test_an_import_of_a_pickle_leaves_the_users_folder_alone(
         "ae.safetensors": "ae.pt",
     }
     assert found.sae.hook_point == case.hook_point
-    kept = {"sae_id": effect.sae_id, "path": resolved, "files": found.files}
-    location = SaeLocation(source="import", repository_id=None, commit=None, **kept)
+    location = SaeLocation(
+        sae_id=effect.sae_id,
+        source="import",
+        repository_id=None,
+        commit=None,
+        path=resolved,
+        files=found.files,
+    )
     assert location.written_by_service
     where = await hub.locate(location)
     assert Path(where).is_relative_to(folder)
@@ -247,8 +253,14 @@ async def test_a_pickle_is_known_by_its_own_bytes_wherever_it_lies(tmp_path: Pat
     sae_id = import_id_of(paths[0], digest=digest)
     assert sae_id == import_id_of(paths[1], digest=digest)
     found = await hub.import_(ImportEffect(request_position=1, sae_id=sae_id, path=paths[0]))
-    kept = {"sae_id": sae_id, "path": paths[0], "files": found.files}
-    location = SaeLocation(source="import", repository_id=None, commit=None, **kept)
+    location = SaeLocation(
+        sae_id=sae_id,
+        source="import",
+        repository_id=None,
+        commit=None,
+        path=paths[0],
+        files=found.files,
+    )
     where = await hub.locate(location)
     # The other one changed before it was read: what was converted of the first one stays.
     (Path(paths[1]) / "ae.pt").write_bytes(b"not a pickle")
