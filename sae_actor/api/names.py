@@ -5,6 +5,8 @@ The id may be a path of this machine, which answers of `/v1` never hold.
 
 from __future__ import annotations
 
+import os
+
 from ..domain.events import GenerationStarted
 from ..domain.refs import ModelFacts
 from ..domain.state import ModelState
@@ -55,7 +57,11 @@ def without_paths(request: AnyRequest, error: SAEError) -> SAEError:
     model = state_of(request).model
     if model is None or not _is_path(model):
         return error
-    detail = error.detail.replace(model.model.rstrip("/"), public_name(request, model.model))
+    home = os.path.expanduser(model.model)
+    detail = error.detail
+    for path in (os.path.abspath(home), home, model.model):
+        if len(path) > 1 and "/" in path:
+            detail = detail.replace(path.rstrip("/"), public_name(request, model.model))
     return error if detail == error.detail else from_code(error.code, detail, **error.fields)
 
 
