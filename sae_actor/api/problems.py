@@ -43,6 +43,9 @@ class OpenAIFault(TypedDict):
     code: str
     generation_id: NotRequired[str]
     """Of an answer that is gone."""
+    missing: NotRequired[tuple[str, ...]]
+    incompatible: NotRequired[tuple[str, ...]]
+    """Of a preset: its SAEs that are not attached, or attached with other weights."""
 
 
 class OpenAIError(TypedDict):
@@ -79,6 +82,10 @@ def openai_view(error: SAEError) -> OpenAIError:
     }
     if isinstance(error, AnswerGoneError) and "generation_id" in error.fields:
         fault["generation_id"] = error.fields["generation_id"]
+    if "missing" in error.fields:
+        fault["missing"] = error.fields["missing"]
+    if "incompatible" in error.fields:
+        fault["incompatible"] = error.fields["incompatible"]
     return {"error": fault}
 
 

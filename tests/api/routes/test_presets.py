@@ -148,6 +148,7 @@ async def test_used_while_an_sae_is_not_attached() -> None:
         await save(service, "both", {"sae_id": one, "steering": [EDIT]}, {"sae_id": two, "steering": [OTHER]})
         refused = await service.client.post("/v1/completions", json={**ASK, "model": "default@both"})
         assert refusal(refused) == (409, "sae_not_attached")
+        assert refused.json()["error"]["missing"] == [two]
         problem = (await service.client.post("/api/compare", json={**ASK, "model": "default@both"})).json()
         assert problem["missing"] == [two]
         (preset,) = (await service.client.get("/api/presets")).json()["presets"]
@@ -174,6 +175,7 @@ async def test_other_weights_under_the_same_id(service: Running) -> None:
     await service.command("Attach", sae_id=sae_id)
     refused = await service.client.post("/v1/completions", json={**ASK, "model": "default@calm"})
     assert refusal(refused) == (422, "sae_incompatible")
+    assert refused.json()["error"]["incompatible"] == [sae_id]
     (preset,) = (await service.client.get("/api/presets")).json()["presets"]
     assert (preset["usable"], preset["missing"], preset["incompatible"]) == (False, [], [sae_id])
 
