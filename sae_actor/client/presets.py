@@ -28,9 +28,7 @@ class PresetCalls:
     ) -> Answer:
         """Save `[{"sae_id", "mode"?, "steering"?, "exclude"?}, …]` under a name; `generate(…, model="default@NAME")` or
         `sae={"preset": NAME}` uses it."""
-        return self.command(
-            "SavePreset", **{"name": name, "interventions": tuple(interventions), "description": description}
-        )
+        return self.command("SavePreset", name=name, interventions=tuple(interventions), description=description)
 
     def delete_preset(self: _Sends, name: str) -> Answer:
-        return self.command("DeletePreset", **{"name": name})
+        return self.command("DeletePreset", name=name)
