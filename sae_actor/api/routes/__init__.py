@@ -6,7 +6,7 @@ events         `/api/events`: the stream
 log            `/api/log`, `/api/state`
 generations    `/api/generations`: what was active for each answer
 presets        `/api/presets`: interventions with a name
-vectors        `/api/vectors`: directions of one's own; `directions`: those made of texts, or by chance
+vectors        `/api/vectors`: directions of one's own
 service        `/api/model`, `/api/capabilities`, `/health`, `/ready`
 login          `/api/login`: sessions of browsers
 metrics        `/metrics`

@@ -22,7 +22,7 @@ FOR_USERS = {
     ("GET", "/v1/models"), ("GET", "/v1/models/{model_id}"), ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"), ("POST", "/v1/responses"),
     ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/tokenizer_info"),
-    ("POST", "/api/activations"), ("POST", "/api/compare"),
+    ("POST", "/api/activations"), ("POST", "/api/compare"), ("POST", "/api/contrast"), ("POST", "/api/lens"),
     ("GET", "/api/model"), ("GET", "/api/capabilities"), ("GET", "/api/catalog"), ("GET", "/api/presets"),
     ("GET", "/api/saes"), ("GET", "/api/saes/attachment"), ("GET", "/api/saes/{sae_id}"),
     ("GET", "/api/saes/{sae_id}/steering"), ("GET", "/api/saes/{sae_id}/compatibility"),
@@ -194,6 +194,8 @@ async def test_its_presets_alone(secured: Running) -> None:
         others: tuple[dict[str, Any], ...] = ({"baseline": False}, {"preset": "bold"}, {"steering": []}, own)
         for wrong in others:
             assert code(await pia.post("/api/activations", json={**read, "sae": wrong})) == (403, "forbidden")
+            lens = {"prompt": "Once", "layers": [1], "sae": wrong}
+            assert code(await pia.post("/api/lens", json=lens)) == (403, "forbidden")
     begun = [event for event in await secured.events() if event["type"] == "GenerationStarted"]
     theirs = [event["data"] for event in begun if event["principal"] == "pia"]
     assert [each for each in theirs if not each["baseline"] and each["preset"]["name"] != "calm"] == []
