@@ -4,6 +4,7 @@
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
     generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`
+    scoring      texts that are scored, not made
     clock        the time; `progress`: how far slow work is
     durability   fsync, for adapters that write files
 
@@ -19,9 +20,7 @@ from .generation import (
     Finished,
     GenerationRequest,
     Grammar,
-    PromptToken,
     Rest,
-    ScoredToken,
     Token,
     Tokenized,
     Watch,
@@ -30,3 +29,4 @@ from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress
+from .scoring import PromptToken, ScoredToken, Scores, Scoring, TargetToken

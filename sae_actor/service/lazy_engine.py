@@ -115,6 +115,11 @@ class LazyEngine:
     def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)
 
+    def score(
+        self, requests: Sequence[GenerationRequest], *, baseline: int | None = None
+    ) -> tuple[GenerationStream, ...]:
+        return self._loaded().score(requests, baseline=baseline)
+
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.close()

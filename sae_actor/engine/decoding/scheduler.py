@@ -57,6 +57,8 @@ class Scheduler:
         self._limits = limits
         self._running: deque[Generation] = deque()
         self._waiting: deque[Generation] = deque()
+        self._scored: deque[Generation] = deque()
+        """Texts to score, which wait for their turn after all others."""
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -79,17 +81,23 @@ class Scheduler:
     def idle(self) -> bool:
         return not self._running
 
-    def admit(self, text: Generation) -> None:
-        """Queue it after all that wait. It ends if its model was unloaded since its request."""
+    @property
+    def _all(self) -> Sequence[Generation]:
+        return (*self._running, *self._waiting, *self._scored)
+
+    def admit(self, texts: Sequence[Generation]) -> None:
+        """Queue what runs side by side after all that wait. It ends if its model was unloaded since its request."""
         if self._runner is None:
-            text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
+            for text in texts:
+                text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
-        self._waiting.append(text)
+        for text in texts:
+            (self._waiting if text.request.scoring is None else self._scored).append(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
         """End all generations that `which` holds for."""
-        for text in (*self._running, *self._waiting):
+        for text in self._all:
             if which(text):
                 text.finish(reason, error)
         self.sweep()
@@ -109,25 +117,30 @@ class Scheduler:
 
     def fail(self, error: DeviceLostError) -> None:
         """The device is lost. It is not used any more, not even to free memory."""
-        texts = (*self._running, *self._waiting)
+        texts = self._all
         self._running.clear()
         self._waiting.clear()
+        self._scored.clear()
         for text in texts:
             text.kept = None
             text.fail(DeviceLostError(error.detail))
 
     def sweep(self) -> None:
         """Release ended generations and admit waiting ones, in order, while there is room."""
-        for text in (*self._running, *self._waiting):
-            if text.over:
-                self._release(text)
-        if any(text.over for text in (*self._running, *self._waiting)):
-            self._running = deque(text for text in self._running if not text.over)
-            self._waiting = deque(text for text in self._waiting if not text.over)
-        while self._waiting and len(self._running) < self._limits.running:
-            if self._running and self._needed((*self._running, self._waiting[0])) > self._cache_bytes:
+        over = [text for text in self._all if text.over]
+        for text in over:
+            self._release(text)
+        if over:
+            self._running, self._waiting, self._scored = (
+                deque(text for text in texts if not text.over) for texts in (self._running, self._waiting, self._scored)
+            )
+        while queue := self._waiting or self._scored:
+            party = queue[0].beside.living
+            full = len(self._running) + len(party) > self._limits.running
+            if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
                 break
-            self._running.append(self._waiting.popleft())
+            for _ in party:
+                self._running.append(queue.popleft())
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -151,7 +164,7 @@ class Scheduler:
         if runner is None:
             self.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
             return
-        for text in (*self._running, *self._waiting):
+        for text in self._all:
             if text.due:
                 text.end_due()
         for text in self._running:
@@ -164,27 +177,40 @@ class Scheduler:
 
     def _choose(self, runner: ModelRunner) -> list[_Turn]:
         """The generations of the next step."""
+
+        def apart(text: Generation) -> bool:
+            return text.alone or not runner.together
+
         texts = [text for text in self._running if not text.over]
-        alone = [text for text in texts if text.alone or not runner.together]
-        together = [text for text in texts if not text.alone and runner.together]
-        if alone and (self._alone_next or not together):
+        alone = [text for text in texts if apart(text) and (not text.in_prefill or text in text.beside.due(apart))]
+        if alone and (self._alone_next or all(map(apart, texts))):
             self._alone_next = False
+            # What is in the middle of a chunk holds the baseline's logits.
+            text = next((each for each in alone if each.beside.halfway), alone[0])
             # To the back of the row, for the others that are to be alone.
-            self._running.remove(alone[0])
-            self._running.append(alone[0])
-            return [_turn(alone[0], self._limits.prompt_tokens)]
+            self._running.remove(text)
+            self._running.append(text)
+            return [_turn(text, text.beside.chunk(self._limits.prompt_tokens, 1) if text.in_prefill else 1)]
         self._alone_next = True
-        turns = []
-        room = self._limits.prompt_tokens
-        for text in together:
-            if not text.in_prefill:
-                turns.append(_turn(text, 1))
-            elif room > 0:
-                turn = _turn(text, room)
-                if len(turn.piece.ids) > room < self._limits.prompt_tokens:
-                    continue  # it cannot be cut so short: first in the next step
-                room -= len(turn.piece.ids)
-                turns.append(turn)
+        return self._share([text for text in texts if not apart(text)], lambda text: not apart(text))
+
+    def _share(self, texts: Sequence[Generation], fits: Callable[[Generation], bool]) -> list[_Turn]:
+        """The generations of a shared step, of these; `fits` says which may be in it."""
+        turns, room = [], self._limits.prompt_tokens
+        parties = dict.fromkeys(text.beside for text in texts if text.in_prefill and text.request.scoring is None)
+        parties |= dict.fromkeys(text.beside for text in texts if text.request.scoring is not None)
+        turns += [_turn(text, 1) for text in texts if not text.in_prefill]
+        for beside in parties:
+            party = beside.due(fits) if room > 0 else []
+            if not party:
+                continue
+            size, most = beside.chunk(room, len(party)), self._limits.prompt_tokens
+            whole = size if party[0].request.scoring is None else beside.chunk(most, len(party))
+            if room < most and (len(party) * size > room or size < whole):
+                continue  # it cannot, or need not, be cut so short: first in the next step
+            party = party[: max(1, room // size)]
+            room -= len(party) * size
+            turns += [_turn(text, size) for text in party]
         return turns
 
     def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:

@@ -1,0 +1,133 @@
+"""One text scored under several interventions, chunk by chunk, so that each can be compared with the baseline.
+
+Logits of a whole text are many: [tokens, vocabulary]. So nobody goes on to the next chunk before all have run this one,
+and what the baseline says of it is dropped then. They share a step if there is room, and take one after another if not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ...errors import InternalError
+from ...ports import GenerationRequest, GenerationStream
+from .scores import Reference
+
+if TYPE_CHECKING:
+    from .generation import Generation
+
+
+class Alike(Struct, frozen=True):
+    """Requests that come to the same, and are computed once."""
+
+    request: GenerationRequest
+    """The one that needs the most SAEs."""
+    streams: tuple[GenerationStream, ...]
+    uses: frozenset[int] = frozenset()
+    """attach_position of every SAE that another one of them needs."""
+
+
+def alike(
+    requests: Sequence[GenerationRequest], streams: Sequence[GenerationStream], baseline: int | None
+) -> list[Alike]:
+    """The different ones, that of the baseline first."""
+    sets: dict[object, list[int]] = {}
+    first = [] if baseline is None else [baseline]
+    for at in (*first, *(n for n in range(len(requests)) if n != baseline)):
+        each = requests[at]
+        effective = tuple(sae for sae in each.intervention if sae.changes_text)
+        sets.setdefault((effective, each.deterministic), []).append(at)
+    return [
+        Alike(
+            max((requests[at] for at in some), key=lambda each: len(each.saes)),
+            tuple(streams[at] for at in some),
+            frozenset(sae.attach_position for at in some for sae in requests[at].saes),
+        )
+        for some in sets.values()
+    ]
+
+
+def parties(sets: Sequence[Alike], most: int, *, compared: bool) -> list[list[Alike]]:
+    """At most so many (at least two) that run together. compared: with the first one, which is then in each party; from
+    the second one on nobody reads it."""
+    if not compared:
+        return [[each] for each in sets]
+    baseline, *others = sets
+    again = Alike(baseline.request, (), baseline.uses)
+    size = max(1, most - 1)
+    found = [list(others[start : start + size]) for start in range(0, len(others), size)] or [[]]
+    return [[baseline if at == 0 else again, *some] for at, some in enumerate(found)]
+
+
+class SideBySide:
+    """The texts of one party."""
+
+    def __init__(self, *, compared: bool) -> None:
+        self.members: list[Generation] = []
+        """In the order in which they run; with `compared`, the baseline first."""
+        self._compared = compared
+        self._reference: Reference | None = None
+
+    @property
+    def living(self) -> list[Generation]:
+        return [each for each in self.members if not each.over]
+
+    def given_up(self, text: Generation) -> bool:
+        """Nobody reads any of them any more; or, of a baseline that is run for the others' sake, those have ended."""
+        if not text.streams:
+            return all(each.over for each in self.members if each.streams)
+        return all(stream.stop_requested for each in self.members for stream in each.streams)
+
+    def due(self, fits: Callable[[Generation], bool]) -> list[Generation]:
+        """Those that have to run the chunk that is to be run now, in order: of these, `fits` says whose turn it is.
+        Nobody is compared before the baseline has run it."""
+        if not self.halfway:  # a new chunk
+            self._reference = None
+        at = min(self._ats, default=0)
+        behind = [each for each in self.living if each.at == at]
+        if self._compared and behind and behind[0] is self.members[0] and not fits(behind[0]):
+            return []
+        return [each for each in behind if fits(each)]
+
+    def chunk(self, most: int, sharing: int) -> int:
+        """How many tokens each of them runs in this chunk, of at most `most` for `sharing` together, if it may be cut
+        so short."""
+        living, ats = self.living, self._ats
+        if len(ats) > 1:
+            return max(ats) - min(ats)
+        least = max(each.at_once for each in living)
+        return min(len(living[0].given) - min(ats), max(least, most // sharing))
+
+    @property
+    def _ats(self) -> set[int]:
+        """Where they are; those that have ended are at the end, or have failed and do not matter."""
+        return {each.at for each in self.members if not each.over or each.at == len(each.given)}
+
+    @property
+    def halfway(self) -> bool:
+        """Some have run the chunk, and some have not."""
+        return len(self._ats) > 1
+
+    def leave(self) -> None:
+        """One has ended; with the last one, hold nothing any more."""
+        if not self.living:
+            self._reference = None
+            self.members = []
+
+    def refers(self, text: Generation) -> bool:
+        """Whether the others are compared with it."""
+        return self._compared and text is self.members[0]
+
+    def keep(self, reference: Reference | None) -> None:
+        """What the baseline says of the chunk, if it is that."""
+        self._reference = reference or self._reference
+
+    def reference(self, text: Generation) -> Reference | None:
+        """What to compare it with. `InternalError` if the baseline has failed."""
+        if not self._compared or self.refers(text):
+            return None
+        if self._reference is None:
+            raise InternalError("the baseline that this is compared with has failed")
+        return self._reference
