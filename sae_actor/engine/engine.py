@@ -281,7 +281,7 @@ class TorchEngine:
         compared = baseline is not None
         most = most_beside(requests[0], model, self._settings.max_running, compared=compared and len(sets) > 1)
         for party in parties(sets, most, compared=compared):
-            beside = SideBySide(compared=compared)
+            beside = SideBySide[Generation](compared=compared)
             self._device.start(*[self._text(model, each, beside) for each in party])
         self._scored += len(streams)
         return streams
@@ -293,7 +293,7 @@ class TorchEngine:
         check_requests(requests, model)
         return model
 
-    def _text(self, model: LoadedModel, wanted: Alike, beside: SideBySide) -> Generation:
+    def _text(self, model: LoadedModel, wanted: Alike, beside: SideBySide[Generation]) -> Generation:
         apply, made = partial(self._applied, model), self._device.made
         text = Generation(
             wanted.request, model.tokenizer, model.cache_size, apply,

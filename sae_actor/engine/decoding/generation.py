@@ -65,7 +65,7 @@ class Generation:
         streams: Sequence[GenerationStream],
         made: deque[tuple[GenerationStream, Item]],
         uses: frozenset[int] = frozenset(),
-        beside: SideBySide | None = None,
+        beside: SideBySide[Generation] | None = None,
     ) -> None:
         """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on the
         device thread with the first step. `made` gets what is to be appended to the streams. uses: more SAEs than the
@@ -76,7 +76,7 @@ class Generation:
         self.uses = uses.union(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
         self.given = request.given
-        self.beside = beside or SideBySide(compared=False)
+        self.beside: SideBySide[Generation] = beside or SideBySide(compared=False)
         self.beside.members.append(self)
         self.over = False
         self.kept: KVCache | None = None

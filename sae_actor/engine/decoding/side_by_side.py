@@ -7,7 +7,7 @@ and what the baseline says of it is dropped then. They share a step if there is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -15,8 +15,22 @@ from ...errors import InternalError
 from ...ports import GenerationRequest, GenerationStream
 from .scores import Reference
 
-if TYPE_CHECKING:
-    from .generation import Generation
+
+class Member(Protocol):
+    """A text that runs next to others (`Generation`)."""
+
+    over: bool
+    streams: tuple[GenerationStream, ...]
+    given: tuple[int, ...]
+
+    @property
+    def at(self) -> int: ...
+
+    @property
+    def at_once(self) -> int: ...
+
+
+T = TypeVar("T", bound=Member)
 
 
 class Alike(Struct, frozen=True):
@@ -61,26 +75,26 @@ def parties(sets: Sequence[Alike], most: int, *, compared: bool) -> list[list[Al
     return [[baseline if at == 0 else again, *some] for at, some in enumerate(found)]
 
 
-class SideBySide:
+class SideBySide(Generic[T]):
     """The texts of one party."""
 
     def __init__(self, *, compared: bool) -> None:
-        self.members: list[Generation] = []
+        self.members: list[T] = []
         """In the order in which they run; with `compared`, the baseline first."""
         self._compared = compared
         self._reference: Reference | None = None
 
     @property
-    def living(self) -> list[Generation]:
+    def living(self) -> list[T]:
         return [each for each in self.members if not each.over]
 
-    def given_up(self, text: Generation) -> bool:
+    def given_up(self, text: T) -> bool:
         """Nobody reads any of them any more; or, of a baseline that is run for the others' sake, those have ended."""
         if not text.streams:
             return all(each.over for each in self.members if each.streams)
         return all(stream.stop_requested for each in self.members for stream in each.streams)
 
-    def due(self, fits: Callable[[Generation], bool]) -> list[Generation]:
+    def due(self, fits: Callable[[T], bool]) -> list[T]:
         """Those that have to run the chunk that is to be run now, in order: of these, `fits` says whose turn it is.
         Nobody is compared before the baseline has run it."""
         if not self.halfway:  # a new chunk
@@ -116,7 +130,7 @@ class SideBySide:
             self._reference = None
             self.members = []
 
-    def refers(self, text: Generation) -> bool:
+    def refers(self, text: T) -> bool:
         """Whether the others are compared with it."""
         return self._compared and text is self.members[0]
 
@@ -124,7 +138,7 @@ class SideBySide:
         """What the baseline says of the chunk, if it is that."""
         self._reference = reference or self._reference
 
-    def reference(self, text: Generation) -> Reference | None:
+    def reference(self, text: T) -> Reference | None:
         """What to compare it with. `InternalError` if the baseline has failed."""
         if not self._compared or self.refers(text):
             return None

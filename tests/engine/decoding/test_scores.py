@@ -127,6 +127,7 @@ async def test_they_are_those_of_plain_forward_passes(
 async def test_equal_ones_are_run_once(engine: TorchEngine, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await engine.attach(attach(SAE), str(tiny_sae))
     assert engine._model is not None
+    assert engine._model.runner is not None
     run: list[int] = []
     logits = engine._model.runner.logits
 
