@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -37,6 +38,24 @@ async def raw_request(request: R, state: State, engine: Engine) -> R:
         if any(edits is not each.steering for each, edits in own):
             request = replace(request, interventions=tuple(replace(each, steering=edits) for each, edits in own))
     return request
+
+
+async def raw_requests(
+    requests: Sequence[AdmitGeneration], state: State, engine: Engine
+) -> tuple[AdmitGeneration, ...]:
+    """Each as `raw_request`; what many of them have in common is resolved once."""
+    known: dict[tuple[int, int], AdmitGeneration] = {}
+    for each in requests:
+        shared = id(each.steering), id(each.interventions)
+        if shared not in known:
+            known[shared] = await raw_request(each, state, engine)
+    found = (known[id(each.steering), id(each.interventions)] for each in requests)
+    return tuple(
+        each
+        if (each.steering, each.interventions) == (raw.steering, raw.interventions)
+        else replace(each, steering=raw.steering, interventions=raw.interventions)
+        for each, raw in zip(requests, found, strict=True)
+    )
 
 
 async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine: Engine) -> tuple[Edit, ...]:

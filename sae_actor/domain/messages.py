@@ -66,7 +66,7 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """Admit a generation, and freeze the intervention in force for it."""
 
     generation_id: str
-    kind: Literal["completion", "chat"]
+    kind: Literal["completion", "chat", "score"]
     tokens_prompt: int
     sampling: ev.Sampling
     baseline: bool = False
@@ -74,6 +74,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
     expect_position: int | None = None
     tag: str | None = None
+    runs_last: bool = False
+    """As in `GenerationStarted`."""
     deterministic: bool = False
     watch: bool = False
     """The answer reports activations of the attached SAEs."""
