@@ -58,7 +58,7 @@ class Actor:
         self.read_only: str | None = None
         """The reason if the log can no longer be written, else None."""
         self.started = False
-        """True once the log is taken over; the device then follows it."""
+        """The log is taken over, and the device follows it."""
         self.failure: asyncio.Future[SAEError] = asyncio.get_running_loop().create_future()
         """Set when the service must end."""
         self._log = log
@@ -118,8 +118,7 @@ class Actor:
     async def stop(self, reason: str = "requested") -> None:
         """Graceful shutdown: refuse waiting commands, cancel effects, record the stop.
 
-        After a failure no stop is recorded: the next start sees a crash, and counts interrupted effects as attempts.
-        """
+        After a failure no stop is recorded: the next start sees a crash, and counts interrupted effects as attempts."""
         if self._task is None or self._stopping:
             return
         self._stopping = True

@@ -39,8 +39,8 @@ class ScoreSummary(Struct, frozen=True, kw_only=True):
 class GenerationStarted(Payload, frozen=True, kw_only=True):
     generation_id: str
     kind: Literal["completion", "chat", "score"]
-    """`score`: a given text, for which nothing is generated. Its continuation has `sampling.max_tokens` tokens, one fewer
-    with `runs_last`."""
+    """`score`: a given text, for which nothing is generated. Its continuation has `sampling.max_tokens` tokens, or one
+    fewer with `runs_last`."""
     intervention: tuple[ActiveSae, ...]
     intervention_sha256: str
     sampling: Sampling
