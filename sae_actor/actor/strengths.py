@@ -44,18 +44,15 @@ async def raw_requests(
     requests: Sequence[AdmitGeneration], state: State, engine: Engine
 ) -> tuple[AdmitGeneration, ...]:
     """Each as `raw_request`; what many of them have in common is resolved once."""
-    known: dict[tuple[int, int], AdmitGeneration] = {}
+    known: dict[tuple[int, ...], AdmitGeneration] = {}
+    found = []
     for each in requests:
-        shared = id(each.steering), id(each.interventions)
+        shared = tuple(id(getattr(each, name)) for name in OwnIntervention.__struct_fields__)
         if shared not in known:
             known[shared] = await raw_request(each, state, engine)
-    found = (known[id(each.steering), id(each.interventions)] for each in requests)
-    return tuple(
-        each
-        if (each.steering, each.interventions) == (raw.steering, raw.interventions)
-        else replace(each, steering=raw.steering, interventions=raw.interventions)
-        for each, raw in zip(requests, found, strict=True)
-    )
+        raw = known[shared]
+        found.append(replace(each, steering=raw.steering, interventions=raw.interventions))
+    return tuple(found)
 
 
 async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine: Engine) -> tuple[Edit, ...]:

@@ -32,12 +32,13 @@ from .routes import (
 )
 from .text import activations, compare, tokens
 from .text import routes as text
+from .text.measuring import score
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    vectors, directions, text, responses, activations, compare, tokens, web,
+    vectors, directions, text, responses, activations, compare, score, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -61,6 +61,8 @@ RULES: dict[str, Json] = {
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,
     "ActivationsBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
+    "ContinuedInput": _one_of(("prompt",), ("messages",), ("token_ids",)),
+    "Input": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "CompletionBody": {
         "properties": {
             "prompt": {

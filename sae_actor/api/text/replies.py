@@ -169,24 +169,12 @@ class Choice:
 
     def extension(self, done: Completed) -> AppliedIntervention:
         """`sae` in the answer: what was active, and the receipt of what was written."""
-        started = self.text.started
         rows = self._rows(done.finished)
         one = len(rows) == 1
-        return filled(
-            AppliedIntervention,
-            started,
-            position=self.text.position,
-            interventions=tuple(
-                filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
-                for sae, files in zip(started.intervention, self.text.weights, strict=True)
-            ),
-            finish_reason=done.finished.reason,
-            receipt=done.finished.receipt,
-            warnings=tuple(warnings(done.finished)),
-            seed=started.sampling.seed,
-            features=next(iter(rows.values())) if one else UNSET,
+        return applied(
+            self.text, done, features=next(iter(rows.values())) if one else UNSET,
             features_by_sae=UNSET if one else rows or UNSET,
-        )
+        )  # fmt: skip
 
     def _rows(self, finished: Finished) -> dict[str, Rows]:
         """Of each SAE that is watched, the activations at each position that was run."""
@@ -196,6 +184,25 @@ class Choice:
         return {
             sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
         }
+
+
+def applied(text: RunningGeneration, done: Completed, **more: Any) -> AppliedIntervention:
+    """What was active, and the receipt of what was written. `more`: other fields."""
+    started = text.started
+    return filled(
+        AppliedIntervention,
+        started,
+        position=text.position,
+        interventions=tuple(
+            filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
+            for sae, files in zip(started.intervention, text.weights, strict=True)
+        ),
+        finish_reason=done.finished.reason,
+        receipt=done.finished.receipt,
+        warnings=tuple(warnings(done.finished)),
+        seed=started.sampling.seed,
+        **more,
+    )
 
 
 def warnings(finished: Finished) -> list[str]:
