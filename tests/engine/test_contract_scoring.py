@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain.refs import Edit, Positions
 from sae_actor.engine import TorchEngine
@@ -220,3 +221,18 @@ async def test_texts_that_cannot_be_scored(given: Given, fields: dict[str, Any])
     with pytest.raises(BadRequestError):
         given.engine.score([scoring((1, 2), **fields)])
     assert (await finished(given.engine, request((1, 2)))).reason == "length"
+
+
+async def test_named_tokens_are_scored_wherever_one_is_made(given: Given) -> None:
+    named = (97, 33, 256)
+    asked = request(await given.ids(), logprobs=260)
+    tokens, _ = await read(given.engine.generate(replace(asked, logprobs_of=named)))
+    for token in tokens:
+        assert [each.id for each in token.named] == list(named)
+        known = {each.id: each.logprob for each in token.top}
+        for each in token.named:
+            if each.id in known:
+                assert each.logprob == known[each.id]
+    bare, _ = await read(given.engine.generate(replace(asked, logprobs=None, logprobs_of=named)))
+    assert [token.named for token in bare] == [token.named for token in tokens]
+    assert {token.named for token in (await read(given.engine.generate(asked)))[0]} == {()}

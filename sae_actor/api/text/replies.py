@@ -33,6 +33,7 @@ from .answers import (
     CompletionPart,
     CompletionTokensDetails,
     FinalReason,
+    NamedLogprobs,
     Rows,
     ScoredChatToken,
     Usage,
@@ -59,6 +60,8 @@ class Choice:
     """Log probabilities were requested."""
     thoughts: bool = True
     """The answer includes the reasoning, if the model's chats mark it."""
+    names: bool = False
+    """Log probabilities of named tokens were requested."""
 
     @property
     def apart(self) -> bool:
@@ -173,8 +176,15 @@ class Choice:
         one = len(rows) == 1
         return applied(
             self.text, done, features=next(iter(rows.values())) if one else UNSET,
-            features_by_sae=UNSET if one else rows or UNSET,
+            features_by_sae=UNSET if one else rows or UNSET, logprobs_of=self._named() if self.names else UNSET,
         )  # fmt: skip
+
+    def _named(self) -> tuple[NamedLogprobs, ...]:
+        columns = zip(*(token.named for token in self.text.made), strict=True)
+        return tuple(
+            NamedLogprobs(token=each[0].text, token_id=each[0].id, logprobs=tuple(one.logprob for one in each))
+            for each in columns
+        )
 
     def _rows(self, finished: Finished) -> dict[str, Rows]:
         """Of each SAE that is watched, the activations at each position that was run."""
