@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,19 @@ class Testbed:
         if item.reason == "error":
             raise NotComparable(f"it could not be run again: {item.error_detail}")
         return item
+
+    async def score(self, requests: Sequence[GenerationRequest], *, baseline: int) -> list[Finished]:
+        """Score a text under several interventions; raises as `run`."""
+        asked = [replace(request, deadline_seconds=DEADLINE_SECONDS) for request in requests]
+        try:
+            streams = self.engine.score(asked, baseline=baseline)
+            ends = [end for stream in streams async for end in stream if isinstance(end, Finished)]
+        except SAEError as error:
+            raise NotComparable(f"it could not be scored again: {error.detail}") from None
+        for end in ends:
+            if end.scores is None:
+                raise NotComparable(f"it could not be scored again: {end.error_detail or end.reason}")
+        return ends
 
     def _number(self) -> int:
         self._last += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from sae_actor.domain.messages import AdmitGeneration, Start
 from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
-from sae_actor.generations import Completed, Generations, Requested
+from sae_actor.generations import Completed, Generations, Requested, TokenOptions
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports import Scoring
 from sae_actor.ports.clock import SystemClock
 from sae_actor.subscriptions import Broadcast
 
@@ -93,6 +95,29 @@ class Recorder:
         asks = [Requested(ask, read.token_ids, grammar=grammar, schema=schema)]
         (text,) = await self.texts.open_all(asks, principal="me")
         return text.started.generation_id, await text.result()
+
+    async def score(
+        self, prompt: Any, more: str | None, *variants: dict[str, Any], how: Tokenization | None = None,
+        last: bool = False, baseline: int | None = None,
+    ) -> list[tuple[str, Completed]]:  # fmt: skip
+        """Score a text and what follows it, under several interventions; their ids and ends."""
+        read = await self.engine.tokenize(prompt, how)
+        ids = () if more is None else (await self.engine.tokenize(more)).token_ids
+        scoring = Scoring(continuation=ids, runs_last=last)
+
+        def ask(generation_id: str, fields: dict[str, Any]) -> AdmitGeneration:
+            sampling = replace(GREEDY, max_tokens=len(ids) + last)
+            return AdmitGeneration(
+                generation_id=generation_id, kind="score", tokens_prompt=len(read.token_ids), turns=read.turns,
+                tokenization=how, sampling=sampling, runs_last=last, **fields,
+            )  # fmt: skip
+
+        asks = [
+            Requested(partial(ask, fields=each), read.token_ids, TokenOptions(prompt_logprobs=0), scoring=scoring)
+            for each in variants
+        ]
+        (texts,) = await self.texts.open_scores([asks], baseline=baseline, principal="me")
+        return [(text.started.generation_id, await text.result()) for text in texts]
 
 
 @asynccontextmanager

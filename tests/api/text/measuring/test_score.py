@@ -198,11 +198,12 @@ async def test_what_is_refused(service: Running) -> None:
     assert problem["param"] == "inputs[1]"
     assert (await refused(service, inputs=[{"prompt": "a", "continuation": ""}]))["param"] == "inputs[0]"
     assert (await refused(service, inputs=[{"prompt": "a" * 200, "continuation": "b" * 58}]))["param"] == "inputs[0]"
-    for wrong in (
+    wrongs: tuple[dict[str, Any], ...] = (
         {"inputs": []}, {"inputs": [{"prompt": "a", "token_ids": [1]}]}, {"inputs": [{}]}, {"variants": []},
         {"top_logprobs": 21}, {"variants": [{"name": ""}]}, {"model": "default"}, {"targets": []},
         {"inputs": [{"prompt": "a"}] * 1025}, {"variants": [{"name": str(n)} for n in range(17)]},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for wrong in wrongs:
         await refused(service, **wrong)
     moved = {"name": "moved", "sae": {"expect_position": 0}}
     assert (await refused(service, 412, variants=[BARE, moved]))["code"] == "precondition_failed"
