@@ -130,11 +130,13 @@ async def recording(
     dtype: str = "auto",
     quantization: Quantization | None = None,
     environment: Mapping[str, str] | None = None,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> AsyncIterator[Recorder]:
     """A service that writes into `folder`, with the model loaded; stopped in order at the end. `environment` is that
     of its downloads."""
     log = await SqliteLog.open(folder)
-    engine = TorchEngine(EngineSettings(threads=1))
+    engine = TorchEngine(EngineSettings(threads=threads))
     hub = HuggingFaceHub(folder / "hub", import_roots=[Path("/")], environment=environment, reserve_bytes=0)
     performer = Performer(engine, hub, lambda *_: None, 0.1)
     actor = Actor(log, engine, performer, SystemClock(), Broadcast(log))
@@ -143,7 +145,7 @@ async def recording(
     texts = Generations(actor, engine, record_text=record_text)
     recorder = Recorder(actor, texts, engine, hub, log)
     try:
-        await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype, quantization=quantization))
+        await recorder.do(LoadModel(model=str(model), device=device, dtype=dtype, quantization=quantization))
         yield recorder
     finally:
         await texts.close()
