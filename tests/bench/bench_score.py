@@ -106,7 +106,7 @@ async def clocked(case: Callable[[], Awaitable[Any]]) -> Taken:
 async def plain(model: Any, ids: torch.Tensor, batch: int, *, scores: bool) -> list[list[float]]:
     found: list[list[float]] = []
     with torch.inference_mode():
-        for some in ids.to(model.device).split(batch):
+        for some in torch.split(ids.to(model.device), batch):
             logits = model(input_ids=some, use_cache=False).logits
             if scores:
                 logprobs = logits[:, :-1].float().log_softmax(dim=-1)

@@ -35,7 +35,7 @@ from .kv_cache import CacheSize, KVCache
 from .logprobs import scored
 from .penalties import Penalties
 from .scores import TextScores
-from .side_by_side import SideBySide
+from .side_by_side import SideBySide, spares_prompt
 
 Scored = tuple[ScoredToken | None, tuple[ScoredToken, ...], tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError | None
@@ -76,6 +76,7 @@ class Generation:
         self.uses = uses.union(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
         self.given = request.given
+        self.spares_prompt = spares_prompt(request)
         self.beside: SideBySide[Generation] = beside or SideBySide(compared=False)
         self.beside.members.append(self)
         self.over = False

@@ -48,6 +48,8 @@ class _Turn(NamedTuple):
 
     text: Generation
     piece: ScheduledTokens
+    rides: bool = False
+    """The piece is another's: it runs these tokens for both."""
 
 
 class Scheduler:
@@ -192,25 +194,29 @@ class Scheduler:
             self._running.append(text)
             return [_turn(text, text.beside.chunk(self._limits.prompt_tokens, 1) if text.in_prefill else 1)]
         self._alone_next = True
-        return self._share([text for text in texts if not apart(text)], lambda text: not apart(text))
+        sharing = [text for text in texts if not apart(text)]
+        return self._share(sharing, lambda text: not apart(text), forks=runner.fork is not None)
 
-    def _share(self, texts: Sequence[Generation], fits: Callable[[Generation], bool]) -> list[_Turn]:
+    def _share(self, texts: Sequence[Generation], fits: Callable[[Generation], bool], *, forks: bool) -> list[_Turn]:
         """The generations of a shared step, of these; `fits` says which may be in it."""
         turns, room = [], self._limits.prompt_tokens
         parties = dict.fromkeys(text.beside for text in texts if text.in_prefill and text.request.scoring is None)
         parties |= dict.fromkeys(text.beside for text in texts if text.request.scoring is not None)
         turns += [_turn(text, 1) for text in texts if not text.in_prefill]
         for beside in parties:
-            party = beside.due(fits) if room > 0 else []
+            party = beside.due(fits, forks=forks) if room > 0 else []
             if not party:
                 continue
-            size, most = beside.chunk(room, len(party)), self._limits.prompt_tokens
-            whole = size if party[0].request.scoring is None else beside.chunk(most, len(party))
+            most = self._limits.prompt_tokens
+            size, whole = (beside.chunk(limit, len(party), forks=forks) for limit in (room, most))
+            whole = size if party[0].request.scoring is None else whole
             if room < most and (len(party) * size > room or size < whole):
                 continue  # it cannot, or need not, be cut so short: first in the next step
             party = party[: max(1, room // size)]
             room -= len(party) * size
-            turns += [_turn(text, size) for text in party]
+            for text in party:
+                turns.append(turn := _turn(text, size))
+                turns += [_Turn(each, turn.piece, rides=True) for each in beside.riders(text, forks=forks)]
         return turns
 
     def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:
@@ -222,32 +228,42 @@ class Scheduler:
             _settle(turns, logits, prompts, self._masks)
             return
         # Outside of the block above: the traceback and the tensors in its frames are gone.
-        if len(turns) == 1:
-            turns[0].text.end_with(ended)
-            return
+        parts: dict[int, list[_Turn]] = {}
         for turn in turns:
-            self._run(runner, [turn])
+            parts.setdefault(id(turn.piece), []).append(turn)
+        for part in parts.values():
+            if len(parts) > 1:
+                self._run(runner, part)
+                continue
+            for turn in part:
+                turn.text.end_with(ended)
 
     def _forward(self, runner: ModelRunner, turns: Sequence[_Turn]) -> tuple[Tensor, list[Tensor | None]]:
         """[turns, vocabulary]; and, where a prompt is scored, [tokens of the piece, vocabulary]."""
-        pieces = [turn.piece for turn in turns]
+        pieces = [turn.piece for turn in turns if not turn.rides]
         arranged = runner.arrange(pieces)
+        number = {id(piece): at for at, piece in enumerate(pieces)}
+        rows = [number[id(turn.piece)] for turn in turns]
         places = []
-        for (text, piece), (row, _) in zip(turns, arranged.spans, strict=True):
+        for (text, piece, _), at in zip(turns, rows, strict=True):
             if text.applied is not None:
-                places.append(StepRows(text.applied, text.at, text.at + len(piece.ids), row))
+                places.append(StepRows(text.applied, text.at, text.at + len(piece.ids), arranged.spans[at][0]))
         if places:
             with hooks_installed(places, arranged.rows, self._joins):
                 logits = runner.logits(arranged)
         else:
             logits = runner.logits(arranged)
         runner.keep(arranged)
+        for text, piece, rides in turns:
+            whole = piece.kept.length == len(text.request.token_ids)
+            if rides and whole and runner.fork is not None and text.kept is not None:
+                runner.fork(piece.kept, text.kept)
+        ranges = [arranged.logits[at] for at in rows]
         prompts = [
-            logits[start:stop] if piece.scored else None
-            for piece, (start, stop) in zip(pieces, arranged.logits, strict=True)
+            logits[start:stop] if turn.piece.scored else None for turn, (start, stop) in zip(turns, ranges, strict=True)
         ]
         if any(piece.scored for piece in pieces):
-            logits = logits[[stop - 1 for _, stop in arranged.logits]]
+            logits = logits[[stop - 1 for _, stop in ranges]]
         return logits, prompts
 
 
@@ -260,7 +276,7 @@ def _turn(text: Generation, most: int) -> _Turn:
 def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | None], masks: Masks) -> None:
     """Count what was run, choose the next tokens, deliver them. `logits`, `prompts` as `_forward` returns them."""
     choosing = []
-    for at, ((text, piece), rows) in enumerate(zip(turns, prompts, strict=True)):
+    for at, ((text, piece, _), rows) in enumerate(zip(turns, prompts, strict=True)):
         if rows is not None:
             _attempt(text, partial(text.score_prompt, rows))
         if not text.over and _attempt(text, partial(text.ran, len(piece.ids), len(turns))):

@@ -2,6 +2,8 @@
 
 Logits of a whole text are many: [tokens, vocabulary]. So nobody goes on to the next chunk before all have run this one,
 and what the baseline says of it is dropped then. They share a step if there is room, and take one after another if not.
+Equal ones are run once. Of those that edit nothing in the prompt one runs it for all; they go on with its keys and
+values.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from msgspec import Struct
 
 from ...errors import InternalError
 from ...ports import GenerationRequest, GenerationStream
+from ..interventions.positions import ranges_of
+from .kv_cache import KVCache
 from .scores import Reference
 
 
@@ -22,6 +26,12 @@ class Member(Protocol):
     over: bool
     streams: tuple[GenerationStream, ...]
     given: tuple[int, ...]
+    request: GenerationRequest
+    kept: KVCache | None
+    spares_prompt: bool
+    """It may share the pass over its prompt."""
+
+    def end_with(self, error: Exception) -> None: ...
 
     @property
     def at(self) -> int: ...
@@ -75,6 +85,21 @@ def parties(sets: Sequence[Alike], most: int, *, compared: bool) -> list[list[Al
     return [[baseline if at == 0 else again, *some] for at, some in enumerate(found)]
 
 
+def spares_prompt(request: GenerationRequest) -> bool:
+    """Of a text to score, with a continuation: whether nothing of its prompt is edited."""
+    prompt = len(request.token_ids)
+    if request.scoring is None or len(request.given) == prompt or request.deterministic:
+        return False
+    return all(
+        sae.mode == "steer"
+        and all(
+            first >= prompt for edit in sae.steering for first, _ in ranges_of(edit.positions, prompt, request.turns)
+        )
+        for sae in request.intervention
+        if sae.changes_text
+    )
+
+
 class SideBySide(Generic[T]):
     """The texts of one party."""
 
@@ -94,25 +119,44 @@ class SideBySide(Generic[T]):
             return all(each.over for each in self.members if each.streams)
         return all(stream.stop_requested for each in self.members for stream in each.streams)
 
-    def due(self, fits: Callable[[T], bool]) -> list[T]:
+    def due(self, fits: Callable[[T], bool], *, forks: bool = False) -> list[T]:
         """Those that have to run the chunk that is to be run now, in order: of these, `fits` says whose turn it is.
-        Nobody is compared before the baseline has run it."""
+        Nobody is compared before the baseline has run it. forks: as `riders` has it."""
         if not self.halfway:  # a new chunk
             self._reference = None
         at = min(self._ats, default=0)
+        for each in self.living:
+            if each.kept is not None and each.kept.length != each.at and not self._rides(each, forks=forks):
+                each.end_with(InternalError("the text that its prompt was shared with has ended"))
         behind = [each for each in self.living if each.at == at]
         if self._compared and behind and behind[0] is self.members[0] and not fits(behind[0]):
             return []
-        return [each for each in behind if fits(each)]
+        return [each for each in behind if fits(each) and not self._rides(each, forks=forks)]
 
-    def chunk(self, most: int, sharing: int) -> int:
+    def riders(self, text: T, *, forks: bool) -> list[T]:
+        """Those for which `text` runs the prompt too. forks: they can go on with its keys and values."""
+        return [each for each in self.living if self._rides(each, forks=forks) and text is self._leader(each)]
+
+    def _rides(self, text: T, *, forks: bool) -> bool:
+        return forks and text.at < len(text.request.token_ids) and self._leader(text) not in (text, None)
+
+    def _leader(self, text: T) -> T | None:
+        """Who runs the prompt for it."""
+        if not text.spares_prompt:
+            return None
+        sharing = (each for each in self.living if each.spares_prompt and each.kept is not None)
+        return next((each for each in sharing if each.kept is not None and each.kept.length == text.at), None)
+
+    def chunk(self, most: int, sharing: int, *, forks: bool = False) -> int:
         """How many tokens each of them runs in this chunk, of at most `most` for `sharing` together, if it may be cut
         so short."""
         living, ats = self.living, self._ats
         if len(ats) > 1:
             return max(ats) - min(ats)
         least = max(each.at_once for each in living)
-        return min(len(living[0].given) - min(ats), max(least, most // sharing))
+        shared = any(self._rides(each, forks=forks) for each in living)
+        end = len(living[0].request.token_ids if shared else living[0].given)
+        return min(end - min(ats), max(least, most // sharing))
 
     @property
     def _ats(self) -> set[int]:

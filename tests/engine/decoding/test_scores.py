@@ -144,6 +144,48 @@ async def test_equal_ones_are_run_once(engine: TorchEngine, tiny_sae: Path, monk
     assert ends[1] == ends[2]
 
 
+@pytest.mark.parametrize("pieces", [512, 7])
+async def test_prompts_that_nothing_is_edited_in_are_run_once(
+    tiny_llama: Path, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """Sinks of the prompt, and its scores, are known of each all the same."""
+    engine = TorchEngine(EngineSettings(threads=1, prompt_tokens=pieces))
+    await engine.load_model(load(str(tiny_llama)), no_progress)
+    await engine.attach(attach(SAE), str(tiny_sae))
+    assert engine._model is not None
+    assert engine._model.runner is not None
+    run: list[int] = []
+    logits = engine._model.runner.logits
+
+    def counting(arranged: Any) -> Tensor:
+        run.append(arranged.rows)
+        return logits(arranged)
+
+    later = [active(SAE, Edit(feature=3, strength=s, positions="generated")) for s in (2.0, 4.0)]
+    early = active(SAE, Edit(feature=3, strength=3.0, positions="prompt"))
+    asked = [scoring(TEXT[:30], *saes, more=TEXT[30:]) for saes in ((later[0],), (later[1],), (early,), ())]
+    alone = [(await scored(engine, each, asked[3], baseline=1))[0] for each in asked]
+    monkeypatch.setattr(engine._model.runner, "logits", counting)
+    ends = await scored(engine, *asked, baseline=3)
+    if pieces == 512:
+        assert sum(run) == 2 * 30 + 4 * (len(TEXT) - 31)
+    else:
+        assert sum(run) < 2.5 * 30 + 4 * (len(TEXT) - 31)
+    for end, one in zip(ends, alone, strict=True):
+        assert (end.edited, end.excluded, end.receipt.tokens_edited) == (
+            one.edited, one.excluded, one.receipt.tokens_edited,
+        )  # fmt: skip
+        assert [each.logprob for each in end.prompt[1:]] == pytest.approx(
+            [each.logprob for each in one.prompt[1:]], abs=1e-5
+        )
+        assert end.scores is not None
+        assert one.scores is not None
+        assert end.scores.kl == pytest.approx(one.scores.kl, abs=1e-6)
+        assert end.scores.greedy is one.scores.greedy
+    assert [end.edited for end in ends] == [((30, 39),), ((30, 39),), ((1, 30),), ()]
+    await engine.close()
+
+
 async def test_two_that_do_not_fit_side_by_side(tiny_llama: Path, tiny_sae: Path) -> None:
     engine = TorchEngine(EngineSettings(threads=1, cache_bytes=128 * 384))
     await engine.load_model(load(str(tiny_llama)), no_progress)

@@ -71,7 +71,7 @@ class ScoreFault(Struct, frozen=True, kw_only=True):
     error: ProblemDetails
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class AskedScore(Struct, frozen=True, kw_only=True):
     """What a result answers."""
 
     at: int
@@ -82,7 +82,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     top: int
 
 
-def result(asked: Asked, text: RunningGeneration, done: Completed) -> ScoreResult:
+def result(asked: AskedScore, text: RunningGeneration, done: Completed) -> ScoreResult:
     """Raises `SAENotAttachedError` if an SAE was detached before it was scored."""
     finished, summary = done.finished, score_summary(done.finished)
     if finished.reason == "intervention_removed":

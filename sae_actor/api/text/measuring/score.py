@@ -28,7 +28,7 @@ from ...types import Answer, AnyRequest
 from ..options import SaeExtension, Tag
 from ..stream import abandoned_with_client
 from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, read_inputs
-from .results import Asked, ScoreAnswer, ScoreFault, ScoreResult, result
+from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
 
 MOST_VARIANTS = 16
@@ -141,14 +141,14 @@ async def post_score(request: AnyRequest) -> Answer:
     return answer(request, ScoreAnswer(results=tuple(map(result, asked, texts, done))))
 
 
-async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[Asked], list[RunningGeneration]]:
+async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore], list[RunningGeneration]]:
     """Each input under each variant, admitted."""
     device(request)  # refuses where there is none
     model, position = rules.model_to_ask(state_of(request))
     targets = await token_ids_of(request, body.targets or (), "targets")
     inputs = await read_inputs(request, body.inputs, body.tokenization)
     top = body.top_logprobs or 0
-    asked: list[Asked] = []
+    asked: list[AskedScore] = []
     parties: list[list[Requested]] = []
     for at, (given, read) in enumerate(zip(body.inputs, inputs, strict=True)):
         scoring = Scoring(
@@ -169,7 +169,7 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[Asked], li
             ]
         )
         asked += [
-            Asked(at=at, given=given, read=read, variant=each.name, targets=bool(targets), top=top)
+            AskedScore(at=at, given=given, read=read, variant=each.name, targets=bool(targets), top=top)
             for each in body.variants
         ]
     opened = await context(request).generations.open_scores(
@@ -218,7 +218,7 @@ def _check_length(read: ReadInput, scoring: Scoring, model: ModelFacts, at: int)
         )
 
 
-async def _lines(asked: Sequence[Asked], texts: Sequence[RunningGeneration]) -> AsyncIterator[bytes]:
+async def _lines(asked: Sequence[AskedScore], texts: Sequence[RunningGeneration]) -> AsyncIterator[bytes]:
     """Each result as soon as it is there. The first that fails ends the others."""
 
     async def ended(at: int) -> tuple[int, Completed]:
