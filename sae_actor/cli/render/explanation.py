@@ -195,7 +195,8 @@ def _end(view: View) -> Iterator[str]:
         return
     reason = view["finish_reason"]
     yield f"ended        position {finished['position']}, {finished['time']}"
-    yield f"  {reason}: {_REASONS.get(reason, 'for a reason that this version does not know')}"
+    why = _REASONS.get(reason, "for a reason that this version does not know")
+    yield f"  {reason}: {'all of it was run' if view['score'] else why}"
     if view["error"]:
         yield f"  error      {view['error']['detail']} ({view['error']['code']})"
     if receipt is None:
