@@ -1,6 +1,5 @@
 """Run a generation again from its record in the log, and judge the record.
 
-    recorded     what the log holds of each generation: its beginning, its end, the state between
     testbed      the model and the SAEs that it ran under, found again on this machine and checked
     schemas      the JSON schema that it followed
     prompts      what it was given
@@ -11,6 +10,6 @@
 `testbed` imports torch when the first model is loaded; everything that needs no model is reported first.
 """
 
-from .recorded import Recorded, Recordings
+from ..domain.views.recorded import Recorded, Recordings
 from .testbed import Testbed
 from .verdict import TOLERANCES, reproduce

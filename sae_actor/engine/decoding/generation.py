@@ -102,7 +102,7 @@ class Generation:
         self._scored: Scored = (None, (), ())
         self._scores = None if request.prompt_logprobs is None else TextScores(request)
         """Of what is given."""
-        self._told: dict[Probe, Activations] = {}
+        self._readings: dict[Probe, Activations] = {}
         """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
         self._thoughts = 0
@@ -199,9 +199,9 @@ class Generation:
         self._batch = (min(fewest, texts), max(most, texts))
         if self.applied is not None:
             self.applied.settle(self._fed)
-            for probe, told in self.applied.told():
-                before = None if probe.passing else self._told.get(probe)
-                self._told[probe] = told if before is None else joined(before, told)
+            for probe, reading in self.applied.readings():
+                before = None if probe.passing else self._readings.get(probe)
+                self._readings[probe] = reading if before is None else joined(before, reading)
         self._fed += count
         if not self.in_prefill and self._most == 0:
             self._ids += () if self.request.scoring is None else self.request.scoring.continuation
@@ -233,7 +233,7 @@ class Generation:
         elif stops or len(self._ids) >= self._most:
             reason = "feature" if stops else "length"
         self._show(token, answer, reason, ends=ends)
-        self._told = {}
+        self._readings = {}
         if grammar is not None:
             grammar.waits = answer.thinking
 
@@ -244,7 +244,7 @@ class Generation:
             return False
         assert self.applied is not None
         assert self.applied.stop is not None
-        read = self._told.pop(self.applied.stop)
+        read = self._readings.pop(self.applied.stop)
         # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
         return bool(self._ids) and not read.excluded[-1] and read.rows[-1][0].activation > stop.above
 
@@ -264,7 +264,7 @@ class Generation:
                 scored=own,
                 top=top,
                 named=named,
-                activations=tuple(self._told.values()),
+                activations=tuple(self._readings.values()),
                 prompt=() if self._scores is None or len(self._ids) > 1 else tuple(self._scores.tokens),
             )
         )
@@ -331,7 +331,7 @@ class Generation:
         """What no token brings, if none is to be made."""
         if self._most > 0 or self.in_prefill or self.applied is None:
             return ()
-        return tuple(read for probe, read in self._told.items() if probe is not self.applied.stop)
+        return tuple(read for probe, read in self._readings.items() if probe is not self.applied.stop)
 
     def fail(self, error: SAEError) -> None:
         """End the generation with an error that is raised to its reader: the device is lost."""
@@ -344,5 +344,5 @@ class Generation:
         self.over = True
         self.applied = self._tokenizer = self._apply = self._answer = self._grammar = self.penalties = None
         self._scores = None
-        self._told = {}
+        self._readings = {}
         self.beside.leave()

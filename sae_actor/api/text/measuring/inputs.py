@@ -14,7 +14,7 @@ from ....domain.chats import Tokenization
 from ....errors import BadRequestError
 from ....ports import Tokenized
 from ...context import context, device
-from ...streaming import heard
+from ...disconnects import heard
 from ...types import AnyRequest
 from ..fields import MESSAGES
 from ..messages import ChatMessage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -20,13 +21,12 @@ from ....ports import Scoring
 from ....subscriptions.frames import line_of
 from ...answers import answer, state_of
 from ...context import context, device, principal
+from ...disconnects import Streamed, followed_by, on_disconnect
 from ...operations import operation
 from ...problems import problem_view
 from ...requests import body_of
-from ...streaming import Streamed, followed_by
 from ...types import Answer, AnyRequest
 from ..options import SaeExtension, Tag
-from ..stream import abandoned_with_client
 from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, read_inputs
 from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
@@ -133,10 +133,10 @@ async def post_score(request: AnyRequest) -> Answer:
     asked, texts = await _opened(request, body)
     if NDJSON in request.headers.get("accept", ""):
         lines = _lines(asked, texts)
-        async with abandoned_with_client(request, texts):
+        async with on_disconnect(request, partial(abandon, texts)):
             first = await anext(lines)
         return Streamed(followed_by(first, lines), media_type=NDJSON)
-    async with abandoned_with_client(request, texts):
+    async with on_disconnect(request, partial(abandon, texts)):
         done = await ends(texts)
     return answer(request, ScoreAnswer(results=tuple(map(result, asked, texts, done))))
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from ....domain.chats import Tokenization
 from ....errors import BadRequestError
 from ...context import context, device
-from ...streaming import heard
+from ...disconnects import heard
 from ...types import AnyRequest
 
 MOST_TARGETS = 128

@@ -11,8 +11,8 @@ import pytest
 
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.state import encode
-from sae_actor.eventlog.memory import MemoryLog
 from tests.fakes.engine import FakeEngine
+from tests.fakes.log import MemoryLog
 
 from ...conftest import Running, serving
 
