@@ -167,12 +167,12 @@ async def test_many_are_admitted_under_one_state_some_at_a_time() -> None:
         service.context.generations.places = 4
         sae_id = await service.ready()
         variants = [STEERED, BARE, {"name": "current"}]
-        results = await score(service, inputs=[{"prompt": f"text {n}"} for n in range(200)], variants=variants)
-        assert len(results) == 600
+        results = await score(service, inputs=[{"prompt": f"text {n}"} for n in range(100)], variants=variants)
+        assert len(results) == 300
         assert max(sizes) == 256
         started = [each for each in await service.events() if each["type"] == "GenerationStarted"]
         positions = [each["position"] for each in started]
-        assert positions == list(range(positions[0], positions[0] + 600))
+        assert positions == list(range(positions[0], positions[0] + 300))
         assert [each["sae"]["position"] for each in results] == positions
         await service.client.put(f"/api/saes/{sae_id}/steering", json={"features": [EDIT]})
         assert service.context.generations.waiting == service.context.generations.running == 0
