@@ -18,7 +18,6 @@ from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
     commands,
-    directions,
     events,
     generations,
     log,
@@ -32,13 +31,13 @@ from .routes import (
 )
 from .text import activations, compare, tokens
 from .text import routes as text
-from .text.measuring import score
+from .text.measuring import contrast, directions, lens, score
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    vectors, directions, text, responses, activations, compare, score, tokens, web,
+    vectors, directions, text, responses, activations, contrast, lens, score, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -72,7 +72,6 @@ class Generation:
         request's. beside: of a text to score, those that run with it."""
         self.request = request
         self.streams = tuple(streams)
-        """They get the same."""
         self.uses = uses.union(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
         self.given = request.given
@@ -85,7 +84,7 @@ class Generation:
         self.penalties = Penalties.of(request)
         self._grammar: GrammarState | None = None
         """Once it has begun."""
-        self.alone = request.deterministic
+        self.alone = request.alone or request.deterministic
         """It runs alone in its steps."""
         self._fed = 0
         """Tokens that were run."""
@@ -101,7 +100,6 @@ class Generation:
         self._text = ""
         self._scored: Scored = (None, (), ())
         self._scores = None if request.prompt_logprobs is None else TextScores(request)
-        """Of what is given."""
         self._readings: dict[Probe, Activations] = {}
         """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
@@ -167,6 +165,10 @@ class Generation:
             return len(self.given)
         return self.applied.first_piece if self.applied is not None and self._fed == 0 else 1
 
+    @property
+    def most_rows(self) -> int:
+        return len(self.given) if self.applied is None else self.applied.most_rows
+
     def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
         if self._apply is None:
@@ -201,7 +203,7 @@ class Generation:
             self.applied.settle(self._fed)
             for probe, reading in self.applied.readings():
                 before = None if probe.passing else self._readings.get(probe)
-                self._readings[probe] = reading if before is None else joined(before, reading)
+                self._readings[probe] = reading if before is None else joined(before, reading, probe.watch)
         self._fed += count
         if not self.in_prefill and self._most == 0:
             self._ids += () if self.request.scoring is None else self.request.scoring.continuation

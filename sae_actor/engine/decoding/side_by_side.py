@@ -39,6 +39,9 @@ class Member(Protocol):
     @property
     def at_once(self) -> int: ...
 
+    @property
+    def most_rows(self) -> int: ...
+
 
 T = TypeVar("T", bound=Member)
 
@@ -156,7 +159,7 @@ class SideBySide(Generic[T]):
         least = max(each.at_once for each in living)
         shared = any(self._rides(each, forks=forks) for each in living)
         end = len(living[0].request.token_ids if shared else living[0].given)
-        return min(end - min(ats), max(least, most // sharing))
+        return min(end - min(ats), max(least, min(most // sharing, *(each.most_rows for each in living))))
 
     @property
     def _ats(self) -> set[int]:
