@@ -29,6 +29,7 @@ from .routes import (
     steering,
     vectors,
 )
+from .routes.audit import evidence, explain, export
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.measuring import contrast, directions, lens, score
@@ -36,7 +37,7 @@ from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
-    commands, models, saes, steering, service, log, events, generations, login, metrics,
+    commands, models, saes, steering, service, log, evidence, explain, export, events, generations, login, metrics,
     vectors, directions, text, responses, activations, contrast, lens, score, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
