@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -79,6 +80,21 @@ async def _raw_on_disk(asked: RequestedIntervention, state: State, engine: Engin
         return edits
     folder = await hub.locate(record.location)
     return _bounded(await engine.raw_on_disk(record.location, folder, edits), edits)
+
+
+async def raw_requests(
+    requests: Sequence[AdmitGeneration], state: State, engine: Engine
+) -> tuple[AdmitGeneration, ...]:
+    """Each as `raw_request`; what many of them have in common is resolved once."""
+    known: dict[tuple[int, ...], AdmitGeneration] = {}
+    found = []
+    for each in requests:
+        shared = tuple(id(getattr(each, name)) for name in OwnIntervention.__struct_fields__)
+        if shared not in known:
+            known[shared] = await raw_request(each, state, engine)
+        raw = known[shared]
+        found.append(replace(each, steering=raw.steering, interventions=raw.interventions))
+    return tuple(found)
 
 
 async def _raw(edits: tuple[Edit, ...], sae_id: str | None, state: State, engine: Engine) -> tuple[Edit, ...]:

@@ -34,14 +34,13 @@ from .routes import (
 from .routes.audit import evidence, explain, export
 from .text import activations, compare, tokens
 from .text import routes as text
-from .text.measuring import contrast, directions, lens
+from .text.measuring import contrast, directions, lens, score
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, presets, service, log, evidence, explain, export, events, generations, login,
-    metrics,
-    vectors, directions, text, responses, activations, contrast, lens, compare, tokens, web,
+    metrics, vectors, directions, text, responses, activations, contrast, lens, score, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -56,7 +56,7 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """Admit a generation, and freeze the intervention in force for it."""
 
     generation_id: str
-    kind: Literal["completion", "chat"]
+    kind: Literal["completion", "chat", "score"]
     tokens_prompt: int
     sampling: ev.Sampling
     baseline: bool = False
@@ -65,6 +65,8 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     preset: PresetName | None = None
     expect_position: int | None = None
     tag: str | None = None
+    runs_last: bool = False
+    """As in `GenerationStarted`."""
     deterministic: bool = False
     watch: bool = False
     """The answer reports activations of the attached SAEs."""

@@ -171,5 +171,15 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """Tokens as they are made, then one `Finished`. Closing the stream frees the generation's slot."""
 
+    def score(
+        self, requests: Sequence[GenerationRequest], *, baseline: int | None = None
+    ) -> tuple[GenerationStream, ...]:
+        """Score one text under several interventions; a stream each, without tokens. The requests have `scoring`, and
+        differ in their interventions and in `deterministic` alone. Equal ones are computed once.
+
+        baseline: index of the one that `Scores.kl` compares the others with. `BadRequestError` if two of them do not
+        fit into the memory side by side, as they must then; else raises as `generate`.
+        """
+
     async def close(self) -> None:
         """Stop the thread and free the device."""

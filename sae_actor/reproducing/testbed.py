@@ -169,6 +169,19 @@ class Testbed:
             raise NotComparable(f"it could not be run again: {item.error_detail}")
         return item
 
+    async def score(self, requests: Sequence[GenerationRequest], *, baseline: int) -> list[Finished]:
+        """Score a text under several interventions; raises as `run`."""
+        asked = [replace(request, deadline_seconds=DEADLINE_SECONDS) for request in requests]
+        try:
+            streams = self.engine.score(asked, baseline=baseline)
+            ends = [end for stream in streams async for end in stream if isinstance(end, Finished)]
+        except SAEError as error:
+            raise NotComparable(f"it could not be scored again: {error.detail}") from None
+        for end in ends:
+            if end.scores is None:
+                raise NotComparable(f"it could not be scored again: {end.error_detail or end.reason}")
+        return ends
+
     def _number(self) -> int:
         self._last += 1
         return self._last

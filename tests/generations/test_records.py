@@ -13,6 +13,7 @@ from sae_actor.domain.commands import Steer
 from sae_actor.domain.messages import AdmitGeneration
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import (
+    DrainingError,
     MailboxFullError,
     ModelNotLoadedError,
 )

@@ -37,6 +37,16 @@ class AppliedSae(Struct, frozen=True, kw_only=True):
     """What it was told to pass through, where it was told anything."""
 
 
+class NamedLogprobs(Struct, frozen=True, kw_only=True):
+    """A token of `sae.logprobs_of`."""
+
+    token: str
+    token_id: Count
+    logprobs: tuple[float, ...]
+    """At each generated token, of this one in its place: of the logits under the intervention, in float32, before
+    penalties, temperature and the like."""
+
+
 class AppliedIntervention(Struct, frozen=True, kw_only=True):
     """What was active, and the receipt of what was written."""
 
@@ -57,6 +67,8 @@ class AppliedIntervention(Struct, frozen=True, kw_only=True):
     """At each position that was run: the prompt's, and all generated tokens' but the last one's."""
     features_by_sae: dict[str, Rows] | UnsetType = UNSET
     """The same, where several SAEs are watched."""
+    logprobs_of: tuple[NamedLogprobs, ...] | UnsetType = UNSET
+    """Of the tokens that `sae.logprobs_of` names, in its order; empty if no token was generated."""
 
 
 class CompletionTokensDetails(Struct, frozen=True, kw_only=True):

@@ -167,7 +167,8 @@ def _lacks(body: TextBody, started: GenerationStarted) -> bool:
     """Whether the answer shows what is not on record: scores, activations, the prompt's text, reasoning by itself, and
     which of the edited positions were sinks."""
     edits_sinks = any("sink" not in edit.exclude for sae in started.intervention for edit in sae.steering)
-    others = body.scores is not None or body.echoes or bool(started.watched) or started.reasoning is not None
+    scores = body.scores is not None or (body.sae is not None and body.sae.logprobs_of is not None)
+    others = scores or body.echoes or bool(started.watched) or started.reasoning is not None
     return others or edits_sinks
 
 

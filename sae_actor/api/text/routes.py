@@ -32,6 +32,7 @@ from .answers import (
     ModelList,
 )
 from .idempotency import Made, answered_once, asked_under_key, created_at
+from .measuring.targets import token_ids_of
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, RequestKey, TextBody, admission, fingerprint, sampling
@@ -127,7 +128,8 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
            "changed in this order: `repetition_penalty` (tokens of prompt and answer), `frequency_penalty` and "
            "`presence_penalty` (of the answer), `logit_bias`, `min_tokens`, `response_format`, `temperature`, "
-           "`top_k`, `top_p`, `min_p`; `logprobs` are those before all of these. Under a `response_format` a text that "
+           "`top_k`, `top_p`, `min_p`; `logprobs` and `sae.logprobs_of` are of those before "
+           "all of these. Under a `response_format` a text that "
            "ends with `stop` is the whole JSON, unless a stop string or token cut it; with `length` its beginning",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=KEYED,
            keyed=True,
@@ -188,6 +190,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     settings = [sampling(body, prompt, model) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
+    watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     asked, of = [], []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
@@ -195,6 +198,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             prompt_logprobs=body.scores if body.echoes else None,
             top_k_features=own_sae.top_k_features or 0,
             exclude=own_sae.top_k_exclude,
+            logprobs_of=watched,
             prompt=prompt.tokens,
         )
         for i in range(body.choices):
@@ -215,6 +219,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
+            names=bool(watched),
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )

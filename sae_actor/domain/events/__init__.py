@@ -12,7 +12,7 @@ the position of its intent, the fencing token.
 """
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft, payload_of, stored
-from .generations import GenerationFinished, GenerationStarted, Receipt
+from .generations import GenerationFinished, GenerationStarted, Receipt, ScoreSummary
 from .life import (
     ActorStarted,
     ActorStopped,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..chats import Reasoning, Tokenization
-from ..events import PresetVersion, Problem, Receipt, Sampling
+from ..events import PresetVersion, Problem, Receipt, Sampling, ScoreSummary
 from ..refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
 from ..weights import WeightsFiles
 from .fields import Count, Position, Ranges
@@ -92,7 +92,7 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     """What was active for one answer."""
 
     generation_id: str | None
-    kind: Literal["completion", "chat"] | None
+    kind: Literal["completion", "chat", "score"] | None
     tag: str | None
     principal: str
     position: Position
@@ -119,6 +119,7 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     digest: Agreement
     watched: tuple[str, ...]
     stop_when: StopCondition | None
+    runs_last: bool | None
     deterministic: bool | None
     sink_window: int | None
     sampling: Sampling | None
@@ -135,6 +136,7 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     salt: str | None
     prompt_sha256: str | None
     output_sha256: str | None
+    score: ScoreSummary | None
     prompt_token_ids: tuple[int, ...] | None
     output_token_ids: tuple[int, ...] | None
     text: str | None

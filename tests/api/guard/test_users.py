@@ -23,6 +23,7 @@ FOR_USERS = {
     ("POST", "/v1/chat/completions"), ("POST", "/v1/responses"),
     ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/tokenizer_info"),
     ("POST", "/api/activations"), ("POST", "/api/compare"), ("POST", "/api/contrast"), ("POST", "/api/lens"),
+    ("POST", "/api/score"),
     ("GET", "/api/model"), ("GET", "/api/capabilities"), ("GET", "/api/catalog"), ("GET", "/api/presets"),
     ("GET", "/api/saes"), ("GET", "/api/saes/attachment"), ("GET", "/api/saes/{sae_id}"),
     ("GET", "/api/saes/{sae_id}/steering"), ("GET", "/api/saes/{sae_id}/compatibility"),
@@ -35,7 +36,8 @@ NOT_FOR_USERS = {
     ("POST", "/api/saes/{sae_id}/cancel"), ("DELETE", "/api/saes/{sae_id}"),
     ("PUT", "/api/saes/{sae_id}/steering"), ("DELETE", "/api/saes/{sae_id}/steering"),
     ("POST", "/api/vectors"), ("POST", "/api/directions"),
-    ("GET", "/api/state"), ("GET", "/api/log"), ("GET", "/api/log/verify"), ("GET", "/metrics"), ("GET", "/schema"),
+    ("GET", "/api/state"), ("GET", "/api/log"), ("GET", "/api/log/verify"), ("GET", "/api/log/diff"),
+    ("GET", "/api/log/explain"), ("GET", "/api/log/export"), ("GET", "/metrics"), ("GET", "/schema"),
 }  # fmt: skip
 """Each route that is not open is in one of the two: a new one has to be decided on."""
 
