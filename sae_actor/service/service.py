@@ -110,6 +110,8 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
+        if self.actor.state.branch_id is not None:
+            self.broadcast.follow_branch(self.actor.state.branch_id)
         _tune_garbage_collector()
         server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         load = None
@@ -139,8 +141,14 @@ class Service:
                 LogTruncated(known_position=lost.position, known_hash=lost.hash, why="--accept-truncation")
             )
         try:
-            start = filled(Start, self.settings.gpu, self.settings.engine, self.deployment, version=__version__)
-            return await self.actor.start(start)
+            found = await self.log.taken_over()
+            own = {"version": __version__, "log": found}
+            accepted = await self.actor.start(
+                filled(Start, self.settings.gpu, self.settings.engine, self.deployment, **own)
+            )
+            if found.origin is not None and self.actor.state.branch_id == found.branch_id:
+                await self.log.settle()
+            return accepted
         except SAEInUseError as error:
             raise ConfigurationError(error.detail) from None
 

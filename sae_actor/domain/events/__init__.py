@@ -19,6 +19,9 @@ from .life import (
     CommandRejected,
     EffectInterrupted,
     GpuLost,
+    LogFile,
+    LogForked,
+    LogHead,
     LogTruncated,
     PayloadRedacted,
 )

@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 
 from ... import __version__
 from ...domain.events import ERASED
+from ...domain.messages import LogOrigin
 from ...errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ...ports import Head
 from ...ports.durability import fsync_path
@@ -29,6 +30,7 @@ from ..inspection import Findings, damage, inspect, missing_log, reading
 from ..lock import NAME as LOCK_NAME
 from ..lock import FolderLock, make_folder
 from ..new_database import NewDatabase
+from ..origin import forget_origin, write_origin
 from ..schema import COLUMNS, NAME
 from . import verifier
 
@@ -133,10 +135,14 @@ def _import(bundle: Path, folder: Path) -> Head:
             database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
+            write_origin(folder, LogOrigin(reason="imported", log_id=about.log_id, position=about.head.position))
             database.publish()
         Checkpoint.create(folder, about.log_id, about.head).close()
     except (sqlite3.Error, OSError) as error:
         raise LogUnusableError(f"{folder} cannot be written: {error}") from None
+    finally:
+        if not (folder / NAME).exists():
+            forget_origin(folder)
     return about.head
 
 
