@@ -8,6 +8,7 @@ families          `families`: the model families, and the modules in the blocks 
 log_commands      `log …`: the audit from the files of a data folder, without a service, a model or a network
 log_reproduce     `log reproduce`: runs generations again; the only command here that loads a model
 log_bundles       `log export|import|redact`: export a log, import one, erase a payload
+log_histories     `log diff --other`: where two histories of one log part
 render/           answers as text for a person
 exit_codes        what each exit code means
 """

@@ -173,8 +173,13 @@ def _add_log(commands: _Commands) -> None:
     state = _log(inside, "state", "the state after the events")
     state.add_argument("--at", type=_moment, metavar="N|TIME", help="at position N, or at a time (RFC 3339)")
     diff = _log(inside, "diff", "what changed between two positions or times")
-    diff.add_argument("before", type=_moment, metavar="A", help="position, or time (RFC 3339)")
-    diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
+    diff.add_argument("before", nargs="?", type=_moment, metavar="A", help="position, or time (RFC 3339)")
+    diff.add_argument("after", nargs="?", type=_moment, metavar="B", help="position, or time (RFC 3339)")
+    diff.add_argument(
+        "--other", type=Path, metavar="LOG",
+        help="in place of A and B, another history of this log, a data folder or an export: the last event that both "
+        "have, and what changed in each since then",
+    )  # fmt: skip
     explain = _log(inside, "explain", "what was active for one answer, and which events set it")
     explain.add_argument("generation_id", metavar="GENERATION_ID", help="as the answer gave it, in its object `sae`")
     export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
@@ -292,6 +297,10 @@ def _destination(text: str) -> Path:
     return path
 
 
+def _moments(arguments: argparse.Namespace) -> int:
+    return sum(moment is not None for moment in (arguments.before, arguments.after))
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked against the grammar; wrong usage exits with 64."""
     grammar = parser()
@@ -308,6 +317,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         grammar.error("steer: --clear cannot be combined with FEATURE=STRENGTH")
     if arguments.command == "steer" and not arguments.clear and not arguments.edits:
         grammar.error("steer: no edit given; give FEATURE=STRENGTH, such as 584=85, or --clear to remove all edits")
+    if getattr(arguments, "log_command", None) == "diff" and _moments(arguments) != (0 if arguments.other else 2):
+        grammar.error("log diff: give two positions or times A B, or --other LOG")
     if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
         grammar.error("log reproduce: give GENERATION_ID… or --all")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:

@@ -26,7 +26,7 @@ from ..errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoun
 from ..eventlog import events_of, verify_folder
 from ..eventlog.inspection import missing_log
 from ..ports import Head, Verification
-from . import exit_codes, log_bundles
+from . import exit_codes, log_bundles, log_histories
 from .render import answers as rendered
 from .render import difference as differences
 from .render import explanation
@@ -147,6 +147,8 @@ async def _state(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 async def _diff(folder: Path, arguments: argparse.Namespace) -> int:
+    if arguments.other is not None:
+        return await log_histories.compare(folder, arguments.other, as_json=arguments.json)
     before, after = await _states(folder, [arguments.before, arguments.after])
     view = difference(before, after)
     print(_json(view) if arguments.json else differences.difference(view))

@@ -131,7 +131,7 @@ def _import(bundle: Path, folder: Path) -> Head:
         raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
         with contextlib.ExitStack() as stack:
-            about, batches = stack.enter_context(_opened(bundle))
+            about, batches = stack.enter_context(rows_of(bundle))
             database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
@@ -149,14 +149,14 @@ def _import(bundle: Path, folder: Path) -> Head:
 def _check(bundle: Path) -> None:
     """Read all of a bundle; raises as `import_bundle`."""
     try:
-        with _opened(bundle) as (_, batches):
+        with rows_of(bundle) as (_, batches):
             for _ in batches:
                 pass
     except OSError as error:
         raise LogUnusableError(f"{bundle} cannot be read: {error.strerror}") from None
 
 
-class _About(NamedTuple):
+class About(NamedTuple):
     """What `log.json` says."""
 
     log_id: str
@@ -165,12 +165,12 @@ class _About(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
+def rows_of(bundle: Path) -> Iterator[tuple[About, Iterator[list[Row]]]]:
     """A bundle's `log.json`, and its rows, each batch verified before it is yielded, the head at the end."""
     with _files(bundle) as (said, lines):
         try:
             head = Head(said["head"]["position"], said["head"]["hash"])
-            about = _About(said["log_id"], str(said["created"]), head)
+            about = About(said["log_id"], str(said["created"]), head)
             walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
             raise LogDamagedError(f"{bundle}: {ABOUT} does not name its log") from None
