@@ -13,6 +13,7 @@ The map. Arrows of import point down only (a test keeps it so).
     subscriptions/       events as they are stored, for many readers
     engine/              the device: the model, interventions on it, decoding
     sae/                 the algebra of SAEs
+    backups/             the data folder as one file, and back
     hub/                 SAEs and models on disk: downloaded, imported, deleted
     eventlog/            the log: append-only, hash-chained; its audit
     formats/             SAE files, one reader per family

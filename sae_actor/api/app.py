@@ -17,6 +17,7 @@ from .openapi.document import encoded
 from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
+    backups,
     commands,
     directions,
     events,
@@ -36,7 +37,7 @@ from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
-    commands, models, saes, steering, service, log, events, generations, login, metrics,
+    commands, models, saes, steering, service, log, backups, events, generations, login, metrics,
     vectors, directions, text, responses, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""

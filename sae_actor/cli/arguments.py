@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     _add_steering(commands)
     _add_text(commands)
     _add_log(commands)
+    _add_backups(commands)
     _add_families(commands)
     return top
 
@@ -150,6 +151,18 @@ def _add_families(commands: _Commands) -> None:
         help="what the blocks of this model are made of: a folder, or a hub id (its config.json alone is fetched)",
     )
     families.add_argument("--revision", metavar="R", default="main", help="of a hub id")
+
+
+def _add_backups(commands: _Commands) -> None:
+    backup = _client(commands, "backup", "the log and what belongs to it as one file, of a running service")
+    backup.add_argument("file", type=_destination, metavar="FILE", help="tar to create")
+    backup.add_argument("--saes", action="store_true", help="with the files of SAEs")
+    backup.add_argument("--data-dir", metavar="DIR", help="of the folder of a stopped service instead")
+    about = "make a data folder of a backup, verified before anything is in it; it must be empty or missing"
+    restore = commands.add_parser("restore", help=about, description=about)
+    restore.add_argument("file", type=Path, metavar="FILE", help="as `backup` wrote it")
+    restore.add_argument("--data-dir", metavar="DIR", help="folder to make (default: that of the service)")
+    restore.add_argument("--json", action="store_true", help="print the raw answer")
 
 
 def _add_log(commands: _Commands) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
 from ..telemetry import logs
-from . import client_commands, exit_codes, families, log_commands, serve_commands
+from . import backup_commands, client_commands, exit_codes, families, log_commands, serve_commands
 from .arguments import SERVING, parse
 
 
@@ -46,6 +46,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return serve_commands.demo(arguments)
         case "families":
             return families.run(arguments)
+        case "backup":
+            return backup_commands.backup(arguments)
+        case "restore":
+            return backup_commands.restore(arguments)
         case "log":
             return log_commands.run(arguments)
         case _:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from ..errors import SAEAmbiguousError, SAENotFoundError
+from .backups import BackupCalls
 from .sse import StreamEvent, frames
 from .wire import Answer, Features, UnreachableError, Wire, edits_of, problem_error
 
@@ -28,7 +29,7 @@ SILENCE_SECONDS = 60.0
 """The event stream carries a comment every 15 s; one that is silent for longer is dead."""
 
 
-class Client:
+class Client(BackupCalls):
     """One service. `timeout`: seconds to wait for an answer, not counting waits that a method asks for.
 
     Raises `ValueError` for an invalid URL.

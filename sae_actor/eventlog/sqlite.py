@@ -179,6 +179,11 @@ class SqliteLog:
             return _bad(walk, bare, "the payload is missing, and no PayloadRedacted names it")
         return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
 
+    async def size(self) -> int:
+        """Bytes of the log, and of a copy of it."""
+        ((pages,),), ((size,),) = await self._db.fetch("PRAGMA page_count"), await self._db.fetch("PRAGMA page_size")
+        return int(pages) * int(size)
+
     async def backup(self, to: Path) -> Head:
         """Copy the log as it is now to another folder while appends go on; the head of the copy.
 

@@ -31,6 +31,7 @@ from ..api.kept_answers import KeptAnswers
 from ..api.server.http_server import HttpServer
 from ..api.server.listener import AT_ONCE, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
+from ..backups.making import ServiceBackups, sweep
 from ..config import ConfigurationError, Deployment
 from ..demo.model import NAME
 from ..demo.sae import place_sae
@@ -97,6 +98,7 @@ class Service:
             engine=self.engine,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
+            backups=ServiceBackups(log, deployment.folder, lambda: self.actor.state, adapters.clock),
             quota_bytes=settings.hub.quota_bytes or None,
             access=deployment.access,
             sessions=Sessions(settings.server.session_hours * 3600),
@@ -134,6 +136,7 @@ class Service:
         """Start the actor; the command that loads the model of the settings, if that was missing."""
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
         # Before any effect: remove the leftovers of killed processes, except files that a download can continue.
+        await asyncio.to_thread(sweep, self.deployment.folder)
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
         if self.log.truncation is not None:
             lost = self.log.truncation

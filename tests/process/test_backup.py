@@ -1,0 +1,158 @@
+"""A backup of a service that is being used, restored elsewhere: everything comes up, and the fork is on record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sae_actor.demo import SAE_FOLDER
+from tests.cli.conftest import Ran, command
+
+from .harness import Process
+from .test_kill import EDIT
+
+__all__ = ["command"]
+
+Command = Callable[..., Ran]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with an SAE that is on one machine only."""
+    shutil.copytree(SAE_FOLDER, tmp_path / "roots" / "mine")
+    return tmp_path / "roots"
+
+
+@contextlib.contextmanager
+def served(data: Path, root: Path) -> Iterator[Process]:
+    with Process(data, "--import-root", str(root), "--step-seconds", "0.001") as process:
+        yield process
+
+
+def stopped(process: Process) -> None:
+    process.signal(signal.SIGINT)
+    assert process.wait() == 0
+
+
+def prepared(process: Process, root: Path) -> str:
+    """A model, an SAE of this machine attached and steered, vectors; the SAE's id."""
+    assert process.send("load", type="LoadModel", model="tiny")["status"] == "completed"
+    sae_id: str = process.send("import", type="Import", path=str(root / "mine"))["events"][0]["data"]["sae_id"]
+    assert process.send("attach", type="Attach", sae_id=sae_id)["status"] == "completed"
+    assert process.send("steer", type="Steer", sae_id=sae_id, features=[EDIT])["status"] == "completed"
+    body = {"name": "mine", "hook_point": {"kind": "resid_post", "layer": 3}, "rows": [[0.5] * 576]}
+    assert process.client.post("/api/vectors", json=body).status_code == 201
+    return sae_id
+
+
+@contextlib.contextmanager
+def under_load(url: str, sae_id: str) -> Iterator[list[int]]:
+    """Texts and commands without a pause; the positions that were answered so far."""
+    end, answered, failures = threading.Event(), [0], []
+
+    def work(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while not end.is_set():
+                if number:
+                    text = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 3})
+                    failures.extend([] if text.status_code == 200 else [text.text])
+                    answered.append(text.json()["sae"]["position"])
+                else:
+                    steered = client.put(f"/api/saes/{sae_id}/steering", json={"features": [EDIT]})
+                    failures.extend([] if steered.status_code == 200 else [steered.text])
+                    answered.append(steered.json()["position"])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answered
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+
+
+def rows(path: Path) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT n FROM rows").fetchall()
+
+
+def backed_up(data: Path, root: Path, file: Path, command: Command) -> tuple[str, dict[str, Any]]:
+    """A backup under load; the id of the attached SAE, and what the command said."""
+    with served(data, root) as process:
+        sae_id = prepared(process, root)
+        (data / "labels").mkdir()
+        (data / "labels" / f"{'ab' * 32}.ndjson").write_text('{"feature":1,"label":"one"}\n')
+        (data / "runs").mkdir()
+        with contextlib.closing(sqlite3.connect(data / "runs" / "r.db")) as run:
+            # As a run leaves it in the middle: what it wrote is in the write-ahead log.
+            run.execute("PRAGMA journal_mode = WAL").fetchall()
+            run.execute("CREATE TABLE rows (n)")
+            run.execute("INSERT INTO rows VALUES (7)")
+            run.commit()
+            with under_load(process.url, sae_id) as answered:
+                while len(answered) < 30:
+                    process.client.get("/health")
+                least = max(answered)
+                ran = command("backup", str(file), "--saes", "--json", "--url", process.url)
+                most = process.client.get("/api/log", params={"limit": 1}).json()["head"]["position"]
+        assert ran.code == 0, ran
+        told: dict[str, Any] = json.loads(ran.out)
+        # Everything that was answered before it is in it, and nothing after it.
+        assert least <= told["head"]["position"] <= most
+        assert (told["witnessed"], told["model"]["model"]) == (True, "tiny")
+        assert {sae["sae_id"]: sae["included"] for sae in told["saes"]}[sae_id]
+        assert command("log", "state", "--data-dir", str(data)).code == 75
+        assert process.client.get("/api/log/verify").json()["ok"]
+        assert not list(data.glob("backup.*")), "what was set aside is gone"
+        stopped(process)
+    return sae_id, told
+
+
+@pytest.mark.timeout(240)
+def test_a_backup_under_load_restored_elsewhere_comes_up(tmp_path: Path, root: Path, command: Command) -> None:
+    data, file, there = tmp_path / "data", tmp_path / "backup.tar", tmp_path / "there"
+    sae_id, told = backed_up(data, root, file, command)
+    head = f"{told['head']['position']}:{told['head']['hash']}"
+    # What it was made of is not on that machine.
+    shutil.rmtree(root / "mine")
+    shutil.rmtree(data / "vectors")
+    ran = command("restore", str(file), "--data-dir", str(there))
+    assert ran == (0, f"{told['events']} events restored into {there}, head {head}\n", "")
+    assert sorted(path.name for path in there.iterdir()) == [
+        "events.db", "events.lock", "events.origin", "head.checkpoint", "imports", "labels", "runs", "vectors",
+    ]  # fmt: skip
+    assert rows(there / "runs" / "r.db") == [(7,)]
+    verified = json.loads(command("log", "verify", "--json", "--head", head, "--data-dir", str(there)).out)
+    assert (verified["ok"], verified["head"]) == (True, told["head"])
+    with served(there, root) as process:
+        process.until_ready()
+        attachment = process.client.get("/api/saes/attachment").json()
+        assert (attachment["sae_id"], attachment["steering"][0]["feature"]) == (sae_id, EDIT["feature"])
+        text = process.client.post("/v1/completions", json={"prompt": "a", "max_tokens": 3}).json()
+        assert text["sae"]["receipt"]["tokens_edited"] > 0
+        vectors = next(sae for sae in process.client.get("/api/saes").json()["saes"] if sae["format"] == "vectors")
+        moved = process.send("move", type="Attach", sae_id=vectors["sae_id"], replace=True)
+        assert moved["status"] == "completed", moved
+        event = next(event for event in process.events() if event["type"] == "LogForked")
+        assert event["position"] == told["head"]["position"] + 1
+        assert (event["data"]["reason"], event["data"]["parent_head"]) == ("restored", told["head"])
+        assert process.client.get("/api/log/verify").json()["ok"]
+        # Of the import that a restore brought the files go with its record.
+        assert process.send("delete", type="Delete", sae_id=sae_id)["status"] == "completed"
+        assert not (there / "imports" / sae_id).exists()
+        stopped(process)
+    compared = json.loads(command("log", "diff", "--json", "--other", str(there), "--data-dir", str(data)).out)
+    assert compared["common"] == told["head"]
