@@ -17,8 +17,11 @@ import pytest
 
 from sae_actor.demo import SAE_FOLDER
 from tests.cli.conftest import Ran, command
+from tests.fakes.hub_server import HubServer
+from tests.hub.build import sae_files
 
-from .harness import Process
+from .downloading import REPOSITORY, SAE_ID, downloading, files_of
+from .harness import Process, until
 from .test_kill import EDIT
 
 __all__ = ["command"]
@@ -119,6 +122,98 @@ def backed_up(data: Path, root: Path, file: Path, command: Command) -> tuple[str
         assert not list(data.glob("backup.*")), "what was set aside is gone"
         stopped(process)
     return sae_id, told
+
+
+def test_row_79_who_opens_the_database_is_told_of_the_backup(tmp_path: Path, command: Command) -> None:
+    data = tmp_path / "data"
+    with Process(data) as process:
+        for verb in ("verify", "show", "export"):
+            words = [str(tmp_path / "x")] if verb == "export" else []
+            ran = command("log", verb, *words, "--data-dir", str(data))
+            assert ran.code == 75
+            assert "sae-actor backup" in ran.err
+        ran = command("backup", str(tmp_path / "b.tar"), "--data-dir", str(data))
+        assert (ran.code, "sae-actor backup" in ran.err) == (75, True)
+        # SQLite's own tools are refused at once.
+        with (
+            contextlib.closing(sqlite3.connect(data / "events.db", timeout=0)) as foreign,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            foreign.execute("SELECT count(*) FROM events")
+        assert command("backup", str(tmp_path / "b.tar"), "--url", process.url).code == 0
+        assert process.client.get("/api/log/verify").json()["ok"]
+
+
+def test_a_client_that_leaves_takes_its_backup_along(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Process(data) as process:
+        (data / "vectors" / "v-1").mkdir(parents=True)
+        (data / "vectors" / "v-1" / "vectors.safetensors").write_bytes(bytes(64 << 20))
+        with process.client.stream("GET", "/api/log/backup") as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == "application/x-tar"
+            mark = process.client.get("/api/log").json()["head"]["position"]
+            assert answer.headers["content-disposition"].endswith(f'-{mark}.tar"')
+            next(answer.iter_raw())
+            assert list(data.glob("backup.*"))
+            other = process.client.get("/api/log/backup")
+            assert (other.status_code, other.json()["code"]) == (503, "not_ready")
+            assert other.headers["retry-after"] == "5"
+        until(lambda: not list(data.glob("backup.*")))
+        until(lambda: process.client.get("/api/log/backup").status_code == 200)
+        for wrong in ("yes", "", "2"):
+            assert process.client.get("/api/log/backup", params={"saes": wrong}).status_code == 400
+
+
+def test_what_a_killed_service_had_set_aside_goes_at_the_next_start(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Process(data) as process:
+        (data / "vectors").mkdir(parents=True)
+        (data / "vectors" / "large").write_bytes(bytes(64 << 20))
+        with process.client.stream("GET", "/api/log/backup") as answer:
+            next(answer.iter_raw())
+            process.signal(signal.SIGKILL)
+            process.wait()
+    assert list(data.glob("backup.*"))
+    with Process(data):
+        assert not list(data.glob("backup.*"))
+        assert (data / "vectors" / "large").stat().st_nlink == 1
+
+
+@pytest.mark.timeout(120)
+def test_saes_of_a_hub_come_along_with_their_place_in_its_cache(
+    server: HubServer, tmp_path: Path, command: Command
+) -> None:
+    data, file, there = tmp_path / "data", tmp_path / "backup.tar", tmp_path / "there"
+    server.publish(REPOSITORY, sae_files(d_in=576))
+    with downloading(server, data) as process:
+        assert process.send("load", type="LoadModel", model="tiny")["status"] == "completed"
+        assert process.send("fetch", type="Download", repository_id=REPOSITORY)["status"] == "completed"
+        assert process.send("attach", type="Attach", sae_id=SAE_ID)["status"] == "completed"
+        assert process.send("steer", type="Steer", sae_id=SAE_ID, features=[{**EDIT, "feature": 3}])
+        stopped(process)
+    assert command("backup", str(file), "--saes", "--data-dir", str(data)).code == 0
+    bare = command("backup", str(tmp_path / "bare.tar"), "--data-dir", str(data))
+    assert bare.code == 0
+    assert file.stat().st_size > (tmp_path / "bare.tar").stat().st_size
+    assert command("restore", str(file), "--data-dir", str(there)).code == 0
+    assert files_of(there) == files_of(data)
+    ran = command("restore", str(tmp_path / "bare.tar"), "--data-dir", str(tmp_path / "bare"))
+    assert f"not in the backup: the files of {SAE_ID}, from {REPOSITORY} at " in ran.out
+    asked = len(server.requests)
+    with downloading(server, there) as process:
+        process.until_ready()
+        attachment = process.client.get("/api/saes/attachment").json()
+        assert (attachment["sae_id"], attachment["steering"][0]["feature"]) == (SAE_ID, 3)
+        assert len(server.requests) == asked, "nothing is fetched"
+        process.client.post(f"/api/saes/{SAE_ID}/detach")
+        deleted = process.client.delete(f"/api/saes/{SAE_ID}").json()
+        assert deleted["freed_bytes"] > 576 * 32 * 4
+        assert files_of(there) == {}
+    with downloading(server, tmp_path / "bare") as process:
+        process.until_ready()
+        degraded = process.client.get("/ready").json()
+        assert SAE_ID in json.dumps(degraded["degraded"])
 
 
 @pytest.mark.timeout(240)
