@@ -34,11 +34,12 @@ from .routes import (
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.responses import routes as responses
+from .text.search import routes as search
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, backups, events, generations, login, metrics,
-    vectors, directions, text, responses, activations, compare, tokens, web,
+    vectors, directions, text, responses, search, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 
