@@ -8,7 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
+from ..domain.events import LogHead
 from ..domain.messages import LogOrigin
+from ..domain.structs import filled
 from ..errors import LogDamagedError, LogUnusableError
 from ..eventlog.checkpoint import NAME as CHECKPOINT
 from ..eventlog.inspection import inspect
@@ -87,7 +89,7 @@ def _write(found: BackupFile, folder: Path) -> None:
             f"the log in it ends at {log.head.position}, the manifest says {manifest.head.position}: "
             f"they do not belong together"
         )
-    write_origin(begun, LogOrigin(reason="restored", log_id=log.log_id, position=log.head.position))
+    write_origin(begun, LogOrigin(reason="restored", log_id=log.log_id, head=filled(LogHead, log.head)))
     for place, _, _ in os.walk(begun, topdown=False):
         fsync_path(Path(place))
     # The log gets its name last: until then a start finds a checkpoint without a log, and refuses.

@@ -18,8 +18,8 @@ class LogOrigin(Struct, frozen=True, kw_only=True):
 
     reason: Literal["restored", "imported"]
     log_id: str
-    position: int
-    """Of its head then."""
+    head: ev.LogHead
+    """Then: a redaction may have come before the first start."""
 
 
 class TakenOver(Struct, frozen=True, kw_only=True):

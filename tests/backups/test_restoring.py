@@ -47,7 +47,7 @@ async def test_it_is_the_same_folder(file: Path, tmp_path: Path) -> None:
     manifest = await restore(file, tmp_path / "new")
     held = content(tmp_path / "new")
     assert json.loads((tmp_path / "new" / "events.origin").read_bytes()) == {
-        "reason": "restored", "log_id": manifest.log_id, "position": 30,
+        "reason": "restored", "log_id": manifest.log_id, "head": {"position": 30, "hash": manifest.head.hash},
     }  # fmt: skip
     assert [*held] == [
         "events.db", "events.origin", "head.checkpoint", "labels/a", "vectors/v-1/vectors.safetensors",
@@ -59,7 +59,7 @@ async def test_it_is_the_same_folder(file: Path, tmp_path: Path) -> None:
     log = await SqliteLog.open(tmp_path / "new")
     found = await log.taken_over()
     assert found.origin is not None
-    assert (found.origin.reason, found.origin.position) == ("restored", 30)
+    assert (found.origin.reason, found.origin.head.position) == ("restored", 30)
     await log.settle()
     assert (await log.taken_over()).origin is None
     await log.close()

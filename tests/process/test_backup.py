@@ -165,6 +165,22 @@ def test_a_client_that_leaves_takes_its_backup_along(tmp_path: Path) -> None:
             assert process.client.get("/api/log/backup", params={"saes": wrong}).status_code == 400
 
 
+def test_a_stop_does_not_wait_for_a_client_that_dawdles(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Process(data) as process:
+        (data / "vectors").mkdir(parents=True)
+        (data / "vectors" / "large").write_bytes(bytes(64 << 20))
+        with process.client.stream("GET", "/api/log/backup") as answer:
+            parts = answer.iter_raw()
+            next(parts)
+            process.signal(signal.SIGINT)
+            assert process.wait(15) == 0
+            with pytest.raises(httpx.TransportError):  # it does not look like a whole one
+                for _ in parts:
+                    pass
+    assert not list(data.glob("backup.*"))
+
+
 def test_what_a_killed_service_had_set_aside_goes_at_the_next_start(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with Process(data) as process:

@@ -44,17 +44,18 @@ def _forked(log: TakenOver | None, state: State) -> Iterator[ev.LogForked]:
     may go on, and cannot know of it. If the last start did not record its file, nothing is known."""
     if log is None:
         return
-    if log.origin is not None and log.origin.log_id == log.log_id and log.origin.position >= state.forked_at:
+    if log.origin is not None and log.origin.log_id == log.log_id and log.origin.head.position >= state.forked_at:
         reason: Literal["copied", "restored", "imported"] = log.origin.reason
+        head = log.origin.head
     elif state.log_file is not None and not log.log_file.is_at(state.log_file):
-        reason = "copied"
+        reason, head = "copied", ev.LogHead(position=state.position, hash=log.head_hash)
     else:
         return
     yield ev.LogForked(
         reason=reason,
         branch_id=log.branch_id,
         parent_id=state.branch_id or log.log_id,
-        parent_head=ev.LogHead(position=state.position, hash=log.head_hash),
+        parent_head=head,
     )
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ... import __version__
-from ...domain.events import ERASED
+from ...domain.events import ERASED, LogHead
 from ...domain.messages import LogOrigin
+from ...domain.structs import filled
 from ...errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ...ports import Head
 from ...ports.durability import fsync_path
@@ -135,7 +136,7 @@ def _import(bundle: Path, folder: Path) -> Head:
             database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
-            write_origin(folder, LogOrigin(reason="imported", log_id=about.log_id, position=about.head.position))
+            write_origin(folder, LogOrigin(reason="imported", log_id=about.log_id, head=filled(LogHead, about.head)))
             database.publish()
         Checkpoint.create(folder, about.log_id, about.head).close()
     except (sqlite3.Error, OSError) as error:

@@ -20,16 +20,18 @@ RECORDED = b"""{"version":"1","max_attachments":1,"drain_seconds":3.0,\
 "log_file":{"device":"259:2","inode":"1234567","file_system":"6c1e6f0b2a3d4e5f"}}"""
 
 
+def at(position: int) -> ev.LogHead:
+    return ev.LogHead(position=position, hash=HASH)
+
+
 def starting(before: Story, found: TakenOver | None) -> Story:
     return before.when(Start(version="2", log=found))
 
 
 def forked(
-    at: int, reason: Literal["copied", "restored", "imported"] = "copied", parent: str = LOG, branch: str = BRANCH
+    head: int, reason: Literal["copied", "restored", "imported"] = "copied", parent: str = LOG, branch: str = BRANCH
 ) -> ev.LogForked:
-    return ev.LogForked(
-        reason=reason, branch_id=branch, parent_id=parent, parent_head=ev.LogHead(position=at, hash=HASH)
-    )
+    return ev.LogForked(reason=reason, branch_id=branch, parent_id=parent, parent_head=at(head))
 
 
 def test_the_file_on_record() -> None:
@@ -90,7 +92,7 @@ def test_a_log_without_files_is_no_fork() -> None:
 @pytest.mark.parametrize("reason", ["restored", "imported"])
 def test_a_log_that_was_brought_forks_once(reason: Literal["restored", "imported"]) -> None:
     """Even if an older version wrote it, which recorded no file."""
-    found = replace(FOUND, origin=LogOrigin(reason=reason, log_id=LOG, position=2))
+    found = replace(FOUND, origin=LogOrigin(reason=reason, log_id=LOG, head=at(2)))
     started = ev.ActorStarted(version="2", log_file=FILE)
     story = starting(given(ev.ActorStarted(version="1"), ev.ActorStopped()), found)
     story.then(forked(2, reason), started)
@@ -100,8 +102,17 @@ def test_a_log_that_was_brought_forks_once(reason: Literal["restored", "imported
     assert (story.state.branch_id, story.state.forked_at) == (BRANCH, 3)
 
 
+def test_the_parent_s_head_is_that_of_the_restore() -> None:
+    """A payload was erased between a restore and the first start: the parent does not have that event."""
+    redacted = ev.PayloadRedacted(redacted_position=1, why="x")
+    found = replace(FOUND, head_hash="0" * 64, origin=LogOrigin(reason="restored", log_id=LOG, head=at(2)))
+    story = starting(given(STARTED, ev.ActorStopped(), redacted), found)
+    story.then(forked(2, "restored"), ev.ActorStarted(version="2", log_file=FILE))
+    assert story.state.forked_at == 4
+
+
 def test_a_note_about_another_log_says_nothing() -> None:
-    found = replace(FOUND, origin=LogOrigin(reason="restored", log_id="0" * 32, position=2))
+    found = replace(FOUND, origin=LogOrigin(reason="restored", log_id="0" * 32, head=at(2)))
     starting(given(STARTED, ev.ActorStopped()), found).then(ev.ActorStarted(version="2", log_file=FILE))
 
 
@@ -109,7 +120,7 @@ def test_a_fork_of_a_branch() -> None:
     second = "1" * 32
     started = ev.ActorStarted(version="2", log_file=FILE)
     before = given(STARTED, forked(1), started, ev.ActorStopped())
-    found = replace(FOUND, branch_id=second, origin=LogOrigin(reason="restored", log_id=LOG, position=4))
+    found = replace(FOUND, branch_id=second, origin=LogOrigin(reason="restored", log_id=LOG, head=at(4)))
     story = starting(before, found)
     story.then(forked(4, "restored", parent=BRANCH, branch=second), started)
     assert (story.state.branch_id, story.state.forked_at) == (second, 5)
