@@ -81,10 +81,10 @@ def context(request: AnyRequest) -> Context:
 def device(request: AnyRequest) -> Engine:
     """The engine, to generate or read with. Raises `ReadOnlyError` if the model exists in the log only. With a full
     disk it is still on the device, and can be read."""
-    asked = context(request)
-    if not asked.actor.started and asked.actor.read_only is not None:
-        raise ReadOnlyError(asked.actor.read_only)
-    return asked.engine
+    service = context(request)
+    if not service.actor.started and service.actor.read_only is not None:
+        raise ReadOnlyError(service.actor.read_only)
+    return service.engine
 
 
 def principal(request: AnyRequest) -> str:

@@ -136,7 +136,7 @@ P = TypeVar("P", bound=Payload)
 V = TypeVar("V", bound=Struct)
 
 
-async def finish(request: AnyRequest, command: Command, view: type[V], *told: type[Payload], **own: Any) -> Answer:
+async def finish(request: AnyRequest, command: Command, view: type[V], *shown: type[Payload], **own: Any) -> Answer:
     """Submit a command and wait for its end: a view of its events of these types, or 202 if it takes too long."""
     accepted = await submit(request, command)
     outcome = await context(request).actor.outcome(accepted.command_id, MAX_WAIT, accepted)
@@ -144,7 +144,7 @@ async def finish(request: AnyRequest, command: Command, view: type[V], *told: ty
         raise recorded_error(outcome.error)
     if outcome.status == "accepted":
         return accepted_answer(request, accepted, request.path_params["sae_id"])
-    found = [last(outcome.events, type_) for type_ in told]
+    found = [last(outcome.events, type_) for type_ in shown]
     sources = (source for pair in found for source in pair)
     return answered(request, filled(view, *sources, **own), upto=found[0][1].position)
 

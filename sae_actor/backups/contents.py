@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 BEGUN = ".tmp"
 """Ends the names of files and folders that are being written."""
+INCOMING = "incoming"
+"""A folder of what is still on its way."""
 DATABASE = ".db"
 """Ends the names of SQLite's databases, which are copied through SQLite."""
 BESIDE_DATABASE = ("-wal", "-shm", "-journal")
@@ -131,7 +133,7 @@ def members(data: Path, kept: Iterable[KeptFile], aside: Path | None) -> Iterato
 def _whole(folder: Path) -> Iterator[Path]:
     """The files that are complete, in order."""
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.endswith(BEGUN))
+        folders[:] = sorted(name for name in folders if name != INCOMING and not name.endswith(BEGUN))
         for name in sorted(names):
             path = Path(place, name)
             if not name.endswith((BEGUN, *BESIDE_DATABASE)) and not path.is_symlink():

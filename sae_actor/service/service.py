@@ -156,12 +156,9 @@ class Service:
             raise ConfigurationError(error.detail) from None
 
     async def _after_start(self, url: str, load: Accepted | None) -> None:
-        """Print the address, now that signals are handled; then seed the demo, or wait for the model."""
+        """Print the address, now that signals are handled. Then seed the demo, or wait for the command that loads the
+        model of the settings, and report its failure."""
         print(f"sae-actor {__version__} on {url}", flush=True)
-        await self._seed_or_load(url, load)
-
-    async def _seed_or_load(self, url: str, load: Accepted | None) -> None:
-        """Seed the demo, or wait for the command that loads the model of the settings, and report its failure."""
         try:
             if self.deployment.demo_model is not None and self.demo_sae is not None:
                 settings, path = self.settings.model, str(self.deployment.demo_model / NAME)
@@ -186,11 +183,8 @@ class Service:
     def _announce(self, progress: Progress) -> None:
         """Announce progress; may be called from any thread."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.broadcast.announce, *progress_frame(progress))
-
-    @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return self.actor.failure.get_loop()
+            loop = self.actor.failure.get_loop()
+            loop.call_soon_threadsafe(self.broadcast.announce, *progress_frame(progress))
 
     def _uvicorn(self) -> uvicorn.Config:
         server = self.settings.server

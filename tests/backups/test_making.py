@@ -39,7 +39,7 @@ async def test_what_is_in_it(tmp_path: Path) -> None:
     lay(folder, "labels/a.ndjson", "vectors/v-1/vectors.safetensors", "runs/deep/er/rows.txt")
     # Neither what can be made again, nor secrets, nor what is not whole.
     lay(folder, "features.db", "index.db", "snapshots/1", "tokens.toml", "config.toml", "hub/x", "texts/t.txt")
-    lay(folder, "vectors/v-2.abc.tmp/vectors.safetensors", "labels/b.ndjson.tmp", "runs/r.db-wal", "runs/r.db-shm")
+    lay(folder, "vectors/v-2.abc.tmp/vectors.safetensors", "labels/b.ndjson.tmp", "runs/r.db-wal", "runs/incoming/x")
     (folder / "labels" / "link").symlink_to("/etc/passwd")
     found = members(await taken(await backups_of(log, folder).begin(saes=True)))
     assert [*found] == [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -86,7 +86,7 @@ _NAMES = {
 
 def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Json:
     """OpenAPI 3.1 of every route in the table. secured: a token is asked for; cookie: the name of a login's."""
-    types = [type_ for each in OPERATIONS for type_ in _types(each)]
+    types = [part for each in OPERATIONS for part in (each.body, each.or_body, each.returns, each.items) if part]
     schemas = Schemas([AcceptedCommand, ProblemDetails, OpenAIError, *types])
     paths: dict[str, Json] = {}
     for each in OPERATIONS:
@@ -117,10 +117,6 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
 @functools.cache
 def encoded(*, secured: bool, cookie: str) -> bytes:
     return msgspec.json.encode(description(secured=secured, cookie=cookie))
-
-
-def _types(each: Operation) -> Iterable[Any]:
-    return (type_ for type_ in (each.body, each.or_body, each.returns, each.items) if type_ is not None)
 
 
 def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
@@ -201,8 +197,8 @@ def _headers(each: Operation, status: int) -> tuple[str, ...]:
     etag = "ETagOfJSON" if streamed else "ETag"
     if not each.command and not each.waits:
         return (etag,)
-    told = (etag, "LogHead", "PreferenceApplied")
-    return (*told, "Location") if status == 202 else told
+    names = (etag, "LogHead", "PreferenceApplied")
+    return (*names, "Location") if status == 202 else names
 
 
 def _references(*headers: str) -> Json:
@@ -221,6 +217,7 @@ def _refusals(each: Operation) -> dict[int, list[str]]:
 
 def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) -> Json:
     shape, media_type = (OpenAIError, "application/json") if on_v1 else (ProblemDetails, "application/problem+json")
+    view: Callable[[SAEError], Any] = openai_view if on_v1 else problem_view
     own = {"properties": {"code": {"type": "string", "enum": codes}}}
     narrowed: Json = {"properties": {"error": own}} if on_v1 else own
     made: Json = {
@@ -228,7 +225,7 @@ def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) ->
         "content": {
             media_type: {
                 "schema": {"allOf": [schemas.of(shape), narrowed]},
-                "examples": {code: {"value": _example(BY_CODE[code], on_v1=on_v1)} for code in codes},
+                "examples": {code: {"value": view(BY_CODE[code]())} for code in codes},
             }
         },
     }
@@ -242,7 +239,3 @@ def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) ->
 def _title(code: str) -> str:
     title = BY_CODE[code].title
     return title[0].lower() + title[1:] if title[1:2].islower() else title
-
-
-def _example(error: type[SAEError], *, on_v1: bool) -> OpenAIError | ProblemDetails:
-    return openai_view(error()) if on_v1 else problem_view(error())

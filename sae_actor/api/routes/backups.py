@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from ...errors import BadRequestError, NotFoundError
 from ...ports import Backup
 from ..context import context
+from ..disconnects import Streamed, heard
 from ..operations import Query, operation
-from ..streaming import Streamed, heard
 from ..types import Answer, AnyRequest
 
 TAR = "application/x-tar"

@@ -15,10 +15,10 @@ from ....domain.views.fields import Count, Position
 from ....errors import BadRequestError
 from ...answers import answer, state_of
 from ...context import context, device
+from ...disconnects import heard
 from ...limits import tokens_of
 from ...operations import operation
 from ...requests import MAX_POSITION, body_of
-from ...streaming import heard
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
 from ..messages import ChatMessage, TemplateVariables, check_variables
