@@ -124,6 +124,30 @@ def backed_up(data: Path, root: Path, file: Path, command: Command) -> tuple[str
     return sae_id, told
 
 
+def test_row_78_the_database_copied_by_itself_is_no_backup(tmp_path: Path, command: Command) -> None:
+    """Its newest events are in the write-ahead log; only the service's own copy has them all."""
+    data, alone, both = tmp_path / "data", tmp_path / "alone", tmp_path / "both"
+    with Process(data) as process:
+        for number in range(30):
+            process.client.post("/api/commands", json={"type": "Detach", "sae_id": f"none-{number}"})
+        head = process.client.get("/api/log/verify").json()["head"]
+        for folder in (alone, both):
+            folder.mkdir()
+            shutil.copy(data / "events.db", folder)
+        shutil.copy(data / "head.checkpoint", both)
+        assert command("backup", str(tmp_path / "b.tar"), "--url", process.url).code == 0
+        noted = ("--head", f"{head['position']}:{head['hash']}")
+    ran = command("log", "verify", "--json", "--data-dir", str(alone))
+    told = json.loads(ran.out)
+    assert (ran.code, told["ok"], told["unproven"]) == (65, False, True)
+    assert told["events"] < head["position"], "its tail is lost"
+    assert command("log", "verify", "--data-dir", str(alone), *noted).code == 65
+    ran = command("log", "verify", "--data-dir", str(both))
+    assert (ran.code, f"recorded event {head['position']}" in ran.out) == (65, True)
+    assert command("restore", str(tmp_path / "b.tar"), "--data-dir", str(tmp_path / "new")).code == 0
+    assert command("log", "verify", "--data-dir", str(tmp_path / "new"), *noted).code == 0
+
+
 def test_row_79_who_opens_the_database_is_told_of_the_backup(tmp_path: Path, command: Command) -> None:
     data = tmp_path / "data"
     with Process(data) as process:
