@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 BEGUN = ".tmp"
 """Ends the names of files and folders that are being written."""
+RESTORING = "restore.tmp"
+"""What a restore writes in, inside the folder that it makes: no folder can be renamed onto a volume."""
 INCOMING = "incoming"
 """A folder of what is still on its way."""
 DATABASE = ".db"

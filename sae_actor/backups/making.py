@@ -25,7 +25,7 @@ from ..hub.kept_files import KeptFile, files_of
 from ..hub.layout import refuse_full
 from ..ports import Clock, Head
 from ..ports.clock import SystemClock
-from .contents import FORMAT, Manifest, Member, listed_model, listed_saes, members
+from .contents import FORMAT, RESTORING, Manifest, Member, listed_model, listed_saes, members
 from .tar import written
 
 PREFIX, SUFFIX = "backup.", ".tmp"
@@ -143,8 +143,8 @@ async def folder_backup(folder: Path, *, saes: bool) -> AsyncIterator[FolderBack
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process had set aside."""
-    for left in folder.glob(f"{PREFIX}*{SUFFIX}"):
+    """Remove what a killed backup had set aside, and the empty folder of a restore that was killed at its end."""
+    for left in (*folder.glob(f"{PREFIX}*{SUFFIX}"), folder / RESTORING):
         shutil.rmtree(left, ignore_errors=True)
 
 

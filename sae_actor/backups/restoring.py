@@ -16,14 +16,15 @@ from ..eventlog.checkpoint import NAME as CHECKPOINT
 from ..eventlog.inspection import inspect
 from ..eventlog.lock import NAME as LOCK
 from ..eventlog.lock import FolderLock, make_folder
+from ..eventlog.origin import NAME as ORIGIN
 from ..eventlog.origin import write_origin
 from ..eventlog.schema import NAME as DATABASE
 from ..ports.durability import fsync_path
 from .checking import CHUNK, BackupFile, checked
-from .contents import ListedFile, Manifest
+from .contents import FOLDERS, RESTORING, SAE_FOLDERS, ListedFile, Manifest
 
-BEGUN = "restore.tmp"
-"""What a restore writes in, inside the folder: that may be a volume, onto which no folder can be renamed."""
+NAMED = (*FOLDERS, *SAE_FOLDERS, ORIGIN, CHECKPOINT)
+"""What it gives a name before the log."""
 
 
 async def restore(backup: Path, folder: Path) -> Manifest:
@@ -57,7 +58,7 @@ def _make(folder: Path) -> bool:
 
 def _tidy(folder: Path, *, made: bool) -> None:
     """Without a log there is to be nothing."""
-    shutil.rmtree(folder / BEGUN, ignore_errors=True)
+    _clear(folder)
     if not (folder / DATABASE).exists():
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()
@@ -65,21 +66,34 @@ def _tidy(folder: Path, *, made: bool) -> None:
                 folder.rmdir()
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a restore has begun with: while its own folder is there and no log, all that it named too."""
+    if (folder / RESTORING).is_dir() and not (folder / DATABASE).exists():
+        for name in NAMED:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(folder / RESTORING, ignore_errors=True)
+
+
 def _refuse_unless_empty(folder: Path) -> None:
     """Raises `LogUnusableError`; what a killed restore left does not count."""
     try:
-        held = sorted(set(os.listdir(folder)) - {BEGUN, LOCK})
+        held = set(os.listdir(folder))
     except FileNotFoundError:
         return
     except OSError as error:
         raise LogUnusableError(f"{folder} cannot be read: {error.strerror}") from None
-    if held:
-        raise LogUnusableError(f"{folder} is not empty: it holds {held[0]}; a restore overwrites nothing")
+    others = held - {RESTORING, LOCK, *(NAMED if RESTORING in held and DATABASE not in held else ())}
+    if others:
+        raise LogUnusableError(f"{folder} is not empty: it holds {min(others)}; a restore overwrites nothing")
 
 
 def _write(found: BackupFile, folder: Path) -> None:
-    begun, manifest = folder / BEGUN, found.manifest
-    shutil.rmtree(begun, ignore_errors=True)
+    begun, manifest = folder / RESTORING, found.manifest
+    _clear(folder)
     begun.mkdir()
     for file in manifest.files:
         _write_file(found, file, begun / file.path)

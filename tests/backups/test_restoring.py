@@ -103,13 +103,43 @@ async def test_what_a_killed_restore_left_is_begun_anew(file: Path, tmp_path: Pa
 
 
 async def test_a_restore_killed_among_its_names_is_no_log(file: Path, tmp_path: Path) -> None:
-    """The log gets its name last: what a kill leaves before that is refused by a start, and by another restore."""
-    await restore(file, tmp_path / "new")
-    (tmp_path / "new" / "events.db").unlink()
+    """The log gets its name last: what a kill leaves before that a start refuses, and another restore replaces."""
+    new = tmp_path / "new"
+    await restore(file, new)
+    whole = content(new)
+    (new / "restore.tmp").mkdir()
+    (new / "events.db").rename(new / "restore.tmp" / "events.db")
+    (new / "labels" / "half").write_bytes(b"")
     with pytest.raises(LogDamagedError, match=r"holds head\.checkpoint but no events\.db"):
-        await SqliteLog.open(tmp_path / "new")
+        await SqliteLog.open(new)
+    await restore(file, new)
+    assert {name: digest for name, digest in content(new).items() if name != "events.db"} == {
+        name: digest for name, digest in whole.items() if name != "events.db"
+    }
+    assert (await verify_folder(new)).ok
+    # Without its folder it was no restore: what lies there is somebody's.
+    (new / "events.db").unlink()
     with pytest.raises(LogUnusableError, match="not empty"):
-        await restore(file, tmp_path / "new")
+        await restore(file, new)
+
+
+async def test_a_restore_that_fails_among_its_names(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "events.db":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    (tmp_path / "empty").mkdir()
+    for folder in ("new", "empty"):
+        with pytest.raises(LogUnusableError, match="Input/output"):
+            await restore(file, tmp_path / folder)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def replaced(held: Held, name: str, data: bytes) -> None:
