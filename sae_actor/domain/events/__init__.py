@@ -24,6 +24,7 @@ from .life import (
     LogHead,
     LogTruncated,
     PayloadRedacted,
+    SettingsReloaded,
 )
 from .model import ModelLoaded, ModelLoadFailed, ModelLoadRequested, ModelUnloaded
 from .payload import MAX_PAYLOAD_BYTES, Intent, Payload, Problem

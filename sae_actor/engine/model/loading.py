@@ -194,6 +194,9 @@ def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantizatio
     transformers_logging.disable_progress_bar()
     adopt()
     config = text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False))
+    if quantised is not None:
+        # For several devices, which are not used; transformers 5.16 stumbles over them in an fp8 checkpoint.
+        config.base_model_tp_plan = config.base_model_ep_plan = {}
     with bounded():
         network, info = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder,
