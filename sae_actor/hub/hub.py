@@ -229,7 +229,9 @@ class HuggingFaceHub:
         if location.source == "vectors":
             base, again = kept.folder(self.folder) / (location.path or ""), "delete the record and send it again"
         elif location.source == "import":
-            base, again = kept_files.import_folder(self.folder, location), "delete the record and import it again"
+            base, again = Path(location.path or ""), "delete the record and import it again"
+            if not base.is_dir():  # a restore may have brought it
+                base = kept_files.import_folder(self.folder, location)
         elif location.repository_id is None or not DIGEST.fullmatch(location.commit or ""):
             raise SAEInvalidError("The SAE has no files", check="files")
         else:
