@@ -19,7 +19,6 @@ from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
     backups,
     commands,
-    directions,
     events,
     generations,
     log,
@@ -31,15 +30,17 @@ from .routes import (
     steering,
     vectors,
 )
+from .routes.audit import evidence, explain, export
 from .text import activations, compare, tokens
 from .text import routes as text
+from .text.measuring import contrast, directions, lens
 from .text.responses import routes as responses
 from .text.search import routes as search
 from .types import Answer, AnyRequest
 
 ROOMS = (
-    commands, models, saes, steering, service, log, backups, events, generations, login, metrics,
-    vectors, directions, text, responses, search, activations, compare, tokens, web,
+    commands, models, saes, steering, service, log, backups, evidence, explain, export, events, generations, login,
+    metrics, vectors, directions, text, responses, search, activations, contrast, lens, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

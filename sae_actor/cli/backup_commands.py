@@ -18,12 +18,11 @@ from ..backups.checking import checked
 from ..backups.contents import Manifest, SaeAtHead
 from ..backups.making import folder_backup
 from ..backups.restoring import restore as restored
-from ..config import data_folder, load
 from ..errors import BadRequestError, LogUnusableError
 from ..ports.durability import fsync_path
 from . import exit_codes
-from .client_commands import connected
 from .render import answers
+from .sources.choice import folder_of, service
 
 PARTIAL = ".part"
 """Ends the name of a backup that is being written."""
@@ -41,7 +40,7 @@ def backup(arguments: argparse.Namespace) -> int:
             if arguments.data_dir is not None:
                 asyncio.run(_from_folder(Path(arguments.data_dir), descriptor, saes=arguments.saes))
             else:
-                with connected(arguments) as client, client.backup(saes=arguments.saes) as parts:
+                with service(arguments.url) as client, client.backup(saes=arguments.saes) as parts:
                     for part in parts:
                         _write(descriptor, part)
         with checked(partial) as found:
@@ -65,8 +64,7 @@ def backup(arguments: argparse.Namespace) -> int:
 
 def restore(arguments: argparse.Namespace) -> int:
     """Raises `LogUnusableError` unless the folder is empty or missing, `LogDamagedError` for what is not a backup."""
-    flags = {} if arguments.data_dir is None else {"data.dir": arguments.data_dir}
-    folder = data_folder(load(flags))
+    folder = folder_of(arguments)
     manifest = asyncio.run(restored(arguments.file, folder))
     if arguments.json:
         print(msgspec.json.encode({"data_dir": _name(folder), **_told(manifest)}).decode())
