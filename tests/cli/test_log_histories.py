@@ -109,3 +109,8 @@ def test_either_positions_or_another_log(words: list[str], command: Command) -> 
     ran = command("log", "diff", *words)
     assert ran.code == 64
     assert "--other LOG" in ran.err
+
+
+def test_another_log_is_compared_with_files(command: Command) -> None:
+    ran = command("log", "diff", "--other", "x", "--url", "http://127.0.0.1:9")
+    assert (ran.code, "give --data-dir" in ran.err) == (64, True)
