@@ -114,6 +114,7 @@ class Service:
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
             backups=ServiceBackups(log, deployment.folder, lambda: self.actor.state, adapters.clock),
+            model_name=settings.model.name,
             quota_bytes=settings.hub.quota_bytes or None,
             access=deployment.access,
             sessions=Sessions(settings.server.session_hours * 3600),
