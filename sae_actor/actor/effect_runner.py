@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from ..domain.effects import Effect
+from ..domain.effects import Effect, RunEffect
 from ..domain.reports import Report
 from ..errors import SAEError
 
@@ -17,6 +17,11 @@ Key = tuple[str, int]
 
 def key_of(effect: Effect) -> Key:
     return (effect.name, effect.request_position)
+
+
+def subject_of(effect: Effect) -> str:
+    """What it works on: effects on one subject never overlap, and one run computes at a time."""
+    return "runs" if isinstance(effect, RunEffect) else getattr(effect, "sae_id", "model")
 
 
 class EffectRunner:
@@ -56,7 +61,7 @@ class EffectRunner:
                 self._cancel(key, task)
         for key, effect in wanted.items():
             if key not in self._running and key not in self._done and not self._closed:
-                subject = getattr(effect, "sae_id", "model")
+                subject = subject_of(effect)
                 task = asyncio.create_task(self._run(effect, key, self._last.get(subject)), name=f"{key[0]}@{key[1]}")
                 self._running[key] = self._last[subject] = task
 
@@ -99,7 +104,7 @@ class EffectRunner:
             self._running.pop(key, None)
             self._started.discard(key)
             self._revoked.discard(key)
-            subject = getattr(effect, "sae_id", "model")
+            subject = subject_of(effect)
             if self._last.get(subject) is asyncio.current_task():
                 del self._last[subject]
 

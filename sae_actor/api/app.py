@@ -30,6 +30,8 @@ from .routes import (
     steering,
     vectors,
 )
+from .runs import routes as runs
+from .runs import uploads
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.responses import routes as responses
@@ -37,7 +39,7 @@ from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    vectors, directions, text, responses, activations, compare, tokens, web,
+    vectors, directions, text, responses, activations, compare, tokens, runs, uploads, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
@@ -11,6 +12,7 @@ from ..errors import MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..limits import BoundedSemaphore
 from ..ports import Engine, EventLog, Hub
+from ..runs import Runs
 from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
 from .guard.policy import Policy
@@ -39,6 +41,7 @@ class Context(Policy):
     log: EventLog
     hub: Hub
     engine: Engine
+    runs: Runs
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
     max_readers: int = 2048
@@ -47,6 +50,10 @@ class Context(Policy):
     """Seconds between two comments, and two checkpoints, of a stream of events."""
     seeding: bool = False
     """Whether the demo's first contents are still on their way."""
+    texts_roots: tuple[Path, ...] = ()
+    """Folders whose files of texts runs may read."""
+    upload_bytes: int = 256 * 2**20
+    """The largest upload of texts."""
     quota_bytes: int | None = None
     """Bytes on disk for all downloads together; None: no limit."""
     attempts: Attempts = field(default_factory=Attempts)

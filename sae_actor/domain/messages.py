@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, KeepVectors, LoadModel
+from .commands import AnyCommand, KeepVectors, LoadModel, RequestRun
 from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
 from .reports import Report
 
@@ -21,6 +21,8 @@ class Start(Struct, frozen=True, kw_only=True):
     drain_seconds: float = 3.0
     model: LoadModel | None = None
     """The model of the settings, if any: it is loaded unless the log already requires it."""
+    run_progress: dict[str, int] = {}
+    """Run → how many of its steps are durable."""
 
 
 class Stop(Struct, frozen=True):
@@ -98,4 +100,4 @@ class AdmitGenerations(Struct, frozen=True, kw_only=True):
     requests: tuple[AdmitGeneration, ...]
 
 
-Message: TypeAlias = AnyCommand | KeepVectors | Start | Stop | AdmitGeneration | AdmitGenerations | Report
+Message: TypeAlias = AnyCommand | KeepVectors | RequestRun | Start | Stop | AdmitGeneration | AdmitGenerations | Report

@@ -24,12 +24,15 @@ from ..errors import (
 )
 from ..ports import (
     AttachedSae,
+    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
     Grammar,
     ModelSize,
     OnProgress,
+    ReadGroup,
+    TextGroup,
     Tokenized,
     TokenizerInfo,
 )
@@ -39,6 +42,7 @@ from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
 from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
+from .measuring.measurements import Measurements
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
@@ -71,6 +75,9 @@ class TorchEngine:
         self._grammars = Worker("sae-actor-grammars")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
+        self._measurements = Measurements(
+            self._device, lambda: self._model, self._residents, self._settings.prompt_tokens
+        )
         self._folders: dict[int, str] = {}
         """attach_position → folder of the SAE; its statistics are read on request."""
         self._streams: dict[GenerationStream, frozenset[int]] = {}
@@ -126,6 +133,7 @@ class TorchEngine:
             return
         device, self._model = self._model.device, None
         self._device.scheduler.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+        self._device.background.end(lambda: ModelNotLoadedError("the model was unloaded"))
         self._device.scheduler.use(None)
         release(device)
 
@@ -178,6 +186,7 @@ class TorchEngine:
 
     def _free(self, position: int) -> int:
         self._device.scheduler.forget(position)
+        self._device.background.end(lambda: SAENotAttachedError("the SAE was detached"), uses=position)
         return free(self._residents, position)
 
     def retain(self, residents: Residents) -> None:
@@ -282,6 +291,14 @@ class TorchEngine:
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
         return prepared(request, model, self._residents)
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        """See the port."""
+        return await self._measurements.evaluate(group)
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        """See the port."""
+        return await self._measurements.read_group(group)
 
     # — the end —
 

@@ -4,6 +4,7 @@
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
     generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`
+    measuring    groups of texts that runs measure
     clock        the time; `progress`: how far slow work is
     durability   fsync, for adapters that write files
 
@@ -29,4 +30,5 @@ from .generation import (
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
+from .measuring import EvaluatedGroup, ReadGroup, TextGroup
 from .progress import OnProgress, Progress

@@ -13,6 +13,7 @@ from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
 from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
+from .measuring import EvaluatedGroup, ReadGroup, TextGroup
 from .progress import OnProgress
 
 
@@ -165,6 +166,17 @@ class Engine(Protocol):
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """Tokens as they are made, then one `Finished`. Closing the stream frees the generation's slot."""
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        """Run each text three times: as it is, with the SAE's output in place of what it should give, and with zeros
+        there; excluded positions pass unchanged. One forward pass at a time, and only while nothing is generated.
+
+        `SAENotAttachedError` if the SAE is not there (any more), `ModelNotLoadedError`, `SAEUnsupportedError` for
+        vectors. Cancelling ends it after the current pass.
+        """
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        """What the SAE reads in each text; else as `evaluate`."""
 
     async def close(self) -> None:
         """Stop the thread and free the device."""

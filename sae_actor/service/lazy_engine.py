@@ -13,6 +13,7 @@ from ..errors import ModelNotLoadedError
 from ..ports import (
     AttachedSae,
     Engine,
+    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
@@ -20,6 +21,8 @@ from ..ports import (
     ModelSize,
     OnProgress,
     Progress,
+    ReadGroup,
+    TextGroup,
     Tokenized,
     TokenizerInfo,
 )
@@ -114,6 +117,12 @@ class LazyEngine:
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         return self._loaded().generate(request)
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        return await self._loaded().evaluate(group)
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        return await self._loaded().read_group(group)
 
     async def close(self) -> None:
         if self._engine is not None:

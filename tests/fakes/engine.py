@@ -29,6 +29,7 @@ from sae_actor.errors import (
 )
 from sae_actor.ports import (
     AttachedSae,
+    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     Grammar,
@@ -36,11 +37,14 @@ from sae_actor.ports import (
     NearFeature,
     OnProgress,
     Progress,
+    ReadGroup,
+    TextGroup,
     Tokenized,
     TokenizerInfo,
     TokenWeight,
 )
 from tests.fakes.choosing import grammars
+from tests.fakes.measuring import evaluated, read
 from tests.fakes.text import END, RunningText
 from tests.fakes.voice import Voice
 
@@ -76,6 +80,9 @@ class FakeEngine:
     attach_gate: asyncio.Event | None = None
     text_gate: asyncio.Event | None = None
     """Where set: wait for the event before going on (text: before each token)."""
+    measure_seconds: float = 0.0
+    measure_gate: asyncio.Event | None = None
+    """The same for each group that is measured."""
     load_error: SAEError | None = None
     attach_error: SAEError | None = None
     faults: dict[int, int] = field(default_factory=dict)
@@ -360,6 +367,32 @@ class FakeEngine:
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        d_sae = await self._measured(group)
+        return evaluated(group, d_sae, self.hidden_size)
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        return read(group, await self._measured(group))
+
+    async def _measured(self, group: TextGroup) -> int:
+        """Waits as for a step of a text; the SAE's width."""
+        self.calls.append(("measure", group.attach_position))
+        self._loaded()
+        if group.attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE is not on the device")
+        sae = self.residents[group.attach_position][0].sae
+        if not sae.encodes:
+            raise SAEUnsupportedError("vectors have no encoder")
+        if max(map(len, group.texts)) > self.context_length:
+            raise BadRequestError("a text is longer than the model's context")
+        for text in group.texts:
+            self._check_ids(text)
+        await _pause(self.measure_seconds, self.measure_gate)
+        self._loaded()
+        if group.attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE was detached")
+        return sae.d_sae
 
     async def close(self) -> None:
         for task in self._drains:

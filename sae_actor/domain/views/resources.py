@@ -12,6 +12,7 @@ from ..state import OpenCommand, OpenGeneration, State
 from ..structs import filled
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
 from .fields import Bytes, Position
+from .runs import OpenRun, open_runs
 from .saes import Sae, sae_view
 
 
@@ -42,6 +43,7 @@ class ServiceState(Struct, frozen=True, kw_only=True):
     monitors: tuple[Monitored, ...]
     commands: tuple[OpenCommand, ...]
     generations: tuple[OpenGeneration, ...]
+    runs: tuple[OpenRun, ...]
 
 
 class Lost(Struct, frozen=True, kw_only=True):
@@ -84,6 +86,7 @@ def state_view(state: State) -> ServiceState:
         monitors=tuple(monitor_view(a, a.monitoring) for a in state.attached if a.monitoring is not None),
         commands=tuple(state.commands.values()),
         generations=tuple(state.generations.values()),
+        runs=open_runs(state),
     )
 
 
