@@ -67,6 +67,13 @@ class Job:
             await in_thread(lambda: self.file.commit(kept=known))
         return digest
 
+    def width(self, sae_id: str) -> int:
+        """How many features the SAE has."""
+        record = self._state().saes.get(sae_id)
+        if record is None or record.sae is None:
+            raise SAENotAttachedError("the run waits: its SAE is gone")
+        return record.sae.d_sae
+
     @property
     def context_length(self) -> int:
         model = self._state().model

@@ -21,6 +21,7 @@ from ..ports import Engine, OnProgress
 from .evaluate import evaluate
 from .job import Job, in_thread
 from .lists import Item
+from .profile import profiled
 from .store import RunFile, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Runs:
         self._state = state
         self._progress = progress
         self._again = again
-        self._kinds: dict[RunKind, Compute] = {"evaluate": evaluate}
+        self._kinds: dict[RunKind, Compute] = {"evaluate": evaluate, "profile": profiled}
         self._paused: dict[str, str] = {}
         """Run → why it does not go on though nothing is missing."""
 

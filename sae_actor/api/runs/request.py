@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...domain.commands import DeleteRun, PlainText, RequestRun, Run
-from ...domain.events import RunRequested
-from ...domain.measuring.specs import EvaluateSpec
+from ...domain.events import RunKind, RunRequested
+from ...domain.measuring.specs import EvaluateSpec, ProfileSpec
 from ...domain.rules.admission import attached_sae
 from ...domain.rules.attachments import loaded_model
 from ...domain.rules.edits import needs_encoder
@@ -28,6 +28,8 @@ from ..submission import awaited, last, submit
 from ..types import Answer, AnyRequest
 
 T = TypeVar("T")
+
+SPECS: dict[RunKind, type[EvaluateSpec | ProfileSpec]] = {"evaluate": EvaluateSpec, "profile": ProfileSpec}
 
 
 class TextsSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,7 +58,7 @@ async def requested(request: AnyRequest, command: Run) -> RequestRun:
     if command.kind not in context(request).runs.kinds:
         raise BadRequestError(f"runs of kind {command.kind} are not supported yet", param="kind")
     source = as_asked(spec.pop("texts", None), TextsSource, "spec.texts")
-    checked = as_asked(spec, EvaluateSpec, "spec")
+    checked = as_asked(spec, SPECS[command.kind], "spec")
     state = state_of(request)
     loaded_model(state)
     _readable(state, checked.sae_id, command.kind)
