@@ -9,7 +9,7 @@ vectors        vectors on their way to the data folder and on record
 submission     commands on their way to the actor, and their answers
 answers        JSON with the ETag of its state
 problems       errors as problem+json, in OpenAI's shape on /v1
-streaming      answers sent as they are made; clients that disconnect
+disconnects    clients that leave: work and streams for them alone end
 kept_answers   answers under an idempotency key, for a while
 limits         expensive work, for a few clients at a time
 log_pages      the log in pages

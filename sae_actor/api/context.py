@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
+from ..domain.views.resources import waiting_for
 from ..errors import MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..limits import BoundedSemaphore
@@ -77,6 +78,12 @@ class Context(Policy):
     access_log: AccessLog = field(default_factory=AccessLog)
     in_flight: InFlight = field(default_factory=InFlight)
 
+    def waiting_for(self) -> list[str]:
+        """Why not everything that is required is in place; nothing is waited for where the log cannot be written."""
+        if self.actor.read_only is not None:
+            return []
+        return waiting_for(self.actor.state) or ["the demo is being set up"] * self.seeding
+
 
 def context(request: AnyRequest) -> Context:
     found: Context = request.app.state.context
@@ -86,10 +93,10 @@ def context(request: AnyRequest) -> Context:
 def device(request: AnyRequest) -> Engine:
     """The engine, to generate or read with. Raises `ReadOnlyError` if the model exists in the log only. With a full
     disk it is still on the device, and can be read."""
-    asked = context(request)
-    if not asked.actor.started and asked.actor.read_only is not None:
-        raise ReadOnlyError(asked.actor.read_only)
-    return asked.engine
+    service = context(request)
+    if not service.actor.started and service.actor.read_only is not None:
+        raise ReadOnlyError(service.actor.read_only)
+    return service.engine
 
 
 def principal(request: AnyRequest) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from litestar import Response
 
@@ -39,14 +40,14 @@ class KeptAnswers:
         """Oldest first."""
         self._bytes = 0
 
-    async def answer(self, key: str, digest: str, make: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def answer(self, key: str, digest: str, make: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         """The answer under this key; `make` is called unless there is one, or it is being made, and goes on when its
         caller leaves. Raises `IdempotencyKeyReusedError` if the other one had another `digest`, and what `make` raises:
         an error of `make` is an answer too, unless it is a `NotAcceptedError`."""
         self._forget()
         kept = self._making.get(key) or self._made.get(key)
         if kept is None:
-            kept = _KeptAnswer(digest, asyncio.ensure_future(_made(make)))
+            kept = _KeptAnswer(digest, asyncio.ensure_future(make()))
             self._making[key] = kept
             kept.task.add_done_callback(lambda _: self._keep(key))
         if kept.digest != digest:
@@ -89,7 +90,3 @@ class NotAcceptedError(Exception):
     def __init__(self, error: SAEError) -> None:
         super().__init__(error.detail)
         self.error = error
-
-
-async def _made(make: Callable[[], Awaitable[Answer]]) -> Answer:
-    return await make()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..domain.chats import Tokenization
 from ..ports import Engine, Tokenized
 from .context import context
-from .streaming import heard
+from .disconnects import heard
 from .types import AnyRequest
 
 
@@ -23,9 +23,3 @@ async def tokens_of(
     prompts are waiting."""
     async with heard(request), context(request).prompts.taken():
         return await engine.tokenize(prompt, how, any_length=any_length)
-
-
-async def text_of(request: AnyRequest, engine: Engine, token_ids: Sequence[int]) -> str:
-    """The text of tokens, as `tokens_of` waits for its turn. Raises the same."""
-    async with heard(request), context(request).prompts.taken():
-        return await engine.detokenize(token_ids)

@@ -30,7 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"sae-actor: {error}", file=sys.stderr)
         return exit_codes.USAGE
     with client:
-        COMMANDS[arguments.command](client, arguments)
+        if arguments.command in STREAMS:
+            STREAMS[arguments.command](client, arguments)
+        else:
+            answer, shown = COMMANDS[arguments.command]
+            _print(arguments, answer(client, arguments), shown)
     return exit_codes.OK
 
 
@@ -38,61 +42,33 @@ def _print(arguments: argparse.Namespace, answer: Any, shown: Callable[[Any], st
     print(json.dumps(answer, ensure_ascii=False) if arguments.json else shown(answer), flush=True)
 
 
-def status(client: Client, arguments: argparse.Namespace) -> None:
-    _print(arguments, client.status(), answers.status)
-
-
-def catalog(client: Client, arguments: argparse.Namespace) -> None:
-    _print(arguments, client.catalog(arguments.repository, arguments.revision), answers.catalog)
-
-
-def fit(client: Client, arguments: argparse.Namespace) -> None:
+def fit(client: Client, arguments: argparse.Namespace) -> Any:
     sae_id = None if arguments.sae is None else client.find(arguments.sae)
-    found = client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype, arguments.quantization)
-    _print(arguments, found, answers.fit)
+    return client.fit(arguments.model, sae_id, arguments.revision, arguments.dtype, arguments.quantization)
 
 
-def download(client: Client, arguments: argparse.Namespace) -> None:
+def download(client: Client, arguments: argparse.Namespace) -> Any:
     with Bar(sys.stderr) as bar:
-        answer = client.download(
+        return client.download(
             arguments.repository,
             arguments.path,
             arguments.revision,
             force=arguments.force,
             progress=lambda progress: bar.show(*answers.progress(progress)),
         )
-    _print(arguments, answer, answers.downloaded)
 
 
-def list_saes(client: Client, arguments: argparse.Namespace) -> None:
-    _print(arguments, client.list(), answers.saes)
-
-
-def attach(client: Client, arguments: argparse.Namespace) -> None:
+def attach(client: Client, arguments: argparse.Namespace) -> Any:
     sae_id = client.find(arguments.sae)
     exclude = None if arguments.exclude is None else _excluded(arguments.exclude)
-    answer = client.attach(sae_id, arguments.layer, mode=arguments.mode, replace=arguments.replace, exclude=exclude)
-    _print(arguments, answer, answers.attached)
+    return client.attach(sae_id, arguments.layer, mode=arguments.mode, replace=arguments.replace, exclude=exclude)
 
 
-def detach(client: Client, arguments: argparse.Namespace) -> None:
-    _print(arguments, client.detach(client.find(arguments.sae)), answers.freed)
-
-
-def delete(client: Client, arguments: argparse.Namespace) -> None:
-    _print(arguments, client.delete(client.find(arguments.sae)), answers.freed)
-
-
-def steer(client: Client, arguments: argparse.Namespace) -> None:
+def steer(client: Client, arguments: argparse.Namespace) -> Any:
     settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
     edits = [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
-    answer = client.steer(
-        client.find(arguments.sae),
-        edits,
-        enabled=not arguments.disable,
-        exclude=_excluded(arguments.exclude or ["sink"]),
-    )
-    _print(arguments, answer, answers.steering)
+    exclude = _excluded(arguments.exclude or ["sink"])
+    return client.steer(client.find(arguments.sae), edits, enabled=not arguments.disable, exclude=exclude)
 
 
 def _excluded(given: Sequence[str]) -> list[str]:
@@ -139,16 +115,17 @@ def events(client: Client, arguments: argparse.Namespace) -> None:
             print(answers.passing(event), file=sys.stderr, flush=True)
 
 
-COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
-    "status": status,
-    "catalog": catalog,
-    "fit": fit,
-    "download": download,
-    "list": list_saes,
-    "attach": attach,
-    "detach": detach,
-    "delete": delete,
-    "steer": steer,
-    "generate": generate,
-    "events": events,
+STREAMS: dict[str, Callable[[Client, argparse.Namespace], None]] = {"generate": generate, "events": events}
+"""Commands that print while they go on."""
+COMMANDS: dict[str, tuple[Callable[[Client, argparse.Namespace], Any], Callable[[Any], str]]] = {
+    "status": (lambda client, _: client.status(), answers.status),
+    "catalog": (lambda client, arguments: client.catalog(arguments.repository, arguments.revision), answers.catalog),
+    "fit": (fit, answers.fit),
+    "download": (download, answers.downloaded),
+    "list": (lambda client, _: client.list(), answers.saes),
+    "attach": (attach, answers.attached),
+    "detach": (lambda client, arguments: client.detach(client.find(arguments.sae)), answers.freed),
+    "delete": (lambda client, arguments: client.delete(client.find(arguments.sae)), answers.freed),
+    "steer": (steer, answers.steering),
 }
+"""Command → the answer of the service, and how a person is shown it."""

@@ -64,11 +64,11 @@ async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Rec
             found.feed(event)
     if not verification.ok and not found.complete:
         raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
-    by_id = {text.generation_id: text for text in found.texts}
-    missing = [each for each in wanted or () if each not in by_id]
+    texts = {text.generation_id: text for _, text in sorted(found.found.items()) if text.generation_id is not None}
+    missing = [each for each in wanted or () if each not in texts]
     if missing:
         raise NotFoundError(f"the log has no generation {missing[0]}, or the payloads of its events were erased")
-    return found.texts
+    return [*texts.values()]
 
 
 async def _views(

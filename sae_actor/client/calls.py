@@ -134,10 +134,10 @@ class Client:
         quantization: str | None = None,
     ) -> Answer:
         """quantization: `int8` or `nf4`, by bitsandbytes."""
-        asked: Answer = {"model": model, "revision": revision, "dtype": dtype, "device": device}
+        settings: Answer = {"model": model, "revision": revision, "dtype": dtype, "device": device}
         if quantization is not None:  # services that do not know it refuse it
-            asked["quantization"] = quantization
-        return self.command("LoadModel", **asked)
+            settings["quantization"] = quantization
+        return self.command("LoadModel", **settings)
 
     def fit(
         self,
@@ -186,12 +186,12 @@ class Client:
             return
         with contextlib.suppress(UnreachableError):
             for event in self.events(accepted["position"], ("download_progress", *DOWNLOAD_ENDS)):
-                told = event.data if event.id is None else event.data["data"]
-                if told.get("sae_id") != accepted["sae_id"]:
+                event_data = event.data if event.id is None else event.data["data"]
+                if event_data.get("sae_id") != accepted["sae_id"]:
                     continue
                 if event.type in DOWNLOAD_ENDS:
                     return
-                progress(told)
+                progress(event_data)
 
     def cancel_download(self, sae_id: str) -> Answer:
         return self._post(_path(sae_id, "cancel"), {}, wait=MAX_WAIT)[1]
@@ -245,8 +245,8 @@ class Client:
     ) -> Answer:
         """Stream activations of an attached SAE during generation, as `activations` of `events`: the `top_k` largest of
         `features`, or of all, except at positions that `exclude` names; `enabled=False` ends that."""
-        asked: Answer = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
-        return self.command("Monitor", sae_id=sae_id, enabled=enabled, **asked)
+        settings: Answer = {"features": features, "top_k": top_k, "exclude": tuple(exclude)}
+        return self.command("Monitor", sae_id=sae_id, enabled=enabled, **settings)
 
     # — generations —
 

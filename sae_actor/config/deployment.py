@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..domain.commands import LoadModel
+from ..domain.structs import filled
 from .access import Access
 from .checks import check_exposure, is_loopback, tls_files
 from .folders import data_folder, demo_model_folder
@@ -36,22 +37,16 @@ class Deployment:
 
 def resolve(settings: Settings, *, demo: bool = False) -> Deployment:
     """Raises `ConfigurationError` where `check_exposure` or `tls_files` does, and for a model that cannot be named."""
-    server, asked = settings.server, settings.model
+    server, section = settings.server, settings.model
     try:
-        model = LoadModel(
-            model=asked.id,
-            revision=asked.revision,
-            dtype=asked.dtype,
-            device=asked.device,
-            quantization=asked.quantization or None,
-        )
+        model = filled(LoadModel, section, model=section.id, quantization=section.quantization or None)
     except ValueError as error:
         raise ConfigurationError(f"model.revision: {error}") from None
     own = ("localhost", "127.0.0.1", "[::1]", _bracketed(server.host))
     return Deployment(
         settings=settings.replace("server.token", ""),
         folder=data_folder(settings, demo=demo),
-        model=model if asked.id and not demo else None,
+        model=model if section.id and not demo else None,
         demo_model=demo_model_folder(settings) if demo else None,
         access=check_exposure(settings),
         tls=tls_files(settings),

@@ -53,22 +53,22 @@ class Target(Struct, frozen=True, kw_only=True):
 
 def target(sae: SaeDescription, model: ModelFacts, layer: int | None, hook_point: HookPoint | None) -> Target:
     """Where the SAE goes on this model; raises if it cannot."""
-    asked = _hook_point(sae, layer, hook_point)
-    _exists(asked, model)
-    asked = placed(asked, sae, model, given=hook_point is not None)
-    shift = asked.layer - sae.hook_point.layer if sae.hook_point is not None else 0
+    requested = _hook_point(sae, layer, hook_point)
+    _exists(requested, model)
+    requested = placed(requested, sae, model, given=hook_point is not None)
+    shift = requested.layer - sae.hook_point.layer if sae.hook_point is not None else 0
     out = sae.hook_point_out
-    _fits(asked, "d_in", sae.d_in, model)
+    _fits(requested, "d_in", sae.d_in, model)
     if out is not None:
         if out.layer + shift < 0:
-            raise errors.LayerOutOfRangeError(f"at {asked} it would write to layer {out.layer + shift}")
+            raise errors.LayerOutOfRangeError(f"at {requested} it would write to layer {out.layer + shift}")
         out = replace(out, layer=out.layer + shift)
         _exists(out, model)
         out = placed(out, sae, model)
         _fits(out, "d_out", sae.d_out, model)
     elif sae.d_out != sae.d_in or "transcoder" in sae.architecture:
         raise errors.SAEIncompatibleError("a transcoder needs a second hook point, and its files name none")
-    return Target(hook_point=asked, hook_point_out=out, warnings=tuple(_warnings(sae, model, asked)))
+    return Target(hook_point=requested, hook_point_out=out, warnings=tuple(_warnings(sae, model, requested)))
 
 
 def _hook_point(sae: SaeDescription, layer: int | None, hook_point: HookPoint | None) -> HookPoint:
@@ -118,12 +118,12 @@ def _fits(point: HookPoint, name: str, width: int, model: ModelFacts) -> None:
         )
 
 
-def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[str]:
+def _warnings(sae: SaeDescription, model: ModelFacts, requested: HookPoint) -> list[str]:
     warnings = list(sae.warnings)
-    if sae.trained_layer is not None and asked.layer != sae.trained_layer:
-        warnings.append(f"trained on layer {sae.trained_layer}, attached to layer {asked.layer}")
-    if sae.hook_point is not None and not _same(sae, model, asked):
-        warnings.append(f"trained on {_unlayered(sae.hook_point)}, attached to {_unlayered(asked)}")
+    if sae.trained_layer is not None and requested.layer != sae.trained_layer:
+        warnings.append(f"trained on layer {sae.trained_layer}, attached to layer {requested.layer}")
+    if sae.hook_point is not None and not _same(sae, model, requested):
+        warnings.append(f"trained on {_unlayered(sae.hook_point)}, attached to {_unlayered(requested)}")
     if sae.trained_on is not None and _name(sae.trained_on) != _name(model.model_id):
         warnings.append(f"trained on {sae.trained_on}, the model is {model.model_id}")
     if sae.prepend_bos is not None and model.adds_bos is not None and sae.prepend_bos != model.adds_bos:
@@ -133,16 +133,16 @@ def _warnings(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> list[
     return warnings
 
 
-def _same(sae: SaeDescription, model: ModelFacts, asked: HookPoint) -> bool:
+def _same(sae: SaeDescription, model: ModelFacts, requested: HookPoint) -> bool:
     """Whether it is the hook point it was trained at, whatever the layer. A name with two meanings matches both."""
     assert sae.hook_point is not None
     trained = sae.hook_point
-    if trained.kind == asked.kind:
+    if trained.kind == requested.kind:
         try:
             trained = placed(trained, sae, model)
         except errors.SAEIncompatibleError:
             return True
-    return (trained.kind, trained.before) == (asked.kind, asked.before)
+    return (trained.kind, trained.before) == (requested.kind, requested.before)
 
 
 def _unlayered(point: HookPoint) -> str:

@@ -252,8 +252,8 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     @property
     def quantization(self) -> str | None:
         """The scheme of its weights; None if they are plain numbers of `dtype`."""
-        told = self.environment.get("quantization")
-        return str(told["scheme"]) if isinstance(told, dict) and "scheme" in told else None
+        recorded = self.environment.get("quantization")
+        return str(recorded["scheme"]) if isinstance(recorded, dict) and "scheme" in recorded else None
 
     @property
     def can_be_deterministic(self) -> bool:

@@ -107,7 +107,6 @@ class TorchEngine:
     async def model_size(
         self, model: str, revision: str, dtype: str, device: str, reserved: int, *, quantization: str | None = None
     ) -> ModelSize:
-        """See the port."""
         look = partial(model_size, model, revision, dtype, device, quantization)
         size = await self._loader.run(look, "measuring a model")
         return await self._device.run(partial(self._with_free_memory, size, reserved), "measuring the device's memory")
@@ -140,7 +139,6 @@ class TorchEngine:
     # — SAEs —
 
     async def attach(self, effect: AttachEffect, folder: str) -> AttachedSae:
-        """See the port."""
         at = effect.request_position
         there = self._residents.get(at)
         if there is None:
@@ -174,7 +172,6 @@ class TorchEngine:
         return resident
 
     async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
-        """See the port."""
         return await self._drop(effect.attach_position, drain_seconds)
 
     async def _drop(self, position: int, drain_seconds: float) -> int:
@@ -205,7 +202,6 @@ class TorchEngine:
             self._dropping.discard(position)
 
     async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-        """See the port."""
         statistics = Statistics()
         folder = self._folders.get(attach_position)
         if folder is not None and any(edit.unit in ("max", "norm") for edit in edits):
@@ -225,7 +221,6 @@ class TorchEngine:
         return found
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
-        """See the port."""
         folder = self._folders.get(attach_position)
         statistics = Statistics()
         if folder is not None:
@@ -250,20 +245,16 @@ class TorchEngine:
         *,
         any_length: bool = False,
     ) -> Tokenized:
-        """See the port."""
         read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization(), any_length=any_length)
         return await self._tokenizer.run(read, "reading the prompt")
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """See the port."""
         return await self._tokenizer.run(partial(detokenized, token_ids, self._loaded().tokenizer), "decoding tokens")
 
     async def tokenizer_info(self) -> TokenizerInfo:
-        """See the port."""
         return info_of(self._loaded().tokenizer)
 
     async def grammar(self, schema: str) -> Grammar:
-        """See the port."""
         compile_ = partial(self._loaded().grammars.compiled, schema)
         return await self._grammars.run(compile_, "compiling the schema")
 

@@ -8,16 +8,32 @@ URLs and tokens.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import DeviceLostError, DiskFullError, InternalError, OutOfMemoryError, SAEError
+
+T = TypeVar("T")
 
 _ACCELERATOR_ERROR: type[BaseException] = getattr(torch, "AcceleratorError", torch.cuda.DeferredCudaCallError)
 """What a dead CUDA context raises, in the torch versions that have a class for it."""
 
 _ALLOCATION = ("DefaultCPUAllocator", "can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _LOST = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error")
+
+
+def attempt(act: Callable[[], T], doing: str, unexplained: type[SAEError] = InternalError, **fields: Any) -> T:
+    """The result of `act`. Whatever it raises is raised as `explained`; without an explanation, as `unexplained` with
+    these fields."""
+    failure: SAEError
+    try:
+        return act()
+    except Exception as error:  # the libraries can raise anything
+        failure = explained(error, doing)
+    # Outside of the block above: the traceback, which holds the tensors, is gone.
+    raise unexplained(failure.detail, **fields) if failure.code == InternalError.code else failure
 
 
 def explained(error: BaseException, doing: str) -> SAEError:

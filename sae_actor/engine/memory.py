@@ -27,10 +27,10 @@ def available(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def cache_budget(asked: int, device: torch.device, longest: int) -> int:
+def cache_budget(configured: int, device: torch.device, longest: int) -> int:
     """Bytes for the KV cache: the setting, or a share of what is free, or those of one generation of full length."""
-    if asked:
-        return asked
+    if configured:
+        return configured
     free = available(device)
     return longest if free is None else int(SHARE * free)
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import (
-    BadRequestError,
-    ModelNotLoadedError,
-    SAEUnsupportedError,
-)
+from ..errors import BadRequestError, ModelNotLoadedError, SAEUnsupportedError
 from ..ports import GenerationRequest
 from .decoding.bounds import check_ends, positions_at_most
 from .decoding.grammars import CompiledGrammar
@@ -33,8 +29,8 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
         raise BadRequestError(
             f"a forced token is outside the vocabulary of {model.tokenizer.vocabulary}, or there is none"
         )
-    asked = (request.logprobs, request.prompt_logprobs)
-    if not all(0 <= most <= model.tokenizer.vocabulary for most in asked if most is not None):
+    counts = (request.logprobs, request.prompt_logprobs)
+    if not all(0 <= most <= model.tokenizer.vocabulary for most in counts if most is not None):
         raise BadRequestError(f"logprobs must be between 0 and {model.tokenizer.vocabulary}", param="logprobs")
     needed, most = model.cache_size.of(positions_at_most(request, model.facts.context_length)), model.cache_bytes
     if needed > most:

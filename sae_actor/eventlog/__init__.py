@@ -1,6 +1,6 @@
 """The event log: append-only, hash-chained, held by one process.
 
-SqliteLog    a data folder: events.db, events.lock, head.checkpoint      MemoryLog    its twin without a disk
+SqliteLog    a data folder: events.db, events.lock, head.checkpoint
 
 chain         salts, digests, the walk that verifies       schema      tables, triggers, settings
 checkpoint    the head, written outside the log            lock        one writer or many readers
@@ -14,5 +14,4 @@ audit/        verified, exported, imported, redacted: without a service
 from .audit.bundle import export_bundle, import_bundle
 from .audit.offline import events_of, verify_folder
 from .audit.redaction import redact
-from .memory import MemoryLog
 from .sqlite import SqliteLog

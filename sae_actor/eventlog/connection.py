@@ -36,7 +36,7 @@ class Connection(aiosqlite.Connection):
         self._thread.daemon = True
         self._thread.name = "events.db"
         self._closing: asyncio.Future[None] | None = None
-        self._told: deque[Callable[[], None]] = deque()
+        self._news: deque[Callable[[], None]] = deque()
         """What the thread has for the loop; a byte in the pipe for each."""
         self._ear, self._mouth = os.pipe()
         os.set_blocking(self._ear, False)
@@ -64,9 +64,9 @@ class Connection(aiosqlite.Connection):
     def _queue(self, job: Job[T], done: Done[T]) -> None:
         def work() -> None:
             try:
-                self._told.append(functools.partial(done, job(self._conn), None))
+                self._news.append(functools.partial(done, job(self._conn), None))
             except BaseException as error:
-                self._told.append(functools.partial(done, None, error))
+                self._news.append(functools.partial(done, None, error))
             with contextlib.suppress(BlockingIOError):  # it is full of bytes: the loop will hear
                 os.write(self._mouth, b"\0")
 
@@ -78,10 +78,10 @@ class Connection(aiosqlite.Connection):
 
     def _hear_out(self) -> None:
         try:
-            while self._told:
-                self._told.popleft()()
+            while self._news:
+                self._news.popleft()()
         finally:
-            if self._told:  # one of them failed: not the others
+            if self._news:  # one of them failed: not the others
                 asyncio.get_running_loop().call_soon(self._hear_out)
 
     async def run(self, job: Job[T]) -> T:

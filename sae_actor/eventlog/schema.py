@@ -102,18 +102,10 @@ def prepare_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
 
 
-def prepare_writer(connection: sqlite3.Connection, max_bytes: int | None) -> str | None:
+def prepare_writer(connection: sqlite3.Connection) -> str | None:
     """Set and read back every setting; the name of the first that did not take, or None."""
     for name, value, expected in _SETTINGS:
         connection.execute(f"PRAGMA {name} = {value}").fetchall()
         if connection.execute(f"PRAGMA {name}").fetchone() != (expected,):
             return name
-    if max_bytes is not None:
-        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-        pages = max(1, max_bytes // page_size)
-        # SQLite never goes below what the file has already.
-        (taken,) = connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
-        (held,) = connection.execute("PRAGMA page_count").fetchone()
-        if taken != max(pages, held):
-            return "max_page_count"
     return None

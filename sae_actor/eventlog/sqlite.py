@@ -59,14 +59,12 @@ class SqliteLog:
         *,
         read_only: bool = False,
         accept_truncation: int | None = None,
-        max_bytes: int | None = None,
     ) -> SqliteLog:
         """Open the log of a data folder, making both where they are missing; the whole chain is verified first.
 
         read_only: change nothing, make no file; several may read while there is no writer.
         accept_truncation: continue although events are lost, if the log now ends exactly at this position. Refused
         without a log, or without a proven loss.
-        max_bytes: do not let the database grow beyond this; appends then raise `DiskFullError`.
 
         Raises `LogHeldError`, `LogDamagedError` and `LogUnusableError`; then nothing in the log was modified.
         """
@@ -75,7 +73,7 @@ class SqliteLog:
         if not read_only:
             await asyncio.to_thread(make_folder, folder)
         lock = await FolderLock.acquire(folder, shared=read_only)
-        opening = asyncio.ensure_future(cls._open(folder, lock, read_only, accept_truncation, max_bytes))
+        opening = asyncio.ensure_future(cls._open(folder, lock, read_only, accept_truncation))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -84,14 +82,12 @@ class SqliteLog:
             raise
 
     @classmethod
-    async def _open(
-        cls, folder: Path, lock: FolderLock, read_only: bool, accept_truncation: int | None, max_bytes: int | None
-    ) -> SqliteLog:
+    async def _open(cls, folder: Path, lock: FolderLock, read_only: bool, accept_truncation: int | None) -> SqliteLog:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(lock.close)
             try:
                 findings = await asyncio.to_thread(_examine, folder, read_only, accept_truncation)
-                db = await _connect(folder, findings, read_only, max_bytes)
+                db = await _connect(folder, findings, read_only)
                 undo.push_async_callback(db.close)
                 checkpoint = None
                 if not read_only and findings.truncation is None:
@@ -236,7 +232,7 @@ def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Fi
     return findings
 
 
-async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes: int | None) -> Connection:
+async def _connect(folder: Path, findings: Findings, read_only: bool) -> Connection:
     def connector() -> sqlite3.Connection:
         # Runs on the connection's thread, where all of its life is spent.
         path = folder / NAME
@@ -245,7 +241,7 @@ async def _connect(folder: Path, findings: Findings, read_only: bool, max_bytes:
         try:
             if read_only:
                 prepare_reader(connection)
-            elif (setting := prepare_writer(connection, max_bytes)) is not None:
+            elif (setting := prepare_writer(connection)) is not None:
                 raise LogUnusableError(f"SQLite did not take the setting {setting} for {path}")
             row = connection.execute("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1").fetchone()
             if row is not None and Head(row[0], row[1].hex()) != findings.head:

@@ -85,9 +85,9 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
         written.flush()
         os.fsync(written.fileno())
     for config in ("config.json", f"{stem}_cfg.json"):
-        beside = source.parent / config if (source.parent / config).is_file() else None
-        if beside is not None and beside.stat().st_size <= MAX_CONFIG_BYTES:
-            shutil.copyfile(beside, out / config)
+        settings = source.parent / config if (source.parent / config).is_file() else None
+        if settings is not None and settings.stat().st_size <= MAX_CONFIG_BYTES:
+            shutil.copyfile(settings, out / config)
     part.replace(target)
     return {"file": str(target)}
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from ..domain import events as ev
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
+from ..domain.structs import filled
 from ..errors import (
     BadRequestError,
     DeadlineExceededError,
@@ -34,7 +35,7 @@ from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, Requested, RunningGeneration, TokenOptions
+from .running import Completed, Requested, RunningGeneration
 
 logger = logging.getLogger(__name__)
 
@@ -79,24 +80,11 @@ class Generations:
         """Admission under way → how many generations it admits."""
         self._monitoring: set[asyncio.Task[None]] = set()
 
-    async def open(
-        self,
-        make_request: Callable[[str], AdmitGeneration],
-        token_ids: Sequence[int],
-        *,
-        principal: str,
-        options: TokenOptions | None = None,
-        command_id: str | None = None,
-    ) -> RunningGeneration:
-        """Admit a generation under a fresh id and start it; command_id: derived from its idempotency key. Raises the
-        error with which the rules refuse it, or `MailboxFullError`."""
-        requested = Requested(make_request, token_ids, options or TokenOptions())
-        return (await self.open_all([requested], principal=principal, command_id=command_id))[0]
-
     async def open_all(
         self, requested: Sequence[Requested], *, principal: str, command_id: str | None = None
     ) -> list[RunningGeneration]:
-        """Admit generations that belong together, all or none, and start them. Raises as `open`."""
+        """Admit generations that belong together, all or none, under fresh ids, and start them. command_id: made from
+        their idempotency key. Raises the error with which the rules refuse one, or `MailboxFullError`."""
         if self.places is not None and len(requested) > max(1, self.places):
             detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
             raise BadRequestError(detail, param="n")
@@ -130,6 +118,11 @@ class Generations:
     def running(self) -> int:
         """Generations with tokens, and without a recorded end."""
         return len(self._running) - self.waiting
+
+    async def idle(self) -> None:
+        """Wait until none runs, and each end is on record."""
+        while unended := [*self._running, *self._opening]:
+            await asyncio.wait(unended)
 
     async def close(self) -> None:
         """Stop all generations and wait until each end is on record."""
@@ -173,21 +166,14 @@ class Generations:
         monitored = watches(self._actor.state)
         top_k, exclude = options.top_k_features, options.exclude
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
-        request = GenerationRequest(
-            generation_id=payload.generation_id,
+        request = filled(
+            GenerationRequest,
+            payload,
+            options,
+            requested,
             token_ids=token_ids,
-            sampling=payload.sampling,
-            intervention=payload.intervention,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
-            logprobs=options.logprobs,
-            prompt_logprobs=options.prompt_logprobs,
             watched=(*read, *monitored),
-            grammar=requested.grammar,
-            stop_when=payload.stop_when,
-            turns=payload.turns,
-            reasoning=payload.reasoning,
-            sink_window=payload.sink_window,
-            deterministic=payload.deterministic,
         )
         generation = RunningGeneration(event, payload, self._stream(request), weights)
         if monitored:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from ..domain.state import AttachmentState, State
+from ..domain.structs import filled
 from ..limits import TokenBucket
 from ..ports import Activations, Watch
 from ..subscriptions import Broadcast
@@ -31,14 +32,7 @@ def watches(state: State) -> tuple[Watch, ...]:
 
 def _watch(attachment: AttachmentState) -> Watch:
     assert attachment.monitoring is not None
-    monitoring = attachment.monitoring
-    return Watch(
-        sae=attachment.active(),
-        top_k=monitoring.top_k,
-        features=monitoring.features,
-        exclude=monitoring.exclude,
-        every_seconds=EVERY_SECONDS,
-    )
+    return filled(Watch, attachment.monitoring, sae=attachment.active(), every_seconds=EVERY_SECONDS)
 
 
 class Monitors:

@@ -24,7 +24,7 @@ class Listings:
         self._entries = entries
         full = "too many repositories are being listed"
         self._turns = BoundedSemaphore(RUNNING, WAITING, full=full, retry_after=5)
-        self._asked: dict[Asked, asyncio.Task[list[CatalogEntry]]] = {}
+        self._under_way: dict[Asked, asyncio.Task[list[CatalogEntry]]] = {}
         self._heard: dict[asyncio.Task[list[CatalogEntry]], int] = {}
         """How many wait for each."""
 
@@ -33,10 +33,10 @@ class Listings:
 
         The listing ends when its last waiter is cancelled.
         """
-        asked = (repository_id, revision)
-        listing = self._asked.get(asked)
+        key = (repository_id, revision)
+        listing = self._under_way.get(key)
         if listing is None:
-            listing = self._asked[asked] = asyncio.create_task(self._in_turn(asked))
+            listing = self._under_way[key] = asyncio.create_task(self._in_turn(key))
             self._heard[listing] = 0
             # Where all who waited have gone, nobody needs to hear of its failure.
             listing.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -47,10 +47,10 @@ class Listings:
             self._heard[listing] -= 1
             if not self._heard[listing]:
                 del self._heard[listing]
-                if self._asked.get(asked) is listing:
-                    del self._asked[asked]
+                if self._under_way.get(key) is listing:
+                    del self._under_way[key]
                 listing.cancel()
 
-    async def _in_turn(self, asked: Asked) -> list[CatalogEntry]:
+    async def _in_turn(self, key: Asked) -> list[CatalogEntry]:
         async with self._turns.taken():
-            return await self._entries(*asked)
+            return await self._entries(*key)

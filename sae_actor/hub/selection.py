@@ -73,11 +73,11 @@ def find(names: Collection[str]) -> list[Found]:
 
 def _configs(format: Format, folder: str, weights: str, known: Collection[str]) -> tuple[str, ...] | None:
     """Settings files that `format` reads with these weights; None if a required one is missing."""
-    beside = format.naming.configs_of(weights, lambda name: join(folder, name) in known)
-    if beside is None:
+    configs = format.naming.configs_of(weights, lambda name: join(folder, name) in known)
+    if configs is None:
         return None
     above = [join(dirname(folder), name) for name in format.naming.above] if folder else []
-    return (*(join(folder, name) for name in beside), *(path for path in above if path in known))
+    return (*(join(folder, name) for name in configs), *(path for path in above if path in known))
 
 
 def _without_twins(weights: list[str]) -> list[str]:
@@ -149,5 +149,5 @@ def _named_file(path: str, known: Collection[str]) -> Found:
         raise SAEUnsupportedError(f"{path} is a pickle of a kind that is not read", check="pickle", path=path)
     if not path.endswith(WEIGHTS):
         raise SAEUnsupportedError(f"{path} is not a weights file", check="format", path=path)
-    beside = (join(dirname(path), name) for name in sorted(settings_names(path)))
-    return Found(path, (), path, tuple(config for config in beside if config in known))
+    named = (join(dirname(path), name) for name in sorted(settings_names(path)))
+    return Found(path, (), path, tuple(config for config in named if config in known))

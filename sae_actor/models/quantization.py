@@ -58,7 +58,7 @@ class Quantization(NamedTuple):
     """The model computes with plain numbers made of the checkpoint's."""
 
 
-def quantization_of(config: Mapping[str, Any], asked: str | None, *, cuda: bool) -> Quantization | None:
+def quantization_of(config: Mapping[str, Any], requested: str | None, *, cuda: bool) -> Quantization | None:
     """How the weights of a model with that `config.json` would be held on a device (`cuda`: a CUDA device); None: as
     plain numbers that are on disk as such.
 
@@ -67,12 +67,12 @@ def quantization_of(config: Mapping[str, Any], asked: str | None, *, cuda: bool)
     """
     own = own_settings(config)
     if own is None:
-        if asked is None:
+        if requested is None:
             return None
-        _require(BITSANDBYTES, f"quantization {asked}", cuda=cuda)
-        return Quantization(asked, BITSANDBYTES, of_checkpoint=False)
+        _require(BITSANDBYTES, f"quantization {requested}", cuda=cuda)
+        return Quantization(requested, BITSANDBYTES, of_checkpoint=False)
     name = _name(own)
-    if asked is not None:
+    if requested is not None:
         raise ModelLoadError(f"the model's weights are quantised already ({name}): leave quantization out", scheme=name)
     method = METHODS.get(name)
     if method is None:

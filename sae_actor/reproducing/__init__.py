@@ -1,6 +1,5 @@
 """Run a generation again from its record in the log, and judge the record.
 
-    recorded     what the log holds of each generation: its beginning, its end, the state between
     testbed      the model and the SAEs that it ran under, found again on this machine and checked
     schemas      the JSON schema that it followed
     rescoring    its tokens scored one by one, and how far each was from what would be chosen here
@@ -9,6 +8,6 @@
 `testbed` imports torch when the first model is loaded; everything that needs no model is reported first.
 """
 
-from .recorded import Recorded, Recordings
+from ..domain.views.recorded import Recorded, Recordings
 from .testbed import Testbed
 from .verdict import TOLERANCES, reproduce

@@ -17,12 +17,13 @@ from msgspec import MsgspecError, Struct
 from msgspec.structs import replace
 
 from ..domain.events import GenerationFinished, GenerationStarted
-from ..domain.refs import Intervention, ModelFacts
+from ..domain.refs import ModelFacts
+from ..domain.structs import filled
 from ..domain.views.difference import environment_sha256
+from ..domain.views.recorded import Recorded
 from ..errors import BadRequestError
 from ..generations.records import token_digest
 from ..ports import Finished, GenerationRequest
-from .recorded import Recorded
 from .rescoring import TokenChoice, choices, forced, scored
 from .schemas import grammar_of
 from .testbed import NotComparable, Testbed
@@ -57,16 +58,16 @@ async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = (),
     the prompt itself. The one is taken whose token ids have the recorded digest. schemas: JSON of files that may hold
     the schema that it had to follow.
     """
-    told: View = {"generation_id": text.generation_id, "position": text.position, "verdict": "not_comparable"}
-    told["reason"] = None
+    view: View = {"generation_id": text.generation_id, "position": text.began.position, "verdict": "not_comparable"}
+    view["reason"] = None
     try:
         started, finished = _both(text)
-        told["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
+        view["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
         ran = await _run(text, started, finished, bench, prompts, schemas=schemas)
-        told |= await _judged(started, finished, ran, text, bench)
+        view |= await _judged(started, finished, ran, text, bench)
     except NotComparable as why:
-        told["reason"] = str(why)
-    return told
+        view["reason"] = str(why)
+    return view
 
 
 def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
@@ -96,21 +97,19 @@ async def _run(
     most = started.sampling.max_tokens if finished.finish_reason in _WHOLE else _count(finished)
     facts = await bench.model(text.known)
     prompt, prompt_from = await _prompt(started, finished, bench, prompts)
-    places = await bench.place(started.intervention + _stopping(started), text.known)
     stop = started.stop_when
+    places = await bench.place(started.intervention + (() if stop is None else (stop.sae,)), text.known)
     if stop is not None:
         stop = replace(stop, sae=replace(stop.sae, attach_position=places[stop.sae.attach_position]))
-    request = GenerationRequest(
-        generation_id=text.generation_id,
+    request = filled(
+        GenerationRequest,
+        started,
         token_ids=prompt,
         sampling=replace(started.sampling, max_tokens=most),
         grammar=await grammar_of(started.sampling.response_format, schemas, bench.engine),
-        intervention=_placed(started.intervention, places),
-        turns=started.turns,
-        reasoning=started.reasoning,
+        intervention=tuple(replace(sae, attach_position=places[sae.attach_position]) for sae in started.intervention),
         stop_when=stop,
-        sink_window=started.sink_window,
-        deterministic=started.deterministic,
+        watched=(),
     )
     again, found = await scored(bench, request)
     return Ran(facts=facts, request=request, prompt_from=prompt_from, again=again, logprobs=found)
@@ -129,7 +128,7 @@ async def _judged(
     again = ran.again.token_ids
     same = _digest(finished, again) == finished.output_sha256
     logged = again if same else finished.output_token_ids
-    told: View = {
+    view: View = {
         "tolerance": tolerance,
         "environment": environment,
         "prompt_from": ran.prompt_from,
@@ -138,21 +137,21 @@ async def _judged(
         "positions_agree": _positions_agree(finished, ran.again),
     }
     if logged is None:
-        told["reason"] = "its tokens were not recorded; only a difference can be shown"
+        view["reason"] = "its tokens were not recorded; only a difference can be shown"
         # In float32 the same environment promises the same tokens.
         if environment["same"] and ran.facts.dtype == "float32":
-            told["verdict"] = "different"
-        return told
+            view["verdict"] = "different"
+        return view
     if not same and _digest(finished, logged) != finished.output_sha256:
         raise NotComparable("the recorded tokens do not match the recorded digest")
     found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts)
-    told["scores"] = await _scores(started, ran, logged, found, bench)
+    view["scores"] = await _scores(started, ran, logged, found, bench)
     if same:
-        return {**told, "verdict": "identical"}
-    told["first_difference"] = _first_difference(logged, again, others)
-    told["choices"] = [each._asdict() for each in others]
-    cut = not others and told["first_difference"]["index"] >= min(len(logged), len(again))
-    return {**told, **_verdict(others, tolerance, environment, cut=cut)}
+        return {**view, "verdict": "identical"}
+    view["first_difference"] = _first_difference(logged, again, others)
+    view["choices"] = [each._asdict() for each in others]
+    cut = not others and view["first_difference"]["index"] >= min(len(logged), len(again))
+    return {**view, **_verdict(others, tolerance, environment, cut=cut)}
 
 
 def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | None:
@@ -209,14 +208,6 @@ def _count(finished: GenerationFinished) -> int:
     if count == 0:
         raise NotComparable("it ended before it had a token")
     return count
-
-
-def _stopping(started: GenerationStarted) -> Intervention:
-    return () if started.stop_when is None else (started.stop_when.sae,)
-
-
-def _placed(intervention: Intervention, places: Mapping[int, int]) -> Intervention:
-    return tuple(replace(sae, attach_position=places[sae.attach_position]) for sae in intervention)
 
 
 async def _prompt(

@@ -27,7 +27,8 @@ async def profiled(job: Job) -> dict[str, Any]:
         return summary
     total = job.count("texts")
     groups = await in_thread(partial(job.file.count, "groups"))
-    read = int(await in_thread(partial(job.file.kept, TOKENS)) or b"0")
+    known = await in_thread(partial(job.file.kept, TOKENS))
+    read = 0 if known is None else int(known)
     while groups * GROUP < total and (spec.max_tokens is None or read < spec.max_tokens):
         first = groups * GROUP
         left = None if spec.max_tokens is None else spec.max_tokens - read

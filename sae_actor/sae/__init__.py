@@ -12,8 +12,7 @@
 `formats` reads what the files say; it knows nothing of torch and is imported by this package, never the other way.
 """
 
-from .autoencoder import SAE
+from .autoencoder import SAE, SaeSpec
 from .load import load_sae
-from .spec import SaeSpec
 from .steering import Difference, Steering
 from .units import resolve_units

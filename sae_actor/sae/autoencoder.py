@@ -10,16 +10,23 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from ..domain.refs import SaeDescription
 from ..errors import SAEIncompatibleError, SAEUnsupportedError
 from ..formats.layout import Recipe
 from .encoder import Active, Encoder, k_largest
 from .sparse import active_rows, chosen_rows, few, weighted_rows
-from .spec import SaeSpec
 
 LAYER_NORM_EPS = 1e-5
 
 CHOOSING = ("topk", "signed-topk", "abstopk", "groupmax")
 """Activations whose features compete: computing one needs the others."""
+
+
+class SaeSpec(SaeDescription, frozen=True, kw_only=True):
+    """The description of the files; `dtype` is the type that the weights have in memory, and of the arithmetic."""
+
+    stored_dtype: str
+    """Type of the weights on disk."""
 
 
 class Rows(NamedTuple):

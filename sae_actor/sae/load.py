@@ -17,8 +17,7 @@ from ..formats.headers import fill, open_stored
 from ..formats.layout import Layout, Stored, Weight, shapes
 from ..formats.pickles import read_pickle
 from ..formats.registry import read_layout
-from .autoencoder import SAE, row_norms
-from .spec import SaeSpec
+from .autoencoder import SAE, SaeSpec, row_norms
 
 PIECE_VALUES = 24_576
 """What is read, converted and checked at a time: it stays in the cache, and below what torch divides among threads,

@@ -15,8 +15,6 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import msgspec
-
 from ..domain.events import Event
 from ..ports import EventLog, Head
 from .frames import EVERYTHING, EventFilter, Frame, sse
@@ -80,7 +78,7 @@ class Broadcast:
 
     def checkpoint(self) -> bytes:
         """The head as an event without id: a reader that keeps it can check later whether this log was changed."""
-        return sse("checkpoint", msgspec.json.encode(self._last))
+        return sse("checkpoint", self._last)
 
     def event_id(self, position: int) -> str:
         return f"{self._mark}.{position}"
@@ -108,7 +106,7 @@ class Broadcast:
     def announce(self, event_type: str, data: dict[str, Any]) -> None:
         """Something passing (progress): no id, not in the log, may be dropped."""
         self._passed += 1
-        self._passing.append((self._passed, Frame(None, event_type, sse(event_type, msgspec.json.encode(data)))))
+        self._passing.append((self._passed, Frame(None, event_type, sse(event_type, data))))
         self._wake()
 
     def close(self) -> None:
@@ -118,9 +116,7 @@ class Broadcast:
             news.get_loop().call_soon_threadsafe(self._rouse)
 
     def _frame(self, event: Event) -> Frame:
-        return Frame(
-            event.position, event.type, sse(event.type, msgspec.json.encode(event), self.event_id(event.position))
-        )
+        return Frame(event.position, event.type, sse(event.type, event, self.event_id(event.position)))
 
     def _wake(self) -> None:
         """Wake the readers that wait for news.

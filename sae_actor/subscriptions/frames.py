@@ -47,23 +47,20 @@ _BREAKS = ((b"\xe2\x80\xa8", rb"\u2028"), (b"\xe2\x80\xa9", rb"\u2029"), (b"\xc2
 """Characters that JSON may hold as they are, and at which some readers end a line, as Python's `splitlines` does."""
 
 
-def one_line(data: bytes) -> bytes:
-    """The same JSON, which no reader takes for more than one line."""
+def line_of(value: object) -> bytes:
+    """`value` as JSON, which no reader takes for more than one line."""
+    data = msgspec.json.encode(value)
     for raw, escaped in _BREAKS:
         if raw in data:
             data = data.replace(raw, escaped)
     return data
 
 
-def line_of(value: object) -> bytes:
-    """`value` as JSON on one line, whatever its reader takes for the end of one."""
-    return one_line(msgspec.json.encode(value))
-
-
-def sse(event_type: str, data: bytes, event_id: str | None = None) -> bytes:
-    """The bytes of one server-sent event, whose `data` is JSON."""
+def sse(event_type: str | None, value: object, event_id: str | None = None) -> bytes:
+    """The bytes of one server-sent event, whose data is `value` as JSON."""
     head = b"" if event_id is None else b"id: " + event_id.encode() + b"\n"
-    return head + b"event: " + event_type.encode() + b"\ndata: " + one_line(data) + b"\n\n"
+    head += b"" if event_type is None else b"event: " + event_type.encode() + b"\n"
+    return head + b"data: " + line_of(value) + b"\n\n"
 
 
 def progress_frame(progress: Progress) -> tuple[str, dict[str, Any]]:

@@ -77,9 +77,9 @@ def _by_route(app: ASGIApp) -> ASGIApp:
 def _without_query(span: Any, scope: dict[str, Any]) -> None:
     """A token in an address is refused; it is not to be found in a span either."""
     for name in _WITH_QUERY:
-        told = (span.attributes or {}).get(name)
-        if isinstance(told, str):
-            span.set_attribute(name, "" if name == "url.query" else told.partition("?")[0])
+        value = (span.attributes or {}).get(name)
+        if isinstance(value, str):
+            span.set_attribute(name, "" if name == "url.query" else value.partition("?")[0])
     caller = scope.get("caller")
     if caller is not None:
         span.set_attribute("sae_actor.principal", caller.name)

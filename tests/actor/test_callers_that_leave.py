@@ -9,8 +9,8 @@ import pytest
 from sae_actor.domain.commands import Attach, Command, Detach, Steer
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import SAEError
-from sae_actor.eventlog.memory import MemoryLog
 from tests.actor.world import LOAD, PATIENCE, A, World, begin, get, living, turns
+from tests.fakes.log import MemoryLog
 
 pytestmark = pytest.mark.anyio
 

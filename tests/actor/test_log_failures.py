@@ -15,6 +15,7 @@ from sae_actor.domain.refs import Edit
 from sae_actor.errors import DiskFullError, InternalError, LogError, ReadOnlyError
 from sae_actor.eventlog import SqliteLog
 from tests.actor.world import LOAD, A, begin, get, living, shelves, turns, until, waits_for_its_units
+from tests.eventlog.making import bounded
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +181,7 @@ async def test_a_start_that_fails() -> None:
 
 async def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
     """Row 12: 507, nothing stored, reads go on; with space again a start finds everything."""
-    log, hub = await SqliteLog.open(tmp_path, max_bytes=200_000), shelves()
+    log, hub = await bounded(await SqliteLog.open(tmp_path), 200_000), shelves()
     async with living(log, hub) as world:
         await world.attached("a")
         edits = tuple(Edit(i, 1.5) for i in range(32))

@@ -16,10 +16,10 @@ from sae_actor.domain.refs import Edit
 from sae_actor.domain.views.resources import degraded_view, state_view
 from sae_actor.errors import SAEError, SAEInvalidError
 from sae_actor.eventlog import SqliteLog
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.ports import EventLog
 from tests.actor.world import LOAD, PATIENCE, REPOSITORY, A, B, C, World, begin, get, living, shelves, turns, until
 from tests.fakes.engine import FakeEngine
+from tests.fakes.log import MemoryLog
 
 pytestmark = pytest.mark.anyio
 EDITS = (Edit(3, 7.0, exclude=("sink",)), Edit(4, 0.0, "scale"))

@@ -19,12 +19,12 @@ from sae_actor.domain.state import State, encode
 from sae_actor.domain.views.outcomes import Outcome
 from sae_actor.domain.views.resources import waiting_for
 from sae_actor.domain.weights import sae_id_of
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.generations import Generations
 from sae_actor.ports import EventLog, Head, Verification
 from sae_actor.subscriptions import Broadcast
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
+from tests.fakes.log import MemoryLog
 
 MODEL = "org/tiny"
 REPOSITORY = "org/saes"

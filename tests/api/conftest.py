@@ -23,7 +23,6 @@ from sae_actor.config.access import Access, Grant, operator
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
 from sae_actor.ports.clock import SystemClock
@@ -31,6 +30,7 @@ from sae_actor.runs import RunFolder, Runs
 from sae_actor.subscriptions import Broadcast, progress_frame
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
+from tests.fakes.log import MemoryLog
 
 from .conforming import CAPABILITIES, conforms
 

@@ -10,9 +10,9 @@ import pytest
 
 from sae_actor.api.context import LOOKS_WAITING, WALKS, prompt_queue
 from sae_actor.domain.events import Event
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.ports import Verification
 from tests.fakes.engine import FakeEngine
+from tests.fakes.log import MemoryLog
 
 from .conftest import serving
 from .raw import parsed

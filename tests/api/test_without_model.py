@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sae_actor.eventlog.memory import MemoryLog
 from tests.fakes.engine import FakeEngine
+from tests.fakes.log import MemoryLog
 
 from .conftest import Running, serving
 

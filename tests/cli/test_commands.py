@@ -15,11 +15,11 @@ import pytest
 from sae_actor.client import Client
 from sae_actor.domain.chats import Reasoning
 from sae_actor.errors import SAEInvalidError
-from sae_actor.eventlog.memory import MemoryLog
 from tests.api.conftest import MODEL, REPOSITORY, Running
 from tests.children import child
 from tests.cli.conftest import Ran, in_thread
 from tests.fakes.engine import FakeEngine
+from tests.fakes.log import MemoryLog
 
 Command = Callable[..., Ran]
 

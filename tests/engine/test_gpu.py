@@ -16,7 +16,7 @@ from sae_actor.domain.refs import Edit
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import OutOfMemoryError
 from tests.engine.asking import active, attach, detach, finished, load, no_progress, read, request
-from tests.engine.decoding.test_scheduler import LOWER, plain, requests
+from tests.engine.decoding.batches import LOWER, plain, requests
 from tests.engine.tiny import save_tiny_sae
 
 pytestmark = [

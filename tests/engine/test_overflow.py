@@ -15,12 +15,12 @@ from sae_actor.domain.refs import Edit
 from sae_actor.domain.weights import import_id_of
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import SAEError, SAEUnsupportedError
-from sae_actor.eventlog.memory import MemoryLog
-from sae_actor.generations import Generations
+from sae_actor.generations import Generations, Requested
 from sae_actor.hub import HuggingFaceHub
 from sae_actor.subscriptions import Broadcast
 from tests.actor.world import Clock
 from tests.engine.asking import active, attach, finished, load, no_progress, request
+from tests.fakes.log import MemoryLog
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def test_a_request_that_asks_too_much_leaves_the_steering_of_the_others(
                 generation_id=generation_id, kind="completion", tokens_prompt=5, sampling=sampling, steering=steering
             )
 
-        text = await texts.open(ask, IDS, principal="bob")
+        (text,) = await texts.open_all([Requested(ask, IDS)], principal="bob")
         await text.result()
         (sae,) = text.started.intervention
         return sae.steering

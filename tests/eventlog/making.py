@@ -83,3 +83,10 @@ async def make_killed_log(folder: Path, count: int) -> list[Event]:
     copy_while_open(made, folder)
     await log.close()
     return events
+
+
+async def bounded(log: SqliteLog, nbytes: int) -> SqliteLog:
+    """The log on a disk with room for so many bytes of the database. SQLite never goes below what it has already."""
+    (size,) = (await log._db.fetch("PRAGMA page_size"))[0]
+    await log._db.fetch(f"PRAGMA max_page_count = {max(1, nbytes // size)}")
+    return log

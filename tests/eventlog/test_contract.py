@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from sae_actor.domain.events import ActorStopped, draft
 from sae_actor.errors import LogConflictError, LogError, TooLargeError
-from sae_actor.eventlog import MemoryLog, SqliteLog
+from sae_actor.eventlog import SqliteLog
 from sae_actor.ports import EventLog, Head
 from tests.eventlog.making import TIME, a_draft, shown, some_drafts
+from tests.fakes.log import MemoryLog
 
 pytestmark = pytest.mark.anyio
 

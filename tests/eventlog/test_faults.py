@@ -16,7 +16,7 @@ import pytest
 from sae_actor.errors import DiskFullError, LogConflictError, LogError, LogUnusableError
 from sae_actor.eventlog import SqliteLog, verify_folder
 from sae_actor.ports import Head
-from tests.eventlog.making import REPOSITORY, a_draft, fill, make_log
+from tests.eventlog.making import REPOSITORY, a_draft, bounded, fill, make_log
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def append_until_full(log: SqliteLog) -> int:
 
 
 async def test_a_full_database_takes_nothing_of_an_append_and_goes_on_reading(tmp_path: Path) -> None:
-    log = await SqliteLog.open(tmp_path, max_bytes=200_000)
+    log = await bounded(await SqliteLog.open(tmp_path), 200_000)
     stored = await append_until_full(log)
     head = log.head
     for _ in range(3):
@@ -64,7 +64,7 @@ async def test_a_full_database_takes_nothing_of_an_append_and_goes_on_reading(tm
 
 async def test_a_limit_below_what_the_log_has_already_lets_it_open(tmp_path: Path) -> None:
     events = await make_log(tmp_path, 300)
-    log = await SqliteLog.open(tmp_path, max_bytes=1)
+    log = await bounded(await SqliteLog.open(tmp_path), 1)
     assert len(await log.read(0, 300)) == len(events)
     with pytest.raises(DiskFullError):
         await log.append([a_draft("x" * 100_000)], expected=300)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from sae_actor.domain.events import Draft
 from sae_actor.errors import LogConflictError
-from sae_actor.eventlog import MemoryLog, SqliteLog, events_of, verify_folder
+from sae_actor.eventlog import SqliteLog, events_of, verify_folder
 from sae_actor.ports import EventLog
 from tests.eventlog.making import a_draft, shown
+from tests.fakes.log import MemoryLog
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 drafts = st.builds(a_draft, texts, st.none() | texts, texts)

@@ -36,6 +36,7 @@ from sae_actor.domain.refs import Edit, Span
 from sae_actor.domain.weights import import_id_of
 from sae_actor.errors import OutOfMemoryError, SAEDownloadError, SAEError
 from sae_actor.eventlog import SqliteLog, export_bundle
+from sae_actor.generations import Requested
 from tests.actor.world import LOAD, A, B, C, World, begin, get
 from tests.fold_by_hand import views
 from tests.generations.test_records import ask
@@ -74,7 +75,8 @@ async def step(world: World, chance: random.Random) -> None:
             world.engine.attach_error = OutOfMemoryError("full") if world.engine.attach_error is None else None
         case 2:
             with contextlib.suppress(SAEError):
-                text = await world.texts.open(ask(tag=chance.choice([None, "t"])), b"hello", principal="me")
+                asked = Requested(ask(tag=chance.choice([None, "t"])), b"hello")
+                (text,) = await world.texts.open_all([asked], principal="me")
                 if chance.random() < 0.7:
                     await text.result()
         case _:

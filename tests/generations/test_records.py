@@ -17,7 +17,7 @@ from sae_actor.errors import (
     ModelNotLoadedError,
     NotReadyError,
 )
-from sae_actor.generations import Completed, Generations, RunningGeneration, interleaved
+from sae_actor.generations import Completed, Generations, Requested, RunningGeneration, interleaved
 from sae_actor.generations.records import token_digest
 from sae_actor.ports import Token
 from tests.actor.world import A, World, living, turns, until
@@ -40,7 +40,8 @@ def ask(max_tokens: int = 4, **more: Any) -> Callable[[str], AdmitGeneration]:
 
 
 async def open_text(world: World, texts: Generations | None = None, **more: Any) -> RunningGeneration:
-    return await (texts or world.texts).open(ask(**more), PROMPT, principal="me")
+    requested = Requested(ask(**more), PROMPT)
+    return (await (texts or world.texts).open_all([requested], principal="me"))[0]
 
 
 async def ends(world: World) -> list[ev.GenerationFinished]:
@@ -123,7 +124,8 @@ async def test_what_of_a_text_no_event_can_hold_is_named(
         texts = Generations(world.actor, world.engine, record_text=True)
         prompt = tuple([200] * tokens)
         long = left_out is not None and "text" in left_out
-        done = await (await texts.open(ask(1_500 if long else 4), prompt, principal="me")).result()
+        (text,) = await texts.open_all([Requested(ask(1_500 if long else 4), prompt)], principal="me")
+        done = await text.result()
         (end,) = await ends(world)
         assert (end, end.finish_reason) == (done.record, "length")
         assert end.prompt_token_ids == (None if left_out else prompt)

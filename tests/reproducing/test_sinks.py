@@ -49,7 +49,7 @@ def test_a_text_is_run_under_the_rule_of_its_record(
     own: dict[str, Any],
 ) -> None:
     """A random model has no outliers of 5 times the median: what is above it counts here."""
-    monkeypatch.setattr("sae_actor.engine.interventions.sinks.SINK_FACTOR", 1.0)
+    monkeypatch.setattr("sae_actor.engine.interventions.positions.SINK_FACTOR", 1.0)
     monkeypatch.setattr("sae_actor.domain.rules.admission.SINK_WINDOW", window)
     anyio.run(lambda: written(tmp_path, **own))
     code, (view,) = reproduce(tmp_path / "log", "--all")

@@ -39,7 +39,7 @@ class DiskHub(HuggingFaceHub):
 
 
 @pytest.mark.parametrize(
-    ("begin", "most"), [("Scheduler.step", 29), ("_settle", 18)], ids=["from its step on", "from its logits on"]
+    ("begin", "most"), [("Scheduler.step", 28), ("_settle", 18)], ids=["from its step on", "from its logits on"]
 )
 async def test_a_token_enters_few_modules(
     begin: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

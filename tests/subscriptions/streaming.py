@@ -9,9 +9,9 @@ from typing import Any
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.events import Payload, draft
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.subscriptions import Broadcast, EventFilter
 from sae_actor.subscriptions.broadcast import RING, Page
+from tests.fakes.log import MemoryLog
 
 STOPPED, STARTED = ev.ActorStopped(), ev.ActorStarted(version="1")
 

@@ -61,7 +61,8 @@ def _log(scope: Any, path: str, status: int, seconds: float) -> None:
     caller = scope.get("caller")
     values = (
         scope["method"],
-        _one_line(path),
+        # Without line breaks, so that clients cannot inject lines into the log.
+        path[:200].encode("unicode_escape").decode("ascii"),
         status,
         round(seconds * 1000, 1),
         None if caller is None else caller.name,
@@ -70,8 +71,3 @@ def _log(scope: Any, path: str, status: int, seconds: float) -> None:
     members = dict(zip(ACCESS, values, strict=True))
     who = f" by {values[4]}" if values[4] else ""  # an open route needs no caller
     access.info("%s %s %s in %s ms%s%s", *values[:4], who, f", command {values[5]}" if values[5] else "", extra=members)
-
-
-def _one_line(path: str) -> str:
-    """The path without line breaks, so that clients cannot inject lines into the log."""
-    return path[:200].encode("unicode_escape").decode("ascii")

@@ -64,10 +64,11 @@ class Guard(Middleware):
         session_id = session_id_of(scope, policy)
         if scope["method"] == "HEAD":
             await _head(next_app, scope, receive, hardened)
-        elif session_id is None or caller is None:
+        elif caller is None:
             await next_app(scope, receive, hardened)
         else:
-            with policy.sessions.lasting(session_id) as ended:
+            held = policy.sessions.lasting(session_id) if session_id else policy.open_requests.of(caller)
+            with held as ended:
                 await _until(ended, next_app, scope, receive, hardened)
 
 

@@ -45,10 +45,10 @@ def is_preflight(scope: Any) -> bool:
 
 async def answer_preflight(scope: Any, send: Send) -> None:
     """All headers that it asks for: clients send their own (`x-stainless-*`), and a listed origin is trusted."""
-    asked = ", ".join(header_values(scope["headers"], b"access-control-request-headers"))
+    requested = ", ".join(header_values(scope["headers"], b"access-control-request-headers"))
     headers = {"allow-methods": CORS_METHODS, "max-age": CORS_SECONDS}
-    if _ASKED.fullmatch(asked):
-        headers["allow-headers"] = asked
+    if _ASKED.fullmatch(requested):
+        headers["allow-headers"] = requested
     raw = [(b"access-control-" + name.encode(), value.encode()) for name, value in headers.items()]
     raw.append((b"vary", b"Access-Control-Request-Headers"))
     await send({"type": "http.response.start", "status": 204, "headers": raw})

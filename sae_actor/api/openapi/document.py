@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,7 +26,15 @@ Json = dict[str, Any]
 ALWAYS = ("bad_request", "unauthorized", "forbidden", "request_timeout", "internal", "not_ready")
 """What comes before a route is asked: of the connection, the checks, or too many of either."""
 WITH_BODY = ("unsupported_media_type", "too_large")
-ON_COMMANDS = ("idempotency_key_reused", "precondition_failed", "mailbox_full", "not_ready", "read_only", "disk_full")
+ON_COMMANDS = (
+    "idempotency_key_reused",
+    "precondition_failed",
+    "mailbox_full",
+    "not_ready",
+    "draining",
+    "read_only",
+    "disk_full",
+)
 STREAMS = ("text/event-stream", "application/x-ndjson")
 SAE_ID = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
 
@@ -88,7 +96,7 @@ _NAMES = {
 
 def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Json:
     """OpenAPI 3.1 of every route in the table. secured: a token is asked for; cookie: the name of a login's."""
-    types = [type_ for each in OPERATIONS for type_ in _types(each)]
+    types = [part for each in OPERATIONS for part in (each.body, each.or_body, each.returns, each.items) if part]
     schemas = Schemas([AcceptedCommand, ProblemDetails, OpenAIError, *types])
     paths: dict[str, Json] = {}
     for each in OPERATIONS:
@@ -119,10 +127,6 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
 @functools.cache
 def encoded(*, secured: bool, cookie: str) -> bytes:
     return msgspec.json.encode(description(secured=secured, cookie=cookie))
-
-
-def _types(each: Operation) -> Iterable[Any]:
-    return (type_ for type_ in (each.body, each.or_body, each.returns, each.items) if type_ is not None)
 
 
 def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
@@ -208,8 +212,8 @@ def _headers(each: Operation, status: int) -> tuple[str, ...]:
     etag = "ETagOfJSON" if streamed else "ETag"
     if not each.command and not each.waits:
         return (etag,)
-    told = (etag, "LogHead", "PreferenceApplied")
-    return (*told, "Location") if status == 202 else told
+    names = (etag, "LogHead", "PreferenceApplied")
+    return (*names, "Location") if status == 202 else names
 
 
 def _references(*headers: str) -> Json:
@@ -228,6 +232,7 @@ def _refusals(each: Operation) -> dict[int, list[str]]:
 
 def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) -> Json:
     shape, media_type = (OpenAIError, "application/json") if on_v1 else (ProblemDetails, "application/problem+json")
+    view: Callable[[SAEError], Any] = openai_view if on_v1 else problem_view
     own = {"properties": {"code": {"type": "string", "enum": codes}}}
     narrowed: Json = {"properties": {"error": own}} if on_v1 else own
     made: Json = {
@@ -235,7 +240,7 @@ def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) ->
         "content": {
             media_type: {
                 "schema": {"allOf": [schemas.of(shape), narrowed]},
-                "examples": {code: {"value": _example(BY_CODE[code], on_v1=on_v1)} for code in codes},
+                "examples": {code: {"value": view(BY_CODE[code]())} for code in codes},
             }
         },
     }
@@ -249,7 +254,3 @@ def _refusal(status: int, codes: list[str], schemas: Schemas, *, on_v1: bool) ->
 def _title(code: str) -> str:
     title = BY_CODE[code].title
     return title[0].lower() + title[1:] if title[1:2].islower() else title
-
-
-def _example(error: type[SAEError], *, on_v1: bool) -> OpenAIError | ProblemDetails:
-    return openai_view(error()) if on_v1 else problem_view(error())

@@ -25,9 +25,9 @@ from ...generations import read_activations
 from ...ports import Activations, NewVectors, Watch
 from ..answers import state_of
 from ..context import context, device
+from ..disconnects import heard
 from ..operations import operation
 from ..requests import body_of
-from ..streaming import heard
 from ..submission import REFUSALS
 from ..types import Answer, AnyRequest
 from ..vectors import KEPT, VectorsName, keep, refuse_read_only

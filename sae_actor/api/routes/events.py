@@ -9,14 +9,12 @@ from ...domain.events import Event
 from ...errors import MailboxFullError
 from ...subscriptions import Broadcast, EventFilter, sse
 from ..context import context
+from ..disconnects import event_stream
 from ..operations import Query, operation
 from ..requests import whole_number
-from ..streaming import Streamed
 from ..types import Answer, AnyRequest
 from .log import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
 
-HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""The second tells nginx to pass on each frame at once."""
 OPENING = b": events follow\n\n"
 HEARTBEAT = b": still here\n"
 """A comment, and no empty line: some readers take that for an event, once they have seen an id."""
@@ -25,8 +23,8 @@ RETRY = b"retry: 2000\n"
 RETRY_BETWEEN = (1000, 4000)
 """Milliseconds, with jitter: clients do not all reconnect at the same time."""
 LAST_ID = Query("lastEventId", {"type": "string"}, "as the header `Last-Event-ID`, for readers that cannot send one")
-RESET = sse("reset", b'{"why":"the last id is not one of this log"}')
-BYE = sse("bye", b'{"why":"the service is stopping"}')
+RESET = sse("reset", {"why": "the last id is not one of this log"})
+BYE = sse("bye", {"why": "the service is stopping"})
 
 
 @operation("GET", "/api/events",
@@ -50,13 +48,13 @@ async def get_events(request: AnyRequest) -> Answer:
     if broadcast.readers >= context(request).max_readers:
         raise MailboxFullError(f"{broadcast.readers} clients already follow the events", retry_after=5)
     frames = _frames(broadcast, after, wanted, reset=reset, heartbeat=context(request).heartbeat)
-    return Streamed(frames, "text/event-stream", HEADERS, during=broadcast.seat)
+    return event_stream(frames, broadcast.seat)
 
 
 async def _frames(
     broadcast: Broadcast, after: int, wanted: EventFilter, *, reset: bool, heartbeat: float
 ) -> AsyncIterator[bytes]:
-    told = wanted.types is None or "checkpoint" in wanted.types
+    checkpoints = wanted.types is None or "checkpoint" in wanted.types
     yield OPENING
     head = RETRY
     if reset:
@@ -66,7 +64,7 @@ async def _frames(
         if page is not None:
             yield head + page.data if head else page.data
             head = b""
-        elif told:
+        elif checkpoints:
             yield HEARTBEAT + head + broadcast.checkpoint()
             head = b""
         else:

@@ -9,10 +9,10 @@ from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
 from ..answers import answer
 from ..context import context
+from ..disconnects import heard
 from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import whole_number
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 from .log import MAX_POSITION, POSITION
 

@@ -15,10 +15,10 @@ from ...subscriptions import EVERYTHING, EventFilter
 from ...subscriptions.frames import line_of
 from ..answers import answer, state_of
 from ..context import context
+from ..disconnects import Streamed, followed_by, heard
 from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import whole_number
-from ..streaming import Streamed, followed_by, heard
 from ..types import Answer, AnyRequest
 
 PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})

@@ -35,7 +35,7 @@ class Session(Struct, frozen=True, kw_only=True):
 @operation("GET", "/api/session", "Who the caller is: `principal` and `role` (null if unknown), and whether "
            "the service requires tokens", returns=Session, open=True, tag="service")  # fmt: skip
 async def get_session(request: AnyRequest) -> Answer:
-    return _told(request, request.scope.get("caller"))
+    return _session(request, request.scope.get("caller"))
 
 
 @operation("POST", "/login", "Log in with a token: the answer sets a cookie for the page's requests",
@@ -55,7 +55,7 @@ async def post_login(request: AnyRequest) -> Answer:
         known.attempts.failed(address)
         raise UnauthorizedError("the token is not valid")
     _end(request)
-    response = _told(request, grant)
+    response = _session(request, grant)
     response.headers["set-cookie"] = _cookie(request, known.sessions.begin(grant), int(known.sessions.seconds))
     return response
 
@@ -63,7 +63,7 @@ async def post_login(request: AnyRequest) -> Answer:
 @operation("POST", "/logout", "End the login of the cookie", returns=Session, open=True, tag="page")
 async def post_logout(request: AnyRequest) -> Answer:
     _end(request)
-    response = _told(request, None)
+    response = _session(request, None)
     response.headers["set-cookie"] = _cookie(request, "", 0)
     return response
 
@@ -79,6 +79,6 @@ def _cookie(request: AnyRequest, value: str, seconds: int) -> str:
     return f"{cookie_name(request.scope)}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _told(request: AnyRequest, caller: Any) -> Answer:
+def _session(request: AnyRequest, caller: Any) -> Answer:
     name, role = (None, None) if caller is None else (caller.name, caller.role)
     return answer(request, Session(principal=name, role=role, tokens=bool(context(request).access)))

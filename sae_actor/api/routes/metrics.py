@@ -7,14 +7,11 @@ Label values are the service's own words (types, routes, statuses), so that thei
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from litestar import Response
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,17 +23,14 @@ from ..types import Answer, AnyRequest
 
 MEDIA_TYPE = "text/plain; version=0.0.4"
 """The framework adds the charset."""
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_TICKS = os.sysconf("SC_CLK_TCK")
-_BORN = time.time()
 
 
 @operation("GET", "/metrics", "Metrics in the Prometheus text format",
            answers=((200, "text/plain"),))  # fmt: skip
 async def get_metrics(request: AnyRequest) -> Answer:
-    registry = CollectorRegistry()  # the global one is of the process, which may run several services
-    registry.register(ServiceCollector(context(request)))
-    return Response(generate_latest(registry), media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
+    # Not the global registry: that is of the process, which may run several services.
+    metrics = generate_latest(ServiceCollector(context(request)))
+    return Response(metrics, media_type=MEDIA_TYPE, headers={"cache-control": "no-store"})
 
 
 class ServiceCollector(Collector):
@@ -47,7 +41,8 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _of_the_service(self._service)
-        yield from _of_the_process()
+        yield from ProcessCollector(registry=None).collect()
+        yield _gauge("tasks", "Tasks of the event loop", len(asyncio.all_tasks()))
 
 
 def _of_the_service(service: Context) -> Iterator[Metric]:
@@ -89,17 +84,6 @@ def _of_the_device(service: Context) -> Iterator[Metric]:
     yield _gauges("device_memory_bytes", "Bytes on the device, as measured", ("holds",),
                   {("model",): 0 if model is None else model.memory_bytes,
                    ("saes",): sum(a.device_bytes for a in state.attachments)})  # fmt: skip
-
-
-def _of_the_process() -> Iterator[Metric]:
-    """The usual metrics of a process on Linux, and its tasks."""
-    fields = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS
-    yield CounterMetricFamily("process_cpu_seconds_total", "User and system time", cpu_seconds)
-    yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory", int(fields[21]) * _PAGE_BYTES)
-    yield GaugeMetricFamily("process_open_fds", "Open file descriptors", len(os.listdir("/proc/self/fd")) - 1)
-    yield GaugeMetricFamily("process_start_time_seconds", "Start, in seconds since 1970", _BORN)
-    yield _gauge("tasks", "Tasks of the event loop", len(asyncio.all_tasks()))
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -8,14 +8,15 @@ from msgspec import Struct
 from ...config.admissible import admissible
 from ...domain.commands import LoadModel
 from ...domain.rules import attachments
+from ...domain.structs import filled
 from ...domain.views.fields import Bytes
 from ...errors import BadRequestError
 from ...ports import ModelSize
 from ..answers import answer, state_of
 from ..context import context, device
+from ..disconnects import heard
 from ..openapi.json_schema import DEVICE, MODEL, MODEL_DTYPE, QUANTIZATION, REVISION
 from ..operations import Query, operation
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 
 CONTEXT = 2048
@@ -66,21 +67,21 @@ class Fit(Struct, frozen=True, kw_only=True):
            errors=("model_not_found", "model_load_failed", "sae_not_found", "sae_invalid", "read_only", "mailbox_full"),
            tag="model")  # fmt: skip
 async def get_fit(request: AnyRequest) -> Answer:
-    asked = _asked(request)
+    command = _command_of(request)
     sae_id = request.query_params.get("sae_id")
-    beside = 0
+    sae_bytes = 0
     if sae_id is not None:
         record = attachments.known(state_of(request), sae_id)
-        beside = attachments.described(record).memory_bytes("float32")
+        sae_bytes = attachments.described(record).memory_bytes("float32")
     engine = device(request)
     async with heard(request), context(request).looks.taken():
         size = await engine.model_size(
-            asked.model, asked.revision, asked.dtype, asked.device, beside, quantization=asked.quantization
+            command.model, command.revision, command.dtype, command.device, sae_bytes, quantization=command.quantization
         )
-    return answer(request, _fit(size, beside))
+    return answer(request, _fit(size, sae_bytes))
 
 
-def _asked(request: AnyRequest) -> LoadModel:
+def _command_of(request: AnyRequest) -> LoadModel:
     """The query as the command that it is about. `BadRequestError`."""
     names = ("model", "revision", "dtype", "device", "quantization")
     given = {name: request.query_params[name] for name in names if name in request.query_params}
@@ -98,24 +99,14 @@ def _asked(request: AnyRequest) -> LoadModel:
         raise BadRequestError(str(error)) from None
 
 
-def _fit(size: ModelSize, beside: int) -> Fit:
+def _fit(size: ModelSize, sae_bytes: int) -> Fit:
     context = min(size.context_length, CONTEXT)
-    needed = size.weights_bytes + beside + size.state_bytes + size.kv_bytes_per_token * context
-    return Fit(
-        model=size.model,
-        weights_bytes=size.weights_bytes,
-        kv_bytes_per_token=size.kv_bytes_per_token,
-        sae_bytes=beside,
+    needed = size.weights_bytes + sae_bytes + size.state_bytes + size.kv_bytes_per_token * context
+    return filled(
+        Fit,
+        size,
+        sae_bytes=sae_bytes,
         needed_bytes=needed,
-        free_bytes=size.free_bytes,
         fits=None if size.free_bytes is None else needed <= size.free_bytes,
-        max_context=size.max_context,
-        assumes=Assumed(
-            model_type=size.model_type,
-            dtype=size.dtype,
-            device=size.device,
-            quantization=size.quantization,
-            context=context,
-            state_bytes=size.state_bytes,
-        ),
+        assumes=filled(Assumed, size, context=context),
     )

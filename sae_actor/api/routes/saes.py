@@ -34,10 +34,10 @@ from ...errors import BadRequestError, SAEError, SAEUnsupportedError
 from ...ports import CatalogEntry, Hub, NearFeature, TokenWeight
 from ..answers import answer, state_of
 from ..context import context, device
+from ..disconnects import heard
 from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
 from ..requests import body_of, decoded, whole_number
-from ..streaming import heard
 from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, command_for, finish, last, placed, submit
 from ..types import Answer, AnyRequest
 
@@ -167,13 +167,13 @@ async def get_attachment(request: AnyRequest) -> Answer:
                    "mailbox_full"),
            tag="saes")  # fmt: skip
 async def get_feature(request: AnyRequest) -> Answer:
-    sae_id, asked = request.path_params["sae_id"], request.path_params["feature"]
-    if not re.fullmatch(r"[0-9]{1,10}", asked):
+    sae_id, written = request.path_params["sae_id"], request.path_params["feature"]
+    if not re.fullmatch(r"[0-9]{1,10}", written):
         raise BadRequestError("a feature is a whole number, 0 or above", param="feature")
     engine = device(request)
-    sae = attached_sae(state_of(request), sae_id, (int(asked),))
+    sae = attached_sae(state_of(request), sae_id, (int(written),))
     async with heard(request), context(request).looks.taken():
-        details = await engine.feature(sae.attach_position, int(asked))
+        details = await engine.feature(sae.attach_position, int(written))
     return answer(request, filled(Feature, details, sae_id=sae_id))
 
 
@@ -187,7 +187,7 @@ async def get_sae(request: AnyRequest) -> Answer:
     "POST", "/api/saes/download", "Download an SAE",
     body=DownloadBody, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
     examples={"one of several": {key: value for key, value in EXAMPLES["Download"].items() if key != "type"}},
-    errors=(*REFUSALS, "not_found"), command=True, tag="saes",
+    errors=(*REFUSALS, "not_found", "sae_ambiguous"), command=True, tag="saes",
 )  # fmt: skip
 async def download(request: AnyRequest) -> Answer:
     body: DownloadBody = await body_of(request, DownloadBody)
@@ -237,20 +237,20 @@ async def compatibility(request: AnyRequest) -> Answer:
     sae = attachments.described(attachments.known(state, request.path_params["sae_id"]))
     model = attachments.loaded_model(state)
     given = "layer" in request.query_params
-    asked = whole_number(request, "layer", default=-1, low=0, high=MAX_LAYER) if given else None
+    layer = whole_number(request, "layer", default=-1, low=0, high=MAX_LAYER) if given else None
     point = sae.hook_point
-    if point is not None and asked is not None:
-        point = structs.replace(point, layer=asked)
+    if point is not None and layer is not None:
+        point = structs.replace(point, layer=layer)
     warnings, objections = sae.warnings, tuple[Objection, ...]()
     try:
-        warnings = target(sae, model, asked, None).warnings
+        warnings = target(sae, model, layer, None).warnings
     except SAEError as error:
         objections = (Objection(code=error.code, detail=error.detail),)
     view = Compatibility(
         compatible=not objections,
         sae_d_in=sae.d_in,
         model_d=None if point is None else model.width(point) or model.widths.get(point.kind),
-        layer=asked if point is None else point.layer,
+        layer=layer if point is None else point.layer,
         warnings=warnings,
         errors=objections,
     )
@@ -264,13 +264,13 @@ async def compatibility(request: AnyRequest) -> Answer:
                                                "sae_unsupported"),
            tag="saes")  # fmt: skip
 async def get_catalog(request: AnyRequest) -> Answer:
-    asked = {"revision": "main", "repository_id": "", **request.query_params}
+    query = {"revision": "main", "repository_id": "", **request.query_params}
     for name, type_ in (("repository_id", RepositoryId), ("revision", Revision)):
         try:
-            msgspec.convert(asked[name], type_)
+            msgspec.convert(query[name], type_)
         except msgspec.ValidationError:
             raise BadRequestError(f"{name} must be {admissible(type_)}", param=name) from None
-    hub, name, revision = context(request).hub, asked["repository_id"], asked["revision"]
+    hub, name, revision = context(request).hub, query["repository_id"], query["revision"]
     async with heard(request):
         if is_public_name(name):
             return answer(request, await _named(hub, name, revision))

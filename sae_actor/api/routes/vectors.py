@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from ...domain.events import MadeFrom
 from ...domain.refs import HookPoint
+from ...domain.structs import filled
 from ...domain.views.saes import Sae
 from ...ports import NewVectors
 from ..operations import operation
@@ -67,11 +68,4 @@ class VectorsBody(Struct, frozen=True, forbid_unknown_fields=True):
 )  # fmt: skip
 async def post_vectors(request: AnyRequest) -> Answer:
     body: VectorsBody = await body_of(request, VectorsBody)
-    wanted = NewVectors(
-        name=body.name,
-        hook_point=body.hook_point,
-        rows=body.rows,
-        names=body.names or (),
-        median_norm=body.median_norm,
-    )
-    return await keep(request, wanted, MadeFrom(kind="rows"))
+    return await keep(request, filled(NewVectors, body, names=body.names or ()), MadeFrom(kind="rows"))

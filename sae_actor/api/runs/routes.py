@@ -11,9 +11,9 @@ from ...errors import BadRequestError
 from ...runs.store import RunFile
 from ..answers import answer, state_of
 from ..context import context
+from ..disconnects import Streamed
 from ..operations import Query, operation
 from ..requests import MAX_POSITION, whole_number
-from ..streaming import Streamed
 from ..types import Answer, AnyRequest
 from . import tables
 

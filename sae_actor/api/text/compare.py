@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from ...errors import BadRequestError
 from ...generations import abandon, ends
 from ..answers import answer
+from ..disconnects import on_disconnect
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -20,7 +22,7 @@ from .options import SaeExtension
 from .replies import Kind
 from .requests import ChatBody, CompletionBody, TextBody
 from .routes import ANSWERS, ERRORS, EXAMPLE, opened
-from .stream import abandoned_with_client, streamed
+from .stream import ChunkFrames, streamed
 
 BRANCHES = ("steered", "baseline")
 
@@ -49,15 +51,10 @@ async def post_compare(request: AnyRequest) -> Answer:
         raise
     if body.stream:
         chunk_type: type[Any] = ChatComparisonChunk if kind == "chat" else ComparisonChunk
-        return await streamed(
-            request,
-            (steered, baseline),
-            include_usage=body.includes_usage,
-            counts_usage=body.counts_usage,
-            part=lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}),
-        )
+        frames = ChunkFrames(lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}))
+        return await streamed(request, body, (steered, baseline), frames)
     texts = (*steered.texts, *baseline.texts)
-    async with abandoned_with_client(request, texts):
+    async with on_disconnect(request, partial(abandon, texts)):
         done = await ends(texts)
     half = len(steered.texts)
     type_: type[Any] = ChatComparison if kind == "chat" else Comparison
@@ -73,11 +70,11 @@ class _Asked(Struct):
 
 def _kind_of(raw: bytes) -> Kind:
     try:
-        asked = msgspec.json.decode(raw, type=_Asked)
+        found = msgspec.json.decode(raw, type=_Asked)
     except (MsgspecError, ValueError, RecursionError):
         return "completion"  # decoding the whole of it raises the right error
-    if asked.messages is UNSET:
+    if found.messages is UNSET:
         return "completion"
-    if asked.prompt is not UNSET:
+    if found.prompt is not UNSET:
         raise BadRequestError("give exactly one of prompt, messages", param="prompt")
     return "chat"

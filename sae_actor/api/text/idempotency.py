@@ -18,14 +18,15 @@ from litestar import Request
 
 from ...actor import command_id_of
 from ...domain.events import Event, GenerationFinished, GenerationStarted
+from ...domain.structs import filled
 from ...errors import AnswerGoneError, BadRequestError, IdempotencyKeyReusedError, SAEError
 from ...generations import Completed, RunningGeneration, ends
 from ...ports import Finished, GenerationStream, Tokenized
 from ..context import context, principal
+from ..disconnects import heard
 from ..kept_answers import NotAcceptedError
 from ..problems import recorded_error
 from ..requests import idempotency_key
-from ..streaming import heard
 from ..types import Answer, AnyRequest
 from .replies import Choice, Kind, Reply
 from .requests import RequestKey, TextBody, fingerprint
@@ -156,15 +157,7 @@ def _completed(body: TextBody, started: GenerationStarted, record: GenerationFin
             generation_id=started.generation_id,
         )
     assert record.receipt is not None
-    finished = Finished(
-        reason=record.finish_reason,
-        receipt=record.receipt,
-        token_ids=record.output_token_ids or (),
-        text=record.text,
-        edited=record.edited,
-        excluded=record.excluded,
-        batch=record.batch,
-    )
+    finished = filled(Finished, record, reason=record.finish_reason, token_ids=record.output_token_ids or ())
     return Completed(finished, record)
 
 

@@ -35,14 +35,18 @@ class Neutral(NamedTuple):
     """Those that ask for nothing, besides null and what is empty."""
     unless: tuple[str, Any] | None = None
     """Another field of the object and a value of it with which any value here asks for nothing."""
+    ignored: tuple[str, ...] = ()
+    """Elements of a list that ask for nothing."""
 
-    def take(self, value: Any, where: str, beside: Mapping[str, Any]) -> None:
+    def take(self, value: Any, where: str, siblings: Mapping[str, Any]) -> None:
         if value is None:
             return
         if self.kind != "any" and not _is(value, self.kind):
             raise BadRequestError(f"{where}: expected {self.kind} or null", param=where)
-        if self.unless is not None and beside.get(self.unless[0]) == self.unless[1]:
+        if self.unless is not None and siblings.get(self.unless[0]) == self.unless[1]:
             return
+        if self.ignored:
+            value = [each for each in value if each not in self.ignored]
         if not (value in ("", [], {}) or any(_same(value, each) for each in self.values)):
             raise BadRequestError(f"{where}: this value is not supported: {self.why}", param=where)
 
@@ -58,7 +62,10 @@ class Neutral(NamedTuple):
         for kind in kinds:
             match kind:
                 case "array":
-                    inner = [each for value in self.values if isinstance(value, list) for each in value]
+                    inner = [
+                        *self.ignored,
+                        *(each for value in self.values if isinstance(value, list) for each in value),
+                    ]
                     items: Json = {"type": "string", "enum": inner} if inner else {}
                     yield {"type": kind, "items": items, **({} if self.unless else {"maxItems": len(inner)})}
                 case "object":

@@ -77,8 +77,8 @@ class Choice:
             )
         content, reasoning = done.finished.text, ""
         if self.apart:
-            told = (*made, done.finished.rest)
-            content, reasoning = ("".join(getattr(each, name) for each in told) for name in ("content", "reasoning"))
+            pieces = (*made, done.finished.rest)
+            content, reasoning = ("".join(getattr(each, name) for each in pieces) for name in ("content", "reasoning"))
         shown = (reasoning or None) if self.apart and self.thoughts else UNSET
         message = ChatAnswer(role="assistant", content=content, reasoning_content=shown)
         logprobs = self._chat_logprobs(made)
@@ -86,7 +86,7 @@ class Choice:
 
     def tells(self, token: Token) -> bool:
         """Whether the token has anything to stream."""
-        return self.scores or any(self._told(token))
+        return self.scores or any(self._split(token))
 
     @property
     def echoes_scores(self) -> bool:
@@ -100,16 +100,16 @@ class Choice:
 
     def part(self, tokens: Sequence[Token], *, first: bool = False) -> Part:
         """The choice in a chunk that brings these tokens."""
-        told = [self._told(token) for token in tokens]
-        content, reasoning = "".join(said for said, _ in told), "".join(thought for _, thought in told)
+        pieces = [self._split(token) for token in tokens]
+        content, reasoning = "".join(said for said, _ in pieces), "".join(thought for _, thought in pieces)
         return self._part(content, reasoning, tokens or None, first=first)
 
     def last(self, done: Completed, sae: AppliedIntervention | UnsetType, *, first: bool = False) -> Part:
         """The choice in its last chunk."""
-        content, reasoning = self._told(done.finished.rest)
+        content, reasoning = self._split(done.finished.rest)
         return self._part(content, reasoning, None, FINAL[done.finished.reason], sae, first=first)
 
-    def _told(self, token: Token | Rest) -> tuple[str, str]:
+    def _split(self, token: Token | Rest) -> tuple[str, str]:
         """Its content, and its reasoning."""
         if not self.apart:
             return token.text, ""
@@ -148,11 +148,11 @@ class Choice:
         if tokens is None or not self.scores:
             return None
         scored = _scored(tokens)
-        told: list[ScoredToken | PromptToken] = [*prompt, *(own for _, own in scored)]
+        pieces: list[ScoredToken | PromptToken] = [*prompt, *(own for _, own in scored)]
         offsets = [0, *accumulate(map(len, self.prompt.tokens))]
         return CompletionLogprobs(
-            tokens=tuple(map(_written, told)),
-            token_logprobs=tuple(each.logprob for each in told),
+            tokens=tuple(map(_written, pieces)),
+            token_logprobs=tuple(each.logprob for each in pieces),
             top_logprobs=(*(_top(each.top, each) for each in prompt), *(_top(t.top, own) for t, own in scored)),
             text_offset=(*offsets[: len(prompt)], *(len(self.echo) + t.offset for t, _ in scored)),
         )
@@ -191,7 +191,7 @@ class Choice:
     def _rows(self, finished: Finished) -> dict[str, Rows]:
         """Of each SAE that is watched, the activations at each position that was run."""
         watched = self.text.started.watched
-        read = [told for token in self.text.made for told in token.activations[: len(watched)]]
+        read = [pieces for token in self.text.made for pieces in token.activations[: len(watched)]]
         read += finished.activations[: len(watched)]
         return {
             sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched

@@ -14,6 +14,7 @@ from ...domain.chats import Tokenization
 from ...domain.events import Sampling
 from ...domain.messages import AdmitGeneration
 from ...domain.refs import ModelFacts
+from ...domain.structs import filled
 from ...errors import BadRequestError, ModelNotFoundError
 from ...ports import Tokenized
 from ..requests import MAX_PROMPTS
@@ -240,17 +241,17 @@ def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts) -> Sampling:
             param="response_format",
         )
     room = model.context_length - tokens_prompt
-    asked = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
-    if room < (1 if asked is None else asked):
+    wanted = body.max_completion_tokens if isinstance(body, ChatBody) and body.max_tokens is None else body.max_tokens
+    if room < (1 if wanted is None else wanted):
         raise BadRequestError(
-            f"the prompt's {tokens_prompt} tokens and {asked or 1} more pass the context of {model.context_length}",
+            f"the prompt's {tokens_prompt} tokens and {wanted or 1} more pass the context of {model.context_length}",
             param="max_tokens" if room >= 1 else "prompt",
             tokens_prompt=tokens_prompt,
             context_length=model.context_length,
         )
     cached = model.cache_positions
-    if cached is not None and cached - tokens_prompt + 1 < (asked or 1):
-        needed = tokens_prompt + (asked or 1) - 1
+    if cached is not None and cached - tokens_prompt + 1 < (wanted or 1):
+        needed = tokens_prompt + (wanted or 1) - 1
         raise BadRequestError(
             f"the text needs {needed} positions of keys and values, of which it may have {cached}",
             param="max_tokens" if cached >= tokens_prompt else "prompt",
@@ -259,7 +260,7 @@ def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts) -> Sampling:
         )
     fits = room if cached is None else min(room, cached - tokens_prompt + 1)
     default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
-    most, fewest = default if asked is None else asked, body.min_tokens or 0
+    most, fewest = default if wanted is None else wanted, body.min_tokens or 0
     if fewest > most:
         raise BadRequestError(f"min_tokens: {fewest} are more than the {most} there may be", param="min_tokens")
     return Sampling(
@@ -314,21 +315,15 @@ def admission(
 ) -> AdmitGeneration:
     """`model_position`: of the model that the prompt was read for. `key`: of a request that has an idempotency key."""
     own = body.sae or SaeExtension()
-    return AdmitGeneration(
+    return filled(
+        AdmitGeneration,
+        own,
+        prompt,
         generation_id=generation_id,
         kind=kind,
         tokens_prompt=len(prompt.token_ids),
-        turns=prompt.turns,
-        reasoning=prompt.reasoning,
         sampling=settings,
-        baseline=own.baseline,
-        steering=own.steering,
-        interventions=own.interventions,
-        expect_position=own.expect_position,
-        deterministic=own.deterministic,
         watch=bool(own.top_k_features),
-        stop_when=own.stop_when,
-        tag=own.tag,
         model_position=model_position,
         request_salt=None if key is None else key.salt,
         request_sha256=None if key is None else key.sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,10 @@ from msgspec.structs import replace
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...errors import ModelNotFoundError
-from ...generations import Requested, TokenOptions, ends
+from ...generations import Requested, TokenOptions, abandon, ends
 from ..answers import answer, state_of
 from ..context import context, device, principal
+from ..disconnects import on_disconnect
 from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
@@ -23,12 +25,12 @@ from .options import SaeExtension
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, RequestKey, TextBody, admission, fingerprint, sampling
 from .sampling import grammar_of
-from .stream import abandoned_with_client, streamed
+from .stream import ChunkFrames, Frames, streamed
 
 ERRORS = (
-    "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
-    "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
-    "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
+    "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
+    "sae_ambiguous", "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full",
+    "out_of_memory", "read_only", "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
 )  # fmt: skip
 KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
@@ -84,7 +86,7 @@ def _model(facts: ModelFacts) -> ListedModel:
            tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
-    return await _respond(request, body, "completion")
+    return await respond(request, body, "completion")
 
 
 @operation("POST", "/v1/chat/completions",
@@ -97,25 +99,32 @@ async def completions(request: AnyRequest) -> Answer:
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
-    return await _respond(request, body, "chat")
-
-
-async def _respond(request: AnyRequest, body: TextBody, kind: Kind) -> Answer:
-    asked = await asked_under_key(request, body, kind)
-    if asked is not None:
-        begin = partial(opened, body=body, kind=kind)
-        return await answered_once(request, asked, lambda each, key: begin(each, key=key), _shown)
-    reply = await opened(request, body, kind)
-    if body.stream:
-        return await streamed(request, (reply,), include_usage=body.includes_usage, counts_usage=body.counts_usage)
-    async with abandoned_with_client(request, reply.texts):
-        done = await ends(reply.texts)
-    return _shown(request, (reply, done))
+    return await respond(request, body, "chat")
 
 
 def _shown(request: AnyRequest, made: Made) -> Answer:
     reply, done = made
     return answer(request, reply.whole(done))
+
+
+async def respond(
+    request: AnyRequest,
+    body: TextBody,
+    kind: Kind,
+    shown: Callable[[AnyRequest, Made], Answer] = _shown,
+    frames: Frames | None = None,
+) -> Answer:
+    """The answer to a request: `shown` at its end, or streamed in `frames`."""
+    asked = await asked_under_key(request, body, kind)
+    if asked is not None:
+        begin = partial(opened, body=body, kind=kind)
+        return await answered_once(request, asked, lambda each, key: begin(each, key=key), shown)
+    reply = await opened(request, body, kind)
+    if body.stream:
+        return await streamed(request, body, (reply,), frames or ChunkFrames())
+    async with on_disconnect(request, partial(abandon, reply.texts)):
+        done = await ends(reply.texts)
+    return shown(request, (reply, done))
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:

@@ -13,7 +13,7 @@ from ...domain.refs import ModelFacts
 from ...errors import BadRequestError
 from ...ports import Engine, Grammar
 from ..context import context
-from ..streaming import heard
+from ..disconnects import heard
 from ..types import AnyRequest
 
 MAX_CHOICES = 16
@@ -65,17 +65,17 @@ class SamplingFields(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def schema(self) -> str | None:
         """The JSON schema that the text has to follow; None: any text. `BadRequestError` for half of a format."""
-        asked = self.response_format
-        if asked is None:
+        form = self.response_format
+        if form is None:
             return None
-        if (asked.json_schema is not None) != (asked.type == "json_schema"):
+        if (form.json_schema is not None) != (form.type == "json_schema"):
             raise BadRequestError(
                 "response_format: give json_schema with the type json_schema, and with no other",
                 param="response_format",
             )
-        if asked.json_schema is None:
-            return ANY_OBJECT if asked.type == "json_object" else None
-        schema = msgspec.json.encode(asked.json_schema.schema)
+        if form.json_schema is None:
+            return ANY_OBJECT if form.type == "json_object" else None
+        schema = msgspec.json.encode(form.json_schema.schema)
         if len(schema) > MAX_SCHEMA_BYTES:
             raise BadRequestError(
                 f"response_format: the schema takes {len(schema)} bytes; at most {MAX_SCHEMA_BYTES}",
@@ -101,10 +101,10 @@ class SamplingFields(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         }
 
     def _on_record(self) -> ResponseFormat | None:
-        asked, schema = self.response_format, self.schema
-        if asked is None or schema is None:
+        form, schema = self.response_format, self.schema
+        if form is None or schema is None:
             return None
-        if asked.json_schema is None:
+        if form.json_schema is None:
             return ResponseFormat(type="json_object")
         return ResponseFormat(type="json_schema", schema_sha256=hashlib.sha256(schema.encode()).hexdigest())
 

@@ -13,8 +13,9 @@ from ...domain.views.fields import Count
 from ...errors import BadRequestError, ModelNotFoundError
 from ...ports import TokenizerInfo
 from ..answers import answer, state_of
-from ..context import device
-from ..limits import text_of, tokens_of
+from ..context import context, device
+from ..disconnects import heard
+from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -82,7 +83,7 @@ class DetokenizeAnswer(Struct, frozen=True, kw_only=True):
     prompt: str
 
 
-ERRORS = ("model_not_loaded", "model_not_found", "not_ready", "mailbox_full", "read_only")
+ERRORS = ("model_not_loaded", "model_not_found", "not_ready", "draining", "mailbox_full", "read_only")
 
 
 @operation("POST", "/tokenize",
@@ -109,7 +110,9 @@ async def post_tokenize(request: AnyRequest) -> Answer:
 async def post_detokenize(request: AnyRequest) -> Answer:
     body: DetokenizeBody = await body_of(request, DetokenizeBody)
     _model(request, body.model)
-    return answer(request, DetokenizeAnswer(prompt=await text_of(request, device(request), body.tokens)))
+    engine = device(request)
+    async with heard(request), context(request).prompts.taken():
+        return answer(request, DetokenizeAnswer(prompt=await engine.detokenize(body.tokens)))
 
 
 @operation("GET", "/tokenizer_info", "The model's tokenizer: its special tokens and its chat template",

@@ -166,14 +166,14 @@ def fit(answer: Answer) -> str:
     return plain("\n".join(lines))
 
 
-def progress(told: Answer) -> tuple[str, int, int, str]:
+def progress(now: Answer) -> tuple[str, int, int, str]:
     """A `download_progress` as the bar takes it: stage, bytes, of how many, and what holds just now."""
-    phase, left = str(told["phase"]), told.get("seconds_left")
+    phase, left = str(now["phase"]), now.get("seconds_left")
     if phase == "waiting":
-        return plain(f"waiting: {told.get('reason')}"), told["bytes"], told["total"], _seconds(left)
-    stage = told.get("file") if phase in ("body", "verifying") else None
-    rate = f"{size(int(told['rate']))}/s" if phase == "body" and told.get("rate") else ""
-    return plain(stage or phase), told["bytes"], told["total"], " ".join(filter(None, (rate, _seconds(left))))
+        return plain(f"waiting: {now.get('reason')}"), now["bytes"], now["total"], _seconds(left)
+    stage = now.get("file") if phase in ("body", "verifying") else None
+    rate = f"{size(int(now['rate']))}/s" if phase == "body" and now.get("rate") else ""
+    return plain(stage or phase), now["bytes"], now["total"], " ".join(filter(None, (rate, _seconds(left))))
 
 
 def _seconds(left: float | None) -> str:

@@ -106,14 +106,14 @@ def _since(events: Sequence[View], indent: str = "  ") -> Iterator[str]:
 
 
 def _tokenization(view: View) -> Iterator[str]:
-    asked = dict(view["tokenization"] or {})
-    variables, left_out = asked.pop("chat_template_kwargs", None) or {}, asked.pop("left_out", ())
-    if asked:
-        yield f"prompt       {_settings(asked)}"
+    settings = dict(view["tokenization"] or {})
+    variables, left_out = settings.pop("chat_template_kwargs", None) or {}, settings.pop("left_out", ())
+    if settings:
+        yield f"prompt       {_settings(settings)}"
     if variables or left_out:
-        told = [_settings(variables)] if variables else []
-        told += [f"not on record: {', '.join(left_out)}"] if left_out else []
-        yield f"{'' if asked else 'prompt':<13}template variables {'; '.join(told)}"
+        parts = [_settings(variables)] if variables else []
+        parts += [f"not on record: {', '.join(left_out)}"] if left_out else []
+        yield f"{'' if settings else 'prompt':<13}template variables {'; '.join(parts)}"
 
 
 def _settings(given: View) -> str:
@@ -130,8 +130,9 @@ def _sampling(view: View) -> Iterator[str]:
     stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling["stop"] else ""
     yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
     yield from (f"             {line}" for line in (*_choice(sampling), *_ends(sampling)))
-    if view["reasoning"]:
-        yield f"             reasoning marked {_reasoning(view['reasoning'])}"
+    if reasoning := view["reasoning"]:
+        marks = "channels" if reasoning["format"] == "channels" else f"{reasoning['begin']} and {reasoning['end']}"
+        yield f"             reasoning marked by {marks}"
     if view["stop_when"]:
         stop_when = view["stop_when"]
         feature = f"feature {stop_when['feature']} of {stop_when['sae_id']}"
@@ -174,10 +175,6 @@ def _ends(sampling: View) -> Iterator[str]:
         yield f"at least {sampling['min_tokens']} tokens"
     if not sampling["skip_special_tokens"]:
         yield "special tokens are part of the text"
-
-
-def _reasoning(reasoning: View) -> str:
-    return "by channels" if reasoning["format"] == "channels" else f"by {reasoning['begin']} and {reasoning['end']}"
 
 
 _LEFT_OUT = {"prompt_token_ids": "the prompt", "output_token_ids": "the answer's tokens", "text": "its text"}

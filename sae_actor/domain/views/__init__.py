@@ -7,6 +7,7 @@ runs           long measurements
 capabilities   what this build can do
 outcomes       what became of a command
 fields         types of fields that they share
+recorded       what the log holds of each generation
 explanation    why a generation came out so; `explained`: the answer
 provenance     which events brought what is in a state
 difference     what changed between two positions

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-import msgspec
 
 from .. import events as ev
-from ..events import ERASED, Event, payload_of
-from ..refs import ActiveSae, FinishReason, Intervention, canonical_sha256, intervention_sha256
+from ..events import ERASED, Event
+from ..refs import ActiveSae, FinishReason, Intervention, intervention_sha256
 from ..state import State
 from ..structs import filled
 from ..weights import WeightsFiles, of_record
@@ -24,7 +21,8 @@ from .explained import (
     GenerationState,
     StopCondition,
 )
-from .provenance import Cited, Provenance, cited, follow
+from .provenance import Cited, Provenance, cited
+from .recorded import Recorded, Recordings
 
 _STATES: dict[FinishReason, GenerationState] = {
     "error": "failed",
@@ -34,11 +32,8 @@ _STATES: dict[FinishReason, GenerationState] = {
 """Finish reason → state of a generation that did not end by itself; any other reason means `finished`."""
 
 
-class Explaining:
-    """Follows a log and explains the requested generations, each once its end is on record.
-
-    Feed every event from the first on. `views` are those found so far, by the position at which each began.
-    """
+class Explaining(Recordings):
+    """Explains the requested generations."""
 
     def __init__(
         self,
@@ -49,83 +44,28 @@ class Explaining:
         limit: int | None = None,
         live: bool = True,
     ) -> None:
-        """Only this generation, only those with this tag, only those that began after `after`, at most so many.
-
-        live: the service that runs the generations is there; without it, one that has no end on record will get none.
-        """
-        self.views: dict[int, ExplainedGeneration] = {}
-        self._generation_id = generation_id
-        self._tag = tag
-        self._after = after
-        self._limit = limit
-        self._open: GenerationState = "running" if live else "interrupted"
-        self._known = Provenance()
-        self._begun: dict[str, tuple[Provenance, Event, ev.GenerationStarted]] = {}
-        """Requested generations without an end so far."""
-        self._erased: dict[int, tuple[Provenance, Event]] = {}
-        """Beginnings whose payload is gone, or cannot be read: only its end says which generation it was."""
+        """live: the service that runs the generations is there; without it, one that has no end on record will get
+        none."""
+        super().__init__(None if generation_id is None else (generation_id,), tag=tag, after=after, limit=limit)
+        self._open_state: GenerationState = "running" if live else "interrupted"
 
     @property
-    def complete(self) -> bool:
-        """Whether further events can change nothing."""
-        wanted = 1 if self._generation_id is not None else self._limit
-        waiting = self._begun or any(position in self.views for position in self._erased)
-        return wanted is not None and len(self.views) >= wanted and not waiting
-
-    @property
-    def erased(self) -> tuple[int, ...]:
-        """Beginnings without a payload that no end names."""
-        return tuple(self._erased)
-
-    def feed(self, event: Event) -> None:
-        payload = payload_of(event)
-        if event.type == "GenerationStarted" and payload is None:
-            self._erased[event.position] = (self._known, event)
-            if self._generation_id is None and self._tag is None and self._fits(None, event.position):
-                self.views[event.position] = explain(self._known, event, None, open_state=self._open)
-        elif isinstance(payload, ev.GenerationStarted):
-            if self._tag in (None, payload.tag) and self._fits(payload.generation_id, event.position):
-                self._begun[payload.generation_id] = (self._known, event, payload)
-                self.views[event.position] = explain(self._known, event, payload, open_state=self._open)
-        elif isinstance(payload, ev.GenerationFinished):
-            self._end(event, payload)
-        self._known = follow(self._known, event)
-
-    def _end(self, event: Event, payload: ev.GenerationFinished) -> None:
-        beginning = self._begun.pop(payload.generation_id, None)
-        if beginning is not None:
-            known, began, started = beginning
-            self.views[began.position] = explain(known, began, started, event, payload)
-            return
-        position = payload.started_position
-        erased = self._erased.pop(position, None)
-        if erased is not None and (position in self.views or self._generation_id == payload.generation_id):
-            self.views[position] = explain(*erased, None, event, payload)
-
-    def _fits(self, generation_id: str | None, position: int) -> bool:
-        full = self._limit is not None and len(self.views) >= self._limit
-        return self._generation_id in (None, generation_id) and position > self._after and not full
+    def views(self) -> dict[int, ExplainedGeneration]:
+        """Those found so far, by the position at which each began."""
+        return {position: explain(each, self._open_state) for position, each in self.found.items()}
 
 
-def explain(
-    known: Provenance,
-    began: Event,
-    started: ev.GenerationStarted | None,
-    ended: Event | None = None,
-    finished: ev.GenerationFinished | None = None,
-    *,
-    open_state: GenerationState = "running",
-) -> ExplainedGeneration:
+def explain(text: Recorded, open_state: GenerationState) -> ExplainedGeneration:
     """Everything that the log records of one generation.
 
-    known: the provenance before it. started: None if its payload was erased or is of a later version; then
-    `intervention` is the default one at that time, and `digest.agrees` says whether the generation ran under it.
-    open_state: `state` of a generation without an end on record.
+    Without the payload of its beginning, `intervention` is the default one at that time, and `digest.agrees` says
+    whether the generation ran under it. open_state: `state` of a generation without an end on record.
     """
+    known, began, started, finished = text.known, text.began, text.started, text.finished
     state = known.state
     if started is not None:
         intervention, recorded = started.intervention, started.intervention_sha256
-        recomputed = digest_of_stored(began)
+        recomputed = text.digest
     else:
         intervention = state.in_force
         recorded = "" if finished is None else finished.intervention_sha256
@@ -141,7 +81,7 @@ def explain(
         principal=began.principal,
         position=began.position,
         started=cited(began),
-        finished=cited(ended) if ended else None,
+        finished=cited(text.ended) if text.ended else None,
         state=_STATES.get(finished.finish_reason, "finished") if finished else open_state,
         erased=bytes(began.data) == ERASED,
         readable=started is not None,
@@ -162,13 +102,6 @@ def explain(
         prompt_sha256=(finished.prompt_sha256 if finished else None) or None,
         output_sha256=(finished.output_sha256 if finished else None) or None,
     )
-
-
-def digest_of_stored(began: Event) -> str:
-    """`intervention_sha256` over the stored JSON, not over what this version reads in it: a field that was added to
-    edits since then has no part in a digest of before."""
-    stored: list[dict[str, Any]] = msgspec.json.decode(began.data)["intervention"]
-    return canonical_sha256(stored)
 
 
 def _state_agrees(started: ev.GenerationStarted | None, intervention: Intervention, state: State) -> bool | None:

@@ -283,14 +283,14 @@ def _tokens(q: Tensor, keys: Tensor, values: Tensor, group: DecodeGroup, kind: K
     """One row of each generation: q [n, heads, d], keys [n, key heads, longest, d]; → [n, heads, d]."""
     n, heads, width = q.shape
     # Queries that share a key head take the place of a longer query.
-    asked = q.reshape(n, keys.shape[1], -1, width)  # [n, key heads, heads / key heads, d]
+    queries = q.reshape(n, keys.shape[1], -1, width)  # [n, key heads, heads / key heads, d]
     mask = group.mask(kind.reach, q.dtype)
     if q.device.type == "cuda" and kind.plain:
-        told = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=kind.scale)
+        weighed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=kind.scale)
     else:
         sinks = None if kind.sinks is None else kind.sinks.view(1, keys.shape[1], -1, 1)
-        told = _weigh(asked, (keys, values), mask, kind, sinks)
-    return told.reshape(n, heads, -1)
+        weighed = _weigh(queries, (keys, values), mask, kind, sinks)
+    return weighed.reshape(n, heads, -1)
 
 
 def _prompt(q: Tensor, keys: Tensor, values: Tensor, kind: Kind) -> Tensor:
@@ -310,10 +310,10 @@ def _prompt(q: Tensor, keys: Tensor, values: Tensor, kind: Kind) -> Tensor:
     sinks = None if kind.sinks is None else kind.sinks.view(1, -1, 1, 1)
     parts = []
     for start in range(0, m, QUERIES):
-        asked = q[:, :, start : start + QUERIES]
-        hidden = _hidden(past + start, asked.shape[2], total, kind.reach, q.device)
+        queries = q[:, :, start : start + QUERIES]
+        hidden = _hidden(past + start, queries.shape[2], total, kind.reach, q.device)
         mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -math.inf)
-        parts.append(_weigh(asked, (keys, values), mask, kind, sinks))
+        parts.append(_weigh(queries, (keys, values), mask, kind, sinks))
     return torch.cat(parts, dim=2)
 
 

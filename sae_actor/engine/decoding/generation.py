@@ -91,7 +91,7 @@ class Generation:
         self._scores: Scores = (None, ())
         self._prompt: list[PromptToken] = []
         """Scored so far."""
-        self._told: dict[Probe, Activations] = {}
+        self._readings: dict[Probe, Activations] = {}
         """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
         self._thoughts = 0
@@ -199,9 +199,9 @@ class Generation:
         self._batch = (min(fewest, texts), max(most, texts))
         if self.applied is not None:
             self.applied.settle(self._fed)
-            for probe, told in self.applied.told():
-                before = None if probe.passing else self._told.get(probe)
-                self._told[probe] = told if before is None else joined(before, told)
+            for probe, reading in self.applied.readings():
+                before = None if probe.passing else self._readings.get(probe)
+                self._readings[probe] = reading if before is None else joined(before, reading)
         self._fed += count
         if not self.in_prefill and self._most == 0:
             self.finish("length")
@@ -231,7 +231,7 @@ class Generation:
         elif stops or len(self._ids) >= self._most:
             reason = "feature" if stops else "length"
         self._show(token, answer, reason, ends=ends)
-        self._told = {}
+        self._readings = {}
         if grammar is not None:
             grammar.waits = answer.thinking
 
@@ -242,7 +242,7 @@ class Generation:
             return False
         assert self.applied is not None
         assert self.applied.stop is not None
-        read = self._told.pop(self.applied.stop)
+        read = self._readings.pop(self.applied.stop)
         # In the prompt it does not hold: nothing could be made of a prompt that is about the feature.
         return bool(self._ids) and not read.excluded[-1] and read.rows[-1][0].activation > stop.above
 
@@ -261,7 +261,7 @@ class Generation:
                 content=part.content,
                 scored=own,
                 top=top,
-                activations=tuple(self._told.values()),
+                activations=tuple(self._readings.values()),
                 prompt=tuple(self._prompt) if len(self._ids) == 1 else (),
             )
         )
@@ -326,7 +326,7 @@ class Generation:
         """What no token brings, if none is to be made."""
         if self._most > 0 or self.in_prefill or self.applied is None:
             return ()
-        return tuple(read for probe, read in self._told.items() if probe is not self.applied.stop)
+        return tuple(read for probe, read in self._readings.items() if probe is not self.applied.stop)
 
     def fail(self, error: SAEError) -> None:
         """End the generation with an error that is raised to its reader: the device is lost."""
@@ -338,4 +338,4 @@ class Generation:
         """Release the model: the reader may keep this object for long."""
         self.over = True
         self.applied = self._tokenizer = self._apply = self._answer = self._grammar = self.penalties = None
-        self._told = {}
+        self._readings = {}

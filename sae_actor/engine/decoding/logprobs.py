@@ -38,8 +38,8 @@ def scored_prompt(logits: Tensor, following: Sequence[int], most: int, pieces: T
         if bool(own.isnan().any()):
             raise InternalError("the model's logits are not finite")
         best = logprobs.topk(min(most, logprobs.shape[-1]), dim=-1)
-        told = zip(some, own.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
-        for token, logprob, ids, values in told:
+        found = zip(some, own.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+        for token, logprob, ids, values in found:
             top = tuple(_scored(*each, pieces) for each in zip(ids, values, strict=True))
             yield prompt_token(token, max(logprob, LEAST), top, pieces)
 

@@ -41,21 +41,6 @@ COARSE = 0.06
 """Largest difference of logits that counts as rounding, as a share of the largest logit; the second for half types."""
 
 
-class Spans(Protocol):
-    """A step that was arranged."""
-
-    @property
-    def spans(self) -> Sequence[tuple[int, int]]:
-        """Rows [start, stop) of each piece."""
-
-    @property
-    def rows(self) -> int: ...
-
-    @property
-    def logits(self) -> Sequence[tuple[int, int]]:
-        """Rows [start, stop) of the logits of each piece: one for each of its tokens if it is scored, else one."""
-
-
 class ModelRunner(Protocol):
     """Runs chunks of generations through the model."""
 
@@ -73,10 +58,12 @@ class ModelRunner(Protocol):
         """Begin a text."""
 
     def arrange(self, pieces: Sequence[ScheduledTokens]) -> Any:
-        """Make room, and return where the chunks' rows will be (`Spans`)."""
+        """Make room, and return where the chunks' rows will be: `spans`, rows [start, stop) of each chunk, `rows` of
+        all, and `logits`, rows [start, stop) of the logits of each: one for each of its tokens if it is scored, else
+        one."""
 
     def logits(self, arranged: Any) -> Tensor:
-        """Run the step: [rows, vocabulary], as `Spans.logits` says. Nothing counts as cached until `keep`."""
+        """Run the step: [rows, vocabulary], as `arrange` says. Nothing counts as cached until `keep`."""
 
     def keep(self, arranged: Any) -> None:
         """The step is good."""
@@ -334,9 +321,9 @@ def _not_shared(network: Any) -> str | None:
 
 def _rope_types(config: Any) -> Iterator[str]:
     """Every kind of rotary embedding that the config names, also one for each type of layer."""
-    told = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
-    while told:
-        each = told.pop()
+    settings = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
+    while settings:
+        each = settings.pop()
         if isinstance(each, Mapping):
-            told.extend(each.values())
+            settings.extend(each.values())
             yield from (str(each[key]) for key in ("rope_type", "type") if key in each)

@@ -243,7 +243,10 @@ def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | N
         tokens = choose_all(logits, [_asked(at, text) for at, text in choosing], masks)
     except Exception as error:  # a grammar past its limits; the first to wait for the device: it may be full, or lost
         _ended(error)
-        tokens = [_attempt(text, partial(_choose_one, logits[at], text, masks)) for at, text in choosing]
+        tokens = []
+        for at, text in choosing:
+            alone = _attempt(text, partial(choose_all, logits[at][None], [_asked(0, text)], masks))
+            tokens.append(None if alone is None else alone[0])
     for (at, text), token in zip(choosing, tokens, strict=True):
         if not text.over:
             _attempt(text, partial(_append, text, token, logits[at], masks))
@@ -251,11 +254,6 @@ def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | N
 
 def _asked(row: int, text: Generation) -> Asked:
     return Asked(row, text.request, text.made, text.banned, text.penalties, text.binding)
-
-
-def _choose_one(logits: Tensor, text: Generation, masks: Masks) -> int | None:
-    """`choose_all` for one generation; `logits` [vocabulary]."""
-    return choose_all(logits[None], [_asked(0, text)], masks)[0]
 
 
 def _append(text: Generation, token: int | None, logits: Tensor, masks: Masks) -> None:

@@ -5,8 +5,7 @@ hook_points         where hooks go, for each model family
 sae_intervention    one SAE of an intervention: what its edits cover
 hook_site           a hook point that a generation writes to; faults, counts
 step_hook           one hook point, all generations that write there, in one computation
-sinks               what makes an attention sink
 edit_sets           edits of several generations as one set
-positions           which positions an edit covers
+positions           which positions an edit covers, and what makes an attention sink
 probes              SAEs that are read, before any edit
 """

@@ -252,7 +252,7 @@ def _has(block: nn.Module, path: str) -> bool:
 def _columns(projection: nn.Module) -> int:
     """Width of what a projection reads, 0 if it does not say: quantised weights have any shape, GPT-2's Conv1D is
     [in, out]."""
-    told = getattr(projection, "in_features", None)
-    if isinstance(told, int):
-        return told
+    columns = getattr(projection, "in_features", None)
+    if isinstance(columns, int):
+        return columns
     return int(projection.get_parameter("weight").shape[0]) if isinstance(projection, Conv1D) else 0

@@ -19,10 +19,9 @@ from ...ports import Activations
 from .edit_sets import MergedEdits
 from .hook_points import Architecture, Hook
 from .hook_site import HookFault, HookSite, SiteReport, SiteRows, Tally
-from .positions import TokenKinds
+from .positions import TokenKinds, measured
 from .probes import Probe, ProbeHook
 from .sae_intervention import SaeIntervention
-from .sinks import measured
 from .step_hook import StepHook
 
 
@@ -31,35 +30,6 @@ class PreparedIntervention:
 
     def __init__(
         self,
-        sites: Sequence[HookSite],
-        readers: Sequence[tuple[SaeIntervention, Hook]],
-        prompt: int,
-        probes: Sequence[Probe] = (),
-        marks: TokenKinds | None = None,
-        *,
-        window: int | None = SINK_WINDOW,
-    ) -> None:
-        self.tally = Tally()
-        self.prompt = prompt
-        self.sites = sites
-        self.readers = readers
-        """SAEs that read elsewhere than they write, and where."""
-        self.probes = list(probes)
-        self.stop: Probe | None = None
-        """The one for `stop_when`, which is not reported."""
-        self._marks = marks
-        self._window = window
-        for site in sites:
-            site.window = window
-
-    def add(self, token: int) -> None:
-        """A generated token, which the next step runs."""
-        if self._marks is not None:
-            self._marks.add(token)
-
-    @classmethod
-    def of(
-        cls,
         parts: Sequence[SaeIntervention],
         architecture: Architecture,
         prompt: int,
@@ -67,17 +37,32 @@ class PreparedIntervention:
         marks: TokenKinds | None = None,
         *,
         window: int | None = SINK_WINDOW,
-    ) -> PreparedIntervention:
+    ) -> None:
         """The SAEs at their hook points; `prompt` is the number of prompt tokens, `window` as of
         `GenerationRequest.sink_window`. Raises as `Architecture.hook`."""
         points = dict.fromkeys(part.write_at for part in parts)
-        sites = [HookSite(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points]
-        for site in sites:
+        self.tally = Tally()
+        self.prompt = prompt
+        self.sites = [
+            HookSite(at, architecture.hook(at), [part for part in parts if part.write_at == at]) for at in points
+        ]
+        self.readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
+        """SAEs that read elsewhere than they write, and where."""
+        self.probes = list(probes)
+        self.stop: Probe | None = None
+        """The one for `stop_when`, which is not reported."""
+        self._marks = marks
+        self._window = window
+        for site in self.sites:
+            site.window = window
             site.behind_others = _behind_others(site.point, points)
         for probe in probes:
             probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
-        readers = [(part, architecture.hook(part.read_at)) for part in parts if part.read_at != part.write_at]
-        return cls(sites, readers, prompt, probes, marks, window=window)
+
+    def add(self, token: int) -> None:
+        """A generated token, which the next step runs."""
+        if self._marks is not None:
+            self._marks.add(token)
 
     @property
     def first_piece(self) -> int:
@@ -96,12 +81,12 @@ class PreparedIntervention:
         for site in self.sites:
             site.settle(first, self.tally)
 
-    def told(self) -> list[tuple[Probe, Activations]]:
+    def readings(self) -> list[tuple[Probe, Activations]]:
         """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
         for probe in self.probes:
             if probe.failure is not None:
                 raise HookFault(probe.at_fault, probe.failure)
-        return [(probe, probe.told) for probe in self.probes if probe.told is not None]
+        return [(probe, probe.reading) for probe in self.probes if probe.reading is not None]
 
 
 def _behind_others(point: HookPoint, written: Iterable[HookPoint]) -> bool:

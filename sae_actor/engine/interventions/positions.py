@@ -1,7 +1,11 @@
-"""Which positions of a request an edit covers, as ranges [from, to) counted from 0.
+"""Which positions of a request an edit covers, as ranges [from, to) counted from 0, and which are attention sinks.
 
 With P prompt tokens: the position of the first generated token is P; it is run through the model (and can be
 edited) only when a second one is made. Ranges without an end run to `END`.
+
+Sinks at a hook point are the first position, and outliers of the norm. The norm is compared with the median of the
+prompt's first positions. The generation's record says how many: `SINK_WINDOW`, or the whole prompt, as in logs from
+before there was a window.
 """
 
 from __future__ import annotations
@@ -10,14 +14,18 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...domain.chats import MessageSpan, positions_of
 from ...domain.refs import Edit, Positions
-from ...errors import BadRequestError
+from ...errors import BadRequestError, InternalError
 
 END = 2**62
 """After every possible position."""
+SINK_FACTOR = 5.0
+"""A position is a sink if |x| is above this many times the median |x|."""
 
 Ranges = tuple[tuple[int, int], ...]
 Flags = NDArray[np.bool_]
@@ -108,3 +116,22 @@ def mask(ranges: Ranges, start: int, stop: int) -> Flags:
     for first, behind in ranges:
         covered[max(first - start, 0) : max(behind - start, 0)] = True
     return covered
+
+
+def measured(prompt: int, window: int | None) -> int:
+    """Of how many first positions the median is; all of them are in the first piece of the prompt."""
+    return prompt if window is None else min(prompt, window)
+
+
+def norms_of(x: Tensor) -> Tensor:
+    """|x| of each row, [n] float32."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    return norms
+
+
+def limit_of(norms: Tensor, prompt: int, window: int | None) -> Tensor:
+    """The norm above which a position is a sink, from those of the first chunk of a prompt of that many tokens."""
+    count = measured(prompt, window)
+    if len(norms) < count:
+        raise InternalError("the prompt's median norm needs more of its first positions at once")
+    return SINK_FACTOR * norms[:count].median()

@@ -17,8 +17,7 @@ from ...sae import SAE
 from ...sae.encoder import Encoder
 from ..failures import explained
 from .hook_points import Hook
-from .positions import TokenKinds
-from .sinks import limit_of, norms_of
+from .positions import TokenKinds, limit_of, norms_of
 
 MOST_VALUES = 16 * 2**20
 """Most activations in memory at a time: long prompts are encoded in groups of rows."""
@@ -56,7 +55,7 @@ class Probe:
         """The generation may write at an earlier hook point: the activation here is not the model's alone."""
         self.rows = slice(0, 0)
         """Its rows in the step."""
-        self.told: Activations | None = None
+        self.reading: Activations | None = None
         """Of the newest step; None if it was not read."""
         self.failure: SAEError | None = None
         self.at_fault: int | None = None
@@ -93,7 +92,7 @@ class Probe:
 
     def begin(self, first: int, stop: int, row: int) -> bool:
         """The next step runs positions `first` … `stop` − 1 as the rows from `row` on; whether it is looked at."""
-        self.told = self.failure = self.at_fault = None
+        self.reading = self.failure = self.at_fault = None
         self._first, self.rows = first, slice(row, row + stop - first)
         self._begun = self.rows if first == 0 else slice(0, 0)
         if self.watch.every_seconds is None:
@@ -115,7 +114,7 @@ class Probe:
         sinks, left = self._sorted(norms)
         if self.watch.top_k is not None:
             rows = [() if out else row for row, out in zip(rows, left, strict=True)]
-        self.told = Activations(
+        self.reading = Activations(
             sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=left
         )
 
@@ -125,7 +124,7 @@ class Probe:
         sinks, left = self._sorted(norms)
         counted = torch.tensor([not out for out in left], device=x.device)
         mean = x.double()[counted].sum(0) / max(1, len(left) - sum(left))
-        self.told = Activations(
+        self.reading = Activations(
             sae_id="",
             first=self._first,
             rows=(),
@@ -181,17 +180,17 @@ class ProbeHook:
                 _attempt(rows, probes)
 
 
-def joined(before: Activations, told: Activations) -> Activations:
+def joined(before: Activations, reading: Activations) -> Activations:
     """The readings of two successive prefill chunks."""
-    one, other = before.excluded.count(False), told.excluded.count(False)
-    pairs = zip(before.mean, told.mean, strict=True)
+    one, other = before.excluded.count(False), reading.excluded.count(False)
+    pairs = zip(before.mean, reading.mean, strict=True)
     return replace(
         before,
-        rows=before.rows + told.rows,
-        sinks=before.sinks + told.sinks,
-        excluded=before.excluded + told.excluded,
+        rows=before.rows + reading.rows,
+        sinks=before.sinks + reading.sinks,
+        excluded=before.excluded + reading.excluded,
         mean=tuple((one * a + other * b) / max(1, one + other) for a, b in pairs),
-        norms=before.norms + told.norms,
+        norms=before.norms + reading.norms,
     )
 
 
@@ -255,8 +254,8 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
         elif probe.best:
             probe.tell([best[row][: probe.best] for row in mine], norms[mine.start : mine.stop])
         else:
-            told = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
-            probe.tell(told, norms[mine.start : mine.stop])
+            reading = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
+            probe.tell(reading, norms[mine.start : mine.stop])
 
 
 def _largest(acts: Tensor, most: int) -> list[Row]:

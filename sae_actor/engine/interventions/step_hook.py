@@ -19,7 +19,7 @@ from ..failures import explained
 from .edit_sets import MergedEdits
 from .hook_points import Hook
 from .hook_site import SaeRows, SiteRows
-from .sinks import limit_of, norms_of
+from .positions import limit_of, norms_of
 
 if TYPE_CHECKING:
     from .sae_intervention import SaeIntervention
@@ -151,7 +151,7 @@ class StepHook:
         if self.hook.gain is not None:
             touched = torch.stack([change.touched for change in changes]).any(dim=0)
             put = self.hook.gain.on(hooked, x, new, touched)
-        self._reports.append(Report(chosen, _told(x, new, put, norms=norms, changes=changes, sinks=sinks), arrived))
+        self._reports.append(Report(chosen, _report(x, new, put, norms=norms, changes=changes, sinks=sinks), arrived))
         return put if index is None else rows.index_copy(0, index, put)
 
     def _change(self, group: list[SaeRows], x: Tensor, sinks: Tensor) -> _Change:
@@ -275,7 +275,7 @@ def _jointly(chosen: Sequence[tuple[SiteRows, int]], x: Tensor, changes: Sequenc
     return differences
 
 
-def _told(x: Tensor, new: Tensor, put: Tensor, *, norms: Tensor, changes: Sequence[_Change], sinks: Tensor) -> Tensor:
+def _report(x: Tensor, new: Tensor, put: Tensor, *, norms: Tensor, changes: Sequence[_Change], sinks: Tensor) -> Tensor:
     """`Report.values`; `put` is what takes the place of what is hooked."""
     edited = torch.stack([change.touched for change in changes]).any(dim=0)
     passed = torch.stack([change.passed for change in changes]).any(dim=0)

@@ -13,8 +13,7 @@ from ...domain.refs import SINK_WINDOW, Exclusion, HookPoint
 from ...errors import InternalError, ModelNotLoadedError
 from ..decoding.attention import ScheduledTokens
 from ..interventions.hook_points import Hook
-from ..interventions.positions import TokenKinds
-from ..interventions.sinks import limit_of, measured, norms_of
+from ..interventions.positions import TokenKinds, limit_of, measured, norms_of
 from ..model.loading import LoadedModel
 
 MOST_LOGITS = 2**29

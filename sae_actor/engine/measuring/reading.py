@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import InternalError
 from ...ports import ReadGroup, TextGroup
-from ..interventions.sinks import norms_of
+from ..interventions.positions import norms_of
 from ..model.loading import LoadedModel
 from ..saes.residents import Resident
 from .passes import Pass, batches, excluded, room

@@ -6,7 +6,10 @@ Loading happens in a worker thread, moving on the device thread.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from ...telemetry.libraries import adopt
 from ..decoding.grammars import Grammars, byte_tokens
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
-from ..failures import explained
+from ..failures import attempt
 from ..interventions.hook_points import READ_BY_A_MATRIX, Architecture
 from ..memory import cache_budget
 from ..tokens.chat_spans import tells
@@ -82,18 +85,11 @@ class LoadedModel:
 def load_model(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
     """Load a model on the CPU. Blocks: for a worker thread.
 
-    Raises `ModelNotFoundError`, `ModelLoadError`, `OutOfMemoryError`, `DiskFullError`; `LoadCancelled` at the next
-    stage after `cancelled` is set.
+    Raises `ModelNotFoundError`, `ModelLoadError` (also at the next stage after `cancelled` is set), `OutOfMemoryError`,
+    `DiskFullError`.
     """
-    failure: SAEError
-    try:
-        return _load(effect, progress, cancelled)
-    except LoadCancelled:
-        raise
-    except Exception as error:  # a damaged file can make transformers raise anything; all become errors of ours
-        failure = explained(error, "loading the model")
-    # Outside of the block above: the traceback, which holds the tensors, is gone.
-    raise ModelLoadError(failure.detail, model=effect.model) if failure.code == "internal" else failure
+    load = partial(_load, effect, progress, cancelled)
+    return attempt(load, "loading the model", ModelLoadError, model=effect.model)
 
 
 def _load(effect: LoadModelEffect, progress: OnProgress, cancelled: threading.Event) -> LoadedModel:
@@ -198,6 +194,9 @@ def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantizatio
     transformers_logging.disable_progress_bar()
     adopt()
     config = text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False))
+    if quantised is not None:
+        # For several devices, which are not used; transformers 5.16 stumbles over them in an fp8 checkpoint.
+        config.base_model_tp_plan = config.base_model_ep_plan = {}
     with bounded():
         network, info = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder,
@@ -261,16 +260,19 @@ def dtype_of(wanted: str, device: torch.device) -> torch.dtype | str:
 
 def move(loaded: LoadedModel) -> None:
     """Move the model to its device; after `OutOfMemoryError` nothing is left there."""
-    failure: SAEError
+    with _dropped_on_failure(loaded):
+        attempt(lambda: loaded.network.to(loaded.device), "moving the model to the device")
+
+
+@contextmanager
+def _dropped_on_failure(loaded: LoadedModel) -> Iterator[None]:
+    """Without the half-moved network nothing holds the device's memory."""
     try:
-        loaded.network.to(loaded.device)
-        return
-    except Exception as error:  # torch raises several types for a device that is full or lost
-        failure = explained(error, "moving the model to the device")
-    # Outside of the block above, and without the half-moved network, nothing holds the device's memory.
-    loaded.network = None
-    release(loaded.device)
-    raise failure
+        yield
+    except SAEError:
+        loaded.network = None
+        release(loaded.device)
+        raise
 
 
 def fit(loaded: LoadedModel, cache_bytes: int) -> None:
@@ -278,29 +280,22 @@ def fit(loaded: LoadedModel, cache_bytes: int) -> None:
 
     `ModelLoadError` for a model that does not run; `OutOfMemoryError`.
     """
-    failure: SAEError
-    try:
-        found = runner_for(loaded.network, loaded.tokenizer.vocabulary)
-    except Exception as error:  # a model can raise anything; all become errors of ours
-        failure = explained(error, "trying the model")
-    else:
-        context = loaded.facts.context_length
-        loaded.runner, loaded.cache_size = found.runner, found.size
-        loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
-        environment_now = {**loaded.facts.environment, "batching": loaded.runner.together}
-        positions = loaded.cache_size.longest(loaded.cache_bytes)
-        loaded.facts = structs.replace(
-            loaded.facts,
-            environment=environment_now,
-            cache_positions=positions,
-            in_turn=found.in_turn,
-            memory_bytes=nbytes(loaded.network),
+    with _dropped_on_failure(loaded):
+        found = attempt(
+            lambda: runner_for(loaded.network, loaded.tokenizer.vocabulary), "trying the model", ModelLoadError
         )
-        return
-    # Outside of the block above: the traceback, which holds the tensors, is gone.
-    loaded.network = None
-    release(loaded.device)
-    raise ModelLoadError(failure.detail) if failure.code == "internal" else failure
+    context = loaded.facts.context_length
+    loaded.runner, loaded.cache_size = found.runner, found.size
+    loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
+    environment_now = {**loaded.facts.environment, "batching": loaded.runner.together}
+    positions = loaded.cache_size.longest(loaded.cache_bytes)
+    loaded.facts = structs.replace(
+        loaded.facts,
+        environment=environment_now,
+        cache_positions=positions,
+        in_turn=found.in_turn,
+        memory_bytes=nbytes(loaded.network),
+    )
 
 
 def release(device: torch.device) -> None:

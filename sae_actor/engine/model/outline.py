@@ -12,9 +12,9 @@ import torch
 import transformers
 from torch import nn
 
-from ...errors import ModelLoadError, SAEError
+from ...errors import ModelLoadError
 from ...models.families import FAMILIES
-from ..failures import explained
+from ..failures import attempt
 from ..interventions.hook_points import Architecture
 from .building import bounded
 from .loading import text_config
@@ -55,13 +55,12 @@ def outline_of(model: str, revision: str) -> Outline:
     `ModelNotFoundError`; `ModelLoadError` for settings from which transformers cannot build a text model.
     """
     transformers.logging.set_verbosity_error()
-    failure: SAEError
-    try:
+
+    def read() -> Outline:
         folder = settings_folder(model, revision)
         return outline(text_config(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)))
-    except Exception as error:  # settings can make transformers raise anything; all become errors of ours
-        failure = explained(error, f"reading the settings of {model}")
-    raise ModelLoadError(failure.detail, model=model) if failure.code == "internal" else failure
+
+    return attempt(read, f"reading the settings of {model}", ModelLoadError, model=model)
 
 
 def outline(config: Any) -> Outline:

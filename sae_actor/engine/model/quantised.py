@@ -67,11 +67,11 @@ def recorded(found: Quantization | None, network: Any) -> dict[str, Any]:
     """What a model's environment says of it."""
     if found is None:
         return {"quantization": None}
-    told = found._asdict()
+    settings = found._asdict()
     if found.method == BITSANDBYTES:
-        told["matrices"] = _matrices(network)
+        settings["matrices"] = _matrices(network)
     versions = {} if found.widened else _versions(METHODS[found.method].modules)
-    return {"quantization": told, **versions}
+    return {"quantization": settings, **versions}
 
 
 def _matrices(network: nn.Module) -> int:
@@ -103,20 +103,20 @@ def nbytes(network: nn.Module) -> int:
 def _held(network: nn.Module) -> Iterator[Tensor]:
     for parameter in network.parameters():
         yield parameter
-        yield from _beside(parameter)
+        yield from _tensors_of(parameter)
     yield from network.buffers()
     for module in network.modules():
         # bitsandbytes' 8 bit keeps its scales in a state of the module once that has run.
-        yield from _beside(module.__dict__.get("state"))
+        yield from _tensors_of(module.__dict__.get("state"))
 
 
-def _beside(of: Any) -> Iterator[Tensor]:
+def _tensors_of(of: Any) -> Iterator[Tensor]:
     """The tensors among something's attributes, and those of its states of quantisation."""
     for name, value in getattr(of, "__dict__", {}).items():
         if isinstance(value, Tensor):
             yield value
         elif name in ("quant_state", "state2"):
-            yield from _beside(value)
+            yield from _tensors_of(value)
 
 
 # — before it is in memory —
@@ -159,5 +159,5 @@ def _four_bits(numbers: int, *, nested: bool) -> int:
     return -(-numbers // 2) + scales + 4 * -(-scales // NESTED_BLOCK) + 4 * 256 + 4 + values
 
 
-def _plain(told: Any) -> Mapping[str, Any]:
-    return told if isinstance(told, Mapping) else told.to_dict() if hasattr(told, "to_dict") else {}
+def _plain(settings: Any) -> Mapping[str, Any]:
+    return settings if isinstance(settings, Mapping) else settings.to_dict() if hasattr(settings, "to_dict") else {}

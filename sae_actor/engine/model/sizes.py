@@ -6,6 +6,7 @@ memory.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ import transformers
 from msgspec import structs
 from torch import Tensor
 
-from ...errors import ModelLoadError, SAEError
+from ...errors import ModelLoadError
 from ...models.files import read_config
 from ...models.quantization import quantization_of
 from ...ports import ModelSize
 from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import OwnForward, size_of
-from ..failures import explained
+from ..failures import attempt
 from ..interventions.hook_points import Architecture
 from ..memory import SHARE
 from .loading import context_length_of, device_of, dtype_of, text_config
@@ -39,12 +40,8 @@ def model_size(model: str, revision: str, dtype: str, device: str, quantization:
     Raises `ModelNotFoundError`; `ModelLoadError` for a missing device, an unsupported model, or weights that
     cannot be held so.
     """
-    failure: SAEError
-    try:
-        return _size(model, revision, dtype, device, quantization)
-    except Exception as error:  # settings can make transformers raise anything; all become errors of ours
-        failure = explained(error, f"reading the settings of {model}")
-    raise ModelLoadError(failure.detail, model=model) if failure.code == "internal" else failure
+    measure = partial(_size, model, revision, dtype, device, quantization)
+    return attempt(measure, f"reading the settings of {model}", ModelLoadError, model=model)
 
 
 def _size(model: str, revision: str, dtype: str, device: str, quantization: str | None) -> ModelSize:

@@ -41,7 +41,7 @@ def prepared(
     if not (parts or probes):
         return None
     prompt, window = len(request.token_ids), request.sink_window
-    applied = PreparedIntervention.of(parts, model.architecture, prompt, probes, marks, window=window)
+    applied = PreparedIntervention(parts, model.architecture, prompt, probes, marks, window=window)
     applied.stop = probes[0] if last else None
     return applied
 

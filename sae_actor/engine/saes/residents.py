@@ -14,7 +14,7 @@ from ...domain.refs import Edit, HookPoint, ModelFacts
 from ...errors import LayerOutOfRangeError, SAEError, SAEIncompatibleError
 from ...sae import SAE, load_sae
 from ...sae.steering import Steering
-from ..failures import explained
+from ..failures import attempt
 from ..model.loading import release
 
 PREPARED_KEPT = 16
@@ -117,17 +117,12 @@ def place(resident: Resident, device: torch.device) -> None:
         resident.device_bytes = resident.sae.nbytes
         return
     before = torch.cuda.memory_allocated(device)
-    failure: SAEError
     try:
-        resident.sae = resident.sae.to(device)
-    except Exception as error:  # torch raises several types for a device that is full or lost
-        failure = explained(error, "moving the SAE to the device")
-    else:
-        resident.device_bytes = torch.cuda.memory_allocated(device) - before
-        return
-    # Outside of the block above: what was copied by then is held by nothing any more.
-    release(device)
-    raise failure
+        resident.sae = attempt(lambda: resident.sae.to(device), "moving the SAE to the device")
+    except SAEError:
+        release(device)
+        raise
+    resident.device_bytes = torch.cuda.memory_allocated(device) - before
 
 
 def free(residents: dict[int, Resident], position: int) -> int:

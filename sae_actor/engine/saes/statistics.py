@@ -49,7 +49,7 @@ def read_statistics(folder: str) -> Statistics:
         if path.stat().st_size > MOST_BYTES:
             raise SAEInvalidError(f"{NAME} is larger than {MOST_BYTES} bytes")
         entries = msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-        told = {
+        found = {
             int(key): msgspec.json.decode(raw, type=RecordedStatistics)
             for key, raw in entries.items()
             if key.isdecimal()
@@ -57,5 +57,5 @@ def read_statistics(folder: str) -> Statistics:
         median = msgspec.json.decode(entries.get("median_norm", msgspec.Raw(b"null")), type=float | None)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError):
         raise SAEInvalidError(f"{NAME} of the SAE cannot be read") from None
-    maxima = {feature: each.max for feature, each in told.items() if each.max is not None and math.isfinite(each.max)}
-    return Statistics(maxima, median, told)
+    maxima = {feature: each.max for feature, each in found.items() if each.max is not None and math.isfinite(each.max)}
+    return Statistics(maxima, median, found)

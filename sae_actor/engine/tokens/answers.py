@@ -9,7 +9,7 @@ from ...domain.chats import Reasoning
 from ...domain.events import Sampling
 from ...ports import Rest
 from .detokenizer import IncrementalDetokenizer
-from .reasoning import LOOKED_AT, Parser, RunKind, TextRun, parser_for, told
+from .reasoning import LOOKED_AT, Parser, RunKind, TextRun, parser_for, text_of
 from .stop_strings import StopStrings
 
 
@@ -102,7 +102,7 @@ class Answer:
         return (
             (text, "", "")
             if self._reasoning is None
-            else (text, told(shown, RunKind.THOUGHT), told(shown, RunKind.SAID))
+            else (text, text_of(shown, RunKind.THOUGHT), text_of(shown, RunKind.SAID))
         )
 
     def _runs(self, token: int, parser: Parser, *, ends: bool) -> list[TextRun]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ...domain.chats import MessageSpan
 from .chat_templates import FAILURES, ChatTemplate, Rendering
-from .marks import Message, Piece
+from .marks import Message, Piece, agree
 
 SYSTEM = ("system", "developer")
 MOST_ENDS = 32
@@ -51,17 +51,14 @@ def _turn(area: Area, spans: Sequence[tuple[int, int]], starts: Sequence[int]) -
     ranges = []
     for piece in area.pieces:
         at = max(first, bisect_left(starts, piece.start) - 1)
-        inside = [n for n in range(at, min(stop, bisect_left(starts, piece.end))) if _meet(spans[n], piece)]
+        places = range(at, min(stop, bisect_left(starts, piece.end)))
+        inside = [n for n in places if spans[n][0] < piece.end and spans[n][1] > piece.start]
         if inside:
             ranges.append((inside[0], inside[-1] + 1))
     whole = (ranges[0][0], ranges[-1][1]) if ranges else (stop, stop)
     return MessageSpan(
         role=area.role, first=first, stop=stop, content=whole, parts=tuple(ranges) if len(ranges) > 1 else ()
     )
-
-
-def _meet(span: tuple[int, int], piece: Piece) -> bool:
-    return span[0] < piece.end and span[1] > piece.start
 
 
 class _Areas:
@@ -155,7 +152,7 @@ class _Areas:
         gap, start = self._gap(at + 1), self._gaps[at + 1][0]
         if known := {end for end in ends if gap.startswith(end)}:
             return max(map(len, known))
-        same = len(_common(gap, _behind(self._template, self._upto(at)) or ""))
+        same = agree(gap, _behind(self._template, self._upto(at)) or "")
         border = bisect_left(self._borders, start + same + 1) - 1
         return min(same, max(0, self._borders[border] - start)) if border >= 0 else same
 
@@ -196,7 +193,7 @@ class _Areas:
         if len(rest._groups) != len(self._groups) - 1:
             return None
         before, behind, between = self._gap(at), self._gap(at + 1), rest._gap(at)
-        most = len(_common(before, between))
+        most = agree(before, between)
         split = next((n for n in range(most, -1, -1) if behind.endswith(between[n:])), None)
         if split is None:
             return None
@@ -239,12 +236,6 @@ def _heads_of(role: str, template: ChatTemplate) -> frozenset[str]:
 def _shifted(start: int, stop: int, at: int, by: int) -> tuple[int, int]:
     """Places after `by` characters came in at `at`."""
     return start + by * (start >= at), stop + by * (stop > at)
-
-
-def _common(one: str, other: str) -> str:
-    """The beginning that both have."""
-    most = min(len(one), len(other))
-    return one[: next((n for n in range(most) if one[n] != other[n]), most)]
 
 
 def _behind(template: ChatTemplate, messages: Sequence[Message]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...domain.structs import filled
 from ...errors import BadRequestError
 from ...ports import TokenizerInfo
 from .tokenizer import Tokenizer
@@ -12,12 +13,10 @@ from .tokenizer import Tokenizer
 def info_of(tokenizer: Tokenizer) -> TokenizerInfo:
     raw = tokenizer.raw
     named = {raw.bos_token, raw.eos_token, raw.pad_token, raw.unk_token}
-    return TokenizerInfo(
+    return filled(
+        TokenizerInfo,
+        raw,
         tokenizer_class=type(raw).__name__,
-        bos_token=raw.bos_token,
-        eos_token=raw.eos_token,
-        pad_token=raw.pad_token,
-        unk_token=raw.unk_token,
         additional_special_tokens=tuple(each for each in raw.all_special_tokens if each not in named),
         add_bos_token=tokenizer.beginning is not None and tokenizer.beginning in tokenizer.around[0],
         chat_template=None if tokenizer.template is None else tokenizer.template.source,

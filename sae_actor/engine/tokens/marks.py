@@ -47,7 +47,7 @@ class Marks:
         used = {each for text in texts for each in _PRIVATE.findall(text)}
         self._free = (each for each in map(chr, chain(*_FREE)) if each not in used)
         self._pairs: dict[tuple[int, str, bool], tuple[str, str]] = {}
-        self._told: dict[str, _Mark] = {}
+        self._meanings: dict[str, _Mark] = {}
 
     def wrapped(self, text: str, message: int, *, blanks: bool = False) -> str:
         """The text with marks around what is not blank at its ends, or around the `blanks` too. `ValueError` if no
@@ -63,8 +63,8 @@ class Marks:
             if not closing:
                 raise ValueError("no marks are left")
             self._pairs[key] = opening, closing
-            self._told[opening] = _Mark(message, True, core, lead)
-            self._told[closing] = _Mark(message, False, core, trail)
+            self._meanings[opening] = _Mark(message, True, core, lead)
+            self._meanings[closing] = _Mark(message, False, core, trail)
         opening, closing = self._pairs[key]
         return f"{lead}{opening}{core}{closing}{trail}"
 
@@ -73,7 +73,7 @@ class Marks:
         contents were written too, if they are there."""
         parts, marks, at, behind = [], [], 0, 0
         for each in _PRIVATE.finditer(rendered):
-            if (mark := self._told.get(each.group())) is None:
+            if (mark := self._meanings.get(each.group())) is None:
                 continue
             parts.append(rendered[behind : each.start()])
             at += len(parts[-1])
@@ -99,18 +99,18 @@ def _pieces(marks: Sequence[tuple[_Mark, int]], text: str) -> Iterator[tuple[Pie
         other, end = marks[at + 1] if at + 1 < len(marks) else (None, len(text))
         if not mark.opens:
             floor = marks[at - 1][1] if at else 0
-            cut = text[start - _agree(text[floor:start][::-1], mark.core[::-1]) : start]
+            cut = text[start - agree(text[floor:start][::-1], mark.core[::-1]) : start]
             yield Piece(mark.message, start - len(cut.lstrip()), start), "", mark.blanks
         elif other is not None and not other.opens and other.message == mark.message and other.core == mark.core:
             yield Piece(mark.message, start, end), mark.blanks, other.blanks
             at += 1
         else:
-            cut = text[start : start + _agree(text[start:end], mark.core)]
+            cut = text[start : start + agree(text[start:end], mark.core)]
             yield Piece(mark.message, start, start + len(cut.rstrip())), mark.blanks, ""
         at += 1
 
 
-def _agree(one: str, other: str) -> int:
+def agree(one: str, other: str) -> int:
     """Length of the beginning that both have."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 

@@ -49,7 +49,7 @@ class TextRun(NamedTuple):
         return "" if self.kind in (RunKind.HIDDEN, RunKind.JOINT) else self.text
 
 
-def told(runs: list[TextRun], kind: RunKind) -> str:
+def text_of(runs: list[TextRun], kind: RunKind) -> str:
     """The content, or the reasoning, of the runs."""
     return "".join(run.text for run in runs if run.kind is kind or (run.kind is RunKind.JOINT and run.field is kind))
 

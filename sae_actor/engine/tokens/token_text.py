@@ -32,10 +32,10 @@ class TokenTexts:
         """
         known = self._known.get(token)
         if known is None:
-            known = self._known[token] = self._told(token)
+            known = self._known[token] = self._looked_up(token)
         return known
 
-    def _told(self, token: int) -> tuple[str, bytes | None]:
+    def _looked_up(self, token: int) -> tuple[str, bytes | None]:
         text: str = self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         written: str | None = self._tokenizer.convert_ids_to_tokens(token)
         if written is None:

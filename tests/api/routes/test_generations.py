@@ -12,7 +12,7 @@ import pytest
 from sae_actor.cli.render.explanation import explanation
 from sae_actor.domain import events as ev
 from sae_actor.domain.events import Draft
-from sae_actor.eventlog.memory import MemoryLog
+from tests.fakes.log import MemoryLog
 
 from ..conftest import Running
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.engine import VOCABULARY, FakeEngine
+from tests.fakes.engine import FakeEngine
+from tests.fakes.tokenizing import VOCABULARY
 
 from ..conftest import MODEL, Running, serving
 

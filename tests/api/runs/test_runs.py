@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.runs.store import RunFile
 from tests.api.conftest import MODEL, Running, serving
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub
+from tests.fakes.log import MemoryLog
 
 from .conftest import TEXTS, rows, run, until, view
 

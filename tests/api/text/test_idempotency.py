@@ -12,8 +12,8 @@ import pytest
 from sae_actor.api.kept_answers import KEPT_ANSWERS, KEPT_SECONDS, KeptAnswers
 from sae_actor.config.access import Grant, digest_of
 from sae_actor.errors import OutOfMemoryError
-from sae_actor.eventlog.memory import MemoryLog
 from sae_actor.ports import GenerationRequest, GenerationStream
+from tests.fakes.log import MemoryLog
 
 from ..conftest import MODEL, Running, serving
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,10 @@ class Bench:
         self.module = Echo()
         hook = Hook(self.module, "output", in_place=False, width=HIDDEN)
         self.site = HookSite(POINT, hook, [part(sae, each, prompt) for each in described])
-        self.applied = PreparedIntervention([self.site], [], prompt, window=window)
+        no_model: Any = None
+        self.applied = PreparedIntervention([], no_model, prompt, window=window)
+        self.applied.sites.append(self.site)
+        self.site.window = window
 
     def run(self, x: Tensor, first: int = 0) -> Tensor:
         with step(self.applied, len(x), first):

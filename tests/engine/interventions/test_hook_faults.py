@@ -78,7 +78,7 @@ def test_what_a_text_writes_below_reaches_what_it_reads_above(sae: SAE) -> None:
     edit = Edit(feature=2, strength=1.0, exclude=())
     low, high = HookPoint("resid_post", 0), HookPoint("resid_post", 2)
     parts = [part(sae, active(at, edit, point=point)) for at, point in ((5, high), (6, low))]
-    applied = PreparedIntervention.of(parts, Architecture(model, model.config), PROMPT)
+    applied = PreparedIntervention(parts, Architecture(model, model.config), PROMPT)
     assert {site.point: site.behind_others for site in applied.sites} == {low: False, high: True}
 
 

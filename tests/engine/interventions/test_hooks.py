@@ -196,7 +196,7 @@ def test_a_transcoder_reads_here_and_writes_there(tmp_path: Path, model_type: st
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda x: seen.__setitem__(name, x.reshape(-1, HIDDEN).clone())
 
-    applied = PreparedIntervention.of([part(sae, transcoder), part(sae, other)], architecture, PROMPT)
+    applied = PreparedIntervention([part(sae, transcoder), part(sae, other)], architecture, PROMPT)
     before = [architecture.hook(read_at).install(keep("read")), architecture.hook(write_at).install(keep("arrives"))]
     with torch.inference_mode(), step(applied):
         behind = [architecture.hook(read_at).install(keep("edited")), architecture.hook(write_at).install(keep("new"))]
@@ -228,7 +228,7 @@ def test_what_is_read_stays_what_arrived_though_the_block_adds_to_the_same_tenso
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda x: seen.__setitem__(name, x.reshape(-1, HIDDEN).clone())
 
-    applied = PreparedIntervention.of([part(sae, active(5, edit, point=read_at, out=write_at))], architecture, PROMPT)
+    applied = PreparedIntervention([part(sae, active(5, edit, point=read_at, out=write_at))], architecture, PROMPT)
     before = [architecture.hook(read_at).install(keep("read")), architecture.hook(write_at).install(keep("arrives"))]
     with torch.inference_mode(), step(applied):
         behind = architecture.hook(write_at).install(keep("new"))

@@ -38,7 +38,7 @@ def run(
 ) -> dict[HookPoint, Any]:
     """What arrives at some hook points behind all edits there, and each text's intervention settled."""
     found: dict[HookPoint, Tensor] = {}
-    applied = PreparedIntervention.of(parts, architecture, PROMPT)
+    applied = PreparedIntervention(parts, architecture, PROMPT)
     with torch.inference_mode(), hooks_installed([StepRows(applied, 0, PROMPT, 0)], PROMPT, MergedEdits()):
         handles = []
         for point in see:

@@ -108,7 +108,7 @@ async def test_sinks_by_the_norm(
     tiny_llama: Path, tiny_sae: Path, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is edited, what is read, and the model's own norms agree. A random model has no outliers of 5 times."""
-    monkeypatch.setattr("sae_actor.engine.interventions.sinks.SINK_FACTOR", 1.1)
+    monkeypatch.setattr("sae_actor.engine.interventions.positions.SINK_FACTOR", 1.1)
     prompt, sinks = outlier(window)
     assert 1 < sum(sinks) < 20
     watch, silent = Watch(sae=active(5), top_k=24), Watch(sae=active(5), top_k=24, exclude=("sink",))
@@ -131,7 +131,7 @@ async def test_sinks_by_the_norm(
 async def test_a_sink_among_what_is_made_does_not_end_the_text(
     tiny_llama: Path, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sae_actor.engine.interventions.sinks.SINK_FACTOR", 0.0)
+    monkeypatch.setattr("sae_actor.engine.interventions.positions.SINK_FACTOR", 0.0)
     always = StopWhen(sae=active(5), feature=3, above=-1e6)
     never = StopWhen(sae=active(5), feature=3, above=-1e6, exclude=("sink",))
     async with running(tiny_llama, tiny_sae) as engine:

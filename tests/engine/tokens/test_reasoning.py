@@ -1,4 +1,4 @@
-"""Thoughts told from what is said: the same however an answer comes in pieces, and nothing of a mark is shown."""
+"""Thoughts text_of from what is said: the same however an answer comes in pieces, and nothing of a mark is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.engine.tokens.reasoning import Block, Channels, Parser, RunKind, TextRun, told
+from sae_actor.engine.tokens.reasoning import Block, Channels, Parser, RunKind, TextRun, text_of
 
 MARKS = re.compile(r"(<\|[a-z]+\|>)")
 QWEN, R1 = "<|im_start|>assistant\n", "<|Assistant|><think>\n"
@@ -63,7 +63,7 @@ def read(parser: Parser, pieces: Sequence[str]) -> tuple[str, str, str]:
         is_mark = MARKS.fullmatch(piece) is not None
         runs += parser.mark(piece, RunKind.HIDDEN) if is_mark else parser.text(piece)
     runs += parser.flush()
-    return told(runs, RunKind.THOUGHT), told(runs, RunKind.SAID), "".join(run.whole for run in runs)
+    return text_of(runs, RunKind.THOUGHT), text_of(runs, RunKind.SAID), "".join(run.whole for run in runs)
 
 
 def cut(text: str, *, marks: bool, every: int) -> list[str]:
@@ -99,4 +99,4 @@ def test_special_tokens_as_marks() -> None:
     parser = Block("[THINK]", "[/THINK]", "[/INST]")
     runs = [*parser.mark("[THINK]", RunKind.HIDDEN), *parser.text("Hm."), *parser.mark("[/THINK]", RunKind.HIDDEN)]
     runs += [*parser.text("Hi"), *parser.mark("[THINK]", RunKind.HIDDEN), *parser.mark("<x>", None), *parser.flush()]
-    assert (told(runs, RunKind.THOUGHT), told(runs, RunKind.SAID)) == ("Hm.", "Hi<x>")
+    assert (text_of(runs, RunKind.THOUGHT), text_of(runs, RunKind.SAID)) == ("Hm.", "Hi<x>")

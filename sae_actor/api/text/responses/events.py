@@ -5,17 +5,17 @@ A response has at most two items, reasoning and message; each is added with its 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 
 from ....errors import InternalError, SAEError
 from ....subscriptions import sse
 from ...problems import openai_view
 from ..answers import AppliedIntervention, ChatCompletionChunk, Usage
+from ..replies import Chunk
 from .answers import (
     ModelResponse,
     OutputItem,
@@ -53,8 +53,8 @@ class _Output:
         return ReasoningText(text=self.text) if self.kind == "reasoning" else OutputText(text=self.text)
 
 
-class ResponseEvents:
-    """Makes the events of one response, in order."""
+class ResponseFrames:
+    """Makes the frames of one response, in order."""
 
     def __init__(self, body: ResponsesBody) -> None:
         self._body = body
@@ -65,8 +65,9 @@ class ResponseEvents:
         self._usage: Usage | None = None
         self._sae: AppliedIntervention | None = None
 
-    def of(self, chunk: ChatCompletionChunk) -> Iterator[ResponseEvent]:
-        """The events that a chunk brings."""
+    def of(self, chunk: Chunk, _: int) -> Iterator[bytes]:
+        """Those that a chunk brings."""
+        assert isinstance(chunk, ChatCompletionChunk)
         if self._response is None:
             self._response = begun(self._body, chunk)
             yield self._event("response.created", response=self._response)
@@ -80,8 +81,8 @@ class ResponseEvents:
         self._usage = chunk.usage or self._usage
         self._sae = chunk.sae or self._sae
 
-    def end(self) -> Iterator[ResponseEvent]:
-        """The last events, after all chunks."""
+    def end(self) -> Iterator[bytes]:
+        """The last ones, after all chunks."""
         if self._response is None or self._usage is None or self._sae is None:
             raise InternalError("the stream ended without its last chunk")
         if "content" not in self._outputs:
@@ -102,9 +103,9 @@ class ResponseEvents:
         fault = openai_view(error)["error"]
         said = {key: fault.get(key) for key in ("code", "message", "param")}
         value = {"type": "error", **said, "sequence_number": next(self._numbers), "error": fault}
-        return sse("error", msgspec.json.encode(value))
+        return sse("error", value)
 
-    def _text(self, kind: OutputKind, text: str) -> Iterator[ResponseEvent]:
+    def _text(self, kind: OutputKind, text: str) -> Iterator[bytes]:
         output = self._outputs.get(kind)
         if output is None:
             assert self._response is not None
@@ -117,25 +118,5 @@ class ResponseEvents:
             scores = () if kind == "content" else UNSET
             yield self._event(f"{output.name}.delta", delta=text, logprobs=scores, **output.where)
 
-    def _event(self, type_: str, **more: Any) -> ResponseEvent:
-        return ResponseEvent(type=type_, sequence_number=next(self._numbers), **more)
-
-
-async def frames(body: ResponsesBody, chunks: AsyncIterator[ChatCompletionChunk]) -> AsyncIterator[bytes]:
-    """The bytes of the stream. An error before the first chunk is raised."""
-    made, started = ResponseEvents(body), False
-    try:
-        async for chunk in chunks:
-            for event in made.of(chunk):
-                yield _frame(event)
-            started = True
-        for event in made.end():
-            yield _frame(event)
-    except SAEError as error:
-        if not started:
-            raise
-        yield made.failed(error)
-
-
-def _frame(event: ResponseEvent) -> bytes:
-    return sse(event.type, msgspec.json.encode(event))
+    def _event(self, type_: str, **more: Any) -> bytes:
+        return sse(type_, ResponseEvent(type=type_, sequence_number=next(self._numbers), **more))

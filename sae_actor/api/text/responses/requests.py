@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-import msgspec
-from msgspec import Meta, MsgspecError, Struct
+from msgspec import Meta, Struct
 
+from ....domain.structs import filled
 from ....errors import BadRequestError
+from ..fields import CHAT
 from ..messages import ChatMessage
-from ..options import SaeExtension
+from ..options import SaeExtension, StreamOptions
+from ..published import Inert, Neutral, Shape
 from ..requests import ChatBody
 
 Anything: TypeAlias = Any
 TEXTS = ("input_text", "output_text", "text")
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "access_programs": (),
-    "background": (False,),
-    "context_management": (),
-    "conversation": (),
-    "image": (),
-    "include": (),
-    "moderation": (),
-    "previous_response_id": (),
-    "prompt": (),
-    "tool_choice": ("none", "auto"),
-    "tools": (),
-    "top_logprobs": (0,),
-    "truncation": ("disabled",),
-}
-"""Published fields of what we lack → values that ask for nothing, besides null and what is empty."""
-INCLUDED = (
+_TOOLS = "the model is given no tools"
+_SCORES = "log probabilities are reported by /v1/chat/completions"
+_CONVERSATION = "nothing is stored; send the whole conversation as input"
+_NO_SETTING = Neutral("any", "the model has no setting for it")
+_INCLUDED = (
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
@@ -39,17 +29,32 @@ INCLUDED = (
     "web_search_call.action.sources",
     "web_search_call.results",
 )
-"""Values of `include` that ask for more about items that no answer of ours has, as clients do without being told."""
-WHY = {
-    "previous_response_id": "no response is stored; send the whole conversation as input",
-    "conversation": "no conversation is stored; send it as input",
-    "background": "a response is made while its client waits",
-    "tools": "the model is given no tools",
-    "tool_choice": "the model is given no tools",
-    "top_logprobs": "log probabilities are reported by /v1/chat/completions",
-    "include": "log probabilities are reported by /v1/chat/completions",
-    "truncation": "inputs are read whole or refused",
-}
+"""They ask for more about items that no answer of ours has, as clients do without being told."""
+_AS_IN_CHATS = (
+    "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "moderation",
+)  # fmt: skip
+RESPONSES = Shape(
+    "ResponsesBody",
+    {
+        **{name: CHAT.fields[name] for name in _AS_IN_CHATS},
+        "max_tool_calls": Inert(int, _TOOLS),
+        "background_options": Inert(dict[str, Any], "a response is made while its client waits"),
+        "access_programs": Neutral("any", "there is one kind of access"),
+        "background": Neutral("boolean", "a response is made while its client waits", (False,)),
+        "context_management": Neutral("any", "inputs are read whole or refused"),
+        "conversation": Neutral("any", _CONVERSATION),
+        "image": Neutral("any", "answers are text"),
+        "include": Neutral("array", _SCORES, ignored=_INCLUDED),
+        "previous_response_id": Neutral("string", _CONVERSATION),
+        "prompt": Neutral("object", "no prompt is stored"),
+        "tool_choice": Neutral("any", _TOOLS, ("none", "auto")),
+        "tools": Neutral("array", _TOOLS, unless=("tool_choice", "none")),
+        "top_logprobs": Neutral("integer", _SCORES, (0,)),
+        "truncation": Neutral("string", "inputs are read whole or refused", ("disabled",)),
+    },
+    {"reasoning": Shape("", dict.fromkeys(("effort", "summary", "generate_summary", "context"), _NO_SETTING))},
+)
 
 
 class InputText(Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +104,7 @@ class ReasoningOptions(Struct, frozen=True):
 
 
 class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/responses`. Fields that are not described take null, empty and neutral values alone."""
+    """`POST /v1/responses`."""
 
     input: str | Annotated[list[InputMessage], Meta(min_length=1, max_length=1024)]
     instructions: str | None = None
@@ -115,45 +120,19 @@ class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     reasoning: ReasoningOptions | None = None
     metadata: dict[str, Any] | None = None
     user: str | None = None
-    store: bool | None = None
-    """No text is stored but as `[audit] record_text` says."""
     parallel_tool_calls: bool | None = None
-    max_tool_calls: int | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    background_options: dict[str, Any] | None = None
     sae: SaeExtension | None = None
-    access_programs: Anything = None
-    background: Anything = None
-    context_management: Anything = None
-    conversation: Anything = None
-    image: Anything = None
-    include: Anything = None
-    moderation: Anything = None
-    previous_response_id: Anything = None
-    prompt: Anything = None
-    tool_choice: Anything = None
-    tools: Anything = None
-    top_logprobs: Anything = None
-    truncation: Anything = None
 
-    def check(self) -> None:
-        """Raises `BadRequestError`, with `param`, for what is asked for and not supported."""
-        for param, values in NEUTRAL.items():
-            value = getattr(self, param)
-            if param == "tools" and self.tool_choice == "none":
-                continue
-            if param == "include" and isinstance(value, list):
-                value = [each for each in value if each not in INCLUDED]
-            if not (value in (None, "", [], {}) or any(type(value) is type(each) and value == each for each in values)):
-                why = f": {WHY[param]}" if param in WHY else ""
-                raise BadRequestError(f"{param}: this value is not supported{why}", param=param)
-        for name in ReasoningOptions.__struct_fields__:
-            if self.reasoning is not None and getattr(self.reasoning, name) is not None:
-                raise BadRequestError(f"reasoning.{name}: the model has no setting for it", param=f"reasoning.{name}")
+    @classmethod
+    def settle(cls, value: Any) -> None:
+        """As `decoded` calls it."""
+        _refuse_other_than_text(value)
+        RESPONSES.settle(value)
+
+    @classmethod
+    def described(cls) -> dict[str, dict[str, Any]]:
+        """For the API's description, as `Shape.described`."""
+        return RESPONSES.described()
 
     def chat(self) -> ChatBody:
         """The chat that it means."""
@@ -162,53 +141,44 @@ class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             messages.append(ChatMessage(role="user", content=self.input))
         else:
             messages += [message.chat() for message in self.input]
-        return ChatBody(
+        return filled(
+            ChatBody,
+            self,
             messages=messages,
-            model=self.model,
             max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stream=self.stream,
-            sae=self.sae,
+            stream_options=StreamOptions(include_usage=True) if self.stream else None,
         )
 
 
-class _Typed(Struct):
-    """What an item or a part of the input says it is."""
-
-    type: Any = None
-    content: Any = None
-
-
-class _Input(Struct):
-    input: str | list[_Typed] = ""
-    text: Any = None
-
-
-def check_kinds(raw: bytes) -> None:
-    """Refuse by name what is not text, before the strict reading calls it unknown. Raises `BadRequestError`."""
-    try:
-        found = msgspec.json.decode(raw, type=_Input)
-    except (MsgspecError, ValueError, RecursionError):
-        return  # the strict reading raises the right error
-    wanted = found.text.get("format") if isinstance(found.text, dict) else None
-    if isinstance(wanted, dict) and wanted.get("type") in ("json_schema", "json_object"):
+def _refuse_other_than_text(value: Any) -> None:
+    """By name, before the struct calls it unknown. Raises `BadRequestError`."""
+    if not isinstance(value, dict):
+        return
+    wanted = _member(value.get("text"), "format")
+    if _member(wanted, "type") in ("json_schema", "json_object"):
         raise BadRequestError(
             f"text.format: {wanted['type']} is not supported here; send response_format to /v1/chat/completions",
             param="text.format",
         )
-    for at, item in enumerate(found.input if isinstance(found.input, list) else ()):
-        if item.type == "reasoning":
-            where = f"input[{at}].type"
+    for at, item in enumerate(_listed(value.get("input"))):
+        kind, where = _member(item, "type"), f"input[{at}].type"
+        if kind == "reasoning":
             raise BadRequestError(
                 f"{where}: reasoning is not supported: a chat leaves it out, and so may you", param=where
             )
-        if item.type not in (None, "message"):
-            _refuse(item.type, f"input[{at}].type")
-        for place, part in enumerate(item.content if isinstance(item.content, list) else ()):
-            if isinstance(part, dict) and part.get("type") not in (None, *TEXTS):
+        if kind not in (None, "message"):
+            _refuse(kind, where)
+        for place, part in enumerate(_listed(_member(item, "content"))):
+            if _member(part, "type") not in (None, *TEXTS):
                 _refuse(part["type"], f"input[{at}].content[{place}].type")
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _refuse(kind: Any, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Streamed answers, and clients that disconnect: work for them alone ends."""
+"""Clients that disconnect: work for them alone ends, and so do streamed answers."""
 
 from __future__ import annotations
 
@@ -59,25 +59,34 @@ async def followed_by(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator
         yield each
 
 
-async def left(request: AnyRequest) -> None:
-    """Wait until the client disconnects; the request's body has been read, or there is none."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def event_stream(
+    frames: AsyncIterator[bytes], during: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Streamed:
+    """Server-sent events. The second header tells nginx to pass on each at once."""
+    return Streamed(frames, "text/event-stream", {"cache-control": "no-store", "x-accel-buffering": "no"}, during)
+
+
+@asynccontextmanager
+async def on_disconnect(request: AnyRequest, act: Callable[[], object]) -> AsyncIterator[None]:
+    """`act` if the client disconnects meanwhile; the request's body has been read, or there is none."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        act()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
 
 
 @asynccontextmanager
 async def heard(request: AnyRequest) -> AsyncIterator[None]:
     """Around what is done for an answer alone: it is cancelled when the client hangs up."""
-
-    async def watch() -> None:
-        await left(request)
-        scope.cancel()
-
     with CancelScope() as scope:
-        watcher = asyncio.create_task(watch())
-        try:
+        async with on_disconnect(request, scope.cancel):
             yield
-        finally:
-            watcher.cancel()
     if scope.cancelled_caught:
         raise BadRequestError("the client disconnected")  # nobody receives it, but it is counted

@@ -1,4 +1,4 @@
-"""The event log in memory: the twin of `SqliteLog` for tests and throw-away services, with the same chain."""
+"""The event log in memory: the twin of `SqliteLog`, with the same chain."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import secrets
 from collections.abc import Sequence
 from itertools import islice
 
-from ..domain.events import Draft, Event
-from ..errors import LogConflictError, LogError
-from ..ports import Head, Verification
-from .chain import Row, Salts, Walk, as_read, event_of, genesis, link_all
-from .writer import check_append
+from sae_actor.domain.events import Draft, Event
+from sae_actor.errors import LogConflictError, LogError
+from sae_actor.eventlog.chain import Row, Salts, Walk, as_read, event_of, genesis, link_all
+from sae_actor.eventlog.writer import check_append
+from sae_actor.ports import Head, Verification
 
 
 class MemoryLog:
