@@ -80,5 +80,5 @@ def _next_attach(state: State) -> Iterator[Effect]:
 
 def _next_run(state: State) -> Iterator[Effect]:
     """One at a time, in the order of the log; one that waits lets others pass."""
-    if (run := next_run(state)) is not None:
+    if state.runs and (run := next_run(state)) is not None:
         yield filled(RunEffect, run)

@@ -31,6 +31,7 @@ from ..ports import (
     Grammar,
     ModelSize,
     OnProgress,
+    ProfiledFeatures,
     ReadGroup,
     TextGroup,
     Tokenized,
@@ -201,21 +202,28 @@ class TorchEngine:
         finally:
             self._dropping.discard(position)
 
-    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
         statistics = Statistics()
         folder = self._folders.get(attach_position)
         if folder is not None and any(edit.unit in ("max", "norm") for edit in edits):
             statistics = await self._tokenizer.run(partial(read_statistics, folder), "reading the SAE's statistics")
-        return await self._device.run(partial(self._resolved, attach_position, edits, statistics), "resolving units")
+        return await self._device.run(
+            partial(self._resolved, attach_position, edits, statistics, profiled), "resolving units"
+        )
 
-    def _resolved(self, position: int, edits: tuple[Edit, ...], statistics: Statistics) -> tuple[Edit, ...]:
+    def _resolved(
+        self, position: int, edits: tuple[Edit, ...], statistics: Statistics, profiled: ProfiledFeatures | None
+    ) -> tuple[Edit, ...]:
         resident = self._residents.get(position)
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
         # The median was measured at the SAE's training point; elsewhere |x| differs.
         known = statistics.median_norm or resident.sae.spec.median_norm
-        median_norm = known if resident.where_trained else None
-        found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
+        profiled = profiled or ProfiledFeatures()
+        median_norm = (known if resident.where_trained else None) or profiled.median_norm
+        found = resolve_units(resident.sae, edits, maxima=profiled.maxima | statistics.maxima, median_norm=median_norm)
         written_in = None if self._model is None else self._model.written_in(resident.written_at)
         refuse_overflow(resident.sae, found, written_in)
         return found

@@ -30,5 +30,5 @@ from .generation import (
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
-from .measuring import EvaluatedGroup, ReadGroup, TextGroup
+from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress, Progress

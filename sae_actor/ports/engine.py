@@ -13,7 +13,7 @@ from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
 from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
-from .measuring import EvaluatedGroup, ReadGroup, TextGroup
+from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress
 
 
@@ -120,8 +120,11 @@ class Engine(Protocol):
         """Free everything else: an unloaded model, a replaced SAE. Returns at once. Generations that use a freed SAE
         end as `detach` says; those of a freed model end with `error`."""
 
-    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-        """The edits with raw strengths, converted from other units with the statistics of the attached SAE.
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
+        """The edits with raw strengths, converted from other units with the statistics of the attached SAE; where its
+        files have none, with those of a profile.
 
         `BadRequestError` for a unit that the method does not have, `SAEUnsupportedError` if a statistic is missing or
         a strength is too large for the types of model and SAE (with `feature`, `strength`, `limit`), `SAEInvalidError`

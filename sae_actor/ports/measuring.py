@@ -7,6 +7,14 @@ from msgspec import Struct
 from ..domain.refs import Exclusion
 
 
+class ProfiledFeatures(Struct, frozen=True, kw_only=True):
+    """What a profile found where an SAE is attached."""
+
+    maxima: dict[int, float] = {}
+    """Feature → its largest activation."""
+    median_norm: float | None = None
+
+
 class TextGroup(Struct, frozen=True, kw_only=True):
     """Texts that are measured together; the same group gives the same numbers, whatever else the device does."""
 

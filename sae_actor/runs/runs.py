@@ -22,6 +22,7 @@ from .evaluate import evaluate
 from .job import Job, in_thread
 from .lists import Item
 from .profile import profiled
+from .statistics import Profiles
 from .store import RunFile, RunFolder
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Runs:
         self, folder: RunFolder, engine: Engine, state: Callable[[], State], progress: OnProgress, *, again: float = 5.0
     ) -> None:
         self.folder = folder
+        self.profiles = Profiles(folder, state)
         self._engine = engine
         self._state = state
         self._progress = progress

@@ -100,6 +100,7 @@ class Service:
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
         performer.run = self.runs.perform
+        self.engine.profiled = self.runs.profiles.known
         self.generations = Generations(
             self.actor,
             self.engine,

@@ -34,6 +34,7 @@ from sae_actor.ports import (
     ModelSize,
     NearFeature,
     OnProgress,
+    ProfiledFeatures,
     Progress,
     ReadGroup,
     TextGroup,
@@ -203,16 +204,20 @@ class FakeEngine(FakeTokenizing):
             self._drains.add(task)
             task.add_done_callback(self._drains.discard)
 
-    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
         if attach_position not in self.residents:
             raise SAENotAttachedError("the SAE is not on the device")
-        return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
+        known = profiled or ProfiledFeatures()
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit, known) for edit in edits)
 
-    def _resolved(self, edit: Edit) -> Edit:
+    def _resolved(self, edit: Edit, profiled: ProfiledFeatures) -> Edit:
         """Every decoder row is of length 1."""
         if edit.method in ("scale", "project"):
             raise BadRequestError("a factor has no unit", param="unit")
-        known = {"unit": 1.0, "max": self.maxima.get(edit.feature), "norm": self.median_norm}[edit.unit]
+        maxima, median = profiled.maxima | self.maxima, self.median_norm or profiled.median_norm
+        known = {"unit": 1.0, "max": maxima.get(edit.feature), "norm": median}[edit.unit]
         if known is None:
             raise SAEUnsupportedError("the statistic is missing")
         return replace(edit, strength=edit.strength * known, unit="raw")

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sae_actor.domain.refs import Edit
+from sae_actor.errors import SAEUnsupportedError
+from sae_actor.service.lazy_engine import LazyEngine
 from tests.api.conftest import Running
 
 from .conftest import TEXTS, rows, run, until
@@ -78,3 +81,25 @@ async def test_interrupted_it_comes_to_the_same(service: Running) -> None:
     await service.command("Attach", sae_id=sae_id)
     done = await until(service, run_id, "completed")
     assert (done["summary"], done["rows_sha256"]) == (whole["summary"], whole["rows_sha256"])
+
+
+async def test_units_and_the_feature_route_know_it(service: Running) -> None:
+    sae_id = await service.ready()
+    position = service.actor.state.attached[0].request_position
+    lazy = LazyEngine(lambda: service.engine, service.engine.load_model)  # type: ignore[arg-type]  # no model is fetched
+    await lazy._made()
+    lazy.profiled = service.context.runs.profiles.known
+    edits = (Edit(feature=ord("t") % 32, strength=0.5, unit="max"), Edit(feature=1, strength=0.25, unit="norm"))
+    with pytest.raises(SAEUnsupportedError):
+        await lazy.raw(position, edits)
+    feature = f"/api/saes/{sae_id}/features/{ord('t') % 32}"
+    assert (await service.client.get(feature)).json()["profile"] is None
+    run_id = await run(service, "profile")
+    await until(service, run_id, "completed")
+    row = (await rows(service, run_id))[ord("t") % 32]
+    found = (await service.client.get(feature)).raise_for_status().json()
+    assert found["profile"] == row
+    assert (found["max_activation"], found["density"]) == (row["max"], row["density"])
+    assert [edit.strength for edit in await lazy.raw(position, edits)] == [0.5 * row["max"], 0.25 * 2.0]
+    await service.command("DeleteRun", run_id=run_id)
+    assert (await service.client.get(feature)).json()["profile"] is None

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from sae_actor.domain.measuring.summaries import evaluation
-from sae_actor.domain.refs import Exclusion
+from sae_actor.domain.refs import Edit, Exclusion
 from sae_actor.engine import EngineSettings, TorchEngine
-from sae_actor.errors import BadRequestError, ModelNotLoadedError, SAENotAttachedError
-from sae_actor.ports import EvaluatedGroup, TextGroup
+from sae_actor.errors import BadRequestError, ModelNotLoadedError, SAENotAttachedError, SAEUnsupportedError
+from sae_actor.ports import EvaluatedGroup, ProfiledFeatures, TextGroup
 from tests.engine.asking import attach, detach, load, no_progress
 from tests.engine.measuring.plain import evaluated
 from tests.engine.tiny import save_tiny_model
@@ -102,3 +102,16 @@ async def test_a_detach_ends_it(tiny_llama: Path, tiny_sae: Path) -> None:
     await engine.close()
     with pytest.raises((ModelNotLoadedError, SAENotAttachedError)):
         await engine.evaluate(TextGroup(attach_position=7, texts=((1, 2),)))
+
+
+async def test_units_by_a_profile(tiny_llama: Path, tiny_sae: Path) -> None:
+    engine = await ready(tiny_llama, tiny_sae)
+    edits = (Edit(feature=3, strength=0.5, unit="max"), Edit(feature=4, strength=0.1, unit="norm"))
+    with pytest.raises(SAEUnsupportedError):
+        await engine.raw(7, edits)
+    profiled = ProfiledFeatures(maxima={3: 8.0}, median_norm=20.0)
+    by_max, by_norm = await engine.raw(7, edits, profiled)
+    norm = (await engine.feature(7, 4)).decoder_norm
+    await engine.close()
+    assert by_max.strength == pytest.approx(4.0)
+    assert by_norm.strength * norm == pytest.approx(0.1 * 20.0, rel=1e-5)
