@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": DOMAIN | {"limits", "ports", "formats", "formats.registry", "formats.vectors", "models"},
     "hub.child": DOMAIN | {"ports", "formats", "formats.registry", "models", "hub"},
     "sae": DOMAIN | {"formats", "formats.registry"},
+    "measuring": set(),
     "engine.failures": DOMAIN,
     "engine.memory": DOMAIN | {"engine.failures"},
     "engine.interventions": DOMAIN | {"ports", "models", "sae", "engine.failures"},
@@ -71,18 +72,20 @@ MAY_IMPORT: dict[str, set[str]] = {
                             "api.guard", "api.openapi"},
     "api.runs": DOMAIN | HTTP | {"ports", "actor", "generations", "runs", "api", "api.openapi"},
     "api.server": DOMAIN | HTTP | {"api.guard"},
+    "api.routes.audit": DOMAIN | HTTP | {"ports", "eventlog", "eventlog.audit", "subscriptions", "api"},
     "api.routes": DOMAIN | HTTP | {"ports", "config", "telemetry", "actor", "subscriptions", "generations", "api",
-                                   "api.guard", "api.openapi", "api.runs"},
-    "api.text": DOMAIN | HTTP | {"ports", "actor", "subscriptions", "generations", "api", "api.openapi"},
+                                   "api.guard", "api.openapi", "api.runs", "api.routes.audit"},
+    "api.text": DOMAIN | HTTP | {"ports", "measuring", "actor", "subscriptions", "generations", "api", "api.openapi"},
     "api.web": HTTP,
-    "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.runs", "api.text", "api.web"},
+    "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.routes.audit", "api.runs",
+                                "api.text", "api.web"},
 }  # fmt: skip
 """Room → rooms below it. A module belongs to the longest of these names that its own begins with. Rooms that are not
 named here are wiring, and may import everything."""
 WIRING = {"cli", "client", "demo", "reproducing", "service", "__main__"}
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}
-MAY_BE_HEAVY = {"sae", "engine"}
+MAY_BE_HEAVY = {"sae", "engine", "measuring"}
 MAY_BE_HEAVY_INSIDE = MAY_BE_HEAVY | {"formats", "demo", "runs"}
 """Where a function may import what is heavy when it is called."""
 HEAVY_MODULES = {"sae_actor.demo.conversion", "sae_actor.formats.pickle_child"}

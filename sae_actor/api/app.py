@@ -18,7 +18,6 @@ from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
     commands,
-    directions,
     events,
     generations,
     log,
@@ -30,16 +29,18 @@ from .routes import (
     steering,
     vectors,
 )
+from .routes.audit import evidence, explain, export
 from .runs import routes as runs
 from .runs import uploads
 from .text import activations, compare, tokens
 from .text import routes as text
+from .text.measuring import contrast, directions, lens
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
-    commands, models, saes, steering, service, log, events, generations, login, metrics,
-    vectors, directions, text, responses, activations, compare, tokens, runs, uploads, web,
+    commands, models, saes, steering, service, log, evidence, explain, export, events, generations, login, metrics,
+    vectors, directions, text, responses, activations, contrast, lens, compare, tokens, runs, uploads, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

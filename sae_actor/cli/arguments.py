@@ -7,13 +7,12 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 
 from .. import __version__
 from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
-from ..ports.clock import rfc3339
+from ..ports.clock import as_rfc3339
 from . import exit_codes
 
 SERVING = ("demo", "serve")
@@ -21,11 +20,6 @@ NAMES = "hub id, saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE"
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 """Endings of compressed archives: an export cannot be one, so such a destination is refused."""
-
-_RFC_3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-)
-
 
 _SIGNED = re.compile(r"-[0-9.]")
 
@@ -153,9 +147,9 @@ def _add_families(commands: _Commands) -> None:
 
 
 def _add_log(commands: _Commands) -> None:
-    log = commands.add_parser("log", help="the audit, offline, from the log alone")
+    log = commands.add_parser("log", help="the audit, from the log alone: its files, or a running service")
     inside = log.add_subparsers(dest="log_command", metavar="COMMAND", required=True, parser_class=_Parser)
-    show = _log(inside, "show", "the events, one a line")
+    show = _asking(inside, "show", "the events, one a line")
     show.add_argument("--after", type=_position, default=0, metavar="N", help="only events after position N")
     show.add_argument("--types", metavar="A,B", help="only these types")
     show.add_argument("--command", dest="command_id", metavar="ID", help="only events of this command")
@@ -163,21 +157,24 @@ def _add_log(commands: _Commands) -> None:
     show.add_argument("--principal", metavar="WHO", help="only events requested by this principal")
     show.add_argument("--since", type=_time, metavar="TIME", help="only events at or after this time (RFC 3339)")
     show.add_argument("--until", type=_time, metavar="TIME", help="only events up to this time (RFC 3339)")
-    verify = _log(
+    verify = _asking(
         inside, "verify", "verify the hash chain; exit code 65 if it is broken, or if its end cannot be confirmed"
     )
     verify.add_argument(
         "--head", type=_head, action="append", default=[], metavar="POSITION:HASH",
         help="a head noted elsewhere that the log must contain; may be given several times",
     )  # fmt: skip
-    state = _log(inside, "state", "the state after the events")
+    state = _asking(inside, "state", "the state after the events")
     state.add_argument("--at", type=_moment, metavar="N|TIME", help="at position N, or at a time (RFC 3339)")
-    diff = _log(inside, "diff", "what changed between two positions or times")
+    diff = _asking(inside, "diff", "what changed between two positions or times")
     diff.add_argument("before", type=_moment, metavar="A", help="position, or time (RFC 3339)")
     diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
-    explain = _log(inside, "explain", "what was active for one answer, and which events set it")
-    explain.add_argument("generation_id", metavar="GENERATION_ID", help="as the answer gave it, in its object `sae`")
-    export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
+    explain = _asking(inside, "explain", "what was active for one answer, and which events set it")
+    explain.add_argument(
+        "of", metavar="GENERATION", help="id, as the answer gave it in `sae`; its tag; or its position"
+    )
+    explain.add_argument("--methods", action="store_true", help="a paragraph to reproduce it by, and what to cite")
+    export = _asking(inside, "export", "the log as files that anyone can read and verify with a bare Python")
     export.add_argument("to", type=_destination, metavar="DEST", help="folder to create, or a name ending in .tar")
     _log(inside, "import", "make a log from an export; an existing log is never overwritten").add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="folder or .tar of an export"
@@ -187,6 +184,13 @@ def _add_log(commands: _Commands) -> None:
     redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="reason to record with the erasure")
     reproduce = _log(inside, "reproduce", "run generations again from the log, and check its record of them")
     reproduce.add_argument("generation_id", nargs="*", metavar="GENERATION_ID", help="as the answer gave it")
+    reproduce.add_argument(
+        "--model", type=Path, metavar="PATH", help="folder of the model, on another machine than that of the log"
+    )
+    reproduce.add_argument(
+        "--sae", type=Path, action="append", default=[], metavar="PATH",
+        help="folder or file of an SAE, likewise; may be given several times",
+    )  # fmt: skip
     reproduce.add_argument("--all", action="store_true", help="every generation in the log")
     reproduce.add_argument(
         "--prompt-file", type=Path, metavar="FILE",
@@ -200,8 +204,16 @@ def _add_log(commands: _Commands) -> None:
 
 def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
     each = inside.add_parser(name, help=about, description=about)
-    each.add_argument("--data-dir", metavar="DIR", help="folder of the log (default: that of the service)")
+    each.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the log (default: that of the service, if it has stopped)"
+    )
     each.add_argument("--json", action="store_true", help="print the raw answer")
+    return each
+
+
+def _asking(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
+    each = _log(inside, name, about)
+    each.add_argument("--url", metavar="URL", help="ask this service instead of reading files")
     return each
 
 
@@ -263,12 +275,10 @@ def _head(text: str) -> tuple[int, str]:
 
 
 def _time(text: str) -> str:
-    try:
-        if not _RFC_3339.fullmatch(text):
-            raise ValueError
-        return rfc3339(datetime.fromisoformat(text.upper()))
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z") from None
+    time = as_rfc3339(text)
+    if time is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z")
+    return time
 
 
 def _moment(text: str) -> int | str:

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..client import DEFAULT_URL, Client
-from ..config import ConfigurationError
+from ..client import Client
 from . import exit_codes
 from .render import answers
 from .render.progress import Bar
+from .sources.choice import service
 
 Answer = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises the errors of `errors`, `UnreachableError` among them."""
-    url = arguments.url or os.environ.get("SAE_ACTOR_URL") or DEFAULT_URL
-    token = os.environ.get("SAE_ACTOR_TOKEN") or None
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise ConfigurationError("SAE_ACTOR_TOKEN is not a valid token: it holds characters that a header cannot carry")
-    try:
-        client = Client(url, token)
-    except ValueError as error:
-        print(f"sae-actor: {error}", file=sys.stderr)
-        return exit_codes.USAGE
-    with client:
+    with service(arguments.url) as client:
         if arguments.command in STREAMS:
             STREAMS[arguments.command](client, arguments)
         else:

@@ -44,7 +44,8 @@ async def run(folder: Path, arguments: argparse.Namespace) -> int:
         [] if file is None else [_read(file)] for file in (arguments.prompt_file, arguments.schema_file)
     )
     worst = exit_codes.OK
-    async with aclosing(_views(folder, texts, prompts, schemas)) as views:
+    bench = Testbed(folder, arguments.model, arguments.sae)
+    async with aclosing(_views(bench, texts, prompts, schemas)) as views:
         async for view in views:
             shown = msgspec.json.encode(view).decode() if arguments.json else verdict(view)
             print(shown, flush=True)
@@ -72,9 +73,8 @@ async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Rec
 
 
 async def _views(
-    folder: Path, texts: Sequence[Recorded], prompts: Sequence[str], schemas: Sequence[str]
+    bench: Testbed, texts: Sequence[Recorded], prompts: Sequence[str], schemas: Sequence[str]
 ) -> AsyncGenerator[View, None]:
-    bench = Testbed(folder)
     try:
         for text in texts:
             yield await reproduce(text, bench, prompts, schemas)

@@ -3,7 +3,8 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`
+    generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`;
+                 reading: what is read of a prompt
     measuring    groups of texts that runs measure
     clock        the time; `progress`: how far slow work is
     durability   fsync, for adapters that write files
@@ -32,3 +33,4 @@ from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
 from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress, Progress
+from .reading import Pooled, Pooling, TokenScore

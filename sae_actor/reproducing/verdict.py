@@ -251,7 +251,10 @@ def _digest(finished: GenerationFinished, tokens: Sequence[int]) -> str:
 
 
 def _environment(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> View:
-    differs = sorted(name for name in recorded.keys() | here.keys() if recorded.get(name) != here.get(name))
+    names = recorded.keys() | here.keys()
+    if recorded.get("model_files") == here.get("model_files"):
+        names -= {"model_commit"}  # the same files, under another path
+    differs = sorted(name for name in names if recorded.get(name) != here.get(name))
     return {
         "same": not differs,
         "differs": differs,

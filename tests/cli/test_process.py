@@ -18,7 +18,7 @@ import pytest
 
 from sae_actor.client import Client
 from tests.children import child
-from tests.cli.conftest import Ran
+from tests.cli.conftest import NOWHERE, Ran
 from tests.fakes.hub_server import HubServer
 
 Command = Callable[..., Ran]
@@ -128,6 +128,7 @@ def test_the_demo_s_log_is_pointed_to(
     folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("SAE_ACTOR_URL", NOWHERE)
     demo = tmp_path / "sae-actor" / "demo"
     demo.parent.mkdir()
     os.rename(folder, demo)
@@ -146,6 +147,22 @@ def test_offline_needs_no_torch(folder: Path) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", told], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
+    ids=["by itself", "spins of one's own", "a policy of one's own"],
+)
+def test_threads_of_torch_leave_their_cores_to_others(given: dict[str, str], spins: str) -> None:
+    program = (
+        "import contextlib, sys\nfrom sae_actor.__main__ import main\nsys.argv[1:] = ['--version']\n"
+        "with contextlib.suppress(SystemExit):\n    main()\nimport torch"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **given}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in ran.stderr, ran.stderr
 
 
 def test_what_serve_refuses(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,10 @@ class Guard(Middleware):
             await _head(next_app, scope, receive, hardened)
         elif caller is None:
             await next_app(scope, receive, hardened)
+        elif session_id is None:
+            await policy.open_requests.run(caller, next_app, scope, receive, hardened)
         else:
-            held = policy.sessions.lasting(session_id) if session_id else policy.open_requests.of(caller)
-            with held as ended:
+            with policy.sessions.lasting(session_id) as ended:
                 await _until(ended, next_app, scope, receive, hardened)
 
 

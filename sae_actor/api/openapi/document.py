@@ -166,7 +166,7 @@ def _parameters(each: Operation) -> list[Json]:
     for q in each.query:
         made = _parameter(q.name, "query", in_dialect(q.schema), q.about, required=q.required)
         # Comma-separated.
-        found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
+        found.append({**made, "style": "form", "explode": False} if q.schema.get("type") == "array" else made)
     if each.keyed:
         _, _, schema, _ = _COMMAND_HEADERS[0]
         found.append(_parameter("Idempotency-Key", "header", schema, _KEYED, required=False))
@@ -203,6 +203,8 @@ def _content(each: Operation, status: int, media_type: str, schemas: Schemas) ->
     if media_type == "application/json":
         shape = AcceptedCommand if status == 202 else each.returns
         return {"schema": {} if shape is None else schemas.of(shape)}
+    if media_type == "application/x-tar":
+        return {"schema": {"type": "string", "format": "binary"}}
     return {"schema": {"type": "object"} if "json" in media_type else {"type": "string"}}
 
 

@@ -11,9 +11,9 @@ from ...subscriptions import Broadcast, EventFilter, sse
 from ..context import context
 from ..disconnects import event_stream
 from ..operations import Query, operation
-from ..requests import whole_number
+from ..requests import MAX_POSITION, whole_number
 from ..types import Answer, AnyRequest
-from .log import AFTER, MAX_POSITION, SAE, TYPES, wanted_events
+from .log import AFTER, SAE, TYPES, wanted_events
 
 OPENING = b": events follow\n\n"
 HEARTBEAT = b": still here\n"

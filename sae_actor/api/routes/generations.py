@@ -12,9 +12,9 @@ from ..context import context
 from ..disconnects import heard
 from ..log_pages import events
 from ..operations import Query, operation
-from ..requests import whole_number
+from ..requests import MAX_POSITION, whole_number
 from ..types import Answer, AnyRequest
-from .log import MAX_POSITION, POSITION
+from .audit.moments import POSITION
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000

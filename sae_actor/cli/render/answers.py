@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from msgspec import convert
@@ -224,6 +226,11 @@ def event(one: Answer) -> str:
 def passing(one: StreamEvent) -> str:
     """What is not in the log: progress, and the stream's own words."""
     return plain(f"     ·  {one.type}  {json.dumps(one.data, ensure_ascii=False)}"[:EVENT_WIDTH])
+
+
+def name(path: Path) -> str:
+    """The path as printable text, whatever its bytes."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def verification(answer: Answer) -> str:

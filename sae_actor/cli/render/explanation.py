@@ -7,6 +7,7 @@ from typing import Any
 
 from ...domain.words import exclusions_in_words, ranges_in_words
 from .answers import hook, plain
+from .methods import environment_in_words
 
 View = dict[str, Any]
 
@@ -58,6 +59,9 @@ def _model(model: View | None) -> Iterator[str]:
     for name in ("tokenizer", "chat_template", "environment"):
         if model[f"{name}_sha256"]:
             yield f"  {name.replace('chat_', ''):<10} sha256 {model[f'{name}_sha256']}"
+    told = environment_in_words(model["environment"])
+    for at in range(0, len(told), 6):
+        yield f"  {'software' if at == 0 else '':<10} {', '.join(told[at : at + 6])}"
     yield from _since(model["since"])
 
 

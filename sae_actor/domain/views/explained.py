@@ -66,6 +66,7 @@ class ExplainedModel(Struct, frozen=True, kw_only=True):
     files: Any
     tokenizer_sha256: str | None
     chat_template_sha256: str | None
+    environment: Annotated[dict[str, Any], Meta(description="versions, device and settings, as `ModelLoaded` has them")]
     environment_sha256: str
     since: tuple[Cited, ...]
 
