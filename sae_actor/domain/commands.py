@@ -194,7 +194,10 @@ class Run(Command, frozen=True):
 
     kind: RunKind
     spec: dict[str, Any]
-    """What is measured, by kind: see `/api/runs`."""
+    """What is measured. Of `evaluate`: `sae_id`, `texts`, `max_tokens`, `context` = 128, `exclude` = ["sink"]. Of
+    `profile`: `sae_id`, `texts`, `max_tokens`, `length` = 128, `exclude` = ["sink"], `top` = 20, `context` = [10, 5],
+    `quantiles` = 5. `texts` is one of {"texts": [..]}, {"file": name}, {"texts_id": id}. A longer text goes on in
+    further contexts."""
     title: RunName | None = field(default=None, name="name")
     """`name` in JSON."""
 

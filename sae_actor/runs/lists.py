@@ -96,7 +96,7 @@ def _parquet(path: Path) -> Iterator[Item]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise SAEUnsupportedError("Parquet needs pyarrow: pip install 'sae-actor[parquet]'") from None
+        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
     try:
         with parquet.ParquetFile(path) as file:
             names = [name for name in ("text", "label") if name in file.schema_arrow.names]

@@ -4,5 +4,4 @@ routes    `/api/runs`: what there is, what each found
 request   a `Run` as it is put on record: its spec checked, its texts on disk, its variants resolved
 uploads   `/api/texts`: lists of texts
 tables    rows as NDJSON, CSV or Parquet
-saebench  an evaluation as SAEBench's `core` JSON
 """

@@ -50,7 +50,7 @@ async def get_run(request: AnyRequest) -> Answer:
 @operation("GET", "/api/runs/{run_id}/rows", "The rows of a run, as they are durable, also before it is done",
            query=(Query("after", _AFTER, "only rows after this many"),
                   Query("format", {"type": "string", "enum": [*FORMATS]}, "ndjson (the default), csv or parquet; in "
-                        "csv and parquet lists and objects are JSON. Parquet needs the extra `parquet`")),
+                        "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service")),
            answers=tuple((200, kind.partition(";")[0]) for kind in TYPES.values()),
            errors=("run_not_found", "sae_unsupported"), tag="runs")  # fmt: skip
 async def get_rows(request: AnyRequest) -> Answer:

@@ -39,7 +39,7 @@ async def parquet(open_file: Callable[[], RunFile], after: int) -> bytes:
     try:
         arrow, writer = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise SAEUnsupportedError("Parquet needs pyarrow: pip install 'sae-actor[parquet]'") from None
+        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
 
     def made() -> bytes:
         names = _names(open_file, after)
