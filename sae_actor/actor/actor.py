@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..domain import events as ev
-from ..domain.commands import Command, Steer
+from ..domain.commands import Command, Import, SavePreset, Steer
 from ..domain.effects import Residents
 from ..domain.events import Draft, Event, draft, stored
 from ..domain.evolve import evolve
@@ -151,9 +151,9 @@ class Actor:
             keyed=key is not None,
             expected_revision=expected_revision,
         )
-        if isinstance(command, Steer):
+        if isinstance(command, Import | SavePreset | Steer):
             try:
-                envelope.decided = await raw_command(command, self.state, self._engine)
+                envelope.decided = await raw_command(command, self.state, self._engine, self.performer.hub)
             except SAEError as error:
                 envelope.refused = error
         accepted: Accepted = await self._send(envelope)

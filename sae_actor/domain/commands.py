@@ -12,7 +12,7 @@ import hashlib
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from .events import MadeFrom, RunId, RunKind, RunTexts, RunVariant
@@ -38,6 +38,7 @@ ModelDtype: TypeAlias = Annotated[
 ]
 
 
+PresetName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", description="name of a preset")]
 RunName: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=128)]
 Quantization: TypeAlias = Annotated[Literal["int8", "nf4"], Meta(description="int8 or nf4")]
 
@@ -49,7 +50,7 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type",
     """Fields added to this command later → the value that a command without the field means."""
 
     @property
-    def name(self) -> str:
+    def type_name(self) -> str:
         return type(self).__name__
 
     def digest(self) -> str:
@@ -189,6 +190,33 @@ class Monitor(Command, frozen=True):
     later: ClassVar[dict[str, Any]] = {"exclude": ("sink",)}
 
 
+class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
+    """One SAE of an intervention that a request or a preset brings along."""
+
+    sae_id: SaeId
+    mode: Mode = "steer"
+    steering: Edits = ()
+    exclude: Exclusions | None = None
+    """As in `Attach`."""
+
+    def __post_init__(self) -> None:
+        check_passed(self.exclude, self.mode)
+
+
+class SavePreset(Command, frozen=True):
+    """Save interventions under a name, in place of what had it; requests use them as `model: "default@NAME"`."""
+
+    name: PresetName
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)]
+    description: Annotated[str, Meta(max_length=1024)] | None = None
+
+
+class DeletePreset(Command, frozen=True):
+    """Forget a preset; answers that used it stay as they are."""
+
+    name: PresetName
+
+
 class Run(Command, frozen=True):
     """Measure something that takes long. It goes on after a restart, and waits while its model or SAEs are away."""
 
@@ -198,8 +226,7 @@ class Run(Command, frozen=True):
     `profile`: `sae_id`, `texts`, `max_tokens`, `length` = 128, `exclude` = ["sink"], `top` = 20, `context` = [10, 5],
     `quantiles` = 5. `texts` is one of {"texts": [..]}, {"file": name}, {"texts_id": id}. A longer text goes on in
     further contexts."""
-    title: RunName | None = field(default=None, name="name")
-    """`name` in JSON."""
+    name: RunName | None = None
 
 
 class RequestRun(Command, frozen=True):
@@ -208,8 +235,7 @@ class RequestRun(Command, frozen=True):
     run_id: RunId
     kind: RunKind
     spec: dict[str, Any]
-    title: RunName | None = field(default=None, name="name")
-    """`name` in JSON."""
+    name: RunName | None = None
     read: tuple[SaeId, ...] = ()
     """SAEs whose activations are read."""
     texts: tuple[RunTexts, ...] = ()
@@ -217,7 +243,7 @@ class RequestRun(Command, frozen=True):
     seeds: tuple[int, ...] = ()
 
     @property
-    def name(self) -> str:
+    def type_name(self) -> str:
         """As the command that it is made of."""
         return Run.__name__
 
@@ -249,6 +275,8 @@ AnyCommand: TypeAlias = (
     | Delete
     | Steer
     | Monitor
+    | SavePreset
+    | DeletePreset
     | Run
     | CancelRun
     | DeleteRun

@@ -12,6 +12,7 @@ from .commands import (
     CancelDownload,
     CancelRun,
     Delete,
+    DeletePreset,
     DeleteRun,
     Detach,
     Download,
@@ -21,6 +22,7 @@ from .commands import (
     Monitor,
     RequestRun,
     Run,
+    SavePreset,
     Steer,
     UnloadModel,
 )
@@ -33,10 +35,10 @@ from .effects import (
     LoadModelEffect,
     RunEffect,
 )
-from .messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
+from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop, WeighedImport
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, MeasuredRun, SaeFailed
-from .rules import admission, attachments, downloads, runs
+from .rules import admission, attachments, downloads, presets, runs
 from .rules.failures import failed
 from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
@@ -60,6 +62,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
+        case WeighedImport():
+            return downloads.import_(message.command, state, message.digest)
         case KeepVectors():
             return downloads.keep_vectors(message, state)
         case Delete():
@@ -72,6 +76,12 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return attachments.steer(message, state)
         case Monitor():
             return attachments.monitor(message, state)
+        case SavePreset():
+            return presets.save(message, state)
+        case ResolvedPreset():
+            return presets.save(message.command, state, message)
+        case DeletePreset():
+            return presets.delete(message, state)
         case RequestRun():
             return runs.request(message, state)
         case Run():

@@ -15,6 +15,7 @@ import torch
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
+from ..domain.state import SaeLocation
 from ..errors import (
     DeviceLostError,
     FeatureOutOfRangeError,
@@ -48,6 +49,7 @@ from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
 from .request_checks import check_request
+from .saes.at_rest import resolved_at_rest
 from .saes.feature_details import feature_details
 from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
@@ -227,6 +229,10 @@ class TorchEngine:
         written_in = None if self._model is None else self._model.written_in(resident.written_at)
         refuse_overflow(resident.sae, found, written_in)
         return found
+
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """See the port."""
+        return await self._loader.run(partial(resolved_at_rest, location, folder, edits), "resolving units")
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         folder = self._folders.get(attach_position)

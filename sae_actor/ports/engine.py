@@ -11,6 +11,7 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
+from ..domain.state import SaeLocation
 from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
 from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
@@ -130,6 +131,10 @@ class Engine(Protocol):
         a strength is too large for the types of model and SAE (with `feature`, `strength`, `limit`), `SAEInvalidError`
         if the SAE's statistics cannot be read, `SAENotAttachedError` without an SAE.
         """
+
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """As `raw` for an SAE that is not attached, in `folder`: at the hook point where it was trained, and for no
+        types in particular. Raises what loading it raises too."""
 
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         """Details of a feature of an attached SAE.

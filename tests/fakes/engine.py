@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from sae_actor.domain.chats import Reasoning
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.refs import Edit, ModelFacts
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -125,7 +126,7 @@ class FakeEngine(FakeTokenizing):
         self.model = ModelFacts(
             model_id=effect.model,
             revision=effect.revision,
-            commit="0" * 40,
+            commit=None if effect.model.startswith("/") else "0" * 40,
             model_type="fake",
             dtype="float32" if effect.dtype == "auto" else effect.dtype,
             device="cpu" if effect.device == "auto" else effect.device,
@@ -211,6 +212,10 @@ class FakeEngine(FakeTokenizing):
             raise SAENotAttachedError("the SAE is not on the device")
         known = profiled or ProfiledFeatures()
         return tuple(edit if edit.unit == "raw" else self._resolved(edit, known) for edit in edits)
+
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        del location, folder
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit, ProfiledFeatures()) for edit in edits)
 
     def _resolved(self, edit: Edit, profiled: ProfiledFeatures) -> Edit:
         """Every decoder row is of length 1."""

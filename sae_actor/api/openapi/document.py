@@ -62,6 +62,8 @@ _PATH: dict[str, tuple[Json, str, str]] = {
 }
 """Parameter of a path → its schema, an example, what it is."""
 
+_BEARER = "A token; a viewer's reads only, a user's has the routes with `x-users`"
+
 
 def _header(about: str, *, required: bool = True, **schema: str) -> Json:
     return {"description": about, "required": required, "schema": {"type": "string", **schema}}
@@ -69,7 +71,7 @@ def _header(about: str, *, required: bool = True, **schema: str) -> Json:
 
 _HEADERS: dict[str, Json] = {
     "ETag": _header(
-        "Last position that changed model, SAEs, attachments, steering or monitoring; for `If-Match`",
+        "Last position that changed model, SAEs, attachments, steering, monitoring or presets; for `If-Match`",
         pattern='^"[0-9]+"$',
     ),
     "Location": _header("Where to ask what became of it", pattern="^/api/commands/.+$"),
@@ -117,7 +119,11 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
             "schemas": schemas.components,
             "headers": _HEADERS,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "A token; a viewer's reads only"},
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": _BEARER,
+                },
                 "login": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "What `/login` has set"},
             },
         },
@@ -138,6 +144,8 @@ def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
         "responses": _responses(each, schemas),
         "security": _security(each, secured=secured),
     }
+    if each.users:
+        made["x-users"] = True
     if each.body is not None:
         content: Json = {"schema": schemas.of(each.body if each.or_body is None else (each.body, each.or_body))}
         if each.examples:

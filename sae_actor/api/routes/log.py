@@ -9,12 +9,12 @@ from msgspec import Struct
 
 from ...domain.events import PAYLOADS, Event
 from ...domain.views.resources import ServiceState, state_view
-from ...errors import BadRequestError
+from ...errors import BadRequestError, ForbiddenError
 from ...ports import Head
 from ...subscriptions import EVERYTHING, EventFilter
 from ...subscriptions.frames import line_of
 from ..answers import answer, state_of
-from ..context import context
+from ..context import context, grant_of
 from ..disconnects import Streamed, followed_by, heard
 from ..log_pages import events
 from ..operations import Query, operation
@@ -68,7 +68,10 @@ def wanted_events(request: AnyRequest) -> EventFilter:
     sae_id = request.query_params.get("sae_id")
     if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
         raise BadRequestError(f"sae_id must have 1 to {MAX_SAE_ID} characters", param="sae_id")
-    return EventFilter(None if types is None else frozenset(types), sae_id)
+    only = grant_of(request).sae
+    if only is not None and sae_id not in (None, only):
+        raise ForbiddenError(f"{grant_of(request).name} gets the events of {only} alone", sae_id=only)
+    return EventFilter(None if types is None else frozenset(types), sae_id if only is None else only)
 
 
 @operation("GET", "/api/log", "Events",

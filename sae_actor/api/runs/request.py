@@ -69,7 +69,7 @@ async def requested(request: AnyRequest, command: Run) -> RequestRun:
         run_id=run_id,
         kind=command.kind,
         spec=msgspec.to_builtins(checked),
-        title=command.title,
+        name=command.name,
         read=(checked.sae_id,),
         texts=described(kept, {"texts": from_where}),
     )

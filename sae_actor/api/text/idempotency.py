@@ -25,6 +25,7 @@ from ...ports import Finished, GenerationStream, Tokenized
 from ..context import context, principal
 from ..disconnects import heard
 from ..kept_answers import NotAcceptedError
+from ..names import shown_name
 from ..problems import recorded_error
 from ..requests import idempotency_key
 from ..types import Answer, AnyRequest
@@ -135,7 +136,8 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
     if state.model is None or state.model.facts is None:
         raise AnswerGoneError("the model of the answer is unknown")
     facts, created = state.model.facts, created_at(last[0])
-    return Reply(asked.kind, facts.model_id, fingerprint(facts), tuple(choices), created, body.choices), done
+    model = shown_name(request, facts, choices[0].text.started)
+    return Reply(asked.kind, model, fingerprint(facts), tuple(choices), created, body.choices), done
 
 
 def _check(asked: KeyedRequest, event: Event) -> None:

@@ -6,16 +6,19 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from ...domain.messages import RequestedIntervention, RequestedStop
+from ...domain.commands import PresetName
+from ...domain.messages import Interventions, RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
 
 
 class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     """`sae` in a request: this request's own intervention, and what to report about it."""
 
-    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    interventions: Interventions | None = None
     steering: Edits | None = None
     baseline: bool = False
+    preset: PresetName | None = None
+    """Interventions that were saved under this name; `\"model\": \"default@NAME\"` means the same."""
     top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
     top_k_exclude: ReadingExclusions = ("sink",)
     stop_when: RequestedStop | None = None

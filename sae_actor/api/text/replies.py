@@ -182,8 +182,10 @@ class Choice:
             ),
             finish_reason=done.finished.reason,
             receipt=done.finished.receipt,
+            batch=done.finished.batch,
             warnings=tuple(warnings(done.finished)),
             seed=started.sampling.seed,
+            preset=UNSET if started.preset is None else started.preset,
             features=next(iter(rows.values())) if one else UNSET,
             features_by_sae=UNSET if one else rows or UNSET,
         )
@@ -238,7 +240,8 @@ class Reply:
     """What the chunks and the whole answer of one request share."""
 
     kind: Kind
-    model_id: str
+    model: str
+    """As clients name it."""
     system_fingerprint: str
     choices: tuple[Choice, ...]
     created: int
@@ -271,7 +274,7 @@ class Reply:
             "id": self.choices[0].text.started.generation_id,
             "object": chat if self.kind == "chat" else "text_completion",
             "created": self.created,
-            "model": self.model_id,
+            "model": self.model,
             "system_fingerprint": self.system_fingerprint,
             "choices": tuple(choices),
         }

@@ -262,6 +262,7 @@ def state(answer: Answer) -> str:
         lines += _attachment(each)
     for each in answer["monitors"]:
         lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
+    lines += [f"preset      {each['name']}, saved at position {each['position']}" for each in answer["presets"]]
     lines += [f"open        {one['type']} {one['command_id']}" for one in answer["commands"]]
     lines += [f"running     generation {one['generation_id']}" for one in answer["generations"]]
     return plain("\n".join(lines))

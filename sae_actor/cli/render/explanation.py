@@ -75,7 +75,11 @@ def _intervention(view: View) -> Iterator[str]:
             "intervention the server had none when the generation began"
         )  # fmt: skip
     elif not saes:
-        yield "intervention none: no SAE was attached"
+        preset = view["preset"]
+        why = f"the preset {preset['name']} has none" if preset else "no SAE was attached"
+        yield f"intervention none: {why}"
+    elif view["preset"]:
+        yield f"intervention the preset {view['preset']['name']}, saved at position {view['preset']['position']}:"
     elif view["own_steering"]:
         yield "intervention the request's own, in place of the server's:"
     else:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from ..chats import MessageSpan, Reasoning, Tokenization
 from ..refs import ActiveSae, FinishReason, StopWhen
 from .payload import Payload, Problem
+from .presets import PresetVersion
 from .sampling import Sampling
 
 
@@ -52,6 +53,9 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     request_sha256: str | None = None
     """Of a request under an idempotency key: sha256 of salt ‖ canonical JSON of route and body, which distinguishes two
     requests under one key."""
+
+    preset: PresetVersion | None = None
+    """The preset that the intervention is; None: the request named none."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:

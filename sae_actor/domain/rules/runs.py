@@ -30,7 +30,7 @@ def request(command: RequestRun, state: State) -> list[ev.Payload]:
         if attachment is None:
             raise errors.SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
         saes.append(sae_of(attachment))
-    return [filled(ev.RunRequested, command, name=command.title, model=model, saes=tuple(saes), request_sha256="")]
+    return [filled(ev.RunRequested, command, model=model, saes=tuple(saes), request_sha256="")]
 
 
 def known(state: State, run_id: str) -> RunState:

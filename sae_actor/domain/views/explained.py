@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..chats import Reasoning, Tokenization
-from ..events import Problem, Receipt, Sampling
+from ..events import PresetVersion, Problem, Receipt, Sampling
 from ..refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
 from ..weights import WeightsFiles
 from .fields import Count, Position, Ranges
 from .provenance import Cited
 
+SteeringFrom: TypeAlias = Literal["request", "preset", "server"]
+"""Who set the edits."""
 GenerationState: TypeAlias = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 
 
@@ -50,7 +52,7 @@ class ExplainedSae(Struct, frozen=True, kw_only=True):
     passes: tuple[Exclusion, ...] | None
     dtype: str | None
     steering: tuple[ExplainedEdit, ...]
-    steering_from: Literal["request", "server"]
+    steering_from: SteeringFrom
     steering_enabled: bool | None
     since: tuple[Cited, ...]
 
@@ -109,6 +111,8 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     model: ExplainedModel | None
     baseline: bool | None
     own_steering: bool | None
+    preset: PresetVersion | None
+    """The preset that the request named; null: none."""
     attached: tuple[str, ...]
     intervention: tuple[ExplainedSae, ...]
     intervention_sha256: str

@@ -15,7 +15,8 @@ import pytest
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.chats import Tokenization
-from sae_actor.domain.messages import RequestedIntervention, RequestedStop
+from sae_actor.domain.commands import RequestedIntervention
+from sae_actor.domain.messages import RequestedStop
 from sae_actor.domain.refs import Edit, Span, When
 from sae_actor.generations.records import token_digest
 from tests.cli.conftest import Ran, bare_environment, command
