@@ -101,6 +101,18 @@ class PositionsUnknownError(SAEError):
     code, status, title = "positions_unknown", 422, "The positions of the messages are unknown"
 
 
+class RunNotFoundError(SAEError):
+    code, status, title = "run_not_found", 404, "No such run"
+
+
+class RunNotRunningError(SAEError):
+    code, status, title = "run_not_running", 409, "The run has ended"
+
+
+class TextsNotFoundError(SAEError):
+    code, status, title = "texts_not_found", 404, "No such texts"
+
+
 class ModelNotLoadedError(SAEError):
     code, status, title = "model_not_loaded", 409, "No model is loaded"
 

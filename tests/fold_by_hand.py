@@ -17,9 +17,9 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 GIVEN_UP = 3
 """Deaths of the process under one effect that are enough."""
 ASKED = {"ModelLoadRequested": "LoadModel", "AttachRequested": "Attach", "DetachRequested": "Detach",
-         "DeleteRequested": "Delete"}  # fmt: skip
+         "DeleteRequested": "Delete", "RunRequested": "Run"}  # fmt: skip
 ENDS = {"ModelLoaded", "ModelLoadFailed", "DownloadCompleted", "DownloadFailed", "DownloadCancelled", "SaeAttached",
-        "AttachFailed", "SaeDeleted", "DeleteFailed"}  # fmt: skip
+        "AttachFailed", "SaeDeleted", "DeleteFailed", "RunCompleted", "RunFailed", "RunCancelled"}  # fmt: skip
 GIVEN = ("named_as", "layer", "made_from")
 DETAILS = ("format", "architecture", "d_in", "d_sae", "d_out", "dtype", "trained_on", "trained_layer", "hook_name",
            "hook_point", "hook_point_out", "prepend_bos", "median_norm")  # fmt: skip
@@ -54,6 +54,8 @@ class Books:
         self.open: dict[str, Fields] = {}
         self.texts: dict[str, Fields] = {}
         self.presets: dict[str, Fields] = {}
+        self.runs: dict[str, Fields] = {}
+        """Those that have not ended."""
 
     def enter(self, event: Fields) -> None:
         self.position = event["position"]
@@ -61,7 +63,7 @@ class Books:
         if data is None or event["schema"] != 1:
             return
         at, time = event["position"], event["time"]
-        for ledger in (self._models, self._files, self._attachments, self._texts, self._presets):
+        for ledger in (self._models, self._files, self._attachments, self._texts, self._presets, self._measurements):
             ledger(kind, data, at, time)
         self._commands(kind, data, event)
 
@@ -231,6 +233,15 @@ class Books:
         elif kind == "PresetDeleted":
             self.presets.pop(data["name"], None)
 
+    def _measurements(self, kind: str, data: Fields, at: int, _: str) -> None:
+        if kind == "RunRequested":
+            named = {name: data.get(name) for name in ("run_id", "kind", "name")}
+            self.runs[data["run_id"]] = {**named, "position": at}
+        elif kind in ("RunCompleted", "RunFailed", "RunCancelled", "RunDeleted"):
+            run = self.runs.get(data["run_id"])
+            if run is not None and data.get("request_position", run["position"]) == run["position"]:
+                del self.runs[data["run_id"]]
+
     def _commands(self, kind: str, data: Fields, event: Fields) -> None:
         name = ASKED.get(kind)
         if kind == "GenerationStarted":
@@ -269,6 +280,7 @@ class Books:
                     "commands": list(self.open.values()),
                     "generations": list(self.texts.values()),
                     "presets": [preset for _, preset in sorted(self.presets.items())],
+                    "runs": list(self.runs.values()),
                 }
             )
         )

@@ -62,22 +62,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "subscriptions": DOMAIN | {"ports"},
     "actor": DOMAIN | {"limits", "ports", "subscriptions", "telemetry"},
     "generations": DOMAIN | {"limits", "ports", "subscriptions", "telemetry", "actor"},
+    "runs": DOMAIN | {"limits", "ports", "subscriptions", "telemetry", "actor", "generations"},
     "api.types": set(),
     "api.problems": DOMAIN | {"api.types"},
     "api.operations": DOMAIN | {"api.types"},
     "api.requests": DOMAIN | {"api.types"},
     "api.guard": DOMAIN | HTTP | {"limits", "config", "telemetry", "generations"},
     "api.openapi": DOMAIN | HTTP | {"ports"},
-    "api": DOMAIN | HTTP | {"limits", "ports", "config", "actor", "subscriptions", "generations", "api.guard",
-                            "api.openapi"},
+    "api": DOMAIN | HTTP | {"limits", "ports", "config", "actor", "subscriptions", "generations", "runs",
+                            "api.guard", "api.openapi"},
+    "api.runs": DOMAIN | HTTP | {"ports", "actor", "generations", "runs", "api", "api.openapi"},
     "api.server": DOMAIN | HTTP | {"api.guard"},
     "api.routes.audit": DOMAIN | HTTP | {"ports", "eventlog", "eventlog.audit", "subscriptions", "api"},
     "api.routes": DOMAIN | HTTP | {"ports", "config", "telemetry", "actor", "subscriptions", "generations", "api",
-                                   "api.guard", "api.openapi", "api.routes.audit"},
+                                   "api.guard", "api.openapi", "api.runs", "api.routes.audit"},
     "api.text": DOMAIN | HTTP | {"ports", "measuring", "actor", "subscriptions", "generations", "api", "api.openapi"},
     "api.web": HTTP,
-    "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.routes.audit", "api.text",
-                                "api.web"},
+    "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.routes.audit", "api.runs",
+                                "api.text", "api.web"},
 }  # fmt: skip
 """Room → rooms below it. A module belongs to the longest of these names that its own begins with. Rooms that are not
 named here are wiring, and may import everything."""
@@ -85,12 +87,12 @@ WIRING = {"cli", "client", "demo", "reproducing", "service", "__main__"}
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}
 MAY_BE_HEAVY = {"sae", "engine", "measuring"}
-MAY_BE_HEAVY_INSIDE = MAY_BE_HEAVY | {"formats", "demo"}
+MAY_BE_HEAVY_INSIDE = MAY_BE_HEAVY | {"formats", "demo", "runs"}
 """Where a function may import what is heavy when it is called."""
 HEAVY_MODULES = {"sae_actor.demo.conversion", "sae_actor.formats.pickle_child"}
 """Loaded where they are needed and by nothing else: the first start of the demo; a child process."""
 
-PURE = {"__future__", "collections", "hashlib", "re", "typing", "uuid", "msgspec"}
+PURE = {"__future__", "collections", "hashlib", "math", "re", "typing", "uuid", "msgspec"}
 """All that the rules may know: no clock, no file, no task, no randomness. (A draft gets its id from uuid.)"""
 
 MOST_MODULES = 14

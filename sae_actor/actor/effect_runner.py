@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from ..domain.effects import Effect
+from ..domain.effects import Effect, RunEffect
 from ..domain.reports import Report
 from ..errors import SAEError
 
@@ -17,6 +17,11 @@ Key = tuple[str, int]
 
 def key_of(effect: Effect) -> Key:
     return (effect.name, effect.request_position)
+
+
+def subject_of(effect: Effect) -> str:
+    """What it works on: effects on one subject never overlap, and one run computes at a time."""
+    return "runs" if isinstance(effect, RunEffect) else getattr(effect, "sae_id", "model")
 
 
 class EffectRunner:
@@ -44,11 +49,13 @@ class EffectRunner:
         self._revoked: set[Key] = set()
         self._done: set[Key] = set()
         """Done by this process, though perhaps not on record yet: not to be started again."""
+        self._owed: dict[Key, Effect] = {}
+        """At the last `reconcile`."""
         self._closed = False
 
     def reconcile(self, owed: Sequence[Effect]) -> None:
         """Start what is owed and does not run, cancel what runs and is not owed."""
-        wanted = {key_of(effect): effect for effect in owed}
+        self._owed = wanted = {key_of(effect): effect for effect in owed}
         self._done = {key for key in self._done if key in wanted or key in self._running}
         for key, task in self._running.items():
             if key not in wanted and key not in self._revoked and key not in self._done:
@@ -56,9 +63,12 @@ class EffectRunner:
                 self._cancel(key, task)
         for key, effect in wanted.items():
             if key not in self._running and key not in self._done and not self._closed:
-                subject = getattr(effect, "sae_id", "model")
-                task = asyncio.create_task(self._run(effect, key, self._last.get(subject)), name=f"{key[0]}@{key[1]}")
-                self._running[key] = self._last[subject] = task
+                self._start(effect, key)
+
+    def _start(self, effect: Effect, key: Key) -> None:
+        subject = subject_of(effect)
+        task = asyncio.create_task(self._run(effect, key, self._last.get(subject)), name=f"{key[0]}@{key[1]}")
+        self._running[key] = self._last[subject] = task
 
     async def ended(self, name: str, request_position: int) -> None:
         """Wait until that effect has ended."""
@@ -98,10 +108,14 @@ class EffectRunner:
                 await self._undo(effect)
             self._running.pop(key, None)
             self._started.discard(key)
+            revoked = key in self._revoked
             self._revoked.discard(key)
-            subject = getattr(effect, "sae_id", "model")
+            subject = subject_of(effect)
             if self._last.get(subject) is asyncio.current_task():
                 del self._last[subject]
+            if revoked and not self._closed and key in self._owed and key not in self._done:
+                # It was owed again while it ended: what a run waits for may go and come back meanwhile.
+                self._start(self._owed[key], key)
 
     async def _hand_in(self, effect: Effect, report: Report) -> bool:
         """Record the report or, if it is refused as too large, the failure of the effect.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Awaitable, Callable
 
 from ..domain import events as ev
 from ..domain.effects import (
@@ -14,9 +15,10 @@ from ..domain.effects import (
     Effect,
     ImportEffect,
     LoadModelEffect,
+    RunEffect,
 )
 from ..domain.refs import ModelFacts
-from ..domain.reports import AttachedSae, EffectDone, EffectFailed, HubSae, Report
+from ..domain.reports import AttachedSae, EffectDone, EffectFailed, HubSae, MeasuredRun, Report
 from ..errors import DeviceLostError, InternalError, SAEError
 from ..ports import Engine, Hub, OnProgress, Progress
 
@@ -36,6 +38,8 @@ class Performer:
         self.hub = hub
         self._progress = progress
         self._drain_seconds = drain_seconds
+        self.run: Callable[[RunEffect], Awaitable[MeasuredRun]] | None = None
+        """Computes a run; set before the first effect."""
         self._under_way: dict[int, int] = {}
         """Bytes downloaded so far, by the position of the request."""
         self._downloaded = 0
@@ -86,7 +90,7 @@ class Performer:
             cause = error.detail if isinstance(error, SAEError) else type(error).__name__
             logger.error("what is left of the download of %s could not be removed: %s", effect.sae_id, cause)
 
-    async def _do(self, effect: Effect) -> ModelFacts | HubSae | AttachedSae | int:
+    async def _do(self, effect: Effect) -> ModelFacts | HubSae | AttachedSae | MeasuredRun | int:
         match effect:
             case LoadModelEffect():
                 return await self._engine.load_model(effect, self._progress)
@@ -100,6 +104,10 @@ class Performer:
                 return await self._engine.detach(effect, self._drain_seconds)
             case DeleteEffect():
                 return await self.hub.delete(effect)
+            case RunEffect():
+                if self.run is None:
+                    raise InternalError("nothing computes runs here")
+                return await self.run(effect)
 
 
 def failed(effect: Effect, error: SAEError) -> Report:

@@ -33,6 +33,8 @@ from .routes import (
     vectors,
 )
 from .routes.audit import evidence, explain, export
+from .runs import routes as runs
+from .runs import uploads
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.measuring import contrast, directions, lens, score
@@ -43,7 +45,7 @@ from .types import Answer, AnyRequest
 ROOMS = (
     commands, models, saes, steering, presets, service, log, backups, evidence, explain, export, events, generations,
     login, metrics, vectors, directions, text, responses, search, activations, contrast, lens, score, compare, tokens,
-    web,
+    runs, uploads, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from ..actor import Actor
@@ -14,6 +15,7 @@ from ..errors import ForbiddenError, MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..limits import BoundedSemaphore
 from ..ports import Backups, Engine, EventLog, Hub
+from ..runs import Runs
 from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
 from .guard.policy import Policy
@@ -42,6 +44,7 @@ class Context(Policy):
     log: EventLog
     hub: Hub
     engine: Engine
+    runs: Runs
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
     backups: Backups | None = None
@@ -54,6 +57,10 @@ class Context(Policy):
     """`[model] name`: what the loaded model is called on `/v1`; empty: the last part of its id."""
     seeding: bool = False
     """Whether the demo's first contents are still on their way."""
+    texts_roots: tuple[Path, ...] = ()
+    """Folders whose files of texts runs may read."""
+    upload_bytes: int = 256 * 2**20
+    """The largest upload of texts."""
     quota_bytes: int | None = None
     """Bytes on disk for all downloads together; None: no limit."""
     attempts: Attempts = field(default_factory=Attempts)

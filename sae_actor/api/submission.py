@@ -25,7 +25,8 @@ from .types import Answer, AnyRequest
 REFUSALS = (
     "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
     "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
-    "sae_unsupported", "model_not_loaded", "positions_unknown", "preset_not_found",
+    "sae_unsupported", "model_not_loaded", "positions_unknown", "preset_not_found", "run_not_found",
+    "run_not_running",
 )  # fmt: skip
 """What the rules may refuse a command with."""
 _SAE = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
@@ -52,6 +53,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "interventions": [{"sae_id": _SAE, "steering": [_EDIT]}],
     },
     "DeletePreset": {"type": "DeletePreset", "name": "calm"},
+    "Run": {
+        "type": "Run",
+        "kind": "evaluate",
+        "spec": {"sae_id": _SAE, "texts": {"texts": ["I love this book"]}},
+    },
+    "CancelRun": {"type": "CancelRun", "run_id": "run-0123456789ab"},
+    "DeleteRun": {"type": "DeleteRun", "run_id": "run-0123456789ab"},
 }
 """A body for each command."""
 
@@ -65,6 +73,7 @@ class CommandOutcome(Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...]
     error: ProblemDetails | None
     sae_id: str | UnsetType = UNSET
+    run_id: str | UnsetType = UNSET
 
 
 async def submit(request: AnyRequest, command: Command) -> Accepted:
@@ -100,9 +109,13 @@ async def placed(request: AnyRequest, command: Download) -> Download:
     return structs.replace(command, **where)
 
 
-def accepted_answer(request: AnyRequest, accepted: Accepted, sae_id: str | UnsetType = UNSET) -> Answer:
+def accepted_answer(
+    request: AnyRequest, accepted: Accepted, sae_id: str | UnsetType = UNSET, *, run_id: str | UnsetType = UNSET
+) -> Answer:
     """202: on record, not done yet."""
-    view = AcceptedCommand(command_id=accepted.command_id, position=accepted.position, status="accepted", sae_id=sae_id)
+    view = AcceptedCommand(
+        command_id=accepted.command_id, position=accepted.position, status="accepted", sae_id=sae_id, run_id=run_id
+    )
     location = {"location": f"/api/commands/{accepted.command_id}"}
     return answered(request, view, upto=accepted.revision, status=202, headers=location)
 
@@ -120,22 +133,35 @@ def answered(request: AnyRequest, view: Struct, *, upto: int, **more: Any) -> An
     return response
 
 
-def outcome_view(outcome: Outcome, sae_id: str | UnsetType = UNSET) -> CommandOutcome:
+def outcome_view(
+    outcome: Outcome, sae_id: str | UnsetType = UNSET, *, run_id: str | UnsetType = UNSET
+) -> CommandOutcome:
     error = problem_view(recorded_error(outcome.error)) if outcome.error is not None else None
-    return filled(CommandOutcome, outcome, error=error, sae_id=sae_id)
+    return filled(CommandOutcome, outcome, error=error, sae_id=sae_id, run_id=run_id)
 
 
 async def accept(request: AnyRequest, command: Command, sae_id: str | UnsetType = UNSET) -> Answer:
     """Accept a command; with `Prefer: wait`, answer with its outcome if that comes in time."""
     seconds = wait_seconds(request)
-    accepted = await submit(request, command)
+    return await awaited(request, await submit(request, command), seconds, sae_id)
+
+
+async def awaited(
+    request: AnyRequest,
+    accepted: Accepted,
+    seconds: int | None,
+    sae_id: str | UnsetType = UNSET,
+    *,
+    run_id: str | UnsetType = UNSET,
+) -> Answer:
+    """The answer to an accepted command; waits for its outcome for so long."""
     if seconds is None:
-        return accepted_answer(request, accepted, sae_id)
+        return accepted_answer(request, accepted, sae_id, run_id=run_id)
     outcome = await context(request).actor.outcome(accepted.command_id, seconds, accepted)
     if outcome.status == "accepted":
-        response = accepted_answer(request, accepted, sae_id)
+        response = accepted_answer(request, accepted, sae_id, run_id=run_id)
     else:
-        response = answered(request, outcome_view(outcome, sae_id), upto=outcome.events[-1].position)
+        response = answered(request, outcome_view(outcome, sae_id, run_id=run_id), upto=outcome.events[-1].position)
     response.headers["preference-applied"] = f"wait={seconds}"
     return response
 

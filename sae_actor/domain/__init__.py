@@ -11,5 +11,6 @@ chats                   prompts and answers of chats among their tokens
 words                   edits and ranges in plain words
 placement               where an SAE goes on the loaded model
 structs                 structs made of others
+measuring/   runs as values: their state, why one waits, what it comes to
 views/       states and events as answers, explanations, differences
 """

@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from .events import MadeFrom
+from .events import MadeFrom, RunId, RunKind, RunTexts, RunVariant
 from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
 
 RepositoryId: TypeAlias = Annotated[
@@ -38,6 +39,7 @@ ModelDtype: TypeAlias = Annotated[
 
 
 PresetName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", description="name of a preset")]
+RunName: TypeAlias = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=128)]
 Quantization: TypeAlias = Annotated[Literal["int8", "nf4"], Meta(description="int8 or nf4")]
 
 
@@ -215,7 +217,67 @@ class DeletePreset(Command, frozen=True):
     name: PresetName
 
 
+class Run(Command, frozen=True):
+    """Measure something that takes long. It goes on after a restart, and waits while its model or SAEs are away."""
+
+    kind: RunKind
+    spec: dict[str, Any]
+    """What is measured. Of `evaluate`: `sae_id`, `texts`, `max_tokens`, `context` = 128, `exclude` = ["sink"]. Of
+    `profile`: `sae_id`, `texts`, `max_tokens`, `length` = 128, `exclude` = ["sink"], `top` = 20, `context` = [10, 5],
+    `quantiles` = 5. `texts` is one of {"texts": [..]}, {"file": name}, {"texts_id": id}. A longer text goes on in
+    further contexts."""
+    name: RunName | None = None
+
+
+class RequestRun(Command, frozen=True):
+    """A run whose texts are on disk and whose variants are resolved; the service makes it of a `Run`."""
+
+    run_id: RunId
+    kind: RunKind
+    spec: dict[str, Any]
+    name: RunName | None = None
+    read: tuple[SaeId, ...] = ()
+    """SAEs whose activations are read."""
+    texts: tuple[RunTexts, ...] = ()
+    variants: tuple[RunVariant, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def type_name(self) -> str:
+        """As the command that it is made of."""
+        return Run.__name__
+
+    def digest(self) -> str:
+        """Without the id, which is new each time."""
+        return super(RequestRun, replace(self, run_id="run")).digest() if self.run_id != "run" else super().digest()
+
+
+class CancelRun(Command, frozen=True):
+    """End a run; its rows stay."""
+
+    run_id: RunId
+
+
+class DeleteRun(Command, frozen=True):
+    """Erase a run's texts and rows; one that has not ended is cancelled."""
+
+    run_id: RunId
+
+
 AnyCommand: TypeAlias = (
-    LoadModel | UnloadModel | Download | CancelDownload | Import | Attach | Detach | Delete | Steer | Monitor
-    | SavePreset | DeletePreset
-)  # fmt: skip
+    LoadModel
+    | UnloadModel
+    | Download
+    | CancelDownload
+    | Import
+    | Attach
+    | Detach
+    | Delete
+    | Steer
+    | Monitor
+    | SavePreset
+    | DeletePreset
+    | Run
+    | CancelRun
+    | DeleteRun
+)

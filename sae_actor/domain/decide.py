@@ -10,23 +10,35 @@ from . import events as ev
 from .commands import (
     Attach,
     CancelDownload,
+    CancelRun,
     Delete,
     DeletePreset,
+    DeleteRun,
     Detach,
     Download,
     Import,
     KeepVectors,
     LoadModel,
     Monitor,
+    RequestRun,
+    Run,
     SavePreset,
     Steer,
     UnloadModel,
 )
-from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, ImportEffect, LoadModelEffect
+from .effects import (
+    AttachEffect,
+    DeleteEffect,
+    DetachEffect,
+    DownloadEffect,
+    ImportEffect,
+    LoadModelEffect,
+    RunEffect,
+)
 from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop, WeighedImport
 from .refs import ModelFacts
-from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
-from .rules import admission, attachments, downloads, presets
+from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, MeasuredRun, SaeFailed
+from .rules import admission, attachments, downloads, presets, runs
 from .rules.failures import failed
 from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
@@ -70,6 +82,14 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return presets.save(message.command, state, message)
         case DeletePreset():
             return presets.delete(message, state)
+        case RequestRun():
+            return runs.request(message, state)
+        case Run():
+            raise TypeError("a Run has no texts on disk: the API makes a RequestRun of it")
+        case CancelRun():
+            return runs.cancel(message, state)
+        case DeleteRun():
+            return runs.delete(message, state)
         case AdmitGeneration():
             return admission.admit(message, state)
         case AdmitGenerations():
@@ -80,6 +100,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.downloaded(at, sae, state)
         case EffectDone(DeleteEffect(request_position=at), int(freed)):
             return downloads.deleted(at, freed, state)
+        case EffectDone(RunEffect(request_position=at), MeasuredRun() as found):
+            return runs.completed(at, found, state)
         case EffectDone(AttachEffect() as effect, AttachedSae() as made):
             return attachments.attached(effect, made, state)
         case EffectDone(DetachEffect(request_position=at), int(freed)):

@@ -6,16 +6,16 @@ intent, so that a late report of a cancelled attempt changes nothing.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Struct
 
-from .events import Source
+from .events import RunKind, RunSae, RunTexts, RunVariant, Source
 from .refs import HookPoint, Mode, SaeDescription
 from .state import SaeLocation
 from .weights import WeightsFiles
 
-EffectName: TypeAlias = Literal["load_model", "download", "import", "attach", "detach", "delete"]
+EffectName: TypeAlias = Literal["load_model", "download", "import", "attach", "detach", "delete", "run"]
 
 
 class _Effect(Struct, frozen=True, kw_only=True):
@@ -78,7 +78,22 @@ class DeleteEffect(_Effect, frozen=True, kw_only=True):
     """Other SAEs whose files stay: files that they share are not deleted."""
 
 
-Effect: TypeAlias = LoadModelEffect | DownloadEffect | ImportEffect | AttachEffect | DetachEffect | DeleteEffect
+class RunEffect(_Effect, frozen=True, kw_only=True):
+    """A measurement, from its last durable step on."""
+
+    name = "run"
+    run_id: str
+    kind: RunKind
+    spec: dict[str, Any]
+    saes: tuple[RunSae, ...] = ()
+    texts: tuple[RunTexts, ...] = ()
+    variants: tuple[RunVariant, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+Effect: TypeAlias = (
+    LoadModelEffect | DownloadEffect | ImportEffect | AttachEffect | DetachEffect | DeleteEffect | RunEffect
+)
 
 
 class Residents(Struct, frozen=True):

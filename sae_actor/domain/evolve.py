@@ -15,6 +15,7 @@ from . import events as ev
 from .events import Draft, Event, payload_of
 from .folds.attachments import attachments_after
 from .folds.restart import in_a_row, interrupted, wanted_after_start
+from .folds.runs import runs_after
 from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, Preset, SaeRecord, State
 from .structs import filled
 
@@ -26,6 +27,7 @@ COMMAND_OF_INTENT: dict[type[ev.Payload], str] = {
     ev.AttachRequested: "Attach",
     ev.DetachRequested: "Detach",
     ev.DeleteRequested: "Delete",
+    ev.RunRequested: "Run",
 }
 """Intent → the name of its command, for commands that stay open until an outcome names the intent's position."""
 
@@ -35,6 +37,7 @@ _OUTCOMES = (
     | ev.DownloadCompleted | ev.DownloadFailed | ev.DownloadCancelled
     | ev.SaeAttached | ev.AttachFailed
     | ev.SaeDeleted | ev.DeleteFailed
+    | ev.RunCompleted | ev.RunFailed | ev.RunCancelled
 )  # fmt: skip
 
 
@@ -73,8 +76,12 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
         case ev.GpuLost():
             # The process ends without a stop: the next start counts this as a crash.
             return replace(state, running=True)
+        case ev.EffectInterrupted() if payload.effect == "run":
+            return replace(state, runs=runs_after(state.runs, event, payload))
         case ev.EffectInterrupted():
             return interrupted(state, payload)
+        case ev.RunRequested() | ev.RunCompleted() | ev.RunFailed() | ev.RunCancelled() | ev.RunDeleted():
+            return replace(state, runs=runs_after(state.runs, event, payload))
         case ev.ModelLoadRequested() | ev.ModelLoaded() | ev.ModelLoadFailed() | ev.ModelUnloaded():
             return replace(state, model=_model(state.model, event.position, payload))
         case (

@@ -8,7 +8,16 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, Import, KeepVectors, LoadModel, PresetName, RequestedIntervention, SavePreset
+from .commands import (
+    AnyCommand,
+    Import,
+    KeepVectors,
+    LoadModel,
+    PresetName,
+    RequestedIntervention,
+    RequestRun,
+    SavePreset,
+)
 from .refs import Edit, Edits, Feature, ReadingExclusions, SaeId, Strength
 from .reports import Report
 
@@ -45,6 +54,8 @@ class Start(Struct, frozen=True, kw_only=True):
     """The model of the settings, if any: it is loaded unless the log already requires it."""
     log: TakenOver | None = None
     """None: a log without files, which is nobody's copy."""
+    run_progress: dict[str, int] = {}
+    """Run → how many of its steps are durable."""
 
 
 class Stop(Struct, frozen=True):
@@ -134,6 +145,7 @@ class ResolvedPreset(Struct, frozen=True, kw_only=True):
 Message: TypeAlias = (
     AnyCommand
     | KeepVectors
+    | RequestRun
     | WeighedImport
     | ResolvedPreset
     | Start

@@ -17,14 +17,16 @@ from .effects import (
     ImportEffect,
     LoadModelEffect,
     Residents,
+    RunEffect,
 )
+from .measuring.waiting import next_run
 from .state import State
 from .structs import filled
 
 
 def pending(state: State) -> tuple[Effect, ...]:
     """The effects that have to run, in the order of their intents in the log."""
-    owed = [*_model(state), *_records(state), *_detaches(state), *_next_attach(state)]
+    owed = [*_model(state), *_records(state), *_detaches(state), *_next_attach(state), *_next_run(state)]
     return tuple(sorted(owed, key=lambda effect: effect.request_position))
 
 
@@ -74,3 +76,9 @@ def _next_attach(state: State) -> Iterator[Effect]:
             weights = {"weights_sha256": record.weights_sha256, "weights_files": record.weights}
             yield filled(AttachEffect, attachment, record, **weights)
             return
+
+
+def _next_run(state: State) -> Iterator[Effect]:
+    """One at a time, in the order of the log; one that waits lets others pass."""
+    if state.runs and (run := next_run(state)) is not None:
+        yield filled(RunEffect, run)

@@ -6,7 +6,7 @@ themselves: the state adds nothing.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
@@ -35,11 +35,20 @@ class AttachedSae(Struct, frozen=True, kw_only=True):
     dtype: str
 
 
+class MeasuredRun(Struct, frozen=True, kw_only=True):
+    """What a run found; its rows are on disk."""
+
+    rows: int
+    rows_sha256: str
+    summary: dict[str, Any]
+    environments: dict[str, dict[str, Any]]
+
+
 class EffectDone(Struct, frozen=True):
     """An effect succeeded. A report that arrives after its request has ended changes nothing."""
 
     effect: Effect
-    found: ModelFacts | HubSae | AttachedSae | int
+    found: ModelFacts | HubSae | AttachedSae | MeasuredRun | int
     """What was loaded, fetched or attached. For a detach or a delete: the number of bytes freed."""
 
 

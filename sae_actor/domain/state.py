@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from .events import LogFile, MadeFrom, PresetSae, Problem, Source
+from .measuring.state import RunState
 from .refs import (
     ActiveSae,
     Edit,
@@ -214,6 +215,8 @@ class State(Struct, frozen=True, kw_only=True):
     commands: dict[str, OpenCommand] = {}
     generations: dict[str, OpenGeneration] = {}
     presets: dict[str, Preset] = {}
+    runs: dict[str, RunState] = {}
+    """Those that are not deleted, in the order of the log."""
 
     def attachment(self, sae_id: str) -> AttachmentState | None:
         """The attachment that requests see, if the SAE is attached."""

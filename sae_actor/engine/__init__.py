@@ -1,6 +1,7 @@
 """The device: one model, the SAEs on it, generations. All code that knows both torch and transformers is here.
 
-    engine           `TorchEngine`, the port; the event loop's side. Never waits for the model, never touches it
+    engine           `TorchEngine`, the port; the event loop's side. Never waits for the model, never touches it;
+                     `engine_tokenizer`: its part that reads and writes tokens
     settings         what a deployment chooses
     request_checks   refusals of what the model on the device cannot do
     worker           a thread with an inbox: one loads from disk, one reads prompts
@@ -12,6 +13,7 @@
     interventions/   hooks on a forward pass: steering, reconstruction, probes
     tokens/          text, chats and ids → token ids, and back
     model/           find, load, check, try, free a model
+    measuring/       groups of texts that runs measure
     saes/            load, place, measure, free an SAE; its features; a request's intervention, made ready
 
 Threads: what runs or changes the model, or frees what is on the device, is a job or a step of the device thread,

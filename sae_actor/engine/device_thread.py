@@ -17,7 +17,8 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,7 @@ from ..ports import GenerationStream
 from .decoding.generation import Generation, Item
 from .decoding.scheduler import Scheduler, SchedulerLimits
 from .failures import explained
+from .measuring.background import Background, fail
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class DeviceThread(Worker):
 
     def __init__(self, limits: SchedulerLimits, threads: int | None) -> None:
         self.scheduler = Scheduler(limits)
+        self.background = Background()
         self._threads = threads
         self.lost: DeviceLostError | None = None
         """Set once the device cannot be used any more: generations fail, and jobs are refused."""
@@ -77,6 +80,23 @@ class DeviceThread(Worker):
             if self.lost is None:
                 self._put(lambda: self._lose(detail))
             raise
+
+    async def work(self, pieces: Callable[[], Generator[None, None, T]], doing: str, uses: int) -> T:
+        """Do work in pieces, each once nothing is generated. Raises as `run`; uses: attach_position of its SAE."""
+        future: Future[T] = Future()
+
+        def begin() -> None:
+            failure: SAEError | None = self._refusal()
+            if failure is None:
+                try:
+                    self.background.add(pieces(), future, uses)
+                    return
+                except Exception as error:  # as of any job
+                    failure = explained(error, doing)
+            fail(future, failure)
+
+        self._put(begin)
+        return await asyncio.wrap_future(future)
 
     def _put(self, job: Callable[[], None]) -> None:
         """Put it into the inbox. If the thread has ended, run it here: every job checks `_refusal` first."""
@@ -120,15 +140,21 @@ class DeviceThread(Worker):
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while self._do_jobs():
-                self._attempt(self.scheduler.step, "making texts")
+                if self.scheduler.idle and not self.background.idle:
+                    self._work()
+                else:
+                    self._attempt(self.scheduler.step, "making texts")
         self.scheduler.end(lambda _: True, "error", ModelNotLoadedError("the engine was stopped"))
+        self.background.end(lambda: ModelNotLoadedError("the engine was stopped"))
 
     def _close(self) -> None:
         """Fail jobs that will never run."""
         with self._ending:
             self._over = True
         if self.lost is not None:
+            lost = self.lost.detail
             self.scheduler.fail(self.lost)
+            self.background.end(lambda: DeviceLostError(lost))
         while not self._inbox.empty():
             job = self._inbox.get()
             if job is not None:
@@ -140,13 +166,28 @@ class DeviceThread(Worker):
         while True:
             self._hand_over()
             try:
-                job = self._inbox.get(block=self.scheduler.idle)
+                job = self._inbox.get(block=self.scheduler.idle and self.background.idle)
             except queue.Empty:
                 return True
             if job is None:
                 return False
             self._attempt(job, "a job of the device")
             del job  # or what it made would be held until the next one
+
+    def _work(self) -> None:
+        """One piece of background work; its error ends that work alone."""
+        future = self.background.first
+        try:
+            self.background.step()
+            return
+        except DeviceLostError as error:
+            failure: SAEError = error
+        except Exception as error:  # an error of torch ends the measurement, not the thread
+            failure = explained(error, "measuring texts")
+        # Outside of the block above: the traceback and the tensors in its frames are gone.
+        if isinstance(failure, DeviceLostError):
+            self._lose(failure.detail)
+        fail(future, failure)
 
     def _attempt(self, act: Callable[[], None], doing: str) -> None:
         """Run `act`; its error ends the running generations, not the thread."""
@@ -183,3 +224,4 @@ class DeviceThread(Worker):
     def _lose(self, detail: str) -> None:
         self.lost = DeviceLostError(detail)
         self.scheduler.fail(self.lost)
+        self.background.end(lambda: DeviceLostError(detail))

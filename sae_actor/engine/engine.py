@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.state import SaeLocation
@@ -25,14 +24,15 @@ from ..errors import (
 )
 from ..ports import (
     AttachedSae,
+    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
-    Grammar,
     ModelSize,
     OnProgress,
-    Tokenized,
-    TokenizerInfo,
+    ProfiledFeatures,
+    ReadGroup,
+    TextGroup,
 )
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
@@ -40,7 +40,9 @@ from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
 from .decoding.side_by_side import Alike, SideBySide, alike, parties
 from .device_thread import DeviceThread
+from .engine_tokenizer import EngineTokenizer
 from .interventions.hooks import PreparedIntervention
+from .measuring.measurements import Measurements
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
@@ -51,14 +53,12 @@ from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
 from .saes.statistics import Statistics, read_statistics
 from .settings import EngineSettings
-from .tokens.info import detokenized, info_of
-from .tokens.prompts import tokenized
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
-class TorchEngine:
+class TorchEngine(EngineTokenizer):
     """One model, the SAEs on it, generations.
 
     The model and the residents are read and changed on the device thread alone; the event loop holds the streams.
@@ -74,6 +74,9 @@ class TorchEngine:
         self._grammars = Worker("sae-actor-grammars")
         self._model: LoadedModel | None = None
         self._residents: dict[int, Resident] = {}
+        self._measurements = Measurements(
+            self._device, lambda: self._model, self._residents, self._settings.prompt_tokens
+        )
         self._folders: dict[int, str] = {}
         """attach_position → folder of the SAE; its statistics are read on request."""
         self._streams: dict[GenerationStream, frozenset[int]] = {}
@@ -130,6 +133,7 @@ class TorchEngine:
             return
         device, self._model = self._model.device, None
         self._device.scheduler.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
+        self._device.background.end(lambda: ModelNotLoadedError("the model was unloaded"))
         self._device.scheduler.use(None)
         release(device)
 
@@ -180,6 +184,7 @@ class TorchEngine:
 
     def _free(self, position: int) -> int:
         self._device.scheduler.forget(position)
+        self._device.background.end(lambda: SAENotAttachedError("the SAE was detached"), uses=position)
         return free(self._residents, position)
 
     def retain(self, residents: Residents) -> None:
@@ -197,21 +202,28 @@ class TorchEngine:
         finally:
             self._dropping.discard(position)
 
-    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
         statistics = Statistics()
         folder = self._folders.get(attach_position)
         if folder is not None and any(edit.unit in ("max", "norm") for edit in edits):
             statistics = await self._tokenizer.run(partial(read_statistics, folder), "reading the SAE's statistics")
-        return await self._device.run(partial(self._resolved, attach_position, edits, statistics), "resolving units")
+        return await self._device.run(
+            partial(self._resolved, attach_position, edits, statistics, profiled), "resolving units"
+        )
 
-    def _resolved(self, position: int, edits: tuple[Edit, ...], statistics: Statistics) -> tuple[Edit, ...]:
+    def _resolved(
+        self, position: int, edits: tuple[Edit, ...], statistics: Statistics, profiled: ProfiledFeatures | None
+    ) -> tuple[Edit, ...]:
         resident = self._residents.get(position)
         if resident is None:
             raise SAENotAttachedError("the SAE is not on the device")
         # The median was measured at the SAE's training point; elsewhere |x| differs.
         known = statistics.median_norm or resident.sae.spec.median_norm
-        median_norm = known if resident.where_trained else None
-        found = resolve_units(resident.sae, edits, maxima=statistics.maxima, median_norm=median_norm)
+        profiled = profiled or ProfiledFeatures()
+        median_norm = (known if resident.where_trained else None) or profiled.median_norm
+        found = resolve_units(resident.sae, edits, maxima=profiled.maxima | statistics.maxima, median_norm=median_norm)
         written_in = None if self._model is None else self._model.written_in(resident.written_at)
         refuse_overflow(resident.sae, found, written_in)
         return found
@@ -237,26 +249,6 @@ class TorchEngine:
         return feature_details(resident.sae, feature, resident.written_at, statistics, self._model)
 
     # — generations —
-
-    async def tokenize(
-        self,
-        prompt: str | Sequence[dict[str, str]] | Sequence[int],
-        how: Tokenization | None = None,
-        *,
-        any_length: bool = False,
-    ) -> Tokenized:
-        read = partial(tokenized, prompt, self._loaded().tokenizer, how or Tokenization(), any_length=any_length)
-        return await self._tokenizer.run(read, "reading the prompt")
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return await self._tokenizer.run(partial(detokenized, token_ids, self._loaded().tokenizer), "decoding tokens")
-
-    async def tokenizer_info(self) -> TokenizerInfo:
-        return info_of(self._loaded().tokenizer)
-
-    async def grammar(self, schema: str) -> Grammar:
-        compile_ = partial(self._loaded().grammars.compiled, schema)
-        return await self._grammars.run(compile_, "compiling the schema")
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns. `ModelNotLoadedError`, `MailboxFullError`
@@ -309,6 +301,14 @@ class TorchEngine:
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
         return prepared(request, model, self._residents)
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        """See the port."""
+        return await self._measurements.evaluate(group)
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        """See the port."""
+        return await self._measurements.read_group(group)
 
     # — the end —
 

@@ -14,6 +14,7 @@ from ..domain.reports import AttachedSae
 from ..domain.state import SaeLocation
 from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
+from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress
 
 
@@ -120,8 +121,11 @@ class Engine(Protocol):
         """Free everything else: an unloaded model, a replaced SAE. Returns at once. Generations that use a freed SAE
         end as `detach` says; those of a freed model end with `error`."""
 
-    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-        """The edits with raw strengths, converted from other units with the statistics of the attached SAE.
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
+        """The edits with raw strengths, converted from other units with the statistics of the attached SAE; where its
+        files have none, with those of a profile.
 
         `BadRequestError` for a unit that the method does not have, `SAEUnsupportedError` if a statistic is missing or
         a strength is too large for the types of model and SAE (with `feature`, `strength`, `limit`), `SAEInvalidError`
@@ -180,6 +184,17 @@ class Engine(Protocol):
         baseline: index of the one that `Scores.kl` compares the others with. `BadRequestError` if two of them do not
         fit into the memory side by side, as they must then; else raises as `generate`.
         """
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        """Run each text three times: as it is, with the SAE's output in place of what it should give, and with zeros
+        there; excluded positions pass unchanged. One forward pass at a time, and only while nothing is generated.
+
+        `SAENotAttachedError` if the SAE is not there (any more), `ModelNotLoadedError`, `SAEUnsupportedError` for
+        vectors. Cancelling ends it after the current pass.
+        """
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        """What the SAE reads in each text; else as `evaluate`."""
 
     async def close(self) -> None:
         """Stop the thread and free the device."""

@@ -11,8 +11,9 @@ from msgspec import Struct
 class Progress(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="working"):
     """How far a download, a fetch or a load is."""
 
-    kind: Literal["download", "import", "catalog", "fetch", "load"]
-    """An SAE's download or import, a repository's catalog, the fetch of a model's files, or a model's load."""
+    kind: Literal["download", "import", "catalog", "fetch", "load", "run"]
+    """An SAE's download or import, a repository's catalog, the fetch of a model's files, a model's load, or
+    a run, whose `done` and `total` count texts."""
     subject: str
     """The SAE's id, the repository, or the model."""
     phase: str

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from ..domain.effects import DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.state import SaeLocation
 from ..errors import ModelNotLoadedError
-from ..ports import Engine, ModelSize, OnProgress, Progress
+from ..ports import Engine, ModelSize, OnProgress, ProfiledFeatures, Progress
 
 
 class LazyEngine:
@@ -24,6 +24,8 @@ class LazyEngine:
         self._make = make
         self._fetch = fetch
         self._engine: Engine | None = None
+        self.profiled: Callable[[int, Iterable[int]], Awaitable[ProfiledFeatures | None]] | None = None
+        """What profiles found of features of an SAE, by its attach_position."""
         self._making: asyncio.Task[Engine] | None = None
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
@@ -50,6 +52,17 @@ class LazyEngine:
                     # After a failure the next load tries again.
                     self._making = None
         return self._engine
+
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
+        """With what profiles found, for units that need it."""
+        if self._engine is None:
+            raise ModelNotLoadedError("no model is loaded", status="none")
+        asked = [edit.feature for edit in edits if edit.unit in ("max", "norm")]
+        if profiled is None and asked and self.profiled is not None:
+            profiled = await self.profiled(attach_position, asked)
+        return await self._engine.raw(attach_position, edits, profiled)
 
     async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
         return 0 if self._engine is None else await self._engine.detach(effect, drain_seconds)

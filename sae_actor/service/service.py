@@ -46,6 +46,7 @@ from ..errors import NotReadyError, ReadOnlyError, SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..generations import Generations
 from ..ports import Progress
+from ..runs import RunFolder, Runs
 from ..subscriptions import Broadcast, progress_frame
 from ..telemetry import logs
 from ..telemetry.traces import Tracing
@@ -98,6 +99,9 @@ class Service:
         self.broadcast = Broadcast(log)
         performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
+        self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
+        performer.run = self.runs.perform
+        self.engine.profiled = self.runs.profiles.known
         self.generations = Generations(
             self.actor,
             self.engine,
@@ -111,6 +115,9 @@ class Service:
             log=log,
             hub=self.hub,
             engine=self.engine,
+            runs=self.runs,
+            texts_roots=tuple(Path(root).expanduser() for root in settings.data.texts_roots),
+            upload_bytes=settings.data.upload_bytes,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
             backups=ServiceBackups(log, deployment.folder, lambda: self.actor.state, adapters.clock),
@@ -157,14 +164,21 @@ class Service:
         # Before any effect: remove the leftovers of killed processes, except files that a download can continue.
         await asyncio.to_thread(sweep, self.deployment.folder)
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
-        if self.log.truncation is not None:
+        if self.log.truncation is None:
+            await asyncio.to_thread(self.runs.folder.sweep, tuple(self.actor.state.runs))
+        else:
             lost = self.log.truncation
             await self.actor.acknowledge(
                 LogTruncated(known_position=lost.position, known_hash=lost.hash, why="--accept-truncation")
             )
         try:
             found = await self.log.taken_over()
-            own = {"version": __version__, "log": found}
+            open_runs = [run.run_id for run in self.actor.state.runs.values() if run.status == "open"]
+            own = {
+                "version": __version__,
+                "log": found,
+                "run_progress": await asyncio.to_thread(self.runs.folder.progress, open_runs),
+            }
             accepted = await self.actor.start(
                 filled(Start, self.settings.gpu, self.settings.engine, self.deployment, **own)
             )

@@ -73,6 +73,9 @@ def progress_frame(progress: Progress) -> tuple[str, dict[str, Any]]:
     subject, phase, done, total = progress.subject, progress.phase, progress.done, progress.total
     if progress.kind == "load":
         return "model_progress", {"model": subject, "stage": phase}
+    if progress.kind == "run":
+        shown: dict[str, Any] = {"run_id": subject, "phase": phase, "done": done, "total": total or None}
+        return "run_progress", shown if progress.reason is None else {**shown, "reason": progress.reason}
     now: dict[str, Any] = {name: getattr(progress, name) for name in ("rate", "seconds_left", "file")}
     if progress.reason is not None:
         now["reason"] = progress.reason

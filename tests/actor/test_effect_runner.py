@@ -208,3 +208,19 @@ async def test_a_report_that_no_one_takes_is_not_worked_out_again(caplog: pytest
         await turns()
     assert stage.journal == ["begin 1"]
     assert "not on record" in caplog.text
+
+
+async def test_what_is_owed_again_while_it_ends_begins_again() -> None:
+    stage = Stage()
+    stage.slow_undo = asyncio.Event()
+    stage.runner.reconcile([bring(1)])
+    await turns()
+    stage.runner.reconcile([])
+    await turns()
+    stage.runner.reconcile([bring(1)])
+    await turns()
+    assert stage.journal.count("begin 1") == 1
+    stage.slow_undo.set()
+    await turns()
+    assert stage.journal.count("begin 1") == 2
+    await stage.runner.close()

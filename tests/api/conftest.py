@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +26,7 @@ from sae_actor.domain.state import encode
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
 from sae_actor.ports.clock import SystemClock
+from sae_actor.runs import RunFolder, Runs
 from sae_actor.subscriptions import Broadcast, progress_frame
 from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub, description
@@ -95,6 +99,7 @@ async def serving(
     record_text: bool = False,
     engine: FakeEngine | None = None,
     hub: FakeHub | None = None,
+    runs_folder: Path | None = None,
 ) -> AsyncIterator[Running]:
     log = log if log is not None else MemoryLog()
     engine = engine if engine is not None else FakeEngine()
@@ -109,9 +114,19 @@ async def serving(
     def announce(progress: Progress) -> None:
         loop.call_soon_threadsafe(broadcast.announce, *progress_frame(progress))
 
-    actor = Actor(log, engine, Performer(engine, hub, announce, drain_seconds), SystemClock(), broadcast)
+    performer = Performer(engine, hub, announce, drain_seconds)
+    actor = Actor(log, engine, performer, SystemClock(), broadcast)
+    kept_in = runs_folder if runs_folder is not None else Path(tempfile.mkdtemp(prefix="runs-"))
+    runs = Runs(RunFolder(kept_in / "runs"), engine, lambda: actor.state, announce, again=0.05)
+    performer.run = runs.perform
     await actor.replay()
-    await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
+    start = Start(
+        version="test",
+        max_attachments=max_attachments,
+        drain_seconds=drain_seconds,
+        run_progress=runs.folder.progress(actor.state.runs),
+    )
+    await actor.start(start)
     texts = Generations(actor, engine, record_text=record_text)
     context = Context(
         actor=actor,
@@ -119,6 +134,8 @@ async def serving(
         log=log,
         hub=hub,
         engine=engine,
+        runs=runs,
+        texts_roots=(kept_in,),
         capabilities=lambda: CAPABILITIES,
         access=Access([*map(operator, tokens), *grants]),
         cors_origins=cors_origins,
@@ -153,6 +170,8 @@ async def serving(
         await actor.stop()
         await engine.close()
         listener.close()
+        if runs_folder is None:
+            shutil.rmtree(kept_in, ignore_errors=True)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from sae_actor.api import Context, create_app
+from sae_actor.runs import RunFolder, Runs
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.reproducing.making import Recorder, recording
 
@@ -34,6 +35,7 @@ async def over_http(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Reco
             log=service.log,
             hub=service.hub,
             engine=service.engine,
+            runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: service.actor.state, lambda _: None),
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_actor.api import Context, create_app
 from sae_actor.cli import main
+from sae_actor.runs import RunFolder, Runs
 from sae_actor.sae import load_sae
 from tests.engine.tiny import HIDDEN, save_tiny_model, save_tiny_sae
 from tests.formats.vector_files import write_gguf, write_steering
@@ -53,6 +54,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
             log=service.log,
             hub=service.hub,
             engine=service.engine,
+            runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None),
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol

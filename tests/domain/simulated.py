@@ -21,13 +21,14 @@ from sae_actor.domain.effects import (
     Effect,
     ImportEffect,
     LoadModelEffect,
+    RunEffect,
 )
 from sae_actor.domain.events import Event, Payload
 from sae_actor.domain.evolve import closes, evolve, fold
 from sae_actor.domain.messages import AdmitGeneration, Message, Start, Stop
 from sae_actor.domain.pending import pending, residents
 from sae_actor.domain.refs import Edit
-from sae_actor.domain.reports import AttachedSae, EffectDone, HubSae, Report, SaeFailed
+from sae_actor.domain.reports import AttachedSae, EffectDone, HubSae, MeasuredRun, Report, SaeFailed
 from sae_actor.domain.state import EMPTY, AttachmentState, State, encode
 from sae_actor.domain.views.resources import state_view, waiting_for
 from sae_actor.errors import InternalError, SAEError
@@ -48,6 +49,8 @@ def succeeded(effect: Effect) -> Report:
             return EffectDone(effect, 1)
         case DownloadEffect() | ImportEffect():
             return EffectDone(effect, HubSae(commit=None, files=files("x"), sae=description(), weights_sha256="w"))
+        case RunEffect():
+            return EffectDone(effect, MeasuredRun(rows=0, rows_sha256="", summary={}, environments={}))
 
 
 class Service:

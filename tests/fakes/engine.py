@@ -28,16 +28,21 @@ from sae_actor.errors import (
 )
 from sae_actor.ports import (
     AttachedSae,
+    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     Grammar,
     ModelSize,
     NearFeature,
     OnProgress,
+    ProfiledFeatures,
     Progress,
+    ReadGroup,
+    TextGroup,
     TokenWeight,
 )
 from tests.fakes.choosing import grammars
+from tests.fakes.measuring import evaluated, read
 from tests.fakes.text import END, RunningText, edits_apart
 from tests.fakes.tokenizing import VOCABULARY, FakeTokenizing
 
@@ -71,6 +76,9 @@ class FakeEngine(FakeTokenizing):
     attach_gate: asyncio.Event | None = None
     text_gate: asyncio.Event | None = None
     """Where set: wait for the event before going on (text: before each token)."""
+    measure_seconds: float = 0.0
+    measure_gate: asyncio.Event | None = None
+    """The same for each group that is measured."""
     load_error: SAEError | None = None
     attach_error: SAEError | None = None
     faults: dict[int, int] = field(default_factory=dict)
@@ -197,20 +205,24 @@ class FakeEngine(FakeTokenizing):
             self._drains.add(task)
             task.add_done_callback(self._drains.discard)
 
-    async def raw(self, attach_position: int, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    async def raw(
+        self, attach_position: int, edits: tuple[Edit, ...], profiled: ProfiledFeatures | None = None
+    ) -> tuple[Edit, ...]:
         if attach_position not in self.residents:
             raise SAENotAttachedError("the SAE is not on the device")
-        return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
+        known = profiled or ProfiledFeatures()
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit, known) for edit in edits)
 
     async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
         del location, folder
-        return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit, ProfiledFeatures()) for edit in edits)
 
-    def _resolved(self, edit: Edit) -> Edit:
+    def _resolved(self, edit: Edit, profiled: ProfiledFeatures) -> Edit:
         """Every decoder row is of length 1."""
         if edit.method in ("scale", "project"):
             raise BadRequestError("a factor has no unit", param="unit")
-        known = {"unit": 1.0, "max": self.maxima.get(edit.feature), "norm": self.median_norm}[edit.unit]
+        maxima, median = profiled.maxima | self.maxima, self.median_norm or profiled.median_norm
+        known = {"unit": 1.0, "max": maxima.get(edit.feature), "norm": median}[edit.unit]
         if known is None:
             raise SAEUnsupportedError("the statistic is missing")
         return replace(edit, strength=edit.strength * known, unit="raw")
@@ -277,6 +289,32 @@ class FakeEngine(FakeTokenizing):
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream
+
+    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
+        d_sae = await self._measured(group)
+        return evaluated(group, d_sae, self.hidden_size)
+
+    async def read_group(self, group: TextGroup) -> ReadGroup:
+        return read(group, await self._measured(group))
+
+    async def _measured(self, group: TextGroup) -> int:
+        """Waits as for a step of a text; the SAE's width."""
+        self.calls.append(("measure", group.attach_position))
+        self._loaded()
+        if group.attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE is not on the device")
+        sae = self.residents[group.attach_position][0].sae
+        if not sae.encodes:
+            raise SAEUnsupportedError("vectors have no encoder")
+        if max(map(len, group.texts)) > self.context_length:
+            raise BadRequestError("a text is longer than the model's context")
+        for text in group.texts:
+            self._check_ids(text)
+        await _pause(self.measure_seconds, self.measure_gate)
+        self._loaded()
+        if group.attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE was detached")
+        return sae.d_sae
 
     async def close(self) -> None:
         for task in self._drains:

@@ -36,6 +36,7 @@ class Guard(Middleware):
         self._policy = policy
         self._open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
         self._reading_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.reads)
+        self._media = {(each.method, each.path): each.media for each in OPERATIONS if each.media}
         # Two, so that reads never wait for a flood of commands. Probes and the page use none.
         self._reading, self._writing = RequestThrottle(), RequestThrottle()
 
@@ -53,7 +54,7 @@ class Guard(Middleware):
             is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in self._open_routes
             may_read = (scope["method"], scope["path"]) in self._reading_routes
             caller = caller_of(scope, policy, is_open, reads=may_read)
-            check_body(scope)
+            check_body(scope, self._media.get((scope["method"], scope["path"]), ()))
             scope["caller"] = caller
         except SAEError as error:
             await refuse(scope, receive, hardened, error)

@@ -55,6 +55,8 @@ _PATH: dict[str, tuple[Json, str, str]] = {
     "sae_id": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,119}$"}, SAE_ID, "Id of an SAE"),
     "command_id": ({"type": "string"}, "0b7f2c1e-54a1-4c0e-9d5c-5a8f5a0e7f10", "Id of a command, from its answer"),
     "generation_id": ({"type": "string"}, "gen-0b7f2c1e-54a1-4c0e-9d5c-5a8f5a0e7f10", "Id of a text, from its answer"),
+    "run_id": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "run-0b7f2c1e54a1", "Id of a run"),
+    "texts_id": ({"type": "string"}, "texts-0123456789abcdef", "Id of uploaded texts"),
     "feature": ({"type": "string", "pattern": "^[0-9]{1,10}$"}, "584", "A feature of the SAE"),
     "model_id": ({"type": "string"}, "default", "Id of the loaded model, or `default`; may hold slashes"),
 }
@@ -149,6 +151,11 @@ def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
         if each.examples:
             content["examples"] = {name: {"value": value} for name, value in each.examples.items()}
         made["requestBody"] = {"required": not each.bodiless, "content": {"application/json": content}}
+    if each.media:
+        made["requestBody"] = {
+            "required": True,
+            "content": {kind: {"schema": {"type": "string"}} for kind in each.media},
+        }
     return made
 
 

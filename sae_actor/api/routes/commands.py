@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ...domain.commands import AnyCommand, Download
+from ...domain.commands import AnyCommand, DeleteRun, Download, Run
 from ..context import context
 from ..operations import operation
 from ..requests import body_of, wait_seconds
+from ..runs.request import accept_run, delete_run
 from ..submission import EXAMPLES, REFUSALS, CommandOutcome, accept, answered, outcome_view, placed
 from ..types import Answer, AnyRequest
 
@@ -13,12 +14,17 @@ from ..types import Answer, AnyRequest
 @operation(
     "POST", "/api/commands", "Send a command",
     body=AnyCommand, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
-    examples=EXAMPLES, errors=(*REFUSALS, "not_found", "sae_ambiguous"), command=True, tag="commands",
+    examples=EXAMPLES, errors=(*REFUSALS, "not_found", "texts_not_found", "sae_ambiguous", "disk_full"),
+    command=True, tag="commands",
 )  # fmt: skip
 async def post_command(request: AnyRequest) -> Answer:
     command: AnyCommand = await body_of(request, AnyCommand)
     if isinstance(command, Download):
         command = await placed(request, command)
+    if isinstance(command, Run):
+        return await accept_run(request, command)
+    if isinstance(command, DeleteRun):
+        return await delete_run(request, command)
     return await accept(request, command)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from ...config.admissible import admissible
 from ...domain.commands import (
@@ -127,6 +127,10 @@ class Feature(Struct, frozen=True, kw_only=True):
     max_activation: float | None
     density: float | None
     top_tokens: tuple[str, ...]
+    profile: Annotated[
+        dict[str, Any] | None,
+        Meta(description="its row in the newest profile of these weights at this hook point, with examples"),
+    ]
 
 
 class Disk(Struct, frozen=True, kw_only=True):
@@ -161,7 +165,8 @@ async def get_attachment(request: AnyRequest) -> Answer:
 @operation("GET", "/api/saes/{sae_id}/features/{feature}",
            "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
-           "out), and its entry in `features.json` next to the weights",
+           "out), its entry in `features.json` next to the weights, and what the newest profile found: its row, and "
+           "`max_activation` and `density` where the folder does not say them",
            returns=Feature,
            errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
                    "mailbox_full"),
@@ -174,7 +179,14 @@ async def get_feature(request: AnyRequest) -> Answer:
     sae = attached_sae(state_of(request), sae_id, (int(written),))
     async with heard(request), context(request).looks.taken():
         details = await engine.feature(sae.attach_position, int(written))
-    return answer(request, filled(Feature, details, sae_id=sae_id))
+        runs = context(request).runs
+        profile = None if runs is None else await runs.profiles.row(sae.attach_position, int(written))
+    own: dict[str, Any] = {}
+    if profile is not None:
+        own = {"max_activation": details.max_activation, "density": details.density}
+        own["max_activation"] = profile["max"] if details.max_activation is None else details.max_activation
+        own["density"] = profile["density"] if details.density is None else details.density
+    return answer(request, filled(Feature, details, sae_id=sae_id, profile=profile, **own))
 
 
 @operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), users=True, tag="saes")

@@ -1,7 +1,7 @@
 """Events: one payload struct per type, and the envelope that the log stores.
 
     payload                             what all payloads share: a schema; a command's digest; a `Problem`
-    life, model, saes, presets, generations      the payloads, by subject; sampling: the settings of a generation
+    life, model, saes, presets, generations, runs    the payloads, by subject; sampling: settings of a generation
     upcasting                           payloads of earlier schemas, as those of today
     envelope                            `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
@@ -29,6 +29,19 @@ from .life import (
 from .model import ModelLoaded, ModelLoadFailed, ModelLoadRequested, ModelUnloaded
 from .payload import MAX_PAYLOAD_BYTES, Intent, Payload, Problem
 from .presets import PresetDeleted, PresetSae, PresetSaved, PresetVersion
+from .runs import (
+    RunCancelled,
+    RunCompleted,
+    RunDeleted,
+    RunFailed,
+    RunId,
+    RunKind,
+    RunModel,
+    RunRequested,
+    RunSae,
+    RunTexts,
+    RunVariant,
+)
 from .saes import (
     AttachFailed,
     AttachRequested,

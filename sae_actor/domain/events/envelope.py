@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from . import generations, life, model, presets, saes
+from . import generations, life, model, presets, runs, saes
 from .payload import Payload
 from .upcasting import upcast
 
@@ -28,6 +28,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         life.EffectInterrupted, saes.HookFaulted, life.GpuLost, life.CommandRejected,
         generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
         life.SettingsReloaded, presets.PresetSaved, presets.PresetDeleted, life.LogForked,
+        runs.RunRequested, runs.RunCompleted, runs.RunFailed, runs.RunCancelled, runs.RunDeleted,
     )
 }  # fmt: skip
 """Event type → payload struct. The order is fixed: a test pins it."""

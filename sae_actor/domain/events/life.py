@@ -65,10 +65,14 @@ class SettingsReloaded(Payload, frozen=True, kw_only=True):
 class EffectInterrupted(Payload, frozen=True, kw_only=True):
     """An effect was under way when the process ended; it is run again, or given up after three deaths."""
 
-    effect: Literal["load_model", "download", "import", "attach", "detach", "delete"]
+    effect: Literal["load_model", "download", "import", "attach", "detach", "delete", "run"]
     request_position: int
     attempt: int
     sae_id: str | None = None
+    run_id: str | None = None
+    progress: int | None = None
+    """Of a run: how many of its steps are durable. Only a death since which there are no more counts as another
+    attempt."""
 
 
 class CommandRejected(Payload, frozen=True, kw_only=True):

@@ -69,6 +69,8 @@ def interrupted(state: State, payload: ev.EffectInterrupted) -> State:
             if model is None or model.request_position != payload.request_position:
                 return state
             return replace(state, model=replace(model, attempts=payload.attempt))
+        case "run":
+            return state  # see `runs_after`
         case "attach" | "detach":
             return replace(
                 state,

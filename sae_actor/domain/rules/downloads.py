@@ -13,6 +13,7 @@ from ..state import SaeRecord, State
 from ..structs import filled
 from ..weights import import_id_of, names, sae_id_of
 from .attachments import known
+from .runs import without_sae
 
 
 def download(command: Download, state: State) -> list[ev.Payload]:
@@ -123,7 +124,10 @@ def _not_in_use(state: State, sae_id: str) -> None:
 
 def deleted(at: int, freed: int, state: State) -> list[ev.Payload]:
     record = _under_way(state, at)
-    return [] if record is None else [ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed)]
+    if record is None:
+        return []
+    gone = ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed)
+    return [gone, *without_sae(record.sae_id, state)]
 
 
 def _under_way(state: State, at: int) -> SaeRecord | None:

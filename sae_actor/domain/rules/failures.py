@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .. import events as ev
-from ..effects import AttachEffect, DetachEffect, Effect, LoadModelEffect
+from ..effects import AttachEffect, DetachEffect, Effect, LoadModelEffect, RunEffect
 from ..events import Problem
 from ..state import State
-from . import attachments, downloads
+from . import attachments, downloads, runs
 from .models import model_failed
 
 
@@ -20,5 +20,7 @@ def failed(effect: Effect, error: Problem, state: State) -> list[ev.Payload]:
         case DetachEffect():
             # No request can use the SAE either way; memory that could not be freed is freed with the process.
             return attachments.detached(at, 0, state)
+        case RunEffect():
+            return runs.failed(at, error, state)
         case _:
             return downloads.failed(at, error, state)

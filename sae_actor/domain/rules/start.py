@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from .. import events as ev
-from ..effects import Effect
+from ..effects import Effect, RunEffect
 from ..events import Problem
 from ..folds.restart import wanted_after_start
 from ..messages import Start, TakenOver
@@ -31,8 +31,10 @@ def start(message: Start, state: State) -> list[ev.Payload]:
         return [*begun, *cut_off]
     after = wanted_after_start(state, started)
     for effect in pending(state):
-        attempt = _attempts(effect, state) + 1
-        cut_off.append(filled(ev.EffectInterrupted, effect, effect=effect.name, attempt=attempt))
+        progress = message.run_progress.get(effect.run_id, 0) if isinstance(effect, RunEffect) else None
+        attempt = _attempts(effect, state, progress) + 1
+        died = filled(ev.EffectInterrupted, effect, effect=effect.name, attempt=attempt, progress=progress)
+        cut_off.append(died)
         if attempt >= MAX_ATTEMPTS:
             why = f"the process ended {MAX_ATTEMPTS} times during this {effect.name}"
             cut_off += failed(effect, Problem(code="internal", detail=why), after)
@@ -59,8 +61,11 @@ def _forked(log: TakenOver | None, state: State) -> Iterator[ev.LogForked]:
     )
 
 
-def _attempts(effect: Effect, state: State) -> int:
+def _attempts(effect: Effect, state: State, progress: int | None) -> int:
     """How many crashes have interrupted this effect so far."""
+    if isinstance(effect, RunEffect):
+        run = state.runs[effect.run_id]
+        return 0 if (progress or 0) > run.progress else run.attempts
     if effect.name == "load_model":
         return 0 if state.model is None else state.model.attempts
     if effect.name in ("attach", "detach"):

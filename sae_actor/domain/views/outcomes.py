@@ -20,6 +20,7 @@ class AcceptedCommand(Struct, frozen=True, kw_only=True):
     status: Literal["accepted"]
     sae_id: str | UnsetType = UNSET
     """The SAE of a download."""
+    run_id: str | UnsetType = UNSET
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -57,5 +58,7 @@ def _failure(payload: Payload, command_id: str, event: Event) -> Problem | None:
     cancelled = payload.type == "DownloadCancelled" and event.command_id != command_id
     if cancelled:
         return Problem(code="sae_download_failed", detail="the download was cancelled", fields={"reason": "cancelled"})
+    if payload.type == "RunCancelled" and event.command_id != command_id:
+        return Problem(code="run_not_running", detail="the run was cancelled", fields={"reason": "cancelled"})
     error = getattr(payload, "error", None)
     return error if isinstance(error, Problem) else None

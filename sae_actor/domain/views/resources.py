@@ -12,6 +12,7 @@ from ..state import OpenCommand, OpenGeneration, Preset, State
 from ..structs import filled
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
 from .fields import Bytes, Position
+from .runs import OpenRun, open_runs
 from .saes import Sae, sae_view
 
 
@@ -43,6 +44,7 @@ class ServiceState(Struct, frozen=True, kw_only=True):
     commands: tuple[OpenCommand, ...]
     generations: tuple[OpenGeneration, ...]
     presets: tuple[Preset, ...]
+    runs: tuple[OpenRun, ...]
 
 
 class Lost(Struct, frozen=True, kw_only=True):
@@ -86,6 +88,7 @@ def state_view(state: State) -> ServiceState:
         commands=tuple(state.commands.values()),
         generations=tuple(state.generations.values()),
         presets=tuple(preset for _, preset in sorted(state.presets.items())),
+        runs=open_runs(state),
     )
 
 

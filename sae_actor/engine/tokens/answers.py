@@ -9,7 +9,7 @@ from ...domain.chats import Reasoning
 from ...domain.events import Sampling
 from ...ports import Rest
 from .detokenizer import IncrementalDetokenizer
-from .reasoning import LOOKED_AT, Parser, Run, RunKind, parser_for, text_of
+from .reasoning import LOOKED_AT, Parser, RunKind, TextRun, parser_for, text_of
 from .stop_strings import StopStrings
 
 
@@ -81,7 +81,7 @@ class Answer:
         offset = self._complete
         self._complete += sum(len(run.whole) for run in runs)
         if ends and not self._included:
-            runs.append(Run(self._voice.written(token), RunKind.HIDDEN))
+            runs.append(TextRun(self._voice.written(token), RunKind.HIDDEN))
         shown, stopped = self._stops.push(runs, counts=self._made > self._min_tokens)
         if (ends or last) and not stopped:
             shown += self._stops.flush()
@@ -97,7 +97,7 @@ class Answer:
         shown, stopped = self._stops.push([*parser.text(self._decoder.flush()), *parser.flush()])
         return Rest(*self._read(shown if stopped else [*shown, *self._stops.flush()]))
 
-    def _read(self, shown: list[Run]) -> tuple[str, str, str]:
+    def _read(self, shown: list[TextRun]) -> tuple[str, str, str]:
         text = "".join(run.whole for run in shown)
         return (
             (text, "", "")
@@ -105,7 +105,7 @@ class Answer:
             else (text, text_of(shown, RunKind.THOUGHT), text_of(shown, RunKind.SAID))
         )
 
-    def _runs(self, token: int, parser: Parser, *, ends: bool) -> list[Run]:
+    def _runs(self, token: int, parser: Parser, *, ends: bool) -> list[TextRun]:
         if ends and not self._included:
             return []
         if token in self._marks:

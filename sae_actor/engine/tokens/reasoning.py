@@ -37,7 +37,7 @@ class RunKind(Enum):
     """Not made by the model: keeps two messages of one kind apart."""
 
 
-class Run(NamedTuple):
+class TextRun(NamedTuple):
     text: str
     kind: RunKind
     field: RunKind = RunKind.SAID
@@ -49,7 +49,7 @@ class Run(NamedTuple):
         return "" if self.kind in (RunKind.HIDDEN, RunKind.JOINT) else self.text
 
 
-def text_of(runs: list[Run], kind: RunKind) -> str:
+def text_of(runs: list[TextRun], kind: RunKind) -> str:
     """The content, or the reasoning, of the runs."""
     return "".join(run.text for run in runs if run.kind is kind or (run.kind is RunKind.JOINT and run.field is kind))
 
@@ -93,16 +93,16 @@ class Parser:
         """The newest text may still belong to either."""
         return False
 
-    def text(self, piece: str) -> Iterator[Run]:
+    def text(self, piece: str) -> Iterator[TextRun]:
         """Text that became readable."""
         if piece:
-            yield Run(piece, RunKind.SAID)
+            yield TextRun(piece, RunKind.SAID)
 
-    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[TextRun]:
         """A mark, or a special token. otherwise: its kind if no mark is expected; None: plain text."""
-        yield Run(written, otherwise or RunKind.SAID)
+        yield TextRun(written, otherwise or RunKind.SAID)
 
-    def flush(self) -> Iterator[Run]:
+    def flush(self) -> Iterator[TextRun]:
         """What was held back because a mark might have begun."""
         yield from ()
 
@@ -124,7 +124,7 @@ class Block(Parser):
     def undecided(self) -> bool:
         return self._state == "start" and bool(self._held)
 
-    def text(self, piece: str) -> Iterator[Run]:
+    def text(self, piece: str) -> Iterator[TextRun]:
         self._held += piece
         while self._held:
             before = self._state, self._held
@@ -132,7 +132,7 @@ class Block(Parser):
             if (self._state, self._held) == before:
                 return
 
-    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[TextRun]:
         if self._state == "start" and written == self._begin:
             yield from self._give(len(self._held), RunKind.FORM)
             self._state = "opened"
@@ -141,14 +141,14 @@ class Block(Parser):
             self._state = "behind"
         else:
             yield from self.flush()
-            yield Run(written, otherwise or (RunKind.THOUGHT if self.thinking else RunKind.SAID))
+            yield TextRun(written, otherwise or (RunKind.THOUGHT if self.thinking else RunKind.SAID))
             return
-        yield Run(written, RunKind.MARK)
+        yield TextRun(written, RunKind.MARK)
 
-    def flush(self) -> Iterator[Run]:
+    def flush(self) -> Iterator[TextRun]:
         yield from self._give(len(self._held), RunKind.THOUGHT if self.thinking else RunKind.SAID)
 
-    def _step(self) -> Iterator[Run]:
+    def _step(self) -> Iterator[TextRun]:
         match self._state:
             case "start":
                 yield from self._before()
@@ -161,7 +161,7 @@ class Block(Parser):
             case _:
                 yield from self._give(len(self._held), RunKind.SAID)
 
-    def _before(self) -> Iterator[Run]:
+    def _before(self) -> Iterator[TextRun]:
         found = self._held.lstrip()
         if found.startswith(self._begin):
             yield from self._give(len(self._held) - len(found), RunKind.FORM)
@@ -170,12 +170,12 @@ class Block(Parser):
         elif not self._begin.startswith(found):
             self._state = "saying"
 
-    def _line_ends(self, then: str) -> Iterator[Run]:
+    def _line_ends(self, then: str) -> Iterator[TextRun]:
         yield from self._give(len(self._held) - len(self._held.lstrip("\n")), RunKind.FORM)
         if self._held:
             self._state = then
 
-    def _within(self) -> Iterator[Run]:
+    def _within(self) -> Iterator[TextRun]:
         text, end = self._held, self._end
         at = text.find(end)
         if at >= 0:
@@ -186,16 +186,16 @@ class Block(Parser):
         half = max(n for n in range(len(end)) if text.endswith(end[:n]))
         yield from self._give(len(text[: len(text) - half].rstrip("\n")), RunKind.THOUGHT)
 
-    def _thought(self, upto: int) -> Iterator[Run]:
+    def _thought(self, upto: int) -> Iterator[TextRun]:
         """The end of the reasoning, and the line ends after it."""
         thought = len(self._held[:upto].rstrip("\n"))
         yield from self._give(thought, RunKind.THOUGHT)
         yield from self._give(upto - thought, RunKind.FORM)
 
-    def _give(self, count: int, kind: RunKind) -> Iterator[Run]:
+    def _give(self, count: int, kind: RunKind) -> Iterator[TextRun]:
         text, self._held = self._held[:count], self._held[count:]
         if text:
-            yield Run(text, kind)
+            yield TextRun(text, kind)
 
 
 class Channels(Parser):
@@ -228,7 +228,7 @@ class Channels(Parser):
     def undecided(self) -> bool:
         return self._state in ("role", "channel")
 
-    def text(self, piece: str) -> Iterator[Run]:
+    def text(self, piece: str) -> Iterator[TextRun]:
         if not piece:
             return
         if self._opened:
@@ -240,22 +240,22 @@ class Channels(Parser):
                 self._begin(RunKind.SAID)
         if self._state in ("role", "channel"):
             self._header += piece
-            yield Run(piece, RunKind.FORM)
+            yield TextRun(piece, RunKind.FORM)
             return
         if self._state == "between":
             self._begin(RunKind.SAID)
         if self._fresh and self._kind in self._had:
-            yield Run("\n", RunKind.JOINT, self._kind)
+            yield TextRun("\n", RunKind.JOINT, self._kind)
         self._fresh = False
         self._had.add(self._kind)
-        yield Run(piece, self._kind)
+        yield TextRun(piece, self._kind)
 
-    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[Run]:
+    def mark(self, written: str, otherwise: RunKind | None) -> Iterator[TextRun]:
         if written not in _CHANNEL_MARKS:
             if otherwise is None:
                 yield from self.text(written)
             else:
-                yield Run(written, otherwise)
+                yield TextRun(written, otherwise)
             return
         yield from self.flush()
         if written == START:
@@ -267,13 +267,13 @@ class Channels(Parser):
                 self._begin(_kind_of(self._header))
         elif written in _ENDS:
             self._state, self._header = "between", ""
-        yield Run(written, RunKind.MARK)
+        yield TextRun(written, RunKind.MARK)
 
-    def flush(self) -> Iterator[Run]:
+    def flush(self) -> Iterator[TextRun]:
         held, self._held, self._opened = self._held, "", False
         if held:
             self._header += held
-            yield Run(held, RunKind.FORM)
+            yield TextRun(held, RunKind.FORM)
 
     def _begin(self, kind: RunKind) -> None:
         self._state, self._kind, self._fresh, self._header = "message", kind, True, ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .reasoning import Run, RunKind
+from .reasoning import RunKind, TextRun
 
 _SHOWN = (RunKind.SAID, RunKind.THOUGHT)
 _WHOLE = (RunKind.MARK, RunKind.HIDDEN)
@@ -36,9 +36,9 @@ class StopStrings:
         """What was complete by then does not count."""
         self._whole: list[tuple[int, int]] = []
         """Where whole runs are, as far back as a stop string may reach."""
-        self._held: list[tuple[int, Run]] = []
+        self._held: list[tuple[int, TextRun]] = []
 
-    def push(self, runs: Sequence[Run], *, counts: bool = True) -> tuple[list[Run], bool]:
+    def push(self, runs: Sequence[TextRun], *, counts: bool = True) -> tuple[list[TextRun], bool]:
         """What may be delivered of the answer so far, and whether a stop string was met (the rest is dropped). counts:
         a stop string that is complete only with these runs is one."""
         if not self._stop:
@@ -52,11 +52,11 @@ class StopStrings:
             return self._cut(found[0], found[2]), True
         return self._release(min(self._shown.trim(self._place), self._written.trim(self._place))), False
 
-    def flush(self) -> list[Run]:
+    def flush(self) -> list[TextRun]:
         """What was held back and did not become a stop string."""
         return self._release(None)
 
-    def _add(self, run: Run) -> None:
+    def _add(self, run: TextRun) -> None:
         text, kind, place = run.text, run.kind, self._place
         if kind is not RunKind.HIDDEN:
             self._held.append((place, run))
@@ -82,15 +82,15 @@ class StopStrings:
             if any(start <= a and b <= end for a, b in self._whole):
                 yield start, end, stop
 
-    def _cut(self, start: int, stop: str) -> list[Run]:
+    def _cut(self, start: int, stop: str) -> list[TextRun]:
         shown = self._release(start)
         self._held.clear()
-        return [*shown, Run(stop, self._field)] if self._included else shown
+        return [*shown, TextRun(stop, self._field)] if self._included else shown
 
-    def _release(self, limit: int | None) -> list[Run]:
+    def _release(self, limit: int | None) -> list[TextRun]:
         """Deliver everything before `limit`; None: everything."""
-        given: list[Run] = []
-        held: list[tuple[int, Run]] = []
+        given: list[TextRun] = []
+        held: list[tuple[int, TextRun]] = []
         for place, run in self._held:
             length = 0 if run.kind is RunKind.JOINT else len(run.text)
             if limit is None or place + length < limit or (length and place + length == limit):

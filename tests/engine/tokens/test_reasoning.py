@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.engine.tokens.reasoning import Block, Channels, Parser, Run, RunKind, text_of
+from sae_actor.engine.tokens.reasoning import Block, Channels, Parser, RunKind, TextRun, text_of
 
 MARKS = re.compile(r"(<\|[a-z]+\|>)")
 QWEN, R1 = "<|im_start|>assistant\n", "<|Assistant|><think>\n"
@@ -58,7 +58,7 @@ def channels(prompt: str) -> Parser:
 
 def read(parser: Parser, pieces: Sequence[str]) -> tuple[str, str, str]:
     """What is thought, what is said, and the whole."""
-    runs: list[Run] = []
+    runs: list[TextRun] = []
     for piece in pieces:
         is_mark = MARKS.fullmatch(piece) is not None
         runs += parser.mark(piece, RunKind.HIDDEN) if is_mark else parser.text(piece)

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.engine.tokens.reasoning import Run, RunKind
+from sae_actor.engine.tokens.reasoning import RunKind, TextRun
 from sae_actor.engine.tokens.stop_strings import StopStrings
 
 SAID, THOUGHT, MARK, FORM, HIDDEN = RunKind.SAID, RunKind.THOUGHT, RunKind.MARK, RunKind.FORM, RunKind.HIDDEN
 
 
-def text(runs: Sequence[Run]) -> str:
+def text(runs: Sequence[TextRun]) -> str:
     return "".join(run.whole for run in runs)
 
 
 def push(stops: StopStrings, piece: str, kind: RunKind = SAID, *, counts: bool = True) -> tuple[str, bool]:
-    runs, stopped = stops.push([Run(piece, kind)] if piece else [], counts=counts)
+    runs, stopped = stops.push([TextRun(piece, kind)] if piece else [], counts=counts)
     return text(runs), stopped
 
 
@@ -62,7 +62,7 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert text(stops.flush()) == "E"
 
 
-RUNS = [Run("ab", SAID), Run("<x>", HIDDEN), Run("\ncd", SAID), Run("<y>", HIDDEN), Run("ef", SAID)]
+RUNS = [TextRun("ab", SAID), TextRun("<x>", HIDDEN), TextRun("\ncd", SAID), TextRun("<y>", HIDDEN), TextRun("ef", SAID)]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_what_is_complete_too_early_is_no_stop_string() -> None:
 
 
 def test_thoughts_and_what_is_said_are_texts_of_their_own() -> None:
-    answer = [Run("ab", THOUGHT), Run("</t>", MARK), Run("\n", FORM), Run("cd", SAID)]
+    answer = [TextRun("ab", THOUGHT), TextRun("</t>", MARK), TextRun("\n", FORM), TextRun("cd", SAID)]
 
     def ends(stop: str) -> str | None:
         stops, found = StopStrings((stop,)), ""

@@ -1,0 +1,85 @@
+"""`/api/runs`: what there is, what each found."""
+
+from __future__ import annotations
+
+from litestar import Response
+
+from ...domain.measuring.state import RunState
+from ...domain.rules.runs import known
+from ...domain.views.runs import RunList, RunView, run_view
+from ...errors import BadRequestError
+from ...runs.store import RunFile
+from ..answers import answer, state_of
+from ..context import context
+from ..disconnects import Streamed
+from ..operations import Query, operation
+from ..requests import MAX_POSITION, whole_number
+from ..types import Answer, AnyRequest
+from . import tables
+
+KINDS = ("evaluate", "profile", "contrast", "sweep")
+STATES = ("waiting", "running", "completed", "failed", "cancelled")
+FORMATS = ("ndjson", "csv", "parquet")
+TYPES = {
+    "ndjson": "application/x-ndjson",
+    "csv": "text/csv; charset=utf-8",
+    "parquet": "application/vnd.apache.parquet",
+}
+_AFTER = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
+
+
+@operation("GET", "/api/runs", "The runs, in the order in which they were asked for",
+           query=(Query("kind", {"type": "string", "enum": [*KINDS]}, "only those of this kind"),
+                  Query("state", {"type": "string", "enum": [*STATES]}, "only those in this state"),
+                  Query("after", _AFTER, "only those that were asked for after this position")),
+           returns=RunList, tag="runs")  # fmt: skip
+async def get_runs(request: AnyRequest) -> Answer:
+    kind, wanted = _one_of(request, "kind", KINDS), _one_of(request, "state", STATES)
+    after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
+    runs = [run for run in state_of(request).runs.values() if run.request_position > after]
+    views = [await _view(request, run) for run in runs if kind in (None, run.kind)]
+    return answer(request, RunList(runs=tuple(view for view in views if wanted in (None, view.state))))
+
+
+@operation("GET", "/api/runs/{run_id}", "One run: its state, and what it found",
+           returns=RunView, errors=("run_not_found",), tag="runs")  # fmt: skip
+async def get_run(request: AnyRequest) -> Answer:
+    return answer(request, await _view(request, _run(request)))
+
+
+@operation("GET", "/api/runs/{run_id}/rows", "The rows of a run, as they are durable, also before it is done",
+           query=(Query("after", _AFTER, "only rows after this many"),
+                  Query("format", {"type": "string", "enum": [*FORMATS]}, "ndjson (the default), csv or parquet; in "
+                        "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service")),
+           answers=tuple((200, kind.partition(";")[0]) for kind in TYPES.values()),
+           errors=("run_not_found", "sae_unsupported"), tag="runs")  # fmt: skip
+async def get_rows(request: AnyRequest) -> Answer:
+    run = _run(request)
+    after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
+    kind = _one_of(request, "format", FORMATS) or "ndjson"
+    folder = context(request).runs.folder
+    folder.open(run.run_id).close()  # refuses before the answer begins
+
+    def open_file() -> RunFile:
+        return folder.open(run.run_id)
+
+    if kind == "parquet":
+        return Response(content=await tables.parquet(open_file, after), media_type=TYPES[kind])
+    rows = tables.ndjson(open_file, after) if kind == "ndjson" else tables.csv_table(open_file, after)
+    return Streamed(rows, TYPES[kind])
+
+
+def _run(request: AnyRequest) -> RunState:
+    return known(state_of(request), request.path_params["run_id"])
+
+
+async def _view(request: AnyRequest, run: RunState) -> RunView:
+    runs = context(request).runs
+    return run_view(run, state_of(request), rows=await runs.rows(run), paused=runs.paused(run))
+
+
+def _one_of(request: AnyRequest, name: str, values: tuple[str, ...]) -> str | None:
+    given = request.query_params.get(name)
+    if given is not None and given not in values:
+        raise BadRequestError(f"{name} must be one of {', '.join(values)}", param=name)
+    return given

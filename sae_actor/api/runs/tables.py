@@ -1,0 +1,90 @@
+"""Rows as NDJSON, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from ...errors import SAEUnsupportedError
+from ...runs.job import in_thread
+from ...runs.store import RunFile
+
+PAGE = 500
+
+
+async def ndjson(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[bytes]:
+    """The rows as they are stored, a line each."""
+    async for page in _pages(open_file, after):
+        yield b"".join(line + b"\n" for line in page)
+
+
+async def csv_table(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[bytes]:
+    """A header, then a line a row; lists and objects as JSON."""
+    names = await in_thread(lambda: _names(open_file, after))
+    yield _csv([names])
+    async for page in _pages(open_file, after):
+        rows = (msgspec.json.decode(line) for line in page)
+        yield _csv([[_plain(row.get(name)) for name in names] for row in rows])
+
+
+async def parquet(open_file: Callable[[], RunFile], after: int) -> bytes:
+    """The columns of CSV. `SAEUnsupportedError` without pyarrow."""
+    try:
+        arrow, writer = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
+
+    def made() -> bytes:
+        names = _names(open_file, after)
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        with closing(open_file()) as file:
+            for row in _rows(file, after):
+                for name in names:
+                    columns[name].append(_plain(row.get(name)))
+        out = io.BytesIO()
+        writer.write_table(arrow.table(columns), out)
+        return out.getvalue()
+
+    return await in_thread(made)
+
+
+async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[list[bytes]]:
+    file = await in_thread(open_file)
+    try:
+        while page := await in_thread(partial(file.rows, after, PAGE)):
+            after = page[-1][0]
+            yield [line for _, line in page]
+    finally:
+        file.close()
+
+
+def _rows(file: RunFile, after: int) -> Iterator[dict[str, Any]]:
+    while page := file.rows(after, PAGE):
+        after = page[-1][0]
+        yield from (msgspec.json.decode(line) for _, line in page)
+
+
+def _names(open_file: Callable[[], RunFile], after: int) -> list[str]:
+    """Columns, in the order in which rows first have them."""
+    names: dict[str, None] = {}
+    with closing(open_file()) as file:
+        for row in _rows(file, after):
+            names.update(dict.fromkeys(row))
+    return list(names)
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.json.encode(value).decode() if isinstance(value, list | dict) else value
+
+
+def _csv(rows: list[list[Any]]) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue().encode()

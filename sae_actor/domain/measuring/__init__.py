@@ -1,0 +1,7 @@
+"""Runs as values.
+
+specs      what each kind of run is asked for, without its texts
+state      `RunState`: a run, as the fold of its events
+waiting    why a run cannot go on
+summaries  sums → the numbers of an evaluation
+"""

@@ -1,0 +1,131 @@
+"""An evaluation's three passes over each text, and the sums that they come to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...errors import InternalError
+from ...ports import EvaluatedGroup, TextGroup
+from ...sae import SAE
+from ..model.loading import LoadedModel
+from ..saes.residents import Resident
+from .passes import Pass, Text, batches, excluded, room
+
+Sums: TypeAlias = dict[str, float]
+
+ROWS = 256
+"""Rows whose log probabilities are in memory at a time, besides the logits."""
+
+
+def evaluate(
+    group: TextGroup, model: LoadedModel, resident: Resident, prompt_tokens: int
+) -> Generator[None, None, EvaluatedGroup]:
+    """One forward pass a piece."""
+    sums: Sums = defaultdict(float)
+    sae, point, written = resident.sae, resident.hook_point, resident.written_at
+    firing = torch.zeros(sae.spec.d_sae, dtype=torch.int64, device=model.device)
+    targets: list[Tensor] = []
+    errors: list[Tensor] = []
+    together = model.runner is not None and model.runner.together
+    for texts in batches(group.texts, room(model, prompt_tokens), together=together):
+        run = Pass(model, texts)
+        clean = run.run(read=tuple(dict.fromkeys((point, written))))
+        x, y = run.seen[point], run.seen[written]  # [n, d_in], [n, d_out]
+        out = excluded(x, texts, group.exclude, model.tokenizer.special_ids)
+        new = _codes(sae, x, ~out, sums, firing)  # [n, d_out]
+        if not bool(torch.isfinite(new).all()):
+            raise InternalError(f"the SAE's output at {written} is not finite")
+        target, error = y[~out].double(), (y.to(new.dtype) - new)[~out].double()
+        _reconstruction(target, new[~out].double(), error, sums)
+        targets.append(target.float().cpu())
+        errors.append(error.pow(2).sum(-1).cpu())
+        sums["tokens"] += len(x)
+        sums["excluded"] += int(out.sum())
+        before, next_ids = _next(texts, model.device)
+        sums["positions"] += len(before)
+        sums["ce_clean"] += _ce(clean, before, next_ids)
+        yield
+        for name, value in (("sae", new), ("ablation", torch.zeros_like(new))):
+            logits = run.run(write=(written, value, ~out))
+            sums[f"ce_{name}"] += _ce(logits, before, next_ids)
+            sums[f"kl_{name}"] += _kl(clean, logits, before)
+            del logits
+            yield
+        del clean, run
+    _spread(torch.cat(targets), torch.cat(errors), sums)
+    mean_sums = torch.cat(targets).double().sum(0)
+    return EvaluatedGroup(
+        sums={name: float(value) for name, value in sorted(sums.items())},
+        mean_sums=tuple(mean_sums.tolist()),
+        firing=tuple(firing.tolist()),
+    )
+
+
+def _codes(sae: SAE, x: Tensor, counted: Tensor, sums: Sums, firing: Tensor) -> Tensor:
+    """What the SAE makes of x [n, d_in]: [n, d_out]; and counts of its codes."""
+    z, rows = sae.read(x)
+    acts = sae.encode_rows(z)  # [n, d_sae]
+    mine = acts[counted]
+    sums["l0"] += int((mine != 0).sum())
+    sums["l1"] += float(mine.abs().sum(dtype=torch.float64))
+    firing += (mine > 0).sum(0)
+    return sae.skip(sae.decode_rows(acts, rows), x)
+
+
+def _reconstruction(y: Tensor, new: Tensor, error: Tensor, sums: Sums) -> None:
+    """y, its reconstruction and the difference, [n, d_out] float64."""
+    norms, new_norms = y.norm(dim=-1), new.norm(dim=-1)
+    inner = (y * new).sum(-1)
+    tiny = torch.finfo(torch.float64).tiny
+    sums["squares"] += float(norms.pow(2).sum())
+    sums["new_squares"] += float(new_norms.pow(2).sum())
+    sums["inner"] += float(inner.sum())
+    sums["errors"] += float(error.pow(2).sum())
+    sums["cossim"] += float((inner / (norms * new_norms).clamp_min(tiny)).sum())
+    sums["l2_ratio"] += float((new_norms / norms.clamp_min(tiny)).sum())
+
+
+def _spread(y: Tensor, errors: Tensor, sums: Sums) -> None:
+    """What `explained_variance_legacy` is made of: the mean is that of the group."""
+    if not len(y):
+        return
+    y = y.double()
+    around = (y - y.mean(0)).pow(2).sum(-1)
+    sums["explained_legacy"] += float((1 - errors / around.clamp_min(torch.finfo(torch.float64).tiny)).sum())
+
+
+def _next(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows with a next token, and that token's id."""
+    rows: list[int] = []
+    ids: list[int] = []
+    at = 0
+    for text in texts:
+        rows += range(at, at + len(text) - 1)
+        ids += text[1:]
+        at += len(text)
+    before = torch.tensor(rows, dtype=torch.long, device=device)
+    return before, torch.tensor(ids, dtype=torch.long, device=device)
+
+
+def _ce(logits: Tensor, rows: Tensor, ids: Tensor) -> float:
+    """Sum of −log p of the next token, in nats."""
+    total = 0.0
+    for some, next_ids in zip(torch.split(rows, ROWS), torch.split(ids, ROWS), strict=True):
+        part = logits[some].float()
+        own = part.gather(1, next_ids[:, None])[:, 0].double()
+        total += float((part.logsumexp(-1).double() - own).sum())
+    return total
+
+
+def _kl(clean: Tensor, new: Tensor, rows: Tensor) -> float:
+    """Sum of KL(clean ‖ new), in nats."""
+    total = 0.0
+    for some in torch.split(rows, ROWS):
+        p, q = (each[some].float().log_softmax(-1) for each in (clean, new))
+        total += float(((p - q) * p.exp()).sum(-1, dtype=torch.float64).sum())
+    return total

@@ -1,0 +1,122 @@
+"""Lists of texts, one JSON document a line: `{"text": …}`, with `label` or `messages` in place of it.
+
+The digest is that of these lines, whatever form the texts came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import BadRequestError, SAEUnsupportedError
+
+MOST_CHARACTERS = 10_000_000
+"""Of one text."""
+
+
+class Item(Struct, frozen=True, omit_defaults=True):
+    """One text, or one chat."""
+
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    label: str | int | float | bool | None = None
+
+    def line(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
+_DECODER = msgspec.json.Decoder(Item)
+
+
+def decoded(line: bytes) -> Item:
+    return _DECODER.decode(line)
+
+
+class Digest:
+    """Counts and digests lines as they pass."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sha256 = hashlib.sha256()
+
+    def through(self, items: Iterable[Item]) -> Iterator[bytes]:
+        for item in items:
+            line = item.line()
+            self.count += 1
+            self._sha256.update(line + b"\n")
+            yield line
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def read_file(path: Path, kind: str) -> Iterator[Item]:
+    """The texts in a file of kind `txt`, `ndjson` or `parquet`. `BadRequestError` names the line at fault."""
+    if kind == "parquet":
+        yield from _parquet(path)
+        return
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            line = raw.rstrip(b"\r\n")
+            if not line.strip():
+                continue
+            try:
+                yield _json(line) if kind == "ndjson" else Item(text=_checked(line.decode()))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise BadRequestError(f"line {number} of the texts: {str(error)[:200]}", param="texts") from None
+
+
+def _json(line: bytes) -> Item:
+    """Further members, such as an id, are passed over; a line may be a string alone."""
+    if line.lstrip()[:1] == b'"':
+        return Item(text=_checked(msgspec.json.decode(line, type=str)))
+    item = decoded(line)
+    if (item.text is None) == (item.messages is None):
+        raise msgspec.ValidationError("give text, or messages")
+    if item.text is not None:
+        _checked(item.text)
+    return item
+
+
+def _checked(text: str) -> str:
+    if len(text) > MOST_CHARACTERS:
+        raise msgspec.ValidationError(f"a text has more than {MOST_CHARACTERS} characters")
+    return text
+
+
+def _parquet(path: Path) -> Iterator[Item]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = [name for name in ("text", "label") if name in file.schema_arrow.names]
+            if "text" not in names:
+                raise BadRequestError("the Parquet file has no column `text`", param="texts")
+            for batch in file.iter_batches(columns=names, batch_size=1024):
+                for row in batch.to_pylist():
+                    if not isinstance(row["text"], str):
+                        raise BadRequestError("the column `text` has values that are not text", param="texts")
+                    label = row.get("label")
+                    known = label if isinstance(label, str | int | float | bool | None) else str(label)
+                    yield Item(text=_checked(row["text"]), label=known)
+    except (OSError, ValueError) as error:
+        raise BadRequestError(f"the Parquet file cannot be read: {str(error)[:200]}", param="texts") from None
+
+
+def kind_of(path: str) -> str:
+    """By the name of a file."""
+    suffix = re.sub(r".*\.", "", path.lower())
+    kinds = {"txt": "txt", "jsonl": "ndjson", "ndjson": "ndjson", "parquet": "parquet"}
+    if suffix not in kinds:
+        raise BadRequestError("a file of texts ends in .txt, .jsonl, .ndjson or .parquet", param="file")
+    return kinds[suffix]
