@@ -53,6 +53,8 @@ class Books:
         """Attachments in their order: each has `asked`, the position of its AttachRequested."""
         self.open: dict[str, Fields] = {}
         self.texts: dict[str, Fields] = {}
+        self.shelves: dict[str, list[Fields]] = {}
+        """SAE → the sources of its labels."""
 
     def enter(self, event: Fields) -> None:
         self.position = event["position"]
@@ -60,7 +62,7 @@ class Books:
         if data is None or event["schema"] != 1:
             return
         at, time = event["position"], event["time"]
-        for ledger in (self._models, self._files, self._attachments, self._texts):
+        for ledger in (self._models, self._files, self._attachments, self._texts, self._labels):
             ledger(kind, data, at, time)
         self._commands(kind, data, event)
 
@@ -124,6 +126,20 @@ class Books:
             sae["status"] = "cached"
         elif kind == "DeleteRequested":
             sae |= {"status": "deleting", "asked": at, "error": None}
+
+    # — labels —
+
+    def _labels(self, kind: str, data: Fields, at: int, _: str) -> None:
+        if kind == "SaeDeleted":
+            self.shelves.pop(data["sae_id"], None)
+        if kind not in ("LabelsImported", "LabelsDeleted"):
+            return
+        shelf = self.shelves.setdefault(data["sae_id"], [])
+        gone = [each["source"] if kind == "LabelsImported" else each for each in data["sources"]]
+        shelf[:] = [book for book in shelf if book["source"] not in gone]
+        if kind == "LabelsImported":
+            whole = {"sha256": data["sha256"], "default_source": data["source"], "position": at}
+            shelf.extend({**each, **whole} for each in data["sources"])
 
     # — SAEs on the model —
 
@@ -254,6 +270,7 @@ class Books:
                         for place in attached
                         if place["monitor"] is not None
                     ],
+                    "labels": {sae_id: shelf for sae_id, shelf in sorted(self.shelves.items()) if shelf},
                     "commands": list(self.open.values()),
                     "generations": list(self.texts.values()),
                 }

@@ -30,6 +30,7 @@ from .routes import (
     steering,
     vectors,
 )
+from .routes.names import features, labels
 from .text import activations, compare, tokens
 from .text import routes as text
 from .text.responses import routes as responses
@@ -37,7 +38,7 @@ from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    vectors, directions, text, responses, activations, compare, tokens, web,
+    features, labels, vectors, directions, text, responses, activations, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
 from ..errors import MailboxFullError, ReadOnlyError
+from ..features import Features
+from ..features.last_steered import LastSteered
 from ..generations import Generations
 from ..limits import BoundedSemaphore
 from ..ports import Engine, EventLog, Hub
@@ -39,6 +41,7 @@ class Context(Policy):
     log: EventLog
     hub: Hub
     engine: Engine
+    features: Features
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
     max_readers: int = 2048
@@ -63,6 +66,8 @@ class Context(Policy):
         )
     )
     """Held while weights are read on the device, which competes with generation."""
+    steered: LastSteered = field(default_factory=LastSteered)
+    """Where features were last steered."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
     kept: KeptAnswers = field(default_factory=KeptAnswers)

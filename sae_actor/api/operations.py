@@ -64,6 +64,8 @@ class Operation:
     """The last part of the path may hold slashes."""
     max_body: int = 4 * 1024 * 1024
     """Bytes that a body may have."""
+    media: tuple[str, ...] = ()
+    """Media types of a body that is not JSON."""
     tag: str = "service"
 
 

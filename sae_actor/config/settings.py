@@ -73,6 +73,7 @@ class ServerSection(_Section, frozen=True, kw_only=True):
 
 class DataSection(_Section, frozen=True, kw_only=True):
     dir: Line = ""
+    upload_bytes: Annotated[int, Meta(ge=1, le=2**50)] = 256 * 2**20
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):

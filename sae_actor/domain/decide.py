@@ -11,9 +11,11 @@ from .commands import (
     Attach,
     CancelDownload,
     Delete,
+    DeleteLabels,
     Detach,
     Download,
     Import,
+    ImportLabels,
     KeepVectors,
     LoadModel,
     Monitor,
@@ -24,7 +26,7 @@ from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, I
 from .messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
-from .rules import admission, attachments, downloads
+from .rules import admission, attachments, downloads, labels
 from .rules.failures import failed
 from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
@@ -50,6 +52,10 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.import_(message, state)
         case KeepVectors():
             return downloads.keep_vectors(message, state)
+        case ImportLabels():
+            return labels.import_labels(message, state)
+        case DeleteLabels():
+            return labels.delete_labels(message, state)
         case Delete():
             return downloads.delete(message, state)
         case Attach():

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, KeepVectors, LoadModel
+from .commands import AnyCommand, DeleteLabels, ImportLabels, KeepVectors, LoadModel
 from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
 from .reports import Report
 
@@ -98,4 +98,6 @@ class AdmitGenerations(Struct, frozen=True, kw_only=True):
     requests: tuple[AdmitGeneration, ...]
 
 
-Message: TypeAlias = AnyCommand | KeepVectors | Start | Stop | AdmitGeneration | AdmitGenerations | Report
+Message: TypeAlias = (
+    AnyCommand | KeepVectors | ImportLabels | DeleteLabels | Start | Stop | AdmitGeneration | AdmitGenerations | Report
+)

@@ -22,6 +22,7 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
+from ..formats.settings.statistics import Statistics, read_statistics
 from ..ports import (
     AttachedSae,
     FeatureDetails,
@@ -46,7 +47,6 @@ from .request_checks import check_request
 from .saes.feature_details import feature_details
 from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
-from .saes.statistics import Statistics, read_statistics
 from .settings import EngineSettings
 from .tokens.info import detokenized, info_of
 from .tokens.prompts import tokenized

@@ -41,6 +41,7 @@ from ..domain.messages import Start
 from ..domain.structs import filled
 from ..errors import SAEError, SAEInUseError
 from ..eventlog import SqliteLog
+from ..features import Features
 from ..generations import Generations
 from ..ports import Progress
 from ..subscriptions import Broadcast, progress_frame
@@ -80,7 +81,16 @@ class Service:
         )
         self.engine = LazyEngine(lambda: adapters.engine(settings), self.hub.fetch_model)
         self.broadcast = Broadcast(log)
-        performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
+        self.features = Features(
+            deployment.folder,
+            self.hub,
+            lambda: self.actor.state,
+            settings.data.upload_bytes,
+            read_only=log.read_only,
+        )
+        performer = Performer(
+            self.engine, self.hub, self._announce, settings.engine.drain_seconds, self.features.forget
+        )
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.generations = Generations(
             self.actor,
@@ -88,6 +98,7 @@ class Service:
             record_text=settings.audit.record_text,
             deadline_seconds=settings.engine.deadline_seconds,
             places=settings.engine.max_running + settings.engine.max_waiting,
+            labels=self.features.labels,
         )
         self.context = Context(
             actor=self.actor,
@@ -95,6 +106,7 @@ class Service:
             log=log,
             hub=self.hub,
             engine=self.engine,
+            features=self.features,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
             quota_bytes=settings.hub.quota_bytes or None,
@@ -110,6 +122,7 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
+        await self.features.start()
         _tune_garbage_collector()
         server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         load = None
@@ -218,6 +231,7 @@ class Service:
         await self.generations.close()
         await self.actor.stop()
         await self.hub.close()
+        self.features.close()
         if not await _within(self.engine.close, CLOSE_SECONDS):
             # Its thread is in a load that cannot be interrupted. Everything durable is closed: exit without it.
             await self.log.close()

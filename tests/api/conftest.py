@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +23,7 @@ from sae_actor.config.access import Access, Grant, operator
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
+from sae_actor.features import Features
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
 from sae_actor.ports.clock import SystemClock
@@ -95,6 +99,8 @@ async def serving(
     record_text: bool = False,
     engine: FakeEngine | None = None,
     hub: FakeHub | None = None,
+    data: Path | None = None,
+    upload_bytes: int = 2**20,
 ) -> AsyncIterator[Running]:
     log = log if log is not None else MemoryLog()
     engine = engine if engine is not None else FakeEngine()
@@ -109,16 +115,21 @@ async def serving(
     def announce(progress: Progress) -> None:
         loop.call_soon_threadsafe(broadcast.announce, *progress_frame(progress))
 
-    actor = Actor(log, engine, Performer(engine, hub, announce, drain_seconds), SystemClock(), broadcast)
+    folder = data if data is not None else Path(tempfile.mkdtemp(prefix="data-"))
+    features = Features(folder, hub, lambda: actor.state, upload_bytes)
+    performer = Performer(engine, hub, announce, drain_seconds, features.forget)
+    actor = Actor(log, engine, performer, SystemClock(), broadcast)
     await actor.replay()
+    await features.start()
     await actor.start(Start(version="test", max_attachments=max_attachments, drain_seconds=drain_seconds))
-    texts = Generations(actor, engine, record_text=record_text)
+    texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
     context = Context(
         actor=actor,
         generations=texts,
         log=log,
         hub=hub,
         engine=engine,
+        features=features,
         capabilities=lambda: CAPABILITIES,
         access=Access([*map(operator, tokens), *grants]),
         cors_origins=cors_origins,
@@ -152,6 +163,9 @@ async def serving(
         await serve
         await actor.stop()
         await engine.close()
+        features.close()
+        if data is None:
+            shutil.rmtree(folder, ignore_errors=True)
         listener.close()
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_actor.api import Context, create_app
 from sae_actor.cli import main
+from sae_actor.features import Features
 from sae_actor.sae import load_sae
 from tests.engine.tiny import HIDDEN, save_tiny_model, save_tiny_sae
 from tests.formats.vector_files import write_gguf, write_steering
@@ -45,17 +46,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def over_http(folder: Path, model: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
     async with recording(folder, model, max_attachments=4) as service:
         actor = service.actor
+        features = Features(folder, service.hub, lambda: actor.state, 2**20)
         context = Context(
             actor=actor,
             generations=service.texts,
             log=service.log,
             hub=service.hub,
             engine=service.engine,
+            features=features,
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             yield client, service
+        features.close()
 
 
 async def kept(client: httpx.AsyncClient, *, layer: int = 1, **body: Any) -> str:

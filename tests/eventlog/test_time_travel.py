@@ -97,6 +97,7 @@ def over_http(world: World) -> httpx.ASGITransport:
         "log": world.log,
         "hub": world.hub,
         "engine": world.engine,
+        "features": None,
     }
     if not _served:
         context = Context(**edges, capabilities=dict)  # type: ignore[arg-type]  # named as its fields are

@@ -133,6 +133,11 @@ def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
         if each.examples:
             content["examples"] = {name: {"value": value} for name, value in each.examples.items()}
         made["requestBody"] = {"required": not each.bodiless, "content": {"application/json": content}}
+    if each.media:
+        made["requestBody"] = {
+            "required": True,
+            "content": {kind: {"schema": {"type": "string"}} for kind in each.media},
+        }
     return made
 
 

@@ -15,7 +15,7 @@ from ...domain.rules.attachments import model_and_position
 from ...domain.views.fields import Digest
 from ...errors import BadRequestError
 from ...generations import read_activations
-from ...ports import FeatureActivation, Watch
+from ...ports import FeatureActivation, Watch, labelled
 from ..answers import answer, state_of
 from ..context import context, device
 from ..limits import tokens_of
@@ -113,12 +113,13 @@ async def post_activations(request: AnyRequest) -> Answer:
     watch = Watch(sae=sae, top_k=top_k, features=body.features, exclude=body.exclude)
     seconds = context(request).generations.deadline_seconds
     found = await read_activations(engine, prompt.token_ids, intervention, turns, watch, deadline_seconds=seconds)
+    labels = await context(request).features.labels(sae.sae_id)
     view = ReadActivations(
         tokens=prompt.tokens,
         token_ids=prompt.token_ids,
         is_special=prompt.special,
         is_sink=found.sinks,
-        features=found.rows,
+        features=tuple(labelled(row, labels) for row in found.rows),
         sae_id=sae.sae_id,
         intervention_sha256=intervention_sha256(intervention),
     )

@@ -155,6 +155,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             of.append(prompt)
     command_id = None if key is None else key.command_id
     opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
+    watched = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
     choices = tuple(
         Choice(
             kind,
@@ -164,6 +165,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
+            labels=watched,
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )

@@ -5,5 +5,6 @@ models         load and unload a model
 downloads      download, import and delete SAEs
 attachments    attach, detach, steer and monitor them
 edits          which edits of features may be in force
+labels         what is said of features
 admission      generations, and the intervention that each takes with it
 """

@@ -109,7 +109,10 @@ def _not_in_use(state: State, sae_id: str) -> None:
 
 def deleted(at: int, freed: int, state: State) -> list[ev.Payload]:
     record = _under_way(state, at)
-    return [] if record is None else [ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed)]
+    if record is None:
+        return []
+    labels = sum(each.labels for each in state.labels.get(record.sae_id, ()))
+    return [ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed, labels=labels)]
 
 
 def _under_way(state: State, at: int) -> SaeRecord | None:

@@ -2,5 +2,4 @@
 
 residents          load, check, place, measure, free an SAE
 feature_details    one feature: norm, neighbours, tokens that it promotes
-statistics         statistics of features in an SAE's folder
 """
