@@ -12,6 +12,7 @@ The map. Arrows of import point down only (a test keeps it so).
     actor/               one mailbox, one writer of the state, effects next to it
     subscriptions/       events as they are stored, for many readers
     engine/              the device: the model, interventions on it, decoding
+    measuring/           statistics of what was read
     sae/                 the algebra of SAEs
     hub/                 SAEs and models on disk: downloaded, imported, deleted
     eventlog/            the log: append-only, hash-chained; its audit

@@ -137,6 +137,16 @@ class NotReadyError(SAEError):
     code, status, title = "not_ready", 503, "The service is not ready"
 
 
+class DrainingError(SAEError):
+    """The service ends: what runs may finish, nothing new begins."""
+
+    code, status, title = "draining", 503, "The service is being stopped"
+
+    def __init__(self, detail: str = "", *, retry_after: int = 5, **fields: Any) -> None:
+        """retry_after: in how many seconds another, or the next, may be there."""
+        super().__init__(detail, retry_after=retry_after, **fields)
+
+
 class ReadOnlyError(SAEError):
     code, status, title = "read_only", 503, "The service is read-only"
 

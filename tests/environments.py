@@ -12,8 +12,8 @@ the README's commands unless `--torch` names one: older ones come for CUDA alone
 `lock` writes `.ci/lock.txt`: every package of the README's two commands but torch and the project, with hashes, for
 CPython 3.11 to 3.13 on Linux, from wheels alone.
 
-`clients` makes an environment for each client of others that `tests.clients.listed` names, runs its script against a
-service (of its own with the engine that needs no torch, or at URL) and prints a table; the exit code counts failures.
+`clients` makes an environment for each client of others that `tests.clients.listed` names, runs its script against the
+demo (a new one, or a service at URL) and prints a table; the exit code counts failures.
 """
 
 from __future__ import annotations

@@ -23,13 +23,14 @@ import sae_actor.api.app
 from sae_actor.api.operations import OPERATIONS
 from sae_actor.cli.arguments import parse
 from sae_actor.config import ConfigurationError, Settings, check_exposure, data_folder, load, strangers
+from sae_actor.service.service import STOP_SECONDS
 from tests.environments import LOCK, ROOT, TORCH, pinned, requirements
 
 README = (ROOT / "README.md").read_text("utf-8")
 RUN = (ROOT / ".ci" / "run").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
-FOLDERS = (".github", ".docker", ".devcontainer")
+FOLDERS = (".github", ".docker", ".devcontainer", ".systemd")
 FILES = sorted(
     [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     + [ROOT / name for name in (".pre-commit-config.yaml", ".editorconfig", ".ci/install", ".ci/run")]
@@ -293,3 +294,20 @@ def test_coverage_measures_children(tmp_path: Path) -> None:
     counts = json.loads((tmp_path / "counts.json").read_text())["files"]
     (arguments,) = [each for name, each in counts.items() if name.endswith("sae_actor/cli/arguments.py")]
     assert arguments["summary"]["covered_lines"] > 50
+
+
+def test_whoever_stops_the_service_waits_longer_than_it_drains() -> None:
+    grace = yaml.safe_load(COMPOSE)["services"]["sae-actor"]["stop_grace_period"]
+    unit = TEXTS[".systemd/sae-actor.service"]
+    timeout = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert timeout is not None
+    drain = Settings().server.drain_seconds
+    assert min(int(grace.removesuffix("s")), int(timeout[1])) > drain + STOP_SECONDS
+
+
+def test_the_unit_starts_a_command_that_there_is() -> None:
+    unit = TEXTS[".systemd/sae-actor.service"]
+    assert re.search(r"^Type=notify$", unit, re.MULTILINE)
+    start = re.search(r"^ExecStart=/opt/sae-actor/bin/sae-actor (.+)$", unit, re.MULTILINE)
+    assert start is not None
+    assert parse(shlex.split(start[1])).config == Path("/etc/sae-actor/config.toml")

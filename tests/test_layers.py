@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hub": DOMAIN | {"limits", "ports", "formats", "formats.registry", "formats.vectors", "models"},
     "hub.child": DOMAIN | {"ports", "formats", "formats.registry", "models", "hub"},
     "sae": DOMAIN | {"formats", "formats.registry"},
+    "measuring": set(),
     "features": DOMAIN | {"ports", "formats", "formats.settings"},
     "engine.failures": DOMAIN,
     "engine.memory": DOMAIN | {"engine.failures"},
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.server": DOMAIN | HTTP | {"api.guard"},
     "api.routes": DOMAIN | HTTP | {"ports", "config", "telemetry", "actor", "features", "subscriptions",
                                    "generations", "api", "api.guard", "api.openapi"},
-    "api.text": DOMAIN | HTTP | {"ports", "actor", "subscriptions", "generations", "api", "api.openapi"},
+    "api.text": DOMAIN | HTTP | {"ports", "measuring", "actor", "subscriptions", "generations", "api", "api.openapi"},
     "api.web": HTTP,
     "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.text", "api.web"},
 }  # fmt: skip
@@ -81,7 +82,7 @@ named here are wiring, and may import everything."""
 WIRING = {"cli", "client", "demo", "reproducing", "service", "__main__"}
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "accelerate", "gguf"}
-MAY_BE_HEAVY = {"sae", "engine"}
+MAY_BE_HEAVY = {"sae", "engine", "measuring"}
 MAY_BE_HEAVY_INSIDE = MAY_BE_HEAVY | {"formats", "demo"}
 """Where a function may import what is heavy when it is called."""
 HEAVY_MODULES = {"sae_actor.demo.conversion", "sae_actor.formats.pickle_child"}

@@ -22,6 +22,7 @@ from ..domain.views.outcomes import Outcome, outcome
 from ..errors import (
     DeviceLostError,
     DiskFullError,
+    DrainingError,
     InternalError,
     LogError,
     MailboxFullError,
@@ -70,10 +71,8 @@ class Actor:
         """Open commands by id. One from an earlier run is added when somebody asks for it."""
         self._task: asyncio.Task[None] | None = None
         self._refusals = RefusalRecorder(clock)
-        self._unwaited = False
-        """`outcome` no longer waits."""
-        self._stopping = False
-        """New messages are refused; reports are still accepted."""
+        self.draining = False
+        """New commands and texts are refused, `outcome` no longer waits; reports are still accepted."""
         self._stopped = False
         self._loss: asyncio.Future[Any] | None = None
         """The answer to the first report that the device is lost; later ones get the same."""
@@ -108,22 +107,23 @@ class Actor:
             self.state = evolve(self.state, event)
             self.broadcast.publish([event])
 
-    def stop_waiting(self) -> None:
-        """Wake all callers of `outcome`; later calls return at once."""
-        self._unwaited = True
+    async def drain(self) -> None:
+        """Begin nothing new: refuse commands and texts, answer who waits for an outcome, cancel effects, which stay
+        owed. What runs may go on, and its end is recorded."""
+        self.draining = True
+        # Reports still have their turn, unless the turns have failed.
+        self._refuse_waiting(DrainingError(), reports=self._task is None or self._task.done())
         self._close(everyone=True)
+        await self._runner.close()
 
     async def stop(self, reason: str = "requested") -> None:
-        """Graceful shutdown: refuse waiting commands, cancel effects, record the stop.
+        """Drain, then record the stop.
 
         After a failure no stop is recorded: the next start sees a crash, and counts interrupted effects as attempts.
         """
-        if self._task is None or self._stopping:
+        if self._task is None or self._stopped:
             return
-        self._stopping = True
-        self._refuse_waiting(NotReadyError("the service is stopping", retry_after=5), reports=self._task.done())
-        self.stop_waiting()
-        await self._runner.close()
+        await self.drain()
         self._stopped = True
         if self.read_only is None and not self.failure.done():
             stop = Envelope(Stop(reason), "system", self._future(), reserved=True)
@@ -205,7 +205,7 @@ class Actor:
             if not events:
                 raise NotFoundError(f"there is no command {command_id}")
             accepted = self._accepted(command_id, events)
-        if wait > 0 and self.state.is_open(command_id) and not self._unwaited and self.read_only is None:
+        if wait > 0 and self.state.is_open(command_id) and not self.draining and self.read_only is None:
             await asyncio.wait([accepted.closed], timeout=wait)
         is_open = self.state.is_open(command_id)
         recorded = accepted.events if is_open else await with_outcome(self._log, accepted.events)
@@ -334,12 +334,12 @@ class Actor:
         return await asyncio.shield(envelope.reply)
 
     def _open_for_writing(self, message: Command | Message) -> None:
-        if self.read_only is not None or self._stopping:
+        if self.read_only is not None or self.draining:
             self.counts.refused(message)
+        if self.draining:
+            raise DrainingError()
         if self.read_only is not None:
             raise ReadOnlyError(self.read_only)
-        if self._stopping:
-            raise NotReadyError("the service is stopping", retry_after=5)
 
     def _refuse_waiting(self, error: SAEError, *, reports: bool) -> None:
         for envelope in self.mailbox.drain(reserved=reports):

@@ -18,7 +18,6 @@ from .operations import handlers, operation
 from .problems import on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
     commands,
-    directions,
     events,
     generations,
     log,
@@ -33,12 +32,13 @@ from .routes import (
 from .routes.names import features, labels
 from .text import activations, compare, tokens
 from .text import routes as text
+from .text.measuring import contrast, directions, lens
 from .text.responses import routes as responses
 from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, service, log, events, generations, login, metrics,
-    features, labels, vectors, directions, text, responses, activations, compare, tokens, web,
+    features, labels, vectors, directions, text, responses, activations, contrast, lens, compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..actor import Actor
 from ..domain.views.capabilities import Capabilities
+from ..domain.views.resources import waiting_for
 from ..errors import MailboxFullError, ReadOnlyError
 from ..features import Features
 from ..features.last_steered import LastSteered
@@ -74,6 +75,12 @@ class Context(Policy):
     """Answers under an idempotency key."""
     access_log: AccessLog = field(default_factory=AccessLog)
     in_flight: InFlight = field(default_factory=InFlight)
+
+    def waiting_for(self) -> list[str]:
+        """Why not everything that is required is in place; nothing is waited for where the log cannot be written."""
+        if self.actor.read_only is not None:
+            return []
+        return waiting_for(self.actor.state) or ["the demo is being set up"] * self.seeding
 
 
 def context(request: AnyRequest) -> Context:

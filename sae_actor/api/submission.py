@@ -15,7 +15,7 @@ from ..domain.structs import filled
 from ..domain.views.fields import Position
 from ..domain.views.outcomes import AcceptedCommand, Outcome
 from ..domain.weights import sae_id_of
-from ..errors import BadRequestError
+from ..errors import BadRequestError, SAEAmbiguousError
 from .answers import answer, state_of
 from .context import context, principal
 from .problems import ProblemDetails, problem_view, recorded_error
@@ -76,13 +76,15 @@ async def submit(request: AnyRequest, command: Command) -> Accepted:
 async def placed(request: AnyRequest, command: Download) -> Download:
     """The command with the repository and path that a name from elsewhere stands for.
 
-    `BadRequestError` for a name of several; what `Hub.named` raises.
+    `BadRequestError` for a name of several, `SAEAmbiguousError` for a name with a path; what `Hub.named` raises.
     """
     if command.named_as is not None:
         raise BadRequestError("named_as is what the service makes of a name: leave it out", param="named_as")
     name = command.repository_id
     if not is_public_name(name):
         return command
+    if command.path is not None:
+        raise SAEAmbiguousError(f"{name} says where in a repository it is: leave path out", param="path")
     found = await context(request).hub.named(name)
     if len(found) > 1:
         several = f"{name} stands for {len(found)} SAEs: name one, such as {found[0].named_as}"

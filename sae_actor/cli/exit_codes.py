@@ -32,6 +32,7 @@ _BY_CODE = {
     "model_load_failed": DATA,
     "unreachable": UNAVAILABLE,
     "not_ready": UNAVAILABLE,
+    "draining": UNAVAILABLE,
     "deadline_exceeded": UNAVAILABLE,
     "read_only": UNAVAILABLE,
     "model_not_found": UNAVAILABLE,

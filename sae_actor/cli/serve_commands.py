@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from ..config import ConfigurationError, Deployment, Settings, load, resolve, strangers
 from ..demo.model import prepare_model
@@ -20,7 +21,12 @@ def serve(arguments: argparse.Namespace) -> int:
     deployment = resolve(_settings(arguments))
     if deployment.model is not None and not arguments.read_only:
         _check_path(deployment.model.model)
-    return _run(deployment, read_only=arguments.read_only, accept_truncation=arguments.accept_truncation)
+    return _run(
+        deployment,
+        lambda: resolve(_load(arguments)),
+        read_only=arguments.read_only,
+        accept_truncation=arguments.accept_truncation,
+    )
 
 
 def _check_path(model: str) -> None:
@@ -50,20 +56,30 @@ def demo(arguments: argparse.Namespace) -> int:
         print(f"sae-actor: the demo serves its own model, not [model] id {settings.model.id}", file=sys.stderr)
     with Bar(sys.stderr) as bar:
         prepare_model(deployment.demo_model, bar.show)
-    return _run(deployment)
+    return _run(deployment, lambda: resolve(_load(arguments), demo=True))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """Load the settings, and set up logging by them."""
-    given = {key: getattr(arguments, flag, None) for flag, key in FLAGS.items()}
-    settings = load({key: value for key, value in given.items() if value is not None}, file=arguments.config)
+    settings = _load(arguments)
     logs.set_up(settings.server.log_format, settings.server.log_level)
     for each in strangers():
         logs.say(f"warning: {each}")
     return settings
 
 
-def _run(deployment: Deployment, *, read_only: bool = False, accept_truncation: int | None = None) -> int:
+def _load(arguments: argparse.Namespace) -> Settings:
+    given = {key: getattr(arguments, flag, None) for flag, key in FLAGS.items()}
+    return load({key: value for key, value in given.items() if value is not None}, file=arguments.config)
+
+
+def _run(
+    deployment: Deployment,
+    reread: Callable[[], Deployment],
+    *,
+    read_only: bool = False,
+    accept_truncation: int | None = None,
+) -> int:
     from ..service.process import run  # noqa: PLC0415 - the web framework takes a second
 
-    return run(deployment, read_only=read_only, accept_truncation=accept_truncation)
+    return run(deployment, read_only=read_only, accept_truncation=accept_truncation, reread=reread)

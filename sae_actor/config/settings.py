@@ -66,6 +66,7 @@ class ServerSection(_Section, frozen=True, kw_only=True):
     stalled_seconds: Seconds = 20.0
     max_readers: Annotated[int, Meta(ge=1, le=2**16)] = 2048
     heartbeat_seconds: Seconds = 15.0
+    drain_seconds: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     log_format: LogFormat = "text"
     log_level: LogLevel = "warning"
     opentelemetry: bool = False

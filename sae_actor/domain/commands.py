@@ -107,8 +107,6 @@ class Download(Command, frozen=True):
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
-        if is_public_name(self.repository_id) and self.path is not None:
-            raise ValueError(f"{self.repository_id} says where in a repository it is: leave path out")
         if self.path is not None and not _has_whole_parts(self.path):
             raise ValueError("path must be relative, without empty, '.' or '..' parts")
         if ".." in self.repository_id or "--" in self.repository_id:

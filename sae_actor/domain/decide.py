@@ -88,5 +88,5 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return attachments.hook_faulted(message, state)
         case ev.GenerationFinished():
             return admission.finished(message, state)
-        case ev.GpuLost():
+        case ev.GpuLost() | ev.SettingsReloaded():
             return [message]

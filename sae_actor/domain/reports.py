@@ -1,6 +1,7 @@
 """Reports of effects: only what the effect learned. `decide` makes events from a report and the state.
 
-The loss of the device and the end of a generation are reported as the events themselves: the state adds nothing.
+The loss of the device, the end of a generation and settings that were read again are reported as the events
+themselves: the state adds nothing.
 """
 
 from __future__ import annotations
@@ -56,4 +57,4 @@ class SaeFailed(Struct, frozen=True):
     error: ev.Problem
 
 
-Report: TypeAlias = EffectDone | EffectFailed | SaeFailed | ev.GpuLost | ev.GenerationFinished
+Report: TypeAlias = EffectDone | EffectFailed | SaeFailed | ev.GpuLost | ev.GenerationFinished | ev.SettingsReloaded

@@ -7,6 +7,6 @@ activations    what an SAE reads in a given prompt, without generating
 monitoring     activations of monitored SAEs, published as they are read
 """
 
-from .activations import read_activations
+from .activations import read_activations, read_prompt
 from .generations import Generations
 from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon, ends, interleaved

@@ -7,7 +7,7 @@ import contextlib
 
 from ..domain.chats import MessageSpan
 from ..domain.events import Sampling
-from ..domain.refs import Intervention
+from ..domain.refs import SINK_WINDOW, Intervention
 from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
 from ..ports import Activations, Engine, Finished, GenerationRequest, GenerationStream, Watch
 from .generations import ENGINE_DEADLINE_MARGIN
@@ -24,20 +24,48 @@ async def read_activations(
     watch: Watch,
     *,
     deadline_seconds: float,
+    alone: bool = False,
 ) -> Activations:
-    """What the SAE reads at every position of the prompt, under the intervention.
+    """As `read_prompt`, of one watch."""
+    (found,) = await read_prompt(
+        engine,
+        token_ids,
+        intervention,
+        turns,
+        (watch,),
+        deadline_seconds=deadline_seconds,
+        alone=alone,
+    )
+    return found
+
+
+async def read_prompt(
+    engine: Engine,
+    token_ids: tuple[int, ...],
+    intervention: Intervention,
+    turns: tuple[MessageSpan, ...],
+    watched: tuple[Watch, ...],
+    *,
+    deadline_seconds: float,
+    alone: bool = False,
+) -> tuple[Activations, ...]:
+    """What is watched, at every position of the prompt, under the intervention.
 
     Queues like a generation, and raises the same errors of the engine; `SAENotAttachedError` if an SAE was detached
     meanwhile, `DeadlineExceededError`.
     """
+    # Nobody asks a lens for sinks, so its prompt need not begin in one piece; an edit may.
+    sinks = bool(intervention) or any(watch.lens is None for watch in watched)
     request = GenerationRequest(
         generation_id="activations",
         token_ids=token_ids,
         sampling=ONE_TOKEN,
         intervention=intervention,
         deadline_seconds=deadline_seconds + ENGINE_DEADLINE_MARGIN,
-        watched=(watch,),
+        watched=watched,
         turns=turns,
+        sink_window=SINK_WINDOW if sinks else None,
+        alone=alone,
     )
     items, loop = engine.generate(request), asyncio.get_running_loop()
     try:
@@ -49,14 +77,14 @@ async def read_activations(
 
             items.begun.add_done_callback(begun)
             try:
-                return await _read(items)
+                return await _read(items, len(watched))
             finally:
                 items.begun.remove_done_callback(begun)
     except TimeoutError:
         raise DeadlineExceededError(f"the prompt was not read within {deadline_seconds:g} seconds") from None
 
 
-async def _read(stream: GenerationStream) -> Activations:
+async def _read(stream: GenerationStream, watched: int) -> tuple[Activations, ...]:
     found: tuple[Activations, ...] = ()
     async with contextlib.aclosing(stream) as items:
         async for item in items:
@@ -66,6 +94,6 @@ async def _read(stream: GenerationStream) -> Activations:
                 raise SAENotAttachedError("an SAE was detached while the prompt waited")
             elif item.reason == "error":
                 raise from_code(item.error_code or "internal", item.error_detail or "the prompt could not be run")
-    if not found:
+    if len(found) != watched:
         raise InternalError("the prompt was run without its activations")
-    return found[0]
+    return found

@@ -120,6 +120,11 @@ class Generations:
         """Generations with tokens, and without a recorded end."""
         return len(self._running) - self.waiting
 
+    async def idle(self) -> None:
+        """Wait until none runs, and each end is on record."""
+        while unended := [*self._running, *self._opening]:
+            await asyncio.wait(unended)
+
     async def close(self) -> None:
         """Stop all generations and wait until each end is on record."""
         while self._running or self._opening:

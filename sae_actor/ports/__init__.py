@@ -3,7 +3,8 @@
     log          the event log: `EventLog`, implemented in `eventlog`
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
-    generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`
+    generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`;
+                 reading: what is read of a prompt
     clock        the time; `progress`: how far slow work is
     durability   fsync, for adapters that write files
 
@@ -31,3 +32,4 @@ from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress
+from .reading import Pooled, Pooling, TokenScore

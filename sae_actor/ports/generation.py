@@ -9,6 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ..domain.chats import MessageSpan, Reasoning
 from ..domain.events import Receipt, Sampling
 from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, HookPoint, Intervention, StopWhen
+from .reading import Pooled, Pooling, TokenScore
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -57,6 +58,12 @@ class Activations(Struct, frozen=True, kw_only=True):
     """For `Watch.mean`: the mean activation over the positions that are not left out; zeros if all are."""
     norms: tuple[float, ...] = ()
     """For `Watch.mean`: |x| at each position."""
+    pooled: Pooled | None = None
+    """For `Watch.pooling`."""
+    raw: bytes = b""
+    """For `Watch.raw`: float32 [positions, width]."""
+    lens: tuple[tuple[TokenScore, ...], ...] = ()
+    """For `Watch.lens`: at each position the most probable tokens, best first."""
 
 
 class Watch(Struct, frozen=True, kw_only=True):
@@ -74,6 +81,13 @@ class Watch(Struct, frozen=True, kw_only=True):
     mean: bool = False
     """Of what arrives at the hook point of `sae` the mean, in place of what an SAE makes of it: `sae` is a place alone,
     see `at`."""
+    raw: bool = False
+    """What arrives at the hook point of `sae` itself; a place alone, as with `mean`."""
+    lens: int | None = None
+    """This many tokens that the model would think most probable if what leaves the hook point of `sae`, after any edits
+    there, were the last block's result (softmax(W_U norm(x))); a place alone, as with `mean`."""
+    pooling: Pooling | None = None
+    """All features pooled over the positions that are not left out, in place of `top_k` and `features`."""
     every_seconds: float | None = None
     """Limits the rate: only the newest position of a step, at most this often, and nothing if the SAE is not there.
     None: all positions. Watches with a limit come last in `GenerationRequest.watched`."""
@@ -81,7 +95,26 @@ class Watch(Struct, frozen=True, kw_only=True):
     @classmethod
     def at(cls, point: HookPoint, exclude: tuple[Exclusion, ...] = ()) -> Watch:
         """The mean activation there, whatever is attached."""
-        return cls(sae=ActiveSae(sae_id="", weights_sha256="", hook_point=point), mean=True, exclude=exclude)
+        return cls(sae=_place(point), mean=True, exclude=exclude)
+
+    @classmethod
+    def raw_at(cls, point: HookPoint) -> Watch:
+        """The activation there at each position, whatever is attached."""
+        return cls(sae=_place(point), raw=True)
+
+    @classmethod
+    def lens_at(cls, layer: int, top: int) -> Watch:
+        """What the residual stream after a block says of the next token."""
+        return cls(sae=_place(HookPoint("resid_post", layer)), lens=top)
+
+    @property
+    def of_place(self) -> bool:
+        """It reads the model's own activation, not what an SAE makes of it."""
+        return self.mean or self.raw or self.lens is not None
+
+
+def _place(point: HookPoint) -> ActiveSae:
+    return ActiveSae(sae_id="", weights_sha256="", hook_point=point)
 
 
 class Grammar:
@@ -121,6 +154,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """`Token.scored` and `top` are of the logits from which tokens are chosen: after penalties, bias and grammar."""
     grammar: Grammar | None = None
     """The grammar of `sampling.response_format`, from the engine's `grammar`."""
+    alone: bool = False
+    """Run alone, with the prefill in one step: what else runs changes no rounding."""
     deterministic: bool = False
     """Run alone, with the prefill in one step and deterministic kernels. `SAEUnsupportedError` if the model cannot be
     run so (`ModelFacts.can_be_deterministic`)."""
@@ -129,7 +164,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     def saes(self) -> tuple[ActiveSae, ...]:
         """All SAEs that the generation needs on the device; one may occur several times."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
-        needed = (watch.sae for watch in self.watched if watch.every_seconds is None and not watch.mean)
+        needed = (watch.sae for watch in self.watched if watch.every_seconds is None and not watch.of_place)
         return (*self.intervention, *needed, *stop)
 
 

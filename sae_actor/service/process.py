@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 from ..api.server.listener import listen
@@ -19,8 +20,11 @@ def run(
     read_only: bool = False,
     accept_truncation: int | None = None,
     adapters: Adapters = OWN,
+    reread: Callable[[], Deployment] | None = None,
 ) -> int:
     """Serve until a signal or a failure ends it; the exit code (sysexits). The caller has set up `telemetry.logs`.
+
+    reread: reads the settings again at SIGHUP; None: there is nothing to be read.
 
     Raises `LogError` and `ConfigurationError`.
     """
@@ -38,7 +42,7 @@ def run(
     async def serve() -> int:
         log = await adapters.log.open(deployment.folder, read_only=read_only, accept_truncation=accept_truncation)
         try:
-            return await Service(deployment, log, adapters, tracing).serve(listener, read_only=read_only)
+            return await Service(deployment, log, adapters, tracing, reread).serve(listener, read_only=read_only)
         finally:
             await log.close()
 

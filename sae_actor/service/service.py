@@ -1,11 +1,12 @@
 """The service: wiring, start and graceful shutdown.
 
 Order of a start: port, log (lock, chain), state, actor, HTTP; the model and the SAEs come back while `/ready` says
-503. Order of a stop: streams and generations end, HTTP ends, the stop goes on record, the device is freed, the log
-is closed.
+503. Order of a stop: nothing new begins, generations end, the stop goes on record and reaches the streams of events,
+which end, HTTP ends, the device is freed, the log is closed.
 
-SIGTERM and SIGINT arrive in `HttpServer` (`api.server.http_server`), which calls `_on_signal`; `InFlight.end`
-(`api.guard.shutdown`) then ends the generations and answers the requests that are left.
+Signals arrive in `HttpServer` (`api.server.http_server`), which calls `_on_signal`. SIGTERM lets generations go on for
+`[server] drain_seconds`, SIGINT does not; `InFlight.end` (`api.guard.shutdown`) then ends those that are left, and
+answers the requests.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gc
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -39,7 +41,7 @@ from ..domain.commands import LoadModel
 from ..domain.events import LogTruncated
 from ..domain.messages import Start
 from ..domain.structs import filled
-from ..errors import SAEError, SAEInUseError
+from ..errors import NotReadyError, ReadOnlyError, SAEError, SAEInUseError
 from ..eventlog import SqliteLog
 from ..features import Features
 from ..generations import Generations
@@ -50,12 +52,14 @@ from ..telemetry.traces import Tracing
 from .adapters import Adapters
 from .capabilities import capabilities
 from .lazy_engine import LazyEngine
+from .reloading import reload
+from .supervisor import Supervisor
 
 logger = logging.getLogger("sae_actor")
 
 EX_UNAVAILABLE, EX_SOFTWARE = 69, 70
 STOP_SECONDS = 4.0
-"""How long open requests may take to end after the first signal."""
+"""How long the stop may take to be recorded, and how long open connections then have: after the generations' end."""
 CLOSE_SECONDS = 1.0
 """How long the engine's thread may take to end; then the process exits without it."""
 
@@ -63,13 +67,24 @@ CLOSE_SECONDS = 1.0
 class Service:
     """Everything wired together, for one life of the process."""
 
-    def __init__(self, deployment: Deployment, log: SqliteLog, adapters: Adapters, tracing: Tracing | None) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        log: SqliteLog,
+        adapters: Adapters,
+        tracing: Tracing | None,
+        reread: Callable[[], Deployment] | None = None,
+    ) -> None:
         self.tracing = tracing
+        self._reread = reread
+        self._supervisor = Supervisor()
         self.deployment = deployment
         self.settings = settings = deployment.settings
         self.log = log
         self.demo_sae = None if deployment.demo_model is None else place_sae(deployment.demo_model).resolve()
         self.exit_code = 0
+        self._ending: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         roots = [Path(root).expanduser() for root in settings.hub.import_roots]
         if self.demo_sae is not None:
             roots.append(self.demo_sae.parent)
@@ -124,15 +139,18 @@ class Service:
         await self.actor.replay()
         await self.features.start()
         _tune_garbage_collector()
-        server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
+        self._server = server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         load = None
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
         else:
             load = await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
-        tasks = [asyncio.create_task(self._after_start(url, load)), asyncio.create_task(self._end_on_failure(server))]
-        self._server = server
+        tasks = [
+            asyncio.create_task(self._after_start(url, load)),
+            asyncio.create_task(self._end_on_failure()),
+            asyncio.create_task(self._supervisor.attend(self.context.waiting_for)),
+        ]
         try:
             await server.serve(sockets=[listener])
         finally:
@@ -211,22 +229,66 @@ class Service:
             ssl_keyfile=key,
         )
 
-    def _on_signal(self) -> None:
-        """Begin the graceful shutdown: end streams, generations and waiting requests, which keep connections open."""
-        self.broadcast.close()
-        self.actor.stop_waiting()
-        self._ending = asyncio.ensure_future(self.context.in_flight.end(self.generations))
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self._reloading = asyncio.create_task(self._reload(self._reloading), name="reload")
+            return
+        self._begin_stop(self.settings.server.drain_seconds if number == signal.SIGTERM else 0.0)
 
-    async def _end_on_failure(self, server: HttpServer) -> None:
+    async def _reload(self, before: asyncio.Task[None] | None) -> None:
+        """Read the settings again and put on record what has changed; if they cannot be used, the old ones stay."""
+        if before is not None:
+            await asyncio.wait([before])
+        if self._reread is None:
+            return
+        self._supervisor.reloading()
+        try:
+            found = await asyncio.to_thread(self._reread)
+            event = reload(self.deployment, found, self.context, self._server.config.ssl)
+        except (ConfigurationError, OSError) as error:
+            logs.say(f"the settings in force stay: {error}")
+            return
+        finally:
+            self._supervisor.tell("READY=1")
+        for key in event.needs_restart:
+            logs.say(f"warning: {key} has changed, and is in force after a restart")
+        with contextlib.suppress(ReadOnlyError, NotReadyError):
+            await self.actor.report(event)
+
+    def _begin_stop(self, drain_seconds: float) -> None:
+        if self._ending is None:
+            self._supervisor.tell("STOPPING=1", "STATUS=draining")
+            self._ending = asyncio.create_task(self._stop_serving(drain_seconds), name="shutdown")
+
+    async def _stop_serving(self, drain_seconds: float) -> None:
+        """The graceful shutdown, up to the end of HTTP. The port stays open meanwhile: reads and probes go on."""
+        try:
+            await self.actor.drain()
+            idle = asyncio.ensure_future(self.generations.idle())
+            ends = (idle, self.actor.failure)
+            await asyncio.wait(ends, timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            asyncio.get_running_loop().call_later(STOP_SECONDS, self._end_http)
+            await self.context.in_flight.end(self.generations)
+            await self.actor.stop()
+        finally:
+            self.broadcast.close()
+            self._end_http()
+
+    def _end_http(self) -> None:
+        self._server.should_exit = True
+
+    async def _end_on_failure(self) -> None:
         """Stop the service if the log fails or the device is lost; the exit code says so."""
         # Shielded: cancelling this watcher must not cancel what it watches.
         error = await asyncio.shield(self.actor.failure)
         logs.say(error.detail)
         self.exit_code = EX_SOFTWARE
-        self._on_signal()
-        server.should_exit = True
+        self._begin_stop(0.0)
 
     async def _close(self) -> None:
+        if self._ending is not None:
+            await self._ending
         self.broadcast.close()
         await self.generations.close()
         await self.actor.stop()

@@ -8,7 +8,7 @@ import pytest
 
 from sae_actor.domain.commands import Attach, CancelDownload, Detach
 from sae_actor.domain.events import GenerationFinished
-from sae_actor.errors import LogError, NotReadyError, SAEError
+from sae_actor.errors import DrainingError, LogError, NotReadyError, SAEError
 from tests.actor.world import LOAD, A, begin, get, living, turns, until, waits_for_its_units
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +21,7 @@ async def test_the_stop_is_the_last_event() -> None:
         assert (await world.types())[-1] == "ActorStopped"
         assert b'"signal"' in bytes((await world.events())[-1].data)
         head = world.log.head
-        with pytest.raises(NotReadyError):
+        with pytest.raises(DrainingError):
             await world.submit(Detach(A))
         await world.actor.stop()
         assert world.log.head == head
@@ -41,7 +41,7 @@ async def test_stop_answers_what_waits() -> None:
         stopping = asyncio.create_task(world.actor.stop())
         await turns()
         refused = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(each, NotReadyError) for each in refused)
+        assert all(isinstance(each, DrainingError) for each in refused)
         world.log.gate.set()
         await stopping
         assert (await decided).position == 3, "what was being stored is stored"
@@ -66,7 +66,7 @@ async def test_a_report_that_is_in_goes_on_record() -> None:
         world.log.gate.set()
         await stopping
         await blocker
-        with pytest.raises(NotReadyError):
+        with pytest.raises(DrainingError):
             await attach
         assert await told == ()
         with pytest.raises(NotReadyError):
@@ -130,5 +130,5 @@ async def test_what_waited_for_its_units_is_answered_after_the_stop(monkeypatch:
         waiting, go = await waits_for_its_units(world, monkeypatch)
         await world.actor.stop()
         go.set()
-        with pytest.raises(NotReadyError):
+        with pytest.raises(DrainingError):
             await asyncio.wait_for(waiting, 5)

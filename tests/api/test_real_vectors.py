@@ -33,6 +33,7 @@ IDS = [72, 101, 108, 108, 111]
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(2, HIDDEN, generator=GENERATOR)
 TOKENS = 5
+ASK = {"model": "default", "prompt": IDS, "temperature": 1, "ignore_eos": True}
 
 Edits = Callable[[Tensor], Tensor]
 
@@ -233,11 +234,15 @@ async def test_an_imported_file_of_several_layers(tmp_path: Path, model: Path, s
         assert got == pytest.approx(plain(model, {1: added(ROWS[0], 2.0), 2: added(ROWS[1], 2.0)}), abs=2e-4)
 
 
+@pytest.mark.parametrize("shape", ["gguf", "harness"])
 async def test_restored_explained_and_reproduced(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], shape: str
 ) -> None:
     folder = tmp_path / "happy"
-    write_gguf(folder / "happy.gguf", {0: ROWS[0], 2: ROWS[1]})
+    if shape == "gguf":
+        write_gguf(folder / "happy.gguf", {0: ROWS[0], 2: ROWS[1]})
+    else:
+        write_steering(folder / "steer.pt", {"layers.0": ROWS[0], "layers.2": ROWS[1]})
     async with over_http(tmp_path / "data", model) as (client, service):
         one = await kept(client, names=["calm", "storm"])
         body = {"type": "Import", "path": str(folder), "layer": 2}
@@ -306,9 +311,8 @@ async def test_the_difference_of_means_equals_torch(tmp_path: Path, model: Path)
         row = load_sae(tmp_path / "vectors" / sae["sae_id"]).W_dec[0]
         torch.testing.assert_close(row, means["positive"] - means["negative"], rtol=1e-4, atol=1e-4)
         assert sae["median_norm"] == pytest.approx(statistics.median(norms), rel=1e-4)
-        # Read in another batch: the same but for rounding, so that its digest may differ.
-        again = (await client.post("/api/directions", json=body)).json()
-        torch.testing.assert_close(load_sae(tmp_path / "vectors" / again["sae_id"]).W_dec[0], row)
+        again = await client.post("/api/directions", json=body)
+        assert (again.status_code, again.json()["sae_id"]) == (200, sae["sae_id"])
         # Beside a random one of equal norm, and with the unit that the texts' median gives.
         await client.post(f"/api/saes/{sae['sae_id']}/attach")
         beside = {"name": "chance", "hook_point": body["hook_point"], "random_seed": 1}
@@ -334,7 +338,12 @@ async def test_a_direction_beside_a_random_one_of_equal_norm(tmp_path: Path, rea
         "negative": ["I hate this book", "What an awful day"],
     }
     async with over_http(tmp_path, real_model) as (client, _):
-        warm = (await client.post("/api/directions", json={"name": "warm", **at, **texts})).json()["sae_id"]
+        # Among other texts too: each of its own runs alone, so that not a bit of it differs.
+        others = [client.post("/v1/completions", json={**ASK, "max_tokens": 24, "seed": n}) for n in range(4)]
+        beside, *_ = await asyncio.gather(client.post("/api/directions", json={"name": "warm", **at, **texts}), *others)
+        warm = beside.json()["sae_id"]
+        again = await client.post("/api/directions", json={"name": "warm", **at, **texts})
+        assert (again.status_code, again.json()["sae_id"]) == (200, warm)
         await client.post(f"/api/saes/{warm}/attach")
         of = {"random_seed": 0, "norm_of": {"sae_id": warm, "feature": 0}}
         chance = (await client.post("/api/directions", json={"name": "chance", **at, **of})).json()["sae_id"]

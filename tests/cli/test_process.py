@@ -148,6 +148,22 @@ def test_offline_needs_no_torch(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", told], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
+    ids=["by itself", "spins of one's own", "a policy of one's own"],
+)
+def test_threads_of_torch_leave_their_cores_to_others(given: dict[str, str], spins: str) -> None:
+    program = (
+        "import contextlib, sys\nfrom sae_actor.__main__ import main\nsys.argv[1:] = ['--version']\n"
+        "with contextlib.suppress(SystemExit):\n    main()\nimport torch"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **given}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in ran.stderr, ran.stderr
+
+
 def test_what_serve_refuses(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     exposed = command("serve", "--host", "0.0.0.0", "--port", "0", *data)

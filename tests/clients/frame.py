@@ -2,8 +2,9 @@
 
 A script gets the service's address, without a slash at its end, as its one argument, and an empty working folder. It
 prints what it was told and raises what is wrong: the last line that it prints is its row's remark. The service has a
-model and one SAE, attached, and allows pages of the origin `PAGE`; unless an address is given, it is a process of its
-own with the engine that needs no torch, or the demo.
+model and one SAE, attached, and allows pages of the origin `PAGE`; a script leaves it unsteered. A table's clients
+share one: the demo, unless an address is given. A test's client has one of its own: the engine that needs no torch
+where that is enough, else the demo.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.process.test_stream_readers import attached
 SCRIPTS = Path(__file__).parent / "scripts"
 PAGE = "http://page.test"
 """Of a page that uses the API from a browser."""
+ALLOWED = {"SAE_ACTOR_SERVER_CORS_ORIGINS": PAGE}
 SECONDS = 900
 """No bound on a slow machine, only the end of a client that hangs."""
 
@@ -36,7 +38,7 @@ class Client:
 
     name: str
     requirements: tuple[str, ...]
-    """For pip; the first one's version is told."""
+    """For pip; the first one's version is told, unless there is one of `bare`."""
     script: str
     """Of `scripts/`; `.mjs` is for node."""
     programs: tuple[str, ...] = ()
@@ -44,6 +46,8 @@ class Client:
     packages: tuple[str, ...] = ()
     """For npm, into the working folder; without requirements the first one's version is told."""
 
+    bare: tuple[str, ...] = ()
+    """For pip, after the requirements and without what these ask for themselves."""
     real: bool = False
     """Needs a real model: the demo's, unless an address is given."""
 
@@ -76,15 +80,15 @@ def service(url: str | None, *, real: bool = False) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder, demo(Path(folder) / "data") as address:
             yield address
         return
-    allowed = {"SAE_ACTOR_SERVER_CORS_ORIGINS": PAGE}
-    with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data", environment=allowed) as process:
+    with tempfile.TemporaryDirectory() as folder, Process(Path(folder) / "data", environment=ALLOWED) as process:
         attached(process)
         yield process.url
 
 
 @contextmanager
 def demo(data: Path) -> Iterator[str]:
-    with Process(data, command=("sae_actor", "demo", "--port", "0", "--data-dir", str(data))) as process:
+    command = ("sae_actor", "demo", "--port", "0", "--data-dir", str(data))
+    with Process(data, command=command, environment=ALLOWED) as process:
         while not (line := process.line()).startswith("ready"):
             assert line, process.stderr.read_text()
         yield process.url
@@ -103,34 +107,45 @@ def tried(client: Client, url: str | None = None) -> Row:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment |= {"PATH": f"{bin_folder}:{environment.get('PATH', '')}", "HOME": folder}
         commands = [[sys.executable, "-m", "venv", str(bin_folder.parent)]]
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if client.requirements:
-            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
             commands.append([*pip, *client.requirements])
+        if client.bare:
+            commands.append([*pip, "--no-deps", *client.bare])
         if client.packages:
             (work / "package.json").write_text('{"private": true}')
             commands.append(["npm", "install", "--silent", "--no-audit", "--no-fund", *client.packages])
         # node looks for packages beside the script.
         script = shutil.copy(SCRIPTS / client.script, work)
         commands.append(["node" if client.script.endswith(".mjs") else python, str(script), address])
-        said = ""
+        failed, said = False, ""
         for command in commands:
             given = environment if command is commands[-1] else None
-            ran = subprocess.run(
-                command, cwd=work, env=given, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-            said = ran.stdout + (ran.stderr if ran.returncode else "")
-            if ran.returncode:
+            failed, said = _ran(command, work, given)
+            if failed:
                 print(said, file=sys.stderr)
                 break
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         version = _version(python, client, work)
     seconds = time.monotonic() - began
-    return Row(client.name, version, seconds, bool(ran.returncode), lines[-1] if lines else "")
+    return Row(client.name, version, seconds, failed, lines[-1] if lines else "")
+
+
+def _ran(command: Sequence[str], work: Path, environment: dict[str, str] | None) -> tuple[bool, str]:
+    """Whether it failed, and what it said: of what succeeds, not on standard error."""
+    try:
+        ran = subprocess.run(
+            command, cwd=work, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        before = (error.stdout or b"").decode(errors="replace")
+        return True, f"{before}\n{Path(command[-2]).name} had not ended after {SECONDS} s"
+    return bool(ran.returncode), ran.stdout + (ran.stderr if ran.returncode else "")
 
 
 def _version(python: str, client: Client, work: Path) -> str:
-    if client.requirements:
-        name = client.requirements[0].partition(">")[0].partition("=")[0].partition("[")[0]
+    if told := (*client.bare, *client.requirements):
+        name = told[0].partition(">")[0].partition("=")[0].partition("[")[0]
         asked = f"from importlib.metadata import version; print(version({name!r}))"
         return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
     packages = client.packages
@@ -143,8 +158,9 @@ def _version(python: str, client: Client, work: Path) -> str:
 def table(clients: Sequence[Client], url: str | None = None) -> int:
     """Try each; how many failed."""
     failed = 0
-    for client in clients:
-        row = tried(client, url)
-        failed += row.failed
-        print(row, flush=True)
+    with service(url, real=True) as address:
+        for client in clients:
+            row = tried(client, address)
+            failed += row.failed
+            print(row, flush=True)
     return failed

@@ -247,7 +247,7 @@ class Story:
     def _report(self, outcome: Payload) -> Report:
         at = getattr(outcome, "request_position", 0)
         match outcome:
-            case ev.GpuLost() | ev.GenerationFinished():
+            case ev.GpuLost() | ev.GenerationFinished() | ev.SettingsReloaded():
                 return outcome
             case ev.HookFaulted():
                 return SaeFailed(at, outcome.error)

@@ -100,6 +100,9 @@ class Plain:
 
     def __init__(self, folder: Path) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        # transformers 5.16 chooses an implementation for it that drops Gemma 2's cap on scores.
+        if getattr(self.model.config, "attn_logit_softcapping", None) is not None:
+            self.model.set_attn_implementation("eager")
         self.architecture = Architecture(self.model, self.model.config)
         taken = inspect.signature(self.model.forward).parameters
         self.cache = next(name for name in CACHE_ARGUMENTS if name in taken)

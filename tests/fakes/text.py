@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from array import array
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -23,10 +24,12 @@ from sae_actor.ports import (
     Finished,
     GenerationRequest,
     GenerationStream,
+    Pooled,
     PromptToken,
     Rest,
     ScoredToken,
     Token,
+    TokenScore,
     Watch,
 )
 from tests.fakes.choosing import Choosing, changes
@@ -244,8 +247,8 @@ class RunningText(GenerationStream):
             start = first if watch.every_seconds is None else len(run) - 1
             left = left_out(watch.exclude, len(self.request.token_ids), self._special(), self.request.turns)
             positions = range(start, len(run))
-            if watch.mean:
-                told.append(self._mean(watch, run, positions, left))
+            if watch.of_place:
+                told.append(self._of_place(watch, run, positions, left))
                 continue
             d_sae = self._d_sae[watch.sae.attach_position]
             silent = left if watch.top_k is not None else set()
@@ -253,27 +256,37 @@ class RunningText(GenerationStream):
                 Activations(
                     sae_id=watch.sae.sae_id,
                     first=start,
-                    rows=tuple(() if at in silent else activations(run[at], watch, d_sae) for at in positions),
+                    rows=()
+                    if watch.pooling
+                    else tuple(() if at in silent else activations(run[at], watch, d_sae) for at in positions),
                     sinks=tuple(at == 0 for at in positions),
                     excluded=tuple(at in left for at in positions),
+                    pooled=watch.pooling and pooled([run[at] for at in positions if at not in left], watch, d_sae),
                 )
             )
         return tuple(told)
 
-    def _mean(self, watch: Watch, run: Sequence[int], positions: range, left: Collection[int]) -> Activations:
-        """A token is its number at the place of its number, modulo the width, plus the layer everywhere."""
+    def _of_place(self, watch: Watch, run: Sequence[int], positions: range, left: Collection[int]) -> Activations:
+        """A token is its number at the place of its number, modulo the width, plus the layer everywhere. A lens sees
+        the token itself, and after the last block the one that follows."""
         width, layer = self._engine.hidden_size, watch.sae.hook_point.layer
         rows = [[layer + (run[at] if run[at] % width == n else 0.0) for n in range(width)] for at in positions]
-        counted = [row for at, row in zip(positions, rows, strict=True) if at not in left]
-        return Activations(
+        told = Activations(
             sae_id="",
             first=positions.start,
             rows=(),
             sinks=tuple(at == 0 for at in positions),
             excluded=tuple(at in left for at in positions),
-            mean=tuple(sum(column) / max(1, len(counted)) for column in zip(*counted, strict=True)) or (0.0,) * width,
-            norms=tuple(math.hypot(*row) for row in rows),
         )
+        if watch.raw:
+            return replace(told, raw=b"".join(array("f", row).tobytes() for row in rows))
+        if watch.lens is not None:
+            seen = (*run, self.ids[-1])[1:] if layer == self._engine.num_layers - 1 else run
+            ranked = [self._ranked(seen[at])[: watch.lens] for at in positions]
+            return replace(told, lens=tuple(tuple(TokenScore(s.id, s.text, s.logprob) for s in row) for row in ranked))
+        counted = [row for at, row in zip(positions, rows, strict=True) if at not in left]
+        mean = tuple(sum(column) / max(1, len(counted)) for column in zip(*counted, strict=True)) or (0.0,) * width
+        return replace(told, mean=mean, norms=tuple(math.hypot(*row) for row in rows))
 
     def _due(self, place: int, watch: Watch) -> bool:
         now = self.finished.get_loop().time()
@@ -331,3 +344,19 @@ def activations(token: int, watch: Watch, d_sae: int) -> tuple[FeatureActivation
         return tuple(FeatureActivation(feature, on.get(feature, 0.0)) for feature in watch.features or ())
     asked = [feature for feature in on if watch.features is None or feature in watch.features]
     return tuple(FeatureActivation(feature, on[feature]) for feature in asked[: watch.top_k])
+
+
+def pooled(tokens: Sequence[int], watch: Watch, d_sae: int) -> Pooled:
+    """All features over the counted tokens."""
+    every = Watch(sae=watch.sae, features=tuple(range(d_sae)))
+    columns = list(
+        zip(*([each.activation for each in activations(token, every, d_sae)] for token in tokens), strict=True)
+    )
+    pool: dict[str, Callable[[Sequence[float]], float]] = {
+        "max": max,
+        "last": lambda column: column[-1],
+        "mean": lambda column: sum(column) / len(column),
+    }
+    values = [pool[watch.pooling or "max"](column) for column in columns] or [0.0] * d_sae
+    active = [sum(each > 0 for each in column) for column in columns] or [0] * d_sae
+    return Pooled(array("f", values).tobytes(), array("i", active).tobytes())

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sae_actor.config import ConfigurationError, load, resolve
+from sae_actor.config import ConfigurationError, Deployment, load, resolve
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.errors import LogError
 from sae_actor.eventlog import SqliteLog
@@ -65,10 +65,15 @@ def main() -> int:
     adapters = replace(adapters, hub=hub)
     if given.clock is not None:
         adapters = replace(adapters, clock=_FastClock(given.clock))
-    settings = load({"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root})
-    logs.set_up(settings.server.log_format, settings.server.log_level)
+
+    def reread() -> Deployment:
+        flags = {"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root}
+        return resolve(load(flags))
+
+    deployment = reread()
+    logs.set_up(deployment.settings.server.log_format, deployment.settings.server.log_level)
     try:
-        return process.run(resolve(settings), adapters=adapters)
+        return process.run(deployment, adapters=adapters, reread=reread)
     except (ConfigurationError, LogError) as error:  # as the command line does it
         logs.say(str(error))
         return error.exit_code

@@ -83,15 +83,18 @@ def test_who_waits_at_sigterm_is_told_at_once(tmp_path: Path, silent_hub: str) -
     assert process.stderr.read_text() == ""
 
 
-def test_texts_end_on_record_before_the_rest_is_refused(tmp_path: Path) -> None:
-    with Process(tmp_path / "data", "--step-seconds", "0.2") as process:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_texts_end_on_record_before_the_rest_is_refused(tmp_path: Path, number: int) -> None:
+    """SIGINT grants them no time, SIGTERM what is set."""
+    environment = {"SAE_ACTOR_SERVER_DRAIN_SECONDS": "0.3"}
+    with Process(tmp_path / "data", "--step-seconds", "0.2", environment=environment) as process:
         for key, command in SCRIPT[:3]:
             assert process.send(key, **command)["status"] == "completed"
         body = {"prompt": "hello world", "max_tokens": 60}
         whole = begun(process, posted("/v1/completions", body))
         stream = begun(process, posted("/v1/completions", {**body, "stream": True}))
         time.sleep(1)
-        process.signal(signal.SIGTERM)
+        process.signal(number)
         answer, streamed = told(whole), told(stream).body
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "not_ready")
         assert b'"code":"not_ready"' in streamed

@@ -70,8 +70,10 @@ class Guard(Middleware):
         session_id = session_id_of(scope, policy)
         if scope["method"] == "HEAD":
             await _head(next_app, scope, receive, hardened)
-        elif session_id is None or caller is None:
+        elif caller is None:
             await next_app(scope, receive, hardened)
+        elif session_id is None:
+            await policy.open_requests.run(caller, next_app, scope, receive, hardened)
         else:
             with policy.sessions.lasting(session_id) as ended:
                 await _until(ended, next_app, scope, receive, hardened)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -54,6 +54,11 @@ class Sessions:
 
     def end(self, session_id: str) -> None:
         self._drop(_key(session_id))
+
+    def withdraw(self, grants: Collection[Grant]) -> None:
+        """End the sessions of these grants."""
+        for key in [key for key, session in self._open.items() if session.grant in grants]:
+            self._drop(key)
 
     @contextmanager
     def lasting(self, session_id: str) -> Iterator[asyncio.Event]:

@@ -13,7 +13,7 @@ from ...generations import Generations
 from .middleware import Middleware, on_start, refuse
 
 STOPPING = NotReadyError("the service is stopping", retry_after=5)
-QUICK_SECONDS = 0.2
+QUICK_SECONDS = 1.0
 """How long requests that are nearly answered may still take."""
 GENERATIONS_SECONDS = 1.0
 """How long the ends of generations may take to be recorded."""
@@ -27,10 +27,10 @@ class InFlight(Middleware):
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def end(self, generations: Generations) -> None:
-        """Drain: end the generations first, then refuse the rest."""
-        closing = asyncio.ensure_future(generations.close())
-        await asyncio.sleep(QUICK_SECONDS)
-        await asyncio.wait([closing], timeout=GENERATIONS_SECONDS)
+        """End the generations first, then refuse the rest."""
+        await asyncio.wait([asyncio.ensure_future(generations.close())], timeout=GENERATIONS_SECONDS)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=QUICK_SECONDS)
         # From here on requests are cut off on purpose: uvicorn need not log an error for each.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.refuse()

@@ -26,7 +26,15 @@ Json = dict[str, Any]
 ALWAYS = ("bad_request", "unauthorized", "forbidden", "request_timeout", "internal", "not_ready")
 """What comes before a route is asked: of the connection, the checks, or too many of either."""
 WITH_BODY = ("unsupported_media_type", "too_large")
-ON_COMMANDS = ("idempotency_key_reused", "precondition_failed", "mailbox_full", "not_ready", "read_only", "disk_full")
+ON_COMMANDS = (
+    "idempotency_key_reused",
+    "precondition_failed",
+    "mailbox_full",
+    "not_ready",
+    "draining",
+    "read_only",
+    "disk_full",
+)
 STREAMS = ("text/event-stream", "application/x-ndjson")
 SAE_ID = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
 

@@ -60,7 +60,8 @@ RULES: dict[str, Json] = {
     "Attach": _PASSED,
     "AttachBody": _PASSED,
     "RequestedIntervention": _PASSED,
-    "ActivationsBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
+    "ActivationsBody": _one_of(("prompt",), ("messages",), ("token_ids",), ("inputs",)),
+    "LensBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "CompletionBody": {
         "properties": {
             "prompt": {

@@ -5,7 +5,7 @@ saes           `/api/saes`, `/api/catalog`; `steering`: the edits in force
 events         `/api/events`: the stream
 log            `/api/log`, `/api/state`
 generations    `/api/generations`: what was active for each answer
-vectors        `/api/vectors`: directions of one's own; `directions`: those made of texts, or by chance
+vectors        `/api/vectors`: directions of one's own
 service        `/api/model`, `/api/capabilities`, `/health`, `/ready`
 login          `/api/login`: sessions of browsers
 metrics        `/metrics`

@@ -13,7 +13,7 @@ from ..types import Answer, AnyRequest
 @operation(
     "POST", "/api/commands", "Send a command",
     body=AnyCommand, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
-    examples=EXAMPLES, errors=(*REFUSALS, "not_found"), command=True, tag="commands",
+    examples=EXAMPLES, errors=(*REFUSALS, "not_found", "sae_ambiguous"), command=True, tag="commands",
 )  # fmt: skip
 async def post_command(request: AnyRequest) -> Answer:
     command: AnyCommand = await body_of(request, AnyCommand)

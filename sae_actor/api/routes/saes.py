@@ -159,7 +159,7 @@ async def get_sae(request: AnyRequest) -> Answer:
     "POST", "/api/saes/download", "Download an SAE",
     body=DownloadBody, answers=((202, "application/json"), (200, "application/json")), returns=CommandOutcome,
     examples={"one of several": {key: value for key, value in EXAMPLES["Download"].items() if key != "type"}},
-    errors=(*REFUSALS, "not_found"), command=True, tag="saes",
+    errors=(*REFUSALS, "not_found", "sae_ambiguous"), command=True, tag="saes",
 )  # fmt: skip
 async def download(request: AnyRequest) -> Answer:
     body: DownloadBody = await body_of(request, DownloadBody)

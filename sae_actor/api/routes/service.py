@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from ...domain.views.capabilities import Capabilities, running_view
 from ...domain.views.fields import Position
-from ...domain.views.resources import Lost, Model, coming_back, degraded_view, model_view, waiting_for
-from ...errors import NotReadyError
+from ...domain.views.resources import Lost, Model, coming_back, degraded_view, model_view
+from ...errors import DrainingError, NotReadyError
 from ..answers import answer, state_of
 from ..context import context
 from ..operations import operation
@@ -45,11 +45,12 @@ async def get_health(request: AnyRequest) -> Answer:
 
 @operation("GET", "/ready", "Whether everything required is in place. A 503 lists in `reasons` what is not, "
            "and in `coming_back` the SAEs that are being attached again after the last start",
-           returns=Ready, errors=("not_ready",), open=True)  # fmt: skip
+           returns=Ready, errors=("not_ready", "draining"), open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
     actor = context(request).actor
-    reasons = waiting_for(actor.state) or ["the demo is being set up"] * context(request).seeding
-    if reasons and actor.read_only is None:
+    if actor.draining:
+        raise DrainingError()
+    if reasons := context(request).waiting_for():
         coming = coming_back(actor.state)
         raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)
     degraded = degraded_view(actor.state)

@@ -17,10 +17,12 @@ from .listener import QUEUE
 
 
 class HttpServer(uvicorn.Server):
-    """SIGINT and SIGTERM: the first begins the graceful shutdown, the second exits immediately; the log stays sound."""
+    """`on_signal` gets SIGHUP, and the first of SIGINT and SIGTERM; a second of these exits immediately, and the log
+    stays sound. The server ends when `should_exit` is set."""
 
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None], handshake_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[int], None], handshake_seconds: float) -> None:
         super().__init__(config)
+        self._ending = False
         self._handshake_seconds = handshake_seconds
         self._on_signal = on_signal
 
@@ -53,13 +55,14 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self.handle_exit)
         # The handlers stay, so that a second signal also works while the service closes.
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        if self.should_exit:
-            os._exit(128 + sig)
-        self.should_exit = True
-        asyncio.get_running_loop().call_soon_threadsafe(self._on_signal)
+        if sig != signal.SIGHUP:
+            if self._ending:
+                os._exit(128 + sig)
+            self._ending = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._on_signal, sig)

@@ -28,9 +28,9 @@ from .sampling import grammar_of
 from .stream import ChunkFrames, Frames, streamed
 
 ERRORS = (
-    "model_not_loaded", "model_not_found", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
-    "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only",
-    "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
+    "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
+    "sae_ambiguous", "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full",
+    "out_of_memory", "read_only", "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
 )  # fmt: skip
 KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))

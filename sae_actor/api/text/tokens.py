@@ -83,7 +83,7 @@ class DetokenizeAnswer(Struct, frozen=True, kw_only=True):
     prompt: str
 
 
-ERRORS = ("model_not_loaded", "model_not_found", "not_ready", "mailbox_full", "read_only")
+ERRORS = ("model_not_loaded", "model_not_found", "not_ready", "draining", "mailbox_full", "read_only")
 
 
 @operation("POST", "/tokenize",

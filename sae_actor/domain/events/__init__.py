@@ -22,6 +22,7 @@ from .life import (
     GpuLost,
     LogTruncated,
     PayloadRedacted,
+    SettingsReloaded,
 )
 from .model import ModelLoaded, ModelLoadFailed, ModelLoadRequested, ModelUnloaded
 from .payload import MAX_PAYLOAD_BYTES, Intent, Payload, Problem

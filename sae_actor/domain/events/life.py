@@ -21,6 +21,20 @@ class ActorStopped(Payload, frozen=True, kw_only=True):
     reason: str = "requested"
 
 
+class SettingsReloaded(Payload, frozen=True, kw_only=True):
+    """Settings were read again while the service ran. Tokens stand here by their names."""
+
+    tokens_added: tuple[str, ...] = ()
+    tokens_removed: tuple[str, ...] = ()
+    tokens_changed: tuple[str, ...] = ()
+    """Another token, or another role."""
+    certificate_sha256: str | None = None
+    """Of the file with the certificate in force; None: HTTP without TLS."""
+    log_level: str = "warning"
+    needs_restart: tuple[str, ...] = ()
+    """Keys whose new values are not in force yet."""
+
+
 class EffectInterrupted(Payload, frozen=True, kw_only=True):
     """An effect was under way when the process ended; it is run again, or given up after three deaths."""
 

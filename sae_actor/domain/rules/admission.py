@@ -130,12 +130,25 @@ def reading(
 
     Raises the errors of `admit`, `SAEAmbiguousError` if several match, `FeatureOutOfRangeError`.
     """
+    intervention, needed = reading_under(state, own, turns, exclude=exclude, model_position=model_position)
+    return intervention, needed, read_sae(state, sae_id, features, "reading activations")
+
+
+def reading_under(
+    state: State,
+    own: OwnIntervention | None,
+    turns: tuple[MessageSpan, ...] | None = (),
+    *,
+    exclude: Sequence[Exclusion] = (),
+    model_position: int | None = None,
+) -> tuple[Intervention, tuple[MessageSpan, ...]]:
+    """As `reading`, of the model alone."""
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
     one_intervention_at_most(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _turns(intervention, turns, exclude), read_sae(state, sae_id, features, "reading activations")
+    return intervention, _turns(intervention, turns, exclude)
 
 
 def _stop_when(requested: RequestedStop, state: State) -> StopWhen:

@@ -74,7 +74,7 @@ class Generation:
         self.penalties = Penalties.of(request)
         self._grammar: GrammarState | None = None
         """Once it has begun."""
-        self.alone = request.deterministic
+        self.alone = request.alone or request.deterministic
         """It runs alone in its steps."""
         self._fed = 0
         """Tokens that were run."""
@@ -181,6 +181,8 @@ class Generation:
         prompt = self.request.token_ids
         if not self.in_prefill:
             return self._ids[-1:]
+        if self.applied is not None:
+            most = min(most, self.applied.most_rows)
         return prompt[self._fed : self._fed + max(most, self.at_once)]
 
     def score_prompt(self, logits: Tensor) -> None:
@@ -201,7 +203,7 @@ class Generation:
             self.applied.settle(self._fed)
             for probe, reading in self.applied.readings():
                 before = None if probe.passing else self._readings.get(probe)
-                self._readings[probe] = reading if before is None else joined(before, reading)
+                self._readings[probe] = reading if before is None else joined(before, reading, probe.watch)
         self._fed += count
         if not self.in_prefill and self._most == 0:
             self.finish("length")

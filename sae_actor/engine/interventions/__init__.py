@@ -8,4 +8,5 @@ step_hook           one hook point, all generations that write there, in one com
 edit_sets           edits of several generations as one set
 positions           which positions an edit covers, and what makes an attention sink
 probes              SAEs that are read, before any edit
+readouts            what else is told of the rows: features pooled, the rows themselves, the lens
 """

@@ -146,6 +146,7 @@ class Architecture:
             blocks = []
         if not blocks:
             raise ModelLoadError(f"the model's modules do not match the type {self.model_type}")
+        self.blocks = blocks
         self.num_layers = len(blocks)
         self.hidden_size: int = config.hidden_size
         self.layer_widths: dict[HookKind, tuple[int, ...]] = {

@@ -72,6 +72,12 @@ class PreparedIntervention:
             return 0
         return measured(self.prompt, self._window)
 
+    @property
+    def most_rows(self) -> int:
+        """At most this many of the prompt's positions in a step: a lens has every one of them unembedded."""
+        lenses = [probe.lens for probe in self.probes if probe.lens is not None]
+        return lenses[0].rows(len(lenses)) if lenses else self.prompt
+
     def forget(self, attach_position: int) -> None:
         """Read an SAE no more that is only looked at now and then."""
         self.probes = [probe for probe in self.probes if not probe.passing or probe.attach_position != attach_position]
@@ -113,10 +119,11 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
     joints: dict[Hook, list[SiteRows]] = {}
     readers: dict[Hook, list[tuple[SaeIntervention, slice]]] = {}
     probes: dict[Hook, ProbeHook] = {}
+    lenses: dict[Hook, ProbeHook] = {}
     for place in places:
         for probe in place.applied.probes:
             if probe.begin(place.first, place.stop, place.row):
-                probes.setdefault(probe.hook, ProbeHook(rows)).probes.append(probe)
+                (probes if probe.lens is None else lenses).setdefault(probe.hook, ProbeHook(rows)).probes.append(probe)
         for part, hook in place.applied.readers:
             part.read = None
             readers.setdefault(hook, []).append((part, place.rows))
@@ -139,10 +146,13 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
                 for joint in written:
                     if joint.hook.comes_first is first:
                         handles.callback(joint.hook.install(joint.edit).remove)
+            # Last: a lens sees what the model goes on with.
+            for hook, looking in lenses.items():
+                handles.callback(hook.install(looking.see).remove)
             yield
         for joint in written:
             joint.settle()
-        for looking in probes.values():
+        for looking in (*probes.values(), *lenses.values()):
             looking.take()
     finally:
         for parts in readers.values():

@@ -1,10 +1,11 @@
-"""Activations of an SAE at the positions that are run, before any edit at its hook point; or their own mean."""
+"""Activations of an SAE at the positions that are run, before any edit at its hook point; or what arrives there."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from ...sae.encoder import Encoder
 from ..failures import explained
 from .hook_points import Hook
 from .positions import TokenKinds, limit_of, norms_of
+from .readouts import Lens, Pool, joined_pools, raw_of
 
 MOST_VALUES = 16 * 2**20
 """Most activations in memory at a time: long prompts are encoded in groups of rows."""
@@ -37,8 +39,10 @@ class Probe:
         prompt: int,
         marks: TokenKinds,
         window: int | None = SINK_WINDOW,
+        lens: Lens | None = None,
     ) -> None:
-        """`prompt` is the number of prompt tokens, `window` as of `GenerationRequest.sink_window`.
+        """`prompt` is the number of prompt tokens, `window` as of `GenerationRequest.sink_window`; lens: for
+        `Watch.lens`.
         Without an SAE the activation itself is read. `FeatureOutOfRangeError` for a feature that the SAE lacks."""
         d_sae = 0 if sae is None else sae.spec.d_sae
         for feature in watch.features or ():
@@ -55,6 +59,8 @@ class Probe:
         """The generation may write at an earlier hook point: the activation here is not the model's alone."""
         self.rows = slice(0, 0)
         """Its rows in the step."""
+        self.pool: Pool | None = None
+        """While its rows are encoded."""
         self.reading: Activations | None = None
         """Of the newest step; None if it was not read."""
         self.failure: SAEError | None = None
@@ -62,8 +68,9 @@ class Probe:
         """attach_position, if the model's activation was finite."""
         self.best = 0 if watch.top_k is None or watch.features is not None else watch.top_k
         """This many of all features."""
-        self.features = watch.features or (() if self.best else tuple(range(d_sae)))
+        self.features = watch.features or (() if self.best or watch.pooling else tuple(range(d_sae)))
         """Otherwise: these."""
+        self.lens = lens
         self.limit = math.inf
         """Norm above which a position is a sink; measured with the prompt."""
         self._prompt, self._window, self._marks = prompt, window, marks
@@ -118,21 +125,34 @@ class Probe:
             sae_id=self.watch.sae.sae_id, first=self._first, rows=tuple(rows), sinks=sinks, excluded=left
         )
 
-    def tell_mean(self, x: Tensor) -> None:
-        """The mean of its rows [n, width] of what arrived."""
+    def tell_place(self, x: Tensor) -> None:
+        """What is to be told of its rows [n, width] of what arrived."""
         norms = norms_of(x).tolist()
         sinks, left = self._sorted(norms)
-        counted = torch.tensor([not out for out in left], device=x.device)
-        mean = x.double()[counted].sum(0) / max(1, len(left) - sum(left))
-        self.reading = Activations(
-            sae_id="",
-            first=self._first,
-            rows=(),
-            sinks=sinks,
-            excluded=left,
-            mean=tuple(mean.tolist()),
-            norms=tuple(norms),
-        )
+        bare = Activations(sae_id="", first=self._first, rows=(), sinks=sinks, excluded=left)
+        if self.watch.raw:
+            self.reading = replace(bare, raw=raw_of(x))
+        elif self.watch.lens is not None:
+            assert self.lens is not None
+            self.reading = replace(bare, lens=self.lens.tokens(x, self.watch.lens))
+        else:
+            counted = torch.tensor([not out for out in left], device=x.device)
+            mean = x.double()[counted].sum(0) / max(1, len(left) - sum(left))
+            self.reading = replace(bare, mean=tuple(mean.tolist()), norms=tuple(norms))
+
+    def begin_pool(self, norms: Sequence[float], device: torch.device) -> Tensor:
+        """Which of the rows, with these norms, are counted; they are given to `pool` in pieces."""
+        assert self.sae is not None
+        assert self.watch.pooling is not None
+        sinks, left = self._sorted(norms)
+        self.pool = Pool(self.watch.pooling, self.sae.spec.d_sae, device)
+        self.reading = Activations(sae_id=self.watch.sae.sae_id, first=self._first, rows=(), sinks=sinks, excluded=left)
+        return torch.tensor([not out for out in left], device=device)
+
+    def end_pool(self) -> None:
+        assert self.reading is not None
+        assert self.pool is not None
+        self.reading, self.pool = replace(self.reading, pooled=self.pool.result()), None
 
     def _sorted(self, norms: Sequence[float]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         """Which of the positions, with these norms, are sinks, and which are left out."""
@@ -144,6 +164,16 @@ class Probe:
                 flags = marked(positions.start, positions.stop).tolist()
                 left = [one or other for one, other in zip(left, flags, strict=True)]
         return sinks, tuple(left)
+
+    def refuse(self, *, finite: bool, sound: bool = True) -> bool:
+        """Fail, and say so, if the activations that arrived are not finite, or those of the SAE."""
+        where = self.watch.sae.hook_point
+        if not finite:
+            self.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
+        elif not sound:
+            # If the generation's own edits caused it, the SAE is not at fault.
+            self.fail(InternalError(f"the activations at {where} are not finite"), at_fault=not self.behind_others)
+        return not (finite and sound)
 
     def fail(self, failure: SAEError, *, at_fault: bool) -> None:
         if not self.passing:
@@ -180,10 +210,15 @@ class ProbeHook:
                 _attempt(rows, probes)
 
 
-def joined(before: Activations, reading: Activations) -> Activations:
+def joined(before: Activations, reading: Activations, watch: Watch) -> Activations:
     """The readings of two successive prefill chunks."""
     one, other = before.excluded.count(False), reading.excluded.count(False)
     pairs = zip(before.mean, reading.mean, strict=True)
+    pooled = None
+    if watch.pooling is not None:
+        assert before.pooled is not None
+        assert reading.pooled is not None
+        pooled = joined_pools(watch.pooling, before.pooled, reading.pooled, (one, other))
     return replace(
         before,
         rows=before.rows + reading.rows,
@@ -191,6 +226,9 @@ def joined(before: Activations, reading: Activations) -> Activations:
         excluded=before.excluded + reading.excluded,
         mean=tuple((one * a + other * b) / max(1, one + other) for a, b in pairs),
         norms=before.norms + reading.norms,
+        pooled=pooled,
+        raw=before.raw + reading.raw,
+        lens=before.lens + reading.lens,
     )
 
 
@@ -215,11 +253,12 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
     sae = probes[0].sae
     if sae is None:
         for probe in probes:
-            if bool(torch.isfinite(own := x[probe.rows]).all()):
-                probe.tell_mean(own)
-            else:
-                where = probe.watch.sae.hook_point
-                probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
+            if not probe.refuse(finite=bool(torch.isfinite(own := x[probe.rows]).all())):
+                probe.tell_place(own)
+        return
+    if pooled := [probe for probe in probes if probe.watch.pooling is not None]:
+        _pool(x, pooled, sae)
+    if not (probes := [probe for probe in probes if probe.watch.pooling is None]):
         return
     rows = x[probes[0].rows] if len(probes) == 1 else torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
     most = max((probe.best for probe in probes), default=0)
@@ -245,17 +284,41 @@ def _read(x: Tensor, probes: Sequence[Probe]) -> None:
     for probe in probes:
         mine = range(at, at + probe.rows.stop - probe.rows.start)
         at = mine.stop
-        where = probe.watch.sae.hook_point
-        if not all(finite[row] for row in mine):
-            probe.fail(InternalError(f"the model's activation at {where} is not finite"), at_fault=False)
-        elif not all(sound[row] for row in mine):
-            # If the generation's own edits caused it, the SAE is not at fault.
-            probe.fail(InternalError(f"the activations at {where} are not finite"), at_fault=not probe.behind_others)
-        elif probe.best:
+        if probe.refuse(finite=all(finite[row] for row in mine), sound=all(sound[row] for row in mine)):
+            continue
+        if probe.best:
             probe.tell([best[row][: probe.best] for row in mine], norms[mine.start : mine.stop])
         else:
             reading = [_of(probe, [some[row][place[feature]] for feature in probe.features]) for row in mine]
             probe.tell(reading, norms[mine.start : mine.stop])
+
+
+def _pool(x: Tensor, probes: Sequence[Probe], sae: SAE) -> None:
+    """Encode the rows of all, once, and pool each one's own. Rows that are not finite spoil their probe alone."""
+    rows = torch.cat([x[probe.rows] for probe in probes])  # [n, d_in]
+    norms = norms_of(rows).tolist()
+    starts = [0, *accumulate(probe.rows.stop - probe.rows.start for probe in probes)]
+    spans = list(pairwise(starts))
+    counted = torch.cat(
+        [probe.begin_pool(norms[start:stop], x.device) for probe, (start, stop) in zip(probes, spans, strict=True)]
+    )
+    finite, sound = [True] * len(probes), [True] * len(probes)
+    at = 0
+    for part in torch.split(rows, max(1, MOST_VALUES // sae.spec.d_sae)):
+        z, _ = sae.read(part)
+        acts = sae.encode_rows(z)  # [m, d_sae]
+        for place, (probe, (start, stop)) in enumerate(zip(probes, spans, strict=True)):
+            mine = slice(max(start, at) - at, max(min(stop, at + len(part)), at) - at)
+            if mine.start >= mine.stop:
+                continue
+            assert probe.pool is not None
+            finite[place] &= bool(torch.isfinite(part[mine]).all())
+            sound[place] &= bool(torch.isfinite(acts[mine]).all())
+            probe.pool.add(acts[mine][counted[at + mine.start : at + mine.stop]])
+        at += len(part)
+    for place, probe in enumerate(probes):
+        probe.end_pool()
+        probe.refuse(finite=finite[place], sound=sound[place])
 
 
 def _largest(acts: Tensor, most: int) -> list[Row]:

@@ -30,6 +30,7 @@ from ..decoding.kv_cache import CacheSize
 from ..decoding.model_runner import ModelRunner, runner_for
 from ..failures import attempt
 from ..interventions.hook_points import READ_BY_A_MATRIX, Architecture
+from ..interventions.readouts import Lens
 from ..memory import cache_budget
 from ..tokens.chat_spans import tells
 from ..tokens.chat_templates import ChatTemplate
@@ -41,6 +42,7 @@ from .building import bounded
 from .environment import environment
 from .quantised import arguments, nbytes, recorded, settle
 from .source import LoadCancelled, ModelFiles, digests, find_model
+from .tail import Tail
 
 TEXT_NAMES = {
     r"^language_model\.model\.": "model.",
@@ -74,6 +76,8 @@ class LoadedModel:
     """The size of one generation's cache."""
     cache_bytes: int = 0
     """The size of the cache for all generations together."""
+    lens: Lens | None = None
+    """None until the model is on its device."""
 
     def written_in(self, point: HookPoint) -> torch.dtype:
         """The type that what is written there ends in: matrices in int8 read it as float16."""
@@ -194,6 +198,9 @@ def _network(files: ModelFiles, dtype: torch.dtype | str, quantised: Quantizatio
     transformers_logging.disable_progress_bar()
     adopt()
     config = text_config(transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False))
+    if quantised is not None:
+        # For several devices, which are not used; transformers 5.16 stumbles over them in an fp8 checkpoint.
+        config.base_model_tp_plan = config.base_model_ep_plan = {}
     with bounded():
         network, info = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder,
@@ -278,11 +285,13 @@ def fit(loaded: LoadedModel, cache_bytes: int) -> None:
     `ModelLoadError` for a model that does not run; `OutOfMemoryError`.
     """
     with _dropped_on_failure(loaded):
+        tail = Tail(loaded.network, loaded.architecture.blocks)
         found = attempt(
             lambda: runner_for(loaded.network, loaded.tokenizer.vocabulary), "trying the model", ModelLoadError
         )
     context = loaded.facts.context_length
     loaded.runner, loaded.cache_size = found.runner, found.size
+    loaded.lens = Lens(tail.logits, loaded.tokenizer.pieces.text, loaded.tokenizer.vocabulary)
     loaded.cache_bytes = cache_budget(cache_bytes, loaded.device, loaded.cache_size.of(context))
     environment_now = {**loaded.facts.environment, "batching": loaded.runner.together}
     positions = loaded.cache_size.longest(loaded.cache_bytes)

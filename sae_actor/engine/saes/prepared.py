@@ -50,11 +50,12 @@ def _probe(
     watch: Watch, request: GenerationRequest, model: LoadedModel, residents: Mapping[int, Resident], marks: TokenKinds
 ) -> Probe | None:
     """None for a missing one whose rate is limited."""
-    resident = None if watch.mean else residents.get(watch.sae.attach_position)
-    if resident is not None or watch.mean:
+    resident = None if watch.of_place else residents.get(watch.sae.attach_position)
+    if resident is not None or watch.of_place:
         point, sae = (watch.sae.hook_point, None) if resident is None else (resident.hook_point, resident.sae)
         hook, prompt = model.architecture.hook(point), len(request.token_ids)
-        return Probe(watch, sae, hook, prompt=prompt, marks=marks, window=request.sink_window)
+        lens = None if watch.lens is None else model.lens
+        return Probe(watch, sae, hook, prompt=prompt, marks=marks, window=request.sink_window, lens=lens)
     if watch.every_seconds is not None:
         return None
     raise InterventionGone

@@ -35,6 +35,10 @@ class TokenTexts:
             known = self._known[token] = self._looked_up(token)
         return known
 
+    def text(self, token: int) -> str:
+        """Its text alone."""
+        return self(token)[0]
+
     def _looked_up(self, token: int) -> tuple[str, bytes | None]:
         text: str = self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         written: str | None = self._tokenizer.convert_ids_to_tokens(token)

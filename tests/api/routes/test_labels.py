@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,11 @@ async def test_neuronpedias_lines_come_back_equal(service: Running, zipped: bool
     whole = await exported(service, sae_id)
     assert [json.loads(line)["label"] for line in whole.splitlines()] == ["an older word", "storms at night"]
     shown = await search(service, sae_id)
+    await service.client.delete(f"/api/saes/{sae_id}/labels")
     await put(service, sae_id, whole)
+    assert await exported(service, sae_id) == whole
+    assert [each["label"] for each in (await search(service, sae_id))["features"]] == ["storms at night"]
+    await put(service, sae_id, body, source=told["source"])
     assert await search(service, sae_id) == shown
     one = (await service.client.get(f"/api/saes/{sae_id}/features/8")).json()
     assert one["examples"] == [{"tokens": ["a", " wave", "s"], "activations": [0.0, 9.0, 2.0]}]
@@ -222,6 +227,13 @@ async def test_words_that_are_signs_of_a_query_are_words(service: Running) -> No
     assert await numbers(service, sae_id, q="%") == []
 
 
+def spoil(data: Path, ruin: Callable[[Path], object]) -> None:
+    for path in data.glob("features.db-*"):
+        path.unlink()
+    ruin(data / "features.db")
+    (data / "labels" / "begun.tmp").touch()
+
+
 async def test_built_again_from_the_files(tmp_path: Path) -> None:
     async with serving(data=tmp_path) as service:
         sae_id = await service.ready(attach=False)
@@ -230,10 +242,7 @@ async def test_built_again_from_the_files(tmp_path: Path) -> None:
         shown, log, hub = await search(service, sae_id), service.log, service.hub
         assert len([*(tmp_path / "labels").iterdir()]) == 2
     for ruin in (lambda path: path.unlink(), lambda path: path.write_bytes(b"no database" * 100), lambda _: None):
-        for path in tmp_path.glob("features.db-*"):
-            path.unlink()
-        ruin(tmp_path / "features.db")
-        (tmp_path / "labels" / "begun.tmp").touch()
+        spoil(tmp_path, ruin)
         async with serving(log, data=tmp_path, hub=hub) as service:
             assert await search(service, sae_id) == shown
             assert len([*(tmp_path / "labels").iterdir()]) == 2

@@ -57,7 +57,7 @@ async def test_what_a_name_stands_for_is_in_the_catalog() -> None:
     [
         ({"repository_id": "saelens:tiny-res/none"}, 404, "not_found", "there is no saelens:tiny-res/none"),
         ({"repository_id": "saelens:tiny-res"}, 400, "bad_request", "stands for 3 SAEs: name one, such as saelens:"),
-        ({"repository_id": NAME, "path": "layer.1"}, 400, "bad_request", "leave path out"),
+        ({"repository_id": NAME, "path": "layer.1"}, 422, "sae_ambiguous", "leave path out"),
         ({"repository_id": "other:tiny-res/layer.1"}, 400, "bad_request", "repository_id"),
         ({"repository_id": REPOSITORY, "path": "layer.1", "named_as": NAME}, 400, "bad_request", "leave it out"),
     ],

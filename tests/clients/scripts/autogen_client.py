@@ -13,6 +13,7 @@ async def main() -> None:
         model="default",
         base_url=f"{sys.argv[1]}/v1",
         api_key="none",
+        max_tokens=64,  # a small model may go on for long
         model_info={
             "vision": False,
             "function_calling": False,

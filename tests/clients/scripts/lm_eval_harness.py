@@ -1,4 +1,8 @@
-"""lm-evaluation-harness on local tasks: log likelihoods and texts, compared with those of its own `hf` model."""
+"""lm-evaluation-harness on local tasks: log likelihoods and texts, compared with those of its own `hf` model.
+
+First of the model as it is, then with a feature steered: on the service by its SAE, in the `hf` model by a plain hook
+that adds the decoder's row.
+"""
 
 import json
 import sys
@@ -6,12 +10,18 @@ import urllib.request
 from pathlib import Path
 
 import lm_eval
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file
 
 URL = sys.argv[1]
+FEATURE, STRENGTH = 584, 85.0
+SINK = 5.0
+"""Times the median length of a prompt's residuals: what is longer, and the first token, the service does not steer."""
 TOLERANCE = 2e-3
 """Of a choice's log likelihood, a sum over its tokens: both calculate in float32, in batches of other shapes."""
 FOLDER = json.loads(urllib.request.urlopen(f"{URL}/v1/models").read())["data"][0]["root"]
+SAE = json.loads(urllib.request.urlopen(f"{URL}/api/saes").read())["saes"][0]
 FACTS = (
     ("The capital of France is", " Paris", " Rome", " Berlin", " Madrid"),
     ("The capital of Japan is", " Tokyo", " Seoul", " Hanoi", " Beijing"),
@@ -85,35 +95,76 @@ def difference(ours, theirs):
     return max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
 
 
+def steer(features):
+    body = json.dumps({"features": features}).encode()
+    where = f"{URL}/api/saes/{SAE['sae_id']}/steering"
+    request = urllib.request.Request(where, body, {"Content-Type": "application/json"}, method="PUT")
+    urllib.request.urlopen(request).read()
+
+
+def hooked():
+    """An `hf` model whose residuals after the SAE's layer have the feature's direction added."""
+    row = load_file(Path(SAE["path"]) / "sae_weights.safetensors")["W_dec"][FEATURE].float()
+    model = HFLM(**own, device="cpu")
+    median = None
+
+    def add(module, given, residuals):
+        nonlocal median
+        assert residuals.shape[0] == 1  # so that nothing is padded
+        lengths = residuals.norm(dim=-1, keepdim=True)
+        prompt = residuals.shape[1] > 1
+        if prompt:
+            median = lengths[0, :512].median()
+        steered = lengths <= SINK * median
+        if prompt:
+            steered[:, 0] = False
+        return residuals + STRENGTH * row * steered
+
+    model.model.model.layers[SAE["hook_point"]["layer"]].register_forward_hook(add)
+    return model
+
+
+def compared(kind, arguments, backends):
+    """The service's answers beside those of the `hf` model; these, and what is to be told."""
+    reference = asked(kind, list(TASKS), arguments)
+    said = [f"acc {reference['facts'][1]:.4f}, perplexity {reference['perplexity'][1]:.4f} as of hf"]
+    for backend, batch, tasks in backends:
+        local = {**completions, "tokenizer_backend": backend, "batch_size": batch}
+        if backend == "huggingface":
+            local["tokenizer"] = FOLDER
+        found = asked("local-completions", tasks, local)
+        for name in tasks:
+            if name == "answers":
+                assert found[name] == reference[name], (backend, found[name], reference[name])
+                continue
+            furthest = difference(found[name][0], reference[name][0])
+            print(backend, batch, name, found[name][1], furthest, flush=True)
+            assert furthest < TOLERANCE, (backend, batch, name, furthest, found[name], reference[name])
+            assert name != "facts" or found[name][1] == reference[name][1], (found[name], reference[name])
+            said.append(f"{backend} x{batch} {name} within {furthest:.1e}")
+    return reference, said
+
+
 own = {"pretrained": FOLDER, "dtype": "float32"}
 completions = {"model": FOLDER, "base_url": f"{URL}/v1/completions"}
-reference = asked("hf", list(TASKS), own)
-said = [f"acc {reference['facts'][1]:.4f}, perplexity {reference['perplexity'][1]:.4f} as of hf"]
-for backend, batch, tasks in (
-    ("huggingface", 1, list(TASKS)),
-    ("huggingface", 8, ["facts"]),
-    ("remote", 1, ["facts", "answers"]),
-):
-    local = {**completions, "tokenizer_backend": backend, "batch_size": batch}
-    if backend == "huggingface":
-        local["tokenizer"] = FOLDER
-    found = asked("local-completions", tasks, local)
-    for name in tasks:
-        if name == "answers":
-            assert found[name] == reference[name], (backend, found[name], reference[name])
-            continue
-        furthest = difference(found[name][0], reference[name][0])
-        print(backend, batch, name, found[name][1], furthest, flush=True)
-        assert furthest < TOLERANCE, (backend, batch, name, furthest, found[name], reference[name])
-        assert name != "facts" or found[name][1] == reference[name][1], (found[name], reference[name])
-        said.append(f"{backend} x{batch} {name} within {furthest:.1e}")
+chat = {"model": "default", "base_url": f"{URL}/v1/chat/completions"}
+backends = (("huggingface", 1, list(TASKS)), ("huggingface", 8, ["facts"]), ("remote", 1, ["facts", "answers"]))
+plain, said = compared("hf", own, backends)
 
 # Text goes to the service as it is, for which only generate_until has no need of tokens.
 found = asked("local-completions", ["answers"], {**completions, "tokenizer_backend": None, "tokenized_requests": False})
-assert found["answers"] == reference["answers"], (found["answers"], reference["answers"])
+assert found["answers"] == plain["answers"], (found["answers"], plain["answers"])
 
-chat = {"model": "default", "base_url": f"{URL}/v1/chat/completions"}
 found = asked("local-chat-completions", ["answers"], chat, chat=True)
 reference = asked("hf", ["answers"], own, chat=True)
 assert found["answers"] == reference["answers"], (found["answers"], reference["answers"])
-print("; ".join([*said, "texts of completions and of chat equal"]))
+
+steer([{"feature": FEATURE, "strength": STRENGTH, "method": "add"}])
+try:
+    steered, more = compared(hooked(), None, backends[:2])
+finally:
+    steer([])
+moved = [abs(one[0] - other[0]) for one, other in zip(steered["facts"][0], plain["facts"][0], strict=True)]
+assert max(moved) > 1.0, moved
+assert steered["answers"] != plain["answers"]
+print("; ".join([*said, "texts of completions and of chat equal", "steered, of hf with a hook:", *more, "texts equal"]))

@@ -20,14 +20,17 @@ try {
   const client = new OpenAI({ baseURL: "ADDRESS/v1", apiKey: "none", dangerouslyAllowBrowser: true });
   const model = "default", messages = [{ role: "user", content: "Say this is a test" }];
   told.models = (await client.models.list()).data.map((each) => each.id);
-  const completion = await client.chat.completions.create({ model, messages });
+  const max_tokens = 64;  // a small model may go on for long
+  const completion = await client.chat.completions.create({ model, messages, max_tokens });
   told.chat = [completion.choices[0].message.content, completion.choices[0].finish_reason];
   told.streamed = ["", ""];
-  for await (const { choices } of await client.chat.completions.create({ model, messages, stream: true })) {
+  for await (const { choices } of await client.chat.completions.create({ model, messages, max_tokens, stream: true })) {
     told.streamed[0] += choices[0]?.delta?.content ?? "";
     told.streamed[1] = choices[0]?.finish_reason ?? told.streamed[1];
   }
-  const response = await client.responses.create({ model, input: "Are semicolons optional in JavaScript?" });
+  const response = await client.responses.create({
+    model, max_output_tokens: max_tokens, input: "Are semicolons optional in JavaScript?",
+  });
   told.response = [response.output_text, response.status];
   const plain = await client.completions.create({ model, prompt: "Say this is a test", max_tokens: 7 });
   told.completion = [plain.choices[0].text, plain.choices[0].finish_reason];

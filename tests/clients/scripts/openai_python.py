@@ -4,12 +4,14 @@ import sys
 
 from openai import OpenAI
 
+FEW = 64  # a small model may go on for long
 client = OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="none")
 
 response = client.responses.create(
     model="default",
     instructions="You are a coding assistant that talks like a pirate.",
     input="How do I check if a Python object is an instance of a class?",
+    max_output_tokens=FEW,
 )
 assert response.output_text, response
 assert response.status in ("completed", "incomplete"), response
@@ -20,19 +22,22 @@ completion = client.chat.completions.create(
         {"role": "developer", "content": "Talk like a pirate."},
         {"role": "user", "content": "How do I check if a Python object is an instance of a class?"},
     ],
+    max_tokens=FEW,
 )
 assert completion.choices[0].message.content, completion
 assert completion.choices[0].finish_reason in ("stop", "length"), completion
 
 events = list(
-    client.responses.create(model="default", input="Write a one-sentence bedtime story about a unicorn.", stream=True)
+    client.responses.create(
+        model="default", input="Write a one-sentence bedtime story about a unicorn.", stream=True, max_output_tokens=FEW
+    )
 )
 assert "".join(each.delta for each in events if each.type == "response.output_text.delta"), events
 assert events[-1].type in ("response.completed", "response.incomplete"), events[-1]
 
 chunks = list(
     client.chat.completions.create(
-        model="default", messages=[{"role": "user", "content": "Say this is a test"}], stream=True
+        model="default", messages=[{"role": "user", "content": "Say this is a test"}], stream=True, max_tokens=FEW
     )
 )
 assert "".join(each.choices[0].delta.content or "" for each in chunks if each.choices), chunks

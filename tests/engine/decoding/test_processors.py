@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -95,6 +95,7 @@ TEXT = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=5), st.integers(0, 10_000))
 def test_any_settings_in_a_batch_are_those_of_a_plain_reference(texts: list[Any], seed: int) -> None:
     logits = 4 * torch.randn(len(texts), VOCABULARY, generator=torch.Generator().manual_seed(seed))

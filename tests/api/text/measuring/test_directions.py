@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from ..conftest import Running, serving
+from sae_actor.ports import GenerationRequest
+from tests.fakes.text import RunningText
+
+from ...conftest import Running, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +53,37 @@ async def test_the_difference_of_means(service: Running) -> None:
     assert asked["data"]["made_from"] == made
     again = await service.client.post("/api/directions", json=TEXTS)
     assert (again.status_code, again.json()["sae_id"]) == (200, sae["sae_id"])
+
+
+async def test_of_chats(service: Running) -> None:
+    await service.command("LoadModel", model="tiny")
+    chat = [{"role": "user", "content": "hi", "name": "Ann"}]
+    answer = await service.client.post("/api/directions", json={**TEXTS, "positive": [chat, "abc"]})
+    assert answer.status_code == 201, answer.text
+    ((_, kept),) = [call for call in service.hub.calls if call[0] == "keep_vectors"]
+    written = "<user>hi\n<assistant>"
+    positive = [(a + b) / 2 for a, b in zip(told(written), told("abc"), strict=True)]
+    assert kept.rows[0] == pytest.approx([a - b for a, b in zip(positive, told("xyz"), strict=True)])
+    made = answer.json()["made_from"]["positive"]
+    assert made["texts"] == 2
+    assert made["tokens"] == len(written) - 1 + 2
+    digested = json.dumps([[{"role": "user", "content": "hi"}], "abc"], separators=(",", ":"))
+    assert made["sha256"] == hashlib.sha256(digested.encode()).hexdigest()
+
+
+async def test_each_text_runs_alone(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what else runs does not change the last bits, and with them the digest in the id."""
+    asked: list[GenerationRequest] = []
+    generate = service.engine.generate
+
+    def listening(request: GenerationRequest) -> RunningText:
+        asked.append(request)
+        return generate(request)
+
+    monkeypatch.setattr(service.engine, "generate", listening)
+    await service.command("LoadModel", model="tiny")
+    assert (await service.client.post("/api/directions", json=TEXTS)).status_code == 201
+    assert [each.alone for each in asked] == [True] * 3
 
 
 async def test_a_random_direction_of_a_length(service: Running) -> None:
@@ -98,6 +132,8 @@ async def test_as_long_as_a_feature() -> None:
         ({"positive": None, "negative": None, "random_seed": 1, "norm_of": 0}, "bad_request"),
         ({"positive": ["xyz"]}, "bad_request"),
         ({"positive": ["a"]}, "bad_request"),
+        ({"positive": [[]]}, "bad_request"),
+        ({"positive": [[{"role": "wizard", "content": "a"}]]}, "bad_request"),
         ({"hook_point": {"kind": "resid_post", "layer": 99}}, "layer_out_of_range"),
         ({"hook_point": {"kind": "mlp_out", "layer": 1, "before": "gain"}}, "sae_incompatible"),
         ({"name": "a b"}, "bad_request"),

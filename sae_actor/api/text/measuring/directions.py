@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
 import random
 import statistics
-from collections.abc import Iterator, Sequence
-from typing import Annotated, TypeAlias
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from ...domain.events import MadeFrom, NormOf, TextsRead
-from ...domain.placement import HOOKS_READ, target
-from ...domain.refs import HookPoint, ModelFacts, SaeDescription
-from ...domain.rules.admission import attached_sae
-from ...domain.rules.attachments import model_and_position
-from ...domain.views.saes import Sae
-from ...errors import BadRequestError, ModelNotLoadedError, SAEUnsupportedError
-from ...generations import read_activations
-from ...ports import Activations, NewVectors, Watch
-from ..answers import state_of
-from ..context import context, device
-from ..disconnects import heard
-from ..operations import operation
-from ..requests import body_of
-from ..submission import REFUSALS
-from ..types import Answer, AnyRequest
-from ..vectors import KEPT, VectorsName, keep, refuse_read_only
+from ....domain.events import MadeFrom, NormOf, TextsRead
+from ....domain.refs import HookPoint
+from ....domain.rules.admission import attached_sae
+from ....domain.rules.attachments import model_and_position
+from ....domain.views.saes import Sae
+from ....errors import BadRequestError, SAEUnsupportedError
+from ....generations import read_activations
+from ....ports import Activations, NewVectors, Watch
+from ...answers import state_of
+from ...context import context, device
+from ...disconnects import heard
+from ...operations import operation
+from ...requests import body_of
+from ...submission import REFUSALS
+from ...types import Answer, AnyRequest
+from ...vectors import KEPT, VectorsName, keep, refuse_read_only
+from .inputs import ReadInput, read_inputs
+from .places import placed
+from .texts import Texts, inputs_of, plain, refuse_bare, same_model, settle_texts, side_by_side
 
-SIDE_BY_SIDE = 16
-"""Texts that are read at a time."""
-
-Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=100_000)]
-Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=256)]
 Length: TypeAlias = Annotated[float, Meta(gt=0, le=1e30)]
 Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
@@ -52,6 +49,11 @@ class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     norm_of: NormOf | Length | None = None
     """Length of the random direction: a number, or that of the decoder row of an attached SAE's feature."""
 
+    @classmethod
+    def settle(cls, value: Any) -> None:
+        """As `decoded` calls it."""
+        settle_texts(value, "positive", "negative")
+
     def __post_init__(self) -> None:
         texts, chance = (self.positive, self.negative), (self.random_seed, self.norm_of)
         if None in texts if chance == (None, None) else (None in chance or texts != (None, None)):
@@ -60,9 +62,10 @@ class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 @operation(
     "POST", "/api/directions",
-    "Keep a direction as vectors: the mean activation of the positive texts at the hook point less that of the "
-    "negative ones, of each text the mean over its tokens but attention sinks and special ones, without an "
-    "intervention; or a random direction of the length of another",
+    "Keep a direction as vectors: the mean activation of the positive texts or chats at the hook point less that of "
+    "the negative ones, of each the mean over its tokens but attention sinks and special ones, without an "
+    "intervention; or a random direction of the length of another. The same request of the same model makes the same "
+    "`sae_id`: each text runs alone",
     body=DirectionsBody, returns=Sae, answers=KEPT,
     examples={
         "of texts": {"name": "warm", "hook_point": {"kind": "resid_post", "layer": 15},
@@ -77,7 +80,7 @@ async def post_directions(request: AnyRequest) -> Answer:
     body: DirectionsBody = await body_of(request, DirectionsBody)
     refuse_read_only(request)
     model, position = model_and_position(state_of(request))
-    point = _placed(body.hook_point, model)
+    point = placed(body.hook_point, model)
     made_from = MadeFrom(kind="random", model=model.model_id, commit=model.commit)
     if body.positive is None or body.negative is None:
         assert body.random_seed is not None
@@ -96,15 +99,6 @@ async def post_directions(request: AnyRequest) -> Answer:
 
 def _vectors(body: DirectionsBody, point: HookPoint, row: Sequence[float], median_norm: float | None) -> NewVectors:
     return NewVectors(name=body.name, hook_point=point, rows=(row,), names=(body.name,), median_norm=median_norm)
-
-
-def _placed(point: HookPoint, model: ModelFacts) -> HookPoint:
-    """The point as the model has it; raises as an attach there."""
-    width = model.width(point)
-    sae = SaeDescription(
-        format="", architecture="vectors", d_in=width, d_sae=1, d_out=width, dtype="float32", hooks_read=HOOKS_READ
-    )
-    return target(sae, model, None, point).hook_point
 
 
 async def _random(request: AnyRequest, body: DirectionsBody, width: int) -> tuple[float, tuple[float, ...]]:
@@ -134,35 +128,30 @@ class _Mean(Struct, frozen=True):
 
 
 async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, position: int) -> _Mean:
-    found: list[Activations] = []
     watch = Watch.at(point, ("sink", "special"))
     engine, seconds = device(request), context(request).generations.deadline_seconds
 
-    async def one(text: str) -> Activations:
-        async with context(request).prompts.taken():
-            prompt = await engine.tokenize(text)
-        if model_and_position(state_of(request))[1] != position:
-            raise ModelNotLoadedError("the model was replaced while the texts were read; send the request again")
-        return await read_activations(engine, prompt.token_ids, (), (), watch, deadline_seconds=seconds)
-
-    async with heard(request):
-        for some in _batches(texts):
-            tasks = [asyncio.create_task(one(text)) for text in some]
-            try:
-                found += await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-    if (bare := next((at for at, each in enumerate(found) if all(each.excluded)), None)) is not None:
-        why = (
-            f"text {bare} has no token that is counted: attention sinks, the first among them, and special ones are not"
+    async def one(given: ReadInput) -> Activations:
+        same_model(request, position)
+        # Each alone: what else runs would change the last bits, and with them the digest that names the direction.
+        return await read_activations(
+            engine,
+            given.token_ids,
+            (),
+            (),
+            watch,
+            deadline_seconds=seconds,
+            alone=True,
         )
-        raise BadRequestError(why, param=name)
+
+    prompts = await read_inputs(request, inputs_of(texts), name=name)
+    found = await side_by_side(request, [partial(one, each) for each in prompts])
+    refuse_bare(found, name)
     tokens = sum(each.excluded.count(False) for each in found)
     counted = (norm for each in found for norm, out in zip(each.norms, each.excluded, strict=True) if not out)
     said = TextsRead(
         texts=len(texts),
-        sha256=hashlib.sha256(msgspec.json.encode(texts)).hexdigest(),
+        sha256=hashlib.sha256(msgspec.json.encode(plain(texts))).hexdigest(),
         tokens=tokens,
         excluded=sum(len(each.excluded) for each in found) - tokens,
     )
@@ -171,8 +160,3 @@ async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, 
         tuple(counted),
         said,
     )
-
-
-def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for at in range(0, len(texts), SIDE_BY_SIDE):
-        yield texts[at : at + SIDE_BY_SIDE]
