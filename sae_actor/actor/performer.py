@@ -43,7 +43,7 @@ class Performer:
         """forget: removes what is kept of an SAE besides its files; the bytes freed."""
         self._forget = forget
         self._engine = engine
-        self._hub = hub
+        self.hub = hub
         self._progress = progress
         self._drain_seconds = drain_seconds
         self._under_way: dict[int, int] = {}
@@ -81,7 +81,7 @@ class Performer:
             self._progress(progress)
 
         try:
-            return await self._hub.download(effect, on_progress)
+            return await self.hub.download(effect, on_progress)
         finally:
             self._downloaded += self._under_way.pop(at, 0)
 
@@ -90,7 +90,7 @@ class Performer:
         if not isinstance(effect, DownloadEffect):
             return
         try:
-            await self._hub.discard(effect)
+            await self.hub.discard(effect)
         except Exception as error:
             # Files that stay on disk have no record; the effect has ended either way.
             cause = error.detail if isinstance(error, SAEError) else type(error).__name__
@@ -103,14 +103,14 @@ class Performer:
             case DownloadEffect():
                 return await self._download(effect)
             case ImportEffect():
-                return await self._hub.import_(effect)
+                return await self.hub.import_(effect)
             case AttachEffect():
-                return await self._engine.attach(effect, await self._hub.locate(effect.location))
+                return await self._engine.attach(effect, await self.hub.locate(effect.location))
             case DetachEffect():
                 return await self._engine.detach(effect, self._drain_seconds)
             case DeleteEffect():
                 also = 0 if self._forget is None else await self._forget(effect.sae_id)
-                return also + await self._hub.delete(effect)
+                return also + await self.hub.delete(effect)
 
 
 def failed(effect: Effect, error: SAEError) -> Report:

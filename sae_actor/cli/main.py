@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
 from ..telemetry import logs
-from . import client_commands, exit_codes, families, log_commands, serve_commands
+from . import client_commands, exit_codes, families, log_commands, serve_commands, tokens
 from .arguments import SERVING, parse
 
 
@@ -44,6 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
             return serve_commands.serve(arguments)
         case "demo":
             return serve_commands.demo(arguments)
+        case "token":
+            return tokens.run(arguments)
         case "families":
             return families.run(arguments)
         case "log":

@@ -12,6 +12,7 @@ from .commands import (
     CancelDownload,
     Delete,
     DeleteLabels,
+    DeletePreset,
     Detach,
     Download,
     Import,
@@ -19,14 +20,15 @@ from .commands import (
     KeepVectors,
     LoadModel,
     Monitor,
+    SavePreset,
     Steer,
     UnloadModel,
 )
 from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, ImportEffect, LoadModelEffect
-from .messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
+from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop, WeighedImport
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
-from .rules import admission, attachments, downloads, labels
+from .rules import admission, attachments, downloads, labels, presets
 from .rules.failures import failed
 from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
@@ -50,6 +52,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
+        case WeighedImport():
+            return downloads.import_(message.command, state, message.digest)
         case KeepVectors():
             return downloads.keep_vectors(message, state)
         case ImportLabels():
@@ -66,6 +70,12 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return attachments.steer(message, state)
         case Monitor():
             return attachments.monitor(message, state)
+        case SavePreset():
+            return presets.save(message, state)
+        case ResolvedPreset():
+            return presets.save(message.command, state, message)
+        case DeletePreset():
+            return presets.delete(message, state)
         case AdmitGeneration():
             return admission.admit(message, state)
         case AdmitGenerations():

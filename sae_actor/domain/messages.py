@@ -8,9 +8,21 @@ from msgspec import Meta, Struct
 
 from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
-from .commands import AnyCommand, DeleteLabels, ImportLabels, KeepVectors, LoadModel
-from .refs import Edits, Exclusions, Feature, Mode, ReadingExclusions, SaeId, Strength, check_passed
+from .commands import (
+    AnyCommand,
+    DeleteLabels,
+    Import,
+    ImportLabels,
+    KeepVectors,
+    LoadModel,
+    PresetName,
+    RequestedIntervention,
+    SavePreset,
+)
+from .refs import Edit, Edits, Feature, ReadingExclusions, SaeId, Strength
 from .reports import Report
+
+Interventions: TypeAlias = Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)]
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -29,26 +41,14 @@ class Stop(Struct, frozen=True):
     reason: str = "requested"
 
 
-class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
-    """One SAE of a request's own intervention, which replaces the server's."""
-
-    sae_id: SaeId
-    mode: Mode = "steer"
-    steering: Edits = ()
-    exclude: Exclusions | None = None
-    """As in `Attach`."""
-
-    def __post_init__(self) -> None:
-        check_passed(self.exclude, self.mode)
-
-
 class OwnIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     """`sae` of a request for activations: the intervention under which the prompt is run. Empty, or with `baseline`:
     none; with `"baseline": false`: the server's own."""
 
-    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    interventions: Interventions | None = None
     steering: Edits | None = None
     baseline: bool | None = None
+    preset: PresetName | None = None
 
 
 class RequestedStop(Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,14 +66,17 @@ class AdmitGeneration(Struct, frozen=True, kw_only=True):
     """Admit a generation, and freeze the intervention in force for it."""
 
     generation_id: str
-    kind: Literal["completion", "chat"]
+    kind: Literal["completion", "chat", "score"]
     tokens_prompt: int
     sampling: ev.Sampling
     baseline: bool = False
     steering: Edits | None = None
-    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    interventions: Interventions | None = None
+    preset: PresetName | None = None
     expect_position: int | None = None
     tag: str | None = None
+    runs_last: bool = False
+    """As in `GenerationStarted`."""
     deterministic: bool = False
     watch: bool = False
     """The answer reports activations of the attached SAEs."""
@@ -98,6 +101,34 @@ class AdmitGenerations(Struct, frozen=True, kw_only=True):
     requests: tuple[AdmitGeneration, ...]
 
 
+class WeighedImport(Struct, frozen=True, kw_only=True):
+    """An import with the digest of its weights."""
+
+    command: Import
+    digest: str
+    """Of the weight files as they lie there; of a pickle that of its own bytes."""
+
+
+class ResolvedPreset(Struct, frozen=True, kw_only=True):
+    """A preset whose strengths are resolved to raw ones."""
+
+    command: SavePreset
+    strengths: tuple[tuple[Edit, ...], ...]
+    """The edits of each of its interventions, with raw strengths."""
+    weights: tuple[str, ...]
+    """Digest of the weights that each of these was resolved for."""
+
+
 Message: TypeAlias = (
-    AnyCommand | KeepVectors | ImportLabels | DeleteLabels | Start | Stop | AdmitGeneration | AdmitGenerations | Report
+    AnyCommand
+    | KeepVectors
+    | ImportLabels
+    | DeleteLabels
+    | WeighedImport
+    | ResolvedPreset
+    | Start
+    | Stop
+    | AdmitGeneration
+    | AdmitGenerations
+    | Report
 )

@@ -101,6 +101,10 @@ class HuggingFaceHub:
     async def resolve_import(self, path: str, layer: int | None = None) -> str:
         return await to_thread.run_sync(imports.resolve, path, self._import_roots, layer)
 
+    async def import_digest(self, path: str, layer: int | None = None) -> str | None:
+        digest = partial(imports.digest_of, path, self._known, layer)
+        return await to_thread.run_sync(digest, abandon_on_cancel=True)
+
     async def keep_vectors(self, vectors: NewVectors) -> str:
         return await to_thread.run_sync(kept.keep, kept.folder(self.folder), vectors)
 
@@ -115,11 +119,13 @@ class HuggingFaceHub:
             if error.fields.get("check") != "pickle" or not str(error.fields.get("file")).endswith(CONVERTIBLE):
                 raise
         job = filled(ImportJob, effect, parent=os.getpid(), root=str(self.folder))
+        before = conversion.folder(self.folder, effect.sae_id).exists()
         try:
             done = await self._run(job, lambda _: None)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
+            if not before:  # what was converted of the same weights in another folder stays
+                with anyio.CancelScope(shield=True):
+                    await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
             raise
         if not isinstance(done, Done):
             raise InternalError("The import process gave an unexpected answer", reason="process")

@@ -124,6 +124,7 @@ class Service:
             features=self.features,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
+            model_name=settings.model.name,
             quota_bytes=settings.hub.quota_bytes or None,
             access=deployment.access,
             sessions=Sessions(settings.server.session_hours * 3600),

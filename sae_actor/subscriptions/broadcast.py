@@ -116,7 +116,8 @@ class Broadcast:
             news.get_loop().call_soon_threadsafe(self._rouse)
 
     def _frame(self, event: Event) -> Frame:
-        return Frame(event.position, event.type, sse(event.type, event, self.event_id(event.position)))
+        data = sse(event.type, event, self.event_id(event.position))
+        return Frame(event.position, event.type, data, event.principal)
 
     def _wake(self) -> None:
         """Wake the readers that wait for news.

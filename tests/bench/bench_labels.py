@@ -67,9 +67,9 @@ def measure(folder: Path, count: int) -> None:
         slowest = 0.0
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            found = directory.search(SAE, words, sort=sort)
+            told = directory.search(SAE, words, sort=sort)
             slowest = max(slowest, time.perf_counter() - began)
-        print(f"search    {name}: {found.total} found, {slowest * 1000:.2f} ms at most")
+        print(f"search    {name}: {told.total} found, {slowest * 1000:.2f} ms at most")
     directory.close()
 
 

@@ -11,4 +11,5 @@ responses/     `/v1/responses`, as a chat
 compare        `/api/compare`: one prompt with and without an intervention
 tokens         `/tokenize` and its two
 activations    `/api/activations`: what SAEs read in a given text
+measuring/     `/api/score`: given texts, scored under several interventions
 """

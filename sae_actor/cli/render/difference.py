@@ -21,8 +21,13 @@ _QUIET = ("files", "attached_at")
 def difference(view: View) -> str:
     """`comparing.difference` for a person."""
     lines = [f"from position {view['from']} to {view['to']}"]
-    found = [*_model(view["model"]), *_saes(view["saes"]), *_attachments(view["attachments"])]
-    return plain("\n".join(lines + (found or ["nothing changed of model, SAEs, attachments and steering"])))
+    found = [
+        *_model(view["model"]),
+        *_saes(view["saes"]),
+        *_attachments(view["attachments"]),
+        *_presets(view["presets"]),
+    ]
+    return plain("\n".join(lines + (found or ["nothing changed of model, SAEs, attachments, steering and presets"])))
 
 
 def _model(changes: View) -> Iterator[str]:
@@ -72,6 +77,26 @@ def _attachments(entries: View) -> Iterator[str]:
             yield f"  {'is':<8}  {_words(pair['after'])}"
         if steering["reordered"]:
             yield "  the edits are in another order"
+
+
+def _presets(entries: View) -> Iterator[str]:
+    for word, label in (("added", "new"), ("removed", "gone")):
+        for each in entries[word]:
+            yield f"preset      {each['name']} {'was saved' if word == 'added' else 'was deleted'}"
+            yield from _preset(label, each["interventions"])
+    for each in entries["changed"]:
+        yield f"preset      {each['name']} was saved anew"
+        changes = each["changes"]
+        yield from _changes({name: pair for name, pair in changes.items() if name != "interventions"})
+        if "interventions" in changes:
+            yield from _preset("was", changes["interventions"]["before"])
+            yield from _preset("is", changes["interventions"]["after"])
+
+
+def _preset(label: str, interventions: Sequence[View]) -> Iterator[str]:
+    for sae in interventions:
+        yield f"  {label:<8}  {sae['sae_id']}, {sae['mode']}"
+        yield from _edits("edit", sae["steering"])
 
 
 def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..events import Problem
 from ..refs import HookPoint, Mode
-from ..state import LabelFile, OpenCommand, OpenGeneration, State
+from ..state import LabelFile, OpenCommand, OpenGeneration, Preset, State
 from ..structs import filled
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
 from .fields import Bytes, Position
@@ -44,6 +44,7 @@ class ServiceState(Struct, frozen=True, kw_only=True):
     """SAE → the sources of its labels, oldest first; the later one counts."""
     commands: tuple[OpenCommand, ...]
     generations: tuple[OpenGeneration, ...]
+    presets: tuple[Preset, ...]
 
 
 class Lost(Struct, frozen=True, kw_only=True):
@@ -87,6 +88,7 @@ def state_view(state: State) -> ServiceState:
         labels=dict(sorted(state.labels.items())),
         commands=tuple(state.commands.values()),
         generations=tuple(state.generations.values()),
+        presets=tuple(preset for _, preset in sorted(state.presets.items())),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from msgspec import Struct
 
@@ -56,7 +56,7 @@ class Feature(Struct, frozen=True, kw_only=True):
                         "by number (`index`), by the largest `density` or `max`, or by `label`"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most this many (50)"),
                   Query("after", {"type": "integer", "minimum": 0, "maximum": MAX_FEATURE}, "a feature")),
-           returns=FeaturePage, errors=("sae_not_found", "disk_full"), tag="saes")  # fmt: skip
+           returns=FeaturePage, errors=("sae_not_found", "disk_full"), users=True, tag="saes")  # fmt: skip
 async def list_features(request: AnyRequest) -> Answer:
     sae_id, given = request.path_params["sae_id"], request.query_params
     known(state_of(request), sae_id)
@@ -81,7 +81,7 @@ async def list_features(request: AnyRequest) -> Answer:
            returns=Feature,
            errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
                    "mailbox_full", "disk_full"),
-           tag="saes")  # fmt: skip
+           users=True, tag="saes")  # fmt: skip
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, written = request.path_params["sae_id"], request.path_params["feature"]
     if not re.fullmatch(r"[0-9]{1,10}", written):
@@ -95,6 +95,9 @@ async def get_feature(request: AnyRequest) -> Answer:
         found = await service.features.feature(sae_id, number)
         async with service.walks.taken():
             steered = await service.steered.of(service.log, sae_id, number)
+    caller: Any = request.scope.get("caller")
+    if steered is not None and steered.generation_id is not None and caller is not None and caller.role == "user":
+        steered = None  # users see no generations of others
     measured = found.statistics
     view = filled(
         Feature,
