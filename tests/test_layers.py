@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eventlog.audit": DOMAIN | {"ports", "eventlog"},
     "hub": DOMAIN | {"limits", "ports", "formats", "formats.registry", "formats.vectors", "models"},
     "hub.child": DOMAIN | {"ports", "formats", "formats.registry", "models", "hub"},
+    "backups": DOMAIN | {"limits", "ports", "eventlog", "eventlog.audit", "hub"},
     "sae": DOMAIN | {"formats", "formats.registry"},
     "measuring": set(),
     "features": DOMAIN | {"ports", "formats", "formats.settings"},

@@ -18,6 +18,7 @@ from .openapi.document import encoded
 from .operations import handlers, operation
 from .problems import is_openai, on_error, on_fault, on_http_error, on_no_memory
 from .routes import (
+    backups,
     commands,
     events,
     generations,
@@ -37,12 +38,13 @@ from .text import activations, compare, tokens
 from .text import routes as text
 from .text.measuring import contrast, directions, lens, score
 from .text.responses import routes as responses
+from .text.search import routes as search
 from .types import Answer, AnyRequest
 
 ROOMS = (
-    commands, models, saes, steering, presets, service, log, evidence, explain, export, events, generations, login,
-    metrics, features, labels, vectors, directions, text, responses, activations, contrast, lens, score, compare,
-    tokens, web,
+    commands, models, saes, steering, presets, service, log, backups, evidence, explain, export, events, generations,
+    login, metrics, features, labels, vectors, directions, text, responses, search, activations, contrast, lens, score,
+    compare, tokens, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -15,7 +15,7 @@ from ..features import Features
 from ..features.last_steered import LastSteered
 from ..generations import Generations
 from ..limits import BoundedSemaphore
-from ..ports import Engine, EventLog, Hub
+from ..ports import Backups, Engine, EventLog, Hub
 from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
 from .guard.policy import Policy
@@ -47,6 +47,8 @@ class Context(Policy):
     features: Features
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
+    backups: Backups | None = None
+    """None: the log has no files."""
     max_readers: int = 2048
     """Streams of events at the same time."""
     heartbeat: float = 15.0

@@ -10,6 +10,8 @@ tokens            `token list`: who holds a token, from the settings
 log_commands      `log …`: the audit, from the files of a data folder or from a running service
 log_reproduce     `log reproduce`: runs generations again; the only command here that loads a model
 log_bundles       `log import|redact`: make a log of an export, erase a payload
+log_histories     `log diff --other`: where two histories of one log part
+backup_commands   `backup`, `restore`: the data folder as one file, and back
 sources/          where `log …` reads: a folder, or a service
 render/           answers as text for a person
 exit_codes        what each exit code means

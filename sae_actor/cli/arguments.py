@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _add_presets(commands)
     _add_text(commands)
     _add_log(commands)
+    _add_backups(commands)
     _add_families(commands)
     _add_tokens(commands)
     return top
@@ -170,6 +171,18 @@ def _add_tokens(commands: _Commands) -> None:
     listed.add_argument("--json", action="store_true", help="print it as JSON")
 
 
+def _add_backups(commands: _Commands) -> None:
+    backup = _client(commands, "backup", "the log and what belongs to it as one file, of a running service")
+    backup.add_argument("file", type=values.destination, metavar="FILE", help="tar to create")
+    backup.add_argument("--saes", action="store_true", help="with the files of SAEs")
+    backup.add_argument("--data-dir", metavar="DIR", help="of the folder of a stopped service instead")
+    about = "make a data folder of a backup, verified before anything is in it; it must be empty or missing"
+    restore = commands.add_parser("restore", help=about, description=about)
+    restore.add_argument("file", type=Path, metavar="FILE", help="as `backup` wrote it")
+    restore.add_argument("--data-dir", metavar="DIR", help="folder to make (default: that of the service)")
+    restore.add_argument("--json", action="store_true", help="print the raw answer")
+
+
 def _add_log(commands: _Commands) -> None:
     log = commands.add_parser("log", help="the audit, from the log alone: its files, or a running service")
     inside = log.add_subparsers(dest="log_command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -191,8 +204,13 @@ def _add_log(commands: _Commands) -> None:
     state = _asking(inside, "state", "the state after the events")
     state.add_argument("--at", type=values.moment, metavar="N|TIME", help="at position N, or at a time (RFC 3339)")
     diff = _asking(inside, "diff", "what changed between two positions or times")
-    diff.add_argument("before", type=values.moment, metavar="A", help="position, or time (RFC 3339)")
-    diff.add_argument("after", type=values.moment, metavar="B", help="position, or time (RFC 3339)")
+    diff.add_argument("before", nargs="?", type=values.moment, metavar="A", help="position, or time (RFC 3339)")
+    diff.add_argument("after", nargs="?", type=values.moment, metavar="B", help="position, or time (RFC 3339)")
+    diff.add_argument(
+        "--other", type=Path, metavar="LOG",
+        help="in place of A and B, another history of this folder's log, a data folder or an export: the last event "
+        "that both have, and what changed in each since then",
+    )  # fmt: skip
     explain = _asking(inside, "explain", "what was active for one answer, and which events set it")
     explain.add_argument(
         "of", metavar="GENERATION", help="id, as the answer gave it in `sae`; its tag; or its position"
@@ -273,6 +291,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         grammar.error("steer: --clear cannot be combined with FEATURE=STRENGTH")
     if arguments.command == "steer" and not arguments.clear and not arguments.edits:
         grammar.error("steer: no edit given; give FEATURE=STRENGTH, such as 584=85, or --clear to remove all edits")
+    if getattr(arguments, "log_command", None) == "diff":
+        if (arguments.before, arguments.after).count(None) != (2 if arguments.other else 0):
+            grammar.error("log diff: give two positions or times A B, or --other LOG")
+        if arguments.other is not None and arguments.url is not None:
+            grammar.error("log diff: --other compares files; give --data-dir, not --url")
     if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
         grammar.error("log reproduce: give GENERATION_ID… or --all")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:

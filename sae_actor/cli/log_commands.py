@@ -16,7 +16,7 @@ import msgspec
 
 from ..domain.events import PAYLOADS, Event
 from ..ports import Head
-from . import exit_codes, log_bundles
+from . import exit_codes, log_bundles, log_histories
 from .render import answers as rendered
 from .render import difference as differences
 from .render import explanation, methods
@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
             return log_bundles.import_(folder_of(arguments), arguments)
         case "redact":
             return log_bundles.redact(stopped_folder(arguments), arguments)
+        case "diff" if arguments.other is not None:
+            return asyncio.run(
+                log_histories.compare(stopped_folder(arguments), arguments.other, as_json=arguments.json)
+            )
         case name:
             with chosen(arguments) as source:
                 return asyncio.run(_ASKING[name](source, arguments))

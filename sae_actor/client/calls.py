@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from ..errors import SAEAmbiguousError, SAENotFoundError
+from .backups import BackupCalls
 from .log_calls import LogCalls
 from .presets import PresetCalls
 from .sse import StreamEvent, frames
@@ -30,7 +31,7 @@ SILENCE_SECONDS = 60.0
 """The event stream carries a comment every 15 s; one that is silent for longer is dead."""
 
 
-class Client(LogCalls, PresetCalls):
+class Client(LogCalls, PresetCalls, BackupCalls):
     """One service. `timeout`: seconds to wait for an answer, not counting waits that a method asks for.
 
     Raises `ValueError` for an invalid URL.

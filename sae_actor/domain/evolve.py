@@ -67,6 +67,8 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
     match payload:
         case ev.ActorStarted():
             return wanted_after_start(state, payload)
+        case ev.LogForked():
+            return replace(state, branch_id=payload.branch_id, forked_at=event.position)
         case ev.ActorStopped():
             return replace(state, running=False)
         case ev.GpuLost():

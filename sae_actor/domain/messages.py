@@ -25,6 +25,26 @@ from .reports import Report
 Interventions: TypeAlias = Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)]
 
 
+class LogOrigin(Struct, frozen=True, kw_only=True):
+    """How a log came to be in its folder, other than by a service."""
+
+    reason: Literal["restored", "imported"]
+    log_id: str
+    head: ev.LogHead
+    """Then: a redaction may have come before the first start."""
+
+
+class TakenOver(Struct, frozen=True, kw_only=True):
+    """The log that a service takes over, as it was found."""
+
+    log_id: str
+    head_hash: str
+    log_file: ev.LogFile
+    origin: LogOrigin | None = None
+    branch_id: str
+    """A fresh one, which the log gets if it is a fork."""
+
+
 class Start(Struct, frozen=True, kw_only=True):
     """The service takes the log over."""
 
@@ -33,6 +53,8 @@ class Start(Struct, frozen=True, kw_only=True):
     drain_seconds: float = 3.0
     model: LoadModel | None = None
     """The model of the settings, if any: it is loaded unless the log already requires it."""
+    log: TakenOver | None = None
+    """None: a log without files, which is nobody's copy."""
 
 
 class Stop(Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .events import MadeFrom, PresetSae, Problem, Source
+from .events import LogFile, MadeFrom, PresetSae, Problem, Source
 from .refs import (
     ActiveSae,
     Edit,
@@ -216,6 +216,12 @@ class State(Struct, frozen=True, kw_only=True):
     """True between ActorStarted and ActorStopped. If it is True at a start, the last process crashed."""
     max_attachments: int = 1
     drain_seconds: float = 3.0
+    log_file: LogFile | None = None
+    """The file that the last start found the log in."""
+    branch_id: str | None = None
+    """None: the log was never forked."""
+    forked_at: int = 0
+    """Position of the last LogForked."""
     model: ModelState | None = None
     saes: dict[str, SaeRecord] = {}
     attachments: tuple[AttachmentState, ...] = ()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..domain.events import Draft, Event, PayloadRedacted
+from ..domain.messages import TakenOver
 from ..errors import LogDamagedError, LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
 from .backup import copy_log
@@ -22,6 +23,7 @@ from .connection import Connection
 from .inspection import Findings, inspect, missing_log
 from .lock import FolderLock, make_folder
 from .new_database import NewDatabase
+from .origin import forget_origin, log_file, read_origin
 from .reader import PAGE_ROWS, Reader
 from .schema import NAME, prepare_reader, prepare_writer, read_only_uri
 from .writer import Writer
@@ -47,6 +49,7 @@ class SqliteLog:
         """The head on record of a log that turned out shorter and was accepted so. The caller's first append is
         the LogTruncated that names it; the checkpoint is renewed with that append, not before."""
         self._db = db
+        self._folder = folder
         self._lock = lock
         self._log_id = findings.log_id
         self._reader = Reader(db)
@@ -127,6 +130,16 @@ class SqliteLog:
     def head(self) -> Head:
         return self._writer.head
 
+    async def taken_over(self) -> TakenOver:
+        """What a start has to know of the log, besides its events."""
+        file, origin = await asyncio.to_thread(lambda: (log_file(self._folder), read_origin(self._folder)))
+        head = {"log_id": self._log_id, "head_hash": self.head.hash}
+        return TakenOver(**head, log_file=file, origin=origin, branch_id=secrets.token_hex(16))
+
+    async def settle(self) -> None:
+        """The first start after a restore or an import is on record."""
+        await asyncio.to_thread(forget_origin, self._folder)
+
     async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
         """See the port. Waiting appends that follow one another share a transaction.
 
@@ -190,6 +203,11 @@ class SqliteLog:
             return None
         found = await self.read(position - 1, 1)
         return found[0].hash if found and position > 0 else genesis(self._log_id).hex()
+
+    async def size(self) -> int:
+        """Bytes of the log, and of a copy of it."""
+        ((pages,),), ((size,),) = await self._db.fetch("PRAGMA page_count"), await self._db.fetch("PRAGMA page_size")
+        return int(pages) * int(size)
 
     async def backup(self, to: Path) -> Head:
         """Copy the log as it is now to another folder while appends go on; the head of the copy.

@@ -27,7 +27,7 @@ from ..errors import (
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
 from ..ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
-from . import conversion, imports, removal
+from . import conversion, imports, kept_files, removal
 from . import vectors as kept
 from .catalogs import Listings
 from .digests import KnownDigests
@@ -236,6 +236,8 @@ class HuggingFaceHub:
             base, again = kept.folder(self.folder) / (location.path or ""), "delete the record and send it again"
         elif location.source == "import":
             base, again = Path(location.path or ""), "delete the record and import it again"
+            if not base.is_dir():  # a restore may have brought it
+                base = kept_files.import_folder(self.folder, location)
         elif location.repository_id is None or not DIGEST.fullmatch(location.commit or ""):
             raise SAEInvalidError("The SAE has no files", check="files")
         else:

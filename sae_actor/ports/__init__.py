@@ -5,6 +5,7 @@
     engine       the device: `Engine`, implemented in `engine`
     generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`;
                  reading: what is read of a prompt; scoring: texts that are scored, not made
+    backups      copies of a data folder while it is written in: `Backups`, implemented in `backups`
     clock        the time; `progress`: how far slow work is
     durability   fsync, for adapters that write files
 
@@ -12,6 +13,7 @@
 """
 
 from ..domain.reports import AttachedSae, HubSae
+from .backups import Backup, Backups
 from .clock import Clock
 from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenizerInfo, TokenWeight
 from .generation import (

@@ -30,6 +30,29 @@ def difference(view: View) -> str:
     return plain("\n".join(lines + (found or ["nothing changed of model, SAEs, attachments, steering and presets"])))
 
 
+def histories(view: View) -> str:
+    """Two histories of one log for a person."""
+    common = view["common"]
+    lines = [f"both have    {_events(common['position'])}, head {common['position']} {common['hash']}"]
+    for label, side in (("this log", view["mine"]), ("the other", view["other"])):
+        if not side["events"]:
+            lines.append(f"{label:<11}  ends there")
+            continue
+        head = side["head"]
+        lines.append(f"{label:<11}  goes on with {_events(side['events'])}, head {head['position']} {head['hash']}")
+        for fork in side["forks"]:
+            data = fork["data"]
+            lines.append(f"  forked at {fork['position']} ({data['reason']}), its event ids {data['branch_id'][:8]}")
+        changes = side["changes"]
+        found = [*_model(changes["model"]), *_saes(changes["saes"]), *_attachments(changes["attachments"])]
+        lines += [f"  {line}" for line in found or ["nothing changed of model, SAEs, attachments and steering"]]
+    return plain("\n".join(lines))
+
+
+def _events(count: int) -> str:
+    return f"{count} event{'' if count == 1 else 's'}"
+
+
 def _model(changes: View) -> Iterator[str]:
     if not changes:
         return

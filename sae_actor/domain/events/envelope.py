@@ -27,7 +27,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         saes.DeleteRequested, saes.SaeDeleted, saes.DeleteFailed, saes.SteeringChanged, saes.MonitoringChanged,
         life.EffectInterrupted, saes.HookFaulted, life.GpuLost, life.CommandRejected,
         generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
-        life.SettingsReloaded, presets.PresetSaved, presets.PresetDeleted,
+        life.SettingsReloaded, presets.PresetSaved, presets.PresetDeleted, life.LogForked,
         labels.LabelsImported, labels.LabelsDeleted,
     )
 }  # fmt: skip

@@ -4,5 +4,6 @@ offline      verify and read a folder, without a service and without changing a 
 bundle       export and import; contents: the files of an export
 streamed     an export of a log that is being written, as a tar
 verifier     a program that goes with an export; explainer, explain_words: another
+histories    two logs side by side
 redaction    a payload erased, the chain kept
 """

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ...domain.events import ERASED
+from ...domain.events import ERASED, LogHead
+from ...domain.messages import LogOrigin
+from ...domain.structs import filled
 from ...errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ...ports import Head
 from ...ports.durability import fsync_path
@@ -23,6 +25,7 @@ from ..inspection import Findings, damage, inspect, missing_log, reading
 from ..lock import NAME as LOCK_NAME
 from ..lock import FolderLock, make_folder
 from ..new_database import NewDatabase
+from ..origin import forget_origin, write_origin
 from ..schema import COLUMNS, NAME
 from . import verifier
 from .contents import ABOUT, EVENTS, NAMES, companions, line_of
@@ -107,28 +110,32 @@ def _import(bundle: Path, folder: Path) -> Head:
         raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
         with contextlib.ExitStack() as stack:
-            about, batches = stack.enter_context(_opened(bundle))
+            about, batches = stack.enter_context(rows_of(bundle))
             database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
+            write_origin(folder, LogOrigin(reason="imported", log_id=about.log_id, head=filled(LogHead, about.head)))
             database.publish()
         Checkpoint.create(folder, about.log_id, about.head).close()
     except (sqlite3.Error, OSError) as error:
         raise LogUnusableError(f"{folder} cannot be written: {error}") from None
+    finally:
+        if not (folder / NAME).exists():
+            forget_origin(folder)
     return about.head
 
 
 def _check(bundle: Path) -> None:
     """Read all of a bundle; raises as `import_bundle`."""
     try:
-        with _opened(bundle) as (_, batches):
+        with rows_of(bundle) as (_, batches):
             for _ in batches:
                 pass
     except OSError as error:
         raise LogUnusableError(f"{bundle} cannot be read: {error.strerror}") from None
 
 
-class _About(NamedTuple):
+class About(NamedTuple):
     """What `log.json` says."""
 
     log_id: str
@@ -137,12 +144,12 @@ class _About(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
+def rows_of(bundle: Path) -> Iterator[tuple[About, Iterator[list[Row]]]]:
     """A bundle's `log.json`, and its rows, each batch verified before it is yielded, the head at the end."""
     with _files(bundle) as (said, lines):
         try:
             head = Head(said["head"]["position"], said["head"]["hash"])
-            about = _About(said["log_id"], str(said["created"]), head)
+            about = About(said["log_id"], str(said["created"]), head)
             walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
             raise LogDamagedError(f"{bundle}: {ABOUT} does not name its log") from None

@@ -38,7 +38,8 @@ NOT_FOR_USERS = {
     ("PUT", "/api/saes/{sae_id}/labels"), ("GET", "/api/saes/{sae_id}/labels"),
     ("DELETE", "/api/saes/{sae_id}/labels"), ("POST", "/api/vectors"), ("POST", "/api/directions"),
     ("GET", "/api/state"), ("GET", "/api/log"), ("GET", "/api/log/verify"), ("GET", "/api/log/diff"),
-    ("GET", "/api/log/explain"), ("GET", "/api/log/export"), ("GET", "/metrics"), ("GET", "/schema"),
+    ("GET", "/api/log/explain"), ("GET", "/api/log/export"), ("GET", "/api/log/backup"),
+    ("POST", "/api/generations/search"), ("GET", "/metrics"), ("GET", "/schema"),
 }  # fmt: skip
 """Each route that is not open is in one of the two: a new one has to be decided on."""
 
