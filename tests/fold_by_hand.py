@@ -56,6 +56,8 @@ class Books:
         self.presets: dict[str, Fields] = {}
         self.runs: dict[str, Fields] = {}
         """Those that have not ended."""
+        self.shelves: dict[str, list[Fields]] = {}
+        """SAE → the sources of its labels."""
 
     def enter(self, event: Fields) -> None:
         self.position = event["position"]
@@ -63,7 +65,10 @@ class Books:
         if data is None or event["schema"] != 1:
             return
         at, time = event["position"], event["time"]
-        for ledger in (self._models, self._files, self._attachments, self._texts, self._presets, self._measurements):
+        ledgers = (
+            self._models, self._files, self._attachments, self._texts, self._presets, self._measurements, self._labels,
+        )  # fmt: skip
+        for ledger in ledgers:
             ledger(kind, data, at, time)
         self._commands(kind, data, event)
 
@@ -130,6 +135,20 @@ class Books:
             sae["status"] = "cached"
         elif kind == "DeleteRequested":
             sae |= {"status": "deleting", "asked": at, "error": None}
+
+    # — labels —
+
+    def _labels(self, kind: str, data: Fields, at: int, _: str) -> None:
+        if kind == "SaeDeleted":
+            self.shelves.pop(data["sae_id"], None)
+        if kind not in ("LabelsImported", "LabelsDeleted"):
+            return
+        shelf = self.shelves.setdefault(data["sae_id"], [])
+        gone = [each["source"] if kind == "LabelsImported" else each for each in data["sources"]]
+        shelf[:] = [book for book in shelf if book["source"] not in gone]
+        if kind == "LabelsImported":
+            whole = {"sha256": data["sha256"], "default_source": data["source"], "position": at}
+            shelf.extend({**each, **whole} for each in data["sources"])
 
     # — SAEs on the model —
 
@@ -277,6 +296,7 @@ class Books:
                         for place in attached
                         if place["monitor"] is not None
                     ],
+                    "labels": {sae_id: shelf for sae_id, shelf in sorted(self.shelves.items()) if shelf},
                     "commands": list(self.open.values()),
                     "generations": list(self.texts.values()),
                     "presets": [preset for _, preset in sorted(self.presets.items())],

@@ -33,7 +33,16 @@ def problem(error: SAEError) -> ev.Problem:
 class Performer:
     """Binds effects to the hub and the engine."""
 
-    def __init__(self, engine: Engine, hub: Hub, progress: OnProgress, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        hub: Hub,
+        progress: OnProgress,
+        drain_seconds: float,
+        forget: Callable[[str], Awaitable[int]] | None = None,
+    ) -> None:
+        """forget: removes what is kept of an SAE besides its files; the bytes freed."""
+        self._forget = forget
         self._engine = engine
         self.hub = hub
         self._progress = progress
@@ -103,7 +112,8 @@ class Performer:
             case DetachEffect():
                 return await self._engine.detach(effect, self._drain_seconds)
             case DeleteEffect():
-                return await self.hub.delete(effect)
+                also = 0 if self._forget is None else await self._forget(effect.sae_id)
+                return also + await self.hub.delete(effect)
             case RunEffect():
                 if self.run is None:
                     raise InternalError("nothing computes runs here")

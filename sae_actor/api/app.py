@@ -33,6 +33,7 @@ from .routes import (
     vectors,
 )
 from .routes.audit import evidence, explain, export
+from .routes.names import features, labels
 from .runs import routes as runs
 from .runs import uploads
 from .text import activations, compare, tokens
@@ -44,8 +45,8 @@ from .types import Answer, AnyRequest
 
 ROOMS = (
     commands, models, saes, steering, presets, service, log, backups, evidence, explain, export, events, generations,
-    login, metrics, vectors, directions, text, responses, search, activations, contrast, lens, score, compare, tokens,
-    runs, uploads, web,
+    login, metrics, features, labels, vectors, directions, text, responses, search, activations, contrast, lens, score,
+    compare, tokens, runs, uploads, web,
 )  # fmt: skip
 """Modules that put their routes into the table."""
 

@@ -12,6 +12,8 @@ from ..config.access import Grant
 from ..domain.views.capabilities import Capabilities
 from ..domain.views.resources import waiting_for
 from ..errors import ForbiddenError, MailboxFullError, ReadOnlyError
+from ..features import Features
+from ..features.last_steered import LastSteered
 from ..generations import Generations
 from ..limits import BoundedSemaphore
 from ..ports import Backups, Engine, EventLog, Hub
@@ -45,6 +47,7 @@ class Context(Policy):
     hub: Hub
     engine: Engine
     runs: Runs
+    features: Features
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
     backups: Backups | None = None
@@ -77,6 +80,8 @@ class Context(Policy):
         )
     )
     """Held while weights are read on the device, which competes with generation."""
+    steered: LastSteered = field(default_factory=LastSteered)
+    """Where features were last steered."""
     past: StateCache = field(default_factory=StateCache)
     """States requested recently."""
     kept: KeptAnswers = field(default_factory=KeptAnswers)

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from .events import MadeFrom, RunId, RunKind, RunTexts, RunVariant
+from .events import LabelSource, MadeFrom, RunId, RunKind, RunTexts, RunVariant
 from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
 
 RepositoryId: TypeAlias = Annotated[
@@ -137,6 +137,24 @@ class KeepVectors(Command, frozen=True):
 
     sae_id: SaeId
     made_from: MadeFrom
+
+
+class ImportLabels(Command, frozen=True):
+    """Put labels on record whose file the service has written; `PUT /api/saes/{sae_id}/labels` sends it."""
+
+    sae_id: SaeId
+    source: str
+    sha256: str
+    labels: int
+    features: int
+    sources: tuple[LabelSource, ...]
+
+
+class DeleteLabels(Command, frozen=True):
+    """Forget the labels of a source, or all; `DELETE /api/saes/{sae_id}/labels` sends it."""
+
+    sae_id: SaeId
+    source: str | None = None
 
 
 class Attach(Command, frozen=True):

@@ -12,11 +12,13 @@ from .commands import (
     CancelDownload,
     CancelRun,
     Delete,
+    DeleteLabels,
     DeletePreset,
     DeleteRun,
     Detach,
     Download,
     Import,
+    ImportLabels,
     KeepVectors,
     LoadModel,
     Monitor,
@@ -38,7 +40,7 @@ from .effects import (
 from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop, WeighedImport
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, MeasuredRun, SaeFailed
-from .rules import admission, attachments, downloads, presets, runs
+from .rules import admission, attachments, downloads, labels, presets, runs
 from .rules.failures import failed
 from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
@@ -66,6 +68,10 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.import_(message.command, state, message.digest)
         case KeepVectors():
             return downloads.keep_vectors(message, state)
+        case ImportLabels():
+            return labels.import_labels(message, state)
+        case DeleteLabels():
+            return labels.delete_labels(message, state)
         case Delete():
             return downloads.delete(message, state)
         case Attach():

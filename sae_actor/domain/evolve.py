@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from . import events as ev
 from .events import Draft, Event, payload_of
 from .folds.attachments import attachments_after
+from .folds.labels import labels_after
 from .folds.restart import in_a_row, interrupted, wanted_after_start
 from .folds.runs import runs_after
 from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, Preset, SaeRecord, State
@@ -95,7 +96,8 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
             return _with_record(state, payload.sae_id, _record(state.saes.get(payload.sae_id), event, payload))
         case ev.SaeDeleted():
             left = tuple(a for a in state.attachments if a.sae_id != payload.sae_id or a.status != "failed")
-            return _with_record(replace(state, attachments=left), payload.sae_id, None)
+            labels = labels_after(state.labels, event, payload)
+            return _with_record(replace(state, attachments=left, labels=labels), payload.sae_id, None)
         case ev.AttachRequested():
             added = filled(
                 AttachmentState,
@@ -120,6 +122,8 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
             return replace(state, presets={**state.presets, payload.name: saved})
         case ev.PresetDeleted():
             return replace(state, presets=_without(state.presets, payload.name))
+        case ev.LabelsImported() | ev.LabelsDeleted():
+            return replace(state, labels=labels_after(state.labels, event, payload))
         case ev.GenerationStarted():
             opened = OpenGeneration(
                 generation_id=payload.generation_id,

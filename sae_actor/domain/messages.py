@@ -10,7 +10,9 @@ from . import events as ev
 from .chats import MessageSpan, Reasoning, Tokenization
 from .commands import (
     AnyCommand,
+    DeleteLabels,
     Import,
+    ImportLabels,
     KeepVectors,
     LoadModel,
     PresetName,
@@ -146,6 +148,8 @@ Message: TypeAlias = (
     AnyCommand
     | KeepVectors
     | RequestRun
+    | ImportLabels
+    | DeleteLabels
     | WeighedImport
     | ResolvedPreset
     | Start

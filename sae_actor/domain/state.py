@@ -176,6 +176,20 @@ class Preset(Struct, frozen=True, kw_only=True):
         return tuple(each.sae_id for each in self.interventions if not state.has_weights_of(each))
 
 
+class LabelFile(Struct, frozen=True, kw_only=True):
+    """What is said of an SAE's features by one source."""
+
+    source: str
+    sha256: str
+    """The file that it is read from."""
+    default_source: str
+    """The source of the file's lines that name none."""
+    labels: int
+    features: int
+    position: int
+    """Position of its LabelsImported. Where sources differ, the later one counts."""
+
+
 class OpenCommand(Struct, frozen=True, kw_only=True):
     command_id: str
     type: str
@@ -212,6 +226,8 @@ class State(Struct, frozen=True, kw_only=True):
     model: ModelState | None = None
     saes: dict[str, SaeRecord] = {}
     attachments: tuple[AttachmentState, ...] = ()
+    labels: dict[str, tuple[LabelFile, ...]] = {}
+    """SAE → the sources of its labels, oldest first."""
     commands: dict[str, OpenCommand] = {}
     generations: dict[str, OpenGeneration] = {}
     presets: dict[str, Preset] = {}

@@ -22,6 +22,7 @@ from ..errors import (
     ModelNotLoadedError,
     SAENotAttachedError,
 )
+from ..formats.settings.statistics import Statistics, read_statistics
 from ..ports import (
     AttachedSae,
     EvaluatedGroup,
@@ -51,7 +52,6 @@ from .saes.at_rest import resolved_at_rest
 from .saes.feature_details import feature_details
 from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
-from .saes.statistics import Statistics, read_statistics
 from .settings import EngineSettings
 from .worker import Worker
 

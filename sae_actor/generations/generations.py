@@ -33,7 +33,7 @@ from ..errors import (
 from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
-from .monitoring import Monitors, watches
+from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, Requested, RunningGeneration, abandon
 
@@ -63,6 +63,7 @@ class Generations:
         record_text: bool = False,
         deadline_seconds: float = 600.0,
         places: int | None = None,
+        labels: LabelsOf = unlabelled,
     ) -> None:
         """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
         long for it. places: how many generations may be admitted at a time; further ones are refused before anything
@@ -73,7 +74,7 @@ class Generations:
         self._actor = actor
         self._engine = engine
         self._record_text = record_text
-        self._monitors = Monitors(actor.broadcast)
+        self._monitors = Monitors(actor.broadcast, labels)
         self.ended: Counter[Labels] = Counter()
         """Ended generations since the process started, by finish reason."""
         self._throughput = Throughput()

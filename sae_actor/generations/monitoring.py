@@ -8,14 +8,15 @@ generation never waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
 from ..domain.state import AttachmentState, State
 from ..domain.structs import filled
 from ..limits import TokenBucket
-from ..ports import Activations, Watch
+from ..ports import Activations, Watch, labelled
 from ..subscriptions import Broadcast
 from .running import RunningGeneration
 
@@ -35,11 +36,20 @@ def _watch(attachment: AttachmentState) -> Watch:
     return filled(Watch, attachment.monitoring, sae=attachment.active(), every_seconds=EVERY_SECONDS)
 
 
+LabelsOf: TypeAlias = Callable[[str], Awaitable[Mapping[int, str]]]
+"""SAE → the labels of its features."""
+
+
+async def unlabelled(_: str) -> Mapping[int, str]:
+    return {}
+
+
 class Monitors:
     """Publishes the generations' readings while their SAE is monitored."""
 
-    def __init__(self, broadcast: Broadcast) -> None:
+    def __init__(self, broadcast: Broadcast, labels: LabelsOf) -> None:
         self._broadcast = broadcast
+        self._labels = labels
         self._allowance = TokenBucket(PER_SECOND, BURST, asyncio.get_running_loop().time)
 
     async def follow(
@@ -53,12 +63,12 @@ class Monitors:
         own, at, texts = len(generation.started.watched), 0, [*prompt]
         while await generation.stream.has(at):
             token = generation.made[at]
-            self._publish(generation.started.generation_id, token.activations[own:], texts, state())
+            await self._publish(generation.started.generation_id, token.activations[own:], texts, state())
             generation.made[at] = replace(token, activations=token.activations[:own])
             texts.append(token.text)
             at += 1
 
-    def _publish(
+    async def _publish(
         self, generation_id: str, readings: Sequence[Activations], texts: Sequence[str | None], state: State
     ) -> None:
         """Publish the newest position of each reading. texts: the text of every token so far."""
@@ -72,6 +82,6 @@ class Monitors:
                 "sae_id": each.sae_id,
                 "position": position,
                 "token": texts[position],
-                "features": each.rows[-1],
+                "features": labelled(each.rows[-1], await self._labels(each.sae_id)),
             }
             self._broadcast.announce("activations", event)

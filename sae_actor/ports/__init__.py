@@ -27,6 +27,7 @@ from .generation import (
     Token,
     Tokenized,
     Watch,
+    labelled,
 )
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors

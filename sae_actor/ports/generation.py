@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Mapping
+
+from msgspec import UNSET, Struct, UnsetType
 
 from ..domain.chats import MessageSpan, Reasoning
 from ..domain.events import Receipt, Sampling
@@ -31,6 +33,15 @@ class FeatureActivation(Struct, frozen=True):
 
     feature: int
     activation: float
+    label: str | UnsetType = UNSET
+    """Of the feature, if it has one; who shows the activation adds it."""
+
+
+def labelled(row: tuple[FeatureActivation, ...], labels: Mapping[int, str]) -> tuple[FeatureActivation, ...]:
+    """The activations with the labels of their features."""
+    if not labels:
+        return row
+    return tuple(FeatureActivation(each.feature, each.activation, labels.get(each.feature, UNSET)) for each in row)
 
 
 class Activations(Struct, frozen=True, kw_only=True):

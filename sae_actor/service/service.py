@@ -44,6 +44,7 @@ from ..domain.messages import Start
 from ..domain.structs import filled
 from ..errors import NotReadyError, ReadOnlyError, SAEError, SAEInUseError
 from ..eventlog import SqliteLog
+from ..features import Features
 from ..generations import Generations
 from ..ports import Progress
 from ..runs import RunFolder, Runs
@@ -97,7 +98,16 @@ class Service:
         )
         self.engine = LazyEngine(lambda: adapters.engine(settings), self.hub.fetch_model)
         self.broadcast = Broadcast(log)
-        performer = Performer(self.engine, self.hub, self._announce, settings.engine.drain_seconds)
+        self.features = Features(
+            deployment.folder,
+            self.hub,
+            lambda: self.actor.state,
+            settings.data.upload_bytes,
+            read_only=log.read_only,
+        )
+        performer = Performer(
+            self.engine, self.hub, self._announce, settings.engine.drain_seconds, self.features.forget
+        )
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
         performer.run = self.runs.perform
@@ -108,6 +118,7 @@ class Service:
             record_text=settings.audit.record_text,
             deadline_seconds=settings.engine.deadline_seconds,
             places=settings.engine.max_running + settings.engine.max_waiting,
+            labels=self.features.labels,
         )
         self.context = Context(
             actor=self.actor,
@@ -118,6 +129,7 @@ class Service:
             runs=self.runs,
             texts_roots=tuple(Path(root).expanduser() for root in settings.data.texts_roots),
             upload_bytes=settings.data.upload_bytes,
+            features=self.features,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
             backups=ServiceBackups(log, deployment.folder, lambda: self.actor.state, adapters.clock),
@@ -135,6 +147,7 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
+        await self.features.start()
         if self.actor.state.branch_id is not None:
             self.broadcast.follow_branch(self.actor.state.branch_id)
         _tune_garbage_collector()
@@ -306,6 +319,7 @@ class Service:
         await self.generations.close()
         await self.actor.stop()
         await self.hub.close()
+        self.features.close()
         if not await _within(self.engine.close, CLOSE_SECONDS):
             # Its thread is in a load that cannot be interrupted. Everything durable is closed: exit without it.
             await self.log.close()

@@ -23,6 +23,7 @@ from sae_actor.config.access import Access, Grant, operator
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
+from sae_actor.features import Features
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
 from sae_actor.ports.clock import SystemClock
@@ -100,6 +101,8 @@ async def serving(
     engine: FakeEngine | None = None,
     hub: FakeHub | None = None,
     runs_folder: Path | None = None,
+    data: Path | None = None,
+    upload_bytes: int = 2**20,
 ) -> AsyncIterator[Running]:
     log = log if log is not None else MemoryLog()
     engine = engine if engine is not None else FakeEngine()
@@ -114,12 +117,14 @@ async def serving(
     def announce(progress: Progress) -> None:
         loop.call_soon_threadsafe(broadcast.announce, *progress_frame(progress))
 
-    performer = Performer(engine, hub, announce, drain_seconds)
+    folder = data if data is not None else Path(tempfile.mkdtemp(prefix="data-"))
+    features = Features(folder, hub, lambda: actor.state, upload_bytes)
+    performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
-    kept_in = runs_folder if runs_folder is not None else Path(tempfile.mkdtemp(prefix="runs-"))
-    runs = Runs(RunFolder(kept_in / "runs"), engine, lambda: actor.state, announce, again=0.05)
+    runs = Runs(RunFolder((runs_folder or folder) / "runs"), engine, lambda: actor.state, announce, again=0.05)
     performer.run = runs.perform
     await actor.replay()
+    await features.start()
     start = Start(
         version="test",
         max_attachments=max_attachments,
@@ -127,7 +132,7 @@ async def serving(
         run_progress=runs.folder.progress(actor.state.runs),
     )
     await actor.start(start)
-    texts = Generations(actor, engine, record_text=record_text)
+    texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
     context = Context(
         actor=actor,
         generations=texts,
@@ -135,7 +140,8 @@ async def serving(
         hub=hub,
         engine=engine,
         runs=runs,
-        texts_roots=(kept_in,),
+        texts_roots=(runs_folder or folder,),
+        features=features,
         capabilities=lambda: CAPABILITIES,
         access=Access([*map(operator, tokens), *grants]),
         cors_origins=cors_origins,
@@ -169,9 +175,10 @@ async def serving(
         await serve
         await actor.stop()
         await engine.close()
+        features.close()
+        if data is None:
+            shutil.rmtree(folder, ignore_errors=True)
         listener.close()
-        if runs_folder is None:
-            shutil.rmtree(kept_in, ignore_errors=True)
 
 
 @pytest.fixture

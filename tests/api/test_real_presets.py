@@ -13,6 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from sae_actor.api import Context, create_app
+from sae_actor.features import Features
 from sae_actor.runs import RunFolder, Runs
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.reproducing.making import Recorder, recording
@@ -29,18 +30,22 @@ EDITS = {"calm": {"feature": 3, "strength": 30.0}, "bold": {"feature": 7, "stren
 async def over_http(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
     model = save_tiny_model(folder / "a-model")
     async with recording(folder / "log", model) as service:
+        actor = service.actor
+        features = Features(folder, service.hub, lambda: actor.state, 2**20)
         context = Context(
-            actor=service.actor,
+            actor=actor,
             generations=service.texts,
             log=service.log,
             hub=service.hub,
             engine=service.engine,
             runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: service.actor.state, lambda _: None),
+            features=features,
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             yield client, service
+        features.close()
 
 
 async def answered(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:

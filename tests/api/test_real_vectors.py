@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_actor.api import Context, create_app
 from sae_actor.cli import main
+from sae_actor.features import Features
 from sae_actor.runs import RunFolder, Runs
 from sae_actor.sae import load_sae
 from tests.engine.tiny import HIDDEN, save_tiny_model, save_tiny_sae
@@ -48,6 +49,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
     """`more`: as `recording` takes it."""
     async with recording(folder, model, max_attachments=4, **more) as service:
         actor = service.actor
+        features = Features(folder, service.hub, lambda: actor.state, 2**20)
         context = Context(
             actor=actor,
             generations=service.texts,
@@ -55,11 +57,13 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
             hub=service.hub,
             engine=service.engine,
             runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None),
+            features=features,
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             yield client, service
+        features.close()
 
 
 async def kept(client: httpx.AsyncClient, *, layer: int = 1, **body: Any) -> str:

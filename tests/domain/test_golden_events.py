@@ -34,7 +34,7 @@ def test_the_types_and_their_order_are_fixed() -> None:
         SaeDetached DeleteRequested SaeDeleted DeleteFailed SteeringChanged MonitoringChanged EffectInterrupted
         HookFaulted GpuLost CommandRejected GenerationStarted GenerationFinished PayloadRedacted LogTruncated
         SettingsReloaded PresetSaved PresetDeleted LogForked
-        RunRequested RunCompleted RunFailed RunCancelled RunDeleted
+        RunRequested RunCompleted RunFailed RunCancelled RunDeleted LabelsImported LabelsDeleted
     """
     assert list(PAYLOADS) == recorded.split()
 

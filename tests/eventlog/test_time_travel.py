@@ -98,6 +98,7 @@ def over_http(world: World) -> httpx.ASGITransport:
         "hub": world.hub,
         "engine": world.engine,
         "runs": None,
+        "features": None,
     }
     if not _served:
         context = Context(**edges, capabilities=dict)  # type: ignore[arg-type]  # named as its fields are

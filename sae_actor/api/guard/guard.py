@@ -5,7 +5,7 @@
     Authorization          the token of a grant; or the cookie of a login, which needs our own Origin to write
     role                   a viewer reads (GET, HEAD, OPTIONS, and routes that say so), an operator does the rest; a
                            user has the routes that say so, which is checked where they are run
-    Content-Type           a body is application/json
+    Content-Type           a body is application/json, or what its route says
     the query              no token, and nothing twice
 
 It wraps the whole application, so that paths without a route are checked too. HEAD is answered as GET without the
@@ -15,6 +15,7 @@ body.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,9 +37,14 @@ class Guard(Middleware):
         self._policy = policy
         self._open_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.open)
         self._reading_routes = frozenset((each.method, each.path) for each in OPERATIONS if each.reads)
-        self._media = {(each.method, each.path): each.media for each in OPERATIONS if each.media}
+        self._media = [(each.method, _pattern(each.path), each.media) for each in OPERATIONS if each.media]
         # Two, so that reads never wait for a flood of commands. Probes and the page use none.
         self._reading, self._writing = RequestThrottle(), RequestThrottle()
+
+    def _media_of(self, method: str, path: str) -> tuple[str, ...]:
+        """The media types of the route's body, if it is not JSON."""
+        found = (media for each, pattern, media in self._media if each == method and pattern.fullmatch(path))
+        return next(found, ())
 
     async def handle(self, scope: Any, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         policy = self._policy
@@ -54,7 +60,7 @@ class Guard(Middleware):
             is_open = ("GET" if scope["method"] == "HEAD" else scope["method"], scope["path"]) in self._open_routes
             may_read = (scope["method"], scope["path"]) in self._reading_routes
             caller = caller_of(scope, policy, is_open, reads=may_read)
-            check_body(scope, self._media.get((scope["method"], scope["path"]), ()))
+            check_body(scope, self._media_of(scope["method"], scope["path"]))
             scope["caller"] = caller
         except SAEError as error:
             await refuse(scope, receive, hardened, error)
@@ -72,6 +78,11 @@ class Guard(Middleware):
         else:
             with policy.sessions.lasting(session_id) as ended:
                 await _until(ended, next_app, scope, receive, hardened)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """Of the addresses of a route."""
+    return re.compile(re.sub(r"{\w+}", "[^/]+", path))
 
 
 async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
-from msgspec import Meta, Struct, structs
+from msgspec import Struct, structs
 
 from ...config.admissible import admissible
 from ...domain.commands import (
@@ -24,16 +24,16 @@ from ...domain.events import AttachRequested, DownloadCancelled, SaeAttached, Sa
 from ...domain.placement import target
 from ...domain.refs import Dtype, Exclusions, HookPoint, Layer, Mode
 from ...domain.rules import attachments
-from ...domain.rules.admission import attached_sae
+from ...domain.state import State
 from ...domain.structs import filled
 from ...domain.views.attachments import Attachment, attachment_view
 from ...domain.views.fields import Bytes, Position
 from ...domain.views.saes import Sae, sae_view
 from ...domain.weights import sae_id_of
 from ...errors import BadRequestError, SAEError, SAEUnsupportedError
-from ...ports import CatalogEntry, Hub, NearFeature, TokenWeight
+from ...ports import CatalogEntry, Hub
 from ..answers import answer, state_of
-from ..context import context, device
+from ..context import context
 from ..disconnects import heard
 from ..openapi.json_schema import REPOSITORY, REVISION
 from ..operations import Query, operation
@@ -112,27 +112,6 @@ class Compatibility(Struct, frozen=True, kw_only=True):
     errors: tuple[Objection, ...]
 
 
-class Feature(Struct, frozen=True, kw_only=True):
-    """What the weights, the unembedding and the SAE's folder say of a feature."""
-
-    sae_id: str
-    feature: int
-    decoder_norm: float
-    bias: float | None
-    threshold: float | None
-    nearest: tuple[NearFeature, ...]
-    promoted: tuple[TokenWeight, ...]
-    suppressed: tuple[TokenWeight, ...]
-    label: str | None
-    max_activation: float | None
-    density: float | None
-    top_tokens: tuple[str, ...]
-    profile: Annotated[
-        dict[str, Any] | None,
-        Meta(description="its row in the newest profile of these weights at this hook point, with examples"),
-    ]
-
-
 class Disk(Struct, frozen=True, kw_only=True):
     used_bytes: Bytes
     quota_bytes: Bytes | None
@@ -153,40 +132,21 @@ async def _nothing(request: AnyRequest) -> None:
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
     saes = tuple(sae_view(record, state) for record in state.saes.values())
+    attachment = attachment_view(state, await _labels(request, state))
     disk = Disk(used_bytes=await context(request).hub.disk_use(), quota_bytes=context(request).quota_bytes)
-    return answer(request, SaeList(saes=saes, attachment=attachment_view(state), disk=disk))
+    return answer(request, SaeList(saes=saes, attachment=attachment, disk=disk))
 
 
 @operation("GET", "/api/saes/attachment", "What is attached", returns=Attachment, users=True, tag="saes")
 async def get_attachment(request: AnyRequest) -> Answer:
-    return answer(request, attachment_view(state_of(request)))
+    state = state_of(request)
+    return answer(request, attachment_view(state, await _labels(request, state)))
 
 
-@operation("GET", "/api/saes/{sae_id}/features/{feature}",
-           "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
-           "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
-           "out), its entry in `features.json` next to the weights, and what the newest profile found: its row, and "
-           "`max_activation` and `density` where the folder does not say them",
-           returns=Feature,
-           errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
-                   "mailbox_full"),
-           users=True, tag="saes")  # fmt: skip
-async def get_feature(request: AnyRequest) -> Answer:
-    sae_id, written = request.path_params["sae_id"], request.path_params["feature"]
-    if not re.fullmatch(r"[0-9]{1,10}", written):
-        raise BadRequestError("a feature is a whole number, 0 or above", param="feature")
-    engine = device(request)
-    sae = attached_sae(state_of(request), sae_id, (int(written),))
-    async with heard(request), context(request).looks.taken():
-        details = await engine.feature(sae.attach_position, int(written))
-        runs = context(request).runs
-        profile = None if runs is None else await runs.profiles.row(sae.attach_position, int(written))
-    own: dict[str, Any] = {}
-    if profile is not None:
-        own = {"max_activation": details.max_activation, "density": details.density}
-        own["max_activation"] = profile["max"] if details.max_activation is None else details.max_activation
-        own["density"] = profile["density"] if details.density is None else details.density
-    return answer(request, filled(Feature, details, sae_id=sae_id, profile=profile, **own))
+async def _labels(request: AnyRequest, state: State) -> dict[str, Mapping[int, str]]:
+    """Of the SAEs that are steered."""
+    features = context(request).features
+    return {each.sae_id: await features.labels(each.sae_id) for each in state.attached if each.steering}
 
 
 @operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), users=True, tag="saes")

@@ -11,9 +11,10 @@ from ...domain.commands import Steer
 from ...domain.events import SteeringChanged
 from ...domain.refs import Edits
 from ...domain.rules import attachments
-from ...domain.views.attachments import AttachedSteering, steering_view
+from ...domain.views.attachments import AttachedSteering, labels_of, steering_view
 from ...errors import SAENotAttachedError
 from ..answers import answer, state_of
+from ..context import context
 from ..operations import operation
 from ..requests import body_of
 from ..submission import EXAMPLES, REFUSALS, command_for, finish
@@ -34,7 +35,7 @@ async def get_steering(request: AnyRequest) -> Answer:
     attachment = state.attachment(sae_id)
     if attachment is None:
         raise SAENotAttachedError(f"{sae_id} is not attached", sae_id=sae_id)
-    return answer(request, steering_view(attachment))
+    return answer(request, steering_view(attachment, await context(request).features.labels(sae_id)))
 
 
 @operation("PUT", "/api/saes/{sae_id}/steering", "Replace the edits", body=SteeringBody, returns=AttachedSteering,
@@ -52,4 +53,7 @@ async def delete_steering(request: AnyRequest) -> Answer:
 
 
 async def _steer(request: AnyRequest, fields: dict[str, Any]) -> Answer:
-    return await finish(request, command_for(request, Steer, **fields), AttachedSteering, SteeringChanged)
+    command = command_for(request, Steer, **fields)
+    known = await context(request).features.labels(command.sae_id) if command.features else {}
+    labels = labels_of(command.features, known)
+    return await finish(request, command, AttachedSteering, SteeringChanged, labels=labels)

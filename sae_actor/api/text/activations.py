@@ -19,7 +19,7 @@ from ...domain.rules.attachments import model_and_position
 from ...domain.views.fields import Digest
 from ...errors import BadRequestError
 from ...generations import read_prompt
-from ...ports import FeatureActivation, Watch
+from ...ports import FeatureActivation, Watch, labelled
 from ..answers import state_of
 from ..context import check_intervention, context, device
 from ..limits import tokens_of
@@ -178,6 +178,7 @@ async def post_activations(request: AnyRequest) -> Answer:
     _refuse_much(body, prompts, features, model.width(point) or model.hidden_size, as_tensors=as_tensors)
     own = None if body.sae is None else await raw_request(body.sae, state, engine)
     seconds, lists = context(request).generations.deadline_seconds, LongLists()
+    labels = {} if sae is None else await context(request).features.labels(sae.sae_id)
 
     async def one(given: ReadInput) -> _Reading:
         # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
@@ -198,7 +199,7 @@ async def post_activations(request: AnyRequest) -> Answer:
         sinks, raw = found[-1].sinks, found[-1].raw
         if as_tensors:
             return _Reading(intervention, sinks, raw)
-        rows: list[Any] = [()] * len(sinks) if sae is None else list(found[0].rows)
+        rows: list[Any] = [()] * len(sinks) if sae is None else [labelled(row, labels) for row in found[0].rows]
         del found  # encoded here and now, so that no more than some prompts are held as objects
         return _Reading(
             intervention,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
-from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized
+from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized, labelled
 from .answers import (
     FINAL,
     AppliedIntervention,
@@ -62,6 +62,8 @@ class Choice:
     """The answer includes the reasoning, if the model's chats mark it."""
     names: bool = False
     """Log probabilities of named tokens were requested."""
+    labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """SAE → labels of features, for those of which activations are shown."""
 
     @property
     def apart(self) -> bool:
@@ -192,7 +194,13 @@ class Choice:
         read = [pieces for token in self.text.made for pieces in token.activations[: len(watched)]]
         read += finished.activations[: len(watched)]
         return {
-            sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
+            sae.sae_id: tuple(
+                labelled(row, self.labels.get(sae.sae_id, {}))
+                for each in read
+                if each.sae_id == sae.sae_id
+                for row in each.rows
+            )
+            for sae in watched
         }
 
 

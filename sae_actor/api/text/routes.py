@@ -210,6 +210,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             of.append(prompt)
     command_id = None if key is None else key.command_id
     opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
+    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
     choices = tuple(
         Choice(
             kind,
@@ -220,6 +221,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             scores=body.scores is not None,
             thoughts=body.thoughts,
             names=bool(watched),
+            labels=labels,
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )

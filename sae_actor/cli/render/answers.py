@@ -263,6 +263,11 @@ def state(answer: Answer) -> str:
     for each in answer["monitors"]:
         lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
     lines += [f"preset      {each['name']}, saved at position {each['position']}" for each in answer["presets"]]
+    lines += [
+        f"labels      {each['labels']} of {sae_id} by {each['source']}, imported at position {each['position']}"
+        for sae_id, sources in answer["labels"].items()
+        for each in sources
+    ]
     lines += [f"open        {one['type']} {one['command_id']}" for one in answer["commands"]]
     lines += [f"running     generation {one['generation_id']}" for one in answer["generations"]]
     return plain("\n".join(lines))

@@ -1,7 +1,8 @@
 """Events: one payload struct per type, and the envelope that the log stores.
 
     payload                             what all payloads share: a schema; a command's digest; a `Problem`
-    life, model, saes, presets, generations, runs    the payloads, by subject; sampling: settings of a generation
+    life, model, saes, presets, labels, generations, runs    the payloads, by subject
+    sampling                            the settings of a generation
     upcasting                           payloads of earlier schemas, as those of today
     envelope                            `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
@@ -13,6 +14,7 @@ the position of its intent, the fencing token.
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft, payload_of, stored
 from .generations import GenerationFinished, GenerationStarted, Receipt, ScoreSummary
+from .labels import LabelsDeleted, LabelsImported, LabelSource
 from .life import (
     ActorStarted,
     ActorStopped,

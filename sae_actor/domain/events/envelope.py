@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from . import generations, life, model, presets, runs, saes
+from . import generations, labels, life, model, presets, runs, saes
 from .payload import Payload
 from .upcasting import upcast
 
@@ -29,6 +29,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
         life.SettingsReloaded, presets.PresetSaved, presets.PresetDeleted, life.LogForked,
         runs.RunRequested, runs.RunCompleted, runs.RunFailed, runs.RunCancelled, runs.RunDeleted,
+        labels.LabelsImported, labels.LabelsDeleted,
     )
 }  # fmt: skip
 """Event type → payload struct. The order is fixed: a test pins it."""

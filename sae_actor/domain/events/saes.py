@@ -97,6 +97,8 @@ class SaeDeleted(Payload, frozen=True, kw_only=True):
     request_position: int
     sae_id: str
     freed_bytes: int
+    labels: int = 0
+    """Labels of its features that went with it."""
 
 
 class DeleteFailed(Payload, frozen=True, kw_only=True):

@@ -7,5 +7,6 @@ attachments    attach, detach, steer and monitor them
 presets        interventions with a name
 runs           long measurements
 edits          which edits of features may be in force
+labels         what is said of features
 admission      generations, and the intervention that each takes with it
 """

@@ -126,7 +126,8 @@ def deleted(at: int, freed: int, state: State) -> list[ev.Payload]:
     record = _under_way(state, at)
     if record is None:
         return []
-    gone = ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed)
+    labels = sum(each.labels for each in state.labels.get(record.sae_id, ()))
+    gone = ev.SaeDeleted(request_position=at, sae_id=record.sae_id, freed_bytes=freed, labels=labels)
     return [gone, *without_sae(record.sae_id, state)]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Mapping
+
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from ..refs import Edit, Exclusion, HookPoint, Mode, Monitoring
 from ..state import AttachmentState, State
@@ -25,6 +28,8 @@ class AttachmentFields(Struct, frozen=True, kw_only=True):
     steering: tuple[Edit, ...] | None
     steering_enabled: bool | None
     position: Position | None
+    labels: dict[str, str] | UnsetType = UNSET
+    """Feature → its label, of those edited that have one; in answers about now alone."""
 
 
 class Attachment(AttachmentFields, frozen=True, kw_only=True):
@@ -40,6 +45,8 @@ class AttachedSteering(Struct, frozen=True, kw_only=True):
     features: tuple[Edit, ...]
     enabled: bool
     position: Position
+    labels: dict[str, str] | UnsetType = UNSET
+    """Feature → its label, of those edited that have one."""
 
 
 class Monitored(Struct, frozen=True, kw_only=True):
@@ -52,6 +59,11 @@ class Monitored(Struct, frozen=True, kw_only=True):
     position: Position | None
 
 
+def labels_of(edits: tuple[Edit, ...], labels: Mapping[int, str]) -> dict[str, str] | UnsetType:
+    """Next to the edits, which a client may send back as they are."""
+    return {str(edit.feature): labels[edit.feature] for edit in edits if edit.feature in labels} or UNSET
+
+
 def attachment_fields(attachment: AttachmentState) -> AttachmentFields:
     return filled(
         AttachmentFields,
@@ -62,15 +74,21 @@ def attachment_fields(attachment: AttachmentState) -> AttachmentFields:
     )
 
 
-def attachment_view(state: State) -> Attachment:
-    """The first attached SAE's fields, and all of them in `attachments`."""
-    shown = tuple(attachment_fields(a) for a in state.attached)
+def attachment_view(state: State, labels: Mapping[str, Mapping[int, str]] | None = None) -> Attachment:
+    """The first attached SAE's fields, and all of them in `attachments`. labels: SAE → labels of its features."""
+    shown = tuple(
+        replace(attachment_fields(a), labels=labels_of(a.steering, (labels or {}).get(a.sae_id, {})))
+        for a in state.attached
+    )
     first = shown[0] if shown else None
-    return filled(Attachment, first, is_attached=first is not None, attachments=shown)
+    known = UNSET if first is None else first.labels
+    return filled(Attachment, first, is_attached=first is not None, attachments=shown, labels=known)
 
 
-def steering_view(attachment: AttachmentState) -> AttachedSteering:
-    return filled(AttachedSteering, attachment, features=attachment.steering)
+def steering_view(attachment: AttachmentState, labels: Mapping[int, str] | None = None) -> AttachedSteering:
+    return filled(
+        AttachedSteering, attachment, features=attachment.steering, labels=labels_of(attachment.steering, labels or {})
+    )
 
 
 def monitor_view(attachment: AttachmentState, monitoring: Monitoring) -> Monitored:

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..events import Problem
 from ..refs import HookPoint, Mode
-from ..state import OpenCommand, OpenGeneration, Preset, State
+from ..state import LabelFile, OpenCommand, OpenGeneration, Preset, State
 from ..structs import filled
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
 from .fields import Bytes, Position
@@ -41,6 +41,8 @@ class ServiceState(Struct, frozen=True, kw_only=True):
     saes: dict[str, Sae]
     attachments: tuple[AttachmentFields, ...]
     monitors: tuple[Monitored, ...]
+    labels: dict[str, tuple[LabelFile, ...]]
+    """SAE → the sources of its labels, oldest first; the later one counts."""
     commands: tuple[OpenCommand, ...]
     generations: tuple[OpenGeneration, ...]
     presets: tuple[Preset, ...]
@@ -85,6 +87,7 @@ def state_view(state: State) -> ServiceState:
         saes={sae_id: sae_view(record, state) for sae_id, record in sorted(state.saes.items())},
         attachments=tuple(attachment_fields(a) for a in state.attached),
         monitors=tuple(monitor_view(a, a.monitoring) for a in state.attached if a.monitoring is not None),
+        labels=dict(sorted(state.labels.items())),
         commands=tuple(state.commands.values()),
         generations=tuple(state.generations.values()),
         presets=tuple(preset for _, preset in sorted(state.presets.items())),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ...domain.refs import Edit
 from ...domain.state import SaeLocation
+from ...formats.settings.statistics import Statistics, read_statistics
 from ...sae import load_sae
 from ...sae.units import resolve_units
-from .statistics import Statistics, read_statistics
 
 
 def resolved_at_rest(location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ...domain.refs import HookPoint
+from ...formats.settings.statistics import Statistics
 from ...ports import FeatureDetails, NearFeature, TokenWeight
 from ...sae import SAE
 from ..model.loading import LoadedModel
-from .statistics import Statistics
 
 SHOWN = 10
 """Nearest features, tokens promoted, tokens suppressed."""

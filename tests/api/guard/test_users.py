@@ -27,7 +27,7 @@ FOR_USERS = {
     ("GET", "/api/model"), ("GET", "/api/capabilities"), ("GET", "/api/catalog"), ("GET", "/api/presets"),
     ("GET", "/api/saes"), ("GET", "/api/saes/attachment"), ("GET", "/api/saes/{sae_id}"),
     ("GET", "/api/saes/{sae_id}/steering"), ("GET", "/api/saes/{sae_id}/compatibility"),
-    ("GET", "/api/saes/{sae_id}/features/{feature}"),
+    ("GET", "/api/saes/{sae_id}/features"), ("GET", "/api/saes/{sae_id}/features/{feature}"),
     ("GET", "/api/generations"), ("GET", "/api/generations/{generation_id}"), ("GET", "/api/events"),
 }  # fmt: skip
 NOT_FOR_USERS = {
@@ -35,7 +35,8 @@ NOT_FOR_USERS = {
     ("POST", "/api/saes/download"), ("POST", "/api/saes/{sae_id}/attach"), ("POST", "/api/saes/{sae_id}/detach"),
     ("POST", "/api/saes/{sae_id}/cancel"), ("DELETE", "/api/saes/{sae_id}"),
     ("PUT", "/api/saes/{sae_id}/steering"), ("DELETE", "/api/saes/{sae_id}/steering"),
-    ("POST", "/api/vectors"), ("POST", "/api/directions"),
+    ("PUT", "/api/saes/{sae_id}/labels"), ("GET", "/api/saes/{sae_id}/labels"),
+    ("DELETE", "/api/saes/{sae_id}/labels"), ("POST", "/api/vectors"), ("POST", "/api/directions"),
     ("GET", "/api/state"), ("GET", "/api/log"), ("GET", "/api/log/verify"), ("GET", "/api/log/diff"),
     ("GET", "/api/log/explain"), ("GET", "/api/log/export"), ("GET", "/api/log/backup"),
     ("POST", "/api/generations/search"), ("GET", "/api/runs"), ("GET", "/api/runs/{run_id}"),

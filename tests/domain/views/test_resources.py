@@ -121,9 +121,8 @@ def test_the_model() -> None:
 
 def test_the_whole_state() -> None:
     assert plain(state_view(EMPTY)) == {
-        "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "commands": [], "generations": [],
-        "presets": [],
-        "runs": [],
+        "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "labels": {},
+        "presets": [], "runs": [], "commands": [], "generations": [],
     }  # fmt: skip
     story = given(*attached_steered()).when(Detach(sae_id=A))
     view = plain(state_view(story.state))

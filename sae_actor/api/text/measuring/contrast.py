@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from ....domain.refs import Exclusions, SaeId
 from ....domain.rules.admission import read_sae, reading
@@ -118,6 +119,8 @@ async def post_contrast(request: AnyRequest) -> Answer:
     refuse_bare(b, "negative")
     async with heard(request), context(request).looks.taken():
         features = await asyncio.to_thread(_contrasted, a, b, body)
+    labels = await context(request).features.labels(sae.sae_id)
+    features = tuple(replace(each, label=labels.get(each.feature)) for each in features)
     tokens = sum(each.excluded.count(False) for each in found)
     excluded = sum(len(each.excluded) for each in found) - tokens
     return answer(request, Contrasted(features=features, sae_id=sae.sae_id, tokens=tokens, excluded=excluded))

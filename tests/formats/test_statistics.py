@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sae_actor.demo import SAE_FOLDER
-from sae_actor.engine.saes.statistics import NAME, Statistics, read_statistics
 from sae_actor.errors import SAEInvalidError
+from sae_actor.formats.settings.statistics import NAME, Statistics, read_statistics
 
 
 def test_of_the_bundled_sae(demo_sae: Path) -> None:
