@@ -1,8 +1,9 @@
 """The scheduler: the running generations, and one step of them, in one forward pass if the model allows it.
 
-Every generation in decode is in every step. Prompts are prefilled in chunks, so that a long one does not hold up the
-others. A generation that must run alone takes its own steps in between, and so does every generation of a model without
-batching. A failed step is tried again for each of its generations, so that only the one at fault ends.
+Every generation in decode is in every step. Prompts are prefilled in chunks, shared out by `prefill`, so that a long
+one does not hold up the others. A generation that must run alone takes its own steps in between, and so does every
+generation of a model without batching. A failed step is tried again for each of its generations, so that only the one
+at fault ends.
 Nothing but `DeviceLostError` leaves a step.
 """
 
@@ -27,6 +28,7 @@ from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
 from .grammars import Masks
 from .model_runner import ModelRunner
+from .prefill import Prompt, PromptShares
 from .sampler import Asked, choose_all, processed_logits
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Scheduler:
         self._runner: ModelRunner | None = None
         self._cache_bytes = 0
         self._alone_next = False
+        self._shares = PromptShares()
 
     def use(self, runner: ModelRunner | None, cache_bytes: int = 0) -> None:
         """Another model, or none; nothing is running. Generations may take `cache_bytes` together."""
@@ -165,6 +168,7 @@ class Scheduler:
     def _choose(self, runner: ModelRunner) -> list[_Turn]:
         """The generations of the next step."""
         texts = [text for text in self._running if not text.over]
+        most = self._limits.prompt_tokens
         alone = [text for text in texts if text.alone or not runner.together]
         together = [text for text in texts if not text.alone and runner.together]
         if alone and (self._alone_next or not together):
@@ -172,20 +176,15 @@ class Scheduler:
             # To the back of the row, for the others that are to be alone.
             self._running.remove(alone[0])
             self._running.append(alone[0])
-            return [_turn(alone[0], self._limits.prompt_tokens)]
+            return [_turn(alone[0], most)]
         self._alone_next = True
-        turns = []
-        room = self._limits.prompt_tokens
-        for text in together:
-            if not text.in_prefill:
-                turns.append(_turn(text, 1))
-            elif room > 0:
-                turn = _turn(text, room)
-                if len(turn.piece.ids) > room < self._limits.prompt_tokens:
-                    continue  # it cannot be cut so short: first in the next step
-                room -= len(turn.piece.ids)
-                turns.append(turn)
-        return turns
+        prompts = self._shares.share([self._prompt(each) for each in together if each.in_prefill], most)
+        counts = [(text, prompts.get(text, 0) if text.in_prefill else 1) for text in together]
+        return [_turn(text, count) for text, count in counts if count]
+
+    def _prompt(self, text: Generation) -> Prompt:
+        left = len(text.request.token_ids) - text.at
+        return Prompt(text, left, len(text.next_tokens(1)), len(text.next_tokens(self._limits.prompt_tokens)))
 
     def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:
         try:
