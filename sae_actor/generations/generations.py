@@ -34,6 +34,7 @@ from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
+from .places import has_place
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, Requested, RunningGeneration
 
@@ -62,8 +63,8 @@ class Generations:
         places: int | None = None,
     ) -> None:
         """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
-        long for it. places: how many generations may be admitted at a time; further ones are refused before anything
-        is recorded."""
+        long for it. places: how many generations may be admitted at a time (see `has_place`); further requests are
+        refused before anything is recorded."""
         self.deadline_seconds = deadline_seconds
         self.stop_wait_seconds = STOP_WAIT_SECONDS
         self.places = places
@@ -76,8 +77,8 @@ class Generations:
         self._throughput = Throughput()
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
-        self._opening: dict[asyncio.Task[Any], int] = {}
-        """Admission under way → how many generations it admits."""
+        self._opening: dict[asyncio.Task[Any], tuple[str, int]] = {}
+        """Admission under way → whose, and how many generations it admits."""
         self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open_all(
@@ -88,13 +89,13 @@ class Generations:
         if self.places is not None and len(requested) > max(1, self.places):
             detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
             raise BadRequestError(detail, param="n")
-        opening_now = sum(self._opening.values())
-        if self.places is not None and len(self._running) + opening_now + len(requested) > self.places:
+        taken = self._taken()
+        if self.places is not None and not has_place(taken, principal, len(requested), self.places):
             # The running ones end next. By the time the client returns, those that wait now should be gone.
-            seconds = self._throughput.seconds_for(self.waiting + opening_now)
+            seconds = self._throughput.seconds_for(taken.total() - self.running)
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
         opening = asyncio.create_task(self._open(requested, principal, command_id))
-        self._opening[opening] = len(requested)
+        self._opening[opening] = principal, len(requested)
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
@@ -102,6 +103,13 @@ class Generations:
             # Its start may be on record already; its end must follow.
             opening.add_done_callback(_abandon)
             raise
+
+    def _taken(self) -> Counter[str]:
+        """Places that are taken, by principal."""
+        taken = Counter(generation.principal for generation in self._running.values())
+        for principal, count in self._opening.values():
+            taken[principal] += count
+        return taken
 
     @property
     def tokens(self) -> Counter[Labels]:
