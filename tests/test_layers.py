@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.memory": DOMAIN | {"engine.failures"},
     "engine.interventions": DOMAIN | {"ports", "models", "sae", "engine.failures"},
     "engine.tokens": DOMAIN | {"ports"},
-    "engine.decoding": DOMAIN | {"ports", "engine.failures", "engine.interventions", "engine.tokens"},
+    "engine.decoding": DOMAIN | {"limits", "ports", "engine.failures", "engine.interventions", "engine.tokens"},
     "engine.model": DOMAIN | {"ports", "models", "telemetry"} | ENGINE - {"engine.saes"},
     "engine.saes": DOMAIN | {"ports", "formats", "sae"} | ENGINE,
     "engine": DOMAIN | {"ports", "formats", "models", "sae"} | ENGINE,

@@ -180,6 +180,7 @@ class Generations:
             options,
             requested,
             token_ids=token_ids,
+            share=event.principal,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...domain.refs import FinishReason
 from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
+from ...limits import FairQueue
 from ..failures import explained
 from ..interventions.edit_sets import MergedEdits
 from ..interventions.hook_site import HookFault
@@ -58,7 +59,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         self._running: deque[Generation] = deque()
-        self._waiting: deque[Generation] = deque()
+        self._waiting = FairQueue[Generation]()
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -83,11 +84,11 @@ class Scheduler:
         return not self._running
 
     def admit(self, text: Generation) -> None:
-        """Queue it after all that wait. It ends if its model was unloaded since its request."""
+        """Queue it after all of its share that wait. It ends if its model was unloaded since its request."""
         if self._runner is None:
             text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
-        self._waiting.append(text)
+        self._waiting.push(text.request.share, text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
@@ -120,17 +121,17 @@ class Scheduler:
             text.fail(DeviceLostError(error.detail))
 
     def sweep(self) -> None:
-        """Release ended generations and admit waiting ones, in order, while there is room."""
+        """Release ended generations and admit waiting ones, in their turn, while there is room."""
         for text in (*self._running, *self._waiting):
             if text.over:
                 self._release(text)
         if any(text.over for text in (*self._running, *self._waiting)):
             self._running = deque(text for text in self._running if not text.over)
-            self._waiting = deque(text for text in self._waiting if not text.over)
+            self._waiting.keep(lambda text: not text.over)
         while self._waiting and len(self._running) < self._limits.running:
-            if self._running and self._needed((*self._running, self._waiting[0])) > self._cache_bytes:
+            if self._running and self._needed((*self._running, self._waiting.first)) > self._cache_bytes:
                 break
-            self._running.append(self._waiting.popleft())
+            self._running.append(self._waiting.pop())
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
