@@ -73,7 +73,7 @@ class Generations:
         self._record_text = record_text
         self._monitors = Monitors(actor.broadcast)
         self.ended: Counter[Labels] = Counter()
-        """Ended generations since the process started, by finish reason."""
+        """Ends on record since the process started, by finish reason."""
         self._throughput = Throughput()
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
@@ -218,15 +218,16 @@ class Generations:
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
-        self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.report(SaeFailed(ended.faulted, fault))
         try:
             record = await self._record(generation, record, token_ids, ended)
         except SAEError as error:
-            # An end that is not on record is not delivered as if it were.
+            # An end that is not on record is not delivered as if it were, nor counted.
             ended = error
+        else:
+            self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.reason == "error":
             ended = failure(ended)
         elif isinstance(ended, Finished) and ended.reason == "cancelled" and generation.cut_short is not None:
