@@ -14,6 +14,7 @@ The map. Arrows of import point down only (a test keeps it so).
     engine/              the device: the model, interventions on it, decoding
     measuring/           statistics of what was read
     sae/                 the algebra of SAEs
+    backups/             the data folder as one file, and back
     hub/                 SAEs and models on disk: downloaded, imported, deleted
     eventlog/            the log: append-only, hash-chained; its audit
     formats/             SAE files, one reader per family

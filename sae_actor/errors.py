@@ -185,6 +185,10 @@ class AnswerGoneError(SAEError):
     code, status, title = "answer_gone", 409, "The answer is not kept any more"
 
 
+class PresetNotFoundError(SAEError):
+    code, status, title = "preset_not_found", 404, "No such preset"
+
+
 class PreconditionFailedError(SAEError):
     code, status, title = "precondition_failed", 412, "The state has changed"
 

@@ -53,6 +53,7 @@ class Books:
         """Attachments in their order: each has `asked`, the position of its AttachRequested."""
         self.open: dict[str, Fields] = {}
         self.texts: dict[str, Fields] = {}
+        self.presets: dict[str, Fields] = {}
 
     def enter(self, event: Fields) -> None:
         self.position = event["position"]
@@ -60,7 +61,7 @@ class Books:
         if data is None or event["schema"] != 1:
             return
         at, time = event["position"], event["time"]
-        for ledger in (self._models, self._files, self._attachments, self._texts):
+        for ledger in (self._models, self._files, self._attachments, self._texts, self._presets):
             ledger(kind, data, at, time)
         self._commands(kind, data, event)
 
@@ -105,6 +106,7 @@ class Books:
                 self.saes[data["sae_id"]] = sae
             elif data.get("joined") is None and not data.get("reused"):
                 sae |= {"asked": at, "status": "downloading", "error": None}
+                sae["coming"] = data.get("path") if sae["source"] == "import" else None
             return
         if kind == "SaeDeleted":
             self.saes.pop(data["sae_id"], None)
@@ -115,6 +117,8 @@ class Books:
         if kind == "DownloadCompleted":
             sae |= {"status": "cached", "commit": data.get("commit"), "files": data["files"], "about": data["sae"]}
             sae |= {"weights": data["weights_sha256"], "error": None}
+            if not data.get("reused"):
+                sae["path"] = sae.get("coming") or sae["path"]
             sae["weights_files"] = data.get("weights_files") or _weights_files(data["files"], data["weights_sha256"])
         elif kind in ("DownloadFailed", "DeleteFailed"):
             sae |= {"status": settled, "error": data["error"]}
@@ -219,10 +223,18 @@ class Books:
         elif kind == "GenerationFinished":
             self.texts.pop(data["generation_id"], None)
 
+    def _presets(self, kind: str, data: Fields, at: int, time: str) -> None:
+        if kind == "PresetSaved":
+            usual: Fields = {"weights_files": [], "mode": "steer", "steering": [], "asked": [], "exclude": None}
+            saved = {"name": data["name"], "description": data.get("description"), "position": at, "saved_at": time}
+            self.presets[data["name"]] = saved | {"interventions": [usual | each for each in data["interventions"]]}
+        elif kind == "PresetDeleted":
+            self.presets.pop(data["name"], None)
+
     def _commands(self, kind: str, data: Fields, event: Fields) -> None:
         name = ASKED.get(kind)
         if kind == "GenerationStarted":
-            self.texts[data["generation_id"]]["command_id"] = event["command_id"]
+            self.texts[data["generation_id"]] |= {name: event[name] for name in ("command_id", "principal")}
         if kind == "DownloadRequested":
             name = {"import": "Import", "vectors": "KeepVectors"}.get(data.get("source", "hub"), "Download")
         if name is not None and event["command_id"] is not None:
@@ -256,6 +268,7 @@ class Books:
                     ],
                     "commands": list(self.open.values()),
                     "generations": list(self.texts.values()),
+                    "presets": [preset for _, preset in sorted(self.presets.items())],
                 }
             )
         )

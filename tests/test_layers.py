@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eventlog.audit": DOMAIN | {"ports", "eventlog"},
     "hub": DOMAIN | {"limits", "ports", "formats", "formats.registry", "formats.vectors", "models"},
     "hub.child": DOMAIN | {"ports", "formats", "formats.registry", "models", "hub"},
+    "backups": DOMAIN | {"limits", "ports", "eventlog", "eventlog.audit", "hub"},
     "sae": DOMAIN | {"formats", "formats.registry"},
     "measuring": set(),
     "engine.failures": DOMAIN,
@@ -70,11 +71,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": DOMAIN | HTTP | {"limits", "ports", "config", "actor", "subscriptions", "generations", "api.guard",
                             "api.openapi"},
     "api.server": DOMAIN | HTTP | {"api.guard"},
+    "api.routes.audit": DOMAIN | HTTP | {"ports", "eventlog", "eventlog.audit", "subscriptions", "api"},
     "api.routes": DOMAIN | HTTP | {"ports", "config", "telemetry", "actor", "subscriptions", "generations", "api",
-                                   "api.guard", "api.openapi"},
+                                   "api.guard", "api.openapi", "api.routes.audit"},
     "api.text": DOMAIN | HTTP | {"ports", "measuring", "actor", "subscriptions", "generations", "api", "api.openapi"},
     "api.web": HTTP,
-    "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.text", "api.web"},
+    "api.app": DOMAIN | HTTP | {"api", "api.guard", "api.openapi", "api.routes", "api.routes.audit", "api.text",
+                                "api.web"},
 }  # fmt: skip
 """Room → rooms below it. A module belongs to the longest of these names that its own begins with. Rooms that are not
 named here are wiring, and may import everything."""

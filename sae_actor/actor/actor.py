@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..domain import events as ev
-from ..domain.commands import Command, Steer
+from ..domain.commands import Command, Import, SavePreset, Steer
 from ..domain.effects import Residents
-from ..domain.events import Draft, Event, draft, stored
+from ..domain.events import Event, draft
 from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
 from ..domain.pending import pending, residents
@@ -33,12 +33,13 @@ from ..errors import (
 )
 from ..ports import Clock, Engine, EventLog
 from ..subscriptions import PAGE, Broadcast
+from .appender import Appender
 from .counts import ActorCounts
 from .effect_runner import EffectRunner
 from .history import Accepted, accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
 from .performer import Performer, failed
-from .strengths import raw_command, raw_request
+from .strengths import raw_command, raw_requests
 from .turn import RefusalRecorder, Turn
 
 logger = logging.getLogger(__name__)
@@ -58,12 +59,13 @@ class Actor:
         self.read_only: str | None = None
         """The reason if the log can no longer be written, else None."""
         self.started = False
-        """True once the log is taken over; the device then follows it."""
+        """The log is taken over, and the device follows it."""
         self.failure: asyncio.Future[SAEError] = asyncio.get_running_loop().create_future()
-        """Set when the service must end: the log failed, or the device is lost."""
+        """Set when the service must end."""
         self._log = log
         self._engine = engine
         self._clock = clock
+        self._appender = Appender(log, clock, self.counts)
         self.performer = performer
         self._runner = EffectRunner(performer.perform, failed, performer.undo, self.report)
         self._residents: Residents | None = None
@@ -103,7 +105,7 @@ class Actor:
     async def acknowledge(self, loss: ev.LogTruncated) -> None:
         """Put an accepted loss on record, before anything else happens."""
         made = draft(loss, time=self._clock.now(), command_id=None, principal="system")
-        for event in await self._append([made]):
+        for event in await self._appender.append([made], self.state.position):
             self.state = evolve(self.state, event)
             self.broadcast.publish([event])
 
@@ -119,8 +121,7 @@ class Actor:
     async def stop(self, reason: str = "requested") -> None:
         """Drain, then record the stop.
 
-        After a failure no stop is recorded: the next start sees a crash, and counts interrupted effects as attempts.
-        """
+        After a failure no stop is recorded: the next start sees a crash, and counts interrupted effects as attempts."""
         if self._task is None or self._stopped:
             return
         await self.drain()
@@ -151,9 +152,9 @@ class Actor:
             keyed=key is not None,
             expected_revision=expected_revision,
         )
-        if isinstance(command, Steer):
+        if isinstance(command, Import | SavePreset | Steer):
             try:
-                envelope.decided = await raw_command(command, self.state, self._engine)
+                envelope.decided = await raw_command(command, self.state, self._engine, self.performer.hub)
             except SAEError as error:
                 envelope.refused = error
         accepted: Accepted = await self._send(envelope)
@@ -172,9 +173,10 @@ class Actor:
         is removed from the device; it must not wait or raise. command_id: derived from an idempotency key."""
         message = AdmitGenerations(requests=tuple(requests))
         self._open_for_writing(message)
-        raw = tuple([await raw_request(each, self.state, self._engine) for each in requests])
-        message = AdmitGenerations(requests=raw)
-        envelope = Envelope(message, principal, self._future(), command_id=command_id, begin=begin, weight=len(raw))
+        message = AdmitGenerations(requests=await raw_requests(requests, self.state, self._engine))
+        envelope = Envelope(
+            message, principal, self._future(), command_id=command_id, begin=begin, weight=len(requests)
+        )
         events: tuple[Event, ...] = await self._send(envelope)
         return events
 
@@ -237,7 +239,7 @@ class Actor:
         began, before = self._clock.monotonic(), self.state
         for envelope in envelopes:
             await turn.take(envelope)
-        recorded = await self._append(turn.drafts) if turn.drafts else ()
+        recorded = await self._appender.append(turn.drafts, self.state.position)
         self.state = turn.state
         if any(event.type == "GpuLost" for event in recorded):
             self._fail(DeviceLostError("the device is lost"))
@@ -247,12 +249,6 @@ class Actor:
         self.counts.took(turn, before, recorded, self._clock.monotonic() - began)
         # After the answers: serving a thousand readers takes longer than answering this turn.
         self.broadcast.publish(recorded)
-
-    async def _append(self, drafts: Sequence[Draft]) -> tuple[Event, ...]:
-        began = self._clock.monotonic()
-        recorded = stored(drafts, await self._log.append(drafts, expected=self.state.position))
-        self.counts.appended(recorded, self._clock.monotonic() - began)
-        return recorded
 
     @staticmethod
     def _begin(turn: Turn, recorded: tuple[Event, ...]) -> None:
@@ -297,6 +293,10 @@ class Actor:
 
     def _cannot_write(self, error: SAEError, turn: Turn, envelopes: Sequence[Envelope]) -> None:
         """Stop recording. After a full disk the service still serves reads; after any other failure it ends."""
+        for event in self._appender.done:  # a part of a large turn may be durable
+            if event.position > self.state.position:
+                self.state = evolve(self.state, event)
+                self.broadcast.publish([event])
         self.read_only = error.detail
         logger.error("the log cannot be written: %s", error.detail)
         if not isinstance(error, DiskFullError):

@@ -30,7 +30,7 @@ class ActorCounts:
     def refused(self, message: object) -> None:
         """Count a message that got no turn, or whose turn could not be stored."""
         if isinstance(message, Command):
-            self.commands[message.name, "refused"] += 1
+            self.commands[message.type_name, "refused"] += 1
 
     def appended(self, events: Sequence[Event], seconds: float) -> None:
         self.append_seconds.observe(seconds)
@@ -42,9 +42,9 @@ class ActorCounts:
         opened: dict[str, str] = {}
         for envelope, answer in turn.answers:
             if isinstance(envelope.message, Command):
-                self.commands[envelope.message.name, _outcome(answer)] += 1
+                self.commands[envelope.message.type_name, _outcome(answer)] += 1
                 if isinstance(answer, slice) and envelope.command_id is not None:
-                    opened[envelope.command_id] = envelope.message.name
+                    opened[envelope.command_id] = envelope.message.type_name
         was_open = {key: command.type for key, command in before.commands.items()}
         closed = {key: name for key, name in {**was_open, **opened}.items() if key not in turn.state.commands}
         if closed:

@@ -33,7 +33,7 @@ class Performer:
 
     def __init__(self, engine: Engine, hub: Hub, progress: OnProgress, drain_seconds: float) -> None:
         self._engine = engine
-        self._hub = hub
+        self.hub = hub
         self._progress = progress
         self._drain_seconds = drain_seconds
         self._under_way: dict[int, int] = {}
@@ -71,7 +71,7 @@ class Performer:
             self._progress(progress)
 
         try:
-            return await self._hub.download(effect, on_progress)
+            return await self.hub.download(effect, on_progress)
         finally:
             self._downloaded += self._under_way.pop(at, 0)
 
@@ -80,7 +80,7 @@ class Performer:
         if not isinstance(effect, DownloadEffect):
             return
         try:
-            await self._hub.discard(effect)
+            await self.hub.discard(effect)
         except Exception as error:
             # Files that stay on disk have no record; the effect has ended either way.
             cause = error.detail if isinstance(error, SAEError) else type(error).__name__
@@ -93,13 +93,13 @@ class Performer:
             case DownloadEffect():
                 return await self._download(effect)
             case ImportEffect():
-                return await self._hub.import_(effect)
+                return await self.hub.import_(effect)
             case AttachEffect():
-                return await self._engine.attach(effect, await self._hub.locate(effect.location))
+                return await self._engine.attach(effect, await self.hub.locate(effect.location))
             case DetachEffect():
                 return await self._engine.detach(effect, self._drain_seconds)
             case DeleteEffect():
-                return await self._hub.delete(effect)
+                return await self.hub.delete(effect)
 
 
 def failed(effect: Effect, error: SAEError) -> Report:

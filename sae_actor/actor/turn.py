@@ -44,7 +44,7 @@ class RefusalRecorder:
             return None
         skipped, self._not_recorded = self._not_recorded, 0
         return ev.CommandRejected(
-            command=command.name,
+            command=command.type_name,
             error=problem(error),
             sae_id=getattr(command, "sae_id", None),
             not_recorded=skipped,
@@ -122,7 +122,7 @@ class Turn:
             self._add(envelope, [event])
         except Exception:
             # The refusal stands; an error whose fields cannot be written must not end the only writer.
-            logger.exception("a refused %s could not be put on record", envelope.message.name)
+            logger.exception("a refused %s could not be put on record", envelope.message.type_name)
 
     def _add(self, envelope: Envelope, payloads: list[Payload]) -> slice:
         """All of one envelope's events, or none of them."""
@@ -157,7 +157,9 @@ class Turn:
 def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | None, str]:
     """The command of an event: the envelope's, or the one whose request it answers."""
     if isinstance(payload, ev.GenerationFinished) and payload.generation_id in state.generations:
-        return state.generations[payload.generation_id].command_id, envelope.principal
+        # The end belongs to whoever asked for the text, also where a start records it.
+        begun = state.generations[payload.generation_id]
+        return begun.command_id, begun.principal
     request_position = None if isinstance(payload, ev.Intent) else getattr(payload, "request_position", None)
     command = state.command_at(request_position) if request_position is not None else None
     if command is not None:

@@ -5,6 +5,7 @@ context        what every route may use
 operations     one table of routes, for the framework and for the description alike
 types          requests and answers of the framework
 requests       strict JSON bodies and headers
+names          names of the model on /v1, with presets
 vectors        vectors on their way to the data folder and on record
 submission     commands on their way to the actor, and their answers
 answers        JSON with the ETag of its state

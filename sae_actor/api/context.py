@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..actor import Actor
+from ..config.access import Grant
 from ..domain.views.capabilities import Capabilities
 from ..domain.views.resources import waiting_for
-from ..errors import MailboxFullError, ReadOnlyError
+from ..errors import ForbiddenError, MailboxFullError, ReadOnlyError
 from ..generations import Generations
 from ..limits import BoundedSemaphore
-from ..ports import Engine, EventLog, Hub
+from ..ports import Backups, Engine, EventLog, Hub
 from .guard.access_log import AccessLog
 from .guard.attempts import Attempts
 from .guard.policy import Policy
@@ -42,10 +44,14 @@ class Context(Policy):
     engine: Engine
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
+    backups: Backups | None = None
+    """None: the log has no files."""
     max_readers: int = 2048
     """Streams of events at the same time."""
     heartbeat: float = 15.0
     """Seconds between two comments, and two checkpoints, of a stream of events."""
+    model_name: str = ""
+    """`[model] name`: what the loaded model is called on `/v1`; empty: the last part of its id."""
     seeding: bool = False
     """Whether the demo's first contents are still on their way."""
     quota_bytes: int | None = None
@@ -92,6 +98,46 @@ def device(request: AnyRequest) -> Engine:
     return service.engine
 
 
+class Intervening(Protocol):
+    """What a request says of its intervention."""
+
+    @property
+    def preset(self) -> str | None: ...
+    @property
+    def baseline(self) -> bool | None: ...
+    @property
+    def steering(self) -> object: ...
+    @property
+    def interventions(self) -> object: ...
+
+
+def grant_of(request: AnyRequest) -> Grant:
+    """The caller, as the checks found it."""
+    found: Grant = request.scope["caller"]  # type: ignore[typeddict-item]  # put there by `guard`
+    return found
+
+
+def user_of(request: AnyRequest) -> str | None:
+    """The name of a caller with the role `user`, who sees its own generations only."""
+    grant = grant_of(request)
+    return grant.name if grant.role == "user" else None
+
+
+def check_intervention(request: AnyRequest, own: Intervening, *, usual_is_none: bool = False) -> None:
+    """`ForbiddenError` for a caller that may use some presets alone, and asks for another intervention.
+
+    usual_is_none: a request that says nothing runs without an intervention, not under the server's.
+    """
+    grant = grant_of(request)
+    if grant.presets is None:
+        return
+    bare = own.baseline is True or (usual_is_none and own.baseline is None)
+    named = own.preset in grant.presets if own.preset is not None else bare
+    if not named or own.steering is not None or own.interventions is not None:
+        allowed = ", ".join(grant.presets)
+        raise ForbiddenError(f"{grant.name} may generate under a preset of its own ({allowed}) or with sae.baseline")
+
+
 def principal(request: AnyRequest) -> str:
     """The caller, as the checks found: the name of the grant, `local` if no token is required."""
-    return str(request.scope["caller"].name)  # type: ignore[typeddict-item]  # put there by `guard`
+    return grant_of(request).name

@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Response, route
 from litestar.handlers import HTTPRouteHandler
 
+from ..errors import ForbiddenError
 from .types import Answer, AnyRequest
 
 Handler = Callable[[AnyRequest], Awaitable[Answer]]
@@ -60,6 +61,8 @@ class Operation:
     """Answered without a token."""
     reads: bool = False
     """Changes nothing, whatever its method: a viewer may ask for it."""
+    users: bool = False
+    """The role `user` may ask for it."""
     rest: bool = False
     """The last part of the path may hold slashes."""
     max_body: int = 4 * 1024 * 1024
@@ -104,10 +107,18 @@ def _path(each: Operation) -> str:
     return each.path.replace("}", ":path}" if each.rest else ":str}")
 
 
+def _refuse_users(request: AnyRequest) -> None:
+    caller: Any = request.scope.get("caller")
+    if caller is not None and caller.role == "user":
+        raise ForbiddenError(f"{caller.name} may not do this: the token has the role user")
+
+
 def _litestar(each: Operation) -> HTTPRouteHandler:
     handler = each.handler
 
     async def run(request: AnyRequest) -> Answer:
+        if not (each.users or each.open):
+            _refuse_users(request)
         return await handler(request)
 
     run.__name__ = handler.__name__

@@ -43,6 +43,9 @@ class OpenAIFault(TypedDict):
     code: str
     generation_id: NotRequired[str]
     """Of an answer that is gone."""
+    missing: NotRequired[tuple[str, ...]]
+    incompatible: NotRequired[tuple[str, ...]]
+    """Of a preset: its SAEs that are not attached, or attached with other weights."""
 
 
 class OpenAIError(TypedDict):
@@ -79,6 +82,10 @@ def openai_view(error: SAEError) -> OpenAIError:
     }
     if isinstance(error, AnswerGoneError) and "generation_id" in error.fields:
         fault["generation_id"] = error.fields["generation_id"]
+    if "missing" in error.fields:
+        fault["missing"] = error.fields["missing"]
+    if "incompatible" in error.fields:
+        fault["incompatible"] = error.fields["incompatible"]
     return {"error": fault}
 
 
@@ -90,13 +97,18 @@ def problem_response(path: str, error: SAEError) -> Response[bytes]:
         headers["retry-after"] = str(max(1, int(retry_after or 1)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    on_v1 = path.startswith(("/v1/", *OPENAI))
+    on_v1 = is_openai(path)
     return Response(
         content=msgspec.json.encode(openai_view(error) if on_v1 else problem_view(error)),
         status_code=error.status,
         media_type="application/json" if on_v1 else "application/problem+json",
         headers=headers,
     )
+
+
+def is_openai(path: str) -> bool:
+    """Whether a path is answered in OpenAI's shape."""
+    return path.startswith(("/v1/", *OPENAI))
 
 
 def on_error(request: AnyRequest, error: SAEError) -> Response[bytes]:

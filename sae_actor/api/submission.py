@@ -25,7 +25,7 @@ from .types import Answer, AnyRequest
 REFUSALS = (
     "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
     "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
-    "sae_unsupported", "model_not_loaded", "positions_unknown",
+    "sae_unsupported", "model_not_loaded", "positions_unknown", "preset_not_found",
 )  # fmt: skip
 """What the rules may refuse a command with."""
 _SAE = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")
@@ -45,6 +45,13 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Delete": {"type": "Delete", "sae_id": _SAE},
     "Steer": {"type": "Steer", "sae_id": _SAE, "features": [_EDIT]},
     "Monitor": {"type": "Monitor", "sae_id": _SAE, "enabled": True, "features": [584], "top_k": 5},
+    "SavePreset": {
+        "type": "SavePreset",
+        "name": "calm",
+        "description": "less of it",
+        "interventions": [{"sae_id": _SAE, "steering": [_EDIT]}],
+    },
+    "DeletePreset": {"type": "DeletePreset", "name": "calm"},
 }
 """A body for each command."""
 

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 
 from .. import __version__
 from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
-from ..ports.clock import rfc3339
-from . import exit_codes
+from . import exit_codes, values
 
 SERVING = ("demo", "serve")
 NAMES = "hub id, saelens:RELEASE/SAE_ID or neuronpedia:MODEL/SOURCE"
-
-COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
-"""Endings of compressed archives: an export cannot be one, so such a destination is refused."""
-
-_RFC_3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-)
-
-
-_SIGNED = re.compile(r"-[0-9.]")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,9 +41,12 @@ def parser() -> argparse.ArgumentParser:
     _add_serving(commands)
     _add_resources(commands)
     _add_steering(commands)
+    _add_presets(commands)
     _add_text(commands)
     _add_log(commands)
+    _add_backups(commands)
     _add_families(commands)
+    _add_tokens(commands)
     return top
 
 
@@ -75,7 +64,7 @@ def _add_serving(commands: _Commands) -> None:
     serve.add_argument("--model", metavar="MODEL", help="model to load at the start: hub id or local path")
     serve.add_argument("--read-only", action="store_true", help="serve a log without changing it")
     serve.add_argument(
-        "--accept-truncation", type=_position, metavar="N", help="continue at position N after events were lost"
+        "--accept-truncation", type=values.position, metavar="N", help="continue at position N after events were lost"
     )
 
 
@@ -105,7 +94,7 @@ def _add_resources(commands: _Commands) -> None:
     _client(commands, "list", "the SAEs on disk")
     attach = _client(commands, "attach", "attach an SAE to the model")
     _sae(attach)
-    attach.add_argument("--layer", type=_layer, metavar="N", help="default: the layer it was trained at")
+    attach.add_argument("--layer", type=values.layer, metavar="N", help="default: the layer it was trained at")
     attach.add_argument("--mode", choices=get_args(Mode), default="steer")
     attach.add_argument("--replace", action="store_true", help="replace what is attached")
     _exclude(attach, "positions that reconstruct passes through", "what the edits leave out, or sink")
@@ -116,13 +105,32 @@ def _add_resources(commands: _Commands) -> None:
 def _add_steering(commands: _Commands) -> None:
     steer = _client(commands, "steer", "replace the steering of an attached SAE")
     _sae(steer)
-    steer.add_argument("edits", nargs="*", type=_edit, metavar="FEATURE=STRENGTH")
+    steer.add_argument("edits", nargs="*", type=values.edit, metavar="FEATURE=STRENGTH")
     steer.add_argument("--clear", action="store_true", help="no edits at all")
     steer.add_argument("--disable", action="store_true", help="keep the edits, but switch them off")
-    steer.add_argument("--method", choices=get_args(Method), default="add")
-    steer.add_argument("--positions", choices=get_args(NamedPositions), default="all")
-    steer.add_argument("--unit", choices=get_args(Unit), default="raw")
-    _exclude(steer, "positions that are left alone", "sink")
+    _of_edits(steer)
+
+
+def _add_presets(commands: _Commands) -> None:
+    about = "interventions with a name"
+    preset = commands.add_parser("preset", help=about, description=about)
+    inside = preset.add_subparsers(dest="preset_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    _client(inside, "list", "the presets, and whether each can be used now")
+    save = _client(inside, "save", "save edits of an SAE under a name")
+    save.add_argument("name", metavar="NAME", help="small letters, digits and . _ -")
+    _sae(save)
+    save.add_argument("edits", nargs="*", type=values.edit, metavar="FEATURE=STRENGTH")
+    save.add_argument("--description", metavar="TEXT")
+    save.add_argument("--mode", choices=get_args(Mode), default="steer")
+    _of_edits(save)
+    _client(inside, "delete", "delete a preset").add_argument("name", metavar="NAME")
+
+
+def _of_edits(each: argparse.ArgumentParser) -> None:
+    each.add_argument("--method", choices=get_args(Method), default="add")
+    each.add_argument("--positions", choices=get_args(NamedPositions), default="all")
+    each.add_argument("--unit", choices=get_args(Unit), default="raw")
+    _exclude(each, "positions that are left alone", "sink")
 
 
 def _add_text(commands: _Commands) -> None:
@@ -131,13 +139,15 @@ def _add_text(commands: _Commands) -> None:
     generate.add_argument("--chat", action="store_true", help="send it as a user message, through the chat template")
     generate.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     generate.add_argument("--max-tokens", type=int, metavar="N")
-    generate.add_argument("--temperature", type=_number, metavar="T", help="0 is greedy")
-    generate.add_argument("--top-p", type=_number, metavar="P")
+    generate.add_argument("--temperature", type=values.number, metavar="T", help="0 is greedy")
+    generate.add_argument("--top-p", type=values.number, metavar="P")
     generate.add_argument("--seed", type=int)
     generate.add_argument("--stop", action="append", metavar="TEXT", help="may be given several times")
-    generate.add_argument("--baseline", action="store_true", help="without any intervention")
+    instead = generate.add_mutually_exclusive_group()
+    instead.add_argument("--baseline", action="store_true", help="without any intervention")
+    instead.add_argument("--preset", metavar="NAME", help="under this preset instead of the service's steering")
     events = _client(commands, "events", "follow the service's events")
-    events.add_argument("--after", type=_position, metavar="N", help="only events after position N")
+    events.add_argument("--after", type=values.position, metavar="N", help="only events after position N")
     events.add_argument("--types", metavar="A,B", help="only these types")
 
 
@@ -152,41 +162,83 @@ def _add_families(commands: _Commands) -> None:
     families.add_argument("--revision", metavar="R", default="main", help="of a hub id")
 
 
+def _add_tokens(commands: _Commands) -> None:
+    about = "the service's tokens"
+    token = commands.add_parser("token", help=about, description=about)
+    inside = token.add_subparsers(dest="token_command", metavar="COMMAND", required=True, parser_class=_Parser)
+    listed = inside.add_parser("list", help="who holds a token and what each may do; never the tokens")
+    listed.add_argument("--config", type=Path, metavar="FILE", help="settings, in the form of config.toml")
+    listed.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _add_backups(commands: _Commands) -> None:
+    backup = _client(commands, "backup", "the log and what belongs to it as one file, of a running service")
+    backup.add_argument("file", type=values.destination, metavar="FILE", help="tar to create")
+    backup.add_argument("--saes", action="store_true", help="with the files of SAEs")
+    backup.add_argument("--data-dir", metavar="DIR", help="of the folder of a stopped service instead")
+    about = "make a data folder of a backup, verified before anything is in it; it must be empty or missing"
+    restore = commands.add_parser("restore", help=about, description=about)
+    restore.add_argument("file", type=Path, metavar="FILE", help="as `backup` wrote it")
+    restore.add_argument("--data-dir", metavar="DIR", help="folder to make (default: that of the service)")
+    restore.add_argument("--json", action="store_true", help="print the raw answer")
+
+
 def _add_log(commands: _Commands) -> None:
-    log = commands.add_parser("log", help="the audit, offline, from the log alone")
+    log = commands.add_parser("log", help="the audit, from the log alone: its files, or a running service")
     inside = log.add_subparsers(dest="log_command", metavar="COMMAND", required=True, parser_class=_Parser)
-    show = _log(inside, "show", "the events, one a line")
-    show.add_argument("--after", type=_position, default=0, metavar="N", help="only events after position N")
+    show = _asking(inside, "show", "the events, one a line")
+    show.add_argument("--after", type=values.position, default=0, metavar="N", help="only events after position N")
     show.add_argument("--types", metavar="A,B", help="only these types")
     show.add_argument("--command", dest="command_id", metavar="ID", help="only events of this command")
     show.add_argument("--sae", metavar="SAE", help="only events of this SAE (any unique prefix of the id works)")
     show.add_argument("--principal", metavar="WHO", help="only events requested by this principal")
-    show.add_argument("--since", type=_time, metavar="TIME", help="only events at or after this time (RFC 3339)")
-    show.add_argument("--until", type=_time, metavar="TIME", help="only events up to this time (RFC 3339)")
-    verify = _log(
+    show.add_argument("--since", type=values.time, metavar="TIME", help="only events at or after this time (RFC 3339)")
+    show.add_argument("--until", type=values.time, metavar="TIME", help="only events up to this time (RFC 3339)")
+    verify = _asking(
         inside, "verify", "verify the hash chain; exit code 65 if it is broken, or if its end cannot be confirmed"
     )
     verify.add_argument(
-        "--head", type=_head, action="append", default=[], metavar="POSITION:HASH",
+        "--head", type=values.head, action="append", default=[], metavar="POSITION:HASH",
         help="a head noted elsewhere that the log must contain; may be given several times",
     )  # fmt: skip
-    state = _log(inside, "state", "the state after the events")
-    state.add_argument("--at", type=_moment, metavar="N|TIME", help="at position N, or at a time (RFC 3339)")
-    diff = _log(inside, "diff", "what changed between two positions or times")
-    diff.add_argument("before", type=_moment, metavar="A", help="position, or time (RFC 3339)")
-    diff.add_argument("after", type=_moment, metavar="B", help="position, or time (RFC 3339)")
-    explain = _log(inside, "explain", "what was active for one answer, and which events set it")
-    explain.add_argument("generation_id", metavar="GENERATION_ID", help="as the answer gave it, in its object `sae`")
-    export = _log(inside, "export", "the log as files that anyone can read and verify with a bare Python")
-    export.add_argument("to", type=_destination, metavar="DEST", help="folder to create, or a name ending in .tar")
+    state = _asking(inside, "state", "the state after the events")
+    state.add_argument("--at", type=values.moment, metavar="N|TIME", help="at position N, or at a time (RFC 3339)")
+    diff = _asking(inside, "diff", "what changed between two positions or times")
+    diff.add_argument("before", nargs="?", type=values.moment, metavar="A", help="position, or time (RFC 3339)")
+    diff.add_argument("after", nargs="?", type=values.moment, metavar="B", help="position, or time (RFC 3339)")
+    diff.add_argument(
+        "--other", type=Path, metavar="LOG",
+        help="in place of A and B, another history of this folder's log, a data folder or an export: the last event "
+        "that both have, and what changed in each since then",
+    )  # fmt: skip
+    explain = _asking(inside, "explain", "what was active for one answer, and which events set it")
+    explain.add_argument(
+        "of", metavar="GENERATION", help="id, as the answer gave it in `sae`; its tag; or its position"
+    )
+    explain.add_argument("--methods", action="store_true", help="a paragraph to reproduce it by, and what to cite")
+    export = _asking(inside, "export", "the log as files that anyone can read and verify with a bare Python")
+    export.add_argument(
+        "to", type=values.destination, metavar="DEST", help="folder to create, or a name ending in .tar"
+    )
     _log(inside, "import", "make a log from an export; an existing log is never overwritten").add_argument(
         "bundle", type=Path, metavar="BUNDLE", help="folder or .tar of an export"
     )
     redact = _log(inside, "redact", "erase the payload of one event for good; the chain stays whole")
-    redact.add_argument("position", type=_position, metavar="POSITION", help="of the event; `log show` lists them")
-    redact.add_argument("--why", type=_reason, required=True, metavar="TEXT", help="reason to record with the erasure")
+    redact.add_argument(
+        "position", type=values.position, metavar="POSITION", help="of the event; `log show` lists them"
+    )
+    redact.add_argument(
+        "--why", type=values.reason, required=True, metavar="TEXT", help="reason to record with the erasure"
+    )
     reproduce = _log(inside, "reproduce", "run generations again from the log, and check its record of them")
     reproduce.add_argument("generation_id", nargs="*", metavar="GENERATION_ID", help="as the answer gave it")
+    reproduce.add_argument(
+        "--model", type=Path, metavar="PATH", help="folder of the model, on another machine than that of the log"
+    )
+    reproduce.add_argument(
+        "--sae", type=Path, action="append", default=[], metavar="PATH",
+        help="folder or file of an SAE, likewise; may be given several times",
+    )  # fmt: skip
     reproduce.add_argument("--all", action="store_true", help="every generation in the log")
     reproduce.add_argument(
         "--prompt-file", type=Path, metavar="FILE",
@@ -200,8 +252,16 @@ def _add_log(commands: _Commands) -> None:
 
 def _log(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
     each = inside.add_parser(name, help=about, description=about)
-    each.add_argument("--data-dir", metavar="DIR", help="folder of the log (default: that of the service)")
+    each.add_argument(
+        "--data-dir", metavar="DIR", help="folder of the log (default: that of the service, if it has stopped)"
+    )
     each.add_argument("--json", action="store_true", help="print the raw answer")
+    return each
+
+
+def _asking(inside: _Commands, name: str, about: str) -> argparse.ArgumentParser:
+    each = _log(inside, name, about)
+    each.add_argument("--url", metavar="URL", help="ask this service instead of reading files")
     return each
 
 
@@ -214,100 +274,28 @@ def _exclude(each: argparse.ArgumentParser, what: str, usual: str) -> None:
     each.add_argument("--exclude", action="append", choices=(*get_args(Exclusion), "none"), help=about)
 
 
-def _edit(text: str) -> tuple[int, float]:
-    feature, equals, strength = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=STRENGTH")
-    if not feature.isascii() or not feature.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: {feature!r} is not a feature; features are numbered 0, 1, 2, …")
-    if not strength:
-        raise argparse.ArgumentTypeError(f"{text!r} has no strength after '='")
-    try:
-        return int(feature), _number(strength)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: the strength {error}") from None
-
-
-def _is_flag(text: str) -> bool:
-    """Whether it is an unknown option; `-1=5` is an edit of an unknown feature."""
-    return text.startswith("-") and not _SIGNED.match(text)
-
-
-def _layer(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a layer; layers are numbered from 0")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
-    return number
-
-
-def _position(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a position of the log")
-    return int(text)
-
-
-def _head(text: str) -> tuple[int, str]:
-    position, _, digest = text.partition(":")
-    if not re.fullmatch(r"[0-9a-f]{64}", digest.lower()) or _position(position) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not POSITION:HASH, as `log verify` prints it")
-    return _position(position), digest.lower()
-
-
-def _time(text: str) -> str:
-    try:
-        if not _RFC_3339.fullmatch(text):
-            raise ValueError
-        return rfc3339(datetime.fromisoformat(text.upper()))
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T12:00:00Z") from None
-
-
-def _moment(text: str) -> int | str:
-    return _position(text) if text.isascii() and text.isdigit() else _time(text)
-
-
-def _reason(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("the reason is not UTF-8") from None
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the reason is empty")
-    return text
-
-
-def _destination(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() in COMPRESSED:
-        raise argparse.ArgumentTypeError(f"{text!r}: an export must be a folder or an uncompressed .tar")
-    return path
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked against the grammar; wrong usage exits with 64."""
     grammar = parser()
     arguments, rest = grammar.parse_known_args(argv)
-    if rest and arguments.command == "steer" and not any(_is_flag(each) for each in rest):
+    takes_edits = arguments.command == "steer" or getattr(arguments, "preset_command", None) == "save"
+    if rest and takes_edits and not any(values.is_flag(each) for each in rest):
         # argparse takes positional arguments in one place alone, and what begins with "-" for an option
         try:
-            arguments.edits, rest = [*arguments.edits, *map(_edit, rest)], []
+            arguments.edits, rest = [*arguments.edits, *map(values.edit, rest)], []
         except argparse.ArgumentTypeError as error:
-            grammar.error(f"steer: {error}")
+            grammar.error(f"{arguments.command}: {error}")
     if rest:
         grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "steer" and arguments.clear and arguments.edits:
         grammar.error("steer: --clear cannot be combined with FEATURE=STRENGTH")
     if arguments.command == "steer" and not arguments.clear and not arguments.edits:
         grammar.error("steer: no edit given; give FEATURE=STRENGTH, such as 584=85, or --clear to remove all edits")
+    if getattr(arguments, "log_command", None) == "diff":
+        if (arguments.before, arguments.after).count(None) != (2 if arguments.other else 0):
+            grammar.error("log diff: give two positions or times A B, or --other LOG")
+        if arguments.other is not None and arguments.url is not None:
+            grammar.error("log diff: --other compares files; give --data-dir, not --url")
     if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
         grammar.error("log reproduce: give GENERATION_ID… or --all")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:

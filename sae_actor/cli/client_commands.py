@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..client import DEFAULT_URL, Client
-from ..config import ConfigurationError
+from ..client import Client
 from . import exit_codes
-from .render import answers
+from .render import answers, presets
 from .render.progress import Bar
+from .sources.choice import service
 
 Answer = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises the errors of `errors`, `UnreachableError` among them."""
-    url = arguments.url or os.environ.get("SAE_ACTOR_URL") or DEFAULT_URL
-    token = os.environ.get("SAE_ACTOR_TOKEN") or None
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise ConfigurationError("SAE_ACTOR_TOKEN is not a valid token: it holds characters that a header cannot carry")
-    try:
-        client = Client(url, token)
-    except ValueError as error:
-        print(f"sae-actor: {error}", file=sys.stderr)
-        return exit_codes.USAGE
-    with client:
-        if arguments.command in STREAMS:
-            STREAMS[arguments.command](client, arguments)
+    with service(arguments.url) as client:
+        name = arguments.command
+        if name in STREAMS:
+            STREAMS[name](client, arguments)
         else:
-            answer, shown = COMMANDS[arguments.command]
+            answer, shown = COMMANDS[f"preset {arguments.preset_command}" if name == "preset" else name]
             _print(arguments, answer(client, arguments), shown)
     return exit_codes.OK
 
@@ -65,10 +56,21 @@ def attach(client: Client, arguments: argparse.Namespace) -> Any:
 
 
 def steer(client: Client, arguments: argparse.Namespace) -> Any:
-    settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
-    edits = [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
     exclude = _excluded(arguments.exclude or ["sink"])
+    edits = _edits(arguments)
     return client.steer(client.find(arguments.sae), edits, enabled=not arguments.disable, exclude=exclude)
+
+
+def _edits(arguments: argparse.Namespace) -> list[Answer]:
+    settings = {"method": arguments.method, "positions": arguments.positions, "unit": arguments.unit}
+    return [{"feature": feature, "strength": strength, **settings} for feature, strength in arguments.edits]
+
+
+def save_preset(client: Client, arguments: argparse.Namespace) -> Any:
+    exclude = tuple(_excluded(arguments.exclude or ["sink"]))
+    steering = tuple({**each, "exclude": exclude} for each in _edits(arguments))
+    sae = {"sae_id": client.find(arguments.sae), "mode": arguments.mode, "steering": steering}
+    return client.save_preset(arguments.name, [sae], arguments.description)
 
 
 def _excluded(given: Sequence[str]) -> list[str]:
@@ -84,7 +86,9 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
             prompt.insert(0, {"role": "system", "content": arguments.system})
     given = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "top_p", "seed", "stop")}
     options: Answer = {name: value for name, value in given.items() if value is not None}
-    sae = {"baseline": True} if arguments.baseline else None
+    sae: Answer | None = {"baseline": True} if arguments.baseline else None
+    if arguments.preset is not None:
+        sae = {"preset": arguments.preset}
     if arguments.json:
         _print(arguments, client.generate(prompt, sae=sae, **options), str)
         return
@@ -127,5 +131,8 @@ COMMANDS: dict[str, tuple[Callable[[Client, argparse.Namespace], Any], Callable[
     "detach": (lambda client, arguments: client.detach(client.find(arguments.sae)), answers.freed),
     "delete": (lambda client, arguments: client.delete(client.find(arguments.sae)), answers.freed),
     "steer": (steer, answers.steering),
+    "preset list": (lambda client, _: client.presets(), presets.presets),
+    "preset save": (save_preset, presets.saved),
+    "preset delete": (lambda client, arguments: client.delete_preset(arguments.name), presets.deleted),
 }
 """Command → the answer of the service, and how a person is shown it."""

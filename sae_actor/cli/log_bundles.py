@@ -1,18 +1,15 @@
-"""`log export`, `log import`, `log redact`: export a log, import one, erase a payload for good."""
+"""`log import`, `log redact`: make a log of an export, erase a payload for good; what `log export` tells."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import sys
 from pathlib import Path
 
 import msgspec
 
 from .. import eventlog
 from ..errors import LogUnusableError
-from ..eventlog.checkpoint import NAME as CHECKPOINT_NAME
 from ..eventlog.inspection import missing_log
 from ..ports import Head
 from ..ports.clock import SystemClock
@@ -20,22 +17,13 @@ from . import exit_codes
 from .render import answers
 
 
-def export(folder: Path, arguments: argparse.Namespace) -> int:
-    """Raises `BadRequestError` if the destination exists, and the errors of a log that does not verify."""
+def tell_export(head: Head, arguments: argparse.Namespace) -> None:
     to: Path = arguments.to
-    head = asyncio.run(eventlog.export_bundle(folder, to))
-    if not (folder / CHECKPOINT_NAME).exists():
-        print(
-            f"sae-actor: warning: {CHECKPOINT_NAME} is missing in {answers.plain(_name(folder))}: events missing "
-            "at the end of the export would go unnoticed",
-            file=sys.stderr,
-        )
     if arguments.json:
-        print(_json({"to": _name(to.absolute()), "events": head.position, "head": head}))
-        return exit_codes.OK
-    print(f"{_count(head)} exported to {answers.plain(_name(to))}")
+        print(_json({"to": answers.name(to.absolute()), "events": head.position, "head": head}))
+        return
+    print(f"{_count(head)} exported to {answers.plain(answers.name(to))}")
     print(f"verify them with any Python: python verify.py --head {head.position}:{head.hash}")
-    return exit_codes.OK
 
 
 def import_(folder: Path, arguments: argparse.Namespace) -> int:
@@ -43,9 +31,9 @@ def import_(folder: Path, arguments: argparse.Namespace) -> int:
     `LogDamagedError` if it is not a bundle or does not verify; then the folder has no log."""
     head = asyncio.run(eventlog.import_bundle(arguments.bundle, folder))
     if arguments.json:
-        print(_json({"data_dir": _name(folder), "events": head.position, "head": head}))
+        print(_json({"data_dir": answers.name(folder), "events": head.position, "head": head}))
     else:
-        print(f"{_count(head)} imported into {answers.plain(_name(folder))}, head {head.position} {head.hash}")
+        print(f"{_count(head)} imported into {answers.plain(answers.name(folder))}, head {head.position} {head.hash}")
     return exit_codes.OK
 
 
@@ -63,11 +51,6 @@ def redact(folder: Path, arguments: argparse.Namespace) -> int:
 
 def _count(head: Head) -> str:
     return f"{head.position} event{'' if head.position == 1 else 's'}"
-
-
-def _name(path: Path) -> str:
-    """The path as printable text, whatever its bytes."""
-    return os.fsencode(path).decode(errors="replace")
 
 
 def _json(answer: object) -> str:

@@ -44,7 +44,8 @@ async def run(folder: Path, arguments: argparse.Namespace) -> int:
         [] if file is None else [_read(file)] for file in (arguments.prompt_file, arguments.schema_file)
     )
     worst = exit_codes.OK
-    async with aclosing(_views(folder, texts, prompts, schemas)) as views:
+    bench = Testbed(folder, arguments.model, arguments.sae)
+    async with aclosing(_views(bench, texts, prompts, schemas)) as views:
         async for view in views:
             shown = msgspec.json.encode(view).decode() if arguments.json else verdict(view)
             print(shown, flush=True)
@@ -72,9 +73,8 @@ async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Rec
 
 
 async def _views(
-    folder: Path, texts: Sequence[Recorded], prompts: Sequence[str], schemas: Sequence[str]
+    bench: Testbed, texts: Sequence[Recorded], prompts: Sequence[str], schemas: Sequence[str]
 ) -> AsyncGenerator[View, None]:
-    bench = Testbed(folder)
     try:
         for text in texts:
             yield await reproduce(text, bench, prompts, schemas)
@@ -94,7 +94,10 @@ def _read(path: Path) -> str:
 def verdict(view: View) -> str:
     """The result of `reproducing.reproduce`, as text for a person."""
     reason = f": {view['reason']}" if view["reason"] else ""
-    lines = [f"{view['generation_id']}: {view['verdict']}, {_VERDICTS[view['verdict']]}{reason}"]
+    meaning = _VERDICTS[view["verdict"]]
+    if "score" in view:
+        meaning = meaning.replace("tokens", "scores")
+    lines = [f"{view['generation_id']}: {view['verdict']}, {meaning}{reason}"]
     if "tokens" in view:
         lines += [*_tokens(view), *_scores(view), *_environment(view)]
     if view.get("digest_agrees") is False:
@@ -103,9 +106,13 @@ def verdict(view: View) -> str:
 
 
 def _tokens(view: View) -> Iterator[str]:
-    tokens, ends = view["tokens"], view["finish_reason"]
-    logged = "not recorded" if tokens["logged"] is None else tokens["logged"]
-    yield f"  tokens     {logged} in the log ({ends['logged']}), {tokens['here']} here ({ends['here']})"
+    tokens, ends, score = view["tokens"], view["finish_reason"], view.get("score")
+    if score is None:
+        logged = "not recorded" if tokens["logged"] is None else tokens["logged"]
+        yield f"  tokens     {logged} in the log ({ends['logged']}), {tokens['here']} here ({ends['here']})"
+    else:
+        sums = [f"{score[side]['sum_logprob']:.6g}" for side in ("logged", "here")]
+        yield f"  score      {sums[0]} in the log, {sums[1]} here, over {score['here']['counted']} tokens"
     first = view.get("first_difference")
     if first is not None:
         gap = "" if first["gap"] is None else f", {first['gap']:.3g} logits apart"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
 from ..telemetry import logs
-from . import client_commands, exit_codes, families, log_commands, serve_commands
+from . import backup_commands, client_commands, exit_codes, families, log_commands, serve_commands, tokens
 from .arguments import SERVING, parse
 
 
@@ -44,8 +44,14 @@ def _run(arguments: argparse.Namespace) -> int:
             return serve_commands.serve(arguments)
         case "demo":
             return serve_commands.demo(arguments)
+        case "token":
+            return tokens.run(arguments)
         case "families":
             return families.run(arguments)
+        case "backup":
+            return backup_commands.backup(arguments)
+        case "restore":
+            return backup_commands.restore(arguments)
         case "log":
             return log_commands.run(arguments)
         case _:

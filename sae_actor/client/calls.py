@@ -1,4 +1,4 @@
-"""The calls: one method per route or command line command."""
+"""The calls: one method per route or command line command; those about the log are in `log_calls`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from urllib.parse import quote
 import httpx
 
 from ..errors import SAEAmbiguousError, SAENotFoundError
+from .backups import BackupCalls
+from .log_calls import LogCalls
+from .presets import PresetCalls
 from .sse import StreamEvent, frames
 from .wire import Answer, Features, UnreachableError, Wire, edits_of, problem_error
 
@@ -28,7 +31,7 @@ SILENCE_SECONDS = 60.0
 """The event stream carries a comment every 15 s; one that is silent for longer is dead."""
 
 
-class Client:
+class Client(LogCalls, PresetCalls, BackupCalls):
     """One service. `timeout`: seconds to wait for an answer, not counting waits that a method asks for.
 
     Raises `ValueError` for an invalid URL.
@@ -106,14 +109,6 @@ class Client:
         """The SAEs inside a hub repository, before any is downloaded."""
         query = {"repository_id": repository_id, "revision": revision}
         return cast("Sequence[Answer]", self._wire.request("GET", "/api/catalog", query=query)[1])
-
-    def state(self, at: int | None = None) -> Answer:
-        """The state now, or as it was at position `at`."""
-        return self._get("/api/state", {"at": at})
-
-    def log(self, after: int = 0, limit: int = 500, types: Iterable[str] = ()) -> Answer:
-        """`{"events", "head"}`: at most `limit` events above `after`."""
-        return self._get("/api/log", {"after": after, "limit": limit, "types": ",".join(types) or None})
 
     # — commands —
 
@@ -307,9 +302,6 @@ class Client:
         raise UnreachableError("the service closed the event stream")
 
     # — shapes of answers —
-
-    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Answer:
-        return cast(Answer, self._wire.request("GET", path, query=query)[1])
 
     def _post(self, path: str, body: Answer, *, wait: int, key: str | None = None) -> tuple[int, Answer]:
         headers = {"Prefer": f"wait={wait}"} if wait else {}

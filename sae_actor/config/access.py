@@ -2,8 +2,11 @@
 
     alice viewer 5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5
 
-A line is a name, a role and the sha256 of the token in hex. A viewer reads; an operator commands and generates as
-well. The name is the `principal` of the events that its requests lead to.
+A line is a name, a role and the sha256 of the token in hex. A viewer reads; a user generates and sees what is its own;
+an operator commands as well. The name is the `principal` of the events that its requests lead to. Fields may follow:
+
+    presets=calm,bold    a user generates under these presets or under no intervention, not otherwise
+    sae=ID               a viewer gets the events that name this SAE
 """
 
 from __future__ import annotations
@@ -12,10 +15,10 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast, get_args
 
-Role: TypeAlias = Literal["viewer", "operator"]
+Role: TypeAlias = Literal["viewer", "user", "operator"]
 
 SINGLE = "token"
 """Name of the one token of `[server] token`."""
@@ -24,6 +27,10 @@ RESERVED = frozenset({SINGLE, "local", "system", "configuration", "demo"})
 MOST = 256
 """Most grants: each is compared with every token that comes."""
 
+_FIELDS: dict[str, Role] = {"presets": "user", "sae": "viewer"}
+"""Field of a line → the role that it is for."""
+_PRESET = re.compile(r"[a-z0-9._-]{1,64}")
+_SAE_ID = re.compile(r"[A-Za-z0-9._-]{1,119}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -35,6 +42,10 @@ class Grant:
     name: str
     role: Role
     digest: bytes
+    presets: tuple[str, ...] | None = None
+    """The presets that it may generate under, besides no intervention; None: under anything."""
+    sae: str | None = None
+    """The SAE whose events it gets; None: all events."""
 
 
 def digest_of(token: bytes) -> bytes:
@@ -49,9 +60,9 @@ def operator(token: str) -> Grant:
 def read_line(line: str) -> Grant:
     """Raises `ValueError`, which says what is wrong without repeating what may be a token."""
     parts = line.split()
-    if len(parts) != 3:
+    if len(parts) < 3:
         raise ValueError("must be a name, a role and the sha256 of the token in hex")
-    name, role, digest = parts
+    name, role, digest, *fields = parts
     if not _NAME.fullmatch(name):
         raise ValueError("the name must be 1 to 64 of A-Z a-z 0-9 . _ @ -, with a letter or digit first")
     if name in RESERVED:
@@ -60,7 +71,28 @@ def read_line(line: str) -> Grant:
         raise ValueError(f"{name}: the role must be one of {', '.join(get_args(Role))}")
     if not _DIGEST.fullmatch(digest):
         raise ValueError(f"{name}: the sha256 of the token must be 64 hex digits")
-    return Grant(name, cast(Role, role), bytes.fromhex(digest))
+    return _with_fields(Grant(name, cast(Role, role), bytes.fromhex(digest)), fields)
+
+
+def _with_fields(grant: Grant, fields: Iterable[str]) -> Grant:
+    given: dict[str, str] = {}
+    for each in fields:
+        field, equals, value = each.partition("=")
+        if not equals or field not in _FIELDS:
+            known = ", ".join(f"{name}=" for name in _FIELDS)
+            raise ValueError(f"{grant.name}: unknown field; what may follow the sha256 is {known}")
+        if field in given:
+            raise ValueError(f"{grant.name}: {field}= is given twice")
+        if grant.role != _FIELDS[field]:
+            raise ValueError(f"{grant.name}: {field}= is for the role {_FIELDS[field]}")
+        given[field] = value
+    presets = tuple(dict.fromkeys(given["presets"].split(","))) if "presets" in given else None
+    if not all(_PRESET.fullmatch(each) for each in presets or ()):
+        raise ValueError(f"{grant.name}: presets= must be names of presets, separated by commas")
+    sae = given.get("sae")
+    if sae is not None and not _SAE_ID.fullmatch(sae):
+        raise ValueError(f"{grant.name}: sae= must be the id of an SAE")
+    return replace(grant, presets=presets, sae=sae)
 
 
 class Access:

@@ -17,6 +17,10 @@ Token: TypeAlias = Annotated[
 Line: TypeAlias = Annotated[
     str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096, description="text without control characters")
 ]
+PublicName: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"\A[^\x00-\x20\x7f]*\Z", max_length=256, description="up to 256 characters without spaces"),
+]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0.05, le=3600)]
 HostName: TypeAlias = Annotated[
@@ -78,6 +82,7 @@ class DataSection(_Section, frozen=True, kw_only=True):
 
 class ModelSection(_Section, frozen=True, kw_only=True):
     id: Line = ""
+    name: PublicName = ""
     revision: Revision = "main"
     dtype: ModelDtype = "auto"
     device: Device = "auto"

@@ -25,18 +25,15 @@ async def seed(actor: Actor, log: EventLog, model: LoadModel, url: str, sae: Pat
     log is served as it is. Raises the error of a failed command.
     """
     sae_path = str(sae)
-    sae_id = import_id_of(sae_path)
     first = await log.read(0, 1, [intent.__name__ for intent in COMMAND_OF_INTENT])
     if not first or first[0].principal == PRINCIPAL:
         print("loading the model and attaching the SAE …", file=sys.stderr)
         # Each under a key of its own: done once in the life of the log, whatever its user does afterwards.
-        for key, command in (
-            ("demo-model", model),
-            ("demo-import", Import(path=sae_path)),
-            ("demo-attach", Attach(sae_id=sae_id)),
-        ):
-            await _once(actor, key, command)
+        await _once(actor, "demo-model", model)
+        await _once(actor, "demo-import", Import(path=sae_path))
+        await _once(actor, "demo-attach", Attach(sae_id=await _id_of(actor, sae_path)))
     await _in_place(actor)
+    sae_id = await _id_of(actor, sae_path)
     attached = actor.state.attachment(sae_id)
     if attached is None:
         print("ready; the demo's SAE is not attached. To attach it again:\n", flush=True)
@@ -47,6 +44,13 @@ async def seed(actor: Actor, log: EventLog, model: LoadModel, url: str, sae: Pat
         print(f"{title}\n{line}\n", flush=True)
     print(f"The same in a browser: {url}/", flush=True)
     print("Ctrl-C stops it; the next start restores everything.", flush=True)
+
+
+async def _id_of(actor: Actor, path: str) -> str:
+    """The id of the demo's SAE on record; of one that is not on record the one that it would get."""
+    records = actor.state.saes.values()
+    known = next((each.sae_id for each in records if (each.source, each.path) == ("import", path)), None)
+    return known or import_id_of(path, digest=await actor.performer.hub.import_digest(path))
 
 
 async def _once(actor: Actor, key: str, command: Command) -> None:
@@ -63,7 +67,7 @@ async def _once(actor: Actor, key: str, command: Command) -> None:
     if outcome.error is not None:
         raise from_code(outcome.error.code, outcome.error.detail, **outcome.error.fields)
     if outcome.status == "accepted":
-        raise SAEError(f"{command.name} did not end within {PATIENCE_SECONDS:.0f} seconds")
+        raise SAEError(f"{command.type_name} did not end within {PATIENCE_SECONDS:.0f} seconds")
 
 
 async def _in_place(actor: Actor) -> None:

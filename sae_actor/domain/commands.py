@@ -37,6 +37,7 @@ ModelDtype: TypeAlias = Annotated[
 ]
 
 
+PresetName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", description="name of a preset")]
 Quantization: TypeAlias = Annotated[Literal["int8", "nf4"], Meta(description="int8 or nf4")]
 
 
@@ -47,7 +48,7 @@ class Command(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type",
     """Fields added to this command later → the value that a command without the field means."""
 
     @property
-    def name(self) -> str:
+    def type_name(self) -> str:
         return type(self).__name__
 
     def digest(self) -> str:
@@ -187,6 +188,34 @@ class Monitor(Command, frozen=True):
     later: ClassVar[dict[str, Any]] = {"exclude": ("sink",)}
 
 
+class RequestedIntervention(Struct, frozen=True, forbid_unknown_fields=True):
+    """One SAE of an intervention that a request or a preset brings along."""
+
+    sae_id: SaeId
+    mode: Mode = "steer"
+    steering: Edits = ()
+    exclude: Exclusions | None = None
+    """As in `Attach`."""
+
+    def __post_init__(self) -> None:
+        check_passed(self.exclude, self.mode)
+
+
+class SavePreset(Command, frozen=True):
+    """Save interventions under a name, in place of what had it; requests use them as `model: "default@NAME"`."""
+
+    name: PresetName
+    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)]
+    description: Annotated[str, Meta(max_length=1024)] | None = None
+
+
+class DeletePreset(Command, frozen=True):
+    """Forget a preset; answers that used it stay as they are."""
+
+    name: PresetName
+
+
 AnyCommand: TypeAlias = (
     LoadModel | UnloadModel | Download | CancelDownload | Import | Attach | Detach | Delete | Steer | Monitor
-)
+    | SavePreset | DeletePreset
+)  # fmt: skip

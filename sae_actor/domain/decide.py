@@ -11,20 +11,22 @@ from .commands import (
     Attach,
     CancelDownload,
     Delete,
+    DeletePreset,
     Detach,
     Download,
     Import,
     KeepVectors,
     LoadModel,
     Monitor,
+    SavePreset,
     Steer,
     UnloadModel,
 )
 from .effects import AttachEffect, DeleteEffect, DetachEffect, DownloadEffect, ImportEffect, LoadModelEffect
-from .messages import AdmitGeneration, AdmitGenerations, Message, Start, Stop
+from .messages import AdmitGeneration, AdmitGenerations, Message, ResolvedPreset, Start, Stop, WeighedImport
 from .refs import ModelFacts
 from .reports import AttachedSae, EffectDone, EffectFailed, HubSae, SaeFailed
-from .rules import admission, attachments, downloads
+from .rules import admission, attachments, downloads, presets
 from .rules.failures import failed
 from .rules.models import load_model, model_loaded, unload_model
 from .rules.start import start
@@ -48,6 +50,8 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return downloads.cancel(message, state)
         case Import():
             return downloads.import_(message, state)
+        case WeighedImport():
+            return downloads.import_(message.command, state, message.digest)
         case KeepVectors():
             return downloads.keep_vectors(message, state)
         case Delete():
@@ -60,6 +64,12 @@ def decide(message: Message, state: State) -> list[ev.Payload]:
             return attachments.steer(message, state)
         case Monitor():
             return attachments.monitor(message, state)
+        case SavePreset():
+            return presets.save(message, state)
+        case ResolvedPreset():
+            return presets.save(message.command, state, message)
+        case DeletePreset():
+            return presets.delete(message, state)
         case AdmitGeneration():
             return admission.admit(message, state)
         case AdmitGenerations():

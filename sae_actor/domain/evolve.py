@@ -15,7 +15,7 @@ from . import events as ev
 from .events import Draft, Event, payload_of
 from .folds.attachments import attachments_after
 from .folds.restart import in_a_row, interrupted, wanted_after_start
-from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, SaeRecord, State
+from .state import EMPTY, AttachmentState, ModelState, OpenCommand, OpenGeneration, Preset, SaeRecord, State
 from .structs import filled
 
 T = TypeVar("T")
@@ -56,6 +56,7 @@ def evolve(state: State, event: Draft) -> State:
         after.model is not state.model
         or after.attachments != state.attachments
         or after.saes is not state.saes
+        or after.presets is not state.presets
         or isinstance(payload, ev.MonitoringChanged)
     )
     return replace(after, position=event.position, revision=event.position if changes_revision else state.revision)
@@ -65,6 +66,8 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
     match payload:
         case ev.ActorStarted():
             return wanted_after_start(state, payload)
+        case ev.LogForked():
+            return replace(state, branch_id=payload.branch_id, forked_at=event.position)
         case ev.ActorStopped():
             return replace(state, running=False)
         case ev.GpuLost():
@@ -105,6 +108,11 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
             | ev.MonitoringChanged()
         ):
             return replace(state, attachments=attachments_after(state.attachments, event, payload))
+        case ev.PresetSaved():
+            saved = filled(Preset, payload, position=event.position, saved_at=event.time)
+            return replace(state, presets={**state.presets, payload.name: saved})
+        case ev.PresetDeleted():
+            return replace(state, presets=_without(state.presets, payload.name))
         case ev.GenerationStarted():
             opened = OpenGeneration(
                 generation_id=payload.generation_id,
@@ -112,6 +120,7 @@ def _apply(state: State, event: Draft, payload: ev.Payload) -> State:
                 intervention_sha256=payload.intervention_sha256,
                 sae_ids=tuple(dict.fromkeys(sae.sae_id for sae in payload.saes)),
                 command_id=event.command_id,
+                principal=event.principal,
             )
             return replace(state, generations={**state.generations, payload.generation_id: opened})
         case ev.GenerationFinished():
@@ -151,16 +160,22 @@ def _record(record: SaeRecord | None, event: Draft, payload: ev.Payload) -> SaeR
             now: dict[str, Any] = {"status": "downloading", "request_position": event.position}
             if record is None:
                 return filled(SaeRecord, payload, **now, created_at=event.time)
-            return replace(record, **now, force=payload.force, attempts=0, error=None)
+            moves = record.source == "import" and payload.path != record.path
+            coming = payload.path if moves else None
+            return replace(record, **now, force=payload.force, attempts=0, error=None, coming_path=coming)
         case _ if record is None or _is_stale(payload, record):
             return record
         case ev.DownloadCompleted():
-            known = filled(SaeRecord, payload, record, request_position=record.request_position, source=record.source)
+            path = record.coming_path or record.path
+            kept = {"request_position": record.request_position, "source": record.source, "path": path}
+            known = filled(SaeRecord, payload, record, **kept, coming_path=None)
             return replace(known, status="cached", error=None, attempts=0)
         case ev.DownloadFailed():
-            return replace(record, status="error" if record.sae is None else "cached", error=payload.error)
+            return replace(
+                record, status="error" if record.sae is None else "cached", error=payload.error, coming_path=None
+            )
         case ev.DownloadCancelled():
-            return None if record.sae is None else replace(record, status="cached")
+            return None if record.sae is None else replace(record, status="cached", coming_path=None)
         case ev.DeleteRequested():
             return replace(record, status="deleting", request_position=event.position, attempts=0, error=None)
         case ev.DeleteFailed():

@@ -45,7 +45,7 @@ def _model(state: State) -> Iterator[Effect]:
 def _records(state: State) -> Iterator[Effect]:
     for record in state.saes.values():
         if record.status == "downloading" and record.source != "hub":
-            yield filled(ImportEffect, record, path=record.path or "")
+            yield filled(ImportEffect, record, path=record.coming_path or record.path or "")
         elif record.status == "downloading":
             whence = record.repository_id or "", record.revision or "main"
             yield filled(DownloadEffect, record, repository_id=whence[0], revision=whence[1])

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from .events import MadeFrom, Problem, Source
+from .events import LogFile, MadeFrom, PresetSae, Problem, Source
 from .refs import (
     ActiveSae,
     Edit,
@@ -49,6 +49,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
 class SaeLocation(Struct, frozen=True, kw_only=True):
     """Where an SAE's files are, as the hub adapter understands it."""
 
+    sae_id: str = ""
     source: Source
     repository_id: str | None
     commit: str | None
@@ -74,6 +75,8 @@ class SaeRecord(Struct, frozen=True, kw_only=True):
     repository_id: str | None
     revision: str | None
     path: str | None
+    coming_path: str | None = None
+    """Of an import that runs: another folder with the same weights, which takes the place of `path`."""
     layer: int | None = None
     made_from: MadeFrom | None = None
     status: RecordStatus
@@ -153,6 +156,25 @@ class AttachmentState(Struct, frozen=True, kw_only=True):
         return self.active(self.mode, steering, self.exclude)
 
 
+class Preset(Struct, frozen=True, kw_only=True):
+    """An intervention with a name. It outlives the SAEs that it names."""
+
+    name: str
+    description: str | None
+    interventions: tuple[PresetSae, ...]
+    position: int
+    """Position of its PresetSaved: the version."""
+    saved_at: str
+
+    def missing(self, state: State) -> tuple[str, ...]:
+        """Its SAEs that are not attached."""
+        return tuple(each.sae_id for each in self.interventions if state.attachment(each.sae_id) is None)
+
+    def incompatible(self, state: State) -> tuple[str, ...]:
+        """Its SAEs that are attached with other weights than it was saved for."""
+        return tuple(each.sae_id for each in self.interventions if not state.has_weights_of(each))
+
+
 class OpenCommand(Struct, frozen=True, kw_only=True):
     command_id: str
     type: str
@@ -169,21 +191,29 @@ class OpenGeneration(Struct, frozen=True, kw_only=True):
     sae_ids: tuple[str, ...]
     command_id: str | None = None
     """Where the request had an idempotency key."""
+    principal: str = ""
 
 
 class State(Struct, frozen=True, kw_only=True):
     position: int = 0
     revision: int = 0
-    """Position of the last event that changed model, SAEs, attachments, steering or monitoring."""
+    """Position of the last event that changed model, SAEs, attachments, steering, monitoring or presets."""
     running: bool = False
     """True between ActorStarted and ActorStopped. If it is True at a start, the last process crashed."""
     max_attachments: int = 1
     drain_seconds: float = 3.0
+    log_file: LogFile | None = None
+    """The file that the last start found the log in."""
+    branch_id: str | None = None
+    """None: the log was never forked."""
+    forked_at: int = 0
+    """Position of the last LogForked."""
     model: ModelState | None = None
     saes: dict[str, SaeRecord] = {}
     attachments: tuple[AttachmentState, ...] = ()
     commands: dict[str, OpenCommand] = {}
     generations: dict[str, OpenGeneration] = {}
+    presets: dict[str, Preset] = {}
 
     def attachment(self, sae_id: str) -> AttachmentState | None:
         """The attachment that requests see, if the SAE is attached."""
@@ -200,6 +230,13 @@ class State(Struct, frozen=True, kw_only=True):
             return mine.weights_files
         record = self.saes.get(sae.sae_id)
         return record.weights if record is not None and record.weights_sha256 == sae.weights_sha256 else ()
+
+    def has_weights_of(self, sae: PresetSae) -> bool:
+        """Whether the SAE is not attached, or with these weights, by either form of their digest."""
+        attached = self.attachment(sae.sae_id)
+        if attached is None or attached.weights_sha256 == sae.weights_sha256:
+            return True
+        return names(sae.weights_sha256, attached.weights_files) or names(attached.weights_sha256, sae.weights_files)
 
     @property
     def in_force(self) -> Intervention:

@@ -33,15 +33,21 @@ def sae_id_of(repository_id: str, path: str | None, revision: str) -> str:
     return _slugged((repository_id, path or "root", revision))
 
 
-def import_id_of(resolved_path: str, layer: int | None = None) -> str:
-    """Id of an SAE on disk: folder name and resolved path; of vectors of one layer of a file that too."""
+def import_id_of(resolved_path: str, layer: int | None = None, digest: str | None = None) -> str:
+    """Id of an SAE on disk: folder name, of vectors of one layer of a file that too, and digest of its weights.
+
+    Without a digest, as in older logs and for a folder that holds no SAE, the path stands for it.
+    """
     own = (resolved_path.rstrip("/").rpartition("/")[2], *(() if layer is None else (f"layer{layer}",)))
-    return _slugged((*own, resolved_path), shown=len(own))
+    return _slugged((*own, resolved_path), shown=len(own)) if digest is None else f"{_slug(own)}-{digest[:8]}"
 
 
 def _slugged(parts: tuple[str, ...], shown: int | None = None) -> str:
-    slug = _NOT_SLUG.sub("-", "-".join(parts[:shown]))[:110].strip("-.") or "sae"
-    return f"{slug}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:8]}"
+    return f"{_slug(parts[:shown])}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:8]}"
+
+
+def _slug(parts: tuple[str, ...]) -> str:
+    return _NOT_SLUG.sub("-", "-".join(parts))[:110].strip("-.") or "sae"
 
 
 def vectors_id_of(name: str, sha256: str) -> str:

@@ -17,7 +17,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -52,10 +52,11 @@ class DeviceThread(Worker):
         self._readers: asyncio.AbstractEventLoop | None = None
         super().__init__("sae-actor-device")
 
-    def start(self, text: Generation) -> None:
-        """Admit a generation, after everything requested before. Its stream is read on this event loop."""
+    def start(self, *texts: Generation) -> None:
+        """Admit generations that run side by side, after everything requested before. Their streams are read on this
+        event loop."""
         self._readers = asyncio.get_running_loop()
-        self._put(lambda: self._admit(text))
+        self._put(lambda: self._admit(texts))
 
     async def run(self, job: Callable[[], T], doing: str) -> T:
         """Do `job` on this thread. `DeviceLostError` if the device is lost, before or by it."""
@@ -162,20 +163,22 @@ class DeviceThread(Worker):
         else:
             self.scheduler.give_up(failure)
 
-    def _admit(self, text: Generation) -> None:
+    def _admit(self, texts: Sequence[Generation]) -> None:
         refusal = self._refusal()
-        if isinstance(refusal, DeviceLostError):
-            text.fail(refusal)
-        elif refusal is not None:
-            text.finish("error", refusal)
-        else:
+        if refusal is None:
             try:
-                self.scheduler.admit(text)
+                self.scheduler.admit(texts)
             except DeviceLostError:
-                raise  # it fails with all others
+                raise  # they fail with all others
             except Exception as error:
-                text.end_with(error)
+                for text in texts:
+                    text.end_with(error)
                 raise
+        for text in texts if refusal is not None else ():
+            if isinstance(refusal, DeviceLostError):
+                text.fail(refusal)
+            else:
+                text.finish("error", refusal)
 
     def _lose(self, detail: str) -> None:
         self.lost = DeviceLostError(detail)

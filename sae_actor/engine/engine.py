@@ -15,6 +15,7 @@ import torch
 from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
+from ..domain.state import SaeLocation
 from ..errors import (
     DeviceLostError,
     FeatureOutOfRangeError,
@@ -37,12 +38,14 @@ from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
 from .decoding.generation import Generation
 from .decoding.scheduler import SchedulerLimits
+from .decoding.side_by_side import Alike, SideBySide, alike, parties
 from .device_thread import DeviceThread
 from .interventions.hooks import PreparedIntervention
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
-from .request_checks import check_request
+from .request_checks import check_requests, most_beside
+from .saes.at_rest import resolved_at_rest
 from .saes.feature_details import feature_details
 from .saes.prepared import prepared
 from .saes.residents import Resident, free, is_mapped, load_resident, place
@@ -75,6 +78,8 @@ class TorchEngine:
         """attach_position → folder of the SAE; its statistics are read on request."""
         self._streams: dict[GenerationStream, frozenset[int]] = {}
         """Of what has not ended: attach_position of every SAE that it needs."""
+        self._scored = 0
+        """Of them, those of texts to score."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -211,6 +216,10 @@ class TorchEngine:
         refuse_overflow(resident.sae, found, written_in)
         return found
 
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """See the port."""
+        return await self._loader.run(partial(resolved_at_rest, location, folder, edits), "resolving units")
+
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         folder = self._folders.get(attach_position)
         statistics = Statistics()
@@ -250,23 +259,50 @@ class TorchEngine:
         return await self._grammars.run(compile_, "compiling the schema")
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
-        """See the port. The generation is in the queue when this returns.
+        """See the port. The generation is in the queue when this returns. `ModelNotLoadedError`, `MailboxFullError`
+        (with `retry_after`, seconds), `BadRequestError` for a request that no model could run."""
+        model = self._accepting([request])
+        if len(self._streams) - self._scored >= self._settings.max_running + self._settings.max_waiting:
+            raise MailboxFullError("too many generations are waiting", retry_after=1)
+        stream = GenerationStream(self._streams.pop)
+        self._device.start(self._text(model, Alike(request, (stream,)), SideBySide(compared=False)))
+        return stream
 
-        `ModelNotLoadedError`, `MailboxFullError` (with `retry_after`, seconds), `BadRequestError` for a request
-        that no model could run.
-        """
+    def score(
+        self, requests: Sequence[GenerationRequest], *, baseline: int | None = None
+    ) -> tuple[GenerationStream, ...]:
+        """See the port."""
+        model = self._accepting(requests)
+        streams = tuple(GenerationStream(self._over) for _ in requests)
+        sets = alike(requests, streams, baseline)
+        compared = baseline is not None
+        most = most_beside(requests[0], model, self._settings.max_running, compared=compared and len(sets) > 1)
+        for party in parties(sets, most, compared=compared):
+            beside = SideBySide[Generation](compared=compared)
+            self._device.start(*[self._text(model, each, beside) for each in party])
+        self._scored += len(streams)
+        return streams
+
+    def _accepting(self, requests: Sequence[GenerationRequest]) -> LoadedModel:
         model = self._loaded()
         if self._device.lost is not None:
             raise DeviceLostError(self._device.lost.detail)
-        check_request(request, model)
-        if len(self._streams) >= self._settings.max_running + self._settings.max_waiting:
-            raise MailboxFullError("too many generations are waiting", retry_after=1)
-        stream = GenerationStream(self._streams.pop)
+        check_requests(requests, model)
+        return model
+
+    def _text(self, model: LoadedModel, wanted: Alike, beside: SideBySide[Generation]) -> Generation:
         apply, made = partial(self._applied, model), self._device.made
-        text = Generation(request, model.tokenizer, model.cache_size, apply, stream=stream, made=made)
-        self._streams[stream] = text.uses
-        self._device.start(text)
-        return stream
+        text = Generation(
+            wanted.request, model.tokenizer, model.cache_size, apply,
+            streams=wanted.streams, made=made, uses=wanted.uses, beside=beside,
+        )  # fmt: skip
+        self._streams.update(dict.fromkeys(wanted.streams, text.uses))
+        return text
+
+    def _over(self, stream: GenerationStream) -> None:
+        """A text that was to be scored has ended."""
+        self._streams.pop(stream)
+        self._scored -= 1
 
     def _applied(self, model: LoadedModel, request: GenerationRequest) -> PreparedIntervention | None:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""
@@ -286,12 +322,8 @@ class TorchEngine:
             task.cancel()
         with contextlib.suppress(DeviceLostError):
             await self._device.run(self._drop_everything, "freeing the device")
-        for worker, seconds in (
-            (self._tokenizer, 1.0),
-            (self._grammars, 0.0),
-            (self._loader, 0.0),
-            (self._device, 5.0),
-        ):
+        ends = (self._tokenizer, 1.0), (self._grammars, 0.0), (self._loader, 0.0), (self._device, 5.0)
+        for worker, seconds in ends:
             await asyncio.to_thread(worker.stop, seconds)
 
     def _drop_everything(self) -> None:

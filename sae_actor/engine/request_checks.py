@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ..errors import BadRequestError, ModelNotLoadedError, SAEUnsupportedError
 from ..ports import GenerationRequest
@@ -12,11 +13,19 @@ from .interventions.positions import group_of
 from .model.loading import LoadedModel
 
 
-def check_request(request: GenerationRequest, model: LoadedModel) -> None:
-    sampling, prompt = request.sampling, len(request.token_ids)
-    if not 1 <= prompt <= model.facts.context_length:
-        raise BadRequestError(f"a prompt of {prompt} tokens; the model's context is {model.facts.context_length}")
-    if not all(0 <= each < model.tokenizer.vocabulary for each in request.token_ids):
+def check_requests(requests: Sequence[GenerationRequest], model: LoadedModel) -> None:
+    """Raises `BadRequestError`, `SAEUnsupportedError`, `ModelNotLoadedError`."""
+    for request in requests:
+        _check(request, model)
+
+
+def _check(request: GenerationRequest, model: LoadedModel) -> None:
+    run = len(request.given)
+    sampling, prompt, scoring = request.sampling, len(request.token_ids), request.scoring
+    if not 1 <= prompt <= run <= model.facts.context_length:
+        raise BadRequestError(f"a prompt of {run} tokens; the model's context is {model.facts.context_length}")
+    given = request.token_ids if scoring is None else (*request.token_ids, *scoring.continuation, *scoring.targets)
+    if not all(0 <= each < model.tokenizer.vocabulary for each in (*given, *request.logprobs_of)):
         raise BadRequestError(f"a token id is outside the vocabulary of {model.tokenizer.vocabulary}", param="prompt")
     if sampling.max_tokens < 0:
         raise BadRequestError("max_tokens must be at least 0", param="max_tokens")
@@ -46,6 +55,19 @@ def check_request(request: GenerationRequest, model: LoadedModel) -> None:
     for sae in request.intervention:
         for edit in sae.steering:
             group_of(edit, prompt, request.turns)
+
+
+def most_beside(request: GenerationRequest, model: LoadedModel, running: int, *, compared: bool) -> int:
+    """How many such texts run side by side, of at most `running`. `BadRequestError` if there is no room for the two
+    that are `compared`."""
+    needed = model.cache_size.of(positions_at_most(request, model.facts.context_length))
+    if compared and 2 * needed > model.cache_bytes:
+        raise BadRequestError(
+            f"the text and its baseline may take {2 * needed} bytes of keys and values, all together have "
+            f"{model.cache_bytes}; score it without a baseline",
+            param="variants", needed_bytes=2 * needed, available_bytes=model.cache_bytes,
+        )  # fmt: skip
+    return max(2, min(running, model.cache_bytes // max(1, needed)))
 
 
 def _check_processors(request: GenerationRequest, model: LoadedModel) -> None:

@@ -7,6 +7,7 @@ checkpoint    the head, written outside the log            lock        one write
 inspection    what is examined before anything is opened   reader, writer    the two sides of the connection
 connection    SQLite on a thread of its own                backup      a copy while the log is written
 new_database  a log that does not exist yet                wal         what a crash left
+origin        which file a log is in, how it came there
 
 audit/        verified, exported, imported, redacted: without a service
 """

@@ -12,6 +12,7 @@ salted digest alone: it can be erased later and the chain still verifies. Number
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import struct
@@ -23,7 +24,7 @@ from msgspec.json import Decoder
 
 from ..domain.events import ERASED, Draft, Event, PayloadRedacted
 from ..errors import TooLargeError
-from ..ports import Head
+from ..ports import Head, Verification
 
 TAG = b"sae-actor event 1\n"
 GENESIS_TAG = b"sae-actor genesis 1\n"
@@ -240,6 +241,35 @@ class Walk:
             self.position, self.hash, self.time = position, previous, latest
         return None
 
+    def copy(self) -> Walk:
+        """The same walk, to be continued apart from this one."""
+        other = copy.copy(self)
+        other.kinds, other.skewed = dict(self.kinds), [*self.skewed]
+        other.erased, other.redacted = set(self.erased), set(self.redacted)
+        return other
+
     def unexplained(self) -> int | None:
         """The first event whose payload is gone without a PayloadRedacted on record; known at the end of the walk."""
         return min(self.erased - self.redacted, default=None)
+
+
+def sound(walk: Walk, found: Iterable[tuple[Head, str | None]] = ()) -> Verification:
+    """The result of a walk without a fault, from the first event on. `found`: witnessed heads, each with the hash at
+    its position (None: the log ends before)."""
+    for head, stored in sorted(found, key=lambda each: each[0].position):
+        if (fault := unwitnessed(head, stored, walk.position)) is not None:
+            return unsound(walk, fault[0], f"event {fault[0]}: {fault[1]}")
+    skewed = tuple(walk.skewed)
+    return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=skewed, verified_from=1)
+
+
+def unsound(walk: Walk, first_bad: int, detail: str) -> Verification:
+    return Verification(ok=False, events=walk.position, head=walk.head, first_bad=first_bad, detail=detail)
+
+
+def unwitnessed(head: Head, found: str | None, end: int) -> tuple[int, str] | None:
+    """The first bad position of a log that has the hash `found` (None: it ends before) where a head was witnessed, and
+    what is wrong; None if it is that event."""
+    if found is None:
+        return end + 1, f"missing; the log ends at {end}, and an event {head.position} was witnessed"
+    return None if found == head.hash else (head.position, "it is not the event that was witnessed")

@@ -22,7 +22,7 @@ from msgspec.json import Decoder
 from ..domain.events import PAYLOADS, LogTruncated
 from ..errors import LogDamagedError, LogUnusableError
 from ..ports import Head
-from .chain import Walk, genesis
+from .chain import Walk, genesis, unwitnessed
 from .checkpoint import NAME as CHECKPOINT_NAME
 from .checkpoint import read_checkpoint
 from .schema import APPLICATION_ID, COLUMNS, NAME, READ_ERRORS, SCHEMA, USER_VERSION, prepare_reader, read_only_uri
@@ -49,6 +49,8 @@ class Findings:
     """Events that a PayloadRedacted names and whose payload is still there."""
     clock_skew: tuple[int, ...] = ()
     """As in `Verification`."""
+    walk: Walk | None = None
+    """The walk that verified it, to be continued by its writer; None for a log without an event."""
 
 
 def inspect(
@@ -98,6 +100,7 @@ def inspect(
         unknown=_unknown(walk),
         unfinished_redactions=tuple(at for at in sorted(walk.redacted - walk.erased) if at <= walk.position),
         clock_skew=tuple(walk.skewed),
+        walk=walk,
     )
 
 
@@ -269,11 +272,8 @@ def _check_witnessed(connection: sqlite3.Connection, log_id: str, walk: Walk, he
     """Refuse a log that lacks one of `heads`: another event is there, or it ends before."""
     for head in sorted(heads, key=lambda each: each.position):
         found = _hash_at(connection, log_id, walk, head.position)
-        if found is None:
-            what = f"missing; the log ends at {walk.position}, and an event {head.position} was witnessed"
-            raise damage(walk, walk.position + 1, what)
-        if found != head.hash:
-            raise damage(walk, head.position, "it is not the event that was witnessed")
+        if (fault := unwitnessed(head, found, walk.position)) is not None:
+            raise damage(walk, *fault)
 
 
 def _hash_at(connection: sqlite3.Connection, log_id: str, walk: Walk, position: int) -> str | None:

@@ -98,7 +98,9 @@ async def _wait(fd: int, folder: Path, *, shared: bool) -> None:
         pid = _holder(fd)
         if pid is not None and _alive(pid):
             raise LogHeldError(
-                f"the log in {folder} is held by process {pid}; a running service answers GET /api/log", pid=pid
+                f"the log in {folder} is held by process {pid}; a running service answers GET /api/log, and "
+                f"sae-actor backup copies it",
+                pid=pid,
             )
         if time.monotonic() >= deadline:
             who = "a reader" if pid is None else f"a reader, or a child that process {pid} left behind"

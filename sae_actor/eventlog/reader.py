@@ -49,6 +49,9 @@ class Reader:
         query = f"SELECT {COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?"
         return await self._trip(query, (after, limit))
 
+    async def of_meta(self, column: str) -> list[tuple[Any, ...]]:
+        return await self._trip(f"SELECT {column} FROM meta", ())
+
     async def _trip(self, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         await self._turn.acquire()
         # A cancelled reader's page is read all the same; the next one waits for it, or a storm of readers that

@@ -10,17 +10,20 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..domain.events import Draft, Event, PayloadRedacted
+from ..domain.messages import TakenOver
 from ..errors import LogDamagedError, LogError, LogHeldError, LogUnusableError, ReadOnlyError
 from ..ports import Head, Verification
 from .backup import copy_log
-from .chain import Walk, as_read, genesis
+from .chain import Walk, as_read, genesis, sound, unsound
 from .checkpoint import Checkpoint
 from .connection import Connection
 from .inspection import Findings, inspect, missing_log
 from .lock import FolderLock, make_folder
 from .new_database import NewDatabase
+from .origin import forget_origin, log_file, read_origin
 from .reader import PAGE_ROWS, Reader
 from .schema import NAME, prepare_reader, prepare_writer, read_only_uri
 from .writer import Writer
@@ -46,9 +49,14 @@ class SqliteLog:
         """The head on record of a log that turned out shorter and was accepted so. The caller's first append is
         the LogTruncated that names it; the checkpoint is renewed with that append, not before."""
         self._db = db
+        self._folder = folder
         self._lock = lock
         self._log_id = findings.log_id
         self._reader = Reader(db)
+        self._known = findings.walk or Walk(findings.log_id)
+        """Of the last walk that found nothing wrong; the first one opened the log."""
+        self._fault: Verification | None = None
+        """What the last walk found wrong."""
         self._writer = Writer(db, folder, findings.log_id, findings.head, checkpoint)
         self._closing: asyncio.Task[None] | None = None
 
@@ -122,6 +130,16 @@ class SqliteLog:
     def head(self) -> Head:
         return self._writer.head
 
+    async def taken_over(self) -> TakenOver:
+        """What a start has to know of the log, besides its events."""
+        file, origin = await asyncio.to_thread(lambda: (log_file(self._folder), read_origin(self._folder)))
+        head = {"log_id": self._log_id, "head_hash": self.head.hash}
+        return TakenOver(**head, log_file=file, origin=origin, branch_id=secrets.token_hex(16))
+
+    async def settle(self) -> None:
+        """The first start after a restore or an import is on record."""
+        await asyncio.to_thread(forget_origin, self._folder)
+
     async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
         """See the port. Waiting appends that follow one another share a transaction.
 
@@ -137,9 +155,27 @@ class SqliteLog:
     async def of_command(self, command_id: str) -> list[Event]:
         return await self._reader.of_command(command_id)
 
-    async def verify(self) -> Verification:
-        """Walk the chain up to the head of now, in pages between which appends go on."""
-        head, walk = self.head, Walk(self._log_id)
+    async def created(self) -> str:
+        ((created,),) = await self._reader.of_meta("created")
+        return str(created)
+
+    async def rows(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        """See the port; at most `PAGE_ROWS` of them."""
+        return await self._reader.rows(after, min(limit, PAGE_ROWS))
+
+    async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
+        """See the port. In pages, between which appends go on."""
+        if not full and self._fault is not None:
+            return self._fault
+        head, walk = self.head, Walk(self._log_id) if full else self._known.copy()
+        self._fault = await self._faulty(walk, head)
+        if self._fault is not None:
+            return self._fault
+        self._known = max(self._known, walk, key=lambda each: each.position)
+        return sound(walk, [(each, await self._hash_at(each.position, head)) for each in heads])
+
+    async def _faulty(self, walk: Walk, head: Head) -> Verification | None:
+        """Continue a walk to the head; what is wrong on the way, if anything is."""
         page = PAGE_ROWS
         while walk.position < head.position and walk.bad is None:
             try:
@@ -148,19 +184,30 @@ class SqliteLog:
                 if self._closing is not None:
                     raise
                 if page == 1:
-                    return _bad(walk, walk.position + 1, "the row cannot be read")
+                    return unsound(walk, walk.position + 1, "the row cannot be read")
                 page = max(1, page // 2)  # the rows before the one that cannot be read are still to be judged
                 continue
             if not rows:
-                return _bad(walk, walk.position + 1, f"the events up to {head.position} are missing")
+                return unsound(walk, walk.position + 1, f"the events up to {head.position} are missing")
             await asyncio.to_thread(walk.feed, map(as_read, rows))
         if walk.bad is not None:
-            return _bad(walk, walk.position + 1, walk.bad)
+            return unsound(walk, walk.position + 1, walk.bad)
         if walk.head != head:
-            return _bad(walk, walk.position, "the last event is not the one that was written")
+            return unsound(walk, walk.position, "the last event is not the one that was written")
         if (bare := walk.unexplained()) is not None:
-            return _bad(walk, bare, "the payload is missing, and no PayloadRedacted names it")
-        return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
+            return unsound(walk, bare, "the payload is missing, and no PayloadRedacted names it")
+        return None
+
+    async def _hash_at(self, position: int, head: Head) -> str | None:
+        if position > head.position:
+            return None
+        found = await self.read(position - 1, 1)
+        return found[0].hash if found and position > 0 else genesis(self._log_id).hex()
+
+    async def size(self) -> int:
+        """Bytes of the log, and of a copy of it."""
+        ((pages,),), ((size,),) = await self._db.fetch("PRAGMA page_count"), await self._db.fetch("PRAGMA page_size")
+        return int(pages) * int(size)
 
     async def backup(self, to: Path) -> Head:
         """Copy the log as it is now to another folder while appends go on; the head of the copy.
@@ -197,10 +244,6 @@ class SqliteLog:
             raise LogError(f"the log could not be closed cleanly: {error}") from None
         finally:
             self._lock.close()
-
-
-def _bad(walk: Walk, first_bad: int, detail: str) -> Verification:
-    return Verification(ok=False, events=walk.position, head=walk.head, first_bad=first_bad, detail=detail)
 
 
 def _examine(folder: Path, read_only: bool, accept_truncation: int | None) -> Findings:

@@ -36,7 +36,7 @@ from ..telemetry.metrics import Labels
 from .monitoring import Monitors, watches
 from .places import has_place
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, Requested, RunningGeneration
+from .running import Completed, Requested, RunningGeneration, abandon
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ ENGINE_DEADLINE_MARGIN = 5.0
 
 STOPPING_SECONDS = 5
 """When a request may be sent again whose generation the end of the service cut short."""
+
+MOST_SCORED = 1024 * 16
+"""Texts to score that are admitted at a time; further ones are refused."""
 
 STOP_WAIT_SECONDS = 2.0
 """How long to wait for the engine's `Finished` after a stop: the engine ends a generation between two steps."""
@@ -78,7 +81,9 @@ class Generations:
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: dict[asyncio.Task[Any], tuple[str, int]] = {}
-        """Admission under way → whose, and how many generations it admits."""
+        """Admission under way → whose, and how many generations it admits; texts to score are not counted."""
+        self._scored = 0
+        """Texts to score, admitted or about to be."""
         self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open_all(
@@ -89,13 +94,29 @@ class Generations:
         if self.places is not None and len(requested) > max(1, self.places):
             detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
             raise BadRequestError(detail, param="n")
-        taken = self._taken()
-        if self.places is not None and not has_place(taken, principal, len(requested), self.places):
+        if self.places is not None and not has_place(self._taken(), principal, len(requested), self.places):
             # The running ones end next. By the time the client returns, those that wait now should be gone.
-            seconds = self._throughput.seconds_for(taken.total() - self.running)
+            seconds = self._throughput.seconds_for(self.waiting + sum(count for _, count in self._opening.values()))
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
-        opening = asyncio.create_task(self._open(requested, principal, command_id))
-        self._opening[opening] = principal, len(requested)
+        parties = await self._opened([[each] for each in requested], None, principal, command_id)
+        return [each for party in parties for each in party]
+
+    async def open_scores(
+        self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
+    ) -> list[list[RunningGeneration]]:
+        """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
+        run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
+        count = sum(map(len, parties))
+        if self._scored + count > MOST_SCORED:
+            raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
+        self._scored += count
+        return await self._opened(parties, baseline, principal, None)
+
+    async def _opened(
+        self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
+    ) -> list[list[RunningGeneration]]:
+        opening = asyncio.create_task(self._open(parties, baseline, principal, command_id))
+        self._opening[opening] = principal, sum(each.scoring is None for party in parties for each in party)
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
@@ -106,7 +127,7 @@ class Generations:
 
     def _taken(self) -> Counter[str]:
         """Places that are taken, by principal."""
-        taken = Counter(generation.principal for generation in self._running.values())
+        taken = Counter(each.principal for each in self._running.values() if not each.is_score)
         for principal, count in self._opening.values():
             taken[principal] += count
         return taken
@@ -119,12 +140,12 @@ class Generations:
 
     @property
     def waiting(self) -> int:
-        """Generations without a token yet."""
-        return sum(not generation.made for generation in self._running.values())
+        """Generations without a token yet; texts to score that have not begun."""
+        return sum(generation.waits for generation in self._running.values())
 
     @property
     def running(self) -> int:
-        """Generations with tokens, and without a recorded end."""
+        """Further ones, without a recorded end."""
         return len(self._running) - self.waiting
 
     async def idle(self) -> None:
@@ -140,19 +161,27 @@ class Generations:
             await asyncio.wait([*self._running, *self._opening])
 
     async def _open(
-        self, requested: Sequence[Requested], principal: str, command_id: str | None
-    ) -> list[RunningGeneration]:
+        self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
+    ) -> list[list[RunningGeneration]]:
         opening = asyncio.current_task()
         assert opening is not None
-        opened: list[RunningGeneration] = []
+        opened: list[list[RunningGeneration]] = []
+        begun: list[Event] = []
 
         def begin(event: Event) -> None:
             # From here on its generations count as running.
             self._opening.pop(opening, None)
-            opened.append(self._begin(event, requested[len(opened)]))
+            begun.append(event)
+            if len(begun) == len(party := parties[len(opened)]):
+                opened.append(self._begin(begun, party, baseline))
+                begun.clear()
 
-        requests = [self._request(each) for each in requested]
-        await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
+        requests = [self._request(each) for party in parties for each in party]
+        try:
+            await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
+        finally:
+            missed = (each for party in parties[len(opened) :] for each in party)
+            self._scored -= sum(each.scoring is not None for each in missed)
         return opened
 
     def _request(self, requested: Requested) -> AdmitGeneration:
@@ -164,14 +193,34 @@ class Generations:
         sampling = replace(request.sampling, response_format=replace(form, schema=requested.schema))
         return replace(request, sampling=sampling)
 
-    def _begin(self, event: Event, requested: Requested) -> RunningGeneration:
-        """Hand an admitted generation to the engine, in the turn that records its start: so a later detach finds it
-        there, and waits for it."""
-        payload, token_ids, options = event.payload(), tuple(requested.token_ids), requested.options
+    def _begin(
+        self, events: Sequence[Event], party: Sequence[Requested], baseline: int | None
+    ) -> list[RunningGeneration]:
+        """Hand admitted generations to the engine, in the turn that records their start: so a later detach finds them
+        there, and waits for them."""
+        monitored = () if any(each.scoring is not None for each in party) else watches(self._actor.state)
+        requests = [self._asked(event, each, monitored) for event, each in zip(events, party, strict=True)]
+        opened = []
+        for event, each, stream in zip(events, party, self._streams(requests, baseline), strict=True):
+            payload = event.payload()
+            assert isinstance(payload, GenerationStarted)
+            weights = [self._actor.state.weights(sae) for sae in payload.intervention]
+            generation = RunningGeneration(event, payload, stream, weights)
+            if monitored:
+                prompt = each.options.prompt or (None,) * len(each.token_ids)
+                following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
+                self._monitoring.add(following)
+                following.add_done_callback(self._monitoring.discard)
+            task = asyncio.create_task(self._run(generation, tuple(each.token_ids)), name=payload.generation_id)
+            self._running[task] = generation
+            task.add_done_callback(self._over)
+            opened.append(generation)
+        return opened
+
+    def _asked(self, event: Event, requested: Requested, monitored: tuple[Watch, ...]) -> GenerationRequest:
+        """The engine's request for an admitted generation."""
+        payload, options = event.payload(), requested.options
         assert isinstance(payload, GenerationStarted)
-        self._tokens["prompt",] += len(token_ids)
-        weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-        monitored = watches(self._actor.state)
         top_k, exclude = options.top_k_features, options.exclude
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = filled(
@@ -179,42 +228,40 @@ class Generations:
             payload,
             options,
             requested,
-            token_ids=token_ids,
+            token_ids=tuple(requested.token_ids),
             share=event.principal,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
         )
-        generation = RunningGeneration(event, payload, self._stream(request), weights)
-        if monitored:
-            prompt = options.prompt or (None,) * len(token_ids)
-            following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
-            self._monitoring.add(following)
-            following.add_done_callback(self._monitoring.discard)
-        task = asyncio.create_task(self._run(generation, token_ids), name=payload.generation_id)
-        self._running[task] = generation
-        task.add_done_callback(self._over)
-        return generation
+        self._tokens["prompt",] += len(request.given)
+        return request
 
-    def _stream(self, request: GenerationRequest) -> GenerationStream:
-        """The engine's stream. An error of the engine becomes its result, so that an end is always recorded."""
+    def _streams(self, requests: Sequence[GenerationRequest], baseline: int | None) -> Sequence[GenerationStream]:
+        """The engine's streams. An error of the engine becomes their result, so that an end is always recorded."""
         try:
-            return self._engine.generate(request)
+            if requests[0].scoring is not None:
+                return self._engine.score(requests, baseline=baseline)
+            return [self._engine.generate(request) for request in requests]
         except SAEError as error:
             result = error
         except Exception:
-            logger.exception("%s failed unexpectedly", request.generation_id)
+            logger.exception("%s failed unexpectedly", requests[0].generation_id)
             result = InternalError("the generation failed; the service's log has the cause")
-        stream = GenerationStream()
-        stream.append(result)
-        return stream
+        streams = [GenerationStream() for _ in requests]
+        for stream in streams:
+            stream.append(result)
+        return streams
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        self._tokens["generated",] += len(self._running.pop(task).made)
+        generation = self._running.pop(task)
+        self._tokens["generated",] += len(generation.made)
+        self._scored -= generation.is_score
 
     async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
         ended = await self._end(generation, len(token_ids))
-        self._throughput.ended()
+        if not generation.is_score:
+            self._throughput.ended()
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
@@ -240,7 +287,9 @@ class Generations:
         stream = generation.stream
         ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
         first = [*ends, stream.begun]
-        await asyncio.wait(first, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        # Texts to score wait for one another, as many as there are.
+        limit = None if generation.is_score else self.deadline_seconds
+        await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if begun := stream.begun.done():
             await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
         late = not (stream.finished.done() or generation.left.done())
@@ -276,7 +325,7 @@ class Generations:
         return record
 
 
-def _abandon(opening: asyncio.Task[list[RunningGeneration]]) -> None:
+def _abandon(opening: asyncio.Task[list[list[RunningGeneration]]]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        for generation in opening.result():
-            generation.abandon()
+        for party in opening.result():
+            abandon(party)

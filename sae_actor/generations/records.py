@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Sequence
 
@@ -59,7 +60,21 @@ def record_of(
         excluded=ended.excluded,
         batch=ended.batch,
         output_sha256=token_digest(salt, ended.token_ids),
+        score=score_summary(ended),
         error=problem(failure(ended)) if ended.reason == "error" else None,
+    )
+
+
+def score_summary(ended: Finished) -> ev.ScoreSummary | None:
+    """What the scores come to; None without any."""
+    scores = ended.scores
+    if scores is None:
+        return None
+    first = ended.receipt.tokens_prompt if ended.token_ids else 1
+    counted = [token.logprob for token in ended.prompt[first:] if token.logprob is not None]
+    kl = scores.kl if scores.kl is not None and math.isfinite(scores.kl) else None
+    return ev.ScoreSummary(
+        counted=len(counted), sum_logprob=math.fsum(counted), is_greedy=scores.greedy, kl_from_baseline=kl
     )
 
 

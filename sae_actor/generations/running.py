@@ -11,7 +11,7 @@ from ..domain.messages import AdmitGeneration
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
-from ..ports import Finished, GenerationStream, Grammar, Token, wait_for_news
+from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class TokenOptions:
     """How many of the most probable tokens are reported, as in `GenerationRequest`."""
     prompt_logprobs: int | None = None
     """How many for each token of the prompt, as in `GenerationRequest`."""
+    logprobs_of: tuple[int, ...] = ()
+    """Tokens whose log probability is reported wherever one is made."""
     top_k_features: int = 0
     """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
@@ -51,6 +53,8 @@ class Requested:
     """The grammar of its response format."""
     schema: str | None = None
     """The JSON schema of its response format, for the record."""
+    scoring: Scoring | None = None
+    """Score the prompt and what follows it, instead of making a text."""
 
 
 class RunningGeneration:
@@ -74,6 +78,16 @@ class RunningGeneration:
     def made(self) -> list[Token]:
         """Its tokens so far."""
         return self.stream.tokens
+
+    @property
+    def is_score(self) -> bool:
+        """Its text is given, and scored."""
+        return self.started.kind == "score"
+
+    @property
+    def waits(self) -> bool:
+        """It has not begun; or, as far as its reader sees, not made a token."""
+        return not (self.stream.begun.done() if self.is_score else self.made)
 
     def at(self, position: int) -> Token | Completed | SAEError | None:
         """The item at a reader's position: a token, or the recorded end after the last one. None: not there yet."""

@@ -7,6 +7,7 @@ selection    which files of a list make one SAE
 digests      sha256 and git ids; what is known unchanged
 conversion   safetensors made of pickles, kept next to them
 imports, removal
+kept_files   the files of one SAE, for backups; those of an import that a restore brought
 vectors      what the service keeps next to hub/, in `vectors/`
 names        names that SAEs have in SAELens and Neuronpedia, as the repository and path they stand for
 catalogs     requested catalogs: few at a time, equal ones shared

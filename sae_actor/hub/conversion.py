@@ -20,7 +20,6 @@ from typing import TypeVar
 
 from ..domain.refs import SaeFile
 from ..domain.state import SaeLocation
-from ..domain.weights import import_id_of
 from ..formats.files import SaeFiles
 from ..formats.pickles import convert
 from ..ports.durability import fsync_path
@@ -50,7 +49,7 @@ def key_at(location: SaeLocation) -> str | None:
     if not location.converted:
         return None
     if location.source == "import":
-        return import_id_of(location.path or "", location.layer)
+        return location.sae_id
     return key_of(location.repository_id or "", (file for file in location.files if file.converted_from is None))
 
 

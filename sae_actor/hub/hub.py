@@ -27,7 +27,7 @@ from ..errors import (
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
 from ..ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
-from . import conversion, imports, removal
+from . import conversion, imports, kept_files, removal
 from . import vectors as kept
 from .catalogs import Listings
 from .digests import KnownDigests
@@ -101,6 +101,10 @@ class HuggingFaceHub:
     async def resolve_import(self, path: str, layer: int | None = None) -> str:
         return await to_thread.run_sync(imports.resolve, path, self._import_roots, layer)
 
+    async def import_digest(self, path: str, layer: int | None = None) -> str | None:
+        digest = partial(imports.digest_of, path, self._known, layer)
+        return await to_thread.run_sync(digest, abandon_on_cancel=True)
+
     async def keep_vectors(self, vectors: NewVectors) -> str:
         return await to_thread.run_sync(kept.keep, kept.folder(self.folder), vectors)
 
@@ -115,11 +119,13 @@ class HuggingFaceHub:
             if error.fields.get("check") != "pickle" or not str(error.fields.get("file")).endswith(CONVERTIBLE):
                 raise
         job = filled(ImportJob, effect, parent=os.getpid(), root=str(self.folder))
+        before = conversion.folder(self.folder, effect.sae_id).exists()
         try:
             done = await self._run(job, lambda _: None)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
+            if not before:  # what was converted of the same weights in another folder stays
+                with anyio.CancelScope(shield=True):
+                    await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
             raise
         if not isinstance(done, Done):
             raise InternalError("The import process gave an unexpected answer", reason="process")
@@ -230,6 +236,8 @@ class HuggingFaceHub:
             base, again = kept.folder(self.folder) / (location.path or ""), "delete the record and send it again"
         elif location.source == "import":
             base, again = Path(location.path or ""), "delete the record and import it again"
+            if not base.is_dir():  # a restore may have brought it
+                base = kept_files.import_folder(self.folder, location)
         elif location.repository_id is None or not DIGEST.fullmatch(location.commit or ""):
             raise SAEInvalidError("The SAE has no files", check="files")
         else:

@@ -50,6 +50,22 @@ def resolve(path: str, roots: Sequence[Path], layer: int | None = None) -> str:
     return str(real)
 
 
+def digest_of(path: str, known: KnownDigests, layer: int | None = None) -> str | None:
+    """Digest of the weights in the folder as they lie there, by which imports are told apart; None if it has none."""
+    folder = Path(path)
+    try:
+        try:
+            describe(folder, layer=layer)
+            names: Sequence[str] = weight_files(folder, layer=layer)
+        except SAEUnsupportedError as error:
+            if error.fields.get("check") != "pickle":
+                return None
+            names = [str(error.fields["file"])]
+        return weights_sha256((name, known.of(folder / name)[1]) for name in names)
+    except (SAEError, OSError):
+        return None  # what is wrong is found, and goes on record, when it is registered
+
+
 def register(path: str, known: KnownDigests, layer: int | None = None) -> HubSae:
     """Describe the folder, digest its files and check every weight.
 

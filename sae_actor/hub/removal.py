@@ -18,6 +18,7 @@ from ..domain.state import SaeLocation
 from . import claims as claimed
 from . import conversion, vectors
 from .claims import Claim, Claims
+from .kept_files import remove_brought
 from .layout import DIGEST, Repository, is_safe_path, remove_empty
 
 _LEFT_BY_LIBRARY = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\.[0-9a-f]{8}\.incomplete|tmp_[0-9a-f-]{36}")
@@ -62,14 +63,14 @@ class _Kept:
 def delete(root: Path, effect: DeleteEffect) -> int:
     """Delete the SAE's files that no other SAE needs; the bytes that became free.
 
-    The user's folder of an import is not touched: only what was made of its pickle goes. What is gone already
-    frees nothing, so running it again converges.
+    The user's folder of an import is not touched: only what was made of its pickle, or brought by a restore, goes. What
+    is gone already frees nothing, so running it again converges.
     """
     location = effect.location
     if location.source == "vectors":
         return vectors.remove(vectors.folder(root), effect.sae_id)
     if location.source == "import" or location.repository_id is None:
-        return conversion.remove(root, effect.sae_id)
+        return conversion.remove(root, effect.sae_id) + remove_brought(root, location)
     repository = Repository.of(root, location.repository_id)
     if not repository.folder.is_dir():
         return 0

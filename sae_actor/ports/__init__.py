@@ -4,7 +4,8 @@
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
     generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`;
-                 reading: what is read of a prompt
+                 reading: what is read of a prompt; scoring: texts that are scored, not made
+    backups      copies of a data folder while it is written in: `Backups`, implemented in `backups`
     clock        the time; `progress`: how far slow work is
     durability   fsync, for adapters that write files
 
@@ -12,6 +13,7 @@
 """
 
 from ..domain.reports import AttachedSae, HubSae
+from .backups import Backup, Backups
 from .clock import Clock
 from .engine import Engine, FeatureDetails, ModelSize, NearFeature, TokenizerInfo, TokenWeight
 from .generation import (
@@ -20,9 +22,7 @@ from .generation import (
     Finished,
     GenerationRequest,
     Grammar,
-    PromptToken,
     Rest,
-    ScoredToken,
     Token,
     Tokenized,
     Watch,
@@ -32,3 +32,4 @@ from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
 from .progress import OnProgress, Progress
 from .reading import Pooled, Pooling, TokenScore
+from .scoring import PromptToken, ScoredToken, Scores, Scoring, TargetToken

@@ -11,6 +11,7 @@ from ..domain.chats import Tokenization
 from ..domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from ..domain.refs import Edit, ModelFacts
 from ..domain.reports import AttachedSae
+from ..domain.state import SaeLocation
 from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
 from .progress import OnProgress
@@ -127,6 +128,10 @@ class Engine(Protocol):
         if the SAE's statistics cannot be read, `SAENotAttachedError` without an SAE.
         """
 
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        """As `raw` for an SAE that is not attached, in `folder`: at the hook point where it was trained, and for no
+        types in particular. Raises what loading it raises too."""
+
     async def feature(self, attach_position: int, feature: int) -> FeatureDetails:
         """Details of a feature of an attached SAE.
 
@@ -165,6 +170,16 @@ class Engine(Protocol):
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """Tokens as they are made, then one `Finished`. Closing the stream frees the generation's slot."""
+
+    def score(
+        self, requests: Sequence[GenerationRequest], *, baseline: int | None = None
+    ) -> tuple[GenerationStream, ...]:
+        """Score one text under several interventions; a stream each, without tokens. The requests have `scoring`, and
+        differ in their interventions and in `deterministic` alone. Equal ones are computed once.
+
+        baseline: index of the one that `Scores.kl` compares the others with. `BadRequestError` if two of them do not
+        fit into the memory side by side, as they must then; else raises as `generate`.
+        """
 
     async def close(self) -> None:
         """Stop the thread and free the device."""

@@ -8,6 +8,7 @@ from ..domain.chats import MessageSpan, Reasoning
 from ..domain.events import Receipt, Sampling
 from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, HookPoint, Intervention, StopWhen
 from .reading import Pooled, Pooling, TokenScore
+from .scoring import PromptToken, ScoredToken, Scores, Scoring
 
 
 class Tokenized(Struct, frozen=True, kw_only=True):
@@ -124,7 +125,11 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     """Score each token and this many of the most probable ones; None: no scores."""
     prompt_logprobs: int | None = None
-    """The same for the prompt's tokens, each after those before it; None: no scores."""
+    """The same for the given tokens, each after those before it; None: no scores."""
+    scoring: Scoring | None = None
+    """Score what is given, with `prompt_logprobs`, and generate nothing."""
+    logprobs_of: tuple[int, ...] = ()
+    """Score these tokens too, wherever one is generated."""
     watched: tuple[Watch, ...] = ()
     """SAEs to read. If one is removed, the generation ends, as for an SAE of the intervention. One with a limited rate
     is then only no longer reported, and freeing it does not wait for the generation."""
@@ -152,35 +157,19 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     run so (`ModelFacts.can_be_deterministic`)."""
 
     @property
+    def given(self) -> tuple[int, ...]:
+        """The tokens that are run before any is generated."""
+        if self.scoring is None or not self.scoring.continuation:
+            return self.token_ids
+        more = self.scoring.continuation
+        return (*self.token_ids, *(more if self.scoring.runs_last else more[:-1]))
+
+    @property
     def saes(self) -> tuple[ActiveSae, ...]:
         """All SAEs that the generation needs on the device; one may occur several times."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
         needed = (watch.sae for watch in self.watched if watch.every_seconds is None and not watch.of_place)
         return (*self.intervention, *needed, *stop)
-
-
-class ScoredToken(Struct, frozen=True, kw_only=True):
-    """A candidate for the next token with its log probability: log-softmax of the steered logits in float32, before
-    temperature and top_p; −9999 for tokens that the model rules out."""
-
-    id: int
-    text: str
-    """As it is written, also for special tokens; U+FFFD for a part of a character."""
-    bytes: bytes | None
-    """None if the bytes of a partial character are unknown."""
-    logprob: float
-
-
-class PromptToken(Struct, frozen=True, kw_only=True):
-    """A token of the prompt, scored as `ScoredToken` says; the logits are those under the intervention."""
-
-    id: int
-    text: str
-    bytes: bytes | None
-    logprob: float | None
-    """None: of the first one, before which there is nothing."""
-    top: tuple[ScoredToken, ...] = ()
-    """The most probable tokens there, best first; one that is this token has the same `logprob`."""
 
 
 class Token(Struct, frozen=True, kw_only=True):
@@ -198,6 +187,8 @@ class Token(Struct, frozen=True, kw_only=True):
     """Its own score, if `GenerationRequest.logprobs` is set."""
     top: tuple[ScoredToken, ...] = ()
     """The most probable tokens, best first; the chosen one may be among them."""
+    named: tuple[ScoredToken, ...] = ()
+    """Those of `GenerationRequest.logprobs_of`, in their order."""
     activations: tuple[Activations, ...] = ()
     """In the order of `GenerationRequest.watched`, at the positions that were run to make this token: the whole prompt
     for the first token, else the token before. So the last token is never read. A watch with a limited rate is left out
@@ -222,7 +213,7 @@ class Finished(Struct, frozen=True, kw_only=True):
     reason: FinishReason
     receipt: Receipt
     token_ids: tuple[int, ...]
-    """All generated ids, the end token counted."""
+    """All generated ids, the end token counted; of a text that is scored, its continuation."""
     text: str
     """The whole text, cut before a stop string."""
     rest: Rest = Rest()
@@ -230,8 +221,10 @@ class Finished(Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0
     """How many tokens the reasoning has, marks included."""
     prompt: tuple[PromptToken, ...] = ()
-    """As with the first token, since there may be none (`Sampling.max_tokens` 0). Empty if the prompt was not run to
-    its end."""
+    """As with the first token, since there may be none (`Sampling.max_tokens` 0); with a continuation, its tokens too.
+    Empty if the prompt was not run to its end."""
+    scores: Scores | None = None
+    """With `GenerationRequest.scoring`, if all of it was run."""
     activations: tuple[Activations, ...] = ()
     """Those of the prompt, as a first token has them, if no token was to be made."""
     edited: tuple[tuple[int, int], ...] = ()

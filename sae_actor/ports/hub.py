@@ -62,6 +62,10 @@ class Hub(Protocol):
         """The resolved folder, if it lies under an import root; `ForbiddenError` / `NotFoundError` otherwise, and
         `SAEAmbiguousError` for vectors of several layers without `layer`."""
 
+    async def import_digest(self, path: str, layer: int | None = None) -> str | None:
+        """Digest of the weight files in a resolved folder as they lie there, of a pickle its own bytes; None if there
+        is no SAE, which the import then reports."""
+
     async def keep_vectors(self, vectors: NewVectors) -> str:
         """Write vectors into the data folder; their id, the same for the same ones. An import registers them.
 

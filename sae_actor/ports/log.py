@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -31,6 +31,9 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     positions alone order a log."""
     unproven: bool = False
     """Nothing outside the log confirms where it ends: its last events may have been lost."""
+    verified_from: int | None = None
+    """From this position to the head all was verified by the process that says so (1: all of it); None if the log does
+    not verify."""
 
 
 class EventLog(Protocol):
@@ -58,7 +61,18 @@ class EventLog(Protocol):
     async def of_command(self, command_id: str) -> list[Event]:
         """All events of one command, in order (few)."""
 
-    async def verify(self) -> Verification:
-        """Walk the whole chain."""
+    async def created(self) -> str:
+        """When the log was made, RFC 3339 UTC."""
+
+    async def rows(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        """Whole rows with position above `after`, as an export needs them: the fields of an event with salt and digest,
+        in the order of `eventlog.chain.Row`. Fewer than `limit` where that is more than one reading looks at."""
+
+    async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
+        """Walk the chain up to the head of now.
+
+        full: from the first event on; else only what came after the last walk of this process, the first of which
+        opened the log; what the last one found wrong stays wrong. heads: witnessed heads that the log must contain.
+        """
 
     async def close(self) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import ModelLoadError, SAEError
 from ..hub import HuggingFaceHub
 from ..models.files import CONFIG, is_complete, local_folder
 from ..ports import Engine, Finished, GenerationRequest, Progress, Token
+from .local_saes import LocalSaes
 
 DEADLINE_SECONDS = 3600.0
 
@@ -28,9 +29,12 @@ class NotComparable(Exception):  # noqa: N818 — no error: a verdict
 class Testbed:
     """One model at a time, and the SAEs of one generation. Nothing is fetched, nothing on disk is changed."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: the data folder of the log, whose hub/ holds the SAEs."""
+    def __init__(self, folder: Path, model: Path | None = None, saes: Sequence[Path] = ()) -> None:
+        """`folder`: the data folder of the log, whose hub/ holds the SAEs. On another machine `model` and `saes` are
+        where they lie there; they must be the recorded files."""
         self._hub = HuggingFaceHub(folder / "hub")
+        self._model = model
+        self._local = LocalSaes(saes, self._hub) if saes else None
         self._engine: Engine | None = None
         self._wanted: ModelFacts | None = None
         """What the log says of the model that is loaded."""
@@ -77,7 +81,10 @@ class Testbed:
         return self._facts
 
     async def _load(self, wanted: ModelFacts, quantization: str | None) -> ModelFacts:
-        _check_here(wanted)
+        if self._model is None:
+            _check_here(wanted)
+        elif local_folder(str(self._model)) is None:
+            raise NotComparable(f"there is no model in {self._model}")
         threads = wanted.environment.get("threads")
         self._engine = _engine(threads if isinstance(threads, int) and 1 <= threads <= 1024 else None)
         try:
@@ -90,9 +97,9 @@ class Testbed:
     def _effect(self, wanted: ModelFacts, device: str, quantization: str | None) -> LoadModelEffect:
         return LoadModelEffect(
             request_position=self._number(),
-            model=wanted.model_id,
+            model=wanted.model_id if self._model is None else str(self._model),
             # Without a commit it was a folder, whatever the requested revision.
-            revision=wanted.commit or "main",
+            revision="main" if self._model is not None else wanted.commit or "main",
             dtype=wanted.dtype,
             device=device,
             quantization=quantization,
@@ -129,10 +136,14 @@ class Testbed:
         if record is None or completed is None:
             raise NotComparable(f"the log does not say which files {sae.sae_id} was made of")
         location = replace(record.location, commit=completed.commit, files=completed.files)
-        here = {"request_position": self._number(), "location": location, "dtype": _dtype(sae, known)}
-        effect = filled(AttachEffect, sae, completed, **here)
         try:
-            await self.engine.attach(effect, await self._hub.locate(location))
+            if self._local is None:
+                path = await self._hub.locate(location)
+            else:
+                location, path = await self._local.locate(location)
+            here = {"request_position": self._number(), "location": location, "dtype": _dtype(sae, known)}
+            effect = filled(AttachEffect, sae, completed, **here)
+            await self.engine.attach(effect, path)
         except SAEError as error:
             raise NotComparable(f"the SAE {sae.sae_id}: {error.detail}") from None
         return effect.request_position
@@ -157,6 +168,19 @@ class Testbed:
         if item.reason == "error":
             raise NotComparable(f"it could not be run again: {item.error_detail}")
         return item
+
+    async def score(self, requests: Sequence[GenerationRequest], *, baseline: int) -> list[Finished]:
+        """Score a text under several interventions; raises as `run`."""
+        asked = [replace(request, deadline_seconds=DEADLINE_SECONDS) for request in requests]
+        try:
+            streams = self.engine.score(asked, baseline=baseline)
+            ends = [end for stream in streams async for end in stream if isinstance(end, Finished)]
+        except SAEError as error:
+            raise NotComparable(f"it could not be scored again: {error.detail}") from None
+        for end in ends:
+            if end.scores is None:
+                raise NotComparable(f"it could not be scored again: {end.error_detail or end.reason}")
+        return ends
 
     def _number(self) -> int:
         self._last += 1

@@ -1,6 +1,6 @@
 """`reproduce`: run a generation again and judge its record in the log.
 
-identical        the same tokens
+identical        the same tokens; of a text that was scored: the same scores, up to rounding
 equivalent       other tokens, and every token of the log is a near-tie here with the one that is chosen
 different        one is not: under the recorded intervention, the output is another
 not_comparable   its model or SAEs are not here, or the log does not hold enough; with the reason
@@ -8,12 +8,10 @@ not_comparable   its model or SAEs are not here, or the log does not hold enough
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-from msgspec import MsgspecError, Struct
+from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from ..domain.events import GenerationFinished, GenerationStarted
@@ -21,9 +19,9 @@ from ..domain.refs import ModelFacts
 from ..domain.structs import filled
 from ..domain.views.difference import environment_sha256
 from ..domain.views.recorded import Recorded
-from ..errors import BadRequestError
-from ..generations.records import token_digest
-from ..ports import Finished, GenerationRequest
+from ..ports import Finished, GenerationRequest, Scoring
+from .given import compared, differences, rescored
+from .prompts import continuation_of, digest, prompt_of
 from .rescoring import TokenChoice, choices, forced, scored
 from .schemas import grammar_of
 from .testbed import NotComparable, Testbed
@@ -34,18 +32,25 @@ TOLERANCES = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.5}
 """Type of the model's numbers → logits by which two tokens may be apart and still count as a near-tie: what rounding
 does to a logit between batches and machines, with room to spare."""
 
+SAME_SCORE = 1e-4
+"""Nats a token by which sums of log probabilities may be apart and still be the same: rounding in float32."""
 _NUMERICS = ("device", "dtype", "quantization")
 """Parts of the environment that must match for a difference beyond a near-tie to count."""
 _WHOLE = ("stop", "length", "feature")
 """Natural ends: such a generation is run to its end. Others are run as far as they came."""
 
 
-class Ran(Struct, frozen=True, kw_only=True):
-    """A generation that was run again."""
+class Made(Struct, frozen=True, kw_only=True):
+    """A request as it was recorded, for the model and the SAEs here."""
 
     facts: ModelFacts
     request: GenerationRequest
     prompt_from: str
+
+
+class Ran(Made, frozen=True, kw_only=True):
+    """A generation that was run again."""
+
     again: Finished
     logprobs: list[float]
     """Of its tokens."""
@@ -63,8 +68,13 @@ async def reproduce(text: Recorded, bench: Testbed, prompts: Sequence[str] = (),
     try:
         started, finished = _both(text)
         view["digest_agrees"] = text.digest == started.intervention_sha256 == finished.intervention_sha256
-        ran = await _run(text, started, finished, bench, prompts, schemas=schemas)
-        view |= await _judged(started, finished, ran, text, bench)
+        made = await _made(text, started, finished, bench, prompts, schemas=schemas)
+        if started.kind == "score":
+            view |= await _judged_score(finished, made, text, bench)
+        else:
+            again, found = await scored(bench, made.request)
+            ran = Ran(**structs.asdict(made), again=again, logprobs=found)
+            view |= await _judged(started, finished, ran, text, bench)
     except NotComparable as why:
         view["reason"] = str(why)
     return view
@@ -81,7 +91,7 @@ def _both(text: Recorded) -> tuple[GenerationStarted, GenerationFinished]:
     return started, finished
 
 
-async def _run(
+async def _made(
     text: Recorded,
     started: GenerationStarted,
     finished: GenerationFinished,
@@ -89,14 +99,15 @@ async def _run(
     prompts: Sequence[str],
     *,
     schemas: Sequence[str],
-) -> Ran:
+) -> Made:
     if finished.prompt_token_ids is None and not prompts and finished.left_out is not None:
         raise NotComparable(f"its prompt is not in the log ({finished.left_out.detail}); give it with --prompt-file")
     if finished.prompt_token_ids is None and not prompts:
         raise NotComparable("its prompt was not recorded ([audit] record_text); give it with --prompt-file")
-    most = started.sampling.max_tokens if finished.finish_reason in _WHOLE else _count(finished)
+    whole = finished.finish_reason in _WHOLE or started.kind == "score"
+    most = started.sampling.max_tokens if whole else _count(finished)
     facts = await bench.model(text.known)
-    prompt, prompt_from = await _prompt(started, finished, bench, prompts)
+    prompt, prompt_from = await prompt_of(started, finished, bench, prompts)
     stop = started.stop_when
     places = await bench.place(started.intervention + (() if stop is None else (stop.sae,)), text.known)
     if stop is not None:
@@ -111,38 +122,62 @@ async def _run(
         stop_when=stop,
         watched=(),
     )
-    again, found = await scored(bench, request)
-    return Ran(facts=facts, request=request, prompt_from=prompt_from, again=again, logprobs=found)
+    if started.kind == "score":
+        more = await continuation_of(started, finished, bench, prompts)
+        scoring = Scoring(continuation=more, runs_last=started.runs_last)
+        request = replace(request, scoring=scoring, prompt_logprobs=0)
+    return Made(facts=facts, request=request, prompt_from=prompt_from)
+
+
+async def _judged_score(finished: GenerationFinished, made: Made, text: Recorded, bench: Testbed) -> View:
+    if finished.score is None:
+        raise NotComparable(f"it was not scored to its end: {finished.finish_reason}")
+    again, bare = await rescored(bench, made.request)
+    told = _grounds(text, finished, made, again)
+    apart = compared(finished.score, again)
+    told |= {
+        "tokens": {"logged": len(again.token_ids), "here": len(again.token_ids), "same": True},
+        "score": apart,
+        "scores": differences(again, bare),
+    }
+    if apart["apart"] <= SAME_SCORE:
+        return {**told, "verdict": "identical"}
+    return {**told, **_beyond(told["environment"], near=apart["apart"] <= told["tolerance"])}
+
+
+def _grounds(text: Recorded, finished: GenerationFinished, made: Made, again: Finished) -> View:
+    """What a verdict is based on, besides tokens and scores."""
+    state = text.known.state.model
+    assert state is not None
+    assert state.facts is not None
+    widest = max(TOLERANCES.values())
+    # Matrices in int8 round what they read to one of 255 numbers.
+    tolerance = widest if made.facts.quantization == "int8" else TOLERANCES.get(made.facts.dtype, widest)
+    return {
+        "tolerance": tolerance,
+        "environment": _environment(state.facts.environment, made.facts.environment),
+        "prompt_from": made.prompt_from,
+        "finish_reason": {"logged": finished.finish_reason, "here": again.reason},
+        "positions_agree": _positions_agree(finished, again),
+    }
 
 
 async def _judged(
     started: GenerationStarted, finished: GenerationFinished, ran: Ran, text: Recorded, bench: Testbed
 ) -> View:
-    state = text.known.state.model
-    assert state is not None
-    assert state.facts is not None
-    environment = _environment(state.facts.environment, ran.facts.environment)
-    widest = max(TOLERANCES.values())
-    # Matrices in int8 round what they read to one of 255 numbers.
-    tolerance = widest if ran.facts.quantization == "int8" else TOLERANCES.get(ran.facts.dtype, widest)
     again = ran.again.token_ids
-    same = _digest(finished, again) == finished.output_sha256
+    same = digest(finished, again) == finished.output_sha256
     logged = again if same else finished.output_token_ids
-    view: View = {
-        "tolerance": tolerance,
-        "environment": environment,
-        "prompt_from": ran.prompt_from,
-        "finish_reason": {"logged": finished.finish_reason, "here": ran.again.reason},
-        "tokens": {"logged": None if logged is None else len(logged), "here": len(again), "same": same},
-        "positions_agree": _positions_agree(finished, ran.again),
-    }
+    view = _grounds(text, finished, ran, ran.again)
+    view["tokens"] = {"logged": None if logged is None else len(logged), "here": len(again), "same": same}
+    environment, tolerance = view["environment"], view["tolerance"]
     if logged is None:
         view["reason"] = "its tokens were not recorded; only a difference can be shown"
         # In float32 the same environment promises the same tokens.
         if environment["same"] and ran.facts.dtype == "float32":
             view["verdict"] = "different"
         return view
-    if not same and _digest(finished, logged) != finished.output_sha256:
+    if not same and digest(finished, logged) != finished.output_sha256:
         raise NotComparable("the recorded tokens do not match the recorded digest")
     found, others = (ran.logprobs, []) if same else await choices(bench, ran.request, logged, ran.facts)
     view["scores"] = await _scores(started, ran, logged, found, bench)
@@ -163,7 +198,12 @@ def _positions_agree(finished: GenerationFinished, again: Finished) -> bool | No
 
 def _verdict(others: Sequence[TokenChoice], tolerance: float, environment: View, *, cut: bool) -> View:
     """`cut`: one of the two goes on where the other ends, and they are the same up to there."""
-    if not cut and all(each.gap <= tolerance for each in others):
+    return _beyond(environment, near=not cut and all(each.gap <= tolerance for each in others))
+
+
+def _beyond(environment: View, *, near: bool) -> View:
+    """The verdict on what is not the same."""
+    if near:
         return {"verdict": "equivalent"}
     decisive = [name for name in environment["differs"] if name in _NUMERICS]
     if decisive:
@@ -210,48 +250,11 @@ def _count(finished: GenerationFinished) -> int:
     return count
 
 
-async def _prompt(
-    started: GenerationStarted, finished: GenerationFinished, bench: Testbed, prompts: Sequence[str]
-) -> tuple[tuple[int, ...], str]:
-    recorded = finished.prompt_token_ids
-    if recorded is not None:
-        if _digest(finished, recorded) != finished.prompt_sha256:
-            raise NotComparable("the recorded prompt does not match the recorded digest")
-        return recorded, "log"
-    for each in (candidate for prompt in prompts for candidate in _readings(prompt)):
-        try:
-            ids = (await bench.engine.tokenize(each, started.tokenization)).token_ids
-        except BadRequestError:
-            continue
-        if _digest(finished, ids) == finished.prompt_sha256:
-            return ids, "file"
-    raise NotComparable("the prompt of the file does not match the recorded digest")
-
-
-def _readings(prompt: str) -> list[Any]:
-    """What a file may mean: JSON ids, JSON messages, or the text itself, with and without its last line end."""
-    readings: list[Any] = [prompt, prompt.removesuffix("\n")]
-    try:
-        found = json.loads(prompt)
-    except (ValueError, RecursionError):
-        return readings
-    for kind in (list[int], list[dict[str, str]]):
-        try:
-            readings.insert(0, msgspec.convert(found, kind))
-        except MsgspecError:
-            continue
-    return readings
-
-
-def _digest(finished: GenerationFinished, tokens: Sequence[int]) -> str:
-    try:
-        return token_digest(finished.salt, tokens)
-    except (ValueError, OverflowError):
-        raise NotComparable("its salt or its tokens are malformed") from None
-
-
 def _environment(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> View:
-    differs = sorted(name for name in recorded.keys() | here.keys() if recorded.get(name) != here.get(name))
+    names = recorded.keys() | here.keys()
+    if recorded.get("model_files") == here.get("model_files"):
+        names -= {"model_commit"}  # the same files, under another path
+    differs = sorted(name for name in names if recorded.get(name) != here.get(name))
     return {
         "same": not differs,
         "differs": differs,

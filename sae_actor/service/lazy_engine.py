@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..domain.effects import DetachEffect, LoadModelEffect, Residents
-from ..domain.refs import ModelFacts
+from ..domain.refs import Edit, ModelFacts
+from ..domain.state import SaeLocation
 from ..errors import ModelNotLoadedError
 from ..ports import Engine, ModelSize, OnProgress, Progress
 
@@ -56,6 +57,9 @@ class LazyEngine:
     def retain(self, residents: Residents) -> None:
         if self._engine is not None:
             self._engine.retain(residents)
+
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        return await (await self._made()).raw_on_disk(location, folder, edits)
 
     async def close(self) -> None:
         if self._engine is not None:

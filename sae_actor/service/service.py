@@ -33,6 +33,7 @@ from ..api.kept_answers import KeptAnswers
 from ..api.server.http_server import HttpServer
 from ..api.server.listener import AT_ONCE, room_for
 from ..api.server.protocol import ConnectionLimits, protocol
+from ..backups.making import ServiceBackups, sweep
 from ..config import ConfigurationError, Deployment
 from ..demo.model import NAME
 from ..demo.sae import place_sae
@@ -112,6 +113,8 @@ class Service:
             engine=self.engine,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
+            backups=ServiceBackups(log, deployment.folder, lambda: self.actor.state, adapters.clock),
+            model_name=settings.model.name,
             quota_bytes=settings.hub.quota_bytes or None,
             access=deployment.access,
             sessions=Sessions(settings.server.session_hours * 3600),
@@ -125,6 +128,8 @@ class Service:
 
     async def serve(self, listener: socket.socket, *, read_only: bool) -> int:
         await self.actor.replay()
+        if self.actor.state.branch_id is not None:
+            self.broadcast.follow_branch(self.actor.state.branch_id)
         _tune_garbage_collector()
         self._server = server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         load = None
@@ -150,6 +155,7 @@ class Service:
         """Start the actor; the command that loads the model of the settings, if that was missing."""
         hub_saes = (record for record in self.actor.state.saes.values() if record.source == "hub")
         # Before any effect: remove the leftovers of killed processes, except files that a download can continue.
+        await asyncio.to_thread(sweep, self.deployment.folder)
         await self.hub.sweep({r.sae_id: r.commit if r.sae is not None else None for r in hub_saes})
         if self.log.truncation is not None:
             lost = self.log.truncation
@@ -157,8 +163,14 @@ class Service:
                 LogTruncated(known_position=lost.position, known_hash=lost.hash, why="--accept-truncation")
             )
         try:
-            start = filled(Start, self.settings.gpu, self.settings.engine, self.deployment, version=__version__)
-            return await self.actor.start(start)
+            found = await self.log.taken_over()
+            own = {"version": __version__, "log": found}
+            accepted = await self.actor.start(
+                filled(Start, self.settings.gpu, self.settings.engine, self.deployment, **own)
+            )
+            if found.origin is not None and self.actor.state.branch_id == found.branch_id:
+                await self.log.settle()
+            return accepted
         except SAEInUseError as error:
             raise ConfigurationError(error.detail) from None
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from ..domain.events import Event
+from ..domain.events import Event, LogForked
 from ..ports import EventLog, Head
 from .frames import EVERYTHING, EventFilter, Frame, sse
 
@@ -91,9 +91,23 @@ class Broadcast:
         position = int(number)
         return position if position <= self.head else None
 
+    def follow_branch(self, branch_id: str) -> None:
+        """The ids of events are the branch's from here on: an id that another stream of the same log gave out may name
+        an event that this one does not have."""
+        self._mark = branch_id[:8]
+        # What was encoded before has ids of the parent.
+        self._recent.clear()
+        self._recent_bytes = 0
+        self._oldest = self._last.position + 1
+        self._joined.clear()
+        self._stored.clear()
+        self._stored_bytes = 0
+
     def publish(self, events: Sequence[Event]) -> None:
         """Durable events, in order."""
         for event in events:
+            if event.type == LogForked.type and isinstance(forked := event.payload(), LogForked):
+                self.follow_branch(forked.branch_id)
             frame = self._frame(event)
             self._recent[event.position] = frame
             self._recent_bytes += len(frame.data)
@@ -116,7 +130,8 @@ class Broadcast:
             news.get_loop().call_soon_threadsafe(self._rouse)
 
     def _frame(self, event: Event) -> Frame:
-        return Frame(event.position, event.type, sse(event.type, event, self.event_id(event.position)))
+        data = sse(event.type, event, self.event_id(event.position))
+        return Frame(event.position, event.type, data, event.principal)
 
     def _wake(self) -> None:
         """Wake the readers that wait for news.

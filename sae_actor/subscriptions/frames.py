@@ -12,12 +12,13 @@ from ..ports import Progress
 class Frame:
     """One server-sent event. `position` is None for what is not in the log."""
 
-    __slots__ = ("_sae_ids", "data", "position", "type")
+    __slots__ = ("_sae_ids", "data", "position", "principal", "type")
 
-    def __init__(self, position: int | None, event_type: str, data: bytes) -> None:
+    def __init__(self, position: int | None, event_type: str, data: bytes, principal: str | None = None) -> None:
         self.position = position
         self.type = event_type
         self.data = data
+        self.principal = principal
         self._sae_ids: frozenset[str] | None = None
 
     @property
@@ -33,9 +34,13 @@ class EventFilter(NamedTuple):
 
     types: frozenset[str] | None = None
     sae_id: str | None = None
+    texts_of: str | None = None
+    """Of generations only those that this principal requested."""
 
     def takes(self, frame: Frame) -> bool:
         if self.types is not None and frame.type not in self.types:
+            return False
+        if self.texts_of not in (None, frame.principal) and frame.type in ("GenerationStarted", "GenerationFinished"):
             return False
         return self.sae_id is None or self.sae_id in frame.sae_ids
 

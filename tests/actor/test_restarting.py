@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain.commands import Attach, Command, Delete, Detach, Download, Steer, UnloadModel
-from sae_actor.domain.events import Draft, Event
+from sae_actor.domain.events import Draft, Event, Sampling
+from sae_actor.domain.messages import AdmitGeneration
 from sae_actor.domain.refs import Edit
 from sae_actor.domain.views.resources import degraded_view, state_view
 from sae_actor.errors import SAEError, SAEInvalidError
@@ -48,6 +49,20 @@ async def test_everything_as_it_was(crash: bool, tmp_path: Path) -> None:
         assert ("EffectInterrupted" in await after.types()) is False, "nothing was under way"
         assert len(after.engine.residents) == 1
     await log.close()
+
+
+async def test_the_end_of_a_text_that_a_crash_cut_off_belongs_to_whoever_asked_for_it() -> None:
+    world = await begin()
+    await world.ready()
+    sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=4, seed=1)
+    asked = AdmitGeneration(generation_id="g", kind="completion", tokens_prompt=1, sampling=sampling)
+    (started,) = await world.actor.admit([asked], principal="uma")
+    assert [each.principal for each in state_view(world.state).generations] == ["uma"]
+    await world.kill()
+    async with living(world.log, world.hub) as after:
+        end = next(event for event in await after.events() if event.type == "GenerationFinished")
+        assert (started.principal, end.principal) == ("uma", "uma")
+        assert b'"finish_reason":"interrupted"' in bytes(end.data)
 
 
 async def test_the_model_of_the_settings_is_asked_for_once() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -89,8 +90,14 @@ class FaultyLog:
             raise self.read_error
         return await self.inner.of_command(command_id)
 
-    async def verify(self) -> Verification:
-        return await self.inner.verify()
+    async def created(self) -> str:
+        return await self.inner.created()
+
+    async def rows(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        return await self.inner.rows(after, limit)
+
+    async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
+        return await self.inner.verify(full=full, heads=heads)
 
     async def close(self) -> None:
         await self.inner.close()

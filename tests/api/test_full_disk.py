@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
+from sae_actor.domain.events import Draft, Event
 from sae_actor.errors import DiskFullError
-from tests.actor.world import FaultyLog
+from tests.fakes.log import MemoryLog
 
 from .conftest import serving
 
 pytestmark = pytest.mark.anyio
 
 FULL = DiskFullError("no space for the event log; nothing was stored; make space and restart the service")
+
+
+class Disk(MemoryLog):
+    full = False
+
+    async def append(self, drafts: Sequence[Draft], *, expected: int) -> tuple[Event, ...]:
+        if self.full:
+            raise FULL
+        return await super().append(drafts, expected=expected)
+
+
 ASK = {"prompt": "hello", "max_tokens": 3}
 
 
 async def test_what_a_client_is_told() -> None:
-    async with serving() as service:
+    log = Disk()
+    async with serving(log) as service:
         await service.ready()
         assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
         service.engine.text_gate = asyncio.Event()
         text = asyncio.create_task(service.client.post("/v1/completions", json=ASK))
         while not service.actor.state.generations:
             await asyncio.sleep(0.005)
-        service.actor._log = log = FaultyLog(service.log)
-        log.append_error = FULL
+        log.full = True
         service.engine.text_gate.set()
         lost = await text
         assert (lost.status_code, lost.json()["error"]["code"]) == (507, "disk_full")
-        log.append_error = None
+        log.full = False
         for answer in (
             await service.client.get("/ready"),
             await service.client.post("/api/commands", json={"type": "UnloadModel"}),

@@ -10,7 +10,7 @@ import pytest
 
 from sae_actor.api.context import LOOKS_WAITING, WALKS, prompt_queue
 from sae_actor.domain.events import Event
-from sae_actor.ports import Verification
+from sae_actor.ports import Head, Verification
 from tests.fakes.engine import FakeEngine
 from tests.fakes.log import MemoryLog
 
@@ -39,9 +39,9 @@ class HeldLog(MemoryLog):
             self.reading -= 1
         return await super().read(after, limit, types)
 
-    async def verify(self) -> Verification:
+    async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
         await self.read()
-        return await super().verify()
+        return await super().verify(full=full, heads=heads)
 
 
 async def true(holds: Callable[[], bool]) -> None:

@@ -43,8 +43,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def over_http(folder: Path, model: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
-    async with recording(folder, model, max_attachments=4) as service:
+async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
+    """`more`: as `recording` takes it."""
+    async with recording(folder, model, max_attachments=4, **more) as service:
         actor = service.actor
         context = Context(
             actor=actor,

@@ -15,6 +15,9 @@ from sae_actor.cli import main
 from sae_actor.client import Client
 from tests.api.conftest import Running, serving
 
+NOWHERE = "http://127.0.0.1:1"
+"""No service answers there."""
+
 
 class Ran(NamedTuple):
     """What a command left behind."""

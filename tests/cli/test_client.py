@@ -63,6 +63,22 @@ def test_edits_keep_their_own_exclusion(client: Client, ready: str) -> None:
     assert shown["enabled"] is False
 
 
+def test_presets(client: Client, ready: str) -> None:
+    assert client.presets() == {"presets": []}
+    client.save_preset("calm", [{"sae_id": ready, "steering": [{"feature": 1, "strength": 9}]}], "less of it")
+    (preset,) = client.presets()["presets"]
+    assert (preset["name"], preset["usable"], preset["description"]) == ("calm", True, "less of it")
+    by_name = client.generate("Once", max_tokens=8, temperature=0, model="default@calm")
+    by_field = client.generate("Once", max_tokens=8, temperature=0, sae={"preset": "calm"})
+    assert by_name["sae"]["preset"] == by_field["sae"]["preset"] == {"name": "calm", "position": preset["position"]}
+    assert by_name["choices"] == by_field["choices"]
+    client.delete_preset("calm")
+    with pytest.raises(errors.PresetNotFoundError):
+        client.delete_preset("calm")
+    with pytest.raises(errors.ModelNotFoundError):
+        client.generate("Once", model="default@calm")
+
+
 def test_text(client: Client, ready: str) -> None:
     bare = client.generate("Once", max_tokens=8, temperature=0, sae={"baseline": True})
     assert bare["sae"]["interventions"] == []

@@ -70,6 +70,29 @@ def test_a_life(at: Command, client: Client) -> None:
     assert at("delete", sae_id).out.startswith(f"{sae_id} deleted, ")
 
 
+def test_presets(at: Command, client: Client) -> None:
+    assert at("preset", "list").out == "no presets\n"
+    client.load_model(MODEL)
+    sae_id = str(client.download(REPOSITORY, "layer.1")["sae_id"])
+    saved = at(
+        "preset", "save", "calm", sae_id[:12], "3=2.5", "--exclude", "none", "5=-1", "--description", "less of it"
+    )
+    assert saved.out.startswith("calm saved; use it as model default@calm   [position ")
+    (preset,) = client.presets()["presets"]
+    assert preset["interventions"][0]["steering"][0]["exclude"] == []
+    at_position = f"calm, less of it   [position {preset['position']}]"
+    assert at("preset", "list").out == f"{at_position} not attached: {sae_id}\n  {sae_id}, steer: 3=2.5; 5=-1\n"
+    client.attach(sae_id)
+    assert f"{at_position} usable" in at("preset", "list").out
+    made = json.loads(at("generate", "Once", "--preset", "calm", "--max-tokens", "4", "--json").out)
+    assert made["sae"]["preset"] == {"name": "calm", "position": preset["position"]}
+    assert json.loads(at("preset", "list", "--json").out)["presets"][0]["name"] == "calm"
+    assert at("preset", "delete", "calm").out.startswith("calm deleted   [position ")
+    gone = at("preset", "delete", "calm")
+    assert (gone.code, "there is no preset calm" in gone.err) == (64, True)
+    assert at("generate", "Once", "--preset", "calm", "--baseline").code == 64
+
+
 @pytest.mark.parametrize(("given", "strength"), [("3=-5", -5.0), ("3=-.5", -0.5), ("3=-0", 0.0), ("0=-1e1", -10.0)])
 def test_negative_strengths(at: Command, client: Client, given: str, strength: float) -> None:
     client.load_model(MODEL)

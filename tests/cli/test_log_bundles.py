@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sae_actor.eventlog import SqliteLog
-from tests.cli.conftest import Ran
+from tests.cli.conftest import NOWHERE, Ran
 from tests.cli.logs import a_life, write
 
 Command = Callable[..., Ran]
@@ -148,6 +148,7 @@ def test_an_import_into_the_service_s_folder_beside_the_demo_s(
     """Where the demo left a log, `log show` points to it; an import makes the log that was asked for."""
     assert command("log", "export", str(tmp_path / "bundle"), "--data-dir", str(log)).code == 0
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SAE_ACTOR_URL", NOWHERE)
     write(tmp_path / "home" / "sae-actor" / "demo", a_life())
     assert command("log", "show").code == 78
     assert command("log", "import", str(tmp_path / "bundle")).code == 0

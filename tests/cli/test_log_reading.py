@@ -111,7 +111,7 @@ def test_diff(at: Command) -> None:
     back = at("diff", "11", "2026-01-01T00:00:08Z")
     assert "from position 11 to 8\n" in back.out
     assert "  gone      feature 4: " in back.out
-    assert at("diff", "9", "10").out.endswith("nothing changed of model, SAEs, attachments and steering\n")
+    assert at("diff", "9", "10").out.endswith("nothing changed of model, SAEs, attachments, steering and presets\n")
     whole = at("diff", "0", "13").out
     assert f"model       {MODEL} came\n" in whole
     assert f"commit: none → {'0' * 40}\n" in whole

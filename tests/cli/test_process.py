@@ -18,7 +18,7 @@ import pytest
 
 from sae_actor.client import Client
 from tests.children import child
-from tests.cli.conftest import Ran
+from tests.cli.conftest import NOWHERE, Ran
 from tests.fakes.hub_server import HubServer
 
 Command = Callable[..., Ran]
@@ -128,6 +128,7 @@ def test_the_demo_s_log_is_pointed_to(
     folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("SAE_ACTOR_URL", NOWHERE)
     demo = tmp_path / "sae-actor" / "demo"
     demo.parent.mkdir()
     os.rename(folder, demo)

@@ -77,7 +77,7 @@ def test_wrong_usage_is_told_in_words(argv: tuple[str, ...], told: str, command:
     assert told in ran.err
 
 
-COMMANDS = "demo serve status catalog download list attach detach delete steer generate events log"
+COMMANDS = "demo serve status catalog download list attach detach delete steer preset generate events token log"
 
 
 @pytest.mark.parametrize("name", COMMANDS.split())

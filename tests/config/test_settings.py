@@ -225,6 +225,13 @@ def test_tokens_from_the_file_the_settings_and_the_environment(tmp_path: Path) -
     assert not any("shared" in repr(each) or "alice's" in repr(each) for each in found)
 
 
+def test_fields_of_a_line() -> None:
+    assert read_line(f"alice user {DIGEST}").presets is None
+    assert read_line(f"alice user {DIGEST} presets=calm,a.b_c-9,calm").presets == ("calm", "a.b_c-9")
+    assert read_line(f"vera viewer {DIGEST}").sae is None
+    assert read_line(f"vera viewer {DIGEST} sae=org-saes-a-main-190766e6").sae == "org-saes-a-main-190766e6"
+
+
 def test_every_token_is_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 71: whoever asks, with whatever, the same comparisons are made."""
     found = Access(read_line(f"n{n} viewer {hashlib.sha256(b'token %d' % n).hexdigest()}") for n in range(20))
@@ -259,8 +266,16 @@ def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
     ("line", "named"),
     [
         ("alice", "line 1: must be a name"),
-        (f"alice viewer {DIGEST} more", "line 1: must be a name"),
-        (f"# first\nalice root {DIGEST}", "line 2: alice: the role must be one of viewer, operator"),
+        (f"alice viewer {DIGEST} more", "line 1: alice: unknown field; what may follow the sha256 is presets=, sae="),
+        (f"alice user {DIGEST} running=4", "line 1: alice: unknown field"),
+        (f"alice viewer {DIGEST} presets=calm", "line 1: alice: presets= is for the role user"),
+        (f"alice operator {DIGEST} presets=calm", "line 1: alice: presets= is for the role user"),
+        (f"alice user {DIGEST} sae=a", "line 1: alice: sae= is for the role viewer"),
+        (f"alice viewer {DIGEST} sae=", "line 1: alice: sae= must be the id of an SAE"),
+        (f"alice viewer {DIGEST} sae=a sae=b", "line 1: alice: sae= is given twice"),
+        (f"alice user {DIGEST} presets=", "line 1: alice: presets= must be names"),
+        (f"alice user {DIGEST} presets=calm,,bold", "line 1: alice: presets= must be names"),
+        (f"# first\nalice root {DIGEST}", "line 2: alice: the role must be one of viewer, user, operator"),
         (f"alice viewer {DIGEST[1:]}", "line 1: alice: the sha256"),
         ("alice viewer the-token-itself", "line 1: alice: the sha256"),
         (f"token viewer {DIGEST}", "line 1: the name token is reserved"),

@@ -10,12 +10,11 @@ import pytest
 
 from sae_actor.demo.seed import seed
 from sae_actor.domain.commands import LoadModel
-from sae_actor.domain.weights import import_id_of
 from tests.api.conftest import MODEL, serving
-from tests.fakes.hub import description
+from tests.fakes.hub import description, imported_id
 
 FOLDER = "/saes/smollm2 layer'15"
-SAE_ID = import_id_of(FOLDER)
+SAE_ID = imported_id(FOLDER)
 
 
 @pytest.mark.anyio

@@ -35,6 +35,14 @@ GOOD: list[dict[str, Any]] = [
     {"type": "Delete", "sae_id": "a"},
     {"type": "Steer", "sae_id": "a", "features": []},
     {"type": "Monitor", "sae_id": "a", "enabled": True, "features": [1, 2], "top_k": 3},
+    {"type": "SavePreset", "name": "calm", "interventions": []},
+    {
+        "type": "SavePreset",
+        "name": "a.b_c-9",
+        "description": "less of it",
+        "interventions": [{"sae_id": "a", "mode": "reconstruct", "steering": [], "exclude": []}],
+    },
+    {"type": "DeletePreset", "name": "calm"},
 ]
 
 
@@ -42,7 +50,7 @@ GOOD: list[dict[str, Any]] = [
 def test_every_command_is_read_and_written_back(body: dict[str, Any]) -> None:
     command = DECODER.decode(json.dumps(body))
     assert isinstance(command, Command)
-    assert command.name == body["type"]
+    assert command.type_name == body["type"]
     written = msgspec.json.encode(command)
     assert DECODER.decode(written) == command
     assert msgspec.json.decode(written).items() >= body.items()

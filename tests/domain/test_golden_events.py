@@ -33,7 +33,7 @@ def test_the_types_and_their_order_are_fixed() -> None:
         DownloadCompleted DownloadFailed DownloadCancelled AttachRequested SaeAttached AttachFailed DetachRequested
         SaeDetached DeleteRequested SaeDeleted DeleteFailed SteeringChanged MonitoringChanged EffectInterrupted
         HookFaulted GpuLost CommandRejected GenerationStarted GenerationFinished PayloadRedacted LogTruncated
-        SettingsReloaded
+        SettingsReloaded PresetSaved PresetDeleted LogForked
     """
     assert list(PAYLOADS) == recorded.split()
 

@@ -13,11 +13,14 @@ from sae_actor.domain.commands import (
     Attach,
     CancelDownload,
     Delete,
+    DeletePreset,
     Detach,
     Download,
     Import,
     LoadModel,
     Monitor,
+    RequestedIntervention,
+    SavePreset,
     Steer,
     UnloadModel,
 )
@@ -49,6 +52,12 @@ commands: st.SearchStrategy[AnyCommand] = st.one_of(
     st.builds(Delete, sae_ids),
     st.builds(Steer, sae_ids, features=st.sampled_from([(), (Edit(3, 7.0),), (Edit(99, 1.0),)])),
     st.builds(Monitor, sae_ids, enabled=st.booleans(), features=st.sampled_from([None, (3,), (99,)])),
+    st.builds(
+        SavePreset,
+        name=st.sampled_from("xy"),
+        interventions=st.tuples(st.builds(RequestedIntervention, sae_ids, steering=st.just((Edit(3, 7.0),)))),
+    ),
+    st.builds(DeletePreset, name=st.sampled_from("xy")),
 )
 Action = tuple[str, Any]
 likely: st.SearchStrategy[AnyCommand] = st.sampled_from(

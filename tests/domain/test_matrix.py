@@ -10,11 +10,14 @@ from sae_actor.domain.commands import (
     Attach,
     CancelDownload,
     Delete,
+    DeletePreset,
     Detach,
     Download,
     Import,
     LoadModel,
     Monitor,
+    RequestedIntervention,
+    SavePreset,
     Steer,
     UnloadModel,
 )
@@ -79,6 +82,8 @@ COMMANDS: dict[str, AnyCommand] = {
     "delete": Delete(sae_id=A),
     "steer": Steer(sae_id=A, features=()),
     "monitor": Monitor(sae_id=A, enabled=True),
+    "save": SavePreset(name="calm", interventions=(RequestedIntervention(A),)),
+    "forget": DeletePreset(name="calm"),
 }
 
 WORDS = {
@@ -97,6 +102,8 @@ WORDS = {
     "delete": "DeleteRequested",
     "steer": "SteeringChanged",
     "watch": "MonitoringChanged",
+    "save": "PresetSaved",
+    "-preset": "preset_not_found",
     "-model": "model_not_loaded",
     "-known": "sae_not_found",
     "-on": "sae_not_attached",
@@ -108,22 +115,22 @@ WORDS = {
 """What the table says: the events that follow, or (with a dash) the code of the refusal."""
 
 TABLE = """
-                load    other   unload   download  force   cancel   attach   replace  detach   delete  steer   monitor
-empty           load    load    -model   fetch     fetch   -known   -known   -known   -known   -known  -known  -known
-no_model        load    load    -model   reuse     fetch   -idle    -model   -model   -on      delete  -on     -on
-model_loading   load    turn    stop     reuse     fetch   -idle    -model   -model   -on      delete  -on     -on
-downloading     loaded  load    unload   fetch     fetch   cancel   -used    -used    -on      -used   -on     -on
-again           loaded  load    unload   fetch     fetch   cancel   -used    -used    -on      -used   -on     -on
-not_downloaded  loaded  load    unload   fetch     fetch   -idle    -whole   -whole   -on      delete  -on     -on
-ready           loaded  load    unload   reuse     fetch   -idle    attach   attach   -on      delete  -on     -on
-attaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   -on     -on
-attached        loaded  -used   -used    reuse     fetch   -idle    -twice   attach   detach   -used   steer   watch
-moving          loaded  -used   -used    reuse     -used   -idle    -twice   -used    break    -used   steer   watch
-detaching       loaded  -used   -used    reuse     -used   -idle    -twice   -used    -on      -used   -on     -on
-deleting        loaded  load    unload   -used     -used   -idle    -used    -used    -on      -used   -on     -on
-restoring       load    -used   -used    reuse     -used   -idle    -model   -model   detach   -used   -on     -on
-lost            loaded  load    unload   reuse     fetch   -idle    attach   attach   out      delete  -on     -on
-model_lost      load    load    unload   reuse     fetch   -idle    -model   -model   out      delete  -on     -on
+               load   other unload download force cancel attach replace detach delete steer  monitor save   forget
+empty          load   load  -model fetch    fetch -known -known -known  -known -known -known -known  -known -preset
+no_model       load   load  -model reuse    fetch -idle  -model -model  -on    delete -on    -on     save   -preset
+model_loading  load   turn  stop   reuse    fetch -idle  -model -model  -on    delete -on    -on     save   -preset
+downloading    loaded load  unload fetch    fetch cancel -used  -used   -on    -used  -on    -on     -used  -preset
+again          loaded load  unload fetch    fetch cancel -used  -used   -on    -used  -on    -on     -used  -preset
+not_downloaded loaded load  unload fetch    fetch -idle  -whole -whole  -on    delete -on    -on     -whole -preset
+ready          loaded load  unload reuse    fetch -idle  attach attach  -on    delete -on    -on     save   -preset
+attaching      loaded -used -used  reuse    -used -idle  -twice -used   break  -used  -on    -on     save   -preset
+attached       loaded -used -used  reuse    fetch -idle  -twice attach  detach -used  steer  watch   save   -preset
+moving         loaded -used -used  reuse    -used -idle  -twice -used   break  -used  steer  watch   save   -preset
+detaching      loaded -used -used  reuse    -used -idle  -twice -used   -on    -used  -on    -on     save   -preset
+deleting       loaded load  unload -used    -used -idle  -used  -used   -on    -used  -on    -on     -used  -preset
+restoring      load   -used -used  reuse    -used -idle  -model -model  detach -used  -on    -on     save   -preset
+lost           loaded load  unload reuse    fetch -idle  attach attach  out    delete -on    -on     save   -preset
+model_lost     load   load  unload reuse    fetch -idle  -model -model  out    delete -on    -on     save   -preset
 """
 HEAD, *ROWS = (line.split() for line in TABLE.strip().splitlines())
 EXPECTED = {row[0]: dict(zip(HEAD, (WORDS[word] for word in row[1:]), strict=True)) for row in ROWS}

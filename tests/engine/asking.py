@@ -12,7 +12,7 @@ from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect
 from sae_actor.domain.events import ResponseFormat, Sampling
 from sae_actor.domain.refs import SINK_WINDOW, ActiveSae, Edit, Exclusion, HookPoint, Mode, SaeDescription, StopWhen
 from sae_actor.domain.state import SaeLocation
-from sae_actor.ports import Engine, Finished, GenerationRequest, Grammar, Progress, Token, Watch
+from sae_actor.ports import Engine, Finished, GenerationRequest, Grammar, Progress, Scoring, Token, Watch
 
 POINT = HookPoint("resid_post", 1)
 LOCATION = SaeLocation(source="import", repository_id=None, commit=None, path=None, files=())
@@ -108,6 +108,18 @@ def request(
         sink_window=window,
         grammar=grammar,
     )
+
+
+def scoring(ids: tuple[int, ...], *saes: ActiveSae, more: tuple[int, ...] = (), last: bool = False,
+            targets: tuple[int, ...] = (), top: int = 0, **fields: Any) -> GenerationRequest:  # fmt: skip
+    """A text to score: a prompt, and `more` after it."""
+    asked = request(ids, *saes, tokens=len(more) + (last and bool(more)), prompt_logprobs=top, **fields)
+    return replace(asked, scoring=Scoring(continuation=more, runs_last=last, targets=targets))
+
+
+async def scored(engine: Engine, *asked: GenerationRequest, baseline: int | None = None) -> list[Finished]:
+    """One text under several interventions: the ends."""
+    return [(await read(stream))[1] for stream in engine.score(asked, baseline=baseline)]
 
 
 async def read(stream: AsyncIterator[Token | Finished]) -> tuple[list[Token], Finished]:

@@ -51,6 +51,34 @@ async def test_units_come_to_raw_strengths(given: Given, tmp_path: Path, edit: E
         await given.engine.raw(5, (Edit(feature=3, strength=0.0, method="scale", unit="unit"),))
 
 
+@pytest.mark.parametrize(
+    ("edit", "strength"),
+    [
+        (Edit(feature=3, strength=4.0), 4.0),
+        (Edit(feature=3, strength=4.0, unit="unit"), 4.0),
+        (Edit(feature=3, strength=0.5, unit="max"), 10.0),
+        (Edit(feature=3, strength=0.5, unit="norm", positions="prompt"), 3.5),
+    ],
+)
+async def test_units_of_an_sae_that_is_not_attached(given: Given, tmp_path: Path, edit: Edit, strength: float) -> None:
+    folder = shutil.copytree(given.sae, tmp_path / "measured") if isinstance(given.engine, TorchEngine) else tmp_path
+    (folder / "features.json").write_text('{"median_norm": 7.0, "3": {"max": 20.0, "density": 0.1}, "4": {}}')
+    if isinstance(given.engine, FakeEngine):
+        given.engine.maxima, given.engine.median_norm = {3: 20.0}, 7.0
+    where = attach(5).location
+    (found,) = await given.engine.raw_on_disk(where, str(folder), (edit,))
+    assert found.unit == "raw"
+    assert found.strength == pytest.approx(strength, rel=1e-6)
+    await given.engine.attach(attach(5), str(folder))
+    assert await given.engine.raw(5, (edit,)) == (found,)
+    with pytest.raises(SAEUnsupportedError):
+        await given.engine.raw_on_disk(where, str(folder), (Edit(feature=4, strength=1.0, unit="max"),))
+    with pytest.raises(BadRequestError):
+        await given.engine.raw_on_disk(
+            where, str(folder), (Edit(feature=3, strength=0.0, method="scale", unit="unit"),)
+        )
+
+
 async def test_units_without_statistics(given: Given) -> None:
     await given.attach(5)
     units: tuple[Unit, ...] = ("max", "norm")

@@ -17,6 +17,7 @@ from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.errors import SAEError, SAEUnsupportedError
 from sae_actor.generations import Generations, Requested
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.hub.digests import sha256_of
 from sae_actor.subscriptions import Broadcast
 from tests.actor.world import Clock
 from tests.engine.asking import active, attach, finished, load, no_progress, request
@@ -58,7 +59,7 @@ async def test_a_request_that_asks_too_much_leaves_the_steering_of_the_others(
     await actor.replay()
     await actor.start(Start(version="t"))
     texts = Generations(actor, engine)
-    sae_id = import_id_of(str(tiny_sae))
+    sae_id = import_id_of(str(tiny_sae), digest=sha256_of(tiny_sae / "sae_weights.safetensors"))
     sampling = Sampling(temperature=0.0, top_p=1.0, max_tokens=10, seed=0)
 
     async def done(command: Command) -> None:

@@ -2,7 +2,7 @@
 
 append   opens the log, appends three times and closes it      backup   copies FOLDER to TO while it is open
 export   FOLDER as a bundle to TO                               import   the bundle FOLDER into TO
-redact   erases the payload of event 2
+redact   erases the payload of event 2                          restore  the backup FOLDER into TO
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from sae_actor.backups.restoring import restore
 from sae_actor.eventlog import SqliteLog, export_bundle, import_bundle, redact
 from tests.eventlog.making import TIME, a_draft
 
@@ -33,6 +34,8 @@ async def main(folder: Path, action: str, to: Path) -> None:
             await export_bundle(folder, to)
         case "import":
             await import_bundle(folder, to)
+        case "restore":
+            await restore(folder, to)
         case "redact":
             await redact(folder, 2, "asked to", time=TIME)
 

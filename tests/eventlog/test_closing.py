@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import os
 import shutil
 import sqlite3
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from sae_actor.errors import LogHeldError
 from sae_actor.eventlog import SqliteLog, verify_folder, writer
+from sae_actor.eventlog.audit.streamed import export_running
 from sae_actor.eventlog.checkpoint import Checkpoint
 from sae_actor.eventlog.lock import FolderLock
 from sae_actor.eventlog.reader import PAGE_ROWS, Reader
@@ -127,10 +130,22 @@ async def test_settings_are_those_of_the_log(tmp_path: Path) -> None:
     db.close()
 
 
+async def exported(log: SqliteLog) -> int:
+    """Take an export to its end, as a client does; how many events are in it."""
+    export = await export_running(log)
+    tar = b"".join([part async for part in export.parts])
+    assert len(tar) == export.size
+    with tarfile.open(fileobj=io.BytesIO(tar)) as members:
+        lines = members.extractfile(f"{export.name}/events.ndjson")
+        assert lines is not None
+        return len(lines.read().splitlines())
+
+
 async def test_an_append_waits_for_the_reading_of_five_hundred_rows_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Readers of everything, a filter that finds nothing, a verification: noted by the thread that serves them all."""
+    """Readers of everything, a filter that finds nothing, a verification, exports: noted by the thread that serves them
+    all."""
     log = await SqliteLog.open(tmp_path)
     await fill(log, 6000, per_append=1000)
     done: list[int] = []
@@ -138,7 +153,8 @@ async def test_an_append_waits_for_the_reading_of_five_hundred_rows_at_most(
     store = Writer._store
 
     async def noted(self: Reader, query: str, parameters: Sequence[int]) -> list[tuple[Any, ...]]:
-        rows = parameters[1] - parameters[0] if "position <=" in query else parameters[1]
+        first, last = (0, 1) if "FROM meta" in query else parameters[:2]
+        rows = last - first if "position <=" in query else last
 
         def read(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
             done.append(rows)
@@ -156,6 +172,7 @@ async def test_an_append_waits_for_the_reading_of_five_hundred_rows_at_most(
         *[asyncio.ensure_future(log.read(0, 6000)) for _ in range(10)],
         *[asyncio.ensure_future(log.read(0, 500, types=["GpuLost"])) for _ in range(5)],
         asyncio.ensure_future(log.verify()),
+        *[asyncio.ensure_future(exported(log)) for _ in range(3)],
     ]
     for number in range(20):
         await asyncio.sleep(0)
@@ -163,7 +180,8 @@ async def test_an_append_waits_for_the_reading_of_five_hundred_rows_at_most(
         await log.append([a_draft()], expected=6000 + number)
         assert sum(done[asked : done.index(-1, asked)]) <= PAGE_ROWS
     assert not all(reader.done() for reader in readers), "they were still at it"
-    await asyncio.gather(*readers)
+    *_, bundle = await asyncio.gather(*readers)
+    assert bundle == 6000, "those that were there when it began"
     assert max(done) == PAGE_ROWS
     await log.close()
 

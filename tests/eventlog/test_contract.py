@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain.events import ActorStopped, draft
-from sae_actor.errors import LogConflictError, LogError, TooLargeError
+from sae_actor.errors import LogConflictError, LogDamagedError, LogError, TooLargeError
 from sae_actor.eventlog import SqliteLog
+from sae_actor.eventlog.audit.streamed import export_running
+from sae_actor.eventlog.chain import Row
 from sae_actor.ports import EventLog, Head
 from tests.eventlog.making import TIME, a_draft, shown, some_drafts
 from tests.fakes.log import MemoryLog
@@ -224,3 +227,76 @@ async def test_two_logs_have_nothing_in_common(log: EventLog) -> None:
     assert log.log_id != other.log_id
     assert mine.hash != theirs.hash
     await other.close()
+
+
+async def test_a_verification_goes_on_from_the_last_one_or_begins_anew(log: EventLog) -> None:
+    await log.append(some_drafts(700), expected=0)
+    whole = await log.verify()
+    assert (whole.ok, whole.events, whole.verified_from, whole.head) == (True, 700, 1, log.head)
+    assert await log.verify(full=False) == whole
+    await log.append(some_drafts(3), expected=700)
+    for full in (False, True):
+        after = await log.verify(full=full)
+        assert (after.ok, after.events, after.verified_from, after.head) == (True, 703, 1, log.head)
+
+
+async def test_a_verification_against_heads_that_were_witnessed(log: EventLog) -> None:
+    genesis = log.head
+    events = await log.append(some_drafts(5), expected=0)
+    noted = [Head(event.position, event.hash) for event in events]
+    assert (await log.verify(heads=[genesis, *noted])).ok
+    for heads, first_bad in (
+        ([*noted, Head(3, "0" * 64)], 3),
+        ([Head(6, "0" * 64)], 6),
+        ([Head(9, "0" * 64), Head(2, noted[2].hash)], 2),
+        ([Head(0, "0" * 64)], 0),
+    ):
+        for full in (True, False):
+            found = await log.verify(full=full, heads=heads)
+            assert (found.ok, found.first_bad, found.verified_from) == (False, first_bad, None)
+            assert (found.detail or "").startswith(f"event {first_bad}: ")
+
+
+async def test_rows_are_what_an_export_is_made_of(log: EventLog) -> None:
+    events = await log.append(some_drafts(5), expected=0)
+    rows = [Row(*row) for row in await log.rows(1, 3)]
+    assert [row.position for row in rows] == [2, 3, 4]
+    for row, event in zip(rows, events[1:4], strict=True):
+        assert row.salt is not None
+        assert row.data == bytes(event.data)
+        assert hashlib.sha256(row.salt + row.data).digest() == row.data_hash
+        assert row.hash.hex() == event.hash
+    assert await log.rows(5, 3) == []
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", await log.created())
+    export = await export_running(log)
+    await log.append(some_drafts(1), expected=5)
+    tar = b"".join([part async for part in export.parts])
+    assert (export.head.position, len(tar)) == (5, export.size)
+
+
+async def test_the_log_of_an_export_that_is_not_what_was_written(log: EventLog) -> None:
+    """A row that changes before the export is refused; one that is erased while it is sent breaks it off."""
+    await log.append(some_drafts(5), expected=0)
+    rows = [Row(*row) for row in await log.rows(0, 5)]
+
+    class Other:
+        """The same log with other rows."""
+
+        def __init__(self, *changed: Row) -> None:
+            self.rows_now = list(changed)
+            self.log_id, self.head, self.created = log.log_id, log.head, log.created
+
+        async def rows(self, after: int, limit: int) -> list[Row]:
+            return self.rows_now[after : after + limit]
+
+    changed = rows[2]._replace(principal="root")
+    for wrong, first_bad in (([*rows[:2], changed, *rows[3:]], 3), (rows[:4], 5), ([], 1)):
+        with pytest.raises(LogDamagedError) as refused:
+            await export_running(Other(*wrong))  # type: ignore[arg-type]  # it has what an export needs
+        assert refused.value.fields["first_bad"] == first_bad
+    other = Other(*rows)
+    export = await export_running(other)  # type: ignore[arg-type]
+    other.rows_now[1] = rows[1]._replace(data=None, salt=None)
+    with pytest.raises(LogError, match="erased while"):
+        async for _ in export.parts:
+            pass

@@ -19,10 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from sae_actor.backups.making import folder_backup, sweep
+from sae_actor.backups.restoring import restore
 from sae_actor.domain.events import Event
 from sae_actor.errors import LogUnusableError
 from sae_actor.eventlog import SqliteLog, export_bundle, import_bundle, redact, verify_folder
 from sae_actor.eventlog.checkpoint import read_checkpoint
+from sae_actor.eventlog.origin import forget_origin, read_origin
+from tests.backups.making import taken
 from tests.eventlog.audit.test_bundle import verify_bare
 from tests.eventlog.audit.test_redaction import make as make_with_text
 from tests.eventlog.making import REPOSITORY, TIME, make_killed_log, make_log, shown
@@ -64,6 +68,13 @@ def traced(folder: Path, *arguments: str | Path, kill: Moment | None = None) -> 
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(set(os.listdir(folder)) - {"events.db", "events.lock", "head.checkpoint"})
+
+
+def came_from(folder: Path) -> str | None:
+    """The note for the first start, which removes it."""
+    origin = read_origin(folder)
+    forget_origin(folder)
+    return None if origin is None else origin.reason
 
 
 async def sound(folder: Path, acknowledged: str = "") -> list[Event]:
@@ -113,6 +124,20 @@ async def imported(base: Path, folder: Path, printed: str) -> None:
     except LogUnusableError as error:
         if "overwrites nothing" not in error.detail:  # else it is there, and whole
             raise
+    assert came_from(folder / "to") == "imported"
+    assert len(await sound(folder / "to")) == 40
+
+
+async def restored(base: Path, folder: Path, printed: str) -> None:
+    try:
+        await restore(folder / "log", folder / "to")
+    except LogUnusableError as error:
+        if "overwrites nothing" not in error.detail:  # else it is there, and whole
+            raise
+        sweep(folder / "to")  # as a start does
+    assert came_from(folder / "to") == "restored"
+    assert (folder / "to" / "vectors" / "v-1").read_bytes() == bytes(5000)
+    shutil.rmtree(folder / "to" / "vectors")
     assert len(await sound(folder / "to")) == 40
 
 
@@ -127,6 +152,7 @@ async def redacted(base: Path, folder: Path, printed: str) -> None:
 
 ACTIONS: dict[str, Callable[[Path, Path, str], Awaitable[None]]] = {
     "append": appended, "backup": backed_up, "export": exported, "import": imported, "redact": redacted,
+    "restore": restored,
 }  # fmt: skip
 
 
@@ -140,6 +166,12 @@ async def make(action: str, folder: Path) -> None:
         case "import":
             await make_log(folder / "made", 40)
             await export_bundle(folder / "made", folder / "log")
+        case "restore":
+            await make_log(folder / "made", 40)
+            (folder / "made" / "vectors").mkdir()
+            (folder / "made" / "vectors" / "v-1").write_bytes(bytes(5000))
+            async with folder_backup(folder / "made", saes=False) as made:
+                (folder / "log").write_bytes(await taken(made))
         case _:
             await make_log(folder / "log", 40)
 
@@ -153,7 +185,7 @@ async def cut_off(tmp_path: Path, action: str, most: int) -> int:
     def begun(name: str) -> tuple[Path, list[str | Path]]:
         folder = tmp_path / name
         shutil.copytree(base, folder)
-        to = [folder / "to"] if action in ("backup", "export", "import") else []
+        to = [folder / "to"] if action in ("backup", "export", "import", "restore") else []
         return folder, [folder / "log", action, *to]
 
     folder, arguments = begun("whole")

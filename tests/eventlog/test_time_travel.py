@@ -33,15 +33,15 @@ from sae_actor.domain.commands import (
     UnloadModel,
 )
 from sae_actor.domain.refs import Edit, Span
-from sae_actor.domain.weights import import_id_of
 from sae_actor.errors import OutOfMemoryError, SAEDownloadError, SAEError
 from sae_actor.eventlog import SqliteLog, export_bundle
 from sae_actor.generations import Requested
 from tests.actor.world import LOAD, A, B, C, World, begin, get
+from tests.fakes.hub import imported_id
 from tests.fold_by_hand import views
 from tests.generations.test_records import ask
 
-IMPORTED = import_id_of("/saes/demo")
+IMPORTED = imported_id("/saes/demo")
 SAES = (A, B, C, IMPORTED)
 Picture = dict[str, Any]
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from sae_actor.domain.chats import Reasoning
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
 from sae_actor.domain.refs import Edit, ModelFacts
+from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import (
     BadRequestError,
     FeatureOutOfRangeError,
@@ -39,7 +40,7 @@ from sae_actor.ports import (
     TokenWeight,
 )
 from tests.fakes.choosing import grammars
-from tests.fakes.text import END, RunningText
+from tests.fakes.text import END, RunningText, edits_apart
 from tests.fakes.tokenizing import VOCABULARY, FakeTokenizing
 
 
@@ -120,7 +121,7 @@ class FakeEngine(FakeTokenizing):
         self.model = ModelFacts(
             model_id=effect.model,
             revision=effect.revision,
-            commit="0" * 40,
+            commit=None if effect.model.startswith("/") else "0" * 40,
             model_type="fake",
             dtype="float32" if effect.dtype == "auto" else effect.dtype,
             device="cpu" if effect.device == "auto" else effect.device,
@@ -204,6 +205,10 @@ class FakeEngine(FakeTokenizing):
             raise SAENotAttachedError("the SAE is not on the device")
         return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
 
+    async def raw_on_disk(self, location: SaeLocation, folder: str, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+        del location, folder
+        return tuple(edit if edit.unit == "raw" else self._resolved(edit) for edit in edits)
+
     def _resolved(self, edit: Edit) -> Edit:
         """Every decoder row is of length 1."""
         if edit.method in ("scale", "project"):
@@ -242,7 +247,7 @@ class FakeEngine(FakeTokenizing):
 
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
-        if len(self._streams) >= self.max_running + self.max_waiting:
+        if sum(each.request.scoring is None for each in self._streams) >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
         if request.deterministic and not model.can_be_deterministic:
             raise SAEUnsupportedError("the model's kernels are not deterministic")
@@ -254,7 +259,23 @@ class FakeEngine(FakeTokenizing):
             raise BadRequestError("a biased token is outside the vocabulary", param="logit_bias")
         if (request.sampling.response_format is None) != (request.grammar is None):
             raise BadRequestError("a response format and its grammar come together", param="response_format")
-        stream = RunningText(self, request, model.context_length)
+        return self._started(request, model)
+
+    def score(self, requests: Sequence[GenerationRequest], *, baseline: int | None = None) -> tuple[RunningText, ...]:
+        """Every edit makes every token half as probable again; nothing of the baseline's is computed."""
+        model = self._loaded()
+        for request in requests:
+            if len(request.given) > model.context_length:
+                raise BadRequestError("the text is longer than the model's context")
+            assert request.scoring is not None
+            self._check_ids((*request.token_ids, *request.scoring.continuation, *request.scoring.targets))
+            if request.deterministic and not model.can_be_deterministic:
+                raise SAEUnsupportedError("the model's kernels are not deterministic")
+        apart = [None if baseline is None else edits_apart(each, requests[baseline]) for each in requests]
+        return tuple(self._started(each, model, by) for each, by in zip(requests, apart, strict=True))
+
+    def _started(self, request: GenerationRequest, model: ModelFacts, apart: int | None = None) -> RunningText:
+        stream = RunningText(self, request, model.context_length, apart)
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream

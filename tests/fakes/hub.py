@@ -24,7 +24,7 @@ from msgspec import Struct
 from sae_actor.domain.effects import DeleteEffect, DownloadEffect, ImportEffect
 from sae_actor.domain.refs import HookPoint, SaeDescription, SaeFile
 from sae_actor.domain.state import SaeLocation
-from sae_actor.domain.weights import WeightsFile, vectors_id_of, weights_sha256
+from sae_actor.domain.weights import WeightsFile, import_id_of, vectors_id_of, weights_sha256
 from sae_actor.errors import (
     BadRequestError,
     ForbiddenError,
@@ -51,6 +51,15 @@ def description(d_in: int = 8, d_sae: int = 32, layer: int = 1, **changes: Any) 
         hook_point=HookPoint("resid_post", layer),
     )
     return msgspec.structs.replace(sae, **changes)
+
+
+def imported_id(folder: str) -> str:
+    """The id of what `FakeHub.place` puts into a folder."""
+    return import_id_of(folder, digest=_sha(folder, "weights"))
+
+
+def _sha(name: str, part: str) -> str:
+    return hashlib.sha256(f"{name}/{part}".encode()).hexdigest()
 
 
 class FakeSae(Struct, frozen=True):
@@ -157,6 +166,11 @@ class FakeHub:
         if resolved not in self.places:
             raise NotFoundError("There is no such folder", path=path)
         return resolved
+
+    async def import_digest(self, path: str, layer: int | None = None) -> str | None:
+        await self._step("import_digest", (path, layer))
+        entry = self.places.get(path)
+        return None if entry is None else str(_weights(entry)["weights_sha256"])
 
     async def keep_vectors(self, vectors: NewVectors) -> str:
         await self._step("keep_vectors", vectors)
@@ -272,11 +286,8 @@ class FakeHub:
 
 
 def _files(prefix: str, name: str, sae: SaeDescription) -> tuple[SaeFile, ...]:
-    def sha(part: str) -> str:
-        return hashlib.sha256(f"{name}/{part}".encode()).hexdigest()
-
-    weights = SaeFile(f"{prefix}sae_weights.safetensors", 4 * sae.parameters, sha("weights"))
-    return SaeFile(f"{prefix}cfg.json", 500, sha("cfg")), weights
+    weights = SaeFile(f"{prefix}sae_weights.safetensors", 4 * sae.parameters, _sha(name, "weights"))
+    return SaeFile(f"{prefix}cfg.json", 500, _sha(name, "cfg")), weights
 
 
 def _weights(entry: FakeSae) -> dict[str, Any]:

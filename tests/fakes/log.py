@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 from sae_actor.domain.events import Draft, Event
 from sae_actor.errors import LogConflictError, LogError
-from sae_actor.eventlog.chain import Row, Salts, Walk, as_read, event_of, genesis, link_all
+from sae_actor.eventlog.chain import Row, Salts, Walk, as_read, event_of, genesis, link_all, sound, unsound
 from sae_actor.eventlog.writer import check_append
 from sae_actor.ports import Head, Verification
+from sae_actor.ports.clock import SystemClock
 
 
 class MemoryLog:
@@ -18,8 +20,13 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self._log_id = secrets.token_hex(16)
+        self._created = SystemClock().now()
         self._head = Head(0, genesis(self._log_id).hex())
         self._rows: list[Row] = []
+        self._known = Walk(self._log_id)
+        """Of the last walk that found nothing wrong."""
+        self._fault: Verification | None = None
+        """What the last walk found wrong."""
         self._salts = Salts()
         self._closed = False
 
@@ -56,14 +63,29 @@ class MemoryLog:
         self._refuse_if_closed()
         return [event_of(row) for row in self._rows if row.command_id == command_id]
 
-    async def verify(self) -> Verification:
+    async def created(self) -> str:
         self._refuse_if_closed()
-        walk = Walk(self._log_id)
-        if walk.feed(map(as_read, self._rows)) and walk.head == self._head:
-            return Verification(ok=True, events=walk.position, head=walk.head, clock_skew=tuple(walk.skewed))
-        return Verification(
-            ok=False, events=walk.position, head=walk.head, first_bad=walk.position + 1, detail=walk.bad or "lost"
-        )
+        return self._created
+
+    async def rows(self, after: int, limit: int) -> list[tuple[Any, ...]]:
+        self._refuse_if_closed()
+        return [*self._rows[max(after, 0) : max(after, 0) + limit]]
+
+    async def verify(self, *, full: bool = True, heads: Sequence[Head] = ()) -> Verification:
+        self._refuse_if_closed()
+        if not full and self._fault is not None:
+            return self._fault
+        walk, self._fault = Walk(self._log_id) if full else self._known.copy(), None
+        if not walk.feed(map(as_read, self._rows[walk.position :])) or walk.head != self._head:
+            self._fault = unsound(walk, walk.position + 1, walk.bad or "lost")
+            return self._fault
+        self._known = walk
+        return sound(walk, [(each, self._hash_at(each.position)) for each in heads])
+
+    def _hash_at(self, position: int) -> str | None:
+        if position > len(self._rows):
+            return None
+        return self._rows[position - 1].hash.hex() if position > 0 else genesis(self._log_id).hex()
 
     async def close(self) -> None:
         self._closed = True

@@ -28,6 +28,8 @@ from sae_actor.ports import (
     PromptToken,
     Rest,
     ScoredToken,
+    Scores,
+    TargetToken,
     Token,
     TokenScore,
     Watch,
@@ -45,14 +47,20 @@ _LETTERS = b"abcdefghijklmnopqrstuvwxyz etaoin"
 class RunningText(GenerationStream):
     """One running text."""
 
-    def __init__(self, engine: FakeEngine, request: GenerationRequest, context_length: int) -> None:
+    def __init__(
+        self, engine: FakeEngine, request: GenerationRequest, context_length: int, apart: int | None = None
+    ) -> None:
+        """apart: by how many edits it differs from the baseline that it is compared with."""
         super().__init__(engine._streams.discard)
+        self._apart = apart
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []
         self.task: asyncio.Task[None] | None = None
         self._engine = engine
         self._most = min(request.sampling.max_tokens, context_length - len(request.token_ids) + 1)
+        if request.scoring is not None:
+            self._most = 0
         self._text = ""
         self._shown = 0
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
@@ -145,6 +153,7 @@ class RunningText(GenerationStream):
         own, top = self._scores(token)
         self.append(
             Token(
+                named=self._named(token),
                 id=token,
                 text=part.text,
                 offset=part.offset,
@@ -164,8 +173,11 @@ class RunningText(GenerationStream):
         if self.finished.done():
             return
         run = len(self.request.token_ids) + len(self.ids) - 1 if self.ids else 0
+        scores = None
         if self._most == 0 and reason == "length":
-            run = len(self.request.token_ids)
+            run = len(self.request.given)
+            if self.request.scoring is not None:
+                scores, self.ids = self._of_given(), [*self.request.scoring.continuation]
         edited, excluded = covered(
             self.request.intervention,
             len(self.request.token_ids),
@@ -193,7 +205,8 @@ class RunningText(GenerationStream):
                 text=self._text,
                 rest=rest,
                 reasoning_tokens=0 if self._answer is None else self._answer.reasoning_tokens,
-                prompt=self._prompt() if self.ids or self._most == 0 else (),
+                prompt=self._prompt() if self.ids or (self._most == 0 and reason == "length") else (),
+                scores=scores,
                 activations=told,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
@@ -225,6 +238,7 @@ class RunningText(GenerationStream):
         own, top = self._scores(token)
         self.append(
             Token(
+                named=self._named(token),
                 id=token,
                 text=self._text[self._shown : upto],
                 offset=len(self.ids) - 1,
@@ -297,6 +311,24 @@ class RunningText(GenerationStream):
         self._passing[place] = now
         return True
 
+    def _of_given(self) -> Scores:
+        """After the text the letters come, the first of them the most probable; half a nat for every edit apart."""
+        assert self.request.scoring is not None
+        most, next_ = self.request.prompt_logprobs, self._ranked(97)
+        found = {each.id: (rank, each) for rank, each in enumerate(next_, 1)}
+        targets = []
+        for token in self.request.scoring.targets:
+            rank, each = found.get(token, (len(found) + 1, self._ranked(token)[0]))
+            logprob = -math.log(2) * rank
+            targets.append(
+                TargetToken(id=token, text=each.text, bytes=each.bytes, logprob=logprob, logit=-rank, rank=rank)
+            )
+        more = self.request.scoring.continuation
+        counted = len(more) or len(self.request.token_ids) - 1
+        kl = None if self._apart is None or not counted else 0.5 * self._apart
+        top = tuple(next_[:most]) if not more or self.request.scoring.runs_last else ()
+        return Scores(greedy=not edits_of(self.request), kl=kl, targets=tuple(targets), top=top)
+
     def _scores(self, token: int) -> tuple[ScoredToken | None, tuple[ScoredToken, ...]]:
         """The chosen token is the most probable one, the letters behind it follow; each half as probable."""
         most = self.request.logprobs
@@ -304,6 +336,12 @@ class RunningText(GenerationStream):
             return None, ()
         own, *others = self._ranked(token)
         return own, (own, *others)[:most]
+
+    def _named(self, token: int) -> tuple[ScoredToken, ...]:
+        known = {each.id: each for each in self._ranked(token)}
+        return tuple(
+            known.get(each) or replace(self._ranked(each)[0], logprob=-9999.0) for each in self.request.logprobs_of
+        )
 
     def _ranked(self, token: int) -> list[ScoredToken]:
         ids = [token, *(each for each in range(32, 127) if each != token)]
@@ -314,15 +352,22 @@ class RunningText(GenerationStream):
         ]
 
     def _prompt(self) -> tuple[PromptToken, ...]:
-        """Each token of it as if it had been chosen."""
+        """Each token of it as if it had been chosen; a text to score, less probable with every edit."""
         most, ids = self.request.prompt_logprobs, self.request.token_ids
         if most is None:
             return ()
-        scores = [(each, self._ranked(each)) for each in ids]
-        told = [
-            PromptToken(id=each, text=own.text, bytes=own.bytes, logprob=own.logprob, top=(own, *others)[:most])
-            for each, (own, *others) in scores
-        ]
+        less = 0
+        if self.request.scoring is not None:
+            ids, less = (*ids, *self.request.scoring.continuation), edits_of(self.request)
+        told = []
+        for each in ids:
+            ranked = self._ranked(each)
+            own = ranked[less]
+            own = replace(own, id=each, text=ranked[0].text, bytes=ranked[0].bytes)
+            top = (*(ranked[1 : less + 1]), own, *ranked[less + 1 :])[:most]
+            if less:
+                top = tuple(replace(n, logprob=-math.log(2) * (rank + 1)) for rank, n in enumerate(top))
+            told.append(PromptToken(id=each, text=own.text, bytes=own.bytes, logprob=own.logprob, top=top))
         return (replace(told[0], logprob=None, top=()), *told[1:])
 
     def stop(self) -> None:
@@ -335,6 +380,15 @@ class RunningText(GenerationStream):
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+
+
+def edits_of(request: GenerationRequest) -> int:
+    """How many edits its intervention has."""
+    return sum(len(sae.steering) + (sae.mode == "reconstruct") for sae in request.intervention)
+
+
+def edits_apart(request: GenerationRequest, other: GenerationRequest) -> int:
+    return abs(edits_of(request) - edits_of(other))
 
 
 def activations(token: int, watch: Watch, d_sae: int) -> tuple[FeatureActivation, ...]:

@@ -13,9 +13,9 @@ from sae_actor.domain.commands import Steer
 from sae_actor.domain.messages import AdmitGeneration
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import (
+    DrainingError,
     MailboxFullError,
     ModelNotLoadedError,
-    NotReadyError,
 )
 from sae_actor.generations import Completed, Generations, Requested, RunningGeneration, interleaved
 from sae_actor.generations.records import token_digest
@@ -215,7 +215,7 @@ async def test_not_admitted_is_not_begun() -> None:
         assert await ends(world) == []
         assert "CommandRejected" not in await world.types()
         await world.actor.stop()
-        with pytest.raises(NotReadyError):
+        with pytest.raises(DrainingError):
             await open_text(world)
 
 

@@ -145,7 +145,14 @@ async def test_an_import_of_a_pickle_leaves_the_users_folder_alone(
         "ae.safetensors": "ae.pt",
     }
     assert found.sae.hook_point == case.hook_point
-    location = SaeLocation(source="import", repository_id=None, commit=None, path=resolved, files=found.files)
+    location = SaeLocation(
+        sae_id=effect.sae_id,
+        source="import",
+        repository_id=None,
+        commit=None,
+        path=resolved,
+        files=found.files,
+    )
     assert location.written_by_service
     where = await hub.locate(location)
     assert Path(where).is_relative_to(folder)
@@ -235,3 +242,30 @@ async def test_a_cancel_while_converting_leaves_nothing(
     await hub.discard(effect)
     assert anyio.current_time() - started < 2
     assert files_below(folder) == set()
+
+
+async def test_a_pickle_is_known_by_its_own_bytes_wherever_it_lies(tmp_path: Path, folder: Path) -> None:
+    first, second = batch_topk(tmp_path / "imports"), batch_topk(tmp_path / "others")
+    hub = HuggingFaceHub(folder, import_roots=[tmp_path])
+    paths = [await hub.resolve_import(str(case.path)) for case in (first, second)]
+    (digest,) = {await hub.import_digest(path) for path in paths}
+    assert digest == sha256_of(Path(paths[0]) / "ae.pt")
+    sae_id = import_id_of(paths[0], digest=digest)
+    assert sae_id == import_id_of(paths[1], digest=digest)
+    found = await hub.import_(ImportEffect(request_position=1, sae_id=sae_id, path=paths[0]))
+    location = SaeLocation(
+        sae_id=sae_id,
+        source="import",
+        repository_id=None,
+        commit=None,
+        path=paths[0],
+        files=found.files,
+    )
+    where = await hub.locate(location)
+    # The other one changed before it was read: what was converted of the first one stays.
+    (Path(paths[1]) / "ae.pt").write_bytes(b"not a pickle")
+    with pytest.raises(SAEInvalidError):
+        await hub.import_(ImportEffect(request_position=2, sae_id=sae_id, path=paths[1]))
+    assert await hub.locate(location) == where
+    check(where, first)
+    await hub.close()

@@ -196,3 +196,17 @@ async def test_a_layer_is_asked_for_before_the_import_is_accepted(hub: HuggingFa
         await hub.resolve_import(str(roots / "happy"))
     assert refused.value.fields["layers"] == [3, 5]
     assert await hub.resolve_import(str(roots / "happy"), 5) == str(roots / "happy")
+
+
+async def test_the_digest_of_the_weights_as_they_lie_there(hub: HuggingFaceHub, roots: Path, tmp_path: Path) -> None:
+    one, two = write(roots / "one", sae_files()), write(roots / "deep" / "two", sae_files())
+    other = write(roots / "other", sae_files(seed=1))
+    sha256 = digesting.sha256_of(one / "sae_weights.safetensors")
+    assert await hub.import_digest(str(one)) == await hub.import_digest(str(two)) == sha256
+    assert await hub.import_digest(str(other)) not in (sha256, None)
+    assert (await hub.import_(effect(str(one)))).weights_sha256 == sha256
+    (two / "cfg.json").write_bytes((two / "cfg.json").read_bytes() + b"\n")
+    assert await hub.import_digest(str(two)) == sha256, "settings are not weights"
+    (one / "sae_weights.safetensors").unlink()
+    assert await hub.import_digest(str(one)) is None
+    assert await hub.import_digest(str(tmp_path / "nothing")) is None

@@ -15,13 +15,15 @@ import pytest
 
 from sae_actor.domain.weights import import_id_of
 from sae_actor.eventlog import export_bundle
+from sae_actor.hub.digests import KnownDigests
+from sae_actor.hub.imports import digest_of
 
 from .crashing import Run, folders
 
 
 def run(tmp_path: Path, kills: int, seed: int, *, with_model: bool, seconds: float = 0.25) -> str:
     imports = folders(tmp_path / "saes")
-    ids = [import_id_of(path) for path in imports]
+    ids = [import_id_of(path, digest=digest_of(path, KnownDigests())) for path in imports]
     lives = Run(tmp_path / "data", imports, ids, random.Random(seed), with_model=with_model, seconds=seconds)
     for _ in range(kills):
         lives.life()

@@ -15,11 +15,13 @@ import pytest
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.domain.weights import import_id_of
 from sae_actor.eventlog import verify_folder
+from sae_actor.hub.digests import sha256_of
 
 from .harness import Process, until
 
 PATH = str(SAE_FOLDER.resolve())
-SAE_ID = import_id_of(PATH)
+DIGEST = sha256_of(SAE_FOLDER / "sae_weights.safetensors")
+SAE_ID = import_id_of(PATH, digest=DIGEST)
 EDIT = {"feature": 584, "strength": 85.0, "exclude": ["sink"]}
 SCRIPT: list[tuple[str, dict[str, Any]]] = [
     ("load", {"type": "LoadModel", "model": "tiny"}),
@@ -119,7 +121,7 @@ def test_row_8_killed_while_it_is_brought_back(tmp_path: Path, when: str, number
     second = tmp_path / "saes" / "second"
     shutil.copytree(SAE_FOLDER, second)
     roots = ("--import-root", str(SAE_FOLDER.parent), "--import-root", str(second.parent))
-    ids = [import_id_of(str(second.resolve())), SAE_ID]
+    ids = [import_id_of(str(second.resolve()), digest=DIGEST), SAE_ID]
     with Process(data, *roots, environment=TWO) as process:
         for key, command in SCRIPT[:2]:
             process.send(key, **command)

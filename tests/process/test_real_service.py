@@ -57,7 +57,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, real_model: Path, demo_sae: P
 async def asked(real: Real) -> AsyncIterator[Service]:
     url = f"{real.process.url}/v1"
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield Service(client, real.model, real.sae_id, BELIEVER)
+        yield Service(client, Path(real.model).name, real.sae_id, BELIEVER)
 
 
 def test_one_rule_about_sinks(real: Real) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from sae_actor.domain.messages import AdmitGeneration, Start
 from sae_actor.domain.refs import Edit, Exclusion, intervention_sha256
 from sae_actor.engine import EngineSettings, TorchEngine
 from sae_actor.eventlog import SqliteLog
-from sae_actor.generations import Completed, Generations, Requested
+from sae_actor.generations import Completed, Generations, Requested, TokenOptions
 from sae_actor.hub import HuggingFaceHub
+from sae_actor.ports import Scoring
 from sae_actor.ports.clock import SystemClock
 from sae_actor.subscriptions import Broadcast
 
@@ -94,6 +96,29 @@ class Recorder:
         (text,) = await self.texts.open_all(asks, principal="me")
         return text.started.generation_id, await text.result()
 
+    async def score(
+        self, prompt: Any, more: str | None, *variants: dict[str, Any], how: Tokenization | None = None,
+        last: bool = False, baseline: int | None = None,
+    ) -> list[tuple[str, Completed]]:  # fmt: skip
+        """Score a text and what follows it, under several interventions; their ids and ends."""
+        read = await self.engine.tokenize(prompt, how)
+        ids = () if more is None else (await self.engine.tokenize(more)).token_ids
+        scoring = Scoring(continuation=ids, runs_last=last)
+
+        def ask(generation_id: str, fields: dict[str, Any]) -> AdmitGeneration:
+            sampling = replace(GREEDY, max_tokens=len(ids) + last)
+            return AdmitGeneration(
+                generation_id=generation_id, kind="score", tokens_prompt=len(read.token_ids), turns=read.turns,
+                tokenization=how, sampling=sampling, runs_last=last, **fields,
+            )  # fmt: skip
+
+        asks = [
+            Requested(partial(ask, fields=each), read.token_ids, TokenOptions(prompt_logprobs=0), scoring=scoring)
+            for each in variants
+        ]
+        (texts,) = await self.texts.open_scores([asks], baseline=baseline, principal="me")
+        return [(text.started.generation_id, await text.result()) for text in texts]
+
 
 @asynccontextmanager
 async def recording(
@@ -105,11 +130,13 @@ async def recording(
     dtype: str = "auto",
     quantization: Quantization | None = None,
     environment: Mapping[str, str] | None = None,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> AsyncIterator[Recorder]:
     """A service that writes into `folder`, with the model loaded; stopped in order at the end. `environment` is that
     of its downloads."""
     log = await SqliteLog.open(folder)
-    engine = TorchEngine(EngineSettings(threads=1))
+    engine = TorchEngine(EngineSettings(threads=threads))
     hub = HuggingFaceHub(folder / "hub", import_roots=[Path("/")], environment=environment, reserve_bytes=0)
     performer = Performer(engine, hub, lambda *_: None, 0.1)
     actor = Actor(log, engine, performer, SystemClock(), Broadcast(log))
@@ -118,7 +145,7 @@ async def recording(
     texts = Generations(actor, engine, record_text=record_text)
     recorder = Recorder(actor, texts, engine, hub, log)
     try:
-        await recorder.do(LoadModel(model=str(model), device="cpu", dtype=dtype, quantization=quantization))
+        await recorder.do(LoadModel(model=str(model), device=device, dtype=dtype, quantization=quantization))
         yield recorder
     finally:
         await texts.close()

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sae_actor.domain.messages import RequestedIntervention
+from sae_actor.domain.commands import RequestedIntervention
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 from tests.reproducing.conftest import Reproduce
 from tests.reproducing.making import View, edit, forged, recording

@@ -328,6 +328,27 @@ async def test_ids() -> None:
         assert broadcast.position_of(bad) is None, bad
 
 
+async def test_a_fork_gives_ids_of_its_own() -> None:
+    """Also to events from before it that were read already: each stream has one mark."""
+    stream = Stream(ring=3)
+    await stream.publish(*[STARTED] * 6)
+    parent = stream.log.log_id[:8]
+    assert await stream.collect(upto=6) == [1, 2, 3, 4, 5, 6]
+    head = ev.LogHead(position=6, hash=stream.log.head.hash)
+    fork = ev.LogForked(reason="copied", branch_id="ab" * 16, parent_id=stream.log.log_id, parent_head=head)
+    await stream.publish(fork, STARTED)
+    broadcast = stream.broadcast
+    assert broadcast.position_of(f"{parent}.3") is None
+    assert [broadcast.position_of(f"abababab.{n}") for n in (3, 8)] == [3, 8]
+    async with aclosing(broadcast.read(0)) as pages:
+        data = b""
+        while b"abababab.8\n" not in data:
+            page = await anext(pages)
+            assert page is not None
+            data += page.data
+    assert re.findall(rb"id: (.*)\n", data) == [b"abababab.%d" % n for n in range(1, 9)]
+
+
 async def test_a_frame_is_one_event_whatever_is_in_it() -> None:
     stream = Stream()
     reason = "line\r\nfeed\u2028para\u2029emoji😀\0end\ndata: x"

@@ -14,7 +14,11 @@ from tests.web.test_page import needs_browser
 
 # — with tokens —
 
-TOKENS = {"vera": ("viewer", "viewer-secret-token"), "olga": ("operator", "operator-secret-token")}
+TOKENS = {
+    "vera": ("viewer", "viewer-secret-token"),
+    "uma": ("user", "user-secret-token"),
+    "olga": ("operator", "operator-secret-token"),
+}
 
 
 @pytest.fixture
@@ -87,6 +91,24 @@ def test_a_viewer_sees_what_happens_and_is_offered_no_more(
         refused = page.evaluate("fetch('/api/commands', {method: 'POST', headers: {'Content-Type': 'application/json'},"
                                 " body: '{\"type\": \"UnloadModel\"}'}).then(a => a.status)")  # fmt: skip
         assert refused == 403
+
+
+@needs_browser
+def test_a_user_generates_and_is_offered_no_command(browser: Browser, tmp_path: Path, tokens: dict[str, str]) -> None:
+    with Process(tmp_path / "data", environment=tokens) as process:
+        process.client.headers["authorization"] = f"Bearer {TOKENS['olga'][1]}"
+        prepared(process, 4)
+        page = browser.open(process.url)
+        log_in(page, "uma")
+        assert page.text("#who span") == "uma (may generate)"
+        page.until("document.querySelectorAll('#edits li').length > 0")
+        without, under = generated(page)
+        assert without != under != ""
+        shown = "[...document.querySelectorAll('#saes button, #steer, #edits button')].filter(e => e.checkVisibility())"
+        assert page.evaluate(f"{shown}.length") == 0
+        begun = next(each for each in process.events() if each["type"] == "GenerationStarted")
+        assert begun["principal"] == "uma"
+        assert page.complaints == []
 
 
 @needs_browser

@@ -3,7 +3,8 @@
     Host                   exactly one, and a name of ours
     Origin, Sec-Fetch-*    no page of another origin or site, unless `[server] cors_origins` lists it
     Authorization          the token of a grant; or the cookie of a login, which needs our own Origin to write
-    role                   a viewer reads (GET, HEAD, OPTIONS, and routes that say so), an operator does the rest
+    role                   a viewer reads (GET, HEAD, OPTIONS, and routes that say so), an operator does the rest; a
+                           user has the routes that say so, which is checked where they are run
     Content-Type           a body is application/json
     the query              no token, and nothing twice
 

@@ -60,6 +60,8 @@ _PATH: dict[str, tuple[Json, str, str]] = {
 }
 """Parameter of a path → its schema, an example, what it is."""
 
+_BEARER = "A token; a viewer's reads only, a user's has the routes with `x-users`"
+
 
 def _header(about: str, *, required: bool = True, **schema: str) -> Json:
     return {"description": about, "required": required, "schema": {"type": "string", **schema}}
@@ -67,7 +69,7 @@ def _header(about: str, *, required: bool = True, **schema: str) -> Json:
 
 _HEADERS: dict[str, Json] = {
     "ETag": _header(
-        "Last position that changed model, SAEs, attachments, steering or monitoring; for `If-Match`",
+        "Last position that changed model, SAEs, attachments, steering, monitoring or presets; for `If-Match`",
         pattern='^"[0-9]+"$',
     ),
     "Location": _header("Where to ask what became of it", pattern="^/api/commands/.+$"),
@@ -115,7 +117,11 @@ def description(*, secured: bool = False, cookie: str = "sae_actor_8000") -> Jso
             "schemas": schemas.components,
             "headers": _HEADERS,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "A token; a viewer's reads only"},
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": _BEARER,
+                },
                 "login": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "What `/login` has set"},
             },
         },
@@ -136,6 +142,8 @@ def _operation(each: Operation, schemas: Schemas, *, secured: bool) -> Json:
         "responses": _responses(each, schemas),
         "security": _security(each, secured=secured),
     }
+    if each.users:
+        made["x-users"] = True
     if each.body is not None:
         content: Json = {"schema": schemas.of(each.body if each.or_body is None else (each.body, each.or_body))}
         if each.examples:
@@ -159,7 +167,7 @@ def _parameters(each: Operation) -> list[Json]:
     for q in each.query:
         made = _parameter(q.name, "query", in_dialect(q.schema), q.about, required=q.required)
         # Comma-separated.
-        found.append({**made, "style": "form", "explode": False} if q.schema["type"] == "array" else made)
+        found.append({**made, "style": "form", "explode": False} if q.schema.get("type") == "array" else made)
     if each.keyed:
         _, _, schema, _ = _COMMAND_HEADERS[0]
         found.append(_parameter("Idempotency-Key", "header", schema, _KEYED, required=False))
@@ -196,6 +204,8 @@ def _content(each: Operation, status: int, media_type: str, schemas: Schemas) ->
     if media_type == "application/json":
         shape = AcceptedCommand if status == 202 else each.returns
         return {"schema": {} if shape is None else schemas.of(shape)}
+    if media_type == "application/x-tar":
+        return {"schema": {"type": "string", "format": "binary"}}
     return {"schema": {"type": "object"} if "json" in media_type else {"type": "string"}}
 
 

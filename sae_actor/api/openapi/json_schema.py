@@ -62,6 +62,8 @@ RULES: dict[str, Json] = {
     "RequestedIntervention": _PASSED,
     "ActivationsBody": _one_of(("prompt",), ("messages",), ("token_ids",), ("inputs",)),
     "LensBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
+    "ContinuedInput": _one_of(("prompt",), ("messages",), ("token_ids",)),
+    "Input": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "CompletionBody": {
         "properties": {
             "prompt": {

@@ -8,13 +8,13 @@ from ...domain.views.explained import ExplainedGeneration, ExplainedGenerations
 from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
 from ..answers import answer
-from ..context import context
+from ..context import context, user_of
 from ..disconnects import heard
 from ..log_pages import events
 from ..operations import Query, operation
-from ..requests import whole_number
+from ..requests import MAX_POSITION, whole_number
 from ..types import Answer, AnyRequest
-from .log import MAX_POSITION, POSITION
+from .audit.moments import POSITION
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -25,13 +25,14 @@ MAX_LIMIT = 1000
                   Query("after", POSITION, "only those that began after this position"),
                   Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
                         f"at most this many (default: {DEFAULT_LIMIT})")),
-           returns=ExplainedGenerations, tag="log")  # fmt: skip
+           returns=ExplainedGenerations, users=True, tag="log")  # fmt: skip
 async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
     wanted = Explaining(
         tag=request.query_params.get("tag"),
         after=whole_number(request, "after", default=0, low=0, high=MAX_POSITION),
         limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
+        principal=user_of(request),
         live=context(request).actor.started,
     )
     await _read(request, wanted)
@@ -39,10 +40,10 @@ async def get_generations(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/api/generations/{generation_id}", "What was active for one answer",
-           returns=ExplainedGeneration, errors=("not_found",), tag="log")  # fmt: skip
+           returns=ExplainedGeneration, errors=("not_found",), users=True, tag="log")  # fmt: skip
 async def get_generation(request: AnyRequest) -> Answer:
     generation_id: str = request.path_params["generation_id"]
-    wanted = Explaining(generation_id=generation_id, live=context(request).actor.started)
+    wanted = Explaining(generation_id=generation_id, principal=user_of(request), live=context(request).actor.started)
     await _read(request, wanted)
     view = next(iter(wanted.views.values()), None)
     if view is None:

@@ -1,4 +1,4 @@
-"""`/api/state` and `/api/log`: the state at a position, the events, the check of the chain."""
+"""`/api/state` and `/api/log`: the state at a position, the events."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from msgspec import Struct
 
 from ...domain.events import PAYLOADS, Event
 from ...domain.views.resources import ServiceState, state_view
-from ...errors import BadRequestError, NotFoundError
-from ...ports import Head, Verification
+from ...errors import BadRequestError, ForbiddenError
+from ...ports import Head
 from ...subscriptions import EVERYTHING, EventFilter
 from ...subscriptions.frames import line_of
 from ..answers import answer, state_of
-from ..context import context
+from ..context import context, grant_of
 from ..disconnects import Streamed, followed_by, heard
 from ..log_pages import events
 from ..operations import Query, operation
-from ..requests import whole_number
+from ..requests import MAX_POSITION, whole_number
 from ..types import Answer, AnyRequest
+from .audit.moments import MOMENT, POSITION, position_of, state_at
 
 PASSING = frozenset({"download_progress", "model_progress", "activations", "checkpoint"})
 """Events without id: progress and the like, never logged."""
@@ -31,9 +32,7 @@ WHOLE_BYTES = 256 * 1024
 """Of payloads: an answer with more of them is sent while it is read."""
 PIECE_BYTES = 16 * 1024
 """Of such an answer, at a time."""
-MAX_POSITION = 2**53
 MAX_SAE_ID = 200
-POSITION = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
 TYPES = Query("types", {"type": "array", "minItems": 1, "items": {"enum": [*PAYLOADS, *sorted(PASSING)]}},
               "comma-separated event types (default: all)")  # fmt: skip
 LIMIT = Query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "at most this many (default: 500)")
@@ -47,17 +46,15 @@ class LogPage(Struct, frozen=True, kw_only=True):
 
 
 @operation("GET", "/api/state", "The state at a position",
-           query=(Query("at", POSITION, "position (default: the head)"),), returns=ServiceState,
+           query=(Query("at", MOMENT, "position, or time (default: the head)"),), returns=ServiceState,
            errors=("not_found",), tag="log")  # fmt: skip
 async def get_state(request: AnyRequest) -> Answer:
     now = state_of(request)
-    at = whole_number(request, "at", default=now.position, low=0, high=MAX_POSITION)
-    if at > now.position:
-        raise NotFoundError(f"position {at} is past the head {now.position}", head=now.position)
-    if at == now.position:
+    if request.query_params.get("at") in (None, str(now.position)):
         return answer(request, state_view(now))
     async with heard(request), context(request).walks.taken():
-        return answer(request, state_view(await context(request).past.state(context(request).log, at)))
+        at = await position_of(request, "at", now.position)
+        return answer(request, state_view(await state_at(request, at)))
 
 
 def wanted_events(request: AnyRequest) -> EventFilter:
@@ -71,7 +68,10 @@ def wanted_events(request: AnyRequest) -> EventFilter:
     sae_id = request.query_params.get("sae_id")
     if sae_id is not None and not 1 <= len(sae_id) <= MAX_SAE_ID:
         raise BadRequestError(f"sae_id must have 1 to {MAX_SAE_ID} characters", param="sae_id")
-    return EventFilter(None if types is None else frozenset(types), sae_id)
+    only = grant_of(request).sae
+    if only is not None and sae_id not in (None, only):
+        raise ForbiddenError(f"{grant_of(request).name} gets the events of {only} alone", sae_id=only)
+    return EventFilter(None if types is None else frozenset(types), sae_id if only is None else only)
 
 
 @operation("GET", "/api/log", "Events",
@@ -129,9 +129,3 @@ async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield bytes(held)
             held.clear()
     yield bytes(held)
-
-
-@operation("GET", "/api/log/verify", "Walk the whole hash chain", returns=Verification, tag="log")
-async def verify_log(request: AnyRequest) -> Answer:
-    async with heard(request), context(request).walks.taken():
-        return answer(request, await context(request).log.verify())

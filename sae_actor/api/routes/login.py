@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from ...config.access import Role
 from ...errors import BadRequestError, UnauthorizedError
 from ..answers import answer
 from ..context import context
@@ -28,7 +29,7 @@ class Session(Struct, frozen=True, kw_only=True):
     """Who the caller is (null for somebody unknown), and whether the service asks for tokens."""
 
     principal: str | None
-    role: Literal["viewer", "operator"] | None
+    role: Role | None
     tokens: bool
 
 

@@ -145,7 +145,7 @@ async def _nothing(request: AnyRequest) -> None:
         await body_of(request, EmptyBody)
 
 
-@operation("GET", "/api/saes", "All SAEs and what is attached", returns=SaeList, tag="saes")
+@operation("GET", "/api/saes", "All SAEs and what is attached", returns=SaeList, users=True, tag="saes")
 async def list_saes(request: AnyRequest) -> Answer:
     state = state_of(request)
     saes = tuple(sae_view(record, state) for record in state.saes.values())
@@ -153,7 +153,7 @@ async def list_saes(request: AnyRequest) -> Answer:
     return answer(request, SaeList(saes=saes, attachment=attachment_view(state), disk=disk))
 
 
-@operation("GET", "/api/saes/attachment", "What is attached", returns=Attachment, tag="saes")
+@operation("GET", "/api/saes/attachment", "What is attached", returns=Attachment, users=True, tag="saes")
 async def get_attachment(request: AnyRequest) -> Answer:
     return answer(request, attachment_view(state_of(request)))
 
@@ -165,7 +165,7 @@ async def get_attachment(request: AnyRequest) -> Answer:
            returns=Feature,
            errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
                    "mailbox_full"),
-           tag="saes")  # fmt: skip
+           users=True, tag="saes")  # fmt: skip
 async def get_feature(request: AnyRequest) -> Answer:
     sae_id, written = request.path_params["sae_id"], request.path_params["feature"]
     if not re.fullmatch(r"[0-9]{1,10}", written):
@@ -177,7 +177,7 @@ async def get_feature(request: AnyRequest) -> Answer:
     return answer(request, filled(Feature, details, sae_id=sae_id))
 
 
-@operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), tag="saes")
+@operation("GET", "/api/saes/{sae_id}", "One SAE", returns=Sae, errors=("sae_not_found",), users=True, tag="saes")
 async def get_sae(request: AnyRequest) -> Answer:
     state = state_of(request)
     return answer(request, sae_view(attachments.known(state, request.path_params["sae_id"]), state))
@@ -231,7 +231,7 @@ async def cancel(request: AnyRequest) -> Answer:
 @operation("GET", "/api/saes/{sae_id}/compatibility", "Whether an SAE fits the loaded model",
            query=(Query("layer", LAYER, "instead of the hook point it was trained at"),),
            returns=Compatibility, errors=("sae_not_found", "model_not_loaded", "sae_in_use", "sae_invalid"),
-           tag="saes")  # fmt: skip
+           users=True, tag="saes")  # fmt: skip
 async def compatibility(request: AnyRequest) -> Answer:
     state = state_of(request)
     sae = attachments.described(attachments.known(state, request.path_params["sae_id"]))
@@ -262,7 +262,7 @@ async def compatibility(request: AnyRequest) -> Answer:
                   Query("revision", {**REVISION, "default": "main"}, "branch, tag or commit")),
            returns=list[CatalogEntry], errors=("not_found_or_private", "gated", "sae_download_failed", "not_found",
                                                "sae_unsupported"),
-           tag="saes")  # fmt: skip
+           users=True, tag="saes")  # fmt: skip
 async def get_catalog(request: AnyRequest) -> Answer:
     query = {"revision": "main", "repository_id": "", **request.query_params}
     for name, type_ in (("repository_id", RepositoryId), ("revision", Revision)):

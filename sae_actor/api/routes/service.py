@@ -28,12 +28,12 @@ class Ready(Struct, frozen=True, kw_only=True):
     read_only: str | None
 
 
-@operation("GET", "/api/model", "The model", returns=Model, tag="model")
+@operation("GET", "/api/model", "The model", returns=Model, users=True, tag="model")
 async def get_model(request: AnyRequest) -> Answer:
     return answer(request, model_view(state_of(request)))
 
 
-@operation("GET", "/api/capabilities", "What this build can do", returns=Capabilities)
+@operation("GET", "/api/capabilities", "What this build can do", returns=Capabilities, users=True)
 async def get_capabilities(request: AnyRequest) -> Answer:
     return answer(request, replace(context(request).capabilities(), model=running_view(state_of(request))))
 

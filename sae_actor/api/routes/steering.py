@@ -26,7 +26,7 @@ class SteeringBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @operation("GET", "/api/saes/{sae_id}/steering", "The edits in force", returns=AttachedSteering,
-           errors=("sae_not_found", "sae_not_attached"), tag="steering")  # fmt: skip
+           errors=("sae_not_found", "sae_not_attached"), users=True, tag="steering")  # fmt: skip
 async def get_steering(request: AnyRequest) -> Answer:
     sae_id = request.path_params["sae_id"]
     state = state_of(request)

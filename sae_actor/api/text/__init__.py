@@ -8,7 +8,9 @@ answers        OpenAI's answers as structs; `replies`: made of what was generate
 idempotency    unstreamed texts under a key: made once, answered again
 stream         answers sent token by token
 responses/     `/v1/responses`, as a chat
+search/        `/api/generations/search`: answers by their prompt
 compare        `/api/compare`: one prompt with and without an intervention
 tokens         `/tokenize` and its two
 activations    `/api/activations`: what SAEs read in a given text
+measuring/     `/api/score`: given texts, scored under several interventions
 """

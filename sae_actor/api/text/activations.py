@@ -21,7 +21,7 @@ from ...errors import BadRequestError
 from ...generations import read_prompt
 from ...ports import FeatureActivation, Watch
 from ..answers import state_of
-from ..context import context, device, principal
+from ..context import check_intervention, context, device, principal
 from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
@@ -135,7 +135,7 @@ class ReadInputs(Struct, frozen=True, kw_only=True):
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
-    "positions_unknown", "sae_incompatible", "layer_out_of_range",
+    "positions_unknown", "model_not_found", "sae_incompatible", "layer_out_of_range",
 )  # fmt: skip
 
 
@@ -150,10 +150,11 @@ ERRORS = (
            answers=((200, "application/json"), (200, MEDIA_TYPE)),
            examples={"largest": {"prompt": "I love this book", "top_k": 3},
                      "of several": {"inputs": [{"prompt": "I love it", "id": "a"}, {"prompt": "I hate it"}]}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def post_activations(request: AnyRequest) -> Answer:
     body: ActivationsBody = await body_of(request, ActivationsBody)
     asked, as_tensors = body.asked(), MEDIA_TYPE in request.headers.get("accept", "")
+    check_intervention(request, body.sae or OwnIntervention(), usual_is_none=True)
     if as_tensors and not body.raw:
         raise BadRequestError("tensors are given of raw activations: ask for them with raw", param="raw")
     engine = device(request)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ...domain.events import Receipt
+from ...domain.events import PresetVersion, Receipt
 from ...domain.refs import Edit, Exclusion, FinishReason, HookPoint, Mode
 from ...domain.views.fields import Count, Digest, Position
 from ...domain.weights import WeightsFiles
@@ -37,6 +37,16 @@ class AppliedSae(Struct, frozen=True, kw_only=True):
     """What it was told to pass through, where it was told anything."""
 
 
+class NamedLogprobs(Struct, frozen=True, kw_only=True):
+    """A token of `sae.logprobs_of`."""
+
+    token: str
+    token_id: Count
+    logprobs: tuple[float, ...]
+    """At each generated token, of this one in its place: of the logits under the intervention, in float32, before
+    penalties, temperature and the like."""
+
+
 class AppliedIntervention(Struct, frozen=True, kw_only=True):
     """What was active, and the receipt of what was written."""
 
@@ -47,12 +57,18 @@ class AppliedIntervention(Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason
     """Why the text ended; OpenAI's nearest word for it is the choice's `finish_reason`."""
     receipt: Receipt
+    batch: tuple[Count, Count] | None
+    """Fewest and most generations in a step of it, itself counted."""
     warnings: tuple[str, ...]
     seed: int
+    preset: PresetVersion | UnsetType = UNSET
+    """The preset that the interventions are, and which version of it."""
     features: Rows | UnsetType = UNSET
     """At each position that was run: the prompt's, and all generated tokens' but the last one's."""
     features_by_sae: dict[str, Rows] | UnsetType = UNSET
     """The same, where several SAEs are watched."""
+    logprobs_of: tuple[NamedLogprobs, ...] | UnsetType = UNSET
+    """Of the tokens that `sae.logprobs_of` names, in its order; empty if no token was generated."""
 
 
 class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
@@ -194,15 +210,31 @@ class ChatComparisonChunk(Struct, frozen=True, kw_only=True):
     baseline: ChatCompletionChunk | UnsetType = UNSET
 
 
+class ListedPreset(Struct, frozen=True, kw_only=True):
+    """Whether a preset can be used now."""
+
+    usable: bool
+    missing: tuple[str, ...]
+    """Its SAEs that are not attached."""
+    incompatible: tuple[str, ...]
+    """Its SAEs that are attached with other weights than it was saved for."""
+
+
 class ListedModel(Struct, frozen=True, kw_only=True):
     id: str
+    """The public name; of a preset with `@` and the preset's."""
     object: Literal["model"]
     created: int
     owned_by: Literal["sae-actor"]
     root: str
-    """What its tokenizer is loaded by, as clients of vLLM read it: the repository's or the folder's name."""
+    """What its tokenizer is loaded by, as clients of vLLM read it: the repository; of a model in a folder of the
+    service's machine the public name."""
     max_model_len: Count
     """Tokens of its context."""
+    description: str | UnsetType | None = UNSET
+    """Of a preset."""
+    sae: ListedPreset | UnsetType = UNSET
+    """Of a preset."""
 
 
 class ModelList(Struct, frozen=True, kw_only=True):

@@ -10,9 +10,10 @@ import msgspec
 from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
+from ...domain.rules import admission as rules
 from ...errors import BadRequestError
 from ...generations import abandon, ends
-from ..answers import answer
+from ..answers import answer, state_of
 from ..disconnects import on_disconnect
 from ..operations import operation
 from ..requests import body_of
@@ -21,7 +22,7 @@ from .answers import ChatComparison, ChatComparisonChunk, Comparison, Comparison
 from .options import SaeExtension
 from .replies import Kind
 from .requests import ChatBody, CompletionBody, TextBody
-from .routes import ANSWERS, ERRORS, EXAMPLE, opened
+from .routes import ANSWERS, ERRORS, EXAMPLE, named, opened
 from .stream import ChunkFrames, streamed
 
 BRANCHES = ("steered", "baseline")
@@ -34,7 +35,7 @@ BRANCHES = ("steered", "baseline")
            body=CompletionBody, or_body=ChatBody, answers=ANSWERS, returns=(Comparison, ChatComparison),
            items=(ComparisonChunk, ChatComparisonChunk), errors=ERRORS,
            examples={"one edit": {**EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def post_compare(request: AnyRequest) -> Answer:
     kind = _kind_of(await request.body())
     body: TextBody = await body_of(request, ChatBody if kind == "chat" else CompletionBody)
@@ -42,7 +43,9 @@ async def post_compare(request: AnyRequest) -> Answer:
     if own.baseline:
         raise BadRequestError("sae.baseline: the comparison always contains the baseline", param="sae.baseline")
     body = replace(body, seed=secrets.randbits(31) if body.seed is None else body.seed)
-    bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None))
+    body = named(request, body, rules.model_to_ask(state_of(request))[0])
+    own = body.sae or SaeExtension()
+    bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None, preset=None))
     steered = await opened(request, body, kind)
     try:
         baseline = await opened(request, bare, kind)

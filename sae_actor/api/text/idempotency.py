@@ -25,6 +25,7 @@ from ...ports import Finished, GenerationStream, Tokenized
 from ..context import context, principal
 from ..disconnects import heard
 from ..kept_answers import NotAcceptedError
+from ..names import shown_name
 from ..problems import recorded_error
 from ..requests import idempotency_key
 from ..types import Answer, AnyRequest
@@ -135,7 +136,8 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
     if state.model is None or state.model.facts is None:
         raise AnswerGoneError("the model of the answer is unknown")
     facts, created = state.model.facts, created_at(last[0])
-    return Reply(asked.kind, facts.model_id, fingerprint(facts), tuple(choices), created, body.choices), done
+    model = shown_name(request, facts, choices[0].text.started)
+    return Reply(asked.kind, model, fingerprint(facts), tuple(choices), created, body.choices), done
 
 
 def _check(asked: KeyedRequest, event: Event) -> None:
@@ -165,7 +167,8 @@ def _lacks(body: TextBody, started: GenerationStarted) -> bool:
     """Whether the answer shows what is not on record: scores, activations, the prompt's text, reasoning by itself, and
     which of the edited positions were sinks."""
     edits_sinks = any("sink" not in edit.exclude for sae in started.intervention for edit in sae.steering)
-    others = body.scores is not None or body.echoes or bool(started.watched) or started.reasoning is not None
+    scores = body.scores is not None or (body.sae is not None and body.sae.logprobs_of is not None)
+    others = scores or body.echoes or bool(started.watched) or started.reasoning is not None
     return others or edits_sinks
 
 

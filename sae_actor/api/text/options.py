@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from ...domain.messages import RequestedIntervention, RequestedStop
+from ...domain.commands import PresetName
+from ...domain.messages import Interventions, RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
+from .measuring.targets import NamedTokens
+
+Tag: TypeAlias = Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 
 
 class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     """`sae` in a request: this request's own intervention, and what to report about it."""
 
-    interventions: Annotated[tuple[RequestedIntervention, ...], Meta(max_length=64)] | None = None
+    interventions: Interventions | None = None
     steering: Edits | None = None
     baseline: bool = False
+    preset: PresetName | None = None
+    """Interventions that were saved under this name; `\"model\": \"default@NAME\"` means the same."""
     top_k_features: Annotated[int, Meta(ge=0, le=1024)] | None = None
     top_k_exclude: ReadingExclusions = ("sink",)
+    logprobs_of: NamedTokens | None = None
+    """Tokens, by id or as the text of one, whose log probability is reported at every generated position."""
     stop_when: RequestedStop | None = None
     deterministic: bool = False
-    tag: Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")] | None = None
+    tag: Tag | None = None
     expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
 
 

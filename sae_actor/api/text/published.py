@@ -80,6 +80,9 @@ class Neutral(NamedTuple):
                     yield {"type": kind, "enum": ["", *(value for value in self.values if isinstance(value, str))]}
                 case "boolean":
                     yield from ({"type": kind, "const": value} for value in self.values)
+                case _ if not self.values:
+                    # No number at all: a type of only null is one that generators of clients stumble over.
+                    yield {"type": kind, "minimum": 1, "maximum": 0}
                 case _:
                     yield from ({"type": kind, "minimum": value, "maximum": value} for value in self.values)
 

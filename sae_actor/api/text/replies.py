@@ -33,6 +33,7 @@ from .answers import (
     CompletionPart,
     CompletionTokensDetails,
     FinalReason,
+    NamedLogprobs,
     Rows,
     ScoredChatToken,
     Usage,
@@ -59,6 +60,8 @@ class Choice:
     """Log probabilities were requested."""
     thoughts: bool = True
     """The answer includes the reasoning, if the model's chats mark it."""
+    names: bool = False
+    """Log probabilities of named tokens were requested."""
 
     @property
     def apart(self) -> bool:
@@ -169,23 +172,18 @@ class Choice:
 
     def extension(self, done: Completed) -> AppliedIntervention:
         """`sae` in the answer: what was active, and the receipt of what was written."""
-        started = self.text.started
         rows = self._rows(done.finished)
         one = len(rows) == 1
-        return filled(
-            AppliedIntervention,
-            started,
-            position=self.text.position,
-            interventions=tuple(
-                filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
-                for sae, files in zip(started.intervention, self.text.weights, strict=True)
-            ),
-            finish_reason=done.finished.reason,
-            receipt=done.finished.receipt,
-            warnings=tuple(warnings(done.finished)),
-            seed=started.sampling.seed,
-            features=next(iter(rows.values())) if one else UNSET,
-            features_by_sae=UNSET if one else rows or UNSET,
+        return applied(
+            self.text, done, features=next(iter(rows.values())) if one else UNSET,
+            features_by_sae=UNSET if one else rows or UNSET, logprobs_of=self._named() if self.names else UNSET,
+        )  # fmt: skip
+
+    def _named(self) -> tuple[NamedLogprobs, ...]:
+        columns = zip(*(token.named for token in self.text.made), strict=True)
+        return tuple(
+            NamedLogprobs(token=each[0].text, token_id=each[0].id, logprobs=tuple(one.logprob for one in each))
+            for each in columns
         )
 
     def _rows(self, finished: Finished) -> dict[str, Rows]:
@@ -196,6 +194,27 @@ class Choice:
         return {
             sae.sae_id: tuple(row for each in read if each.sae_id == sae.sae_id for row in each.rows) for sae in watched
         }
+
+
+def applied(text: RunningGeneration, done: Completed, **more: Any) -> AppliedIntervention:
+    """What was active, and the receipt of what was written. `more`: other fields."""
+    started = text.started
+    return filled(
+        AppliedIntervention,
+        started,
+        position=text.position,
+        interventions=tuple(
+            filled(AppliedSae, sae, weights_files=files, exclude=UNSET if sae.exclude is None else sae.exclude)
+            for sae, files in zip(started.intervention, text.weights, strict=True)
+        ),
+        finish_reason=done.finished.reason,
+        receipt=done.finished.receipt,
+        batch=done.finished.batch,
+        warnings=tuple(warnings(done.finished)),
+        seed=started.sampling.seed,
+        preset=UNSET if started.preset is None else started.preset,
+        **more,
+    )
 
 
 def warnings(finished: Finished) -> list[str]:
@@ -238,7 +257,8 @@ class Reply:
     """What the chunks and the whole answer of one request share."""
 
     kind: Kind
-    model_id: str
+    model: str
+    """As clients name it."""
     system_fingerprint: str
     choices: tuple[Choice, ...]
     created: int
@@ -271,7 +291,7 @@ class Reply:
             "id": self.choices[0].text.started.generation_id,
             "object": chat if self.kind == "chat" else "text_completion",
             "created": self.created,
-            "model": self.model_id,
+            "model": self.model,
             "system_fingerprint": self.system_fingerprint,
             "choices": tuple(choices),
         }

@@ -15,7 +15,7 @@ from ...domain.events import Sampling
 from ...domain.messages import AdmitGeneration
 from ...domain.refs import ModelFacts
 from ...domain.structs import filled
-from ...errors import BadRequestError, ModelNotFoundError
+from ...errors import BadRequestError
 from ...ports import Tokenized
 from ..requests import MAX_PROMPTS
 from .fields import CHAT, COMPLETION
@@ -46,6 +46,7 @@ class TextBody(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_only=
     """What completions and chat have in common."""
 
     model: Annotated[str, Meta(max_length=4096)] = "default"
+    """The model's public name, its id or `default`; with `@` and the name of a preset, under that preset."""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
@@ -84,13 +85,11 @@ class TextBody(SamplingFields, frozen=True, forbid_unknown_fields=True, kw_only=
             "stream_options": self.stream_options not in (None, StreamOptions()) and not self.stream,
         }
 
-    def check(self, model: ModelFacts) -> None:
+    def check(self) -> None:
         """Refuse by name what is not honoured. Raises `BadRequestError`, with `param`."""
         for param, given in self.refused().items():
             if given:
                 raise BadRequestError(f"{param}: {_COMBINED.get(param, 'this value')} is not supported", param=param)
-        if self.model not in (model.model_id, "default"):
-            raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {self.model[:200]}", param="model")
 
     @property
     def scores(self) -> int | None:
@@ -207,8 +206,8 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
             continue_final_message=bool(self.continue_final_message),
         )
 
-    def check(self, model: ModelFacts) -> None:
-        super().check(model)
+    def check(self) -> None:
+        super().check()
         check_variables(self.chat_template_kwargs or {})
 
     def refused(self) -> dict[str, bool]:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
-from ...errors import ModelNotFoundError
+from ...domain.state import Preset
+from ...errors import BadRequestError, ModelNotFoundError
 from ...generations import Requested, TokenOptions, abandon, ends
 from ..answers import answer, state_of
-from ..context import context, device, principal
+from ..context import check_intervention, context, device, principal
 from ..disconnects import on_disconnect
 from ..limits import tokens_of
+from ..names import preset_named, public_name, root_of, shown_name
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
-from .answers import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ListedModel, ModelList
+from .answers import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    ListedModel,
+    ListedPreset,
+    ModelList,
+)
 from .idempotency import Made, answered_once, asked_under_key, created_at
+from .measuring.targets import token_ids_of
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, RequestKey, TextBody, admission, fingerprint, sampling
@@ -30,7 +42,8 @@ from .stream import ChunkFrames, Frames, streamed
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
     "sae_ambiguous", "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full",
-    "out_of_memory", "read_only", "sae_unsupported", "disk_full", "deadline_exceeded", "positions_unknown",
+    "out_of_memory", "read_only", "sae_unsupported", "sae_incompatible", "disk_full", "deadline_exceeded",
+    "positions_unknown",
 )  # fmt: skip
 KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
@@ -38,33 +51,70 @@ EXAMPLE: dict[str, Any] = {"model": "default", "prompt": "I love this", "tempera
 _CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "Tell me about your day."}]}
 
 
-@operation("GET", "/v1/models", "The loaded model, as OpenAI's clients list it", returns=ModelList, tag="text")
+@operation("GET", "/v1/models", "The loaded model, and the same under each preset, as OpenAI's clients list them",
+           returns=ModelList, users=True, tag="text")  # fmt: skip
 async def list_models(request: AnyRequest) -> Answer:
-    model = state_of(request).model
-    facts = model.facts if model is not None else None
-    return answer(request, ModelList(object="list", data=() if facts is None else (_model(facts),)))
+    state = state_of(request)
+    facts = state.model.facts if state.model is not None else None
+    presets = (state.presets[name] for name in sorted(state.presets))
+    listed = () if facts is None else (_model(request, facts), *(_model(request, facts, each) for each in presets))
+    return answer(request, ModelList(object="list", data=listed))
 
 
-@operation("GET", "/v1/models/{model_id}", "The loaded model, by its id or as `default`", returns=ListedModel,
-           errors=("model_not_found",), rest=True, tag="text")  # fmt: skip
+@operation("GET", "/v1/models/{model_id}",
+           "The loaded model, by its public name, its id or as `default`; with `@` and a preset under that",
+           returns=ListedModel,
+           errors=("model_not_found",), rest=True, users=True, tag="text")  # fmt: skip
 async def get_v1_model(request: AnyRequest) -> Answer:
     wanted = request.path_params["model_id"].strip("/")
-    model = state_of(request).model
-    facts = model.facts if model is not None else None
-    if facts is None or wanted not in (facts.model_id.strip("/"), "default"):
+    state = state_of(request)
+    facts = state.model.facts if state.model is not None else None
+    if facts is None:
         raise ModelNotFoundError(f"the model {wanted[:200]} is not loaded", param="model")
-    return answer(request, _model(facts))
+    preset = preset_named(request, facts, wanted)
+    return answer(request, _model(request, facts, None if preset is None else state.presets[preset]))
 
 
-def _model(facts: ModelFacts) -> ListedModel:
-    return ListedModel(
-        id=facts.model_id,
+def _model(request: AnyRequest, facts: ModelFacts, preset: Preset | None = None) -> ListedModel:
+    listed = ListedModel(
+        id=public_name(request, facts.model_id),
         object="model",
         created=0,
         owned_by="sae-actor",
-        root=facts.model_id,
+        root=root_of(request, facts),
         max_model_len=facts.context_length,
     )
+    if preset is None:
+        return listed
+    state = state_of(request)
+    gone, others = preset.missing(state), preset.incompatible(state)
+    return replace(
+        listed,
+        id=f"{listed.id}@{preset.name}",
+        created=int(datetime.fromisoformat(preset.saved_at).timestamp()),
+        description=preset.description,
+        sae=ListedPreset(usable=not gone and not others, missing=gone, incompatible=others),
+    )
+
+
+B = TypeVar("B", bound=TextBody)
+
+
+def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
+    """The body with the model's public name, and the preset of its `model` in `sae`. Raises `ModelNotFoundError`,
+    `BadRequestError` if `sae` has an intervention of its own."""
+    preset = preset_named(request, facts, body.model)
+    body = replace(body, model=public_name(request, facts.model_id))
+    if preset is None:
+        return body
+    own = body.sae or SaeExtension()
+    if own.baseline or any(each is not None for each in (own.steering, own.interventions, own.preset)):
+        raise BadRequestError(
+            f"the model's name asks for the preset {preset}: leave sae.baseline, sae.steering, sae.interventions and "
+            "sae.preset out",
+            param="sae",
+        )
+    return replace(body, sae=replace(own, preset=preset))
 
 
 @operation("POST", "/v1/completions",
@@ -78,12 +128,13 @@ def _model(facts: ModelFacts) -> ListedModel:
            "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
            "changed in this order: `repetition_penalty` (tokens of prompt and answer), `frequency_penalty` and "
            "`presence_penalty` (of the answer), `logit_bias`, `min_tokens`, `response_format`, `temperature`, "
-           "`top_k`, `top_p`, `min_p`; `logprobs` are those before all of these. Under a `response_format` a text that "
+           "`top_k`, `top_p`, `min_p`; `logprobs` and `sae.logprobs_of` are of those before "
+           "all of these. Under a `response_format` a text that "
            "ends with `stop` is the whole JSON, unless a stop string or token cut it; with `length` its beginning",
            body=CompletionBody, answers=ANSWERS, returns=Completion, items=CompletionChunk, errors=KEYED,
            keyed=True,
            examples={"greedy": EXAMPLE, "without intervention": {**EXAMPLE, "sae": {"baseline": True}}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
     return await respond(request, body, "completion")
@@ -96,7 +147,7 @@ async def completions(request: AnyRequest) -> Answer:
            "`stop` is searched in both",
            body=ChatBody, answers=ANSWERS, returns=ChatCompletion, items=ChatCompletionChunk, errors=KEYED,
            keyed=True,
-           examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, tag="text")  # fmt: skip
+           examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, users=True, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
     return await respond(request, body, "chat")
@@ -132,11 +183,14 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     idempotency key."""
     engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
-    body.check(model)
+    body.check()
+    body = named(request, body, model)
+    check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     settings = [sampling(body, prompt, model) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
+    watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     asked, of = [], []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
@@ -144,6 +198,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             prompt_logprobs=body.scores if body.echoes else None,
             top_k_features=own_sae.top_k_features or 0,
             exclude=own_sae.top_k_exclude,
+            logprobs_of=watched,
             prompt=prompt.tokens,
         )
         for i in range(body.choices):
@@ -164,8 +219,10 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
+            names=bool(watched),
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )
     created = created_at(opened[0].event)
-    return Reply(kind, model.model_id, fingerprint(model), choices, created, body.choices)
+    shown = shown_name(request, model, opened[0].started)
+    return Reply(kind, shown, fingerprint(model), choices, created, body.choices)

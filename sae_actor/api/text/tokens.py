@@ -10,12 +10,13 @@ from ...domain.chats import Tokenization
 from ...domain.refs import ModelFacts
 from ...domain.rules.admission import model_to_ask
 from ...domain.views.fields import Count
-from ...errors import BadRequestError, ModelNotFoundError
+from ...errors import BadRequestError
 from ...ports import TokenizerInfo
 from ..answers import answer, state_of
 from ..context import context, device
 from ..disconnects import heard
 from ..limits import tokens_of
+from ..names import preset_named
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -91,7 +92,7 @@ ERRORS = ("model_not_loaded", "model_not_found", "not_ready", "draining", "mailb
            body=TokenizeBody, returns=TokenizeAnswer, errors=ERRORS, reads=True,
            examples={"a text": {"prompt": "I love this book"},
                      "a chat": {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True}},
-           tag="text")  # fmt: skip
+           users=True, tag="text")  # fmt: skip
 async def post_tokenize(request: AnyRequest) -> Answer:
     body: TokenizeBody = await body_of(request, TokenizeBody)
     model = _model(request, body.model)
@@ -106,7 +107,7 @@ async def post_tokenize(request: AnyRequest) -> Answer:
 
 @operation("POST", "/detokenize", "The text of token ids, special tokens as they are written",
            body=DetokenizeBody, returns=DetokenizeAnswer, errors=ERRORS, reads=True,
-           examples={"some": {"tokens": [40, 2462, 451]}}, tag="text")  # fmt: skip
+           examples={"some": {"tokens": [40, 2462, 451]}}, users=True, tag="text")  # fmt: skip
 async def post_detokenize(request: AnyRequest) -> Answer:
     body: DetokenizeBody = await body_of(request, DetokenizeBody)
     _model(request, body.model)
@@ -116,7 +117,7 @@ async def post_detokenize(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/tokenizer_info", "The model's tokenizer: its special tokens and its chat template",
-           returns=TokenizerInfo, errors=ERRORS, tag="text")  # fmt: skip
+           returns=TokenizerInfo, errors=ERRORS, users=True, tag="text")  # fmt: skip
 async def get_tokenizer_info(request: AnyRequest) -> Answer:
     model_to_ask(state_of(request))
     return answer(request, await device(request).tokenizer_info())
@@ -124,6 +125,6 @@ async def get_tokenizer_info(request: AnyRequest) -> Answer:
 
 def _model(request: AnyRequest, named: str | None) -> ModelFacts:
     model, _ = model_to_ask(state_of(request))
-    if named not in (None, "", "default", model.model_id):
-        raise ModelNotFoundError(f"the loaded model is {model.model_id}, not {named[:200]}", param="model")
+    if named:
+        preset_named(request, model, named)
     return model

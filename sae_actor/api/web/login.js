@@ -10,9 +10,9 @@ export async function entered() {
   byId("login").hidden = true;
   byId("main").hidden = byId("link").hidden = false;
   document.body.dataset.role = who.role;
-  byId("steering-section").inert = who.role === "viewer";
+  byId("steering-section").inert = who.role !== "operator";
   byId("who").hidden = !who.tokens;
-  byId("who").firstElementChild.textContent = who.role === "viewer" ? `${who.principal} (may read only)` : who.principal;
+  byId("who").firstElementChild.textContent = `${who.principal}${{ viewer: " (may read only)", user: " (may generate)" }[who.role] ?? ""}`;
   return who;
 }
 

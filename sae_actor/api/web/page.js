@@ -72,7 +72,9 @@ const bytes = (count) => (count < 1e6 ? `${(count / 1e3).toFixed(1)} kB` : count
 const pathOf = (saeId, action) => `/api/saes/${encodeURIComponent(saeId)}/${action}`;
 
 async function refresh() {
-  const [modelNow, { value: all, etag }, state] = await Promise.all([call("GET", "/api/model"), ask("GET", "/api/saes"), call("GET", "/api/state")]);
+  // Users may not ask for the state, nor are they sent activations.
+  const watched = document.body.dataset.role === "user" ? { monitors: [] } : call("GET", "/api/state");
+  const [modelNow, { value: all, etag }, state] = await Promise.all([call("GET", "/api/model"), ask("GET", "/api/saes"), watched]);
   model = modelNow;
   monitors = state.monitors;
   attachments = all.attachment.attachments;

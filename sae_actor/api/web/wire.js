@@ -49,7 +49,7 @@ const DURABLE = [
   "AttachFailed", "DetachRequested", "SaeDetached", "DeleteRequested", "SaeDeleted", "DeleteFailed",
   "SteeringChanged", "MonitoringChanged", "EffectInterrupted", "HookFaulted", "GpuLost", "CommandRejected",
   "GenerationStarted", "GenerationFinished", "PayloadRedacted", "LogTruncated",
-  "SettingsReloaded",
+  "SettingsReloaded", "PresetSaved", "PresetDeleted", "LogForked",
 ];
 const PASSING = ["download_progress", "model_progress", "activations", "reset", "bye"];
 const PATIENCE = 2000;

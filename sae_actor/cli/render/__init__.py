@@ -2,6 +2,7 @@
 
 answers        answers of the service
 explanation    what was active for a generation
+methods        the same as a paragraph for a paper; citations: its BibTeX
 difference     what changed between two positions of a log
 progress       a bar for slow work
 """

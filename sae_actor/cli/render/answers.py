@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from msgspec import convert
@@ -226,6 +228,11 @@ def passing(one: StreamEvent) -> str:
     return plain(f"     ·  {one.type}  {json.dumps(one.data, ensure_ascii=False)}"[:EVENT_WIDTH])
 
 
+def name(path: Path) -> str:
+    """The path as printable text, whatever its bytes."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 def verification(answer: Answer) -> str:
     head = answer["head"]
     if answer.get("unproven"):
@@ -255,6 +262,7 @@ def state(answer: Answer) -> str:
         lines += _attachment(each)
     for each in answer["monitors"]:
         lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
+    lines += [f"preset      {each['name']}, saved at position {each['position']}" for each in answer["presets"]]
     lines += [f"open        {one['type']} {one['command_id']}" for one in answer["commands"]]
     lines += [f"running     generation {one['generation_id']}" for one in answer["generations"]]
     return plain("\n".join(lines))

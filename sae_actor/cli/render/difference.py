@@ -21,8 +21,36 @@ _QUIET = ("files", "attached_at")
 def difference(view: View) -> str:
     """`comparing.difference` for a person."""
     lines = [f"from position {view['from']} to {view['to']}"]
-    found = [*_model(view["model"]), *_saes(view["saes"]), *_attachments(view["attachments"])]
-    return plain("\n".join(lines + (found or ["nothing changed of model, SAEs, attachments and steering"])))
+    found = [
+        *_model(view["model"]),
+        *_saes(view["saes"]),
+        *_attachments(view["attachments"]),
+        *_presets(view["presets"]),
+    ]
+    return plain("\n".join(lines + (found or ["nothing changed of model, SAEs, attachments, steering and presets"])))
+
+
+def histories(view: View) -> str:
+    """Two histories of one log for a person."""
+    common = view["common"]
+    lines = [f"both have    {_events(common['position'])}, head {common['position']} {common['hash']}"]
+    for label, side in (("this log", view["mine"]), ("the other", view["other"])):
+        if not side["events"]:
+            lines.append(f"{label:<11}  ends there")
+            continue
+        head = side["head"]
+        lines.append(f"{label:<11}  goes on with {_events(side['events'])}, head {head['position']} {head['hash']}")
+        for fork in side["forks"]:
+            data = fork["data"]
+            lines.append(f"  forked at {fork['position']} ({data['reason']}), its event ids {data['branch_id'][:8]}")
+        changes = side["changes"]
+        found = [*_model(changes["model"]), *_saes(changes["saes"]), *_attachments(changes["attachments"])]
+        lines += [f"  {line}" for line in found or ["nothing changed of model, SAEs, attachments and steering"]]
+    return plain("\n".join(lines))
+
+
+def _events(count: int) -> str:
+    return f"{count} event{'' if count == 1 else 's'}"
 
 
 def _model(changes: View) -> Iterator[str]:
@@ -72,6 +100,26 @@ def _attachments(entries: View) -> Iterator[str]:
             yield f"  {'is':<8}  {_words(pair['after'])}"
         if steering["reordered"]:
             yield "  the edits are in another order"
+
+
+def _presets(entries: View) -> Iterator[str]:
+    for word, label in (("added", "new"), ("removed", "gone")):
+        for each in entries[word]:
+            yield f"preset      {each['name']} {'was saved' if word == 'added' else 'was deleted'}"
+            yield from _preset(label, each["interventions"])
+    for each in entries["changed"]:
+        yield f"preset      {each['name']} was saved anew"
+        changes = each["changes"]
+        yield from _changes({name: pair for name, pair in changes.items() if name != "interventions"})
+        if "interventions" in changes:
+            yield from _preset("was", changes["interventions"]["before"])
+            yield from _preset("is", changes["interventions"]["after"])
+
+
+def _preset(label: str, interventions: Sequence[View]) -> Iterator[str]:
+    for sae in interventions:
+        yield f"  {label:<8}  {sae['sae_id']}, {sae['mode']}"
+        yield from _edits("edit", sae["steering"])
 
 
 def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:

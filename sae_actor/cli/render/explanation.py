@@ -7,6 +7,7 @@ from typing import Any
 
 from ...domain.words import exclusions_in_words, ranges_in_words
 from .answers import hook, plain
+from .methods import environment_in_words
 
 View = dict[str, Any]
 
@@ -58,6 +59,9 @@ def _model(model: View | None) -> Iterator[str]:
     for name in ("tokenizer", "chat_template", "environment"):
         if model[f"{name}_sha256"]:
             yield f"  {name.replace('chat_', ''):<10} sha256 {model[f'{name}_sha256']}"
+    told = environment_in_words(model["environment"])
+    for at in range(0, len(told), 6):
+        yield f"  {'software' if at == 0 else '':<10} {', '.join(told[at : at + 6])}"
     yield from _since(model["since"])
 
 
@@ -71,7 +75,11 @@ def _intervention(view: View) -> Iterator[str]:
             "intervention the server had none when the generation began"
         )  # fmt: skip
     elif not saes:
-        yield "intervention none: no SAE was attached"
+        preset = view["preset"]
+        why = f"the preset {preset['name']} has none" if preset else "no SAE was attached"
+        yield f"intervention none: {why}"
+    elif view["preset"]:
+        yield f"intervention the preset {view['preset']['name']}, saved at position {view['preset']['position']}:"
     elif view["own_steering"]:
         yield "intervention the request's own, in place of the server's:"
     else:
@@ -124,12 +132,8 @@ def _sampling(view: View) -> Iterator[str]:
     sampling = view["sampling"]
     if sampling is None:
         return
-    noise = "greedy" if sampling["temperature"] == 0 else (
-        f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}"
-    )  # fmt: skip
-    stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling["stop"] else ""
-    yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
-    yield from (f"             {line}" for line in (*_choice(sampling), *_ends(sampling)))
+    if view["kind"] != "score":
+        yield from _settings_of(sampling)
     if reasoning := view["reasoning"]:
         marks = "channels" if reasoning["format"] == "channels" else f"{reasoning['begin']} and {reasoning['end']}"
         yield f"             reasoning marked by {marks}"
@@ -142,6 +146,15 @@ def _sampling(view: View) -> Iterator[str]:
         yield "             deterministic: alone on the device"
     if view["watched"]:
         yield f"             activations reported for {', '.join(view['watched'])}"
+
+
+def _settings_of(sampling: View) -> Iterator[str]:
+    noise = "greedy" if sampling["temperature"] == 0 else (
+        f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}"
+    )  # fmt: skip
+    stop = f", stop at {', '.join(map(repr, sampling['stop']))}" if sampling["stop"] else ""
+    yield f"sampling     {noise}, seed {sampling['seed']}, at most {sampling['max_tokens']} tokens{stop}"
+    yield from (f"             {line}" for line in (*_choice(sampling), *_ends(sampling)))
 
 
 def _choice(sampling: View) -> Iterator[str]:
@@ -187,17 +200,21 @@ def _end(view: View) -> Iterator[str]:
         return
     reason = view["finish_reason"]
     yield f"ended        position {finished['position']}, {finished['time']}"
-    yield f"  {reason}: {_REASONS.get(reason, 'for a reason that this version does not know')}"
+    why = _REASONS.get(reason, "for a reason that this version does not know")
+    yield f"  {reason}: {'all of it was run' if view['score'] else why}"
     if view["error"]:
         yield f"  error      {view['error']['detail']} ({view['error']['code']})"
     if receipt is None:
         counted = "" if view["tokens_prompt"] is None else f"{view['tokens_prompt']} of the prompt; "
         yield f"tokens       {counted}no receipt: the number generated is not on record"
     else:
-        yield f"tokens       {receipt['tokens_prompt']} of the prompt, {receipt['tokens_generated']} generated"
+        made = "of its continuation" if view["kind"] == "score" else "generated"
+        yield f"tokens       {receipt['tokens_prompt']} of the prompt, {receipt['tokens_generated']} {made}"
         yield f"  written to {receipt['tokens_edited']}, positions {ranges_in_words(view['edited'])}"
         yield f"  excluded   {receipt['tokens_excluded']}, positions {ranges_in_words(view['excluded'])}"
         yield f"  size       mean |difference| / |x| where written to: {receipt['mean_relative_norm']:.4g}"
+    if view["score"]:
+        yield from _score(view["score"])
     for name in ("prompt", "output"):
         if view[f"{name}_sha256"]:
             yield f"  {name:<10} token ids, salted sha256 {view[f'{name}_sha256']} (salt {view['salt']})"
@@ -206,6 +223,14 @@ def _end(view: View) -> Iterator[str]:
     if view["left_out"]:
         names = " and ".join(_LEFT_OUT.get(each, each) for each in view["left_out"]["fields"].get("left_out", ()))
         yield f"  left out   {names}: {view['left_out']['detail']}"
+
+
+def _score(score: View) -> Iterator[str]:
+    greedy = "each of them the most probable one" if score["is_greedy"] else "not each of them the most probable one"
+    yield f"score        {score['counted']} tokens counted, {greedy}"
+    yield f"  logprobs   sum {score['sum_logprob']:.6g}"
+    if score["kl_from_baseline"] is not None:
+        yield f"  KL         {score['kl_from_baseline']:.6g} nats a token from the baseline"
 
 
 def _evidence(view: View) -> Iterator[str]:

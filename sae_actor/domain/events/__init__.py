@@ -1,7 +1,7 @@
 """Events: one payload struct per type, and the envelope that the log stores.
 
     payload                             what all payloads share: a schema; a command's digest; a `Problem`
-    life, model, saes, generations      the payloads, by subject; sampling: the settings of a generation
+    life, model, saes, presets, generations      the payloads, by subject; sampling: the settings of a generation
     upcasting                           payloads of earlier schemas, as those of today
     envelope                            `Draft`, `Event`, `PAYLOADS`: type and bytes ↔ payload
 
@@ -12,19 +12,23 @@ the position of its intent, the fencing token.
 """
 
 from .envelope import ERASED, PAYLOADS, Draft, Event, draft, payload_of, stored
-from .generations import GenerationFinished, GenerationStarted, Receipt
+from .generations import GenerationFinished, GenerationStarted, Receipt, ScoreSummary
 from .life import (
     ActorStarted,
     ActorStopped,
     CommandRejected,
     EffectInterrupted,
     GpuLost,
+    LogFile,
+    LogForked,
+    LogHead,
     LogTruncated,
     PayloadRedacted,
     SettingsReloaded,
 )
 from .model import ModelLoaded, ModelLoadFailed, ModelLoadRequested, ModelUnloaded
 from .payload import MAX_PAYLOAD_BYTES, Intent, Payload, Problem
+from .presets import PresetDeleted, PresetSae, PresetSaved, PresetVersion
 from .saes import (
     AttachFailed,
     AttachRequested,

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from . import generations, life, model, saes
+from . import generations, life, model, presets, saes
 from .payload import Payload
 from .upcasting import upcast
 
@@ -27,7 +27,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         saes.DeleteRequested, saes.SaeDeleted, saes.DeleteFailed, saes.SteeringChanged, saes.MonitoringChanged,
         life.EffectInterrupted, saes.HookFaulted, life.GpuLost, life.CommandRejected,
         generations.GenerationStarted, generations.GenerationFinished, life.PayloadRedacted, life.LogTruncated,
-        life.SettingsReloaded,
+        life.SettingsReloaded, presets.PresetSaved, presets.PresetDeleted, life.LogForked,
     )
 }  # fmt: skip
 """Event type → payload struct. The order is fixed: a test pins it."""

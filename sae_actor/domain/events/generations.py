@@ -9,6 +9,7 @@ from msgspec import Struct
 from ..chats import MessageSpan, Reasoning, Tokenization
 from ..refs import ActiveSae, FinishReason, StopWhen
 from .payload import Payload, Problem
+from .presets import PresetVersion
 from .sampling import Sampling
 
 
@@ -23,9 +24,24 @@ class Receipt(Struct, frozen=True, kw_only=True):
     """Mean of |difference| / |x| over the edited positions; 0 where none."""
 
 
+class ScoreSummary(Struct, frozen=True, kw_only=True):
+    """What came of a text that was scored. The counted tokens are those of its continuation; without one, all but the
+    first."""
+
+    counted: int
+    sum_logprob: float
+    """Of the counted tokens."""
+    is_greedy: bool
+    """No token was more probable than the counted one, at each of them."""
+    kl_from_baseline: float | None = None
+    """KL(baseline ‖ this) in nats, the mean over the counted tokens; None if it was not compared, or is infinite."""
+
+
 class GenerationStarted(Payload, frozen=True, kw_only=True):
     generation_id: str
-    kind: Literal["completion", "chat"]
+    kind: Literal["completion", "chat", "score"]
+    """`score`: a given text, for which nothing is generated. Its continuation has `sampling.max_tokens` tokens, or one
+    fewer with `runs_last`."""
     intervention: tuple[ActiveSae, ...]
     intervention_sha256: str
     sampling: Sampling
@@ -34,6 +50,8 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     own_steering: bool = False
     """The request brought its own edits instead of the server's."""
     tag: str | None = None
+    runs_last: bool = False
+    """Of a text that is scored: the last token of its continuation was run too, for what would follow."""
     deterministic: bool = False
     """The same tokens were promised for the same request, whatever else runs."""
     watched: tuple[ActiveSae, ...] = ()
@@ -52,6 +70,9 @@ class GenerationStarted(Payload, frozen=True, kw_only=True):
     request_sha256: str | None = None
     """Of a request under an idempotency key: sha256 of salt ‖ canonical JSON of route and body, which distinguishes two
     requests under one key."""
+
+    preset: PresetVersion | None = None
+    """The preset that the intervention is; None: the request named none."""
 
     @property
     def saes(self) -> tuple[ActiveSae, ...]:
@@ -74,7 +95,8 @@ class GenerationFinished(Payload, frozen=True, kw_only=True):
     salt: str = ""
     prompt_sha256: str = ""
     output_sha256: str = ""
-    """sha256 of salt ‖ token ids (little-endian u32 each)."""
+    """sha256 of salt ‖ token ids (little-endian u32 each). The output of a text that is scored is its continuation."""
+    score: ScoreSummary | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     output_token_ids: tuple[int, ...] | None = None
     text: str | None = None

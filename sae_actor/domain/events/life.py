@@ -4,7 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import Struct
+
 from .payload import Payload, Problem
+
+
+class LogFile(Struct, frozen=True, kw_only=True):
+    """Which file `events.db` is. A copy is another file, and so is a restored one; a folder that was only renamed, or
+    a volume in another container, holds the same."""
+
+    device: str
+    """`MAJOR:MINOR`, as in /proc/self/mountinfo."""
+    inode: str
+    file_system: str | None = None
+    """Its id, as `stat -f` prints it; None: the file system has none."""
+
+    def is_at(self, other: LogFile) -> bool:
+        """Whether both are the same file.
+
+        The kernel numbers devices as it finds them: after a reboot, or when a volume is mounted again (network, overlay
+        and btrfs file systems have a number of each mount), the same file may be on a device of another number. So an
+        equal id of the file system stands in for the number. No host name counts: containers change theirs.
+        """
+        same_place = self.device == other.device or (
+            self.file_system is not None and self.file_system == other.file_system
+        )
+        return same_place and self.inode == other.inode
 
 
 class ActorStarted(Payload, frozen=True, kw_only=True):
@@ -13,6 +38,8 @@ class ActorStarted(Payload, frozen=True, kw_only=True):
     version: str
     max_attachments: int = 1
     drain_seconds: float = 3.0
+    log_file: LogFile | None = None
+    """None: the log has no file, or a version before there was this field took it over."""
 
 
 class ActorStopped(Payload, frozen=True, kw_only=True):
@@ -69,3 +96,22 @@ class LogTruncated(Payload, frozen=True, kw_only=True):
     known_position: int
     known_hash: str
     why: str
+
+
+class LogHead(Struct, frozen=True, kw_only=True):
+    position: int
+    hash: str
+
+
+class LogForked(Payload, frozen=True, kw_only=True):
+    """From here on this log has a history of its own: the log that it was copied from may go on elsewhere."""
+
+    reason: Literal["copied", "restored", "imported"]
+    """copied: `events.db` is not the file of the last start. restored, imported: the first start after `restore` or
+    `log import`."""
+    branch_id: str
+    """32 hex digits. The event ids of streams begin with the first 8, as before with those of `parent_id`."""
+    parent_id: str
+    """The id of the log, or of the branch that it was until here."""
+    parent_head: LogHead
+    """The last event that both have."""

@@ -33,6 +33,7 @@ def wanted_after_start(state: State, payload: ev.ActorStarted) -> State:
     return replace(
         state,
         running=True,
+        log_file=payload.log_file,
         max_attachments=payload.max_attachments,
         drain_seconds=payload.drain_seconds,
         model=model,

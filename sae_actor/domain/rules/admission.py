@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from ... import errors
 from .. import events as ev
 from ..chats import MessageSpan
-from ..messages import AdmitGeneration, OwnIntervention, RequestedIntervention, RequestedStop
+from ..commands import RequestedIntervention
+from ..events import PresetVersion
+from ..messages import AdmitGeneration, OwnIntervention, RequestedStop
 from ..refs import (
     SINK_WINDOW,
     ActiveSae,
@@ -21,12 +26,13 @@ from ..refs import (
 )
 from ..state import AttachmentState, State
 from ..structs import filled
+from . import presets
 from .attachments import model_and_position
 from .edits import checked, in_range, named_once, needs_encoder
 
 
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
-    one_intervention_at_most(baseline=request.baseline, steering=request.steering, interventions=request.interventions)
+    one_intervention_at_most(request)
     _model_is_there(state, request.model_position)
     if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
         raise errors.PreconditionFailedError(
@@ -36,6 +42,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
         )
     if request.deterministic:
         _deterministic(state)
+    request, preset = _with_preset(request, state)
     _in_the_text(request)
     intervention = () if request.baseline else _intervention(request.steering, request.interventions, state)
     return [
@@ -45,6 +52,7 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             intervention=intervention,
             intervention_sha256=intervention_sha256(intervention),
             own_steering=request.steering is not None or request.interventions is not None,
+            preset=preset,
             watched=_watched(state) if request.watch else (),
             turns=_turns(intervention, request.turns),
             stop_when=None if request.stop_when is None else _stop_when(request.stop_when, state),
@@ -53,6 +61,18 @@ def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
             request_sha256=request.request_sha256,
         )
     ]
+
+
+R = TypeVar("R", AdmitGeneration, OwnIntervention)
+
+
+def _with_preset(request: R, state: State) -> tuple[R, PresetVersion | None]:
+    """The request with the interventions of its preset as its own, and the preset's version."""
+    if request.preset is None:
+        return request, None
+    _whole(state)
+    preset = presets.used(state, request.preset)
+    return replace(request, interventions=presets.requested(preset)), filled(PresetVersion, preset)
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
@@ -145,7 +165,8 @@ def reading_under(
     """As `reading`, of the model alone."""
     own = own or OwnIntervention()
     _model_is_there(state, model_position)
-    one_intervention_at_most(baseline=own.baseline is True, steering=own.steering, interventions=own.interventions)
+    one_intervention_at_most(own)
+    own, _ = _with_preset(own, state)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
     intervention = () if nothing else _intervention(own.steering, own.interventions, state)
     return intervention, _turns(intervention, turns, exclude)
@@ -174,12 +195,13 @@ def attached_sae(state: State, sae_id: str | None, features: Sequence[int]) -> A
     return read
 
 
-def one_intervention_at_most(
-    *, baseline: bool, steering: tuple[Edit, ...] | None, interventions: tuple[RequestedIntervention, ...] | None
-) -> None:
+def one_intervention_at_most(asked: AdmitGeneration | OwnIntervention) -> None:
     """`BadRequestError` if a request gives more than one intervention instead of the server's."""
-    if baseline + (steering is not None) + (interventions is not None) > 1:
-        raise errors.BadRequestError("give at most one of sae.baseline, sae.steering, sae.interventions", param="sae")
+    others = (asked.steering, asked.interventions, asked.preset)
+    if (asked.baseline is True) + sum(each is not None for each in others) > 1:
+        raise errors.BadRequestError(
+            "give at most one of sae.baseline, sae.steering, sae.interventions, sae.preset", param="sae"
+        )
 
 
 def model_to_ask(state: State) -> tuple[ModelFacts, int]:

@@ -20,10 +20,23 @@ def download(command: Download, state: State) -> list[ev.Payload]:
     return _requested(filled(ev.DownloadRequested, command, sae_id=sae_id), state)
 
 
-def import_(command: Import, state: State) -> list[ev.Payload]:
-    """The API has already resolved `command.path` and checked that it lies under an import root."""
-    sae_id = import_id_of(command.path, command.layer)
+def import_(command: Import, state: State, digest: str | None = None) -> list[ev.Payload]:
+    """The API has already resolved `command.path` and checked that it lies under an import root. digest: of the weights
+    there; None where none could be found."""
+    sae_id = import_id_of(command.path, command.layer, digest)
+    if digest is not None:
+        # Older logs made ids of paths.
+        known_as = (each.sae_id for each in state.saes.values() if _is_at(each, command, digest))
+        sae_id = next(known_as, sae_id)
     return _requested(filled(ev.DownloadRequested, command, sae_id=sae_id, source="import"), state)
+
+
+def _is_at(record: SaeRecord, command: Import, digest: str) -> bool:
+    """Whether it was imported from there, with these weights."""
+    there = (record.source, record.path, record.layer) == ("import", command.path, command.layer)
+    if not there or record.status != "cached":
+        return False
+    return record.has_weights(digest) or digest in (file.sha256 for file in record.files)
 
 
 def keep_vectors(command: KeepVectors, state: State) -> list[ev.Payload]:
@@ -40,10 +53,11 @@ def _requested(wanted: ev.DownloadRequested, state: State) -> list[ev.Payload]:
         raise errors.SAEInUseError(f"{wanted.sae_id} is being deleted", sae_id=wanted.sae_id)
     if record.status == "downloading":
         return [replace(wanted, joined=record.request_position)]
-    if wanted.force:
+    moved = wanted.source == "import" and wanted.path != record.path
+    if wanted.force or moved:
         # An attached SAE keeps the weights it has; one that is being attached or detached needs its files unchanged.
         _settled(state, wanted.sae_id)
-    if record.status == "cached" and record.sae is not None and not wanted.force:
+    if record.status == "cached" and record.sae is not None and not (wanted.force or moved):
         return [
             replace(wanted, reused=True),
             filled(

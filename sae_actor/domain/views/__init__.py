@@ -3,6 +3,7 @@
 resources      the model, the whole state, what the service waits for
 saes           one SAE
 attachments    what is attached, steered and monitored
+presets        interventions with a name
 capabilities   what this build can do
 outcomes       what became of a command
 fields         types of fields that they share

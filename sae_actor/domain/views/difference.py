@@ -9,24 +9,26 @@ from typing import Any
 import msgspec
 
 from ..refs import Edit
-from ..state import AttachmentState, ModelState, SaeRecord, State
+from ..state import AttachmentState, ModelState, Preset, SaeRecord, State
 
 View = dict[str, Any]
 
 _SAE = ("status", "source", "repository_id", "revision", "path", "commit", "weights_sha256", "files", "error")
 _ATTACHMENT = ("status", "hook_point", "hook_point_out", "mode", "exclude", "dtype", "weights_sha256", "attached_at",
                "steering", "enabled", "monitoring", "error")  # fmt: skip
+_PRESET = ("description", "interventions")
 """Fields that are compared, in the order in which they are shown."""
 
 
 def difference(before: State, after: State) -> View:
     """The changes from one state to the other, as plain values ready for JSON.
 
-    `{"from", "to": positions, "model": Changes, "saes": Entries, "attachments": Entries}`. Changes are
+    `{"from", "to": positions, "model": Changes, "saes": Entries, "attachments": Entries,
+    "presets": Entries}`. Changes are
     `{field: {"before", "after"}}`, only for fields that differ; Entries are `{"added": [fields with their id],
-    "removed": [same], "changed": [{"sae_id", "changes", …}]}`. A changed attachment names the edits that were
-    `added`, `removed` and `changed` too; an edit's key is (feature, method, positions). Numbers that are measured
-    anew at every start, such as bytes on the device, are not a change.
+    "removed": [same], "changed": [{"sae_id" (of a preset `name`), "changes", …}]}`. A changed attachment names the
+    edits that were `added`, `removed` and `changed` too; an edit's key is (feature, method, positions). Numbers that
+    are measured anew at every start, such as bytes on the device, are not a change.
     """
     saes = _entries(
         {sae_id: _sae(record) for sae_id, record in before.saes.items()},
@@ -47,6 +49,11 @@ def difference(before: State, after: State) -> View:
         "model": _changes(_model(before.model), _model(after.model)),
         "saes": saes,
         "attachments": attachments,
+        "presets": _entries(
+            {name: _fields(preset, _PRESET) for name, preset in before.presets.items()},
+            {name: _fields(preset, _PRESET) for name, preset in after.presets.items()},
+            key="name",
+        ),
     }
 
 
@@ -111,14 +118,14 @@ def _attachment(each: AttachmentState) -> View:
     return {"steering_enabled" if name == "enabled" else name: value for name, value in fields.items()}
 
 
-def _entries(before: Mapping[str, View], after: Mapping[str, View]) -> View:
+def _entries(before: Mapping[str, View], after: Mapping[str, View], key: str = "sae_id") -> View:
     return {
-        "added": [{"sae_id": sae_id, **fields} for sae_id, fields in sorted(after.items()) if sae_id not in before],
-        "removed": [{"sae_id": sae_id, **fields} for sae_id, fields in sorted(before.items()) if sae_id not in after],
+        "added": [{key: name, **fields} for name, fields in sorted(after.items()) if name not in before],
+        "removed": [{key: name, **fields} for name, fields in sorted(before.items()) if name not in after],
         "changed": [
-            {"sae_id": sae_id, "changes": changes}
-            for sae_id, fields in sorted(after.items())
-            if sae_id in before and (changes := _changes(before[sae_id], fields))
+            {key: name, "changes": changes}
+            for name, fields in sorted(after.items())
+            if name in before and (changes := _changes(before[name], fields))
         ],
     }
 
@@ -130,7 +137,7 @@ def _changes(before: View | None, after: View | None) -> View:
     return {name: pair for name, pair in pairs.items() if pair["before"] != pair["after"]}
 
 
-def _fields(of: SaeRecord | AttachmentState, names: Iterable[str]) -> View:
+def _fields(of: SaeRecord | AttachmentState | Preset, names: Iterable[str]) -> View:
     return {name: _plain(getattr(of, name)) for name in names}
 
 

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..chats import Reasoning, Tokenization
-from ..events import Problem, Receipt, Sampling
+from ..events import PresetVersion, Problem, Receipt, Sampling, ScoreSummary
 from ..refs import Exclusion, FinishReason, HookPoint, Mode, SaeFile
 from ..weights import WeightsFiles
 from .fields import Count, Position, Ranges
 from .provenance import Cited
 
+SteeringFrom: TypeAlias = Literal["request", "preset", "server"]
+"""Who set the edits."""
 GenerationState: TypeAlias = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 
 
@@ -50,7 +52,7 @@ class ExplainedSae(Struct, frozen=True, kw_only=True):
     passes: tuple[Exclusion, ...] | None
     dtype: str | None
     steering: tuple[ExplainedEdit, ...]
-    steering_from: Literal["request", "server"]
+    steering_from: SteeringFrom
     steering_enabled: bool | None
     since: tuple[Cited, ...]
 
@@ -66,6 +68,7 @@ class ExplainedModel(Struct, frozen=True, kw_only=True):
     files: Any
     tokenizer_sha256: str | None
     chat_template_sha256: str | None
+    environment: Annotated[dict[str, Any], Meta(description="versions, device and settings, as `ModelLoaded` has them")]
     environment_sha256: str
     since: tuple[Cited, ...]
 
@@ -89,7 +92,7 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     """What was active for one answer."""
 
     generation_id: str | None
-    kind: Literal["completion", "chat"] | None
+    kind: Literal["completion", "chat", "score"] | None
     tag: str | None
     principal: str
     position: Position
@@ -108,12 +111,15 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     model: ExplainedModel | None
     baseline: bool | None
     own_steering: bool | None
+    preset: PresetVersion | None
+    """The preset that the request named; null: none."""
     attached: tuple[str, ...]
     intervention: tuple[ExplainedSae, ...]
     intervention_sha256: str
     digest: Agreement
     watched: tuple[str, ...]
     stop_when: StopCondition | None
+    runs_last: bool | None
     deterministic: bool | None
     sink_window: int | None
     sampling: Sampling | None
@@ -130,6 +136,7 @@ class ExplainedGeneration(Struct, frozen=True, kw_only=True):
     salt: str | None
     prompt_sha256: str | None
     output_sha256: str | None
+    score: ScoreSummary | None
     prompt_token_ids: tuple[int, ...] | None
     output_token_ids: tuple[int, ...] | None
     text: str | None

@@ -19,6 +19,7 @@ from .explained import (
     ExplainedModel,
     ExplainedSae,
     GenerationState,
+    SteeringFrom,
     StopCondition,
 )
 from .provenance import Cited, Provenance, cited
@@ -42,11 +43,13 @@ class Explaining(Recordings):
         tag: str | None = None,
         after: int = 0,
         limit: int | None = None,
+        principal: str | None = None,
         live: bool = True,
     ) -> None:
         """live: the service that runs the generations is there; without it, one that has no end on record will get
         none."""
-        super().__init__(None if generation_id is None else (generation_id,), tag=tag, after=after, limit=limit)
+        generation_ids = None if generation_id is None else (generation_id,)
+        super().__init__(generation_ids, tag=tag, after=after, limit=limit, principal=principal)
         self._open_state: GenerationState = "running" if live else "interrupted"
 
     @property
@@ -70,7 +73,7 @@ def explain(text: Recorded, open_state: GenerationState) -> ExplainedGeneration:
         intervention = state.in_force
         recorded = "" if finished is None else finished.intervention_sha256
         recomputed = intervention_sha256(intervention)
-    brought = started is not None and started.own_steering
+    brought = _brought(known, began, started)
     receipt = None if finished is None else finished.receipt
     stop = None if started is None else started.stop_when
     return filled(
@@ -87,7 +90,7 @@ def explain(text: Recorded, open_state: GenerationState) -> ExplainedGeneration:
         readable=started is not None,
         model=_model(known),
         attached=tuple(a.sae_id for a in state.attached),
-        intervention=tuple(_active(sae, known, brought=brought, began=began) for sae in intervention),
+        intervention=tuple(_active(sae, known, *brought) for sae in intervention),
         intervention_sha256=recorded,
         digest=Agreement(
             recomputed=recomputed,
@@ -102,6 +105,19 @@ def explain(text: Recorded, open_state: GenerationState) -> ExplainedGeneration:
         prompt_sha256=(finished.prompt_sha256 if finished else None) or None,
         output_sha256=(finished.output_sha256 if finished else None) or None,
     )
+
+
+def _brought(
+    known: Provenance, began: Event, started: ev.GenerationStarted | None
+) -> tuple[SteeringFrom, Cited | None]:
+    """Whose the steering is, and the event that it comes with, unless the server's."""
+    if started is None or not started.own_steering:
+        return "server", None
+    if started.preset is None:
+        return "request", cited(began)
+    saved = known.presets.get(started.preset.name)
+    same = saved is not None and saved.position == started.preset.position
+    return "preset", saved if same else cited(began)
 
 
 def _state_agrees(started: ev.GenerationStarted | None, intervention: Intervention, state: State) -> bool | None:
@@ -136,11 +152,11 @@ def _model(known: Provenance) -> ExplainedModel | None:
     )
 
 
-def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -> ExplainedSae:
+def _active(sae: ActiveSae, known: Provenance, whose: SteeringFrom, cause: Cited | None) -> ExplainedSae:
     attachment = next((a for a in known.state.attachments if a.request_position == sae.attach_position), None)
     came, completed = known.downloads.get((sae.sae_id, sae.weights_sha256), (None, None))
     record = known.state.saes.get(sae.sae_id)
-    steered = cited(began) if brought else known.steered.get(sae.sae_id)
+    steered = cause or known.steered.get(sae.sae_id)
     since = [came, *known.attached.get(sae.attach_position, ()), *_new(steered, known, sae)]
     return filled(
         ExplainedSae,
@@ -153,8 +169,8 @@ def _active(sae: ActiveSae, known: Provenance, *, brought: bool, began: Event) -
         passes=tuple(sorted(sae.passes)) if sae.mode == "reconstruct" else None,
         dtype=attachment.dtype if attachment else None,
         steering=tuple(filled(ExplainedEdit, edit, words=edit_in_words(edit)) for edit in sae.steering),
-        steering_from="request" if brought else "server",
-        steering_enabled=True if brought else attachment and attachment.enabled,
+        steering_from=whose,
+        steering_enabled=True if whose != "server" else attachment and attachment.enabled,
         since=tuple(each for each in since if each is not None),
     )
 

@@ -35,6 +35,8 @@ class Provenance(Struct, frozen=True, kw_only=True):
     """Position of the AttachRequested → that event, its SaeAttached, and the SaeAttached of the last restart."""
     steered: dict[str, Cited] = {}
     """SAE → the SteeringChanged in force, or the SaeAttached that took steering over from an earlier attachment."""
+    presets: dict[str, Cited] = {}
+    """Preset → the PresetSaved in force."""
     downloads: dict[tuple[str, str], tuple[Cited, ev.DownloadCompleted]] = {}
     """By SAE and digest of its weights: where they came from."""
 
@@ -58,6 +60,8 @@ def follow(known: Provenance, event: Event) -> Provenance:
                 after = replace(after, steered={**known.steered, payload.sae_id: cited(event)})
         case ev.SteeringChanged() if state.attachment(payload.sae_id) is not None:
             after = replace(after, steered={**known.steered, payload.sae_id: cited(event)})
+        case ev.PresetSaved():
+            after = replace(after, presets={**known.presets, payload.name: cited(event)})
         case ev.DownloadCompleted():
             key = (payload.sae_id, payload.weights_sha256)
             if not payload.reused or key not in known.downloads:

@@ -50,12 +50,15 @@ class Recordings:
         tag: str | None = None,
         after: int = 0,
         limit: int | None = None,
+        principal: str | None = None,
     ) -> None:
-        """Only these generations, only those with this tag, only those that began after `after`, at most so many."""
+        """Only these generations, only those with this tag, only those that began after `after`, at most so many, only
+        those that this principal requested."""
         self.found: dict[int, Recorded] = {}
         """By the position at which each began."""
         self._ids = generation_ids
         self._tag = tag
+        self._principal = principal
         self._after = after
         self._most = limit if generation_ids is None else len(generation_ids)
         self._known = Provenance()
@@ -77,13 +80,14 @@ class Recordings:
 
     def feed(self, event: Event) -> None:
         payload = payload_of(event)
-        if event.type == "GenerationStarted" and payload is None:
+        mine = self._principal in (None, event.principal)
+        if event.type == "GenerationStarted" and payload is None and mine:
             begun = self._erased[event.position] = Recorded(
                 generation_id=None, known=self._known, began=event, started=None
             )
             if self._tag is None and self._fits(None, event.position):
                 self.found[event.position] = begun
-        elif isinstance(payload, ev.GenerationStarted):
+        elif isinstance(payload, ev.GenerationStarted) and mine:
             if self._tag in (None, payload.tag) and self._fits(payload.generation_id, event.position):
                 self._open[payload.generation_id] = event.position
                 self.found[event.position] = Recorded(

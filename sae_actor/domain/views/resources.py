@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..events import Problem
 from ..refs import HookPoint, Mode
-from ..state import OpenCommand, OpenGeneration, State
+from ..state import OpenCommand, OpenGeneration, Preset, State
 from ..structs import filled
 from .attachments import AttachmentFields, Monitored, attachment_fields, monitor_view
 from .fields import Bytes, Position
@@ -42,6 +42,7 @@ class ServiceState(Struct, frozen=True, kw_only=True):
     monitors: tuple[Monitored, ...]
     commands: tuple[OpenCommand, ...]
     generations: tuple[OpenGeneration, ...]
+    presets: tuple[Preset, ...]
 
 
 class Lost(Struct, frozen=True, kw_only=True):
@@ -84,6 +85,7 @@ def state_view(state: State) -> ServiceState:
         monitors=tuple(monitor_view(a, a.monitoring) for a in state.attached if a.monitoring is not None),
         commands=tuple(state.commands.values()),
         generations=tuple(state.generations.values()),
+        presets=tuple(preset for _, preset in sorted(state.presets.items())),
     )
 
 

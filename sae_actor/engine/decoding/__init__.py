@@ -12,4 +12,5 @@ sampler         logits → token, noise keyed by (seed, index)
 penalties       logits of single tokens, changed by what came before and by `logit_bias`
 grammars        JSON schemas → the tokens that may come next
 logprobs        logits → log probabilities
+scores          of given texts, chunk by chunk; side_by_side: one of them under several interventions
 """

@@ -24,11 +24,13 @@ def check_ends(request: GenerationRequest, tokenizer: Tokenizer) -> None:
 
 
 def tokens_at_most(request: GenerationRequest, context_length: int) -> int:
-    """Tokens of the answer: as many as requested, or as the model's context holds."""
+    """Tokens of the answer: as many as requested, or as the model's context holds; none of a text to score."""
+    if request.scoring is not None:
+        return 0
     most = request.sampling.max_tokens if request.forced is None else len(request.forced)
     return min(most, context_length - len(request.token_ids) + 1)
 
 
 def positions_at_most(request: GenerationRequest, context_length: int) -> int:
     """Positions of keys and values that a request takes room for: the last token of an answer is never run."""
-    return capacity_for(len(request.token_ids) + max(1, tokens_at_most(request, context_length)) - 1)
+    return capacity_for(len(request.given) + max(1, tokens_at_most(request, context_length)) - 1)

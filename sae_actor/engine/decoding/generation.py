@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from ...ports import (
     Finished,
     GenerationRequest,
     GenerationStream,
-    PromptToken,
     Rest,
     ScoredToken,
     Token,
@@ -30,12 +30,14 @@ from ..interventions.probes import Probe, joined
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
 from .bounds import ending_ids, positions_at_most, tokens_at_most
-from .grammars import CompiledGrammar, GrammarState
+from .grammars import GrammarState, beginning
 from .kv_cache import CacheSize, KVCache
-from .logprobs import prompt_token, scored, scored_prompt
+from .logprobs import scored
 from .penalties import Penalties
+from .scores import TextScores
+from .side_by_side import SideBySide, spares_prompt
 
-Scores = tuple[ScoredToken | None, tuple[ScoredToken, ...]]
+Scored = tuple[ScoredToken | None, tuple[ScoredToken, ...], tuple[ScoredToken, ...]]
 Item = Token | Finished | SAEError | None
 """What a generation delivers: None with its first step, tokens, then one of the others."""
 
@@ -60,14 +62,22 @@ class Generation:
         cache_size: CacheSize,
         apply: Callable[[GenerationRequest], PreparedIntervention | None],
         *,
-        stream: GenerationStream,
+        streams: Sequence[GenerationStream],
         made: deque[tuple[GenerationStream, Item]],
+        uses: frozenset[int] = frozenset(),
+        beside: SideBySide[Generation] | None = None,
     ) -> None:
         """`apply` makes the intervention ready (None: nothing to do) or raises `InterventionGone`; it is called on the
-        device thread with the first step. `made` gets what is to be appended to the stream."""
+        device thread with the first step. `made` gets what is to be appended to the streams. uses: more SAEs than the
+        request's. beside: of a text to score, those that run with it."""
         self.request = request
-        self.uses = frozenset(sae.attach_position for sae in request.saes)
+        self.streams = tuple(streams)
+        self.uses = uses.union(sae.attach_position for sae in request.saes)
         """attach_position of every SAE without which it ends."""
+        self.given = request.given
+        self.spares_prompt = spares_prompt(request)
+        self.beside: SideBySide[Generation] = beside or SideBySide(compared=False)
+        self.beside.members.append(self)
         self.over = False
         self.kept: KVCache | None = None
         self.applied: PreparedIntervention | None = None
@@ -80,17 +90,16 @@ class Generation:
         """Tokens that were run."""
         self._tokenizer: Tokenizer | None = tokenizer
         self._apply: Callable[[GenerationRequest], PreparedIntervention | None] | None = apply
-        self._stream = stream
         self._made = made
-        self._deadline = time.monotonic() + request.deadline_seconds
+        # Many texts may be scored at a request: they wait for one another.
+        self._deadline = math.inf if request.scoring is not None else time.monotonic() + request.deadline_seconds
         self._most = tokens_at_most(request, tokenizer.context_length)
         self.cache_bytes = cache_size.of(positions_at_most(request, tokenizer.context_length))
         """Of keys and values, once it is as long as it may become."""
         self._ids: list[int] = []
         self._text = ""
-        self._scores: Scores = (None, ())
-        self._prompt: list[PromptToken] = []
-        """Scored so far."""
+        self._scored: Scored = (None, (), ())
+        self._scores = None if request.prompt_logprobs is None else TextScores(request)
         self._readings: dict[Probe, Activations] = {}
         """Both of the newest step; readings of prefill chunks are joined until the first token."""
         self._answer: Answer | None = Answer(tokenizer, request.token_ids, request.sampling, request.reasoning)
@@ -106,8 +115,8 @@ class Generation:
 
     @property
     def due(self) -> bool:
-        """To be ended even if it gets no further step: given up by its reader, or past its deadline."""
-        return self._stream.stop_requested or time.monotonic() > self._deadline
+        """To be ended even if it gets no further step: given up by its readers, or past its deadline."""
+        return self.beside.given_up(self) or time.monotonic() > self._deadline
 
     @property
     def begun(self) -> bool:
@@ -141,7 +150,7 @@ class Generation:
 
     @property
     def in_prefill(self) -> bool:
-        return self._fed < len(self.request.token_ids)
+        return self._fed < len(self.given)
 
     @property
     def is_scored(self) -> bool:
@@ -153,8 +162,12 @@ class Generation:
         """Fewest prompt tokens in the next chunk: for the norms that identify sinks, or all of them to keep sums
         equal."""
         if self.alone:
-            return len(self.request.token_ids)
+            return len(self.given)
         return self.applied.first_piece if self.applied is not None and self._fed == 0 else 1
+
+    @property
+    def most_rows(self) -> int:
+        return len(self.given) if self.applied is None else self.applied.most_rows
 
     def begin(self, open_: Opens) -> None:
         """The first step is next. Raises `InterventionGone`, `SAEError`."""
@@ -165,35 +178,22 @@ class Generation:
         self.applied = self._apply(self.request)
         if self.applied is not None:
             self._tally = self.applied.tally
-        self._grammar = self._beginning()
+        self._grammar = beginning(self.request.grammar, self._ahead)
+        if self._grammar is not None and self._answer is not None:
+            self._grammar.waits = self._answer.thinking
         self.kept = open_(alone=self.alone)
 
-    def _beginning(self) -> GrammarState | None:
-        compiled = self.request.grammar
-        if not isinstance(compiled, CompiledGrammar) or self._tokenizer is None or self._answer is None:
-            return None
-        grammar = GrammarState(compiled, self._tokenizer.end_ids)
-        grammar.waits = self._answer.thinking
-        return grammar
-
     def next_tokens(self, most: int) -> Sequence[int]:
-        """The ids of the next step: at most `most` of the prompt if it may be cut there, later the newest token."""
-        prompt = self.request.token_ids
-        if not self.in_prefill:
-            return self._ids[-1:]
-        if self.applied is not None:
-            most = min(most, self.applied.most_rows)
-        return prompt[self._fed : self._fed + max(most, self.at_once)]
+        """The ids of the next step: `most` of what is given, as long as there are any; later the newest token."""
+        return self.given[self._fed : self._fed + most] if self.in_prefill else self._ids[-1:]
 
     def score_prompt(self, logits: Tensor) -> None:
         """A step runs the prompt's next tokens. `logits` [tokens, vocabulary], after each of them."""
-        if self._tokenizer is None or self.request.prompt_logprobs is None:
+        if self._tokenizer is None or self._scores is None:
             raise InternalError("the generation has ended")
-        pieces, prompt = self._tokenizer.pieces, self.request.token_ids
-        if not self._prompt:
-            self._prompt.append(prompt_token(prompt[0], None, (), pieces))
-        following = prompt[self._fed + 1 : self._fed + 1 + len(logits)]
-        self._prompt += scored_prompt(logits, following, self.request.prompt_logprobs, pieces)
+        refer, against = self.beside.refers(self), self.beside.reference(self)
+        found = self._scores.take(self._fed, logits, self._tokenizer.pieces, against=against, refer=refer)
+        self.beside.keep(found)
 
     def ran(self, count: int, texts: int) -> bool:
         """A step ran `count` of its tokens. Returns whether to choose a next one. Raises `HookFault`."""
@@ -206,6 +206,7 @@ class Generation:
                 self._readings[probe] = reading if before is None else joined(before, reading, probe.watch)
         self._fed += count
         if not self.in_prefill and self._most == 0:
+            self._ids += () if self.request.scoring is None else self.request.scoring.continuation
             self.finish("length")
         return not (self.in_prefill or self.over)
 
@@ -223,8 +224,9 @@ class Generation:
             grammar.add(token)
         if self.applied is not None:
             self.applied.add(token)
-        if self.request.logprobs is not None:
-            self._scores = scored(logits, token, self.request.logprobs, tokenizer.pieces)
+        most, named = self.request.logprobs, self.request.logprobs_of
+        if most is not None or named:
+            self._scored = scored(logits, token, most or 0, tokenizer.pieces, named)
         reason: FinishReason | None = None
         if ends := token in self._ends and (complete or len(self._ids) > self.request.sampling.min_tokens):
             reason = "stop"
@@ -253,7 +255,7 @@ class Generation:
         part = answer.push(token, ends=ends, last=reason is not None)
         self._text += part.text
         self._thoughts = answer.reasoning_tokens
-        own, top = self._scores
+        own, top, named = self._scored
         self._deliver(
             Token(
                 id=token,
@@ -263,21 +265,22 @@ class Generation:
                 content=part.content,
                 scored=own,
                 top=top,
+                named=named,
                 activations=tuple(self._readings.values()),
-                prompt=tuple(self._prompt) if len(self._ids) == 1 else (),
+                prompt=() if self._scores is None or len(self._ids) > 1 else tuple(self._scores.tokens),
             )
         )
         if part.stopped or reason is not None:
             self.finish("stop" if part.stopped or reason is None else reason)
 
     def _deliver(self, item: Item) -> None:
-        self._made.append((self._stream, item))
+        self._made.extend((stream, item) for stream in self.streams)
 
     # — the end —
 
     def end_due(self) -> None:
         """End a generation that is `due`."""
-        if self._stream.stop_requested:
+        if self.beside.given_up(self):
             self.finish("cancelled")
         else:
             what, seconds = "finish" if self.begun else "begin", self.request.deadline_seconds
@@ -298,6 +301,7 @@ class Generation:
         if self.over:
             return
         tally, rest = self._tally, Rest() if self._answer is None else self._answer.rest()
+        scores = None if self.in_prefill else self._scores
         finished = Finished(
             reason=reason,
             receipt=Receipt(
@@ -311,7 +315,8 @@ class Generation:
             text=self._text + rest.text,
             rest=rest,
             reasoning_tokens=self._thoughts,
-            prompt=() if self.in_prefill else tuple(self._prompt),
+            prompt=() if scores is None else tuple(scores.tokens),
+            scores=None if scores is None or self.request.scoring is None else scores.result(),
             activations=self._read_of_prompt(),
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),
@@ -340,4 +345,6 @@ class Generation:
         """Release the model: the reader may keep this object for long."""
         self.over = True
         self.applied = self._tokenizer = self._apply = self._answer = self._grammar = self.penalties = None
+        self._scores = None
         self._readings = {}
+        self.beside.leave()

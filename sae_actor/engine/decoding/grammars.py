@@ -163,6 +163,11 @@ class GrammarState:
             self._left = True
 
 
+def beginning(grammar: Grammar | None, end_ids: Sequence[int]) -> GrammarState | None:
+    """The grammar of a text that begins; None: it may be any."""
+    return GrammarState(grammar, frozenset(end_ids)) if isinstance(grammar, CompiledGrammar) else None
+
+
 class Masks:
     """Computes the masks of a step next to each other. Belongs to the device thread."""
 

@@ -169,6 +169,12 @@ class KVCachePool:
         else:
             self._own.add(kept)
 
+    def fork(self, kept: KVCache, into: KVCache) -> None:
+        """Begin a text, which has nothing yet, with the keys and values of another."""
+        self.make_room(into, kept.length, decoding=False)
+        into.slots.copy(into.slot, kept.slots, kept.slot, kept.length)
+        into.length = kept.length
+
     def _move(self, kept: KVCache, capacity: int) -> None:
         """Into a slot of a shared tensor."""
         slots, held = self._sizes.get(capacity), self._held.get(capacity)

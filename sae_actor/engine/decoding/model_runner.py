@@ -46,6 +46,8 @@ class ModelRunner(Protocol):
 
     together: bool
     """Whether a step may have several pieces."""
+    fork: Callable[[KVCache, KVCache], None] | None
+    """Begins a text with what is kept of another; None: that is not possible."""
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +83,7 @@ class BatchedRunner:
         self._network = network
         self._store = KVCachePool()
         self._states = RecurrentStates(network.config) if layers_with_states(network.config) else None
+        self.fork: Callable[[KVCache, KVCache], None] | None = self._store.fork if self._states is None else None
         self._limit: int | None = None
         self._open = 0
 
@@ -180,6 +183,7 @@ class SequentialRunner:
     """One piece a step, as the model itself runs it."""
 
     together = False
+    fork: Callable[[KVCache, KVCache], None] | None = None
 
     def __init__(self, forward: OwnForward) -> None:
         self._forward = forward

@@ -51,6 +51,8 @@ class _Turn(NamedTuple):
 
     text: Generation
     piece: ScheduledTokens
+    rides: bool = False
+    """The piece is another's: it runs these tokens for both."""
 
 
 class Scheduler:
@@ -60,6 +62,8 @@ class Scheduler:
         self._limits = limits
         self._running: deque[Generation] = deque()
         self._waiting = FairQueue[Generation]()
+        self._scored: deque[Generation] = deque()
+        """Texts to score, which wait for their turn after all others."""
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -83,17 +87,26 @@ class Scheduler:
     def idle(self) -> bool:
         return not self._running
 
-    def admit(self, text: Generation) -> None:
-        """Queue it after all of its share that wait. It ends if its model was unloaded since its request."""
+    @property
+    def _all(self) -> Sequence[Generation]:
+        return (*self._running, *self._waiting, *self._scored)
+
+    def admit(self, texts: Sequence[Generation]) -> None:
+        """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
         if self._runner is None:
-            text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
+            for text in texts:
+                text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
-        self._waiting.push(text.request.share, text)
+        for text in texts:
+            if text.request.scoring is None:
+                self._waiting.push(text.request.share, text)
+            else:
+                self._scored.append(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
         """End all generations that `which` holds for."""
-        for text in (*self._running, *self._waiting):
+        for text in self._all:
             if which(text):
                 text.finish(reason, error)
         self.sweep()
@@ -113,25 +126,31 @@ class Scheduler:
 
     def fail(self, error: DeviceLostError) -> None:
         """The device is lost. It is not used any more, not even to free memory."""
-        texts = (*self._running, *self._waiting)
+        texts = self._all
         self._running.clear()
         self._waiting.clear()
+        self._scored.clear()
         for text in texts:
             text.kept = None
             text.fail(DeviceLostError(error.detail))
 
     def sweep(self) -> None:
         """Release ended generations and admit waiting ones, in their turn, while there is room."""
-        for text in (*self._running, *self._waiting):
-            if text.over:
-                self._release(text)
-        if any(text.over for text in (*self._running, *self._waiting)):
-            self._running = deque(text for text in self._running if not text.over)
+        over = [text for text in self._all if text.over]
+        for text in over:
+            self._release(text)
+        if over:
+            self._running, self._scored = (
+                deque(text for text in texts if not text.over) for texts in (self._running, self._scored)
+            )
             self._waiting.keep(lambda text: not text.over)
-        while self._waiting and len(self._running) < self._limits.running:
-            if self._running and self._needed((*self._running, self._waiting.first)) > self._cache_bytes:
+        while self._waiting or self._scored:
+            party = (self._waiting.first if self._waiting else self._scored[0]).beside.living
+            full = len(self._running) + len(party) > self._limits.running
+            if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
                 break
-            self._running.append(self._waiting.pop())
+            for _ in party:
+                self._running.append(self._waiting.pop() if self._waiting else self._scored.popleft())
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -155,7 +174,7 @@ class Scheduler:
         if runner is None:
             self.end(lambda _: True, "error", ModelNotLoadedError("the model was unloaded"))
             return
-        for text in (*self._running, *self._waiting):
+        for text in self._all:
             if text.due:
                 text.end_due()
         for text in self._running:
@@ -168,24 +187,44 @@ class Scheduler:
 
     def _choose(self, runner: ModelRunner) -> list[_Turn]:
         """The generations of the next step."""
-        texts = [text for text in self._running if not text.over]
-        most = self._limits.prompt_tokens
-        alone = [text for text in texts if text.alone or not runner.together]
-        together = [text for text in texts if not text.alone and runner.together]
-        if alone and (self._alone_next or not together):
-            self._alone_next = False
-            # To the back of the row, for the others that are to be alone.
-            self._running.remove(alone[0])
-            self._running.append(alone[0])
-            return [_turn(alone[0], most)]
-        self._alone_next = True
-        prompts = self._shares.share([self._prompt(each) for each in together if each.in_prefill], most)
-        counts = [(text, prompts.get(text, 0) if text.in_prefill else 1) for text in together]
-        return [_turn(text, count) for text, count in counts if count]
 
-    def _prompt(self, text: Generation) -> Prompt:
-        left = len(text.request.token_ids) - text.at
-        return Prompt(text, left, len(text.next_tokens(1)), len(text.next_tokens(self._limits.prompt_tokens)))
+        def apart(text: Generation) -> bool:
+            return text.alone or not runner.together
+
+        texts = [text for text in self._running if not text.over]
+        alone = [text for text in texts if apart(text) and (not text.in_prefill or text in text.beside.due(apart))]
+        if alone and (self._alone_next or all(map(apart, texts))):
+            self._alone_next = False
+            # What is in the middle of a chunk holds the baseline's logits.
+            text = next((each for each in alone if each.beside.halfway), alone[0])
+            # To the back of the row, for the others that are to be alone.
+            self._running.remove(text)
+            self._running.append(text)
+            return [_turn(text, text.beside.chunk(self._limits.prompt_tokens, 1) if text.in_prefill else 1)]
+        self._alone_next = True
+        sharing = [text for text in texts if not apart(text)]
+        return self._share(sharing, lambda text: not apart(text), forks=runner.fork is not None)
+
+    def _share(self, texts: Sequence[Generation], fits: Callable[[Generation], bool], *, forks: bool) -> list[_Turn]:
+        """The generations of a shared step, of these; `fits` says which may be in it."""
+        most = self._limits.prompt_tokens
+        turns = [_turn(text, 1) for text in texts if not text.in_prefill]
+        shares = self._shares.share([_prompt(each, most) for each in texts if _has_share(each)], most)
+        turns += [_turn(text, shares[text]) for text in texts if text in shares]
+        room = most - sum(shares.values())
+        for beside in dict.fromkeys(text.beside for text in texts if text.request.scoring is not None):
+            party = beside.due(fits, forks=forks) if room > 0 else []
+            if not party:
+                continue
+            size, whole = (beside.chunk(limit, len(party), forks=forks) for limit in (room, most))
+            if room < most and (len(party) * size > room or size < whole):
+                continue  # it cannot, or need not, be cut so short: first in the next step
+            party = party[: max(1, room // size)]
+            room -= len(party) * size
+            for text in party:
+                turns.append(turn := _turn(text, size))
+                turns += [_Turn(each, turn.piece, rides=True) for each in beside.riders(text, forks=forks)]
+        return turns
 
     def _run(self, runner: ModelRunner, turns: Sequence[_Turn]) -> None:
         try:
@@ -196,33 +235,52 @@ class Scheduler:
             _settle(turns, logits, prompts, self._masks)
             return
         # Outside of the block above: the traceback and the tensors in its frames are gone.
-        if len(turns) == 1:
-            turns[0].text.end_with(ended)
-            return
+        parts: dict[int, list[_Turn]] = {}
         for turn in turns:
-            self._run(runner, [turn])
+            parts.setdefault(id(turn.piece), []).append(turn)
+        for part in parts.values():
+            if len(parts) > 1:
+                self._run(runner, part)
+                continue
+            for turn in part:
+                turn.text.end_with(ended)
 
     def _forward(self, runner: ModelRunner, turns: Sequence[_Turn]) -> tuple[Tensor, list[Tensor | None]]:
         """[turns, vocabulary]; and, where a prompt is scored, [tokens of the piece, vocabulary]."""
-        pieces = [turn.piece for turn in turns]
+        pieces = [turn.piece for turn in turns if not turn.rides]
         arranged = runner.arrange(pieces)
+        number = {id(piece): at for at, piece in enumerate(pieces)}
+        rows = [number[id(turn.piece)] for turn in turns]
         places = []
-        for (text, piece), (row, _) in zip(turns, arranged.spans, strict=True):
+        for (text, piece, _), at in zip(turns, rows, strict=True):
             if text.applied is not None:
-                places.append(StepRows(text.applied, text.at, text.at + len(piece.ids), row))
+                places.append(StepRows(text.applied, text.at, text.at + len(piece.ids), arranged.spans[at][0]))
         if places:
             with hooks_installed(places, arranged.rows, self._joins):
                 logits = runner.logits(arranged)
         else:
             logits = runner.logits(arranged)
         runner.keep(arranged)
+        for text, piece, rides in turns:
+            whole = piece.kept.length == len(text.request.token_ids)
+            if rides and whole and runner.fork is not None and text.kept is not None:
+                runner.fork(piece.kept, text.kept)
+        ranges = [arranged.logits[at] for at in rows]
         prompts = [
-            logits[start:stop] if piece.scored else None
-            for piece, (start, stop) in zip(pieces, arranged.logits, strict=True)
+            logits[start:stop] if turn.piece.scored else None for turn, (start, stop) in zip(turns, ranges, strict=True)
         ]
         if any(piece.scored for piece in pieces):
-            logits = logits[[stop - 1 for _, stop in arranged.logits]]
+            logits = logits[[stop - 1 for _, stop in ranges]]
         return logits, prompts
+
+
+def _has_share(text: Generation) -> bool:
+    """Of the prompt tokens of a step; texts to score get what is left."""
+    return text.in_prefill and text.request.scoring is None
+
+
+def _prompt(text: Generation, most: int) -> Prompt:
+    return Prompt(text, len(text.given) - text.at, text.beside.chunk(1, 1), text.beside.chunk(most, 1))
 
 
 def _turn(text: Generation, most: int) -> _Turn:
@@ -234,7 +292,7 @@ def _turn(text: Generation, most: int) -> _Turn:
 def _settle(turns: Sequence[_Turn], logits: Tensor, prompts: Sequence[Tensor | None], masks: Masks) -> None:
     """Count what was run, choose the next tokens, deliver them. `logits`, `prompts` as `_forward` returns them."""
     choosing = []
-    for at, ((text, piece), rows) in enumerate(zip(turns, prompts, strict=True)):
+    for at, ((text, piece, _), rows) in enumerate(zip(turns, prompts, strict=True)):
         if rows is not None:
             _attempt(text, partial(text.score_prompt, rows))
         if not text.over and _attempt(text, partial(text.ran, len(piece.ids), len(turns))):

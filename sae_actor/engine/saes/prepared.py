@@ -22,6 +22,8 @@ def prepared(
     Raises `InterventionGone`, `ConflictingEditsError`."""
     parts, turns = [], request.turns
     marks = TokenKinds(request.token_ids, model.tokenizer.special_ids, turns)
+    for token in request.given[len(request.token_ids) :]:
+        marks.add(token)
     for sae in request.intervention:
         resident = residents.get(sae.attach_position)
         if resident is None:

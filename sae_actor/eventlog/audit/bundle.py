@@ -1,9 +1,4 @@
-"""`log export` and `log import`: a log as one folder or tar that anyone can read and verify with a bare Python.
-
-events.ndjson   one event a line with salt and digest, the payload's bytes as they were hashed
-log.json        the log's id, when it was made, its head
-verify.py       the verifier, standard library alone
-"""
+"""`log export` and `log import`: a log as one folder or tar that anyone can read and verify with a bare Python."""
 
 from __future__ import annotations
 
@@ -18,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ... import __version__
-from ...domain.events import ERASED
+from ...domain.events import ERASED, LogHead
+from ...domain.messages import LogOrigin
+from ...domain.structs import filled
 from ...errors import BadRequestError, LogDamagedError, LogUnusableError, NotFoundError
 from ...ports import Head
 from ...ports.durability import fsync_path
@@ -29,10 +25,11 @@ from ..inspection import Findings, damage, inspect, missing_log, reading
 from ..lock import NAME as LOCK_NAME
 from ..lock import FolderLock, make_folder
 from ..new_database import NewDatabase
+from ..origin import forget_origin, write_origin
 from ..schema import COLUMNS, NAME
 from . import verifier
+from .contents import ABOUT, EVENTS, NAMES, companions, line_of
 
-EVENTS, ABOUT, VERIFIER = "events.ndjson", "log.json", "verify.py"
 _BATCH = 500
 
 
@@ -64,13 +61,13 @@ def _export(folder: Path, to: Path) -> Head:
         raise BadRequestError(f"{to} exists already; an export overwrites nothing")
     findings = inspect(folder, thorough=True)
     fresh = to.with_name(f"{to.name}.new")
-    _make_anew(fresh, {EVENTS, ABOUT, VERIFIER, to.name})
+    _make_anew(fresh, {*NAMES, to.name})
     try:
         _write_files(folder, findings, fresh)
         if to.suffix == ".tar":
             packed = fresh / to.name
             with tarfile.open(packed, "w") as tar:
-                for name in (ABOUT, VERIFIER, EVENTS):
+                for name in NAMES:
                     tar.add(fresh / name, arcname=f"{to.stem}/{name}")
             fsync_path(packed)
             os.replace(packed, to)
@@ -101,27 +98,11 @@ def _write_files(folder: Path, findings: Findings, to: Path) -> None:
         connection.text_factory = str
         (created,) = connection.execute("SELECT created FROM meta").fetchone()
         for row in connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY position"):
-            file.write(_line(Row(*row)))
-    about = {
-        "format": 1,
-        "log_id": findings.log_id,
-        "created": created,
-        "head": {"position": findings.head.position, "hash": findings.head.hash},
-        "exported_by": f"sae-actor {__version__}",
-    }
-    (to / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-    shutil.copyfile(verifier.__file__, to / VERIFIER)
-    for name in (EVENTS, ABOUT, VERIFIER):
+            file.write(line_of(Row(*row)))
+    for name, content in companions(findings.log_id, created, findings.head).items():
+        (to / name).write_bytes(content)
+    for name in NAMES:
         fsync_path(to / name)
-
-
-def _line(row: Row) -> bytes:
-    fields = row._asdict() | {
-        "salt": None if row.salt is None else row.salt.hex(),
-        "data_hash": row.data_hash.hex(),
-        "hash": row.hash.hex(),
-    }
-    return verifier.write_line({name: fields[name] for name in verifier.FIELDS}, row.data or ERASED)
 
 
 def _import(bundle: Path, folder: Path) -> Head:
@@ -129,28 +110,32 @@ def _import(bundle: Path, folder: Path) -> Head:
         raise LogUnusableError(f"{folder} has a log already; an import overwrites nothing")
     try:
         with contextlib.ExitStack() as stack:
-            about, batches = stack.enter_context(_opened(bundle))
+            about, batches = stack.enter_context(rows_of(bundle))
             database = stack.enter_context(contextlib.closing(NewDatabase(folder, about.log_id, about.created)))
             for rows in batches:
                 database.add(rows)
+            write_origin(folder, LogOrigin(reason="imported", log_id=about.log_id, head=filled(LogHead, about.head)))
             database.publish()
         Checkpoint.create(folder, about.log_id, about.head).close()
     except (sqlite3.Error, OSError) as error:
         raise LogUnusableError(f"{folder} cannot be written: {error}") from None
+    finally:
+        if not (folder / NAME).exists():
+            forget_origin(folder)
     return about.head
 
 
 def _check(bundle: Path) -> None:
     """Read all of a bundle; raises as `import_bundle`."""
     try:
-        with _opened(bundle) as (_, batches):
+        with rows_of(bundle) as (_, batches):
             for _ in batches:
                 pass
     except OSError as error:
         raise LogUnusableError(f"{bundle} cannot be read: {error.strerror}") from None
 
 
-class _About(NamedTuple):
+class About(NamedTuple):
     """What `log.json` says."""
 
     log_id: str
@@ -159,12 +144,12 @@ class _About(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(bundle: Path) -> Iterator[tuple[_About, Iterator[list[Row]]]]:
+def rows_of(bundle: Path) -> Iterator[tuple[About, Iterator[list[Row]]]]:
     """A bundle's `log.json`, and its rows, each batch verified before it is yielded, the head at the end."""
     with _files(bundle) as (said, lines):
         try:
             head = Head(said["head"]["position"], said["head"]["hash"])
-            about = _About(said["log_id"], str(said["created"]), head)
+            about = About(said["log_id"], str(said["created"]), head)
             walk = Walk(about.log_id)
         except (KeyError, TypeError, ValueError):
             raise LogDamagedError(f"{bundle}: {ABOUT} does not name its log") from None

@@ -43,6 +43,7 @@ async def verify_folder(folder: Path, heads: Sequence[Head] = ()) -> Verificatio
         head=findings.head,
         detail=_NO_CHECKPOINT if unproven else None,
         clock_skew=findings.clock_skew,
+        verified_from=1,
         unproven=unproven,
     )
 

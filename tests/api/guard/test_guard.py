@@ -193,7 +193,7 @@ def test_what_is_open() -> None:
 def test_what_reads_by_post_is_few() -> None:
     """A viewer may send it: it changes nothing and makes nothing."""
     assert {(each.method, each.path) for each in OPERATIONS if each.reads} == {
-        ("POST", "/tokenize"), ("POST", "/detokenize"),
+        ("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/api/generations/search"),
     }  # fmt: skip
 
 

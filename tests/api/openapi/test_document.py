@@ -54,7 +54,8 @@ def test_generators_of_clients_can_read_it() -> None:
         }
         wrong.extend(f"{where}: {reason}" for reason, holds in reasons.items() if holds)
         for name, each in schema.get("properties", {}).items() if not negated else ():
-            if isinstance(each, dict) and each.get("type") == "null":
+            kinds = [each, *each.get("anyOf", ())] if isinstance(each, dict) else []
+            if kinds and all(kind.get("type") == "null" for kind in kinds[1:] or kinds):
                 wrong.append(f"{where}/{name}: only null")
         for name, each in schema.items():
             if name not in ("example", "examples", "default", "enum", "const"):

@@ -175,7 +175,8 @@ async def test_the_state_as_it_was(service: Running) -> None:
     attached = service.actor.state.position
     await service.command("Detach", sae_id=sae_id)
     assert (await service.client.get("/api/state?at=0")).json() == {
-        "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "commands": [], "generations": []
+        "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "commands": [], "generations": [],
+            "presets": [],
     }  # fmt: skip
     then = (await service.client.get(f"/api/state?at={attached}")).json()
     assert [a["sae_id"] for a in then["attachments"]] == [sae_id]

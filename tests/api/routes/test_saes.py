@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sae_actor.domain.events import envelope
-from sae_actor.domain.weights import import_id_of, sae_id_of
-from tests.fakes.hub import description
+from sae_actor.domain.weights import sae_id_of
+from tests.fakes.hub import description, imported_id
 
 from ..conftest import MODEL, REPOSITORY, Running, serving
 
@@ -209,7 +209,7 @@ async def test_what_an_sae_was_trained_with_and_what_of_its_files_is_left(servic
     outcome = await service.command("Import", path="/saes/begun")
     recorded = outcome["events"][1]["data"]["sae"]
     assert (recorded["prepend_bos"], recorded["ignored"], recorded["warnings"]) == (True, told, ["odd"])
-    sae_id = import_id_of("/saes/begun")
+    sae_id = imported_id("/saes/begun")
     shown = (await service.client.get(f"/api/saes/{sae_id}")).json()
     assert (shown["prepend_bos"], shown["ignored"], shown["warnings"]) == (True, told, ["odd"])
     await service.command("LoadModel", model=MODEL)
@@ -258,7 +258,7 @@ async def test_a_model_in_use_is_not_replaced(service: Running) -> None:
 async def test_import_and_delete_of_an_import(service: Running) -> None:
     outcome = await service.command("Import", path="/saes/demo")
     assert [e["type"] for e in outcome["events"]] == ["DownloadRequested", "DownloadCompleted"]
-    sae_id = import_id_of("/saes/demo")
+    sae_id = imported_id("/saes/demo")
     assert (await service.client.get(f"/api/saes/{sae_id}")).json()["name"] == "demo"
     outside = await service.client.post("/api/commands", json={"type": "Import", "path": "/etc"})
     assert (outside.status_code, outside.json()["code"]) in ((403, "forbidden"), (404, "not_found"))

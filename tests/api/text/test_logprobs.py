@@ -182,3 +182,48 @@ async def test_as_lm_evaluation_harness_reads_them(service: Running) -> None:
     tops = choice["logprobs"]["top_logprobs"][len(context) : -1]
     assert sum(tokens) == pytest.approx(2 * HALF)
     assert all(token == max(top.values()) for token, top in zip(tokens, tops, strict=True))
+
+
+NAMED = {"logprobs_of": ["a", 33, "<end>"]}
+
+
+@pytest.mark.parametrize(("path", "ask"), [("/v1/completions", ASK), ("/v1/chat/completions", CHAT)])
+async def test_of_tokens_that_are_named(service: Running, path: str, ask: dict[str, Any]) -> None:
+    await service.ready()
+    answer = (await service.client.post(path, json={**ask, "sae": NAMED})).json()
+    told = answer["sae"]["logprobs_of"]
+    assert [(each["token"], each["token_id"], len(each["logprobs"])) for each in told] == [
+        ("a", 97, 8), ("!", 33, 8), ("<end>", 256, 8),
+    ]  # fmt: skip
+    assert answer["choices"][0]["logprobs"] is None
+    choice = answer["choices"][0]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    assert [each <= -math.log(2) for each in told[0]["logprobs"]] == [True] * 8
+    assert [n for n, each in enumerate(told[0]["logprobs"]) if each == pytest.approx(-math.log(2))] == [
+        n for n, letter in enumerate(text) if letter == "a"
+    ]
+    parts = await chunks(service, path, {**ask, "sae": NAMED})
+    assert [each["sae"]["logprobs_of"] for each in parts if "sae" in each] == [told]
+    several = (await service.client.post(path, json={**ask, "n": 2, "sae": NAMED})).json()
+    assert [choice["sae"]["logprobs_of"][0]["token"] for choice in several["choices"]] == ["a", "a"]
+    assert "logprobs_of" not in (await service.client.post(path, json=ask)).json()["sae"]
+
+
+async def test_of_named_tokens_in_a_response(service: Running) -> None:
+    await service.ready()
+    body = {"input": "Hi", "max_output_tokens": 3, "sae": NAMED}
+    told = (await service.client.post("/v1/responses", json=body)).json()["sae"]["logprobs_of"]
+    assert [(each["token"], len(each["logprobs"])) for each in told] == [("a", 3), ("!", 3), ("<end>", 3)]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_of_what_is_not_one_token(service: Running, path: str) -> None:
+    await service.ready()
+    ask = ASK if path == "/v1/completions" else CHAT
+    for named, param in (
+        (["ab"], "sae.logprobs_of[0]"),
+        ([97, 999], "sae.logprobs_of[1]"),
+        ([""], "sae.logprobs_of[0]"),
+    ):
+        answer = await service.client.post(path, json={**ask, "sae": {"logprobs_of": named}})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), named

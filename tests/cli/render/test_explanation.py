@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from sae_actor.domain.events import HookFaulted, Problem, SteeringChanged
-from sae_actor.domain.messages import RequestedIntervention, RequestedStop
+from sae_actor.domain.commands import RequestedIntervention
+from sae_actor.domain.events import HookFaulted, PresetDeleted, PresetSae, PresetSaved, Problem, SteeringChanged
+from sae_actor.domain.messages import RequestedStop
 from sae_actor.domain.refs import Edit
 from tests.cli.conftest import Ran
 from tests.cli.logs import FIRST, SECOND, a_life, admitted, ended, write
@@ -194,3 +195,25 @@ def test_needs_no_torch(log: Path) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", told], check=True, capture_output=True)
+
+
+def test_under_a_preset(tmp_path: Path, command: Command) -> None:
+    sae = PresetSae(sae_id=A, weights_sha256="weights of a", steering=(FIRST,), asked=(FIRST,))
+    story = a_life().and_then(PresetSaved(name="calm", interventions=(sae,), description="less of it"))
+    saved = story.position
+    story = ended(admitted(story, "gen-9", preset="calm"), "gen-9")
+    story = story.and_then(PresetSaved(name="calm", interventions=()), PresetDeleted(name="calm"))
+    write(tmp_path / "log", story)
+    told = ("--data-dir", str(tmp_path / "log"))
+    ran = command("log", "explain", "gen-9", *told)
+    assert ran.code == 0, ran.err
+    assert f"intervention the preset calm, saved at position {saved}:" in ran.out
+    assert f"{saved:>6}  2026-01-01T00:00:{saved:02d}.000000Z  PresetSaved" in ran.out
+    assert "feature 3: adds 7.5 times its decoder row" in ran.out
+    assert f"preset      calm, saved at position {saved}" in command("log", "state", "--at", str(saved), *told).out
+    assert "preset      calm" not in command("log", "state", *told).out
+    came = command("log", "diff", str(saved - 1), str(saved), *told).out
+    assert f"preset      calm was saved\n  new       {A}, steer\n  edit      feature 3: adds 7.5 times" in came
+    changed = command("log", "diff", str(saved), str(saved + 3), *told).out
+    assert "preset      calm was saved anew\n  description: less of it → none\n  was  " in changed
+    assert "preset      calm was deleted" in command("log", "diff", str(saved), str(story.position), *told).out

@@ -20,7 +20,7 @@ SINK = 5.0
 """Times the median length of a prompt's residuals: what is longer, and the first token, the service does not steer."""
 TOLERANCE = 2e-3
 """Of a choice's log likelihood, a sum over its tokens: both calculate in float32, in batches of other shapes."""
-FOLDER = json.loads(urllib.request.urlopen(f"{URL}/v1/models").read())["data"][0]["root"]
+FOLDER = json.loads(urllib.request.urlopen(f"{URL}/api/model").read())["model_id"]
 SAE = json.loads(urllib.request.urlopen(f"{URL}/api/saes").read())["saes"][0]
 FACTS = (
     ("The capital of France is", " Paris", " Rome", " Berlin", " Madrid"),

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
 from sae_actor.domain.chats import MessageSpan, Tokenization
-from sae_actor.domain.commands import Attach, Detach, Steer
-from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, RequestedStop
+from sae_actor.domain.commands import Attach, Detach, RequestedIntervention, Steer
+from sae_actor.domain.messages import AdmitGeneration, RequestedStop
 from sae_actor.domain.refs import ActiveSae, Edit, HookPoint, Intervention, Span, StopWhen, intervention_sha256
 from tests.domain.dsl import (
     STARTED,

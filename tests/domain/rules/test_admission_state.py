@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
-from sae_actor.domain.commands import Attach, Detach
-from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention, Start
+from sae_actor.domain.commands import Attach, Detach, RequestedIntervention
+from sae_actor.domain.messages import AdmitGeneration, Start
 from tests.domain.dsl import (
     BROKEN,
     DIED,

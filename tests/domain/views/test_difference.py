@@ -15,7 +15,7 @@ from sae_actor.domain.words import edit_in_words, ranges_in_words
 from tests.domain.dsl import DIED, STARTED, A, B, attach_done, attached, cached, edit, given, loaded, restored
 
 NOTHING: dict[str, Any] = {"model": {}, "saes": {"added": [], "removed": [], "changed": []}}
-NOTHING["attachments"] = NOTHING["saes"]
+NOTHING["attachments"] = NOTHING["presets"] = NOTHING["saes"]
 PLACE = (STARTED, loaded(), cached("a"), attached(A, steering=(edit(),)))
 
 

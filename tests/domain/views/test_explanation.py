@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from sae_actor.domain import events as ev
+from sae_actor.domain.commands import RequestedIntervention
 from sae_actor.domain.events import ERASED, Sampling
-from sae_actor.domain.messages import AdmitGeneration, RequestedIntervention
+from sae_actor.domain.messages import AdmitGeneration
 from sae_actor.domain.refs import Edit, FinishReason
 from sae_actor.domain.views.explanation import Explaining
 from sae_actor.domain.views.provenance import Provenance, follow

@@ -122,6 +122,7 @@ def test_the_model() -> None:
 def test_the_whole_state() -> None:
     assert plain(state_view(EMPTY)) == {
         "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "commands": [], "generations": [],
+        "presets": [],
     }  # fmt: skip
     story = given(*attached_steered()).when(Detach(sae_id=A))
     view = plain(state_view(story.state))

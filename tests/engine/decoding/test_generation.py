@@ -147,7 +147,7 @@ async def test_the_deadline_counts_from_the_first_step(engine: TorchEngine, monk
     def waiting() -> Generation:
         asked = request(IDS, tokens=100, deadline=10.0)
         assert engine._model is not None
-        return Generation(asked, engine._model.tokenizer, CacheSize(1), lambda _: None, stream=stream, made=made)
+        return Generation(asked, engine._model.tokenizer, CacheSize(1), lambda _: None, streams=(stream,), made=made)
 
     text, other = waiting(), waiting()
     now += 9.0

@@ -90,7 +90,7 @@ async def test_more_than_there_are(engine: TorchEngine) -> None:
 
 
 def test_what_is_ruled_out_has_a_number() -> None:
-    own, top = scored(torch.tensor([0.0, -torch.inf]), 1, 5, TokenTexts(tiny_tokenizer()))
+    own, top, _ = scored(torch.tensor([0.0, -torch.inf]), 1, 5, TokenTexts(tiny_tokenizer()))
     assert own.logprob == LEAST
     assert [each.logprob for each in top] == [0.0, LEAST]
 

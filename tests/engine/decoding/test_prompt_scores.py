@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sae_actor.domain.refs import ActiveSae, Edit
 from sae_actor.engine import EngineSettings, TorchEngine
-from sae_actor.engine.decoding.logprobs import LEAST, scored_prompt
+from sae_actor.engine.decoding.logprobs import LEAST
 from sae_actor.engine.decoding.model_runner import SequentialRunner
+from sae_actor.engine.decoding.scores import TextScores
 from sae_actor.engine.tokens.token_text import TokenTexts
 from sae_actor.errors import InternalError
 from sae_actor.ports import PromptToken
@@ -98,19 +99,26 @@ async def test_scores_are_given_out_in_one_piece_with_deterministic(engine: Torc
     )
 
 
+def scored(logits: Tensor, following: tuple[int, ...], most: int, pieces: TokenTexts) -> list[PromptToken]:
+    """Tokens after a first one, from the logits before each."""
+    scores = TextScores(request((0, *following), prompt_logprobs=most))
+    scores.take(0, logits, pieces)
+    return scores.tokens[1:]
+
+
 def test_rows_in_groups_are_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = TokenTexts(tiny_tokenizer())
     logits = torch.randn(11, 260, generator=torch.Generator().manual_seed(1))
     following = tuple(range(11))
-    whole = list(scored_prompt(logits, following, 3, pieces))
-    monkeypatch.setattr("sae_actor.engine.decoding.logprobs.MOST_VALUES", 1000)
-    assert list(scored_prompt(logits, following, 3, pieces)) == whole
+    whole = scored(logits, following, 3, pieces)
+    monkeypatch.setattr("sae_actor.engine.decoding.scores.MOST_VALUES", 1000)
+    assert scored(logits, following, 3, pieces) == whole
     assert [each.id for each in whole] == list(following)
 
 
 def test_what_is_ruled_out_or_broken() -> None:
     pieces = TokenTexts(tiny_tokenizer())
-    (ruled,) = scored_prompt(torch.tensor([[0.0, -torch.inf, 0.0]]), (1,), 5, pieces)
+    (ruled,) = scored(torch.tensor([[0.0, -torch.inf, 0.0]]), (1,), 5, pieces)
     assert (ruled.logprob, [each.logprob for each in ruled.top][-1]) == (LEAST, LEAST)
     with pytest.raises(InternalError):
-        list(scored_prompt(torch.tensor([[0.0, torch.nan]]), (1,), 0, pieces))
+        scored(torch.tensor([[0.0, torch.nan]]), (1,), 0, pieces)

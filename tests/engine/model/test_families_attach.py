@@ -212,7 +212,14 @@ async def brought(case: Written, tmp_path: Path, server: HubServer) -> tuple[Hub
     else:
         path = await hub.resolve_import(str(case.path.parent if case.path.is_file() else case.path))
         found = await hub.import_(ImportEffect(request_position=1, sae_id=import_id_of(path), path=path))
-        location = SaeLocation(source="import", repository_id=None, commit=None, path=path, files=found.files)
+        location = SaeLocation(
+            sae_id=import_id_of(path),
+            source="import",
+            repository_id=None,
+            commit=None,
+            path=path,
+            files=found.files,
+        )
     where = await hub.locate(location)
     await hub.close()
     return found, location, where

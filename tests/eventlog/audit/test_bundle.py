@@ -17,6 +17,7 @@ import pytest
 from sae_actor.errors import BadRequestError, LogDamagedError, LogHeldError, LogUnusableError, NotFoundError
 from sae_actor.eventlog import SqliteLog, backup, events_of, export_bundle, import_bundle, verify_folder
 from sae_actor.eventlog.audit import verifier
+from sae_actor.eventlog.audit.contents import NAMES
 from sae_actor.eventlog.connection import Connection
 from tests.eventlog.audit.test_redaction import make as make_with_text
 from tests.eventlog.audit.test_redaction import redact_all
@@ -44,7 +45,7 @@ async def test_an_export_verifies_on_a_bare_python_and_imports_to_the_same_log(t
     before = content(tmp_path / "log")
     head = await export_bundle(tmp_path / "log", tmp_path / "bundle")
     assert content(tmp_path / "log") == before
-    assert sorted(content(tmp_path / "bundle")) == ["events.ndjson", "log.json", "verify.py"]
+    assert sorted(content(tmp_path / "bundle")) == sorted(NAMES)
     assert verify_bare(tmp_path / "bundle") == (0, f"ok: 700 events, head 700:{head.hash}")
 
     lines = (tmp_path / "bundle" / "events.ndjson").read_text().splitlines()

@@ -76,7 +76,7 @@ class Contrasted(Struct, frozen=True, kw_only=True):
            "The features that tell two lists of texts or chats apart. Of each text, read without an intervention, the "
            "activations of every feature are pooled over its counted tokens; `auroc` is the share of pairs in which "
            "the positive text has more, ties half. The log records nothing of it",
-           body=ContrastBody, returns=Contrasted, tag="text",
+           body=ContrastBody, returns=Contrasted, users=True, tag="text",
            errors=("model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
                    "sae_unsupported", "mailbox_full", "out_of_memory", "read_only", "deadline_exceeded",
                    "positions_unknown"),

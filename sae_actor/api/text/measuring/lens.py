@@ -17,7 +17,7 @@ from ....errors import BadRequestError, LayerOutOfRangeError, SAEIncompatibleErr
 from ....generations import read_prompt
 from ....ports import TokenScore, Watch
 from ...answers import state_of
-from ...context import context, device, principal
+from ...context import check_intervention, context, device, principal
 from ...disconnects import heard
 from ...limits import tokens_of
 from ...operations import operation
@@ -82,14 +82,15 @@ class ThroughLens(Struct, frozen=True, kw_only=True):
            "The logit lens: what the model would say next if the residual stream after a block were that after its "
            "last: softmax(W_U norm(h)), with the model's own final norm and whatever it does to its logits. After the "
            "last block it is the model's own distribution. The log records nothing of it",
-           body=LensBody, returns=ThroughLens, tag="text",
+           body=LensBody, returns=ThroughLens, users=True, tag="text",
            errors=("model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
                    "sae_incompatible", "feature_out_of_range", "conflicting_edits", "layer_out_of_range",
                    "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
-                   "positions_unknown"),
+                   "positions_unknown", "model_not_found"),
            examples={"some layers": {"prompt": "The capital of France is", "layers": [10, 29], "top": 3}})  # fmt: skip
 async def post_lens(request: AnyRequest) -> Answer:
     body: LensBody = await body_of(request, LensBody)
+    check_intervention(request, body.sae or OwnIntervention(), usual_is_none=True)
     engine, state = device(request), state_of(request)
     model, position = model_and_position(state)
     layers = tuple(range(model.num_layers)) if body.layers is None else body.layers

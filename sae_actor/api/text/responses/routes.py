@@ -23,7 +23,8 @@ EXAMPLE: dict[str, Any] = {"model": "default", "input": "Tell me about your day.
            "to be continued: send the whole conversation as `input`",
            body=ResponsesBody, answers=ANSWERS, returns=ModelResponse, items=ResponseEvent, errors=KEYED,
            keyed=True, examples={"streamed": {**EXAMPLE, "stream": True}, "steered": {
-               **EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}}, tag="text")  # fmt: skip
+               **EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
+           users=True, tag="text")  # fmt: skip
 async def responses(request: AnyRequest) -> Answer:
     body: ResponsesBody = await body_of(request, ResponsesBody)
 

@@ -1,0 +1,244 @@
+"""`/api/score`: the log probability of given texts, under several interventions beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from ....domain.chats import Tokenization
+from ....domain.events import Sampling
+from ....domain.messages import AdmitGeneration
+from ....domain.refs import ModelFacts
+from ....domain.rules import admission as rules
+from ....domain.structs import filled
+from ....errors import BadRequestError, SAEError
+from ....generations import Completed, Requested, RunningGeneration, TokenOptions, abandon, ends
+from ....ports import Scoring
+from ....subscriptions.frames import line_of
+from ...answers import answer, state_of
+from ...context import check_intervention, context, device, principal
+from ...disconnects import Streamed, followed_by, on_disconnect
+from ...operations import operation
+from ...problems import problem_view
+from ...requests import body_of
+from ...types import Answer, AnyRequest
+from ..options import SaeExtension, Tag
+from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, read_inputs
+from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
+from .targets import NamedTokens, token_ids_of
+
+MOST_VARIANTS = 16
+REFUSED = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
+"""Fields of the extension object that mean nothing in a variant."""
+NDJSON = "application/x-ndjson"
+
+
+class ScoreVariant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An intervention to score under, and what its results are called."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    sae: SaeExtension = SaeExtension()
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.sae.baseline
+
+
+USUAL = (
+    ScoreVariant(name="current"),
+    ScoreVariant(name="baseline", sae=SaeExtension(baseline=True)),
+)
+
+
+class ScoreBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Texts to score, and under what."""
+
+    inputs: Annotated[list[ContinuedInput], Meta(min_length=1, max_length=MOST_INPUTS)]
+    variants: Annotated[tuple[ScoreVariant, ...], Meta(min_length=1, max_length=MOST_VARIANTS)] = USUAL
+    targets: NamedTokens | None = None
+    """Tokens to score as the one after each text: ids, or texts of one token."""
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tag: Tag | None = None
+    """Of all of these generations on record."""
+    add_special_tokens: bool | None = None
+    """Special tokens that the tokenizer puts around a text. null: added to a prompt, not to a chat, whose template
+    writes its own."""
+    prepend_bos: bool | None = None
+    """Begin with the BOS token, or do not; null: as the tokenizer, or the template, does."""
+    parse_special: bool = True
+    """False: a text that spells a control token does not mean it."""
+
+    @classmethod
+    def settle(cls, value: Any) -> None:
+        """As `decoded` calls it."""
+        INPUTS.settle(value)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization(
+            add_special_tokens=self.add_special_tokens,
+            prepend_bos=self.prepend_bos,
+            parse_special=self.parse_special,
+        )
+
+    @property
+    def baseline(self) -> int | None:
+        """Index of the variant that the others are compared with."""
+        return next((at for at, each in enumerate(self.variants) if each.is_baseline), None)
+
+    def check(self) -> None:
+        """`BadRequestError` for two variants of one name, and for what a variant cannot have."""
+        usual, names = SaeExtension(), [each.name for each in self.variants]
+        for at, each in enumerate(self.variants):
+            if each.name in names[:at]:
+                raise BadRequestError(f"two variants are called {each.name!r}", param=f"variants[{at}].name")
+            for field in REFUSED:
+                if getattr(each.sae, field) != getattr(usual, field):
+                    param = f"variants[{at}].sae.{field}"
+                    raise BadRequestError(f"{param}: not supported where texts are scored", param=param)
+
+
+ERRORS = (
+    "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
+    "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported",
+    "disk_full", "deadline_exceeded", "positions_unknown", "draining", "sae_incompatible", "model_not_found",
+)  # fmt: skip
+
+
+@operation("POST", "/api/score",
+           "Natural log probabilities of given texts, of the float32 logits under each variant: without `variants`, "
+           "`current` (the server's steering) and `baseline`. A `continuation` follows its prompt: a text is tokenized "
+           "by itself, without special tokens; its positions count as `generated`, the prompt's as `prompt`, and its "
+           "last token is run for `targets` or `top_logprobs` alone. Without one all tokens but the first count. "
+           "`targets` are scored as the token after the text. Each input under each variant is a generation of "
+           "kind `score` on record; all are admitted, or none. With `Accept: application/x-ndjson` each result is a "
+           "line as soon as it is there; a failure after the first is the last line, `{\"error\": problem}`",
+           body=ScoreBody, answers=((200, "application/json"), (200, NDJSON)), returns=ScoreAnswer,
+           items=(ScoreResult, ScoreFault), errors=ERRORS, max_body=32 * 1024 * 1024,
+           examples={
+               "loss of a continuation": {"inputs": [{"prompt": "The capital of France is", "continuation": " Paris"}]},
+               "a logit difference": {
+                   "inputs": [{"prompt": "I love this"}], "targets": [65, 66],
+                   "variants": [{"name": "bare", "sae": {"baseline": True}}],
+               },
+           },
+           users=True, tag="text")  # fmt: skip
+async def post_score(request: AnyRequest) -> Answer:
+    body: ScoreBody = await body_of(request, ScoreBody)
+    body.check()
+    for variant in body.variants:
+        check_intervention(request, variant.sae)
+    asked, texts = await _opened(request, body)
+    if NDJSON in request.headers.get("accept", ""):
+        lines = _lines(asked, texts)
+        async with on_disconnect(request, partial(abandon, texts)):
+            first = await anext(lines)
+        return Streamed(followed_by(first, lines), media_type=NDJSON)
+    async with on_disconnect(request, partial(abandon, texts)):
+        done = await ends(texts)
+    return answer(request, ScoreAnswer(results=tuple(map(result, asked, texts, done))))
+
+
+async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore], list[RunningGeneration]]:
+    """Each input under each variant, admitted."""
+    device(request)  # refuses where there is none
+    model, position = rules.model_to_ask(state_of(request))
+    targets = await token_ids_of(request, body.targets or (), "targets")
+    inputs = await read_inputs(request, body.inputs, body.tokenization)
+    top = body.top_logprobs or 0
+    asked: list[AskedScore] = []
+    parties: list[list[Requested]] = []
+    for at, (given, read) in enumerate(zip(body.inputs, inputs, strict=True)):
+        scoring = Scoring(
+            continuation=read.continuation_ids,
+            runs_last=bool(read.continuation_ids and (targets or top)),
+            targets=targets,
+        )
+        _check_length(read, scoring, model, at)
+        parties.append(
+            [
+                Requested(
+                    _Admission(body, each.sae, read, scoring, position),
+                    read.prompt.token_ids,
+                    TokenOptions(prompt_logprobs=top),
+                    scoring=scoring,
+                )
+                for each in body.variants
+            ]
+        )
+        asked += [
+            AskedScore(at=at, given=given, read=read, variant=each.name, targets=bool(targets), top=top)
+            for each in body.variants
+        ]
+    opened = await context(request).generations.open_scores(
+        parties, baseline=body.baseline, principal=principal(request)
+    )
+    return asked, [text for party in opened for text in party]
+
+
+class _Admission(Struct, frozen=True):
+    """Makes the request for a generation id, as `Requested` calls it."""
+
+    body: ScoreBody
+    own: SaeExtension
+    read: ReadInput
+    scoring: Scoring
+    model_position: int
+
+    def __call__(self, generation_id: str) -> AdmitGeneration:
+        how, prompt = self.body.tokenization, self.read.prompt
+        run = len(self.scoring.continuation) + self.scoring.runs_last
+        return filled(
+            AdmitGeneration,
+            self.own,
+            generation_id=generation_id,
+            kind="score",
+            tokens_prompt=len(prompt.token_ids),
+            sampling=Sampling(temperature=0.0, top_p=1.0, max_tokens=run, seed=0),
+            runs_last=self.scoring.runs_last,
+            turns=prompt.turns,
+            tag=self.body.tag,
+            tokenization=None if how == Tokenization() else how.recorded,
+            model_position=self.model_position,
+        )
+
+
+def _check_length(read: ReadInput, scoring: Scoring, model: ModelFacts, at: int) -> None:
+    more = len(scoring.continuation)
+    run = len(read.prompt.token_ids) + more - (1 if more and not scoring.runs_last else 0)
+    most = min(model.context_length, model.cache_positions or model.context_length)
+    if run > most:
+        raise BadRequestError(
+            f"inputs[{at}]: {run} of its tokens are to be run, of at most {most}",
+            param=f"inputs[{at}]",
+            tokens=run,
+            context_length=model.context_length,
+        )
+
+
+async def _lines(asked: Sequence[AskedScore], texts: Sequence[RunningGeneration]) -> AsyncIterator[bytes]:
+    """Each result as soon as it is there. The first that fails ends the others."""
+
+    async def ended(at: int) -> tuple[int, Completed]:
+        return at, await texts[at].result()
+
+    tasks = [asyncio.create_task(ended(at)) for at in range(len(texts))]
+    told = False
+    try:
+        for each in asyncio.as_completed(tasks):
+            at, done = await each
+            line = line_of(result(asked[at], texts[at], done)) + b"\n"
+            told = True
+            yield line
+    except SAEError as error:
+        if not told:
+            raise
+        yield line_of(ScoreFault(error=problem_view(error))) + b"\n"
+    finally:
+        for task in tasks:
+            task.cancel()
+        abandon(texts)

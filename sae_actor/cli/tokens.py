@@ -1,0 +1,37 @@
+"""`token list`: the grants in the settings, without the tokens or their digests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..config import checks, load
+from ..config.access import Grant
+from . import exit_codes
+from .render.answers import table
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Raises `ConfigurationError`."""
+    grants = checks.grants(load(file=arguments.config))
+    if arguments.json:
+        print(json.dumps([_plain(grant) for grant in grants]))
+    elif grants:
+        rows = [(each.name, each.role, " ".join(_limits(each)) or None) for each in grants]
+        print(table(("NAME", "ROLE", "LIMITS"), rows))
+    else:
+        print("no tokens: every request is an operator's")
+    return exit_codes.OK
+
+
+def _plain(grant: Grant) -> dict[str, Any]:
+    return {"name": grant.name, "role": grant.role, "presets": grant.presets, "sae": grant.sae}
+
+
+def _limits(grant: Grant) -> Iterator[str]:
+    if grant.presets is not None:
+        yield f"presets={','.join(grant.presets)}"
+    if grant.sae is not None:
+        yield f"sae={grant.sae}"

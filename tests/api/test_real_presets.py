@@ -1,0 +1,100 @@
+"""Presets on a real model: two plain clients, two model names, one batch; no answer of `/v1` tells where files lie."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+
+from sae_actor.api import Context, create_app
+from tests.engine.tiny import save_tiny_model, save_tiny_sae
+from tests.reproducing.making import Recorder, recording
+
+from .conforming import CAPABILITIES
+
+pytestmark = pytest.mark.anyio
+
+ASK: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+EDITS = {"calm": {"feature": 3, "strength": 30.0}, "bold": {"feature": 7, "strength": -30.0}}
+
+
+@asynccontextmanager
+async def over_http(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
+    model = save_tiny_model(folder / "a-model")
+    async with recording(folder / "log", model) as service:
+        context = Context(
+            actor=service.actor,
+            generations=service.texts,
+            log=service.log,
+            hub=service.hub,
+            engine=service.engine,
+            capabilities=lambda: CAPABILITIES,
+        )
+        transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            yield client, service
+
+
+async def answered(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    answer = await client.post("/v1/completions", json={**ASK, **body})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp_path: Path) -> None:
+    sae = save_tiny_sae(tmp_path / "tiny-sae")
+    async with over_http(tmp_path) as (client, service):
+        sae_id = await service.attach(sae)
+        for name, edit in EDITS.items():
+            own = {"sae_id": sae_id, "steering": [edit]}
+            command = {"type": "SavePreset", "name": name, "interventions": [own]}
+            sent = await client.post("/api/commands", json=command)
+            assert sent.status_code == 202, sent.text
+        bare = await answered(client, sae={"baseline": True})
+        alone = {name: await answered(client, sae={"steering": [edit]}) for name, edit in EDITS.items()}
+        listed = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
+        assert listed == ["a-model", "a-model@bold", "a-model@calm"]
+
+        plain = [
+            AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=client)  # type: ignore[arg-type]  # httpx by another name
+            for _ in EDITS
+        ]
+        both = await asyncio.gather(
+            *(one.completions.create(model=f"a-model@{name}", **ASK) for one, name in zip(plain, EDITS, strict=True))
+        )
+        for name, got in zip(EDITS, both, strict=True):
+            assert got.model_extra is not None
+            own, expected = got.model_extra["sae"], alone[name]
+            assert got.choices[0].text == expected["choices"][0]["text"] != bare["choices"][0]["text"]
+            assert own["batch"][1] == 2
+            assert own["preset"]["name"] == name
+            assert own["intervention_sha256"] == expected["sae"]["intervention_sha256"]
+            counts = {key: value for key, value in own["receipt"].items() if key != "mean_relative_norm"}
+            assert counts == {key: expected["sae"]["receipt"][key] for key in counts}
+            norm = expected["sae"]["receipt"]["mean_relative_norm"]
+            assert own["receipt"]["mean_relative_norm"] == pytest.approx(norm, rel=1e-4)
+        assert both[0].choices[0].text != both[1].choices[0].text
+
+
+async def test_no_answer_of_v1_tells_where_the_model_lies(tmp_path: Path) -> None:
+    async with over_http(tmp_path) as (client, service):
+        seen = [
+            await client.post("/v1/completions", json={**ASK, "model": str(tmp_path / "a-model")}),
+            await client.post("/v1/completions", json={**ASK, "model": "gpt-5"}),
+            await client.get("/v1/models"),
+        ]
+        broken = {"type": "LoadModel", "model": str(tmp_path / "log")}
+        await client.post("/api/commands", json=broken, headers={"Prefer": "wait=30"})
+        assert service.actor.state.model is not None
+        assert service.actor.state.model.status == "error"
+        seen.append(await client.post("/v1/completions", json=ASK))
+        assert [answer.status_code for answer in seen] == [200, 404, 200, 409]
+        assert [answer.text for answer in seen if str(tmp_path) in answer.text] == []
+        assert seen[0].json()["model"] == "a-model"
