@@ -13,7 +13,7 @@ VLLM = (
     "aiohttp", "blake3", "cachetools", "cbor2", "cloudpickle", "einops", "fastapi>=0.133,<0.137", "ijson", "msgspec",
     "numpy", "openai-harmony", "opencv-python-headless", "partial-json-parser", "pillow>=13", "prometheus_client",
     "psutil", "py-cpuinfo", "pybase64", "python-json-logger", "pyzmq", "regex", "requests", "setproctitle", "tiktoken",
-    "tqdm",
+    "tqdm", "uvloop",
 )  # fmt: skip
 """What vLLM's benchmark of a server imports. The rest of what vLLM asks for is for engines on a GPU, many gigabytes."""
 CLIENTS = (

@@ -218,3 +218,18 @@ async def test_the_key_of_a_response() -> None:
         assert other.status_code == 422
         streamed = await post("/v1/responses", json={**ASK, "stream": True}, headers={"Idempotency-Key": "s"})
         assert streamed.status_code == 400
+
+
+async def test_what_load_tools_send(service: Running) -> None:
+    """guidellm's body: as many tokens as were asked for, whatever would end them; a stop that is none."""
+    await service.ready()
+    more = {"ignore_eos": True, "stop": None, "temperature": 0.0}
+    made = (await service.client.post("/v1/responses", json={**ASK, **more})).json()
+    assert made["usage"]["output_tokens"] == ASK["max_output_tokens"]
+    plain = await chat(service, [{"role": "user", "content": "hello"}], **more)
+    text = made["output"][0]["content"][0]["text"]
+    assert text == plain["choices"][0]["message"]["content"]
+    stop = text[1:3]
+    ended = (await service.client.post("/v1/responses", json={**ASK, **more, "stop": [stop]})).json()
+    assert ended["output"][0]["content"][0]["text"] == text[: text.index(stop)]
+    assert ended["status"] == "completed"

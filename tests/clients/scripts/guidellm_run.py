@@ -3,9 +3,13 @@
 import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 URL = sys.argv[1]
+with urllib.request.urlopen(f"{URL}/api/model") as answer:
+    FOLDER = json.load(answer)["model_id"]
+"""Its name on /v1 is no hub id, from which guidellm would take a tokenizer by itself."""
 TOKENS = 12
 
 
@@ -15,7 +19,7 @@ def run(backend, requests, *options):
         ["guidellm", "run", "--backend", f"kind=openai_http,target={URL}{backend}", *options,
          "--constraint", f"kind=max_requests,count={requests}", "--disable-console-interactive",
          "--data", f"kind=synthetic_text,prompt_tokens=32,output_tokens={TOKENS}",
-         "--output", "kind=json,path=said.json"],
+         "--tokenizer", f"kind=hf_auto,model={FOLDER}", "--output", "kind=json,path=said.json"],
         check=True,
     )  # fmt: skip
     found = json.loads(Path("said.json").read_bytes())["benchmarks"]

@@ -12,7 +12,7 @@ from ..fields import CHAT
 from ..messages import ChatMessage
 from ..options import SaeExtension, StreamOptions
 from ..published import Inert, Neutral, Shape
-from ..requests import ChatBody
+from ..requests import ChatBody, Stop
 
 Anything: TypeAlias = Any
 TEXTS = ("input_text", "output_text", "text")
@@ -114,6 +114,9 @@ class ResponsesBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=8)] | None = None
+    ignore_eos: bool | None = None
+    """As vLLM's, which load tools send."""
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     text: TextFormat | None = None
