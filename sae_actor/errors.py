@@ -162,6 +162,10 @@ class DrainingError(SAEError):
 class ReadOnlyError(SAEError):
     code, status, title = "read_only", 503, "The service is read-only"
 
+    def __init__(self, detail: str = "", *, retry_after: int = 60, **fields: Any) -> None:
+        """retry_after: it takes a restart, by a person or a supervisor, until anything is recorded again."""
+        super().__init__(detail, retry_after=retry_after, **fields)
+
 
 class UnauthorizedError(SAEError):
     code, status, title = "unauthorized", 401, "A token is required"

@@ -1,4 +1,5 @@
-"""Limiters: how many start in one event-loop iteration, run at a time, happen in a second; and when to retry."""
+"""Limiters: how many start in one event-loop iteration, run at a time, happen in a second; whose turn it is; when to
+retry."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Generic, TypeVar
 
 from .errors import NotReadyError, SAEError
+
+T = TypeVar("T")
 
 RECENT = 64
 """How many ends the pace is measured from."""
@@ -108,3 +112,46 @@ class TokenBucket:
             return False
         self._left -= 1
         return True
+
+
+class FairQueue(Generic[T]):
+    """What waits, in turn by share, within a share in order. What is first stays first until it is taken.
+
+    Deficit round robin whose quantum is one item, however large: whoever has one waits for at most one of each other's.
+    """
+
+    def __init__(self) -> None:
+        self._shares: dict[str, deque[T]] = {}
+        """In the order of their turns; none is empty."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shares.values()))
+
+    def __iter__(self) -> Iterator[T]:
+        for waiting in self._shares.values():
+            yield from waiting
+
+    def push(self, share: str, item: T) -> None:
+        self._shares.setdefault(share, deque()).append(item)
+
+    @property
+    def first(self) -> T:
+        """Raises `StopIteration` if it is empty."""
+        return next(iter(self._shares.values()))[0]
+
+    def pop(self) -> T:
+        """Take the first; its share has its next turn after all others. Raises `StopIteration` if it is empty."""
+        share = next(iter(self._shares))
+        waiting = self._shares.pop(share)
+        item = waiting.popleft()
+        if waiting:
+            self._shares[share] = waiting
+        return item
+
+    def keep(self, which: Callable[[T], bool]) -> None:
+        """Drop all others."""
+        kept = {share: deque(filter(which, waiting)) for share, waiting in self._shares.items()}
+        self._shares = {share: waiting for share, waiting in kept.items() if waiting}
+
+    def clear(self) -> None:
+        self._shares.clear()

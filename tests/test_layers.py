@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.memory": DOMAIN | {"engine.failures"},
     "engine.interventions": DOMAIN | {"ports", "models", "sae", "engine.failures"},
     "engine.tokens": DOMAIN | {"ports"},
-    "engine.decoding": DOMAIN | {"ports", "engine.failures", "engine.interventions", "engine.tokens"},
+    "engine.decoding": DOMAIN | {"limits", "ports", "engine.failures", "engine.interventions", "engine.tokens"},
     "engine.model": DOMAIN | {"ports", "models", "telemetry"} | ENGINE - {"engine.saes"},
     "engine.saes": DOMAIN | {"ports", "formats", "formats.settings", "sae"} | ENGINE,
     "engine": DOMAIN | {"ports", "formats", "formats.settings", "models", "sae"} | ENGINE,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sae_actor.limits import LONGEST, RECENT, RequestThrottle, Throughput
+from sae_actor.limits import LONGEST, RECENT, FairQueue, RequestThrottle, Throughput
 
 pytestmark = pytest.mark.anyio
 
@@ -71,3 +74,48 @@ def test_the_wait_follows_the_pace_of_the_last_ends() -> None:
     assert pace.seconds_for(100_000) == LONGEST
     now += 63 * 1.75
     assert pace.seconds_for(4) == 9, "nothing has ended since: it may take longer"
+
+
+# — whose turn it is —
+
+
+@given(st.lists(st.sampled_from("abcd") | st.none(), max_size=200))
+def test_each_share_has_its_turn(acts: list[str | None]) -> None:
+    """A share queues something, or (None) the first is taken."""
+    queue, waiting, number = FairQueue[tuple[str, int]](), dict[str, list[int]](), 0
+    passed = dict[str, Counter[str]]()
+    for act in [*acts, *[None] * len(acts)]:
+        if act is not None:
+            queue.push(act, (act, number))
+            if not waiting.setdefault(act, []):
+                passed[act] = Counter()
+            waiting[act].append(number)
+            number += 1
+        elif not queue:
+            continue
+        else:
+            first = queue.first
+            share, item = queue.pop()
+            assert (share, item) == first
+            assert waiting[share].pop(0) == item, "in order within a share"
+            passed[share] = Counter()
+            for other, items in waiting.items():
+                if items and other != share:
+                    passed[other][share] += 1
+            assert all(count == 1 for other, items in waiting.items() if items for count in passed[other].values())
+        assert len(queue) == len(list(queue)) == sum(map(len, waiting.values()))
+    assert not queue
+
+
+def test_the_next_text_of_another_starts_after_at_most_one() -> None:
+    queue = FairQueue[str]()
+    for n in range(100):
+        queue.push("a", f"a{n}")
+    assert queue.pop() == "a0"
+    for n in range(3):
+        queue.push("b", f"b{n}")
+    assert [queue.pop() for _ in range(8)] == ["a1", "b0", "a2", "b1", "a3", "b2", "a4", "a5"]
+    queue.keep(lambda item: item == "a50")
+    assert list(queue) == ["a50"]
+    queue.clear()
+    assert not queue

@@ -234,7 +234,7 @@ class Writer:
         elif not isinstance(error, sqlite3.Error):
             self._stop(waiting, f"the writer of the log ended: {name}")
         elif code == sqlite3.SQLITE_FULL and failure.unchanged:
-            _refuse(waiting, DiskFullError, "no space for the event log; nothing was stored")
+            _refuse(waiting, DiskFullError, "no space for the event log; make space and restart the service")
         elif code == sqlite3.SQLITE_CONSTRAINT:
             self._stop(waiting, f"events.db refused the next position ({error}): another process wrote to it")
         else:

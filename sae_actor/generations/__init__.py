@@ -1,6 +1,7 @@
 """Generations under an intervention: admitted by a turn of the actor, made by the engine, ended in the log.
 
 generations    `Generations`: admits requests and holds the running ones
+places         which request gets places among those that run and wait
 running        `Requested`; `RunningGeneration`: its tokens, then its recorded end; several of them read together
 records        GenerationFinished, made from the engine's result
 activations    what an SAE reads in a given prompt, without generating

@@ -24,6 +24,7 @@ async def read_activations(
     watch: Watch,
     *,
     deadline_seconds: float,
+    share: str = "",
     alone: bool = False,
 ) -> Activations:
     """As `read_prompt`, of one watch."""
@@ -34,6 +35,7 @@ async def read_activations(
         turns,
         (watch,),
         deadline_seconds=deadline_seconds,
+        share=share,
         alone=alone,
     )
     return found
@@ -47,9 +49,10 @@ async def read_prompt(
     watched: tuple[Watch, ...],
     *,
     deadline_seconds: float,
+    share: str = "",
     alone: bool = False,
 ) -> tuple[Activations, ...]:
-    """What is watched, at every position of the prompt, under the intervention.
+    """What is watched, at every position of the prompt, under the intervention. share: who asks.
 
     Queues like a generation, and raises the same errors of the engine; `SAENotAttachedError` if an SAE was detached
     meanwhile, `DeadlineExceededError`.
@@ -61,6 +64,7 @@ async def read_prompt(
         token_ids=token_ids,
         sampling=ONE_TOKEN,
         intervention=intervention,
+        share=share,
         deadline_seconds=deadline_seconds + ENGINE_DEADLINE_MARGIN,
         watched=watched,
         turns=turns,

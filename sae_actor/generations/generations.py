@@ -34,6 +34,7 @@ from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
+from .places import has_place
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, Requested, RunningGeneration, abandon
 
@@ -66,8 +67,8 @@ class Generations:
         labels: LabelsOf = unlabelled,
     ) -> None:
         """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
-        long for it. places: how many generations may be admitted at a time; further ones are refused before anything
-        is recorded."""
+        long for it. places: how many generations may be admitted at a time (see `has_place`); further requests are
+        refused before anything is recorded."""
         self.deadline_seconds = deadline_seconds
         self.stop_wait_seconds = STOP_WAIT_SECONDS
         self.places = places
@@ -76,12 +77,12 @@ class Generations:
         self._record_text = record_text
         self._monitors = Monitors(actor.broadcast, labels)
         self.ended: Counter[Labels] = Counter()
-        """Ended generations since the process started, by finish reason."""
+        """Ends on record since the process started, by finish reason."""
         self._throughput = Throughput()
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
-        self._opening: dict[asyncio.Task[Any], int] = {}
-        """Admission under way → how many generations it admits; texts to score are not counted."""
+        self._opening: dict[asyncio.Task[Any], tuple[str, int]] = {}
+        """Admission under way → whose, and how many generations it admits; texts to score are not counted."""
         self._scored = 0
         """Texts to score, admitted or about to be."""
         self._monitoring: set[asyncio.Task[None]] = set()
@@ -94,11 +95,9 @@ class Generations:
         if self.places is not None and len(requested) > max(1, self.places):
             detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
             raise BadRequestError(detail, param="n")
-        opening_now = sum(self._opening.values())
-        running = sum(not generation.is_score for generation in self._running.values())
-        if self.places is not None and running + opening_now + len(requested) > self.places:
+        if self.places is not None and not has_place(self._taken(), principal, len(requested), self.places):
             # The running ones end next. By the time the client returns, those that wait now should be gone.
-            seconds = self._throughput.seconds_for(self.waiting + opening_now)
+            seconds = self._throughput.seconds_for(self.waiting + sum(count for _, count in self._opening.values()))
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
         parties = await self._opened([[each] for each in requested], None, principal, command_id)
         return [each for party in parties for each in party]
@@ -118,7 +117,7 @@ class Generations:
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
     ) -> list[list[RunningGeneration]]:
         opening = asyncio.create_task(self._open(parties, baseline, principal, command_id))
-        self._opening[opening] = sum(each.scoring is None for party in parties for each in party)
+        self._opening[opening] = principal, sum(each.scoring is None for party in parties for each in party)
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
@@ -126,6 +125,13 @@ class Generations:
             # Its start may be on record already; its end must follow.
             opening.add_done_callback(_abandon)
             raise
+
+    def _taken(self) -> Counter[str]:
+        """Places that are taken, by principal."""
+        taken = Counter(each.principal for each in self._running.values() if not each.is_score)
+        for principal, count in self._opening.values():
+            taken[principal] += count
+        return taken
 
     @property
     def tokens(self) -> Counter[Labels]:
@@ -224,6 +230,7 @@ class Generations:
             options,
             requested,
             token_ids=tuple(requested.token_ids),
+            share=event.principal,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
         )
@@ -259,15 +266,16 @@ class Generations:
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
-        self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.faulted is not None:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.report(SaeFailed(ended.faulted, fault))
         try:
             record = await self._record(generation, record, token_ids, ended)
         except SAEError as error:
-            # An end that is not on record is not delivered as if it were.
+            # An end that is not on record is not delivered as if it were, nor counted.
             ended = error
+        else:
+            self.ended[record.finish_reason,] += 1
         if isinstance(ended, Finished) and ended.reason == "error":
             ended = failure(ended)
         elif isinstance(ended, Finished) and ended.reason == "cancelled" and generation.cut_short is not None:

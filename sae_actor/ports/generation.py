@@ -129,6 +129,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     sampling: Sampling
     intervention: Intervention
+    share: str = ""
+    """Who asks. Of those that wait, one of each share begins in turn."""
     deadline_seconds: float = 600.0
     """For the text to wait for its first step, and again from there to its end."""
     logprobs: int | None = None

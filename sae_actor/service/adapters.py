@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..config import Settings
 from ..domain.structs import filled
 from ..eventlog import SqliteLog
+from ..generations.places import BEYOND
 from ..hub import HuggingFaceHub
 from ..ports import Clock, Engine
 from ..ports.clock import SystemClock
@@ -17,7 +18,10 @@ def torch_engine(settings: Settings) -> Engine:
     """The real engine. Importing torch takes seconds and hundreds of megabytes, so it waits for the first model."""
     from ..engine import EngineSettings, TorchEngine  # noqa: PLC0415 - the import is what is delayed
 
-    return TorchEngine(filled(EngineSettings, settings.engine, threads=settings.engine.threads or None))
+    own = settings.engine
+    # `Generations` refuses what is too much, whole requests and by principal; the engine takes whatever that admits.
+    waiting = BEYOND * (own.max_running + own.max_waiting) - own.max_running
+    return TorchEngine(filled(EngineSettings, own, threads=own.threads or None, max_waiting=waiting))
 
 
 @dataclass(frozen=True)

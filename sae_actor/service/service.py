@@ -59,7 +59,7 @@ from .supervisor import Supervisor
 
 logger = logging.getLogger("sae_actor")
 
-EX_UNAVAILABLE, EX_SOFTWARE = 69, 70
+EX_UNAVAILABLE, EX_SOFTWARE, EX_IOERR = 69, 70, 74
 STOP_SECONDS = 4.0
 """How long the stop may take to be recorded, and how long open connections then have: after the generations' end."""
 CLOSE_SECONDS = 1.0
@@ -318,6 +318,8 @@ class Service:
         self.broadcast.close()
         await self.generations.close()
         await self.actor.stop()
+        if self.actor.started and self.actor.read_only is not None:
+            self.exit_code = self.exit_code or EX_IOERR
         await self.hub.close()
         self.features.close()
         if not await _within(self.engine.close, CLOSE_SECONDS):

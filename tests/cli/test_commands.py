@@ -255,7 +255,9 @@ def test_an_sae_that_failed_is_listed_with_the_reason(at: Command, client: Clien
 def test_not_ready_is_shown(at: Command, client: Client, service: Running) -> None:
     client.load_model(MODEL)
     client.attach(client.download(REPOSITORY, "layer.1")["sae_id"])
-    service.actor.read_only = "for the test"
+    service.actor.read_only = "no space"
+    assert at("status").out.startswith("not ready: no space\n")
+    service.actor.started = False  # as with --read-only
     assert at("status").out.startswith("read_only\n")
     assert at("detach", "org").code == 69
 

@@ -73,10 +73,10 @@ async def empty(request: pytest.FixtureRequest, tiny_llama: Path, tiny_sae: Path
     engine: Engine
     if request.param == "fake":
         engine = FakeEngine(
-            max_running=2, max_waiting=2, hidden_size=32, num_layers=3, step_seconds=0.001, drain_seconds=0.05
+            max_running=2, max_waiting=3, hidden_size=32, num_layers=3, step_seconds=0.001, drain_seconds=0.05
         )
     else:
-        engine = TorchEngine(EngineSettings(max_running=2, max_waiting=2, threads=1, drain_seconds=0.05))
+        engine = TorchEngine(EngineSettings(max_running=2, max_waiting=3, threads=1, drain_seconds=0.05))
     control = "<end>" if request.param == "fake" else "<|end|>"
     yield Given(engine, str(tiny_llama), str(tiny_sae), control)
     await engine.close()

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 
 import pytest
+from msgspec.structs import replace
 
 from sae_actor.domain.effects import Residents
 from sae_actor.domain.refs import ModelFacts
@@ -208,7 +209,7 @@ async def test_deterministic_where_it_can_be_promised(given: Given) -> None:
 
 async def test_too_many_texts_are_refused(given: Given) -> None:
     ids = await given.ids()
-    streams = [given.engine.generate(request(ids, tokens=20)) for _ in range(4)]
+    streams = [given.engine.generate(request(ids, tokens=20)) for _ in range(5)]
     with pytest.raises(MailboxFullError) as caught:
         given.engine.generate(request(ids))
     assert caught.value.fields["retry_after"] > 0
@@ -223,3 +224,17 @@ async def test_closing_a_stream_frees_its_place(given: Given) -> None:
         async with contextlib.aclosing(given.engine.generate(request(ids, tokens=100))) as stream:
             assert isinstance(await anext(stream), Token)
     assert (await finished(given.engine, request(ids))).reason == "length"
+
+
+async def test_of_those_that_wait_each_share_begins_one_in_turn(given: Given) -> None:
+    """Two run and three wait, of which the other share's is the last to come and the second to begin."""
+    ids, order = await given.ids(), list[str]()
+
+    async def run(name: str) -> None:
+        asked = replace(request(ids, tokens=6), share=name[0], generation_id=name)
+        stream = given.engine.generate(asked)
+        stream.begun.add_done_callback(lambda _: order.append(name))
+        await read(stream)
+
+    await asyncio.gather(*(run(name) for name in ("a1", "a2", "a3", "a4", "b1")))
+    assert order == ["a1", "a2", "a3", "b1", "a4"]

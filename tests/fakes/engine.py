@@ -6,7 +6,8 @@ Tests turn its knobs: pauses, gates and failures; `calls` records what was asked
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from sae_actor.errors import (
     SAENotAttachedError,
     SAEUnsupportedError,
 )
+from sae_actor.limits import FairQueue
 from sae_actor.ports import (
     AttachedSae,
     EvaluatedGroup,
@@ -101,7 +103,8 @@ class FakeEngine(FakeTokenizing):
     residents: dict[int, tuple[AttachEffect, AttachedSae]] = field(default_factory=dict)
     closed: bool = False
     _streams: set[RunningText] = field(default_factory=set)
-    _turn: asyncio.Semaphore | None = None
+    _having_turns: int = 0
+    _waiting: FairQueue[asyncio.Future[None]] = field(default_factory=FairQueue)
     _grammars: Any = None
     _drains: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -284,7 +287,6 @@ class FakeEngine(FakeTokenizing):
         return tuple(self._started(each, model, by) for each, by in zip(requests, apart, strict=True))
 
     def _started(self, request: GenerationRequest, model: ModelFacts, apart: int | None = None) -> RunningText:
-        self._turn = self._turn or asyncio.Semaphore(self.max_running)
         stream = RunningText(self, request, model.context_length, apart)
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
@@ -342,9 +344,36 @@ class FakeEngine(FakeTokenizing):
             stream.finish("intervention_removed")
         return 0 if freed is None else freed[1].device_bytes
 
+    @contextlib.asynccontextmanager
+    async def _turn(self, share: str) -> AsyncIterator[None]:
+        """One of those that run at a time; who waits has its turn by share."""
+        if self._having_turns >= self.max_running:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.push(share, turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._waiting.keep(lambda each: each is not turn)
+                if not turn.cancelled():
+                    self._leave()
+                raise
+        else:
+            self._having_turns += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        while self._waiting:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._having_turns -= 1
+
     async def _run(self, stream: RunningText) -> None:
-        assert self._turn is not None
-        async with self._turn:
+        async with self._turn(stream.request.share):
             stream.append(None)
             while not stream.finished.done():
                 await _pause(self.step_seconds, self.text_gate)

@@ -60,13 +60,15 @@ def test_row_12_a_full_disk_is_a_service_that_can_be_read(disk: Path) -> None:
         events = process.events()
         assert events[: len(sound)] == sound
         assert process.client.get("/api/model").json()["status"] == "loaded"
-        assert process.client.get("/ready").json()["status"] == "read_only"
+        ready = process.client.get("/ready")
+        assert (ready.status_code, ready.json()["code"], ready.headers["retry-after"]) == (503, "read_only", "60")
+        assert ready.json()["detail"].endswith("make space and restart the service")
         assert process.client.get("/api/log/verify").json()["ok"]
         with process.client.stream("GET", "/api/events", params={"after": 0}) as stream:
             lines = (line for line in stream.iter_lines() if line.startswith("data: "))
             assert next(lines).startswith('data: {"position":1,')
         process.signal(signal.SIGTERM)
-        process.wait()
+        assert process.wait() == 74
     # Still full but for what the log could move out of its WAL: the next start can be read, or says why not.
     with Process(data) as process:
         if process.url:

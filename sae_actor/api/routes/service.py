@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ...domain.views.capabilities import Capabilities, running_view
 from ...domain.views.fields import Position
 from ...domain.views.resources import Lost, Model, coming_back, degraded_view, model_view
-from ...errors import DrainingError, NotReadyError
+from ...errors import DrainingError, NotReadyError, ReadOnlyError
 from ..answers import answer, state_of
 from ..context import context
 from ..operations import operation
@@ -44,12 +44,15 @@ async def get_health(request: AnyRequest) -> Answer:
 
 
 @operation("GET", "/ready", "Whether everything required is in place. A 503 lists in `reasons` what is not, "
-           "and in `coming_back` the SAEs that are being attached again after the last start",
-           returns=Ready, errors=("not_ready", "draining"), open=True)  # fmt: skip
+           "and in `coming_back` the SAEs that are being attached again after the last start. After a full "
+           "disk it is 503 `read_only` until the next start; a service started with `--read-only` is ready",
+           returns=Ready, errors=("not_ready", "draining", "read_only"), open=True)  # fmt: skip
 async def get_ready(request: AnyRequest) -> Answer:
     actor = context(request).actor
     if actor.draining:
         raise DrainingError()
+    if actor.read_only is not None and actor.started:
+        raise ReadOnlyError(actor.read_only)
     if reasons := context(request).waiting_for():
         coming = coming_back(actor.state)
         raise NotReadyError("; ".join(reasons), reasons=reasons, coming_back=coming, retry_after=1)

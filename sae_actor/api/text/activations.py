@@ -21,7 +21,7 @@ from ...errors import BadRequestError
 from ...generations import read_prompt
 from ...ports import FeatureActivation, Watch, labelled
 from ..answers import state_of
-from ..context import check_intervention, context, device
+from ..context import check_intervention, context, device, principal
 from ..limits import tokens_of
 from ..operations import operation
 from ..requests import body_of
@@ -194,7 +194,13 @@ async def post_activations(request: AnyRequest) -> Answer:
             watched = [Watch(sae=read, top_k=top_k, features=body.features, exclude=body.exclude)]
             watched += [Watch.raw_at(read.hook_point)] if body.raw else []
         found = await read_prompt(
-            engine, given.token_ids, intervention, needed, tuple(watched), deadline_seconds=seconds
+            engine,
+            given.token_ids,
+            intervention,
+            needed,
+            tuple(watched),
+            deadline_seconds=seconds,
+            share=principal(request),
         )
         sinks, raw = found[-1].sinks, found[-1].raw
         if as_tensors:

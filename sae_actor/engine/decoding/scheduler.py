@@ -1,8 +1,9 @@
 """The scheduler: the running generations, and one step of them, in one forward pass if the model allows it.
 
-Every generation in decode is in every step. Prompts are prefilled in chunks, so that a long one does not hold up the
-others. A generation that must run alone takes its own steps in between, and so does every generation of a model without
-batching. A failed step is tried again for each of its generations, so that only the one at fault ends.
+Every generation in decode is in every step. Prompts are prefilled in chunks, shared out by `prefill`, so that a long
+one does not hold up the others. A generation that must run alone takes its own steps in between, and so does every
+generation of a model without batching. A failed step is tried again for each of its generations, so that only the one
+at fault ends.
 Nothing but `DeviceLostError` leaves a step.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ...domain.refs import FinishReason
 from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
+from ...limits import FairQueue
 from ..failures import explained
 from ..interventions.edit_sets import MergedEdits
 from ..interventions.hook_site import HookFault
@@ -27,6 +29,7 @@ from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
 from .grammars import Masks
 from .model_runner import ModelRunner
+from .prefill import Prompt, PromptShares
 from .sampler import Asked, choose_all, processed_logits
 
 logger = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         self._running: deque[Generation] = deque()
-        self._waiting: deque[Generation] = deque()
+        self._waiting = FairQueue[Generation]()
         self._scored: deque[Generation] = deque()
         """Texts to score, which wait for their turn after all others."""
         self._joins = MergedEdits()
@@ -66,6 +69,7 @@ class Scheduler:
         self._runner: ModelRunner | None = None
         self._cache_bytes = 0
         self._alone_next = False
+        self._shares = PromptShares()
 
     def use(self, runner: ModelRunner | None, cache_bytes: int = 0) -> None:
         """Another model, or none; nothing is running. Generations may take `cache_bytes` together."""
@@ -88,13 +92,16 @@ class Scheduler:
         return (*self._running, *self._waiting, *self._scored)
 
     def admit(self, texts: Sequence[Generation]) -> None:
-        """Queue what runs side by side after all that wait. It ends if its model was unloaded since its request."""
+        """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
         if self._runner is None:
             for text in texts:
                 text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
         for text in texts:
-            (self._waiting if text.request.scoring is None else self._scored).append(text)
+            if text.request.scoring is None:
+                self._waiting.push(text.request.share, text)
+            else:
+                self._scored.append(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
@@ -128,21 +135,22 @@ class Scheduler:
             text.fail(DeviceLostError(error.detail))
 
     def sweep(self) -> None:
-        """Release ended generations and admit waiting ones, in order, while there is room."""
+        """Release ended generations and admit waiting ones, in their turn, while there is room."""
         over = [text for text in self._all if text.over]
         for text in over:
             self._release(text)
         if over:
-            self._running, self._waiting, self._scored = (
-                deque(text for text in texts if not text.over) for texts in (self._running, self._waiting, self._scored)
+            self._running, self._scored = (
+                deque(text for text in texts if not text.over) for texts in (self._running, self._scored)
             )
-        while queue := self._waiting or self._scored:
-            party = queue[0].beside.living
+            self._waiting.keep(lambda text: not text.over)
+        while self._waiting or self._scored:
+            party = (self._waiting.first if self._waiting else self._scored[0]).beside.living
             full = len(self._running) + len(party) > self._limits.running
             if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
                 break
             for _ in party:
-                self._running.append(queue.popleft())
+                self._running.append(self._waiting.pop() if self._waiting else self._scored.popleft())
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -199,17 +207,16 @@ class Scheduler:
 
     def _share(self, texts: Sequence[Generation], fits: Callable[[Generation], bool], *, forks: bool) -> list[_Turn]:
         """The generations of a shared step, of these; `fits` says which may be in it."""
-        turns, room = [], self._limits.prompt_tokens
-        parties = dict.fromkeys(text.beside for text in texts if text.in_prefill and text.request.scoring is None)
-        parties |= dict.fromkeys(text.beside for text in texts if text.request.scoring is not None)
-        turns += [_turn(text, 1) for text in texts if not text.in_prefill]
-        for beside in parties:
+        most = self._limits.prompt_tokens
+        turns = [_turn(text, 1) for text in texts if not text.in_prefill]
+        shares = self._shares.share([_prompt(each, most) for each in texts if _has_share(each)], most)
+        turns += [_turn(text, shares[text]) for text in texts if text in shares]
+        room = most - sum(shares.values())
+        for beside in dict.fromkeys(text.beside for text in texts if text.request.scoring is not None):
             party = beside.due(fits, forks=forks) if room > 0 else []
             if not party:
                 continue
-            most = self._limits.prompt_tokens
             size, whole = (beside.chunk(limit, len(party), forks=forks) for limit in (room, most))
-            whole = size if party[0].request.scoring is None else whole
             if room < most and (len(party) * size > room or size < whole):
                 continue  # it cannot, or need not, be cut so short: first in the next step
             party = party[: max(1, room // size)]
@@ -265,6 +272,15 @@ class Scheduler:
         if any(piece.scored for piece in pieces):
             logits = logits[[stop - 1 for _, stop in ranges]]
         return logits, prompts
+
+
+def _has_share(text: Generation) -> bool:
+    """Of the prompt tokens of a step; texts to score get what is left."""
+    return text.in_prefill and text.request.scoring is None
+
+
+def _prompt(text: Generation, most: int) -> Prompt:
+    return Prompt(text, len(text.given) - text.at, text.beside.chunk(1, 1), text.beside.chunk(most, 1))
 
 
 def _turn(text: Generation, most: int) -> _Turn:

@@ -142,3 +142,40 @@ async def test_a_text_that_can_never_fit_is_refused_with_both_numbers(service: R
     assert "65 positions" in error["message"]
     assert "64" in error["message"]
     assert not [each for each in (await service.events())[-1:] if each["type"] == "GenerationStarted"]
+
+
+async def test_two_lists_that_do_not_fit_beside_each_other_both_come(service: Running) -> None:
+    """Of 96 places each takes 64: the second waits whole, and nothing of either is cancelled."""
+    await service.ready()
+    service.context.generations.places = 96
+    body = {**ASK, "prompt": [f"{n} and" for n in range(64)], "max_tokens": 2}
+    both = await asyncio.gather(*(service.client.post("/v1/completions", json=body) for _ in range(2)))
+    assert [answer.status_code for answer in both] == [200, 200]
+    assert [len(answer.json()["choices"]) for answer in both] == [64, 64]
+    ends = [event["data"] for event in await service.events() if event["type"] == "GenerationFinished"]
+    assert [end["finish_reason"] for end in ends] == ["length"] * 128
+    positions = [
+        [event["position"] for event in await service.events() if event["type"] == "GenerationStarted"][at : at + 64]
+        for at in (0, 64)
+    ]
+    assert [each[-1] - each[0] for each in positions] == [63, 63], "each began as one"
+
+
+async def test_what_can_never_fit_is_told_both_numbers(service: Running) -> None:
+    await service.ready()
+    service.context.generations.places = 96
+    before = len(await service.events())
+    refused = await service.client.post("/v1/completions", json={**ASK, "prompt": ["a"] * 64, "n": 2, "temperature": 1})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        400,
+        "128 texts in a request; at most 96 are made at once",
+    )
+    assert len(await service.events()) == before
+
+
+async def test_a_comparison_of_49_prompts_in_96_places(service: Running) -> None:
+    await service.ready()
+    service.context.generations.places = 96
+    body = {**ASK, "prompt": [f"{n} and" for n in range(49)], "max_tokens": 2}
+    told = (await service.client.post("/api/compare", json=body)).json()
+    assert [len(told[branch]["choices"]) for branch in ("steered", "baseline")] == [49, 49]

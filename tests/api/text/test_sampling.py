@@ -107,19 +107,19 @@ async def test_all_choices_are_admitted_or_none(service: Running) -> None:
     too_many = await service.client.post(PATHS[0], json={**ASK, "n": 4})
     assert (too_many.status_code, too_many.json()["error"]["param"]) == (400, "n")
     service.engine.text_gate = asyncio.Event()
-    waiting = asyncio.create_task(service.client.post(PATHS[0], json={**ASK, "n": 2}))
-    while service.context.generations.waiting < 2:
+    waiting = asyncio.create_task(service.client.post(PATHS[0], json={**ASK, "n": 3}))
+    while service.context.generations.waiting < 3:
         await asyncio.sleep(0.005)
     refused = await service.client.post(PATHS[0], json={**ASK, "n": 2})
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert refused.json()["error"]["code"] == MailboxFullError.code
     service.engine.text_gate.set()
     assert (await waiting).status_code == 200
-    assert len(await started(service)) == 2
-    assert len(await service.events()) == before + 4
+    assert len(await started(service)) == 3
+    assert len(await service.events()) == before + 6
     stale = {**ASK, "n": 3, "sae": {"expect_position": 1}}
     assert (await service.client.post(PATHS[0], json=stale)).status_code == 412
-    assert len(await started(service)) == 2
+    assert len(await started(service)) == 3
 
 
 async def test_choices_run_under_one_state(service: Running) -> None:

@@ -18,7 +18,7 @@ from ....generations import read_activations
 from ....measuring.rows import ContrastedFeature
 from ....ports import Activations, Pooling, Watch
 from ...answers import answer, state_of
-from ...context import context, device
+from ...context import context, device, principal
 from ...disconnects import heard
 from ...operations import operation
 from ...requests import body_of
@@ -110,7 +110,7 @@ async def post_contrast(request: AnyRequest) -> Answer:
         )
         return await read_activations(
             engine, given.token_ids, (), turns, Watch(sae=now, pooling=watch.pooling, exclude=watch.exclude),
-            deadline_seconds=seconds,
+            deadline_seconds=seconds, share=principal(request),
         )  # fmt: skip
 
     found = await side_by_side(request, [partial(one, each) for each in (*prompts[0], *prompts[1])])

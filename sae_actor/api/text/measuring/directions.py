@@ -23,7 +23,7 @@ from ....errors import BadRequestError, SAEUnsupportedError
 from ....generations import read_activations
 from ....ports import Activations, NewVectors, Watch
 from ...answers import state_of
-from ...context import context, device
+from ...context import context, device, principal
 from ...disconnects import heard
 from ...operations import operation
 from ...requests import body_of
@@ -141,6 +141,7 @@ async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, 
             (),
             watch,
             deadline_seconds=seconds,
+            share=principal(request),
             alone=True,
         )
 

@@ -17,7 +17,7 @@ from ....errors import BadRequestError, LayerOutOfRangeError, SAEIncompatibleErr
 from ....generations import read_prompt
 from ....ports import TokenScore, Watch
 from ...answers import state_of
-from ...context import check_intervention, context, device
+from ...context import check_intervention, context, device, principal
 from ...disconnects import heard
 from ...limits import tokens_of
 from ...operations import operation
@@ -122,6 +122,7 @@ async def post_lens(request: AnyRequest) -> Answer:
             turns,
             tuple(Watch.lens_at(layer, body.top) for layer in layers),
             deadline_seconds=context(request).generations.deadline_seconds,
+            share=principal(request),
         )
         told = [LensLayer(layer, await lists.add(list(each.lens))) for layer, each in zip(layers, found, strict=True)]
     view = ThroughLens(
