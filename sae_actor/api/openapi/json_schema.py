@@ -64,6 +64,7 @@ RULES: dict[str, Json] = {
     "LensBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "ContinuedInput": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "Input": _one_of(("prompt",), ("messages",), ("token_ids",)),
+    "SearchBody": _one_of(("prompt",), ("messages",), ("token_ids",)),
     "CompletionBody": {
         "properties": {
             "prompt": {

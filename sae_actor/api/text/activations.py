@@ -14,8 +14,7 @@ from ...actor import raw_request
 from ...domain.chats import Tokenization
 from ...domain.messages import OwnIntervention
 from ...domain.refs import Exclusions, Feature, HookPoint, Intervention, SaeId, intervention_sha256
-from ...domain.rules.admission import read_sae, reading, reading_under
-from ...domain.rules.attachments import model_and_position
+from ...domain.rules.admission import model_to_ask, read_sae, reading, reading_under
 from ...domain.views.fields import Digest
 from ...errors import BadRequestError
 from ...generations import read_prompt
@@ -159,7 +158,7 @@ async def post_activations(request: AnyRequest) -> Answer:
         raise BadRequestError("tensors are given of raw activations: ask for them with raw", param="raw")
     engine = device(request)
     state = state_of(request)
-    model, position = model_and_position(state)
+    model, position = model_to_ask(state)
     # Refuses before the prompt is read.
     place = None if body.hook_point is None else placed(body.hook_point, model)
     sae = None if place is not None else read_sae(state, body.sae_id, body.features or (), "reading activations")

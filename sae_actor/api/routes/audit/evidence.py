@@ -60,6 +60,17 @@ class ChangedEntries(Struct, frozen=True, kw_only=True):
     changed: tuple[ChangedEntry, ...]
 
 
+class ChangedPreset(Struct, frozen=True, kw_only=True):
+    name: str
+    changes: dict[str, Changed]
+
+
+class ChangedPresets(Struct, frozen=True, kw_only=True):
+    added: tuple[dict[str, Any], ...]
+    removed: tuple[dict[str, Any], ...]
+    changed: tuple[ChangedPreset, ...]
+
+
 class StateDifference(Struct, frozen=True, kw_only=True):
     """What differs between two states, as `log diff` tells it."""
 
@@ -68,6 +79,7 @@ class StateDifference(Struct, frozen=True, kw_only=True):
     model: dict[str, Changed]
     saes: ChangedEntries
     attachments: ChangedEntries
+    presets: ChangedPresets
 
 
 @operation("GET", "/api/log/verify", "Walk the hash chain", query=(FULL, HEADS), returns=Verification, tag="log")

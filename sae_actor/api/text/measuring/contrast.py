@@ -11,8 +11,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from ....domain.refs import Exclusions, SaeId
-from ....domain.rules.admission import read_sae, reading
-from ....domain.rules.attachments import model_and_position
+from ....domain.rules.admission import model_to_ask, read_sae, reading
 from ....errors import BadRequestError
 from ....generations import read_activations
 from ....measuring.rows import ContrastedFeature
@@ -86,7 +85,7 @@ class Contrasted(Struct, frozen=True, kw_only=True):
 async def post_contrast(request: AnyRequest) -> Answer:
     body: ContrastBody = await body_of(request, ContrastBody)
     engine, state = device(request), state_of(request)
-    position = model_and_position(state)[1]
+    position = model_to_ask(state)[1]
     sae = read_sae(state, body.sae_id, (), "contrast")  # refuses before the texts are read
     described = state.saes[sae.sae_id].sae
     texts = len(body.positive) + len(body.negative)

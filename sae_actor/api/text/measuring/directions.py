@@ -16,8 +16,7 @@ from msgspec.structs import replace
 
 from ....domain.events import MadeFrom, NormOf, TextsRead
 from ....domain.refs import HookPoint
-from ....domain.rules.admission import attached_sae
-from ....domain.rules.attachments import model_and_position
+from ....domain.rules.admission import attached_sae, model_to_ask
 from ....domain.views.saes import Sae
 from ....errors import BadRequestError, SAEUnsupportedError
 from ....generations import read_activations
@@ -79,7 +78,7 @@ class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 async def post_directions(request: AnyRequest) -> Answer:
     body: DirectionsBody = await body_of(request, DirectionsBody)
     refuse_read_only(request)
-    model, position = model_and_position(state_of(request))
+    model, position = model_to_ask(state_of(request))
     point = placed(body.hook_point, model)
     made_from = MadeFrom(kind="random", model=model.model_id, commit=model.commit)
     if body.positive is None or body.negative is None:

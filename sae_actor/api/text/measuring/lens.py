@@ -10,8 +10,7 @@ from ....actor import raw_request
 from ....domain.chats import Tokenization
 from ....domain.messages import OwnIntervention
 from ....domain.refs import intervention_sha256
-from ....domain.rules.admission import reading_under
-from ....domain.rules.attachments import model_and_position
+from ....domain.rules.admission import model_to_ask, reading_under
 from ....domain.views.fields import Digest
 from ....errors import BadRequestError, LayerOutOfRangeError, SAEIncompatibleError
 from ....generations import read_prompt
@@ -92,7 +91,7 @@ async def post_lens(request: AnyRequest) -> Answer:
     body: LensBody = await body_of(request, LensBody)
     check_intervention(request, body.sae or OwnIntervention(), usual_is_none=True)
     engine, state = device(request), state_of(request)
-    model, position = model_and_position(state)
+    model, position = model_to_ask(state)
     layers = tuple(range(model.num_layers)) if body.layers is None else body.layers
     if len(set(layers)) < len(layers):
         raise BadRequestError("layers: each at most once", param="layers")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from msgspec import Meta
 
-from ....domain.rules.attachments import model_and_position
+from ....domain.rules.admission import model_to_ask
 from ....errors import BadRequestError, ModelNotLoadedError
 from ....ports import Activations
 from ...answers import state_of
@@ -66,7 +66,7 @@ async def side_by_side(request: AnyRequest, readings: Sequence[Callable[[], Coro
 
 def same_model(request: AnyRequest, position: int) -> None:
     """`ModelNotLoadedError` if the model whose tokens they are was replaced."""
-    if model_and_position(state_of(request))[1] != position:
+    if model_to_ask(state_of(request))[1] != position:
         raise ModelNotLoadedError("the model was replaced while the texts were read; send the request again")
 
 
