@@ -4,7 +4,6 @@
     EffectRunner: pending(state) as child tasks ─> report ─> Mailbox
 
     actor            `Actor`: submit, admit, replay, stop; turn: the envelopes that are stored together
-    appender         a turn's events into the log, some at a time
     mailbox          bounded, with reserved room for reports
     effect_runner    starts and cancels the effects that the state owes; performer: how each is done
     history          a command in the log: its outcome, its idempotency key

@@ -33,14 +33,13 @@ from ..errors import (
 )
 from ..ports import Clock, Engine, EventLog
 from ..subscriptions import PAGE, Broadcast
-from .appender import Appender
 from .counts import ActorCounts
 from .effect_runner import EffectRunner
 from .history import Accepted, accepted_events, command_id_of, with_outcome
 from .mailbox import Envelope, Mailbox
 from .performer import Performer, failed
 from .strengths import raw_command, raw_requests
-from .turn import RefusalRecorder, Turn
+from .turn import Appender, RefusalRecorder, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Actor:
         self._log = log
         self._engine = engine
         self._clock = clock
-        self._appender = Appender(log, clock, self.counts)
+        self._appender = Appender(log, clock, self.counts.appended)
         self.performer = performer
         self._runner = EffectRunner(performer.perform, failed, performer.undo, self.report)
         self._residents: Residents | None = None

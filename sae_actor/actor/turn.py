@@ -1,15 +1,17 @@
-"""One turn: a batch of envelopes, decided one after the other and stored in one transaction."""
+"""One turn: a batch of envelopes, decided one after the other; and their drafts on the way into the log, in
+transactions of a bounded size."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
 from ..domain import events as ev
 from ..domain.commands import Command
 from ..domain.decide import decide
-from ..domain.events import Draft, Event, Payload, draft
+from ..domain.events import Draft, Event, Payload, draft, stored
 from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration
 from ..domain.state import State
@@ -28,6 +30,9 @@ REFUSALS_BURST = 100.0
 Answer = SAEError | slice | tuple[Event, ...]
 """The answer to an envelope once the batch is durable: an error, its own events in the batch, or the events of an
 earlier command under the same key."""
+
+MOST_EVENTS = 256
+"""In one transaction."""
 
 
 class RefusalRecorder:
@@ -165,3 +170,23 @@ def _owner(payload: Payload, envelope: Envelope, state: State) -> tuple[str | No
     if command is not None:
         return command.command_id, command.principal
     return envelope.command_id, envelope.principal
+
+
+class Appender:
+    """Appends what a turn has decided."""
+
+    def __init__(self, log: EventLog, clock: Clock, count: Callable[[Sequence[Event], float], None]) -> None:
+        """count: gets the events of each transaction, and the seconds that it took."""
+        self._log, self._clock, self._count = log, clock, count
+        self.done: list[Event] = []
+        """Of the last drafts: what is durable, also if the rest could not be stored."""
+
+    async def append(self, drafts: Sequence[Draft], expected: int) -> tuple[Event, ...]:
+        """The drafts as events, durable, after the position `expected`. Raises `LogError`."""
+        self.done = []
+        for at in range(0, len(drafts), MOST_EVENTS):
+            began, some = self._clock.monotonic(), drafts[at : at + MOST_EVENTS]
+            recorded = stored(some, await self._log.append(some, expected=expected + at))
+            self.done += recorded
+            self._count(recorded, self._clock.monotonic() - began)
+        return tuple(self.done)

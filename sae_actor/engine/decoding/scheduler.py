@@ -22,9 +22,9 @@ from ...domain.refs import FinishReason
 from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
 from ...limits import FairQueue
 from ..failures import explained
-from ..interventions.edit_sets import MergedEdits
 from ..interventions.hook_site import HookFault
 from ..interventions.hooks import StepRows, hooks_installed
+from ..interventions.sae_intervention import MergedEdits
 from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
 from .grammars import Masks

@@ -2,10 +2,9 @@
 
 hooks               `hooks_installed`: the hooks of a step, on the model for as long as it runs
 hook_points         where hooks go, for each model family
-sae_intervention    one SAE of an intervention: what its edits cover
+sae_intervention    one SAE of an intervention: what its edits cover; edits of several generations as one set
 hook_site           a hook point that a generation writes to; faults, counts
 step_hook           one hook point, all generations that write there, in one computation
-edit_sets           edits of several generations as one set
 positions           which positions an edit covers, and what makes an attention sink
 probes              SAEs that are read, before any edit
 readouts            what else is told of the rows: features pooled, the rows themselves, the lens
