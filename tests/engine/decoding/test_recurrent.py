@@ -203,7 +203,9 @@ async def test_an_sae_on_linear_attention_changes_only_its_own_text(
         together = await asyncio.gather(*(finished(engine, each) for each in asked))
         assert await used(engine) == 0
     assert steered.token_ids != alone[2].token_ids
-    assert together[3].batch == (1, 4) or together[3].batch == (4, 4)
+    # How many shared its first step depends on how the prompts share that step's tokens.
+    assert together[3].batch is not None
+    assert together[3].batch[1] == 4
     alone[2] = steered
     assert [end.token_ids for end in together] == [end.token_ids for end in alone]
     assert [end.edited for end in together] == [end.edited for end in alone]
