@@ -123,9 +123,11 @@ class FairQueue(Generic[T]):
     def __init__(self) -> None:
         self._shares: dict[str, deque[T]] = {}
         """In the order of their turns; none is empty."""
+        self.size = 0
+        """Read in every step of a scheduler, so no call."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._shares.values()))
+        return self.size
 
     def __iter__(self) -> Iterator[T]:
         for waiting in self._shares.values():
@@ -133,6 +135,7 @@ class FairQueue(Generic[T]):
 
     def push(self, share: str, item: T) -> None:
         self._shares.setdefault(share, deque()).append(item)
+        self.size += 1
 
     @property
     def first(self) -> T:
@@ -144,6 +147,7 @@ class FairQueue(Generic[T]):
         share = next(iter(self._shares))
         waiting = self._shares.pop(share)
         item = waiting.popleft()
+        self.size -= 1
         if waiting:
             self._shares[share] = waiting
         return item
@@ -152,6 +156,8 @@ class FairQueue(Generic[T]):
         """Drop all others."""
         kept = {share: deque(filter(which, waiting)) for share, waiting in self._shares.items()}
         self._shares = {share: waiting for share, waiting in kept.items() if waiting}
+        self.size = sum(map(len, self._shares.values()))
 
     def clear(self) -> None:
         self._shares.clear()
+        self.size = 0

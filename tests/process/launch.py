@@ -70,9 +70,9 @@ def main() -> int:
         flags = {"server.port": given.port, "data.dir": given.data, "hub.import_roots": given.import_root}
         return resolve(load(flags))
 
-    deployment = reread()
-    logs.set_up(deployment.settings.server.log_format, deployment.settings.server.log_level)
     try:
+        deployment = reread()
+        logs.set_up(deployment.settings.server.log_format, deployment.settings.server.log_level)
         return process.run(deployment, adapters=adapters, reread=reread)
     except (ConfigurationError, LogError) as error:  # as the command line does it
         logs.say(str(error))

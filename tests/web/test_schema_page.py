@@ -70,7 +70,7 @@ def test_a_link_opens_its_part(browser: Browser, tmp_path: Path) -> None:
         page = browser.open(f"{process.url}/schema.html#post_command")
         page.until("document.querySelector('#post_command')?.open")
         examples = page.evaluate("[...document.querySelectorAll('#post_command pre')].map(e => e.innerText)")
-        assert len(examples) == 10
+        assert len(examples) == 15
 
 
 def test_without_a_login_it_says_where_to_get_one(browser: Browser, tmp_path: Path) -> None:

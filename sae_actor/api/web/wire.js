@@ -49,7 +49,8 @@ const DURABLE = [
   "AttachFailed", "DetachRequested", "SaeDetached", "DeleteRequested", "SaeDeleted", "DeleteFailed",
   "SteeringChanged", "MonitoringChanged", "EffectInterrupted", "HookFaulted", "GpuLost", "CommandRejected",
   "GenerationStarted", "GenerationFinished", "PayloadRedacted", "LogTruncated",
-  "SettingsReloaded", "PresetSaved", "PresetDeleted", "LogForked", "LabelsImported", "LabelsDeleted",
+  "SettingsReloaded", "PresetSaved", "PresetDeleted", "LogForked", "RunRequested", "RunCompleted",
+  "RunFailed", "RunCancelled", "RunDeleted", "LabelsImported", "LabelsDeleted",
 ];
 const PASSING = ["download_progress", "model_progress", "activations", "reset", "bye"];
 const PATIENCE = 2000;

@@ -22,9 +22,8 @@ from ...domain.refs import FinishReason
 from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
 from ...limits import FairQueue
 from ..failures import explained
-from ..interventions.hook_site import HookFault
+from ..interventions.hook_site import HookFault, MergedEdits
 from ..interventions.hooks import StepRows, hooks_installed
-from ..interventions.sae_intervention import MergedEdits
 from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
 from .grammars import Masks
@@ -89,7 +88,7 @@ class Scheduler:
 
     @property
     def _all(self) -> Sequence[Generation]:
-        return (*self._running, *self._waiting, *self._scored)
+        return (*self._running, *(self._waiting if self._waiting.size else ()), *self._scored)
 
     def admit(self, texts: Sequence[Generation]) -> None:
         """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
@@ -144,13 +143,13 @@ class Scheduler:
                 deque(text for text in texts if not text.over) for texts in (self._running, self._scored)
             )
             self._waiting.keep(lambda text: not text.over)
-        while self._waiting or self._scored:
-            party = (self._waiting.first if self._waiting else self._scored[0]).beside.living
+        while self._waiting.size or self._scored:
+            party = (self._waiting.first if self._waiting.size else self._scored[0]).beside.living
             full = len(self._running) + len(party) > self._limits.running
             if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
                 break
             for _ in party:
-                self._running.append(self._waiting.pop() if self._waiting else self._scored.popleft())
+                self._running.append(self._waiting.pop() if self._waiting.size else self._scored.popleft())
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -209,7 +208,8 @@ class Scheduler:
         """The generations of a shared step, of these; `fits` says which may be in it."""
         most = self._limits.prompt_tokens
         turns = [_turn(text, 1) for text in texts if not text.in_prefill]
-        shares = self._shares.share([_prompt(each, most) for each in texts if _has_share(each)], most)
+        prompts = [_prompt(each, most) for each in texts if _has_share(each)]
+        shares = self._shares.share(prompts, most) if prompts else {}
         turns += [_turn(text, shares[text]) for text in texts if text in shares]
         room = most - sum(shares.values())
         for beside in dict.fromkeys(text.beside for text in texts if text.request.scoring is not None):

@@ -17,10 +17,10 @@ from torch import Tensor
 from ...domain.refs import SINK_WINDOW, HookPoint
 from ...ports import Activations
 from .hook_points import Architecture, Hook
-from .hook_site import HookFault, HookSite, SiteReport, SiteRows, Tally
+from .hook_site import HookFault, HookSite, MergedEdits, SiteReport, SiteRows, Tally
 from .positions import TokenKinds, measured
 from .probes import Probe, ProbeHook
-from .sae_intervention import MergedEdits, SaeIntervention
+from .sae_intervention import SaeIntervention
 from .step_hook import StepHook
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from ...errors import InternalError, OutOfMemoryError, SAEError
 from ..failures import explained
 from .hook_points import Hook
-from .hook_site import SaeRows, SiteRows
+from .hook_site import MergedEdits, SaeRows, SiteRows
 from .positions import limit_of, norms_of
-from .sae_intervention import MergedEdits
 
 if TYPE_CHECKING:
     from .sae_intervention import SaeIntervention

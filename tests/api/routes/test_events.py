@@ -176,7 +176,7 @@ async def test_the_state_as_it_was(service: Running) -> None:
     await service.command("Detach", sae_id=sae_id)
     assert (await service.client.get("/api/state?at=0")).json() == {
         "position": 0, "model": None, "saes": {}, "attachments": [], "monitors": [], "labels": {},
-        "presets": [], "commands": [], "generations": [],
+        "presets": [], "runs": [], "commands": [], "generations": [],
     }  # fmt: skip
     then = (await service.client.get(f"/api/state?at={attached}")).json()
     assert [a["sae_id"] for a in then["attachments"]] == [sae_id]

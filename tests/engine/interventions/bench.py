@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sae_actor.domain.refs import ActiveSae
 from sae_actor.engine.interventions.hook_points import Hook
-from sae_actor.engine.interventions.hook_site import HookSite
+from sae_actor.engine.interventions.hook_site import HookSite, MergedEdits
 from sae_actor.engine.interventions.hooks import PreparedIntervention, StepRows, hooks_installed
-from sae_actor.engine.interventions.sae_intervention import MergedEdits, SaeIntervention
+from sae_actor.engine.interventions.sae_intervention import SaeIntervention
 from sae_actor.sae import SAE
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import POINT

@@ -10,9 +10,8 @@ from msgspec.structs import replace
 
 from sae_actor.domain.refs import Edit, HookPoint, Mode
 from sae_actor.engine.interventions.hook_points import Architecture
-from sae_actor.engine.interventions.hook_site import HookFault
+from sae_actor.engine.interventions.hook_site import HookFault, MergedEdits
 from sae_actor.engine.interventions.hooks import PreparedIntervention, StepRows, hooks_installed
-from sae_actor.engine.interventions.sae_intervention import MergedEdits
 from sae_actor.sae import SAE
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import active

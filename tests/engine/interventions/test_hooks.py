@@ -13,9 +13,10 @@ from torch import Tensor
 from sae_actor.domain.chats import MessageSpan
 from sae_actor.domain.refs import Edit, Exclusion, HookPoint, Span
 from sae_actor.engine.interventions.hook_points import Architecture
+from sae_actor.engine.interventions.hook_site import MergedEdits
 from sae_actor.engine.interventions.hooks import PreparedIntervention, StepRows, hooks_installed
 from sae_actor.engine.interventions.positions import TokenKinds
-from sae_actor.engine.interventions.sae_intervention import MergedEdits, SaeIntervention
+from sae_actor.engine.interventions.sae_intervention import SaeIntervention
 from sae_actor.sae import SAE, load_sae
 from sae_actor.sae.steering import Steering
 from tests.engine.asking import active

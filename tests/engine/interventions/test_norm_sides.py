@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sae_actor.domain.refs import Edit, HookKind, HookPoint, Span
 from sae_actor.engine.interventions.hook_points import Architecture
+from sae_actor.engine.interventions.hook_site import MergedEdits
 from sae_actor.engine.interventions.hooks import PreparedIntervention, StepRows, hooks_installed
-from sae_actor.engine.interventions.sae_intervention import MergedEdits, SaeIntervention
+from sae_actor.engine.interventions.sae_intervention import SaeIntervention
 from sae_actor.errors import SAEIncompatibleError
 from sae_actor.models.families import FAMILIES
 from sae_actor.sae import SAE, load_sae
