@@ -131,6 +131,21 @@ class ReadInputs(Struct, frozen=True, kw_only=True):
     intervention_sha256: Digest
 
 
+class Readings(Struct, frozen=True, kw_only=True):
+    """The answer as described: that of one prompt, or `results` of several. Generators of clients read one object, and
+    no union."""
+
+    sae_id: str | None
+    intervention_sha256: Digest
+    tokens: tuple[str, ...] | UnsetType = UNSET
+    token_ids: tuple[int, ...] | UnsetType = UNSET
+    is_special: tuple[bool, ...] | UnsetType = UNSET
+    is_sink: tuple[bool, ...] | UnsetType = UNSET
+    features: tuple[tuple[FeatureActivation, ...], ...] | UnsetType = UNSET
+    raw: tuple[tuple[float, ...], ...] | UnsetType = UNSET
+    results: tuple[InputReadings, ...] | UnsetType = UNSET
+
+
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
@@ -145,7 +160,7 @@ ERRORS = (
            "5 times the median of the prompt's first 512. The prompt runs without an intervention unless `sae` gives "
            "one; the log records nothing of it. With `inputs` the answer has `results`, one for each. A file of "
            "tensors has `raw` [tokens, width], `token_ids` and `is_sink`; of several inputs `raw.0`, `raw.1`, …",
-           body=ActivationsBody, returns=(ReadActivations, ReadInputs), errors=ERRORS,
+           body=ActivationsBody, returns=Readings, errors=ERRORS,
            answers=((200, "application/json"), (200, MEDIA_TYPE)),
            examples={"largest": {"prompt": "I love this book", "top_k": 3},
                      "of several": {"inputs": [{"prompt": "I love it", "id": "a"}, {"prompt": "I hate it"}]}},

@@ -58,7 +58,6 @@ put = steering.put_steering(sae_id, span)
 where = put.features[0].positions.actual_instance
 assert (where.var_from, where.to) == (1, 3), put
 read = text.post_activations(made.ActivationsBody(prompt="I love this", top_k=2))
-read = read.actual_instance
 assert len(read.features) == len(read.token_ids)
 
 assert steering.delete_steering(sae_id).features == []
