@@ -42,8 +42,12 @@ def test_a_token_is_withdrawn_and_another_given(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     tokens(file, line("alice", "operator", ALICE), line("bob", "viewer", BOB))
     environment = {"SAE_ACTOR_SERVER_TOKENS_FILE": str(file)}
-    with Process(tmp_path / "data", environment=environment) as process, ThreadPoolExecutor(3) as clients:
-        page = httpx.Client(base_url=process.url, headers={"Origin": process.url})
+    with (
+        Process(tmp_path / "data", environment=environment) as process,
+        httpx.Client(base_url=process.url, headers={"Origin": process.url}) as page,
+        httpx.Client(base_url=process.url) as bare,
+        ThreadPoolExecutor(3) as clients,
+    ):
         assert page.post("/login", json={"token": BOB}).status_code < 300
         follows = threading.Barrier(4)
 
@@ -53,9 +57,9 @@ def test_a_token_is_withdrawn_and_another_given(tmp_path: Path) -> None:
                 follows.wait(30)
                 return "".join(stream.iter_text())
 
-        bobs = clients.submit(follow, httpx.Client(base_url=process.url), BOB)
+        bobs = clients.submit(follow, bare, BOB)
         logged_in = clients.submit(follow, page, None)
-        alices = clients.submit(follow, httpx.Client(base_url=process.url), ALICE)
+        alices = clients.submit(follow, bare, ALICE)
         follows.wait(30)
 
         tokens(file, line("alice", "operator", ALICE), line("carol", "viewer", "carol's"))

@@ -161,8 +161,14 @@ def test_positions_by_role_are_accepted(browser: Browser, service: Process) -> N
         page.fill("#steer [name=feature]", str(number))
         page.fill("#steer [name=strength]", "3")
         page.evaluate(f"document.querySelector('#steer [name=positions]').value = {json.dumps(value)}")
-        page.click("#steer button")
-        page.until(f"document.querySelectorAll('#edits input[type=number]').length === {number + 1}")
+        # Again, where a refresh of the form came in between: the same edit twice is one.
+        added = f"document.querySelectorAll('#edits input[type=number]').length === {number + 1}"
+        again = (
+            f"(() => {{ const form = document.querySelector('#steer'); form.feature.value = '{number}'; "
+            f"form.strength.value = '3'; form.positions.value = {json.dumps(value)}; "
+            "form.querySelector('button').click(); return false; })()"
+        )
+        page.until(f"{added} || {again}")
     steering = service.client.get(f"/api/saes/{SAE_ID}/steering").json()["features"]
     assert [each["positions"] for each in steering] == [
         "all", "prompt", "generated", "response", "last_prompt", {"role": "system"}, {"role": "user"},
