@@ -231,11 +231,14 @@ const positionsOf = (chosen) => (chosen.startsWith("{") ? JSON.parse(chosen) : c
 
 byId("steer").addEventListener("submit", guarded(async (event) => {
   const form = event.target.elements;
+  const sent = [form.feature.value, form.strength.value];
   const edit = {
     feature: Number(form.feature.value), strength: Number(form.strength.value), method: form.method.value,
     positions: positionsOf(form.positions.value), exclude: form.sink.checked ? ["sink"] : [],
   };
   await steer(form.sae.value, (now) => ({ features: [...now, edit] }));
+  // The list may be up to date before the answer is here: what was typed since then stays.
+  if (form.feature.value !== sent[0] || form.strength.value !== sent[1]) return;
   form.feature.value = form.strength.value = "";
   form.feature.focus();
 }));
