@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ...actor import raw_request
-from ...domain.chats import Tokenization
 from ...domain.messages import OwnIntervention
 from ...domain.refs import Exclusions, Feature, HookPoint, Intervention, SaeId, intervention_sha256
 from ...domain.rules.admission import model_to_ask, read_sae, reading, reading_under
@@ -26,7 +25,7 @@ from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .fields import MESSAGES
-from .measuring.inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, read_inputs
+from .measuring.inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .measuring.lists import LongLists, sent_whole
 from .measuring.places import placed
 from .measuring.tensors import MEDIA_TYPE, Written, safetensors
@@ -41,7 +40,7 @@ MOST_IN_TENSORS = 2**24
 """In a file of tensors."""
 
 
-class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ActivationsBody(Struct, TokenizedBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One of `prompt`, `messages`, `token_ids`, `inputs`; `features` in place of the `top_k` largest."""
 
     prompt: str | None = None
@@ -77,14 +76,6 @@ class ActivationsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """As `decoded` calls it."""
         MESSAGES.settle(value)
         INPUTS.settle(value)
-
-    @property
-    def tokenization(self) -> Tokenization:
-        return Tokenization(
-            add_special_tokens=self.add_special_tokens,
-            prepend_bos=self.prepend_bos,
-            parse_special=self.parse_special,
-        )
 
     def asked(self) -> str | list[int] | list[dict[str, str]] | None:
         """The one prompt; None: `inputs`."""

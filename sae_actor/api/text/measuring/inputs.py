@@ -30,13 +30,29 @@ InputId: TypeAlias = Annotated[str, Meta(max_length=128)]
 Prompt: TypeAlias = str | list[int] | list[dict[str, str]]
 
 
-class Input(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TokenizedBody:
+    """Of a body that says how its texts become tokens. Fields are the body's own: structs with fields do not mix."""
+
+    __slots__ = ()
+    add_special_tokens: bool | None
+    prepend_bos: bool | None
+    parse_special: bool
+
+    @property
+    def tokenization(self) -> Tokenization:
+        return Tokenization(
+            add_special_tokens=self.add_special_tokens,
+            prepend_bos=self.prepend_bos,
+            parse_special=self.parse_special,
+        )
+
+
+class OnePrompt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One of `prompt`, `messages`, `token_ids`."""
 
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)] | None = None
     token_ids: TokenIds | None = None
-    id: Annotated[InputId | None, Meta(description="given back with the results")] = None
 
     def __post_init__(self) -> None:
         if sum(each is not None for each in (self.prompt, self.messages, self.token_ids)) != 1:
@@ -47,6 +63,12 @@ class Input(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if self.messages is not None:
             return [message.plain() for message in self.messages]
         return self.prompt if self.prompt is not None else self.token_ids or []
+
+
+class Input(OnePrompt, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of `prompt`, `messages`, `token_ids`, of several inputs."""
+
+    id: Annotated[InputId | None, Meta(description="given back with the results")] = None
 
 
 class ContinuedInput(Input, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from ....actor import raw_request
-from ....domain.chats import Tokenization
 from ....domain.messages import OwnIntervention
 from ....domain.refs import intervention_sha256
 from ....domain.rules.admission import model_to_ask, reading_under
@@ -23,7 +22,7 @@ from ...operations import operation
 from ...requests import body_of
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
-from .inputs import Input
+from .inputs import OnePrompt, TokenizedBody
 from .lists import LongLists
 
 MOST_ROWS = 2**14
@@ -32,7 +31,7 @@ MOST_ROWS = 2**14
 Layer = Annotated[int, Meta(ge=0, le=4095)]
 
 
-class LensBody(Input, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LensBody(OnePrompt, TokenizedBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One of `prompt`, `messages`, `token_ids`."""
 
     layers: Annotated[tuple[Layer, ...], Meta(min_length=1, max_length=4096)] | None = None
@@ -50,14 +49,6 @@ class LensBody(Input, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def settle(cls, value: Any) -> None:
         """As `decoded` calls it."""
         MESSAGES.settle(value)
-
-    @property
-    def tokenization(self) -> Tokenization:
-        return Tokenization(
-            add_special_tokens=self.add_special_tokens,
-            prepend_bos=self.prepend_bos,
-            parse_special=self.parse_special,
-        )
 
 
 class LensLayer(Struct, frozen=True):

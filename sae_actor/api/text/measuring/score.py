@@ -27,7 +27,7 @@ from ...problems import problem_view
 from ...requests import body_of
 from ...types import Answer, AnyRequest
 from ..options import SaeExtension, Tag
-from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, read_inputs
+from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
 
@@ -54,7 +54,7 @@ USUAL = (
 )
 
 
-class ScoreBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ScoreBody(Struct, TokenizedBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Texts to score, and under what."""
 
     inputs: Annotated[list[ContinuedInput], Meta(min_length=1, max_length=MOST_INPUTS)]
@@ -76,14 +76,6 @@ class ScoreBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def settle(cls, value: Any) -> None:
         """As `decoded` calls it."""
         INPUTS.settle(value)
-
-    @property
-    def tokenization(self) -> Tokenization:
-        return Tokenization(
-            add_special_tokens=self.add_special_tokens,
-            prepend_bos=self.prepend_bos,
-            parse_special=self.parse_special,
-        )
 
     @property
     def baseline(self) -> int | None:

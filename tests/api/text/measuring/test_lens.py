@@ -52,6 +52,7 @@ async def test_under_an_intervention(service: Running) -> None:
     [
         ({}, 400, "bad_request"),
         ({"prompt": "a", "token_ids": [1]}, 400, "bad_request"),
+        ({"prompt": "a", "id": "of nothing in the answer"}, 400, "bad_request"),
         ({"prompt": ""}, 400, "bad_request"),
         ({"prompt": "a", "layers": []}, 400, "bad_request"),
         ({"prompt": "a", "layers": [1, 1]}, 400, "bad_request"),
