@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rows import ContrastedFeature, HeldOut
+from .rows import ContrastedFeature, HeldOut, held_out_of
 
 MOST_VALUES = 2**22
 """In memory at a time, beside the texts themselves."""
@@ -32,8 +32,8 @@ class PooledTexts:
         return len(self.values)
 
     def split(self, share: float) -> tuple[PooledTexts, PooledTexts]:
-        """All but the last texts, and the last: that share, rounded, at least one of them."""
-        last = max(1, round(len(self) * share))
+        """All but the last texts, and the last, `held_out_of` them."""
+        last = held_out_of(len(self), share)
         return PooledTexts(self.values[:-last]), PooledTexts(self.values[-last:])
 
 
@@ -43,11 +43,6 @@ def active_counts(rows: Sequence[bytes]) -> Tensor:
     for row in rows:
         total += torch.frombuffer(bytearray(row), dtype=torch.int32)
     return total
-
-
-def can_hold_out(texts: int, share: float) -> bool:
-    """Whether a text is left on both sides of `PooledTexts.split`."""
-    return texts > max(1, round(texts * share))
 
 
 def contrast(

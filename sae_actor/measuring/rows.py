@@ -40,3 +40,8 @@ class ContrastedFeature(Struct, frozen=True, kw_only=True):
     """Share of all counted tokens at which the feature is above 0."""
     label: str | None = None
     held_out: HeldOut | None = None
+
+
+def held_out_of(texts: int, share: float) -> int:
+    """How many of so many texts are held out: the share, rounded, at least one. All of them leave none to choose by."""
+    return max(1, round(texts * share))

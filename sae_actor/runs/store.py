@@ -257,18 +257,6 @@ class RunFolder:
         self.open_texts(texts_id).close()
         _remove(self._texts / f"{texts_id}.db")
 
-    # — backups —
-
-    def files(self) -> list[Path]:
-        """The databases that a backup has, relative to the folder."""
-        found = (path.relative_to(self.folder) for path in self.folder.rglob("*.db"))
-        return sorted(path for path in found if path.parts[0] != "incoming")
-
-    def copied(self, name: Path, target: Path) -> None:
-        """A whole, consistent copy of one of `files`, whatever is written meanwhile."""
-        with _guarded(), closing(sqlite3.connect(self.folder / name)) as source, closing(sqlite3.connect(target)) as to:
-            source.backup(to)
-
 
 def _remove(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):

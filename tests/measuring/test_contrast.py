@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sae_actor.measuring import contrast as module
-from sae_actor.measuring.contrast import PooledTexts, active_counts, can_hold_out, contrast
-from sae_actor.measuring.rows import ContrastedFeature
+from sae_actor.measuring.contrast import PooledTexts, active_counts, contrast
+from sae_actor.measuring.rows import ContrastedFeature, held_out_of
 
 
 def auroc(a: list[float], b: list[float]) -> float:
@@ -107,10 +107,7 @@ def test_the_order_is_of_what_is_not_held_out() -> None:
 
 
 def test_a_held_out_part_leaves_both_parts_a_text() -> None:
-    assert not can_hold_out(1, 0.5)
-    assert can_hold_out(2, 0.01)
-    assert can_hold_out(2, 0.5)
-    assert not can_hold_out(3, 0.9)
+    assert [held_out_of(*each) for each in ((1, 0.5), (2, 0.01), (2, 0.5), (3, 0.9))] == [1, 1, 1, 3]
     assert [len(each) for each in PooledTexts(torch.zeros(10, 1)).split(0.25)] == [8, 2]
 
 

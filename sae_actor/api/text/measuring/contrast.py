@@ -14,7 +14,7 @@ from ....domain.refs import Exclusions, SaeId
 from ....domain.rules.admission import model_to_ask, read_sae, reading
 from ....errors import BadRequestError
 from ....generations import read_activations
-from ....measuring.rows import ContrastedFeature
+from ....measuring.rows import ContrastedFeature, held_out_of
 from ....ports import Activations, Pooling, Watch
 from ...answers import answer, state_of
 from ...context import context, device, principal
@@ -57,7 +57,7 @@ class ContrastBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if (texts := len(self.positive) + len(self.negative)) > MOST_TEXTS:
             raise ValueError(f"{texts} texts; at most {MOST_TEXTS} are contrasted in a request")
         for texts in (len(self.positive), len(self.negative)):
-            if self.held_out > 0 and texts <= max(1, round(texts * self.held_out)):
+            if self.held_out > 0 and texts <= held_out_of(texts, self.held_out):
                 raise ValueError(f"held_out {self.held_out:g} of {texts} texts leaves none to choose features by")
 
 
