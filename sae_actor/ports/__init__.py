@@ -31,7 +31,7 @@ from .generation import (
 )
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
-from .log import EventLog, Head, Verification
+from .log import EventLog, Head, Verification, follow
 from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress, Progress
 from .reading import Pooled, Pooling, TokenScore
