@@ -52,6 +52,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
         features = Features(folder, service.hub, lambda: actor.state, 2**20)
         runs = Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None)
         service.performer.run = runs.perform
+        runs.profiled, features.profile_rows = features.profiled, runs.all_rows
         context = Context(
             actor=actor,
             generations=service.texts,
