@@ -8,7 +8,7 @@
     measuring    groups of texts that runs measure
     backups      copies of a data folder while it is written in: `Backups`, implemented in `backups`
     clock        the time; `progress`: how far slow work is
-    durability   fsync, for adapters that write files
+    durability   files on disk: uploads on their way there, fsync
 
 `actor` and `api` know the world only through these.
 """
