@@ -1,11 +1,11 @@
-"""Rows as NDJSON, CSV or Parquet."""
+"""Rows as NDJSON, CSV, Parquet or what Neuronpedia has."""
 
 from __future__ import annotations
 
 import csv
 import importlib
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -53,6 +53,12 @@ async def parquet(open_file: Callable[[], RunFile], after: int) -> bytes:
         return out.getvalue()
 
     return await in_thread(made)
+
+
+async def in_pieces(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """What a generator makes that blocks."""
+    while (part := await in_thread(lambda: next(parts, None))) is not None:
+        yield part
 
 
 async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[list[bytes]]:
