@@ -85,7 +85,7 @@ async def get_rows(request: AnyRequest) -> Answer:
         return folder.open(run.run_id)
 
     if kind == "parquet":
-        return Response(content=await tables.parquet(open_file, after), media_type=TYPES[kind])
+        return Response(content=await tables.parquet_table(open_file, after), media_type=TYPES[kind])
     if kind == "neuronpedia":
         return Streamed(tables.in_pieces(_archive(request, run, after)), TYPES[kind])
     rows = tables.ndjson(open_file, after) if kind == "ndjson" else tables.csv_table(open_file, after)

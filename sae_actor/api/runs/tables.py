@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...errors import SAEUnsupportedError
+from ...runs import parquet
 from ...runs.job import in_thread
 from ...runs.store import RunFile
 
@@ -34,23 +33,17 @@ async def csv_table(open_file: Callable[[], RunFile], after: int) -> AsyncIterat
         yield _csv([[_plain(row.get(name)) for name in names] for row in rows])
 
 
-async def parquet(open_file: Callable[[], RunFile], after: int) -> bytes:
+async def parquet_table(open_file: Callable[[], RunFile], after: int) -> bytes:
     """The columns of CSV. `SAEUnsupportedError` without pyarrow."""
-    try:
-        arrow, writer = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
+    parquet.available()
 
     def made() -> bytes:
-        names = _names(open_file, after)
-        columns: dict[str, list[Any]] = {name: [] for name in names}
+        columns: dict[str, list[Any]] = {name: [] for name in _names(open_file, after)}
         with closing(open_file()) as file:
             for row in file.all_rows(after):
-                for name in names:
-                    columns[name].append(_plain(row.get(name)))
-        out = io.BytesIO()
-        writer.write_table(arrow.table(columns), out)
-        return out.getvalue()
+                for name, column in columns.items():
+                    column.append(_plain(row.get(name)))
+        return parquet.table(columns)
 
     return await in_thread(made)
 
