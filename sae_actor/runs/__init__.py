@@ -4,6 +4,7 @@ runs        `Runs`: takes them on, computes them as effects, shows and erases th
 store       `runs/` in the data folder: a file for each run, with its texts and rows
 lists       lists of texts: inline, files, uploads
 job         one run under way: its texts, its rows, its place on the device
+sweep       texts under several interventions; cells: one text, and its row
 evaluate    what an SAE's reconstruction costs the model
 profile     what each feature does; features: numbers per feature, out of what was read
 statistics  what profiles found, for units and the feature route

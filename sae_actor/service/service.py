@@ -120,6 +120,7 @@ class Service:
             places=settings.engine.max_running + settings.engine.max_waiting,
             labels=self.features.labels,
         )
+        self.runs.use(self.generations, self.features.labels, settings.engine.max_running)
         self.context = Context(
             actor=self.actor,
             generations=self.generations,
