@@ -26,15 +26,13 @@ from ...operations import operation
 from ...problems import problem_view
 from ...requests import body_of
 from ...types import Answer, AnyRequest
-from ..options import SaeExtension, Tag
+from ..options import SaeExtension, Tag, check_variants
 from .detailed import detailed, labels_of
 from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
 
 MOST_VARIANTS = 16
-REFUSED = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
-"""Fields of the extension object that mean nothing in a variant."""
 NDJSON = "application/x-ndjson"
 MOST_POSITIONS = 2**17
 """Of which details are told in an answer."""
@@ -87,14 +85,7 @@ class ScoreBody(Struct, TokenizedBody, frozen=True, forbid_unknown_fields=True, 
 
     def check(self) -> None:
         """`BadRequestError` for two variants of one name, and for what a variant cannot have."""
-        usual, names = SaeExtension(), [each.name for each in self.variants]
-        for at, each in enumerate(self.variants):
-            if each.name in names[:at]:
-                raise BadRequestError(f"two variants are called {each.name!r}", param=f"variants[{at}].name")
-            for field in REFUSED:
-                if getattr(each.sae, field) != getattr(usual, field):
-                    param = f"variants[{at}].sae.{field}"
-                    raise BadRequestError(f"{param}: not supported where texts are scored", param=param)
+        check_variants([(each.name, each.sae) for each in self.variants], "variants", "where texts are scored")
 
 
 ERRORS = (
