@@ -32,7 +32,7 @@ from .generation import (
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
 from .log import EventLog, Head, Verification
-from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
+from .measuring import ComparedRows, EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress, Progress
 from .reading import FeatureChange, Pooled, Pooling, PositionDetails, TokenScore, labelled_changes
 from .scoring import PromptToken, ScoredToken, Scores, Scoring, TargetToken
