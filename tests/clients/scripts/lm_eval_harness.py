@@ -1,7 +1,8 @@
 """lm-evaluation-harness on local tasks: log likelihoods and texts, compared with those of its own `hf` model.
 
 First of the model as it is, then with a feature steered: on the service by its SAE, in the `hf` model by a plain hook
-that adds the decoder's row.
+that adds the decoder's row. Then with nothing steered and a preset of that edit in the model's name, which has to give
+the same.
 """
 
 import json
@@ -102,6 +103,14 @@ def steer(features):
     urllib.request.urlopen(request).read()
 
 
+def command(**body):
+    request = urllib.request.Request(
+        f"{URL}/api/commands", json.dumps(body).encode(), {"Content-Type": "application/json", "Prefer": "wait=60"}
+    )
+    outcome = json.loads(urllib.request.urlopen(request).read())
+    assert outcome["status"] == "completed", outcome
+
+
 def hooked():
     """An `hf` model whose residuals after the SAE's layer have the feature's direction added."""
     row = load_file(Path(SAE["path"]) / "sae_weights.safetensors")["W_dec"][FEATURE].float()
@@ -160,7 +169,8 @@ found = asked("local-chat-completions", ["answers"], chat, chat=True)
 reference = asked("hf", ["answers"], own, chat=True)
 assert found["answers"] == reference["answers"], (found["answers"], reference["answers"])
 
-steer([{"feature": FEATURE, "strength": STRENGTH, "method": "add"}])
+EDIT = {"feature": FEATURE, "strength": STRENGTH, "method": "add"}
+steer([EDIT])
 try:
     steered, more = compared(hooked(), None, backends[:2])
 finally:
@@ -168,4 +178,16 @@ finally:
 moved = [abs(one[0] - other[0]) for one, other in zip(steered["facts"][0], plain["facts"][0], strict=True)]
 assert max(moved) > 1.0, moved
 assert steered["answers"] != plain["answers"]
+command(type="SavePreset", name="lm-eval", interventions=[{"sae_id": SAE["sae_id"], "steering": [EDIT]}])
+try:
+    named = {**completions, "model": "default@lm-eval", "tokenizer_backend": "huggingface", "tokenizer": FOLDER}
+    found = asked("local-completions", ["facts", "answers"], {**named, "batch_size": 1})
+finally:
+    command(type="DeletePreset", name="lm-eval")
+furthest = difference(found["facts"][0], steered["facts"][0])
+assert furthest < TOLERANCE, (furthest, found, steered)
+assert found["facts"][1] == steered["facts"][1], (found["facts"], steered["facts"])
+assert found["answers"] == steered["answers"], (found["answers"], steered["answers"])
+more.append(f"by a preset's name within {furthest:.1e}")
+
 print("; ".join([*said, "texts of completions and of chat equal", "steered, of hf with a hook:", *more, "texts equal"]))
