@@ -103,15 +103,21 @@ class Generations:
         return [each for party in parties for each in party]
 
     async def open_scores(
-        self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
+        self,
+        parties: Sequence[Sequence[Requested]],
+        *,
+        baseline: int | None,
+        principal: str,
+        command_id: str | None = None,
     ) -> list[list[RunningGeneration]]:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
-        run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
+        run side by side; baseline: the index of the one that the others are compared with. command_id and what is
+        raised: as `open_all`."""
         count = sum(map(len, parties))
         if self._scored + count > MOST_SCORED:
             raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
         self._scored += count
-        return await self._opened(parties, baseline, principal, None)
+        return await self._opened(parties, baseline, principal, command_id)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None

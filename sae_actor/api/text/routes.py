@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -13,7 +14,8 @@ from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...domain.state import Preset
 from ...errors import BadRequestError, ModelNotFoundError
-from ...generations import Requested, TokenOptions, abandon, ends
+from ...generations import Requested, RunningGeneration, TokenOptions, abandon, ends
+from ...ports import Tokenized
 from ..answers import answer, state_of
 from ..context import check_intervention, context, device, principal
 from ..disconnects import on_disconnect
@@ -31,7 +33,7 @@ from .answers import (
     ListedPreset,
     ModelList,
 )
-from .idempotency import Made, answered_once, asked_under_key, created_at
+from .idempotency import Finish, Made, answered_once, asked_under_key, created_at, recorded
 from .measuring.targets import token_ids_of
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
@@ -137,7 +139,7 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            users=True, tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
-    return await respond(request, body, "completion")
+    return await respond(request, [body], "completion")
 
 
 @operation("POST", "/v1/chat/completions",
@@ -150,39 +152,76 @@ async def completions(request: AnyRequest) -> Answer:
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, users=True, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
-    return await respond(request, body, "chat")
+    return await respond(request, [body], "chat")
 
 
-def _shown(request: AnyRequest, made: Made) -> Answer:
-    reply, done = made
+def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+    ((reply, done),) = made
     return answer(request, reply.whole(done))
 
 
 async def respond(
     request: AnyRequest,
-    body: TextBody,
+    bodies: Sequence[TextBody],
     kind: Kind,
-    shown: Callable[[AnyRequest, Made], Answer] = _shown,
+    shown: Callable[[AnyRequest, Sequence[Made]], Answer] = _shown,
     frames: Frames | None = None,
 ) -> Answer:
-    """The answer to a request: `shown` at its end, or streamed in `frames`."""
-    asked = await asked_under_key(request, body, kind)
+    """The answer to what is asked together: `shown` at its end, or streamed in `frames`."""
+    body = bodies[0]
+    asked = await asked_under_key(request, streams=bool(body.stream))
     if asked is not None:
-        begin = partial(opened, body=body, kind=kind)
-        return await answered_once(request, asked, lambda each, key: begin(each, key=key), shown)
-    reply = await opened(request, body, kind)
+
+        async def begin(unheard: AnyRequest) -> Finish:
+            found = await recorded(unheard, asked, bodies, kind)
+            replies = await opened(unheard, bodies, kind, key=asked.key()) if found is None else ()
+
+            async def finish() -> Answer:
+                return shown(unheard, await _made(replies) if found is None else found)
+
+            return finish
+
+        return await answered_once(request, asked, begin)
+    replies = await opened(request, bodies, kind)
     if body.stream:
-        return await streamed(request, body, (reply,), frames or ChunkFrames())
-    async with on_disconnect(request, partial(abandon, reply.texts)):
-        done = await ends(reply.texts)
-    return shown(request, (reply, done))
+        return await streamed(request, body, replies, frames or ChunkFrames())
+    async with on_disconnect(request, partial(abandon, [text for reply in replies for text in reply.texts])):
+        made = await _made(replies)
+    return shown(request, made)
 
 
-async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
-    """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
+async def _made(replies: Sequence[Reply]) -> list[Made]:
+    """Each with the ends of its texts."""
+    done = iter(await ends([text for reply in replies for text in reply.texts]))
+    return [(reply, [*islice(done, len(reply.texts))]) for reply in replies]
+
+
+async def opened(
+    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, *, key: RequestKey | None = None
+) -> list[Reply]:
+    """The generations of each body, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
     idempotency key."""
-    engine, texts = device(request), context(request).generations
+    device(request)  # refuses where there is none
     model, position = rules.model_to_ask(state_of(request))
+    asked = [await _requested(request, body, kind, model, position=position, key=key) for body in bodies]
+    texts = iter(
+        await context(request).generations.open_all(
+            [each for own in asked for each, _ in own],
+            principal=principal(request),
+            command_id=None if key is None else key.command_id,
+        )
+    )
+    return [
+        await _reply(request, body, kind, model, [(next(texts), prompt) for _, prompt in own])
+        for body, own in zip(bodies, asked, strict=True)
+    ]
+
+
+async def _requested(
+    request: AnyRequest, body: TextBody, kind: Kind, model: ModelFacts, *, position: int, key: RequestKey | None
+) -> list[tuple[Requested, Tokenized]]:
+    """What is asked of the engine for each text of a body, with its prompt."""
+    engine = device(request)
     body.check()
     body = named(request, body, model)
     check_intervention(request, body.sae or SaeExtension())
@@ -191,7 +230,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
-    asked, of = [], []
+    asked = []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
             logprobs=body.scores,
@@ -206,11 +245,21 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             ask = partial(
                 admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position, key=key
             )
-            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
-            of.append(prompt)
-    command_id = None if key is None else key.command_id
-    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
-    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
+            asked.append((Requested(ask, prompt.token_ids, tell, grammar, body.schema), prompt))
+    return asked
+
+
+async def _reply(
+    request: AnyRequest,
+    body: TextBody,
+    kind: Kind,
+    model: ModelFacts,
+    texts: Sequence[tuple[RunningGeneration, Tokenized]],
+) -> Reply:
+    """What answers a body with its generations."""
+    first = texts[0][0]
+    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in first.started.watched}
+    names = body.sae is not None and bool(body.sae.logprobs_of)
     choices = tuple(
         Choice(
             kind,
@@ -220,11 +269,10 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
-            names=bool(watched),
+            names=names,
             labels=labels,
         )
-        for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
+        for index, (text, prompt) in enumerate(texts)
     )
-    created = created_at(opened[0].event)
-    shown = shown_name(request, model, opened[0].started)
-    return Reply(kind, shown, fingerprint(model), choices, created, body.choices)
+    shown = shown_name(request, model, first.started)
+    return Reply(kind, shown, fingerprint(model), choices, created_at(first.event), body.choices)
