@@ -6,6 +6,7 @@ lists       lists of texts: inline, files, uploads
 job         one run under way: its texts, its rows, its place on the device
 evaluate    what an SAE's reconstruction costs the model
 profile     what each feature does; features: numbers per feature, out of what was read
+saebench    an evaluation in the shape of SAEBench's `core`
 statistics  what profiles found, for units and the feature route
 """
 

@@ -122,7 +122,7 @@ async def serving(
     performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
     runs = Runs(RunFolder((runs_folder or folder) / "runs"), engine, lambda: actor.state, announce, again=0.05)
-    performer.run = runs.perform
+    performer.run, runs.profiled, features.profile_rows = runs.perform, features.profiled, runs.all_rows
     await actor.replay()
     await features.start()
     start = Start(

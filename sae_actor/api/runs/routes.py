@@ -7,7 +7,9 @@ from litestar import Response
 from ...domain.measuring.state import RunState
 from ...domain.rules.runs import known
 from ...domain.views.runs import RunList, RunView, run_view
-from ...errors import BadRequestError
+from ...errors import BadRequestError, NotFoundError
+from ...runs.job import in_thread
+from ...runs.saebench import CoreResult, saebench
 from ...runs.store import RunFile
 from ..answers import answer, state_of
 from ..context import context
@@ -19,6 +21,7 @@ from . import tables
 
 KINDS = ("evaluate", "profile", "contrast", "sweep")
 STATES = ("waiting", "running", "completed", "failed", "cancelled")
+VIEWS = ("run", "saebench")
 FORMATS = ("ndjson", "csv", "parquet")
 TYPES = {
     "ndjson": "application/x-ndjson",
@@ -41,10 +44,22 @@ async def get_runs(request: AnyRequest) -> Answer:
     return answer(request, RunList(runs=tuple(view for view in views if wanted in (None, view.state))))
 
 
-@operation("GET", "/api/runs/{run_id}", "One run: its state, and what it found",
-           returns=RunView, errors=("run_not_found",), tag="runs")  # fmt: skip
+@operation("GET", "/api/runs/{run_id}",
+           "One run: its state, and what it found. `format=saebench`: a completed evaluation as SAEBench's `core` "
+           "writes it, valid against its schema; digests of weights, texts and environments, and definitions of what "
+           "SAEBench computes otherwise, are in `eval_result_unstructured`",
+           query=(Query("format", {"type": "string", "enum": [*VIEWS]}, "run (the default) or saebench"),),
+           returns=(RunView, CoreResult), errors=("run_not_found", "not_found"), tag="runs")  # fmt: skip
 async def get_run(request: AnyRequest) -> Answer:
-    return answer(request, await _view(request, _run(request)))
+    run = _run(request)
+    if (_one_of(request, "format", VIEWS) or "run") == "run":
+        return answer(request, await _view(request, run))
+    if run.kind != "evaluate":
+        raise BadRequestError("runs of kind evaluate alone have a result of SAEBench's", param="format")
+    if run.status != "completed":
+        raise NotFoundError("the run is not completed, and has no result yet", run_id=run.run_id)
+    record = None if not run.saes else state_of(request).saes.get(run.saes[0].sae_id)
+    return answer(request, await in_thread(lambda: saebench(context(request).runs.folder, run, record)))
 
 
 @operation("GET", "/api/runs/{run_id}/rows", "The rows of a run, as they are durable, also before it is done",

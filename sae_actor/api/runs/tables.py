@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ async def parquet(open_file: Callable[[], RunFile], after: int) -> bytes:
         names = _names(open_file, after)
         columns: dict[str, list[Any]] = {name: [] for name in names}
         with closing(open_file()) as file:
-            for row in _rows(file, after):
+            for row in file.all_rows(after):
                 for name in names:
                     columns[name].append(_plain(row.get(name)))
         out = io.BytesIO()
@@ -65,17 +65,11 @@ async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[
         file.close()
 
 
-def _rows(file: RunFile, after: int) -> Iterator[dict[str, Any]]:
-    while page := file.rows(after, PAGE):
-        after = page[-1][0]
-        yield from (msgspec.json.decode(line) for _, line in page)
-
-
 def _names(open_file: Callable[[], RunFile], after: int) -> list[str]:
     """Columns, in the order in which rows first have them."""
     names: dict[str, None] = {}
     with closing(open_file()) as file:
-        for row in _rows(file, after):
+        for row in file.all_rows(after):
             names.update(dict.fromkeys(row))
     return list(names)
 

@@ -30,6 +30,7 @@ from ..names import shown_name
 from ..problems import recorded_error
 from ..requests import idempotency_key
 from ..types import Answer, AnyRequest
+from .options import SaeExtension
 from .replies import Choice, Kind, Reply
 from .requests import RequestKey, TextBody, fingerprint
 
@@ -99,7 +100,8 @@ async def recorded(
     Raises `IdempotencyKeyReusedError`, the recorded error of a text, and `AnswerGoneError` for what is not recorded.
     """
     counts = [len(body.prompts()) * body.choices for body in bodies]
-    begun = await _begun(request, asked, sum(counts))
+    bare = [body.sae is not None and body.sae.baseline for body in bodies]
+    begun = await _begun(request, asked, [each for each, count in zip(bare, counts, strict=True) for _ in range(count)])
     if begun is None:
         return None
     last, ends_of = begun
@@ -128,9 +130,10 @@ async def recorded(
     return found
 
 
-async def check_unmade(request: AnyRequest, asked: KeyedRequest, count: int) -> None:
-    """For answers that are never whole in the log. Raises as `recorded` if all of `count` texts were begun."""
-    begun = await _begun(request, asked, count)
+async def check_unmade(request: AnyRequest, asked: KeyedRequest, bare: Sequence[bool]) -> None:
+    """For answers that are never whole in the log. Raises as `recorded` if all texts were begun; `bare`: which of them
+    are baselines."""
+    begun = await _begun(request, asked, bare)
     if begun is not None:
         started = begun[0][0].payload()
         assert isinstance(started, GenerationStarted)
@@ -138,10 +141,10 @@ async def check_unmade(request: AnyRequest, asked: KeyedRequest, count: int) -> 
 
 
 async def _begun(
-    request: AnyRequest, asked: KeyedRequest, count: int
+    request: AnyRequest, asked: KeyedRequest, bare: Sequence[bool]
 ) -> tuple[list[Event], dict[str, GenerationFinished]] | None:
-    """The recorded beginnings of the `count` texts of this request, in order, and the ends by their ids; None if they
-    were not all begun."""
+    """The recorded beginnings of the texts of this request, in order, and the ends by their ids; None if they were not
+    all begun, each a baseline or not as `bare` says."""
     log = context(request).log
     events = [event for event in await log.of_command(asked.command_id) if event.type != "CommandRejected"]
     begun = [event for event in events if event.type == "GenerationStarted"]
@@ -149,11 +152,12 @@ async def _begun(
         return None
     for event in begun or events:
         _check(asked, event)
-    if len(begun) < count:
+    last = begun[-len(bare) :]
+    starts = [each for event in last if isinstance(each := event.payload(), GenerationStarted)]
+    if [each.baseline for each in starts] != [*bare]:
         return None
     ends_of = {end.generation_id: end for event in events if isinstance(end := event.payload(), GenerationFinished)}
-    last = begun[-count:]
-    ours = {each.generation_id for event in last if isinstance(each := event.payload(), GenerationStarted)}
+    ours = {each.generation_id for each in starts}
     # The first text that failed had the others end, and its error was the answer.
     for end in ends_of.values():
         if end.error is not None and end.generation_id in ours:
@@ -189,11 +193,12 @@ def _gone(started: GenerationStarted) -> AnswerGoneError:
 
 
 def _lacks(body: TextBody, started: GenerationStarted) -> bool:
-    """Whether the answer shows what is not on record: scores, activations, the prompt's text, reasoning by itself, and
-    which of the edited positions were sinks."""
+    """Whether the answer shows what is not on record: scores, activations, details, the prompt's text, reasoning by
+    itself, and which of the edited positions were sinks."""
     edits_sinks = any("sink" not in edit.exclude for sae in started.intervention for edit in sae.steering)
-    scores = body.scores is not None or (body.sae is not None and body.sae.logprobs_of is not None)
-    others = scores or body.echoes or bool(started.watched) or started.reasoning is not None
+    own = body.sae or SaeExtension()
+    scores = body.scores is not None or own.logprobs_of is not None
+    others = scores or own.details or body.echoes or bool(started.watched) or started.reasoning is not None
     return others or edits_sinks
 
 

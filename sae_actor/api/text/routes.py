@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -14,8 +14,7 @@ from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...domain.state import Preset
 from ...errors import BadRequestError, ModelNotFoundError
-from ...generations import Requested, RunningGeneration, TokenOptions, abandon, ends
-from ...ports import Tokenized
+from ...generations import Requested, TokenOptions, abandon, ends
 from ..answers import answer, state_of
 from ..context import check_intervention, context, device, principal
 from ..disconnects import on_disconnect
@@ -34,6 +33,7 @@ from .answers import (
     ModelList,
 )
 from .idempotency import Finish, Made, answered_once, asked_under_key, created_at, recorded
+from .measuring.detailed import detailed, labels_of
 from .measuring.targets import token_ids_of
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
@@ -124,7 +124,12 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            "With several, each choice has its own `sae` too (streamed: in the choice's last chunk). `sae.features` "
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
-           "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
+           "names, by default attention sinks. With `sae.details` the answer has `sae.positions`, an entry for each of "
+           "these positions: the edits that held, the norm of the difference that was written relative to that of the "
+           "activation, and features before and after, from the same pass. The features are those that edits, "
+           "conditions, `stop_when` and `sae.details_of` name, and those of each Monitor that names at most 64. "
+           "Streamed, each chunk has the positions that were run for its token: the first the prompt's, each later "
+           "one that of the token before. `sae.stop_when` is checked at each generated token in the step of the "
            "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`. Of `n` choices "
            "for each prompt, choice i "
            "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
@@ -139,7 +144,7 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            users=True, tag="text")  # fmt: skip
 async def completions(request: AnyRequest) -> Answer:
     body: CompletionBody = await body_of(request, CompletionBody)
-    return await respond(request, [body], "completion")
+    return await respond(request, body, "completion")
 
 
 @operation("POST", "/v1/chat/completions",
@@ -152,7 +157,11 @@ async def completions(request: AnyRequest) -> Answer:
            examples={"streamed": {**_CHAT, "stream": True, "max_tokens": 40}}, users=True, tag="text")  # fmt: skip
 async def chat_completions(request: AnyRequest) -> Answer:
     body: ChatBody = await body_of(request, ChatBody)
-    return await respond(request, [body], "chat")
+    return await respond(request, body, "chat")
+
+
+Shown = Callable[[AnyRequest, Sequence[Made]], Answer]
+Opened = Callable[[AnyRequest, RequestKey | None], Awaitable[Sequence[Reply]]]
 
 
 def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
@@ -161,30 +170,37 @@ def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
 
 
 async def respond(
-    request: AnyRequest,
-    bodies: Sequence[TextBody],
-    kind: Kind,
-    shown: Callable[[AnyRequest, Sequence[Made]], Answer] = _shown,
-    frames: Frames | None = None,
+    request: AnyRequest, body: TextBody, kind: Kind, shown: Shown = _shown, frames: Frames | None = None
 ) -> Answer:
-    """The answer to what is asked together: `shown` at its end, or streamed in `frames`."""
+    """The answer to a request: `shown` at its end, or streamed in `frames`."""
+
+    async def begin(request: AnyRequest, key: RequestKey | None) -> Sequence[Reply]:
+        return (await opened(request, body, kind, key=key),)
+
+    return await respond_beside(request, (body,), kind, begin, shown=shown, frames=frames or ChunkFrames())
+
+
+async def respond_beside(
+    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, begin: Opened, *, shown: Shown, frames: Frames
+) -> Answer:
+    """The answer to what is asked beside each other, as `respond`. `begin`: the replies to the bodies, in order."""
     body = bodies[0]
     asked = await asked_under_key(request, streams=bool(body.stream))
     if asked is not None:
 
-        async def begin(unheard: AnyRequest) -> Finish:
+        async def begun(unheard: AnyRequest) -> Finish:
             found = await recorded(unheard, asked, bodies, kind)
-            replies = await opened(unheard, bodies, kind, key=asked.key()) if found is None else ()
+            replies = await begin(unheard, asked.key()) if found is None else ()
 
             async def finish() -> Answer:
                 return shown(unheard, await _made(replies) if found is None else found)
 
             return finish
 
-        return await answered_once(request, asked, begin)
-    replies = await opened(request, bodies, kind)
+        return await answered_once(request, asked, begun)
+    replies = await begin(request, None)
     if body.stream:
-        return await streamed(request, body, replies, frames or ChunkFrames())
+        return await streamed(request, body, replies, frames)
     async with on_disconnect(request, partial(abandon, [text for reply in replies for text in reply.texts])):
         made = await _made(replies)
     return shown(request, made)
@@ -196,32 +212,11 @@ async def _made(replies: Sequence[Reply]) -> list[Made]:
     return [(reply, [*islice(done, len(reply.texts))]) for reply in replies]
 
 
-async def opened(
-    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, *, key: RequestKey | None = None
-) -> list[Reply]:
-    """The generations of each body, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
+async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
+    """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
     idempotency key."""
-    device(request)  # refuses where there is none
+    engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
-    asked = [await _requested(request, body, kind, model, position=position, key=key) for body in bodies]
-    texts = iter(
-        await context(request).generations.open_all(
-            [each for own in asked for each, _ in own],
-            principal=principal(request),
-            command_id=None if key is None else key.command_id,
-        )
-    )
-    return [
-        await _reply(request, body, kind, model, [(next(texts), prompt) for _, prompt in own])
-        for body, own in zip(bodies, asked, strict=True)
-    ]
-
-
-async def _requested(
-    request: AnyRequest, body: TextBody, kind: Kind, model: ModelFacts, *, position: int, key: RequestKey | None
-) -> list[tuple[Requested, Tokenized]]:
-    """What is asked of the engine for each text of a body, with its prompt."""
-    engine = device(request)
     body.check()
     body = named(request, body, model)
     check_intervention(request, body.sae or SaeExtension())
@@ -230,7 +225,8 @@ async def _requested(
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
-    asked = []
+    features = detailed(request, own_sae)
+    asked, of = [], []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
             logprobs=body.scores,
@@ -238,6 +234,7 @@ async def _requested(
             top_k_features=own_sae.top_k_features or 0,
             exclude=own_sae.top_k_exclude,
             logprobs_of=watched,
+            detailed=features,
             prompt=prompt.tokens,
         )
         for i in range(body.choices):
@@ -245,21 +242,12 @@ async def _requested(
             ask = partial(
                 admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position, key=key
             )
-            asked.append((Requested(ask, prompt.token_ids, tell, grammar, body.schema), prompt))
-    return asked
-
-
-async def _reply(
-    request: AnyRequest,
-    body: TextBody,
-    kind: Kind,
-    model: ModelFacts,
-    texts: Sequence[tuple[RunningGeneration, Tokenized]],
-) -> Reply:
-    """What answers a body with its generations."""
-    first = texts[0][0]
-    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in first.started.watched}
-    names = body.sae is not None and bool(body.sae.logprobs_of)
+            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
+            of.append(prompt)
+    command_id = None if key is None else key.command_id
+    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
+    shown_saes = [sae.sae_id for sae in opened[0].started.watched]
+    labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
     choices = tuple(
         Choice(
             kind,
@@ -269,10 +257,12 @@ async def _reply(
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
-            names=names,
+            names=bool(watched),
+            details=features is not None,
             labels=labels,
         )
-        for index, (text, prompt) in enumerate(texts)
+        for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )
-    shown = shown_name(request, model, first.started)
-    return Reply(kind, shown, fingerprint(model), choices, created_at(first.event), body.choices)
+    created = created_at(opened[0].event)
+    shown = shown_name(request, model, opened[0].started)
+    return Reply(kind, shown, fingerprint(model), choices, created, body.choices)

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import convert
-
 from ...client import StreamEvent
-from ...domain.refs import Monitoring
 from ...domain.words import monitoring_in_words
 
 Answer = dict[str, Any]
@@ -261,7 +258,7 @@ def state(answer: Answer) -> str:
     for each in answer["attachments"]:
         lines += _attachment(each)
     for each in answer["monitors"]:
-        lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
+        lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(each)}")
     lines += [f"preset      {each['name']}, saved at position {each['position']}" for each in answer["presets"]]
     lines += [
         f"labels      {each['labels']} of {sae_id} by {each['source']}, imported at position {each['position']}"

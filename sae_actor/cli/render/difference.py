@@ -6,9 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
-from ...domain.refs import Edit, Monitoring
 from ...domain.words import edit_in_words, monitoring_in_words
 from .answers import hook, plain
 
@@ -96,8 +93,8 @@ def _attachments(entries: View) -> Iterator[str]:
         yield from _edits("new", steering["added"])
         yield from _edits("gone", steering["removed"])
         for pair in steering["changed"]:
-            yield f"  {'was':<8}  {_words(pair['before'])}"
-            yield f"  {'is':<8}  {_words(pair['after'])}"
+            yield f"  {'was':<8}  {edit_in_words(pair['before'])}"
+            yield f"  {'is':<8}  {edit_in_words(pair['after'])}"
         if steering["reordered"]:
             yield "  the edits are in another order"
 
@@ -123,15 +120,11 @@ def _preset(label: str, interventions: Sequence[View]) -> Iterator[str]:
 
 
 def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:
-    return (f"  {label:<8}  {_words(edit)}" for edit in edits)
-
-
-def _words(edit: View) -> str:
-    return edit_in_words(msgspec.convert(edit, Edit))
+    return (f"  {label:<8}  {edit_in_words(edit)}" for edit in edits)
 
 
 def _monitored(monitoring: View | None) -> str:
-    return "nothing" if monitoring is None else monitoring_in_words(msgspec.convert(monitoring, Monitoring))
+    return "nothing" if monitoring is None else monitoring_in_words(monitoring)
 
 
 def _facts(fields: View, names: Sequence[str]) -> Iterator[str]:

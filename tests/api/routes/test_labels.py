@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ..conftest import Running, serving
+from ..runs.conftest import run, until
 
 pytestmark = pytest.mark.anyio
 
@@ -269,13 +270,12 @@ async def test_deleting_the_sae_deletes_them(tmp_path: Path) -> None:
 async def test_statistics_of_a_run_count_most(service: Running) -> None:
     sae_id = await service.ready()
     await put(service, sae_id, lines(*NEURONPEDIA))
-    example = {"text_index": 0, "position": 1, "tokens": ["in", " gales"], "activations": [0.0, 3.5]}
-    rows = [{"feature": 7, "density": 0.125, "max": 3.5, "p99": 1.0, "histogram": [], "examples": [example]}]
-    service.context.features.directory.put_statistics(sae_id, rows)
-    (row,) = (await search(service, sae_id, q="gales"))["features"]
-    assert (row["density"], row["max"], row["top_tokens"], row["label"]) == (0.125, 3.5, [" gales"], "storms at night")
+    run_id = await run(service, "profile", texts={"texts": ["gag"]})
+    await until(service, run_id, "completed")
+    (row,) = (await search(service, sae_id, q="storms"))["features"]
+    assert (row["density"], row["max"], row["top_tokens"], row["label"]) == (0.5, 6.0, ["g"], "storms at night")
     await put(service, sae_id, lines(NEURONPEDIA[2]), source="later")
-    assert (await search(service, sae_id, q="gales"))["features"] == [row]
+    assert (await search(service, sae_id, q="storms"))["features"] == [row]
 
 
 async def test_next_to_every_number(service: Running) -> None:

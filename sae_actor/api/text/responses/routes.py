@@ -33,4 +33,4 @@ async def responses(request: AnyRequest) -> Answer:
         ((reply, done),) = made
         return answer(request, whole(body, cast("ChatCompletion", reply.whole(done))))
 
-    return await respond(request, [body.chat()], "chat", shown, ResponseFrames(body))
+    return await respond(request, body.chat(), "chat", shown, ResponseFrames(body))
