@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
-from ..limits import Throughput
+from ..limits import NO_DEADLINE, Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .details import detail_watches
@@ -111,15 +110,21 @@ class Generations:
         return opened
 
     async def open_scores(
-        self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
+        self,
+        parties: Sequence[Sequence[Requested]],
+        *,
+        baseline: int | None,
+        principal: str,
+        command_id: str | None = None,
     ) -> list[list[RunningGeneration]]:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
-        run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
+        run side by side; baseline: the index of the one that the others are compared with. command_id and what is
+        raised: as `open_all`."""
         count = sum(map(len, parties))
         if self._scored + count > MOST_SCORED:
             raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
         self._scored += count
-        return await self._opened(parties, baseline, principal, None)
+        return await self._opened(parties, baseline, principal, command_id)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
@@ -240,7 +245,7 @@ class Generations:
             requested,
             token_ids=tuple(requested.token_ids),
             share=event.principal,
-            deadline_seconds=math.inf if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
+            deadline_seconds=NO_DEADLINE if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
             details=self._detailed(payload, options),
         )
