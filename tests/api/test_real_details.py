@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.tiny import save_tiny_sae
 
-from .test_real_presets import answered, with_presets, together
+from .test_real_presets import answered, together, with_presets
 
 pytestmark = pytest.mark.anyio
 
