@@ -33,10 +33,11 @@ from ..errors import (
 from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
+from .details import detail_watches
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .places import has_place
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, Requested, RunningGeneration, abandon
+from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon
 
 logger = logging.getLogger(__name__)
 
@@ -233,9 +234,16 @@ class Generations:
             share=event.principal,
             deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
+            details=self._detailed(payload, options),
         )
         self._tokens["prompt",] += len(request.given)
         return request
+
+    def _detailed(self, started: GenerationStarted, options: TokenOptions) -> tuple[Watch, ...] | None:
+        """As in `GenerationRequest.details`."""
+        if options.detailed is None:
+            return None
+        return detail_watches(started, options.detailed, watches(self._actor.state))
 
     def _streams(self, requests: Sequence[GenerationRequest], baseline: int | None) -> Sequence[GenerationStream]:
         """The engine's streams. An error of the engine becomes their result, so that an end is always recorded."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -34,6 +35,25 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     verified_from: int | None = None
     """From this position to the head all was verified by the process that says so (1: all of it); None if the log does
     not verify."""
+
+
+class Follower(Protocol):
+    """What looks for something in a log."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether further events can change nothing."""
+
+    def feed(self, event: Event) -> None: ...
+
+
+async def follow(events: AsyncGenerator[Event, None], follower: Follower) -> None:
+    """Feed the events, as far as needed."""
+    async with aclosing(events):
+        async for event in events:
+            follower.feed(event)
+            if follower.complete:
+                return
 
 
 class EventLog(Protocol):

@@ -12,15 +12,16 @@ from msgspec.structs import replace
 
 from ...domain.rules import admission as rules
 from ...errors import BadRequestError
-from ...generations import abandon, ends
+from ...generations import abandon, detail_watches, ends
 from ..answers import answer, state_of
 from ..disconnects import on_disconnect
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
+from .measuring.detailed import FeatureOfSae
 from .options import SaeExtension
-from .replies import Kind
+from .replies import Kind, Reply
 from .requests import ChatBody, CompletionBody, TextBody
 from .routes import ANSWERS, ERRORS, EXAMPLE, named, opened
 from .stream import ChunkFrames, streamed
@@ -48,7 +49,7 @@ async def post_compare(request: AnyRequest) -> Answer:
     bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None, preset=None))
     steered = await opened(request, body, kind)
     try:
-        baseline = await opened(request, bare, kind)
+        baseline = await opened(request, _of_the_same(request, bare, steered), kind)
     except BaseException:
         abandon(steered.texts)
         raise
@@ -62,6 +63,17 @@ async def post_compare(request: AnyRequest) -> Answer:
     half = len(steered.texts)
     type_: type[Any] = ChatComparison if kind == "chat" else Comparison
     return answer(request, type_(steered=steered.whole(done[:half]), baseline=baseline.whole(done[half:])))
+
+
+def _of_the_same(request: AnyRequest, bare: TextBody, steered: Reply) -> TextBody:
+    """With `details`, the baseline tells of the features that the edits of the other one name."""
+    own, state = bare.sae, state_of(request)
+    if own is None or not own.details:
+        return bare
+    named = detail_watches(steered.texts[0].started, (), ())
+    read = [watch for watch in named if (sae := state.saes[watch.sae.sae_id].sae) is None or sae.encodes]
+    more = [FeatureOfSae(feature, watch.sae.sae_id) for watch in read for feature in watch.features or ()]
+    return replace(bare, sae=replace(own, details_of=(*more, *(own.details_of or ())) or None))
 
 
 class _Asked(Struct):

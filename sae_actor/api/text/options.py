@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from ...domain.commands import PresetName
 from ...domain.messages import Interventions, RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
+from .measuring.detailed import NamedFeatures
 from .measuring.targets import NamedTokens
 
 Tag: TypeAlias = Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
@@ -26,6 +27,11 @@ class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     top_k_exclude: ReadingExclusions = ("sink",)
     logprobs_of: NamedTokens | None = None
     """Tokens, by id or as the text of one, whose log probability is reported at every generated position."""
+    details: bool = False
+    """Report in `sae.positions` what was done at each position: the edits that held, how far the activation was moved,
+    and the features that the edits name, before and after."""
+    details_of: NamedFeatures | None = None
+    """With `details`: report these features too, by number (of the only SAE that can be read) or with `sae_id`."""
     stop_when: RequestedStop | None = None
     deterministic: bool = False
     tag: Tag | None = None

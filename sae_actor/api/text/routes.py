@@ -32,6 +32,7 @@ from .answers import (
     ModelList,
 )
 from .idempotency import Made, answered_once, asked_under_key, created_at
+from .measuring.detailed import detailed, labels_of
 from .measuring.targets import token_ids_of
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
@@ -122,7 +123,12 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            "With several, each choice has its own `sae` too (streamed: in the choice's last chunk). `sae.features` "
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
-           "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
+           "names, by default attention sinks. With `sae.details` the answer has `sae.positions`, an entry for each of "
+           "these positions: the edits that held, the norm of the difference that was written relative to that of the "
+           "activation, and features before and after, from the same pass. The features are those that edits, "
+           "conditions, `stop_when` and `sae.details_of` name, and those of each Monitor that names at most 64. "
+           "Streamed, each chunk has the positions that were run for its token: the first the prompt's, each later "
+           "one that of the token before. `sae.stop_when` is checked at each generated token in the step of the "
            "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`. Of `n` choices "
            "for each prompt, choice i "
            "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
@@ -191,6 +197,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
+    features = detailed(request, own_sae)
     asked, of = [], []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
@@ -199,6 +206,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             top_k_features=own_sae.top_k_features or 0,
             exclude=own_sae.top_k_exclude,
             logprobs_of=watched,
+            detailed=features,
             prompt=prompt.tokens,
         )
         for i in range(body.choices):
@@ -210,7 +218,8 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             of.append(prompt)
     command_id = None if key is None else key.command_id
     opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
-    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
+    shown_saes = [sae.sae_id for sae in opened[0].started.watched]
+    labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
     choices = tuple(
         Choice(
             kind,
@@ -221,6 +230,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             scores=body.scores is not None,
             thoughts=body.thoughts,
             names=bool(watched),
+            details=features is not None,
             labels=labels,
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))

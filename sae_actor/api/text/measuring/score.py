@@ -16,7 +16,7 @@ from ....domain.refs import ModelFacts
 from ....domain.rules import admission as rules
 from ....domain.structs import filled
 from ....errors import BadRequestError, SAEError
-from ....generations import Completed, Requested, RunningGeneration, TokenOptions, abandon, ends
+from ....generations import Completed, NamedFeature, Requested, RunningGeneration, TokenOptions, abandon, ends
 from ....ports import Scoring
 from ....subscriptions.frames import line_of
 from ...answers import answer, state_of
@@ -27,6 +27,7 @@ from ...problems import problem_view
 from ...requests import body_of
 from ...types import Answer, AnyRequest
 from ..options import SaeExtension, Tag
+from .detailed import detailed, labels_of
 from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
@@ -35,6 +36,8 @@ MOST_VARIANTS = 16
 REFUSED = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
 """Fields of the extension object that mean nothing in a variant."""
 NDJSON = "application/x-ndjson"
+MOST_POSITIONS = 2**17
+"""Of which details are told in an answer."""
 
 
 class ScoreVariant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,9 +109,10 @@ ERRORS = (
            "`current` (the server's steering) and `baseline`. A `continuation` follows its prompt: a text is tokenized "
            "by itself, without special tokens; its positions count as `generated`, the prompt's as `prompt`, and its "
            "last token is run for `targets` or `top_logprobs` alone. Without one all tokens but the first count. "
-           "`targets` are scored as the token after the text. Each input under each variant is a generation of "
-           "kind `score` on record; all are admitted, or none. With `Accept: application/x-ndjson` each result is a "
-           "line as soon as it is there; a failure after the first is the last line, `{\"error\": problem}`",
+           "`targets` are scored as the token after the text. `details` of a variant means what it means in "
+           "`/v1/completions`. Each input under each variant is a generation of kind `score` on record; all are "
+           "admitted, or none. With `Accept: application/x-ndjson` each result is a line as soon as it is there; a "
+           "failure after the first is the last line, `{\"error\": problem}`",
            body=ScoreBody, answers=((200, "application/json"), (200, NDJSON)), returns=ScoreAnswer,
            items=(ScoreResult, ScoreFault), errors=ERRORS, max_body=32 * 1024 * 1024,
            examples={
@@ -142,6 +146,9 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore
     targets = await token_ids_of(request, body.targets or (), "targets")
     inputs = await read_inputs(request, body.inputs, body.tokenization)
     top = body.top_logprobs or 0
+    told = [detailed(request, each.sae, f"variants[{at}].sae") for at, each in enumerate(body.variants)]
+    _refuse_many(inputs, told)
+    labels = {} if told == [None] * len(told) else await labels_of(request, ())
     asked: list[AskedScore] = []
     parties: list[list[Requested]] = []
     for at, (given, read) in enumerate(zip(body.inputs, inputs, strict=True)):
@@ -156,14 +163,22 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore
                 Requested(
                     _Admission(body, each.sae, read, scoring, position),
                     read.prompt.token_ids,
-                    TokenOptions(prompt_logprobs=top),
+                    TokenOptions(prompt_logprobs=top, detailed=features),
                     scoring=scoring,
                 )
-                for each in body.variants
+                for each, features in zip(body.variants, told, strict=True)
             ]
         )
         asked += [
-            AskedScore(at=at, given=given, read=read, variant=each.name, targets=bool(targets), top=top)
+            AskedScore(
+                at=at,
+                given=given,
+                read=read,
+                variant=each.name,
+                targets=bool(targets),
+                top=top,
+                labels=labels if each.sae.details else None,
+            )
             for each in body.variants
         ]
     opened = await context(request).generations.open_scores(
@@ -196,6 +211,18 @@ class _Admission(Struct, frozen=True):
             tag=self.body.tag,
             tokenization=None if how == Tokenization() else how.recorded,
             model_position=self.model_position,
+        )
+
+
+def _refuse_many(inputs: Sequence[ReadInput], told: Sequence[Sequence[NamedFeature] | None]) -> None:
+    """`BadRequestError` for details of more positions than an answer may have."""
+    variants = [at for at, each in enumerate(told) if each is not None]
+    positions = len(variants) * sum(len(each.token_ids) for each in inputs)
+    if positions > MOST_POSITIONS:
+        param = f"variants[{variants[0]}].sae.details"
+        raise BadRequestError(
+            f"{param}: {positions} positions would be told of, at most {MOST_POSITIONS} are; send fewer inputs",
+            param=param,
         )
 
 
