@@ -79,7 +79,7 @@ class EventLog(Protocol):
         """At most `limit` events with position above `after`, in order."""
 
     async def of_command(self, command_id: str) -> list[Event]:
-        """All events of one command, in order (few)."""
+        """All events of one command, in order: few, but two for each text of a request under a key."""
 
     async def created(self) -> str:
         """When the log was made, RFC 3339 UTC."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from tests.engine.tiny import save_tiny_sae
 
-from .test_real_presets import answered, over_http
+from .test_real_presets import answered, over_http, together
 
 pytestmark = pytest.mark.anyio
 
@@ -22,8 +21,8 @@ async def test_of_a_tiny_llama(tmp_path: Path) -> None:
         sae_id = await service.attach(save_tiny_sae(tmp_path / "tiny-sae"))
         plain = await answered(client, sae={"steering": [EDIT]})
         own: dict[str, Any] = {"steering": [EDIT], "details": True, "details_of": [7]}
-        told, other = await asyncio.gather(
-            answered(client, sae=own), answered(client, prompt="Another prompt", sae={"steering": [EDIT]})
+        told, other = await together(
+            service, answered(client, sae=own), answered(client, prompt="Another prompt", sae={"steering": [EDIT]})
         )
         assert told["choices"] == plain["choices"]
         assert (told["sae"]["batch"][1], other["sae"]["batch"][1]) == (2, 2)

@@ -207,3 +207,18 @@ async def test_an_sae_that_is_read_and_goes(given: Given) -> None:
     await anext(stream)
     assert await given.engine.detach(detach(5), 0.0) > 0
     assert (await read(stream))[1].reason == "intervention_removed"
+
+
+async def test_a_transcoder_writes_elsewhere_than_it_reads(given: Given) -> None:
+    """So its own edits do not change what it reads; another SAE's at that hook point do."""
+    reads, writes = HookPoint("mlp_in", 1), HookPoint("mlp_out", 1)
+    await given.engine.attach(attach(5, point=reads, out=writes), given.sae)
+    ids = await given.ids()
+    sae = active(5, STRONG, point=reads, out=writes)
+    (first, *_), _ = await read(
+        given.engine.generate(detailed(ids, sae, watches=(Watch(sae=replace(sae, steering=()), features=(7,)),)))
+    )
+    for each in first.details:
+        assert each.edits == (("sae-5", 0),)
+        assert each.relative_norm > 0
+        assert changes(each)[0].before == changes(each)[0].after
