@@ -78,8 +78,8 @@ class TorchEngine(EngineTokenizer, EngineMeasurements):
         """attach_position → folder of the SAE; its statistics are read on request."""
         self._streams: dict[GenerationStream, frozenset[int]] = {}
         """Of what has not ended: attach_position of every SAE that it needs."""
-        self._scored = 0
-        """Of them, those of texts to score."""
+        self._beside = 0
+        """Of them, those of texts to score and of runs, which take nobody's place."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -251,10 +251,12 @@ class TorchEngine(EngineTokenizer, EngineMeasurements):
         """See the port. The generation is in the queue when this returns. `ModelNotLoadedError`, `MailboxFullError`
         (with `retry_after`, seconds), `BadRequestError` for a request that no model could run."""
         model = self._accepting([request])
-        if len(self._streams) - self._scored >= self._settings.max_running + self._settings.max_waiting:
+        taken = len(self._streams) - self._beside
+        if not request.background and taken >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        stream = GenerationStream(self._streams.pop)
+        stream = GenerationStream(self._over if request.background else self._streams.pop)
         self._device.start(self._text(model, Alike(request, (stream,)), SideBySide(compared=False)))
+        self._beside += request.background
         return stream
 
     def score(
@@ -269,7 +271,7 @@ class TorchEngine(EngineTokenizer, EngineMeasurements):
         for party in parties(sets, most, compared=compared):
             beside = SideBySide[Generation](compared=compared)
             self._device.start(*[self._text(model, each, beside) for each in party])
-        self._scored += len(streams)
+        self._beside += len(streams)
         return streams
 
     def _accepting(self, requests: Sequence[GenerationRequest]) -> LoadedModel:
@@ -289,9 +291,9 @@ class TorchEngine(EngineTokenizer, EngineMeasurements):
         return text
 
     def _over(self, stream: GenerationStream) -> None:
-        """A text that was to be scored has ended."""
+        """A text that was to be scored, or a run's, has ended."""
         self._streams.pop(stream)
-        self._scored -= 1
+        self._beside -= 1
 
     def _applied(self, model: LoadedModel, request: GenerationRequest) -> PreparedIntervention | None:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""

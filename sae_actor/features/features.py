@@ -21,9 +21,9 @@ from ..domain.events import LabelSource
 from ..domain.measuring.state import RunState
 from ..domain.rules.attachments import described, known
 from ..domain.state import LabelFile, SaeRecord, State
-from ..errors import BadRequestError, DiskFullError, InternalError, SAEError, TooLargeError
+from ..errors import BadRequestError, DiskFullError, InternalError, SAEError
 from ..ports import Hub
-from ..ports.durability import fsync_path
+from ..ports.durability import fsync_path, receive
 from .directory import OWN, PROFILE, FeatureDirectory, FeatureLabel, FeaturePage, KnownFeature, Sort, outdated
 from .lines import Labelled, entries
 from .matching import Matching
@@ -116,23 +116,9 @@ class Features:
         """Stream a body to disk; where it is then. `TooLargeError`, `DiskFullError`."""
         coming = self._files / f"{uuid.uuid4().hex}{BEGUN}"
         try:
-            await asyncio.to_thread(lambda: coming.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
-            size = 0
-            with coming.open("xb") as file:
-                async for part in body:
-                    size += len(part)
-                    if size > self.upload_bytes:
-                        raise TooLargeError(
-                            f"an upload has at most {self.upload_bytes} bytes ([data] upload_bytes)",
-                            size=size,
-                            limit=self.upload_bytes,
-                        )
-                    await asyncio.to_thread(file.write, part)
-        except BaseException as error:
-            coming.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _failure(error) from None
-            raise
+            await receive(body, coming, self.upload_bytes)
+        except OSError as error:
+            raise _failure(error) from None
         return coming
 
     async def counted(self, coming: Path, sae_id: str, source: str | None) -> LabelCounts:

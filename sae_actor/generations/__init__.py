@@ -6,10 +6,12 @@ running        `Requested`; `RunningGeneration`: its tokens, then its recorded e
 records        GenerationFinished, made from the engine's result
 activations    what an SAE reads in a given prompt, without generating
 details        which features are reported before and after the edits
+behind         how probable a given text is, and what an SAE reads in it, for runs
 monitoring     activations of monitored SAEs, published as they are read
 """
 
 from .activations import read_activations, read_prompt
+from .behind import Continued, read_behind, score_behind
 from .details import MOST_FEATURES, NamedFeature, detail_watches
 from .generations import Generations
 from .records import score_summary

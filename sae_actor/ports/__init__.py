@@ -8,7 +8,7 @@
     measuring    groups of texts that runs measure
     backups      copies of a data folder while it is written in: `Backups`, implemented in `backups`
     clock        the time; `progress`: how far slow work is
-    durability   fsync, for adapters that write files
+    durability   files on disk: uploads on their way there, fsync
 
 `actor` and `api` know the world only through these.
 """
@@ -31,7 +31,7 @@ from .generation import (
 )
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
-from .log import EventLog, Head, Verification
+from .log import EventLog, Head, Verification, follow
 from .measuring import ComparedRows, EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress, Progress
 from .reading import FeatureChange, Pooled, Pooling, PositionDetails, TokenScore, labelled_changes

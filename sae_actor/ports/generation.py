@@ -167,6 +167,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """The grammar of `sampling.response_format`, from the engine's `grammar`."""
     alone: bool = False
     """Run alone, with the prefill in one step: what else runs changes no rounding."""
+    background: bool = False
+    """For a run: it waits until nothing else waits or runs, and stands still while something does. If that needs its
+    memory, it ends with reason `cancelled`."""
     deterministic: bool = False
     """Run alone, with the prefill in one step and deterministic kernels. `SAEUnsupportedError` if the model cannot be
     run so (`ModelFacts.can_be_deterministic`)."""

@@ -260,7 +260,8 @@ class FakeEngine(FakeTokenizing):
 
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
-        if sum(each.request.scoring is None for each in self._streams) >= self.max_running + self.max_waiting:
+        taken = sum(each.request.scoring is None and not each.request.background for each in self._streams)
+        if not request.background and taken >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
         if request.deterministic and not model.can_be_deterministic:
             raise SAEUnsupportedError("the model's kernels are not deterministic")
@@ -381,11 +382,25 @@ class FakeEngine(FakeTokenizing):
                 return
         self._having_turns -= 1
 
+    async def _left_alone(self, stream: RunningText) -> None:
+        """A text of a run waits while another one is there."""
+        while others := [each.finished for each in self._streams if not each.request.background]:
+            await asyncio.wait([stream.finished, *others], return_when=asyncio.FIRST_COMPLETED)
+            if stream.finished.done():
+                return
+
     async def _run(self, stream: RunningText) -> None:
-        async with self._turn(stream.request.share):
+        behind = stream.request.background
+        async with contextlib.nullcontext() if behind else self._turn(stream.request.share):
+            if behind:
+                await self._left_alone(stream)
             stream.append(None)
             while not stream.finished.done():
                 await _pause(self.step_seconds, self.text_gate)
+                if behind:
+                    await self._left_alone(stream)
+                    if stream.finished.done():
+                        return
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")
                     return

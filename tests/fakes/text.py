@@ -261,7 +261,7 @@ class RunningText(GenerationStream):
 
     def _activations(self) -> tuple[Activations, ...]:
         """Of the positions run since the token before; at a limited rate of the newest one alone."""
-        run = (*self.request.token_ids, *self.ids[:-1])
+        run = self.request.given if self.request.scoring else (*self.request.token_ids, *self.ids[:-1])
         first, self._run_before = self._run_before, len(run)
         told = []
         for place, watch in enumerate(self.request.watched):

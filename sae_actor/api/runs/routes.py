@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from litestar import Response
 
 from ...domain.measuring.state import RunState
@@ -9,6 +11,7 @@ from ...domain.rules.runs import known
 from ...domain.views.runs import RunList, RunView, run_view
 from ...errors import BadRequestError, NotFoundError
 from ...runs.job import in_thread
+from ...runs.neuronpedia import archive
 from ...runs.saebench import CoreResult, saebench
 from ...runs.store import RunFile
 from ..answers import answer, state_of
@@ -22,11 +25,12 @@ from . import tables
 KINDS = ("evaluate", "profile", "contrast", "sweep")
 STATES = ("waiting", "running", "completed", "failed", "cancelled")
 VIEWS = ("run", "saebench")
-FORMATS = ("ndjson", "csv", "parquet")
+FORMATS = ("ndjson", "csv", "parquet", "neuronpedia")
 TYPES = {
     "ndjson": "application/x-ndjson",
     "csv": "text/csv; charset=utf-8",
     "parquet": "application/vnd.apache.parquet",
+    "neuronpedia": "application/x-tar",
 }
 _AFTER = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
 
@@ -65,7 +69,9 @@ async def get_run(request: AnyRequest) -> Answer:
 @operation("GET", "/api/runs/{run_id}/rows", "The rows of a run, as they are durable, also before it is done",
            query=(Query("after", _AFTER, "only rows after this many"),
                   Query("format", {"type": "string", "enum": [*FORMATS]}, "ndjson (the default), csv or parquet; in "
-                        "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service")),
+                        "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service. "
+                        "neuronpedia: a profile as a tar of the files of Neuronpedia's bulk downloads, "
+                        "`features/batch-N.jsonl.gz` and `activations/batch-N.jsonl.gz`; labels import both")),
            answers=tuple((200, kind.partition(";")[0]) for kind in TYPES.values()),
            errors=("run_not_found", "sae_unsupported"), tag="runs")  # fmt: skip
 async def get_rows(request: AnyRequest) -> Answer:
@@ -79,9 +85,18 @@ async def get_rows(request: AnyRequest) -> Answer:
         return folder.open(run.run_id)
 
     if kind == "parquet":
-        return Response(content=await tables.parquet(open_file, after), media_type=TYPES[kind])
+        return Response(content=await tables.parquet_table(open_file, after), media_type=TYPES[kind])
+    if kind == "neuronpedia":
+        return Streamed(tables.in_pieces(_archive(request, run, after)), TYPES[kind])
     rows = tables.ndjson(open_file, after) if kind == "ndjson" else tables.csv_table(open_file, after)
     return Streamed(rows, TYPES[kind])
+
+
+def _archive(request: AnyRequest, run: RunState, after: int) -> Iterator[bytes]:
+    if run.kind != "profile":
+        raise BadRequestError("runs of kind profile alone have what Neuronpedia's files hold", param="format")
+    record = state_of(request).saes.get(run.saes[0].sae_id)
+    return archive(context(request).runs.folder, run, record, after)
 
 
 def _run(request: AnyRequest) -> RunState:

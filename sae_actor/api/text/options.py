@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
@@ -9,6 +10,7 @@ from msgspec import Meta, Struct
 from ...domain.commands import PresetName
 from ...domain.messages import Interventions, RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
+from ...errors import BadRequestError
 from .measuring.detailed import NamedFeatures
 from .measuring.targets import NamedTokens
 
@@ -36,6 +38,26 @@ class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False
     tag: Tag | None = None
     expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+LACKING = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
+"""Fields of the extension object that mean nothing in a variant."""
+
+
+def check_variants(
+    variants: Iterable[tuple[str, SaeExtension]], where: str, what: str, lacking: Sequence[str] = LACKING
+) -> None:
+    """`BadRequestError` for two variants of one name, and for fields that a variant cannot have. where: their member;
+    what: as in "not supported where texts are scored"."""
+    names, usual = set[str](), SaeExtension()
+    for at, (name, own) in enumerate(variants):
+        if name in names:
+            raise BadRequestError(f"two variants are called {name!r}", param=f"{where}[{at}].name")
+        names.add(name)
+        for field in lacking:
+            if getattr(own, field) != getattr(usual, field):
+                param = f"{where}[{at}].sae.{field}"
+                raise BadRequestError(f"{param}: not supported {what}", param=param)
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):

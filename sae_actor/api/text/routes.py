@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -31,7 +32,7 @@ from .answers import (
     ListedPreset,
     ModelList,
 )
-from .idempotency import Made, answered_once, asked_under_key, created_at
+from .idempotency import Finish, Made, answered_once, asked_under_key, created_at, recorded
 from .measuring.detailed import detailed, labels_of
 from .measuring.targets import token_ids_of
 from .options import SaeExtension
@@ -159,29 +160,56 @@ async def chat_completions(request: AnyRequest) -> Answer:
     return await respond(request, body, "chat")
 
 
-def _shown(request: AnyRequest, made: Made) -> Answer:
-    reply, done = made
+Shown = Callable[[AnyRequest, Sequence[Made]], Answer]
+Opened = Callable[[AnyRequest, RequestKey | None], Awaitable[Sequence[Reply]]]
+
+
+def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+    ((reply, done),) = made
     return answer(request, reply.whole(done))
 
 
 async def respond(
-    request: AnyRequest,
-    body: TextBody,
-    kind: Kind,
-    shown: Callable[[AnyRequest, Made], Answer] = _shown,
-    frames: Frames | None = None,
+    request: AnyRequest, body: TextBody, kind: Kind, shown: Shown = _shown, frames: Frames | None = None
 ) -> Answer:
     """The answer to a request: `shown` at its end, or streamed in `frames`."""
-    asked = await asked_under_key(request, body, kind)
+
+    async def begin(request: AnyRequest, key: RequestKey | None) -> Sequence[Reply]:
+        return (await opened(request, body, kind, key=key),)
+
+    return await respond_beside(request, (body,), kind, begin, shown=shown, frames=frames or ChunkFrames())
+
+
+async def respond_beside(
+    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, begin: Opened, *, shown: Shown, frames: Frames
+) -> Answer:
+    """The answer to what is asked beside each other, as `respond`. `begin`: the replies to the bodies, in order."""
+    body = bodies[0]
+    asked = await asked_under_key(request, streams=bool(body.stream))
     if asked is not None:
-        begin = partial(opened, body=body, kind=kind)
-        return await answered_once(request, asked, lambda each, key: begin(each, key=key), shown)
-    reply = await opened(request, body, kind)
+
+        async def begun(unheard: AnyRequest) -> Finish:
+            found = await recorded(unheard, asked, bodies, kind)
+            replies = await begin(unheard, asked.key()) if found is None else ()
+
+            async def finish() -> Answer:
+                return shown(unheard, await _made(replies) if found is None else found)
+
+            return finish
+
+        return await answered_once(request, asked, begun)
+    replies = await begin(request, None)
     if body.stream:
-        return await streamed(request, body, (reply,), frames or ChunkFrames())
-    async with on_disconnect(request, partial(abandon, reply.texts)):
-        done = await ends(reply.texts)
-    return shown(request, (reply, done))
+        return await streamed(request, body, replies, frames)
+    async with on_disconnect(request, partial(abandon, [text for reply in replies for text in reply.texts])):
+        made = await _made(replies)
+    return shown(request, made)
+
+
+async def _made(replies: Sequence[Reply]) -> list[Made]:
+    """Each with the ends of its texts."""
+    done = iter(await ends([text for reply in replies for text in reply.texts]))
+    return [(reply, [*islice(done, len(reply.texts))]) for reply in replies]
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:

@@ -225,6 +225,10 @@ def passing(one: StreamEvent) -> str:
     return plain(f"     ·  {one.type}  {json.dumps(one.data, ensure_ascii=False)}"[:EVENT_WIDTH])
 
 
+def counted(events: int) -> str:
+    return f"{events} event{'' if events == 1 else 's'}"
+
+
 def name(path: Path) -> str:
     """The path as printable text, whatever its bytes."""
     return os.fsencode(path).decode(errors="replace")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...domain.words import edit_in_words, monitoring_in_words
-from .answers import hook, plain
+from .answers import counted, hook, plain
 
 View = dict[str, Any]
 
@@ -30,13 +30,13 @@ def difference(view: View) -> str:
 def histories(view: View) -> str:
     """Two histories of one log for a person."""
     common = view["common"]
-    lines = [f"both have    {_events(common['position'])}, head {common['position']} {common['hash']}"]
+    lines = [f"both have    {counted(common['position'])}, head {common['position']} {common['hash']}"]
     for label, side in (("this log", view["mine"]), ("the other", view["other"])):
         if not side["events"]:
             lines.append(f"{label:<11}  ends there")
             continue
         head = side["head"]
-        lines.append(f"{label:<11}  goes on with {_events(side['events'])}, head {head['position']} {head['hash']}")
+        lines.append(f"{label:<11}  goes on with {counted(side['events'])}, head {head['position']} {head['hash']}")
         for fork in side["forks"]:
             data = fork["data"]
             lines.append(f"  forked at {fork['position']} ({data['reason']}), its event ids {data['branch_id'][:8]}")
@@ -44,10 +44,6 @@ def histories(view: View) -> str:
         found = [*_model(changes["model"]), *_saes(changes["saes"]), *_attachments(changes["attachments"])]
         lines += [f"  {line}" for line in found or ["nothing changed of model, SAEs, attachments and steering"]]
     return plain("\n".join(lines))
-
-
-def _events(count: int) -> str:
-    return f"{count} event{'' if count == 1 else 's'}"
 
 
 def _model(changes: View) -> Iterator[str]:

@@ -26,15 +26,15 @@ from ...operations import operation
 from ...problems import problem_view
 from ...requests import body_of
 from ...types import Answer, AnyRequest
-from ..options import SaeExtension, Tag
+from ..idempotency import Finish, answered_once, asked_under_key, check_unmade
+from ..options import SaeExtension, Tag, check_variants
+from ..requests import RequestKey
 from .detailed import detailed, labels_of
 from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
 
 MOST_VARIANTS = 16
-REFUSED = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
-"""Fields of the extension object that mean nothing in a variant."""
 NDJSON = "application/x-ndjson"
 MOST_POSITIONS = 2**17
 """Of which details are told in an answer."""
@@ -87,20 +87,14 @@ class ScoreBody(Struct, TokenizedBody, frozen=True, forbid_unknown_fields=True, 
 
     def check(self) -> None:
         """`BadRequestError` for two variants of one name, and for what a variant cannot have."""
-        usual, names = SaeExtension(), [each.name for each in self.variants]
-        for at, each in enumerate(self.variants):
-            if each.name in names[:at]:
-                raise BadRequestError(f"two variants are called {each.name!r}", param=f"variants[{at}].name")
-            for field in REFUSED:
-                if getattr(each.sae, field) != getattr(usual, field):
-                    param = f"variants[{at}].sae.{field}"
-                    raise BadRequestError(f"{param}: not supported where texts are scored", param=param)
+        check_variants([(each.name, each.sae) for each in self.variants], "variants", "where texts are scored")
 
 
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported",
     "disk_full", "deadline_exceeded", "positions_unknown", "draining", "sae_incompatible", "model_not_found",
+    "idempotency_key_reused", "answer_gone",
 )  # fmt: skip
 
 
@@ -122,24 +116,47 @@ ERRORS = (
                    "variants": [{"name": "bare", "sae": {"baseline": True}}],
                },
            },
-           users=True, tag="text")  # fmt: skip
+           keyed=True, users=True, tag="text")  # fmt: skip
 async def post_score(request: AnyRequest) -> Answer:
     body: ScoreBody = await body_of(request, ScoreBody)
     body.check()
     for variant in body.variants:
         check_intervention(request, variant.sae)
+    in_lines = NDJSON in request.headers.get("accept", "")
+    keyed = await asked_under_key(request, streams=in_lines)
+    if keyed is not None:
+
+        async def begin(unheard: AnyRequest) -> Finish:
+            bare = [each.is_baseline for each in body.variants]
+            await check_unmade(unheard, keyed, bare * len(body.inputs))
+            asked, texts = await _opened(unheard, body, keyed.key())
+
+            async def finish() -> Answer:
+                return _whole(unheard, asked, texts, await ends(texts))
+
+            return finish
+
+        return await answered_once(request, keyed, begin)
     asked, texts = await _opened(request, body)
-    if NDJSON in request.headers.get("accept", ""):
+    if in_lines:
         lines = _lines(asked, texts)
         async with on_disconnect(request, partial(abandon, texts)):
             first = await anext(lines)
         return Streamed(followed_by(first, lines), media_type=NDJSON)
     async with on_disconnect(request, partial(abandon, texts)):
         done = await ends(texts)
+    return _whole(request, asked, texts, done)
+
+
+def _whole(
+    request: AnyRequest, asked: Sequence[AskedScore], texts: Sequence[RunningGeneration], done: Sequence[Completed]
+) -> Answer:
     return answer(request, ScoreAnswer(results=tuple(map(result, asked, texts, done))))
 
 
-async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore], list[RunningGeneration]]:
+async def _opened(
+    request: AnyRequest, body: ScoreBody, key: RequestKey | None = None
+) -> tuple[list[AskedScore], list[RunningGeneration]]:
     """Each input under each variant, admitted."""
     device(request)  # refuses where there is none
     model, position = rules.model_to_ask(state_of(request))
@@ -161,7 +178,7 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore
         parties.append(
             [
                 Requested(
-                    _Admission(body, each.sae, read, scoring, position),
+                    _Admission(body, each.sae, read, scoring, position, key),
                     read.prompt.token_ids,
                     TokenOptions(prompt_logprobs=top, detailed=features),
                     scoring=scoring,
@@ -182,7 +199,10 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore
             for each in body.variants
         ]
     opened = await context(request).generations.open_scores(
-        parties, baseline=body.baseline, principal=principal(request)
+        parties,
+        baseline=body.baseline,
+        principal=principal(request),
+        command_id=None if key is None else key.command_id,
     )
     return asked, [text for party in opened for text in party]
 
@@ -195,6 +215,7 @@ class _Admission(Struct, frozen=True):
     read: ReadInput
     scoring: Scoring
     model_position: int
+    key: RequestKey | None
 
     def __call__(self, generation_id: str) -> AdmitGeneration:
         how, prompt = self.body.tokenization, self.read.prompt
@@ -211,6 +232,8 @@ class _Admission(Struct, frozen=True):
             tag=self.body.tag,
             tokenization=None if how == Tokenization() else how.recorded,
             model_position=self.model_position,
+            request_salt=None if self.key is None else self.key.salt,
+            request_sha256=None if self.key is None else self.key.sha256,
         )
 
 
