@@ -50,13 +50,16 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
     async with recording(folder, model, max_attachments=4, **more) as service:
         actor = service.actor
         features = Features(folder, service.hub, lambda: actor.state, 2**20)
+        runs = Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None)
+        runs.use(service.texts, features.labels)
+        actor.performer.run = runs.perform
         context = Context(
             actor=actor,
             generations=service.texts,
             log=service.log,
             hub=service.hub,
             engine=service.engine,
-            runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None),
+            runs=runs,
             features=features,
             capabilities=lambda: CAPABILITIES,
         )
