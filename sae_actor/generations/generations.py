@@ -236,7 +236,7 @@ class Generations:
         """The engine's request for an admitted generation."""
         payload, options = event.payload(), requested.options
         assert isinstance(payload, GenerationStarted)
-        top_k, exclude = options.top_k_features, options.exclude
+        top_k, exclude, detailed = options.top_k_features, options.exclude, options.detailed
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = filled(
             GenerationRequest,
@@ -247,7 +247,7 @@ class Generations:
             share=event.principal,
             deadline_seconds=NO_DEADLINE if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
-            details=None if options.detailed is None else detail_watches(payload, options.detailed, monitored),
+            details=None if detailed is None else detail_watches(payload, detailed, watches(self._actor.state)),
         )
         self._tokens["prompt",] += len(request.given)
         return request
