@@ -25,15 +25,12 @@ from ..errors import (
 from ..formats.settings.statistics import Statistics, read_statistics
 from ..ports import (
     AttachedSae,
-    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
     ModelSize,
     OnProgress,
     ProfiledFeatures,
-    ReadGroup,
-    TextGroup,
 )
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
@@ -43,7 +40,7 @@ from .decoding.side_by_side import Alike, SideBySide, alike, parties
 from .device_thread import DeviceThread
 from .engine_tokenizer import EngineTokenizer
 from .interventions.hooks import PreparedIntervention
-from .measuring.measurements import Measurements
+from .measuring.measurements import EngineMeasurements, Measurements
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
@@ -58,7 +55,7 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 
-class TorchEngine(EngineTokenizer):
+class TorchEngine(EngineTokenizer, EngineMeasurements):
     """One model, the SAEs on it, generations.
 
     The model and the residents are read and changed on the device thread alone; the event loop holds the streams.
@@ -303,14 +300,6 @@ class TorchEngine(EngineTokenizer):
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
         return prepared(request, model, self._residents)
-
-    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
-        """See the port."""
-        return await self._measurements.evaluate(group)
-
-    async def read_group(self, group: TextGroup) -> ReadGroup:
-        """See the port."""
-        return await self._measurements.read_group(group)
 
     # — the end —
 

@@ -9,8 +9,9 @@ from ..domain.chats import MessageSpan
 from ..domain.events import Sampling
 from ..domain.refs import SINK_WINDOW, Intervention
 from ..errors import DeadlineExceededError, InternalError, SAENotAttachedError, from_code
+from ..limits import NO_DEADLINE
 from ..ports import Activations, Engine, Finished, GenerationRequest, GenerationStream, Watch
-from .generations import ENGINE_DEADLINE_MARGIN, NO_DEADLINE
+from .generations import ENGINE_DEADLINE_MARGIN
 
 ONE_TOKEN = Sampling(temperature=0.0, top_p=1.0, max_tokens=1, seed=0)
 """The prompt is run once; the token that would follow is dropped."""

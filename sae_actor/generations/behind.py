@@ -11,8 +11,8 @@ from ..domain.chats import MessageSpan
 from ..domain.events import Sampling, ScoreSummary
 from ..domain.refs import Intervention
 from ..errors import InternalError, SAENotAttachedError
+from ..limits import NO_DEADLINE
 from ..ports import Activations, Engine, Finished, GenerationRequest, Scoring, Watch
-from .generations import NO_DEADLINE
 from .records import failure, score_summary
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -31,9 +30,10 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
-from ..limits import Throughput
+from ..limits import NO_DEADLINE, Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
+from .details import detail_watches
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .places import has_place
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 ENGINE_DEADLINE_MARGIN = 5.0
 """Seconds. The engine's own deadline is this much later, in case the cancel does not reach it."""
-
-NO_DEADLINE = math.inf
 
 STOPPING_SECONDS = 5
 """When a request may be sent again whose generation the end of the service cut short."""
@@ -112,15 +110,21 @@ class Generations:
         return opened
 
     async def open_scores(
-        self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
+        self,
+        parties: Sequence[Sequence[Requested]],
+        *,
+        baseline: int | None,
+        principal: str,
+        command_id: str | None = None,
     ) -> list[list[RunningGeneration]]:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
-        run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
+        run side by side; baseline: the index of the one that the others are compared with. command_id and what is
+        raised: as `open_all`."""
         count = sum(map(len, parties))
         if self._scored + count > MOST_SCORED:
             raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
         self._scored += count
-        return await self._opened(parties, baseline, principal, None)
+        return await self._opened(parties, baseline, principal, command_id)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
@@ -232,7 +236,7 @@ class Generations:
         """The engine's request for an admitted generation."""
         payload, options = event.payload(), requested.options
         assert isinstance(payload, GenerationStarted)
-        top_k, exclude = options.top_k_features, options.exclude
+        top_k, exclude, detailed = options.top_k_features, options.exclude, options.detailed
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = filled(
             GenerationRequest,
@@ -243,6 +247,7 @@ class Generations:
             share=event.principal,
             deadline_seconds=NO_DEADLINE if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
+            details=None if detailed is None else detail_watches(payload, detailed, watches(self._actor.state)),
         )
         self._tokens["prompt",] += len(request.given)
         return request

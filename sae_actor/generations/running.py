@@ -12,6 +12,7 @@ from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
 from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
+from .details import NamedFeature
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class TokenOptions:
     """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
     """Positions for which no activations are reported."""
+    detailed: Sequence[NamedFeature] | None = None
+    """What the intervention did at each position is reported, with these features besides those of its edits. None: it
+    is not."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for the events of monitored SAEs."""
 

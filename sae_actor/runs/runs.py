@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -69,6 +69,8 @@ class Runs:
             "contrast": contrast,
             "sweep": sweep,
         }
+        self.profiled: Callable[[str], Awaitable[None]] | None = None
+        """Told of a run of kind `profile` once its rows are durable."""
         self._paused: dict[str, str] = {}
         """Run → why it does not go on though nothing is missing."""
 
@@ -127,6 +129,8 @@ class Runs:
     async def _done(self, effect: RunEffect, file: RunFile) -> MeasuredRun:
         job = Job(effect, file, self._engine, self._state, self._progress, **self._own)
         summary = await self._kinds[effect.kind](job)
+        if effect.kind == "profile" and self.profiled is not None:
+            await self.profiled(effect.run_id)
         found = await in_thread(lambda: (file.count(), file.rows_sha256(), file.kept_like("environment ")))
         count, digest, environments = found
         return MeasuredRun(
@@ -149,6 +153,11 @@ class Runs:
             return await in_thread(lambda: self._count(run.run_id))
         except SAEError:
             return 0
+
+    def all_rows(self, run_id: str) -> Iterator[dict[str, Any]]:
+        """The rows of a run. Blocks; raises `RunNotFoundError`."""
+        with closing(self.folder.open(run_id)) as file:
+            yield from file.all_rows()
 
     def _count(self, run_id: str) -> int:
         with closing(self.folder.open(run_id)) as file:

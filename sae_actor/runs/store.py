@@ -172,13 +172,16 @@ class RunFile:
             ).fetchall()
             for number, line in found:
                 row = msgspec.json.decode(line)
-                left = {name: row[name] for name in ("prompt", "variant", "seed")} | {"redacted": True}
-                self._connection.execute(
-                    "UPDATE rows SET line = ? WHERE number = ?", (msgspec.json.encode(left), number)
-                )
+                left = msgspec.json.encode({**{name: row[name] for name in KEY}, "redacted": True})
+                self._connection.execute("UPDATE rows SET line = ? WHERE number = ?", (left, number))
         if found:
             with _guarded():
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def all_rows(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        while page := self.rows(after):
+            after = page[-1][0]
+            yield from (msgspec.json.decode(line) for _, line in page)
 
     def rows_sha256(self) -> str:
         digest, at = hashlib.sha256(), 0

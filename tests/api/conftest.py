@@ -122,7 +122,7 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
     performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
     runs = Runs(RunFolder((runs_folder or folder) / "runs"), engine, lambda: actor.state, announce, again=0.05)
-    performer.run = runs.perform
+    performer.run, runs.profiled, features.profile_rows = runs.perform, features.profiled, runs.all_rows
     texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
     runs.use(texts, features.labels, 4)
     await actor.replay()

@@ -52,7 +52,8 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
         features = Features(folder, service.hub, lambda: actor.state, 2**20)
         runs = Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None)
         runs.use(service.texts, features.labels)
-        actor.performer.run = runs.perform
+        service.performer.run = runs.perform
+        runs.profiled, features.profile_rows = features.profiled, runs.all_rows
         context = Context(
             actor=actor,
             generations=service.texts,
@@ -60,6 +61,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
             hub=service.hub,
             engine=service.engine,
             runs=runs,
+            texts_roots=(folder,),
             features=features,
             capabilities=lambda: CAPABILITIES,
         )

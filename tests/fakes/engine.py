@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from sae_actor.domain.chats import Reasoning
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.refs import Edit, ModelFacts
+from sae_actor.domain.refs import Edit, ModelFacts, SaeDescription
 from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import (
     BadRequestError,
@@ -30,6 +30,7 @@ from sae_actor.errors import (
 from sae_actor.limits import FairQueue
 from sae_actor.ports import (
     AttachedSae,
+    ComparedRows,
     EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
@@ -44,7 +45,7 @@ from sae_actor.ports import (
     TokenWeight,
 )
 from tests.fakes.choosing import grammars
-from tests.fakes.measuring import evaluated, read
+from tests.fakes.measuring import compared, evaluated, read
 from tests.fakes.text import END, RunningText, edits_apart
 from tests.fakes.tokenizing import VOCABULARY, FakeTokenizing
 
@@ -300,15 +301,15 @@ class FakeEngine(FakeTokenizing):
     async def read_group(self, group: TextGroup) -> ReadGroup:
         return read(group, await self._measured(group))
 
+    async def compare_rows(self, attach_position: int) -> ComparedRows:
+        sae = self._reads(attach_position)
+        return compared(sae.d_sae, same_width=sae.d_in == sae.d_out)
+
     async def _measured(self, group: TextGroup) -> int:
         """Waits as for a step of a text; the SAE's width."""
         self.calls.append(("measure", group.attach_position))
         self._loaded()
-        if group.attach_position not in self.residents:
-            raise SAENotAttachedError("the SAE is not on the device")
-        sae = self.residents[group.attach_position][0].sae
-        if not sae.encodes:
-            raise SAEUnsupportedError("vectors have no encoder")
+        sae = self._reads(group.attach_position)
         if max(map(len, group.texts)) > self.context_length:
             raise BadRequestError("a text is longer than the model's context")
         for text in group.texts:
@@ -318,6 +319,14 @@ class FakeEngine(FakeTokenizing):
         if group.attach_position not in self.residents:
             raise SAENotAttachedError("the SAE was detached")
         return sae.d_sae
+
+    def _reads(self, attach_position: int) -> SaeDescription:
+        if attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE is not on the device")
+        sae = self.residents[attach_position][0].sae
+        if not sae.encodes:
+            raise SAEUnsupportedError("vectors have no encoder")
+        return sae
 
     async def close(self) -> None:
         for task in self._drains:

@@ -102,4 +102,5 @@ async def delete_run(request: AnyRequest, command: DeleteRun) -> Answer:
         await context(request).actor.effect_ended("run", run.request_position)
     if command.run_id not in state_of(request).runs:
         await context(request).runs.erase(command.run_id)
+        await context(request).features.catch_up()
     return await awaited(request, accepted, wait_seconds(request), run_id=command.run_id)

@@ -18,7 +18,7 @@ from ...errors import BadRequestError
 from ...runs.lists import Item
 from ..answers import state_of
 from ..context import device
-from ..text.options import SaeExtension, check_variants
+from ..text.options import LACKING, SaeExtension, check_variants
 from ..types import AnyRequest
 from .sources import AskedRun, as_asked, chats_source
 
@@ -36,7 +36,7 @@ async def asked_sweep(request: AnyRequest, given: dict[str, Any]) -> AskedRun:
     checked = as_asked(spec, SweepSpec, "spec")
     owns = [as_asked(each.sae, SaeExtension, f"spec.variants[{at}].sae") for at, each in enumerate(checked.variants)]
     names = [each.name for each in checked.variants]
-    check_variants(zip(names, owns, strict=True), "spec.variants", "in a sweep")
+    check_variants(zip(names, owns, strict=True), "spec.variants", "in a sweep", (*LACKING, "details", "details_of"))
     variants = [await _raw(request, name, own) for name, own in zip(names, owns, strict=True)]
     if len(set(checked.seeds or ())) != len(checked.seeds or ()):
         raise BadRequestError("a seed stands there twice", param="spec.seeds")

@@ -273,6 +273,7 @@ async def test_prompts_out_of_a_file_and_uploaded(service: Running) -> None:
         ({"variants": []}, 400, "bad_request", "spec"),
         ({"variants": [NONE, NONE]}, 400, "bad_request", "spec.variants[1].name"),
         ({"variants": [{"name": "a", "sae": {"tag": "b"}}]}, 400, "bad_request", "spec.variants[0].sae.tag"),
+        ({"variants": [{"name": "a", "sae": {"details": True}}]}, 400, "bad_request", "spec.variants[0].sae.details"),
         ({"variants": [{"name": "a", "sae": {"more": 1}}]}, 400, "bad_request", "spec.variants[0].sae"),
         ({"variants": [{"name": "a", "sae": {"preset": "none"}}]}, 404, "model_not_found", "model"),
         ({"variants": [add(99, 1.0)]}, 422, "feature_out_of_range", None),
