@@ -23,6 +23,7 @@ from sae_actor.config.access import Access, Grant, operator
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
+from sae_actor.eventlog.index import Finder, IndexDatabase, follow
 from sae_actor.features import Features
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
@@ -87,7 +88,7 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0915 - a service is made of many parts
     log: MemoryLog | None = None,
     *,
     tokens: tuple[str, ...] = (),
@@ -118,6 +119,9 @@ async def serving(
         loop.call_soon_threadsafe(broadcast.announce, *progress_frame(progress))
 
     folder = data if data is not None else Path(tempfile.mkdtemp(prefix="data-"))
+    index = IndexDatabase(None)
+    finder = Finder(log, index, broadcast.grown)
+    broadcast.look_up = finder.skipping
     features = Features(folder, hub, lambda: actor.state, upload_bytes)
     performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
@@ -142,6 +146,7 @@ async def serving(
         runs=runs,
         texts_roots=(runs_folder or folder,),
         features=features,
+        finder=finder,
         capabilities=lambda: CAPABILITIES,
         access=Access([*map(operator, tokens), *grants]),
         cors_origins=cors_origins,
@@ -158,6 +163,7 @@ async def serving(
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     serve = asyncio.create_task(server.serve(sockets=[listener]))
+    following = asyncio.create_task(follow(log, index, broadcast.grown))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     bearer = bearer or next(iter(tokens), "")
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
@@ -176,6 +182,8 @@ async def serving(
         await actor.stop()
         await engine.close()
         features.close()
+        following.cancel()
+        index.close()
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
         listener.close()

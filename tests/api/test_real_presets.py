@@ -13,6 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from sae_actor.api import Context, create_app
+from sae_actor.eventlog.index import Finder
 from sae_actor.features import Features
 from sae_actor.runs import RunFolder, Runs
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
@@ -40,6 +41,7 @@ async def over_http(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Reco
             engine=service.engine,
             runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: service.actor.state, lambda _: None),
             features=features,
+            finder=Finder.without_index(service.log),
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_actor.api import Context, create_app
 from sae_actor.cli import main
+from sae_actor.eventlog.index import Finder
 from sae_actor.features import Features
 from sae_actor.runs import RunFolder, Runs
 from sae_actor.sae import load_sae
@@ -58,6 +59,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
             engine=service.engine,
             runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None),
             features=features,
+            finder=Finder.without_index(service.log),
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol

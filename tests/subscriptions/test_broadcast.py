@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from sae_actor.domain import events as ev
+from sae_actor.domain.events.mentions import names_sae
 from sae_actor.domain.refs import Edit, HookPoint
 from sae_actor.errors import LogError
-from sae_actor.subscriptions import PAGE, Broadcast, EventFilter, names_sae, sse
+from sae_actor.subscriptions import PAGE, Broadcast, EventFilter, sse
 from sae_actor.subscriptions.broadcast import PAGE_BYTES, Page
 from tests.actor.world import turns
 from tests.subscriptions.streaming import STARTED, STOPPED, Stream, positions

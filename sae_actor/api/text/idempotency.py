@@ -122,7 +122,7 @@ async def _recorded(request: AnyRequest, asked: KeyedRequest) -> Made | None:
     choices: list[Choice] = []
     done: list[Completed] = []
     async with context(request).walks.taken():
-        state = await context(request).past.state(log, last[0].position)
+        state = await context(request).past.state(context(request).finder, last[0].position)
     for index, event in enumerate(last):
         started = event.payload()
         assert isinstance(started, GenerationStarted)

@@ -15,10 +15,10 @@ from ...domain.evolve import evolve
 from ...domain.state import EMPTY, State
 from ...domain.views.difference import difference
 from ...domain.views.explanation import Explaining
-from ...domain.views.naming import TYPES, Named
 from ...domain.views.resources import state_view
 from ...errors import BadRequestError, LogDamagedError, NotFoundError
 from ...eventlog import events_of, verify_folder
+from ...eventlog.audit.offline import finder_in
 from ...eventlog.checkpoint import NAME as CHECKPOINT_NAME
 from ...ports import Head, Verification
 from ..render import answers as rendered
@@ -48,19 +48,12 @@ class FolderSource:
     async def explain(self, of: str) -> AsyncGenerator[View, None]:
         """Raises `LogDamagedError` if the sound part does not hold the whole record of the generation."""
         verification = await verify_folder(self._folder)
-        named = Named(of)
-        async with aclosing(self._sound(verification, TYPES)) as events:
-            async for event in events:
-                named.feed(event)
-                if named.certain:
-                    break
-        wanted = Explaining(**named.found, live=False) if named.found is not None else None
-        if wanted is not None:
-            async with aclosing(self._sound(verification)) as events:
-                async for event in events:
-                    wanted.feed(event)
-                    if wanted.complete:
-                        break
+        last = sound_part(verification)
+        head = verification.head if verification.ok else Head(max(last, 0), "")
+        async with finder_in(self._folder, head, sound=verification.ok) as finder:
+            named, wanted = await finder.named(of, last), None
+            if (asked := named.found) is not None:
+                wanted = await finder.explained(lambda: Explaining(**asked, live=False), last)
         if not verification.ok and (wanted is None or not wanted.complete):
             raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
         if wanted is None:
@@ -79,11 +72,9 @@ class FolderSource:
             )
         return head
 
-    async def _sound(
-        self, verification: Verification, types: Sequence[str] | None = None
-    ) -> AsyncGenerator[Event, None]:
+    async def _sound(self, verification: Verification) -> AsyncGenerator[Event, None]:
         last = sound_part(verification)
-        async with aclosing(events_of(self._folder, 0, types)) as events:
+        async with aclosing(events_of(self._folder)) as events:
             async for event in events:
                 if event.position > last:
                     return
