@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from . import tables
 from .entries import Entry, entry_of
 from .questions import Questions
 from .rows import ANY, PRINCIPAL, SAE, TAG, TYPE
-from .tables import BLOCK, NOTHING, IndexHead, UnfitIndexError
+from .tables import BLOCK, DAMAGE, NOTHING, IndexHead, UnfitIndexError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class IndexDatabase(Questions):
         """Number and earliest time of the last block."""
         try:
             self._open()
-        except (sqlite3.Error, UnfitIndexError, OSError) as error:
+        except (*DAMAGE, OSError) as error:
             self.make_anew("" if read_only else str(error))
 
     @property
@@ -77,7 +76,7 @@ class IndexDatabase(Questions):
                 if self.path is not None:
                     tables.remove(self.path)
                 self._open()
-            except (sqlite3.Error, UnfitIndexError, OSError) as error:
+            except (*DAMAGE, OSError) as error:
                 logger.warning("there is no %s: %s", tables.NAME, error)
 
     def check(self) -> bool:
@@ -85,7 +84,7 @@ class IndexDatabase(Questions):
         with self._lock:
             try:
                 tables.check(self._connection())
-            except (sqlite3.Error, UnfitIndexError) as error:
+            except DAMAGE as error:
                 logger.warning("%s is damaged: %s", tables.NAME, error)
                 return False
         return True
@@ -102,8 +101,8 @@ class IndexDatabase(Questions):
 
     # — entering —
 
-    def enter(self, log_id: str, events: Sequence[Event]) -> None:
-        """The events that follow its head. Raises `sqlite3.Error`."""
+    def enter(self, log_id: str, events: Sequence[Event], erased: Sequence[int] = ()) -> None:
+        """The events that follow its head. erased: positions whose payload they erase. Raises `sqlite3.Error`."""
         entries = [entry_of(event) for event in events]
         with self._lock:
             if not entries or self._db is None or entries[0].position != self._about.position + 1:
@@ -113,10 +112,10 @@ class IndexDatabase(Questions):
                 self._list(entries, sums)
                 for entry in entries:
                     self._enter_generation(entry, sums)
-                    if entry.redacted is not None:
-                        self._erase(entry.redacted, sums)
+                for position in erased:
+                    self._erase(position, sums)
                 self._enter_times(entries, sums)
-            if any(entry.redacted is not None for entry in entries):
+            if erased:
                 self._empty_wal()
 
     def erase(self, position: int) -> None:
@@ -165,9 +164,10 @@ class IndexDatabase(Questions):
     def _enter_generation(self, entry: Entry, sums: dict[str, int]) -> None:
         if entry.began is not None:
             tag = None if entry.began.tag is None else self._name(TAG, entry.began.tag, sums)
-            row = (entry.position, None, entry.began.key, self._name(PRINCIPAL, entry.principal, sums), tag)
-            self._connection().execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?)", row)
-            sums["generations"] += tables.of_generation(*row)
+            key, principal = entry.began.key, self._name(PRINCIPAL, entry.principal, sums)
+            row = (entry.position, None, key, principal, tag, int(key is not None))
+            self._connection().execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?)", row)
+            sums["generations"] += tables.of_generation(row)
         if entry.ended is not None:
             began = self._generation(entry.ended.started_position)
             if began is not None and began[1] is None and began[2] in (None, entry.ended.key):
@@ -205,21 +205,20 @@ class IndexDatabase(Questions):
                 self._forget(SAE, name, sae, sums)
         row = self._generation(position)
         if row is not None:  # a beginning: the readable end alone still names it
-            self._replace(row, (row[0], row[1], row[2] if row[1] else None, row[3], None), sums)
+            self._replace(row, (row[0], row[1], row[2] if row[1] else None, row[3], None, 0), sums)
             if row[4] is not None and self._one("SELECT 1 FROM generations WHERE tag = ? LIMIT 1", row[4]) is None:
                 ((name,),) = self._all("SELECT name FROM names WHERE id = ?", row[4])
                 self._forget(TAG, name, row[4], sums)
-        # An end: its beginning was erased before it.
-        for row in self._all("SELECT began, ended, key, principal, tag FROM generations WHERE ended = ?", position):
-            self._replace(row, (row[0], None, None, row[3], row[4]), sums)
+        for row in self._all("SELECT * FROM generations WHERE ended = ?", position):  # an end
+            self._replace(row, (row[0], None, row[2] if row[5] else None, *row[3:]), sums)
 
     def _generation(self, began: int) -> tuple[Any, ...] | None:
-        return self._one("SELECT began, ended, key, principal, tag FROM generations WHERE began = ?", began)
+        return self._one("SELECT * FROM generations WHERE began = ?", began)
 
     def _replace(self, before: tuple[Any, ...], after: tuple[Any, ...], sums: dict[str, int]) -> None:
-        query = "UPDATE generations SET ended = ?, key = ?, principal = ?, tag = ? WHERE began = ?"
+        query = "UPDATE generations SET ended = ?, key = ?, principal = ?, tag = ?, readable = ? WHERE began = ?"
         self._connection().execute(query, (*after[1:], after[0]))
-        sums["generations"] += tables.of_generation(*after) - tables.of_generation(*before)
+        sums["generations"] += tables.of_generation(after) - tables.of_generation(before)
 
     # — names —
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ...domain.events import Event, GenerationFinished, GenerationStarted, PayloadRedacted, payload_of
+from ...domain.events import Event, GenerationFinished, GenerationStarted, payload_of
 from ...domain.events.mentions import sae_ids
 from ...domain.views.provenance import APART, SET_ANEW
 
@@ -35,24 +35,20 @@ class Entry(NamedTuple):
     """Explanations of later answers may rest on it; of steering only the last one counts, which is found by its SAE."""
     began: Began | None = None
     ended: Ended | None = None
-    redacted: int | None = None
-    """The position whose payload it erases."""
 
 
 def entry_of(event: Event) -> Entry:
-    began = ended = redacted = None
-    if event.type in (GenerationStarted.type, GenerationFinished.type, PayloadRedacted.type):
+    began = ended = None
+    if event.type in (GenerationStarted.type, GenerationFinished.type):
         match payload_of(event):
             case GenerationStarted() as started:
                 began = Began(key_of(started.generation_id), started.tag)
             case GenerationFinished() as finished:
                 ended = Ended(key_of(finished.generation_id), finished.started_position)
-            case PayloadRedacted() as erasure:
-                redacted = erasure.redacted_position
             case _ if event.type == GenerationStarted.type:
                 began = Began(None, None)
     turns = event.type not in APART and event.type != SET_ANEW
-    return Entry(event.position, event.type, event.time, event.principal, _named(event), turns, began, ended, redacted)
+    return Entry(event.position, event.type, event.time, event.principal, _named(event), turns, began, ended)
 
 
 def key_of(generation_id: str) -> int:

@@ -134,8 +134,7 @@ class Finder:
             found = await self._candidates(wanted, after)
             texts = [text for text in found if text.began <= upto]
             for recorded in await self._recorded(texts, upto):
-                fits = wanted.ids is None or recorded.generation_id in wanted.ids
-                if fits and wanted.missing != 0:
+                if wanted.missing != 0 and _is_wanted(recorded, wanted):
                     wanted.keep(recorded)
             if len(texts) < _rows(wanted) or wanted.ids is not None:
                 break
@@ -165,15 +164,15 @@ class Finder:
         found = []
         for text in texts:
             began, ended = events[text.began], None if text.ended is None else events.get(text.ended)
-            started = payload_of(began)
-            finished = None if ended is None else payload_of(ended)
+            types = [began.type, GenerationFinished.type if ended is None else ended.type]
+            started, finished = payload_of(began), None if ended is None else payload_of(ended)
             if not isinstance(started, GenerationStarted):
                 started = None
             if not isinstance(finished, GenerationFinished):
                 finished = ended = None
-            name = (started or finished).generation_id if started or finished else None  # type: ignore[union-attr]
-            if began.type != GenerationStarted.type or (name is not None and key_of(name) != text.key):
-                raise UnfitIndexError(f"event {text.began} begins another generation")
+            name = started.generation_id if started else finished.generation_id if finished else None
+            if types != [*TYPES] or (name is not None and key_of(name) != text.key):
+                raise UnfitIndexError(f"event {text.began} does not begin this generation")
             if finished is not None and finished.started_position != text.began:
                 raise UnfitIndexError(f"event {text.ended} ends another generation")
             known = await self._histories.before(text.began, upto)
@@ -235,6 +234,15 @@ class Finder:
             return sorted({at for at in ends if 0 < at <= upto})
 
         return await asyncio.to_thread(ask)
+
+
+def _is_wanted(text: Recorded, wanted: Explaining) -> bool:
+    """Raises `UnfitIndexError` for one that was found by a tag or a principal of others; one whose payload was erased
+    meanwhile has no tag any more, and two ids may have one key."""
+    tag = wanted.tag if text.started is None else text.started.tag
+    if wanted.tag not in (None, tag) or wanted.principal not in (None, text.began.principal):
+        raise UnfitIndexError(f"event {text.began.position} begins another generation")
+    return (wanted.ids is None or text.generation_id in wanted.ids) and (wanted.tag is None or text.started is not None)
 
 
 def _rows(wanted: Explaining) -> int:

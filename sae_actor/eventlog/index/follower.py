@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Sequence
 from time import perf_counter
 
+from ...domain.events import ERASED, Event, PayloadRedacted, payload_of
 from ...errors import LogError
 from .database import IndexDatabase
 from .readable import Readable
+from .tables import DAMAGE
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +49,10 @@ async def catch_up(log: Readable, index: IndexDatabase) -> None:
         while index.trusted and index.writable and (at := index.head.position) < log.head.position:
             since = perf_counter()
             page = await log.read(at, PAGE)
-            await asyncio.to_thread(index.enter, log.log_id, page)
+            await asyncio.to_thread(index.enter, log.log_id, page, await _erased(log, page))
             # Half of the time is for others.
             await asyncio.sleep(perf_counter() - since if len(page) == PAGE else 0)
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             logger.warning("index.db is not kept up: %s", error)
             return
@@ -66,7 +69,17 @@ async def settle(log: Readable, index: IndexDatabase) -> None:
         await asyncio.to_thread(index.make_anew, "it was damaged")
     elif not index.writable and log.head.position - index.head.position > MOST_BEHIND:
         await asyncio.to_thread(index.make_anew)
+    elif index.writable and index.head.position:
+        # A kill may have come between a PayloadRedacted and its deed: it is the last event then.
+        for position in await _erased(log, await log.at([index.head.position])):
+            await asyncio.to_thread(index.erase, position)
     index.trusted = index.usable
+
+
+async def _erased(log: Readable, page: Sequence[Event]) -> list[int]:
+    """The positions that these events name, as far as their payloads are gone."""
+    named = {p.redacted_position for event in page if isinstance(p := payload_of(event), PayloadRedacted)}
+    return [event.position for event in await log.at(sorted(named)) if bytes(event.data) == ERASED]
 
 
 async def fits(log: Readable, index: IndexDatabase) -> bool:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .tables import UnfitIndexError
+from .tables import DAMAGE, UnfitIndexError
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class IndexRows:
                 raise UnfitIndexError("it is not to be used")
             try:
                 return question()
-            except (sqlite3.Error, UnfitIndexError, TypeError, ValueError) as error:
+            except DAMAGE as error:
                 self.distrust()
                 raise UnfitIndexError(str(error)) from None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,7 +26,7 @@ TABLES = {
     "listed": "CREATE TABLE listed (sae INTEGER NOT NULL, type INTEGER NOT NULL, position INTEGER NOT NULL, "
     "PRIMARY KEY (sae, type, position)) STRICT, WITHOUT ROWID",
     "generations": "CREATE TABLE generations (began INTEGER PRIMARY KEY, ended INTEGER, key INTEGER, "
-    "principal INTEGER NOT NULL, tag INTEGER) STRICT",
+    "principal INTEGER NOT NULL, tag INTEGER, readable INTEGER NOT NULL) STRICT",
     "by_key": "CREATE INDEX by_key ON generations (key)",
     "by_tag": "CREATE INDEX by_tag ON generations (tag, began) WHERE tag IS NOT NULL",
     "by_principal": "CREATE INDEX by_principal ON generations (principal, began)",
@@ -34,13 +35,13 @@ TABLES = {
     "blocks": "CREATE TABLE blocks (number INTEGER PRIMARY KEY, earliest TEXT NOT NULL) STRICT",
 }
 """Name → statement; the file holds these texts, to the letter. `listed` has each event under the SAE 0, and under each
-SAE that it names. `blocks` has the earliest time of `BLOCK` events."""
+SAE that it names. `readable`: the payload of a beginning. `blocks` has the earliest time of `BLOCK` events."""
 
 PRIME = 4294967291
 _SUMMED = {
     "listed": "(sae * 7919 + type * 104729 + position * 1299709) % 4294967291",
     "generations": "(began * 1299709 + ifnull(ended + 1, 0) * 15485 + ifnull(key + 1, 0) + principal * 7919 "
-    "+ ifnull(tag + 1, 0) * 104729) % 4294967291",
+    "+ ifnull(tag + 1, 0) * 104729 + readable * 224737) % 4294967291",
     "turns": "(position * 1299709) % 4294967291",
 }
 
@@ -49,9 +50,11 @@ def of_listed(sae: int, type_: int, position: int) -> int:
     return (sae * 7919 + type_ * 104729 + position * 1299709) % PRIME
 
 
-def of_generation(began: int, ended: int | None, key: int | None, principal: int, tag: int | None) -> int:
+def of_generation(row: Sequence[Any]) -> int:
+    began, ended, key, principal, tag, readable = row
     after = [0 if each is None else each + 1 for each in (ended, key, tag)]
-    return (began * 1299709 + after[0] * 15485 + after[1] + principal * 7919 + after[2] * 104729) % PRIME
+    known = began * 1299709 + principal * 7919 + readable * 224737
+    return int((known + after[0] * 15485 + after[1] + after[2] * 104729) % PRIME)
 
 
 def of_turn(position: int) -> int:
@@ -81,6 +84,10 @@ NOTHING = IndexHead("", 0, "", dict.fromkeys(("listed", "generations", "turns", 
 
 class UnfitIndexError(Exception):
     """It is of another version, or damaged."""
+
+
+DAMAGE = (sqlite3.Error, UnfitIndexError, msgspec.MsgspecError, ValueError, TypeError, IndexError)
+"""What reading changed bytes may raise: text that is none, values of other types."""
 
 
 def read_about(connection: sqlite3.Connection) -> IndexHead:
