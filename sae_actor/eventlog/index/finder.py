@@ -91,6 +91,23 @@ class Finder:
         found = [e for e in page if e.position <= until and (sae_id is None or names_sae(bytes(e.data), sae_id))]
         return found, min(end, until)
 
+    async def newest(self, kind: str, after: int, until: int, window: int) -> tuple[list[Event], int]:
+        """The last events in (after, until] of a type, the newest first; and the position before which others may be.
+        window: so many positions are read at a time."""
+
+        async def look(upto: int) -> tuple[list[Event], int]:
+            if until > upto:
+                first = max(after, upto, until - window)
+                page = await self.log.read(first, until - first)
+                return [event for event in reversed(page) if event.type == kind], first
+            positions = await asyncio.to_thread(self.index.newest, kind, after, until, window)
+            events = await read_at(self.log, positions[::-1])
+            if any(event.type != kind for event in events):
+                raise UnfitIndexError(f"not all that it says are of type {kind}")
+            return events[::-1], positions[-1] - 1 if len(positions) == window else after
+
+        return await self._found(look)
+
     async def last_by(self, time: str, head: int) -> int:
         """The last event up to `head` that was written at a time or before; a clock may have gone back in between."""
 

@@ -39,6 +39,17 @@ class Questions(IndexRows):
 
         return self._ask(ask)
 
+    def newest(self, kind: str, after: int, until: int, limit: int) -> list[int]:
+        """The last events in (after, until] of a type, the newest first."""
+        query = "SELECT position FROM listed WHERE sae = ? AND type = ? AND position > ? AND position <= ?"
+
+        def ask() -> list[int]:
+            type_ = self._known(TYPE, kind)
+            rows = self._all(f"{query} ORDER BY position DESC LIMIT ?", ANY, type_, after, until, limit)
+            return [position for (position,) in rows]
+
+        return self._ask(ask)
+
     def texts(
         self,
         *,

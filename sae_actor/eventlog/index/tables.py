@@ -16,7 +16,7 @@ NAME = "index.db"
 VERSION = 1
 """To be raised whenever the tables, or what `entry_of` makes of an event, change: a test pins both."""
 APPLICATION_ID = int.from_bytes(b"SAEi")
-BLOCK = 1024
+BLOCK = 128
 """Positions that share one line about their times."""
 
 TABLES = {

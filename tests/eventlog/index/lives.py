@@ -104,6 +104,8 @@ async def plainly(log: Readable) -> dict[str, Any]:
             if (types is None or e.type in types) and (sae_id is None or sae_id in sae_ids(bytes(e.data)))
         ]
         answers[f"events {types} {sae_id}"] = found
+    for kind in ("GenerationFinished", "ActorStarted", "GpuLost"):
+        answers[f"newest {kind}"] = [e.position for e in reversed(events) if e.type == kind]
     for time in moments(events):
         answers[f"by {time}"] = max((e.position for e in events if e.time <= time), default=0)
     return answers
@@ -127,6 +129,12 @@ async def looked_up(finder: Finder) -> dict[str, Any]:
             page, at = await finder.page(at, until, 7, types, sae_id)
             found += [event.position for event in page]
         answers[f"events {types} {sae_id}"] = found
+    for kind in ("GenerationFinished", "ActorStarted", "GpuLost"):
+        found, down_to = [], until
+        while down_to > 0:
+            newest, down_to = await finder.newest(kind, 0, down_to, 3)
+            found += [event.position for event in newest]
+        answers[f"newest {kind}"] = found
     for time in moments(events):
         answers[f"by {time}"] = await finder.last_by(time, until)
     return answers
