@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,14 @@ class IndexDatabase(Questions):
         return Head(self._about.position, self._about.hash)
 
     def close(self) -> None:
+        """Does not wait for a check of many rows."""
+        if (checking := self._db) is not None:
+            checking.interrupt()
         with self._lock:
             self.trusted = self.wrong = False
             if self._db is not None:
+                with suppress(sqlite3.Error):
+                    self._db.execute("SELECT 1").fetchall()  # else, still interrupted, it would not fold its WAL
                 self._db.close()
                 self._db = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import zlib
 from collections.abc import Sequence
@@ -123,6 +124,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
     Raises `UnfitIndexError`, `sqlite3.Error`.
     """
+    if path is not None:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # as private as the log
     connection = sqlite3.connect("" if path is None else path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
