@@ -108,8 +108,8 @@ class Service:
         )
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
-        performer.run = self.runs.perform
-        self.engine.profiled = self.runs.profiles.known
+        performer.run, self.engine.profiled = self.runs.perform, self.runs.profiles.known
+        self.runs.profiled, self.features.profile_rows = self.features.profiled, self.runs.all_rows
         self.generations = Generations(
             self.actor,
             self.engine,
@@ -118,6 +118,7 @@ class Service:
             places=settings.engine.max_running + settings.engine.max_waiting,
             labels=self.features.labels,
         )
+        self.runs.use(self.generations, self.features.labels, settings.engine.max_running)
         self.context = Context(
             actor=self.actor,
             generations=self.generations,
@@ -151,11 +152,9 @@ class Service:
             self.broadcast.follow_branch(self.actor.state.branch_id)
         _tune_garbage_collector()
         self._server = server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
-        load = None
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
-        else:
-            load = await self._start()
+        load = None if read_only else await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
         tasks = [
             asyncio.create_task(self._after_start(url, load)),

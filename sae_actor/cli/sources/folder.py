@@ -72,14 +72,6 @@ class FolderSource:
             )
         return head
 
-    async def _sound(self, verification: Verification) -> AsyncGenerator[Event, None]:
-        last = sound_part(verification)
-        async with aclosing(events_of(self._folder)) as events:
-            async for event in events:
-                if event.position > last:
-                    return
-                yield event
-
     async def _states(self, moments: Sequence[Moment]) -> list[State]:
         """The states at positions, at times, or (None) at the head: the fold of the log's sound part only. At a time:
         after the last event written at that time or before.
@@ -97,7 +89,7 @@ class FolderSource:
         if farthest > last or (not verification.ok and not all(isinstance(moment, int) for moment in moments)):
             raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
         states, state = [EMPTY] * len(moments), EMPTY
-        async with aclosing(self._sound(verification)) as events:
+        async with aclosing(sound_events(self._folder, verification)) as events:
             async for event in events:
                 state = evolve(state, event)
                 for i, moment in enumerate(moments):
@@ -121,6 +113,18 @@ def warn(verification: Verification) -> None:
 def sound_part(verification: Verification) -> int:
     """The last position that verifies; below 0 if no single event can be read."""
     return verification.head.position if verification.ok else (verification.first_bad or 0) - 1
+
+
+async def sound_events(
+    folder: Path, verification: Verification, types: Sequence[str] | None = None
+) -> AsyncGenerator[Event, None]:
+    """The events of a folder that verify."""
+    last = sound_part(verification)
+    async with aclosing(events_of(folder, 0, types)) as events:
+        async for event in events:
+            if event.position > last:
+                return
+            yield event
 
 
 def lost(erased: Sequence[int]) -> str:

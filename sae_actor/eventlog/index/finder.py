@@ -230,11 +230,11 @@ class Finder:
                 named.feed(event)
             named.erased = tuple(at for at in await asyncio.to_thread(self.index.nameless) if at <= upto)
         at = upto
-        while at < until and not named.certain:
+        while at < until and not named.complete:
             page, at = await self._read(at, until, PAGE, TYPES, None)
             for event in page:
                 named.feed(event)
-                if named.certain:
+                if named.complete:
                     break
             await asyncio.sleep(0)
         return named

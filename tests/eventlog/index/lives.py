@@ -94,7 +94,7 @@ async def plainly(log: Readable) -> dict[str, Any]:
         named = Named(of)
         for event in events:
             named.feed(event)
-            if named.certain:
+            if named.complete:
                 break
         answers[f"named {of}"] = (named.found, named.erased if named.found is None else None)
     for types, sae_id in filters():
