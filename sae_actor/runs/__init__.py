@@ -9,8 +9,7 @@ sweeps      texts under several interventions
 contrast    the features that tell two lists of texts apart; pooled: the lists, as they are kept
 evaluate    what an SAE's reconstruction costs the model
 profile     what each feature does; features: numbers per feature, out of what was read
-neuronpedia a profile in the files of Neuronpedia's bulk downloads
-saebench    an evaluation in the shape of SAEBench's `core`
+exports     what they found, in the shapes of Neuronpedia and SAEBench
 statistics  what profiles found, for units and the feature route
 """
 

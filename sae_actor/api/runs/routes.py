@@ -10,9 +10,9 @@ from ...domain.measuring.state import RunState
 from ...domain.rules.runs import known
 from ...domain.views.runs import RunList, RunView, run_view
 from ...errors import BadRequestError, NotFoundError
+from ...runs.exports.neuronpedia import archive
+from ...runs.exports.saebench import CoreResult, saebench
 from ...runs.job import in_thread
-from ...runs.neuronpedia import archive
-from ...runs.saebench import CoreResult, saebench
 from ...runs.store import RunFile
 from ..answers import answer, state_of
 from ..context import context
