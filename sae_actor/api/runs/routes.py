@@ -71,9 +71,9 @@ async def get_run(request: AnyRequest) -> Answer:
            "`variant`, `seed`, `text`, `finish_reason`, `generation_id`; `ce_unsteered`, the mean of -log p of the new "
            "tokens, the end token too, in the model without an intervention; `activations`, of each feature the mean "
            "over these tokens under the variant, before the SAE's own edits and without sinks; "
-           "`continuation_logprobs`, the sum "
-           "for each continuation after the prompt under the variant; `receipt`. Of a text that was redacted `prompt`, "
-           "`variant`, `seed` and `redacted` alone. Of a contrast: what `/api/contrast` says of a feature",
+           "`continuation_logprobs`, the sum for each continuation after the prompt under the variant; `receipt`. Of a "
+           "text that was redacted `prompt`, `variant`, `seed` and `redacted` alone. Of a contrast: what "
+           "`/api/contrast` says of a feature",
            query=(Query("after", _AFTER, "only rows after this many"),
                   Query("format", {"type": "string", "enum": [*FORMATS]}, "ndjson (the default), csv or parquet; in "
                         "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service. "

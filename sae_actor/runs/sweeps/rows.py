@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from ..domain.measuring.specs import SweepSpec
-from ..domain.measuring.sweeps import swept
+from ...domain.measuring.specs import SweepSpec
+from ...domain.measuring.sweeps import swept
+from ..job import Job
+from ..store import RunFile
 from .cells import Cell, SweptPrompt, continuations
-from .job import Job
-from .store import RunFile
 
 CHECKED = "prompts checked"
 
