@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plain(grant: Grant) -> dict[str, Any]:
-    return {"name": grant.name, "role": grant.role, "presets": grant.presets, "sae": grant.sae}
+    own = {"name": grant.name, "role": grant.role, "presets": grant.presets, "sae": grant.sae}
+    return {**own, **dataclasses.asdict(grant.quota)}
 
 
 def _limits(grant: Grant) -> Iterator[str]:
@@ -35,3 +37,6 @@ def _limits(grant: Grant) -> Iterator[str]:
         yield f"presets={','.join(grant.presets)}"
     if grant.sae is not None:
         yield f"sae={grant.sae}"
+    for which, most in dataclasses.asdict(grant.quota).items():
+        if most is not None:
+            yield f"{which}={most}"

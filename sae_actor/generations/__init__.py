@@ -2,6 +2,7 @@
 
 generations    `Generations`: admits requests and holds the running ones
 places         which request gets places among those that run and wait
+quotas         what each principal may have at once, and in a minute
 running        `Requested`; `RunningGeneration`: its tokens, then its recorded end; several of them read together
 records        GenerationFinished, made from the engine's result
 activations    what an SAE reads in a given prompt, without generating

@@ -6,10 +6,12 @@ but never its record. The last item of a reader comes after GenerationFinished i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -30,13 +32,13 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
-from ..limits import Throughput
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .places import has_place
+from .quotas import Quotas
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, Requested, RunningGeneration, abandon
+from .running import Completed, Requested, RunningGeneration, abandon_opened, holding, states
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +66,13 @@ class Generations:
         record_text: bool = False,
         deadline_seconds: float = 600.0,
         places: int | None = None,
+        running: int | None = None,
         labels: LabelsOf = unlabelled,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
         long for it. places: how many generations may be admitted at a time (see `has_place`); further requests are
-        refused before anything is recorded."""
+        refused before anything is recorded. running: how many of them the engine runs at a time."""
         self.deadline_seconds = deadline_seconds
         self.stop_wait_seconds = STOP_WAIT_SECONDS
         self.places = places
@@ -78,40 +82,59 @@ class Generations:
         self._monitors = Monitors(actor.broadcast, labels)
         self.ended: Counter[Labels] = Counter()
         """Ends on record since the process started, by finish reason."""
-        self._throughput = Throughput()
+        self.quotas = Quotas(running, clock=clock)
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: dict[asyncio.Task[Any], tuple[str, int]] = {}
         """Admission under way → whose, and how many generations it admits; texts to score are not counted."""
-        self._scored = 0
-        """Texts to score, admitted or about to be."""
         self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open_all(
-        self, requested: Sequence[Requested], *, principal: str, command_id: str | None = None
+        self, *requests: Sequence[Requested], principal: str, command_id: str | None = None
     ) -> list[RunningGeneration]:
-        """Admit generations that belong together, all or none, under fresh ids, and start them. command_id: made from
-        their idempotency key. Raises the error with which the rules refuse one, or `MailboxFullError`."""
-        if self.places is not None and len(requested) > max(1, self.places):
-            detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
-            raise BadRequestError(detail, param="n")
-        if self.places is not None and not has_place(self._taken(), principal, len(requested), self.places):
-            # The running ones end next. By the time the client returns, those that wait now should be gone.
-            seconds = self._throughput.seconds_for(self.waiting + sum(count for _, count in self._opening.values()))
-            raise MailboxFullError("too many generations are waiting", retry_after=seconds)
-        parties = await self._opened([[each] for each in requested], None, principal, command_id)
-        return [each for party in parties for each in party]
+        """Admit generations that belong together, all or none, under fresh ids, and start them; those of several
+        requests one after the other. command_id: made from their idempotency key. Raises the error with which the rules
+        refuse one, `MailboxFullError` or `QuotaExceededError`."""
+        requested = [each for request in requests for each in request]
+        if self.places is not None and (most := max(map(len, requests))) > max(1, self.places):
+            raise BadRequestError(f"{most} texts in a request; at most {self.places} are made at once", param="n")
+        needs = [each.need for each in requested]
+        self.quotas.check(principal, needs)
+        taken = self.quotas.taken
+        for request in requests if self.places is not None else ():
+            if not has_place(taken, principal, len(request), self.places or 0):
+                raise self.quotas.full(principal, "too many generations are waiting", self._ahead)
+            taken[principal] += len(request)
+        held = holding([[each] for each in requested], self.quotas.hold(principal, needs))
+        opened = await self._opened(held, None, principal, command_id)
+        return [each for party in opened for each in party]
+
+    @property
+    def _ahead(self) -> int:
+        """The running ones end next. By the time a client that is refused returns, those that wait now should be
+        gone."""
+        return self.waiting + sum(count for _, count in self._opening.values())
+
+    @contextlib.contextmanager
+    def reading(self, principal: str, tokens: int) -> Iterator[None]:
+        """Entered to read prompts of so many tokens, which are not recorded. Raises as `open_all`."""
+        with self.quotas.reading(principal, tokens):
+            try:
+                yield
+            except MailboxFullError as error:
+                raise self.quotas.full(principal, error.detail, self._ahead) from None
 
     async def open_scores(
         self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
     ) -> list[list[RunningGeneration]]:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
         run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
-        count = sum(map(len, parties))
-        if self._scored + count > MOST_SCORED:
-            raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
-        self._scored += count
-        return await self._opened(parties, baseline, principal, None)
+        needs = [each.need for party in parties for each in party]
+        self.quotas.check(principal, needs, "measuring")
+        if (ahead := self.quotas.held["measuring"] + len(needs) - MOST_SCORED) > 0:
+            raise self.quotas.full(principal, "too many texts are waiting to be scored", ahead, "measuring")
+        held = holding(parties, self.quotas.hold(principal, needs, "measuring"))
+        return await self._opened(held, baseline, principal, None)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
@@ -123,15 +146,15 @@ class Generations:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             # Its start may be on record already; its end must follow.
-            opening.add_done_callback(_abandon)
+            opening.add_done_callback(abandon_opened)
             raise
 
-    def _taken(self) -> Counter[str]:
-        """Places that are taken, by principal."""
-        taken = Counter(each.principal for each in self._running.values() if not each.is_score)
-        for principal, count in self._opening.values():
-            taken[principal] += count
-        return taken
+    @property
+    def states(self) -> Counter[Labels]:
+        """Texts that are made, by principal: `running`, or `waiting` for that."""
+        return states(self._running.values()) + Counter(
+            (name, "waiting") for name, count in self._opening.values() for _ in range(count)
+        )
 
     @property
     def tokens(self) -> Counter[Labels]:
@@ -177,12 +200,12 @@ class Generations:
                 opened.append(self._begin(begun, party, baseline))
                 begun.clear()
 
-        requests = [self._request(each) for party in parties for each in party]
         try:
+            requests = [self._request(each) for party in parties for each in party]
             await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
         finally:
-            missed = (each for party in parties[len(opened) :] for each in party)
-            self._scored -= sum(each.scoring is not None for each in missed)
+            for each in (each for party in parties[len(opened) :] for each in party):
+                each.let_go()
         return opened
 
     def _request(self, requested: Requested) -> AdmitGeneration:
@@ -206,7 +229,7 @@ class Generations:
             payload = event.payload()
             assert isinstance(payload, GenerationStarted)
             weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-            generation = RunningGeneration(event, payload, stream, weights)
+            generation = RunningGeneration(event, payload, stream, weights, each.hold)
             if monitored:
                 prompt = each.options.prompt or (None,) * len(each.token_ids)
                 following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
@@ -255,14 +278,12 @@ class Generations:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         generation = self._running.pop(task)
+        generation.let_go()
         self._tokens["generated",] += len(generation.made)
-        self._scored -= generation.is_score
 
     async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
         ended = await self._end(generation, len(token_ids))
-        if not generation.is_score:
-            self._throughput.ended()
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
@@ -324,9 +345,3 @@ class Generations:
                     return record
         await self._actor.report(record, principal=generation.principal)
         return record
-
-
-def _abandon(opening: asyncio.Task[list[list[RunningGeneration]]]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        for party in opening.result():
-            abandon(party)

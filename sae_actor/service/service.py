@@ -99,11 +99,7 @@ class Service:
         self.engine = LazyEngine(lambda: adapters.engine(settings), self.hub.fetch_model)
         self.broadcast = Broadcast(log)
         self.features = Features(
-            deployment.folder,
-            self.hub,
-            lambda: self.actor.state,
-            settings.data.upload_bytes,
-            read_only=log.read_only,
+            deployment.folder, self.hub, lambda: self.actor.state, settings.data.upload_bytes, read_only=log.read_only
         )
         performer = Performer(
             self.engine, self.hub, self._announce, settings.engine.drain_seconds, self.features.forget
@@ -118,7 +114,9 @@ class Service:
             record_text=settings.audit.record_text,
             deadline_seconds=settings.engine.deadline_seconds,
             places=settings.engine.max_running + settings.engine.max_waiting,
+            running=settings.engine.max_running,
             labels=self.features.labels,
+            clock=adapters.clock.monotonic,
         )
         self.context = Context(
             actor=self.actor,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ async def serving(
     runs_folder: Path | None = None,
     data: Path | None = None,
     upload_bytes: int = 2**20,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     log = log if log is not None else MemoryLog()
     engine = engine if engine is not None else FakeEngine()
@@ -132,7 +134,14 @@ async def serving(
         run_progress=runs.folder.progress(actor.state.runs),
     )
     await actor.start(start)
-    texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
+    texts = Generations(
+        actor,
+        engine,
+        record_text=record_text,
+        running=getattr(engine, "max_running", None),
+        labels=features.labels,
+        clock=monotonic,
+    )
     context = Context(
         actor=actor,
         generations=texts,

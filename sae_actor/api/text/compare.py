@@ -22,7 +22,7 @@ from .answers import ChatComparison, ChatComparisonChunk, Comparison, Comparison
 from .options import SaeExtension
 from .replies import Kind
 from .requests import ChatBody, CompletionBody, TextBody
-from .routes import ANSWERS, ERRORS, EXAMPLE, named, opened
+from .routes import ANSWERS, ERRORS, EXAMPLE, named, opened_together
 from .stream import ChunkFrames, streamed
 
 BRANCHES = ("steered", "baseline")
@@ -46,12 +46,7 @@ async def post_compare(request: AnyRequest) -> Answer:
     body = named(request, body, rules.model_to_ask(state_of(request))[0])
     own = body.sae or SaeExtension()
     bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None, preset=None))
-    steered = await opened(request, body, kind)
-    try:
-        baseline = await opened(request, bare, kind)
-    except BaseException:
-        abandon(steered.texts)
-        raise
+    steered, baseline = await opened_together(request, (body, bare), kind)
     if body.stream:
         chunk_type: type[Any] = ChatComparisonChunk if kind == "chat" else ComparisonChunk
         frames = ChunkFrames(lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -13,7 +13,8 @@ from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...domain.state import Preset
 from ...errors import BadRequestError, ModelNotFoundError
-from ...generations import Requested, TokenOptions, abandon, ends
+from ...generations import Requested, RunningGeneration, TokenOptions, abandon, ends
+from ...ports import Engine, Tokenized
 from ..answers import answer, state_of
 from ..context import check_intervention, context, device, principal
 from ..disconnects import on_disconnect
@@ -43,7 +44,7 @@ ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
     "sae_ambiguous", "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full",
     "out_of_memory", "read_only", "sae_unsupported", "sae_incompatible", "disk_full", "deadline_exceeded",
-    "positions_unknown",
+    "positions_unknown", "quota_exceeded",
 )  # fmt: skip
 KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
@@ -181,17 +182,57 @@ async def respond(
 async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
     """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
     idempotency key."""
+    (reply,) = await opened_together(request, (body,), kind, key=key)
+    return reply
+
+
+async def opened_together(
+    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, *, key: RequestKey | None = None
+) -> list[Reply]:
+    """As `opened`, of several requests in one."""
     engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
+    asked = [await _asked(request, engine, body, kind=kind, model=model, position=position, key=key) for body in bodies]
+    command_id = None if key is None else key.command_id
+    requests = [one.requested for one in asked]
+    following = iter(await texts.open_all(*requests, principal=principal(request), command_id=command_id))
+    return [await _reply(request, one, [next(following) for _ in one.requested], model) for one in asked]
+
+
+class _ToAdmit(NamedTuple):
+    """A request, ready to be admitted."""
+
+    kind: Kind
+    body: TextBody
+    requested: list[Requested]
+    prompts: list[Tokenized]
+    """That of each text."""
+    names: bool
+    """The log probabilities of some tokens are asked for."""
+
+
+async def _asked(
+    request: AnyRequest,
+    engine: Engine,
+    body: TextBody,
+    *,
+    kind: Kind,
+    model: ModelFacts,
+    position: int,
+    key: RequestKey | None,
+) -> _ToAdmit:
     body.check()
     body = named(request, body, model)
     check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
-    settings = [sampling(body, prompt, model) for prompt in prompts]
+    of = [prompt for prompt in prompts for _ in range(body.choices)]
+    quotas = context(request).generations.quotas
+    usual = quotas.usual_new(principal(request), [len(each.token_ids) for each in of])
+    settings = [sampling(body, prompt, model, usual) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
-    asked, of = [], []
+    asked = []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
             logprobs=body.scores,
@@ -206,10 +247,12 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             ask = partial(
                 admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position, key=key
             )
-            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
-            of.append(prompt)
-    command_id = None if key is None else key.command_id
-    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
+            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema, most=own.max_tokens))
+    return _ToAdmit(kind, body, asked, of, bool(watched))
+
+
+async def _reply(request: AnyRequest, asked: _ToAdmit, opened: list[RunningGeneration], model: ModelFacts) -> Reply:
+    kind, body = asked.kind, asked.body
     labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
     choices = tuple(
         Choice(
@@ -220,10 +263,10 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
-            names=bool(watched),
+            names=asked.names,
             labels=labels,
         )
-        for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
+        for index, (text, prompt) in enumerate(zip(opened, asked.prompts, strict=True))
     )
     created = created_at(opened[0].event)
     shown = shown_name(request, model, opened[0].started)

@@ -10,8 +10,8 @@ Nothing but `DeviceLostError` leaves a step.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -61,8 +61,10 @@ class Scheduler:
         self._limits = limits
         self._running: deque[Generation] = deque()
         self._waiting = FairQueue[Generation]()
-        self._scored: deque[Generation] = deque()
+        self._scored = FairQueue[Generation]()
         """Texts to score, which wait for their turn after all others."""
+        self.most: Mapping[str, int] = {}
+        """How many texts of a share may run at a time. Replaced as a whole, by any thread."""
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -88,19 +90,15 @@ class Scheduler:
 
     @property
     def _all(self) -> Sequence[Generation]:
-        return (*self._running, *(self._waiting if self._waiting.size else ()), *self._scored)
+        return (*self._running, *(each for queue in (self._waiting, self._scored) if queue.size for each in queue))
 
     def admit(self, texts: Sequence[Generation]) -> None:
         """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
-        if self._runner is None:
-            for text in texts:
-                text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
-            return
         for text in texts:
-            if text.request.scoring is None:
-                self._waiting.push(text.request.share, text)
-            else:
-                self._scored.append(text)
+            if self._runner is None:
+                text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
+                continue
+            (self._waiting if text.request.scoring is None else self._scored).push(text.request.share, text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
@@ -126,9 +124,8 @@ class Scheduler:
     def fail(self, error: DeviceLostError) -> None:
         """The device is lost. It is not used any more, not even to free memory."""
         texts = self._all
-        self._running.clear()
-        self._waiting.clear()
-        self._scored.clear()
+        for each in (self._running, self._waiting, self._scored):
+            each.clear()
         for text in texts:
             text.kept = None
             text.fail(DeviceLostError(error.detail))
@@ -139,17 +136,24 @@ class Scheduler:
         for text in over:
             self._release(text)
         if over:
-            self._running, self._scored = (
-                deque(text for text in texts if not text.over) for texts in (self._running, self._scored)
-            )
-            self._waiting.keep(lambda text: not text.over)
-        while self._waiting.size or self._scored:
-            party = (self._waiting.first if self._waiting.size else self._scored[0]).beside.living
+            self._running = deque(text for text in self._running if not text.over)
+            for each in (self._waiting, self._scored):
+                each.keep(lambda text: not text.over)
+        while (waiting := self._next()) is not None:
+            queue, share, party = waiting
             full = len(self._running) + len(party) > self._limits.running
             if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
                 break
-            for _ in party:
-                self._running.append(self._waiting.pop() if self._waiting.size else self._scored.popleft())
+            self._running.extend(queue.take(share, len(party)))
+
+    def _next(self) -> tuple[FairQueue[Generation], str, list[Generation]] | None:
+        """Whose turn it is among those that wait, and what runs side by side then."""
+        most, queues = self.most, [queue for queue in (self._waiting, self._scored) if queue.size]
+        beside = {each.beside: each.request.share for each in self._running} if most and queues else {}
+        for queue in queues:
+            if (share := queue.turn(most, Counter(beside.values()))) is not None:
+                return queue, share, queue.first(share).beside.living
+        return None
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -208,7 +212,8 @@ class Scheduler:
         """The generations of a shared step, of these; `fits` says which may be in it."""
         most = self._limits.prompt_tokens
         turns = [_turn(text, 1) for text in texts if not text.in_prefill]
-        prompts = [_prompt(each, most) for each in texts if _has_share(each)]
+        # Texts to score get what is left.
+        prompts = [_prompt(each, most) for each in texts if each.in_prefill and each.request.scoring is None]
         shares = self._shares.share(prompts, most) if prompts else {}
         turns += [_turn(text, shares[text]) for text in texts if text in shares]
         room = most - sum(shares.values())
@@ -272,11 +277,6 @@ class Scheduler:
         if any(piece.scored for piece in pieces):
             logits = logits[[stop - 1 for _, stop in ranges]]
         return logits, prompts
-
-
-def _has_share(text: Generation) -> bool:
-    """Of the prompt tokens of a step; texts to score get what is left."""
-    return text.in_prefill and text.request.scoring is None
 
 
 def _prompt(text: Generation, most: int) -> Prompt:

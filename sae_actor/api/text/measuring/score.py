@@ -98,6 +98,7 @@ ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported",
     "disk_full", "deadline_exceeded", "positions_unknown", "draining", "sae_incompatible", "model_not_found",
+    "quota_exceeded",
 )  # fmt: skip
 
 
@@ -158,6 +159,7 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore
                     read.prompt.token_ids,
                     TokenOptions(prompt_logprobs=top),
                     scoring=scoring,
+                    most=len(read.continuation_ids) + scoring.runs_last,
                 )
                 for each in body.variants
             ]
