@@ -256,16 +256,14 @@ def test_every_token_is_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
     readme = (SHIPPED.parent / "README.md").read_text("utf-8")
-    (command,) = re.findall(r"^ *python3 -c '(import hashlib.*)'$", readme, re.MULTILINE)
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    token, line = done.stdout.splitlines()
+    (command,) = re.findall(r"^ *sae-actor (token alice .*) --file tokens$", readme, re.MULTILINE)
     file = tmp_path / "tokens"
-    file.write_text(line)
-    file.chmod(0o600)
+    words = [sys.executable, "-m", "sae_actor", *command.split(), "--file", str(file)]
+    token = subprocess.run(words, capture_output=True, text=True, check=True, cwd=SHIPPED.parent).stdout
     found = checks.grants(load({"server.tokens_file": str(file)}, environment={}))
     grant = Access(found).of(token.strip().encode())
     assert grant is not None
-    assert (grant.name, grant.role) == ("alice", "viewer")
+    assert (grant.name, grant.role, grant.quota) == ("alice", "user", Quota(running=4, waiting=32))
 
 
 @pytest.mark.parametrize(
