@@ -18,27 +18,28 @@ from msgspec.structs import replace
 
 from ..actor.actor import Actor
 from ..domain import events as ev
-from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.events import Event, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
 from ..domain.structs import filled
 from ..errors import (
     BadRequestError,
-    DeadlineExceededError,
     DeviceLostError,
     InternalError,
     MailboxFullError,
     NotReadyError,
     SAEError,
-    TooLargeError,
 )
+from ..limits import NO_DEADLINE
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
+from .details import detail_watches
+from .ending import end_of, put_on_record
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .places import has_place
-from .quotas import Quotas
-from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, Requested, RunningGeneration, abandon_opened, holding, states
+from .quotas import Hold, Quotas
+from .records import failure, record_of
+from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon_opened, holding, states
 
 logger = logging.getLogger(__name__)
 
@@ -90,30 +91,40 @@ class Generations:
         self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open_all(
-        self, *requests: Sequence[Requested], principal: str, command_id: str | None = None
+        self,
+        requested: Sequence[Requested],
+        *,
+        principal: str,
+        command_id: str | None = None,
+        held: Sequence[Hold] = (),
     ) -> list[RunningGeneration]:
-        """Admit generations that belong together, all or none, under fresh ids, and start them; those of several
-        requests one after the other. command_id: made from their idempotency key. Raises the error with which the rules
-        refuse one, `MailboxFullError` or `QuotaExceededError`."""
-        requested = [each for request in requests for each in request]
+        """Admit generations that belong together, all or none, under fresh ids, and start them. command_id: made from
+        their idempotency key. held: by `hold`, which else is called here. Raises the error with which the rules refuse
+        one, and what `hold` raises."""
+        own = holding([[each] for each in requested], held or self.hold(requested, principal=principal))
+        opened = await self._opened(own, None, principal, command_id)
+        return [each for party in opened for each in party]
+
+    def hold(self, *requests: Sequence[Requested], principal: str) -> list[Hold]:
+        """What requests need that belong together, for all of them; each is to be ended, or given to `open_all`. Raises
+        `BadRequestError`, `MailboxFullError`, `QuotaExceededError`."""
         if self.places is not None and (most := max(map(len, requests))) > max(1, self.places):
             raise BadRequestError(f"{most} texts in a request; at most {self.places} are made at once", param="n")
-        needs = [each.need for each in requested]
+        needs = [each.need for request in requests for each in request]
         self.quotas.check(principal, needs)
         taken = self.quotas.taken
         for request in requests if self.places is not None else ():
             if not has_place(taken, principal, len(request), self.places or 0):
                 raise self.quotas.full(principal, "too many generations are waiting", self._ahead)
             taken[principal] += len(request)
-        held = holding([[each] for each in requested], self.quotas.hold(principal, needs))
-        opened = await self._opened(held, None, principal, command_id)
-        return [each for party in opened for each in party]
+        return self.quotas.hold(principal, needs)
 
     @property
     def _ahead(self) -> int:
         """The running ones end next. By the time a client that is refused returns, those that wait now should be
         gone."""
-        return self.waiting + sum(count for _, count in self._opening.values())
+        waiting = sum(each.waits and not each.background for each in self._running.values())
+        return waiting + sum(count for _, count in self._opening.values())
 
     @contextlib.contextmanager
     def reading(self, principal: str, tokens: int) -> Iterator[None]:
@@ -124,23 +135,35 @@ class Generations:
             except MailboxFullError as error:
                 raise self.quotas.full(principal, error.detail, self._ahead) from None
 
+    async def open_behind(self, requested: Requested, *, principal: str) -> RunningGeneration:
+        """Admit a text of a run (`background`), and start it. It takes no place. Raises as `open_all`."""
+        ((opened,),) = await self._opened([[requested]], None, principal, None)
+        return opened
+
     async def open_scores(
-        self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
+        self,
+        parties: Sequence[Sequence[Requested]],
+        *,
+        baseline: int | None,
+        principal: str,
+        command_id: str | None = None,
     ) -> list[list[RunningGeneration]]:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
-        run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
+        run side by side; baseline: the index of the one that the others are compared with. command_id and what is
+        raised: as `open_all`."""
         needs = [each.need for party in parties for each in party]
         self.quotas.check(principal, needs, "measuring")
         if (ahead := self.quotas.held["measuring"] + len(needs) - MOST_SCORED) > 0:
             raise self.quotas.full(principal, "too many texts are waiting to be scored", ahead, "measuring")
         held = holding(parties, self.quotas.hold(principal, needs, "measuring"))
-        return await self._opened(held, baseline, principal, None)
+        return await self._opened(held, baseline, principal, command_id)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
     ) -> list[list[RunningGeneration]]:
         opening = asyncio.create_task(self._open(parties, baseline, principal, command_id))
-        self._opening[opening] = principal, sum(each.scoring is None for party in parties for each in party)
+        places = sum(each.scoring is None and not each.background for party in parties for each in party)
+        self._opening[opening] = principal, places
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
@@ -229,7 +252,7 @@ class Generations:
             payload = event.payload()
             assert isinstance(payload, GenerationStarted)
             weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-            generation = RunningGeneration(event, payload, stream, weights, each.hold)
+            generation = RunningGeneration(event, payload, stream, weights, hold=each.hold, background=each.background)
             if monitored:
                 prompt = each.options.prompt or (None,) * len(each.token_ids)
                 following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
@@ -254,11 +277,18 @@ class Generations:
             requested,
             token_ids=tuple(requested.token_ids),
             share=event.principal,
-            deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
+            deadline_seconds=NO_DEADLINE if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
+            details=self._detailed(payload, options),
         )
         self._tokens["prompt",] += len(request.given)
         return request
+
+    def _detailed(self, started: GenerationStarted, options: TokenOptions) -> tuple[Watch, ...] | None:
+        """As in `GenerationRequest.details`."""
+        if options.detailed is None:
+            return None
+        return detail_watches(started, options.detailed, watches(self._actor.state))
 
     def _streams(self, requests: Sequence[GenerationRequest], baseline: int | None) -> Sequence[GenerationStream]:
         """The engine's streams. An error of the engine becomes their result, so that an end is always recorded."""
@@ -283,7 +313,12 @@ class Generations:
 
     async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
-        ended = await self._end(generation, len(token_ids))
+        ended = await end_of(
+            generation,
+            len(token_ids),
+            deadline_seconds=self.deadline_seconds,
+            stop_wait_seconds=self.stop_wait_seconds,
+        )
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
@@ -291,7 +326,9 @@ class Generations:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.report(SaeFailed(ended.faulted, fault))
         try:
-            record = await self._record(generation, record, token_ids, ended)
+            record = await put_on_record(
+                self._actor, generation, record, token_ids, ended, with_texts=self._record_text
+            )
         except SAEError as error:
             # An end that is not on record is not delivered as if it were, nor counted.
             ended = error
@@ -302,46 +339,3 @@ class Generations:
         elif isinstance(ended, Finished) and ended.reason == "cancelled" and generation.cut_short is not None:
             ended = generation.cut_short
         generation.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
-
-    async def _end(self, generation: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
-        """Wait for the end, the reader's disconnect or the deadline. Then stop it and wait briefly: the engine's
-        thread may hang."""
-        stream = generation.stream
-        ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
-        first = [*ends, stream.begun]
-        # Texts to score wait for one another, as many as there are.
-        limit = None if generation.is_score else self.deadline_seconds
-        await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        if begun := stream.begun.done():
-            await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
-        late = not (stream.finished.done() or generation.left.done())
-        if not stream.finished.done():
-            stream.stop()
-            await asyncio.wait([stream.finished], timeout=self.stop_wait_seconds)
-            await stream.aclose()
-        ended = stream.result or cut_off(tokens_prompt, stream.tokens)
-        if not late or isinstance(ended, SAEError):
-            return ended
-        what = "finish" if begun else "begin"
-        error = DeadlineExceededError(f"the generation did not {what} within {self.deadline_seconds:g} seconds")
-        return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
-
-    async def _record(
-        self,
-        generation: RunningGeneration,
-        record: GenerationFinished,
-        token_ids: tuple[int, ...],
-        ended: Finished | SAEError,
-    ) -> GenerationFinished:
-        """Write the record to the log; with the text if that is configured and small enough for an event."""
-        if self._record_text:
-            record = whole = with_text(record, token_ids, ended)
-            for names in LEFT_OUT:
-                try:
-                    await self._actor.report(record, principal=generation.principal)
-                except TooLargeError as error:
-                    record = without(whole, names, error)
-                else:
-                    return record
-        await self._actor.report(record, principal=generation.principal)
-        return record

@@ -138,7 +138,8 @@ class Hold:
     is_timed: bool
     """Of a minute's tokens each counts from when it is made: `token` is to be called for it."""
     _place: _Place
-    _over: Callable[[bool], object]
+    _over: Callable[[bool], object] | None
+    """Told of the end; None after it."""
     _made: int = field(default=0)
 
     def token(self) -> None:
@@ -150,14 +151,17 @@ class Hold:
         ledger.run("generated", 1)
 
     def end(self, *, ran: bool = False, made: int = 0) -> None:
-        """It is over; called once. ran: its prompt was run, or begun; made: how many tokens were made."""
+        """It is over. ran: its prompt was run, or begun; made: how many tokens were made. Harmless when repeated."""
+        if self._over is None:
+            return
+        over, self._over = self._over, None
         ledger = self._place.ledger
         if ran and not self._made:
             ledger.run("prompt", self.need.prompt)
         ledger.run("generated", made - self._made)
         ledger.reserved -= (0 if ran else self.need.prompt) + self.need.new - made
         self._place.leave(ran=ran)
-        self._over(ran)
+        over(ran)
 
 
 class Quotas:

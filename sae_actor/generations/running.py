@@ -13,6 +13,7 @@ from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
 from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
+from .details import NamedFeature
 from .quotas import Hold, Need
 
 
@@ -38,6 +39,9 @@ class TokenOptions:
     """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
     """Positions for which no activations are reported."""
+    detailed: Sequence[NamedFeature] | None = None
+    """What the intervention did at each position is reported, with these features besides those of its edits. None: it
+    is not."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for the events of monitored SAEs."""
 
@@ -57,6 +61,8 @@ class Requested:
     """The JSON schema of its response format, for the record."""
     scoring: Scoring | None = None
     """Score the prompt and what follows it, instead of making a text."""
+    background: bool = False
+    """For a run, as in `GenerationRequest`: it may give way, and has no deadline."""
     most: int = 0
     """Tokens that may follow the prompt: they are made or, of a text to score, given."""
     hold: Hold | None = None
@@ -88,10 +94,13 @@ class RunningGeneration:
         payload: GenerationStarted,
         stream: GenerationStream,
         weights: Sequence[WeightsFiles] = (),
+        *,
         hold: Hold | None = None,
+        background: bool = False,
     ) -> None:
         """weights: the weights files of each SAE of the intervention, from the state at the beginning. hold: as of
         `Requested`."""
+        self.background = background
         self._hold = hold
         if hold is not None and hold.is_timed:
             stream.on_token = hold.token
@@ -114,6 +123,11 @@ class RunningGeneration:
     def is_score(self) -> bool:
         """Its text is given, and scored."""
         return self.started.kind == "score"
+
+    @property
+    def holds_place(self) -> bool:
+        """Texts to score, and those of runs, hold none."""
+        return not (self.is_score or self.background)
 
     @property
     def waits(self) -> bool:
@@ -189,7 +203,7 @@ def states(generations: Iterable[RunningGeneration]) -> Counter[tuple[str, ...]]
     return Counter(
         (each.principal, "running" if each.stream.begun.done() else "waiting")
         for each in generations
-        if not (each.is_score or each.stream.finished.done())
+        if each.holds_place and not each.stream.finished.done()
     )
 
 

@@ -106,8 +106,8 @@ class Service:
         )
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
-        performer.run = self.runs.perform
-        self.engine.profiled = self.runs.profiles.known
+        performer.run, self.engine.profiled = self.runs.perform, self.runs.profiles.known
+        self.runs.profiled, self.features.profile_rows = self.features.profiled, self.runs.all_rows
         self.generations = Generations(
             self.actor,
             self.engine,
@@ -118,6 +118,7 @@ class Service:
             labels=self.features.labels,
             clock=adapters.clock.monotonic,
         )
+        self.runs.use(self.generations, self.features.labels, settings.engine.max_running)
         self.context = Context(
             actor=self.actor,
             generations=self.generations,

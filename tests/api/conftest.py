@@ -88,7 +88,7 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0915 — one life of a service, from end to end
     log: MemoryLog | None = None,
     *,
     tokens: tuple[str, ...] = (),
@@ -124,7 +124,16 @@ async def serving(
     performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
     runs = Runs(RunFolder((runs_folder or folder) / "runs"), engine, lambda: actor.state, announce, again=0.05)
-    performer.run = runs.perform
+    performer.run, runs.profiled, features.profile_rows = runs.perform, features.profiled, runs.all_rows
+    texts = Generations(
+        actor,
+        engine,
+        record_text=record_text,
+        running=getattr(engine, "max_running", None),
+        labels=features.labels,
+        clock=monotonic,
+    )
+    runs.use(texts, features.labels, 4)
     await actor.replay()
     await features.start()
     start = Start(
@@ -134,14 +143,6 @@ async def serving(
         run_progress=runs.folder.progress(actor.state.runs),
     )
     await actor.start(start)
-    texts = Generations(
-        actor,
-        engine,
-        record_text=record_text,
-        running=getattr(engine, "max_running", None),
-        labels=features.labels,
-        clock=monotonic,
-    )
     context = Context(
         actor=actor,
         generations=texts,

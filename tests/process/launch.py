@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--running", type=int, default=4)
+    parser.add_argument("--measure-seconds", type=float, default=0.0)
     parser.add_argument("--die-loading", action="store_true")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--quick", action="store_true")
@@ -58,7 +59,11 @@ def main() -> int:
     if not given.torch:
         make = partial(engine, hidden_size=576, num_layers=30)
         slow = partial(
-            make, load_seconds=given.load_seconds, step_seconds=given.step_seconds, max_running=given.running
+            make,
+            load_seconds=given.load_seconds,
+            step_seconds=given.step_seconds,
+            measure_seconds=given.measure_seconds,
+            max_running=given.running,
         )
         adapters = replace(adapters, engine=lambda _: slow())
     hub: Callable[..., HuggingFaceHub] = HuggingFaceHub if given.torch or given.fetch_models else _HubWithoutModels

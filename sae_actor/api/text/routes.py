@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -13,8 +14,7 @@ from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...domain.state import Preset
 from ...errors import BadRequestError, ModelNotFoundError
-from ...generations import Requested, RunningGeneration, TokenOptions, abandon, ends
-from ...ports import Engine, Tokenized
+from ...generations import Hold, Requested, TokenOptions, abandon, ends
 from ..answers import answer, state_of
 from ..context import check_intervention, context, device, principal
 from ..disconnects import on_disconnect
@@ -32,7 +32,8 @@ from .answers import (
     ListedPreset,
     ModelList,
 )
-from .idempotency import Made, answered_once, asked_under_key, created_at
+from .idempotency import Finish, Made, answered_once, asked_under_key, created_at, recorded
+from .measuring.detailed import detailed, labels_of
 from .measuring.targets import token_ids_of
 from .options import SaeExtension
 from .replies import Choice, Kind, Reply
@@ -123,7 +124,12 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            "With several, each choice has its own `sae` too (streamed: in the choice's last chunk). `sae.features` "
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
-           "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
+           "names, by default attention sinks. With `sae.details` the answer has `sae.positions`, an entry for each of "
+           "these positions: the edits that held, the norm of the difference that was written relative to that of the "
+           "activation, and features before and after, from the same pass. The features are those that edits, "
+           "conditions, `stop_when` and `sae.details_of` name, and those of each Monitor that names at most 64. "
+           "Streamed, each chunk has the positions that were run for its token: the first the prompt's, each later "
+           "one that of the token before. `sae.stop_when` is checked at each generated token in the step of the "
            "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`. Of `n` choices "
            "for each prompt, choice i "
            "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
@@ -154,84 +160,83 @@ async def chat_completions(request: AnyRequest) -> Answer:
     return await respond(request, body, "chat")
 
 
-def _shown(request: AnyRequest, made: Made) -> Answer:
-    reply, done = made
+Shown = Callable[[AnyRequest, Sequence[Made]], Answer]
+Opened = Callable[[AnyRequest, RequestKey | None], Awaitable[Sequence[Reply]]]
+
+
+def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+    ((reply, done),) = made
     return answer(request, reply.whole(done))
 
 
 async def respond(
-    request: AnyRequest,
-    body: TextBody,
-    kind: Kind,
-    shown: Callable[[AnyRequest, Made], Answer] = _shown,
-    frames: Frames | None = None,
+    request: AnyRequest, body: TextBody, kind: Kind, shown: Shown = _shown, frames: Frames | None = None
 ) -> Answer:
     """The answer to a request: `shown` at its end, or streamed in `frames`."""
-    asked = await asked_under_key(request, body, kind)
+
+    async def begin(request: AnyRequest, key: RequestKey | None) -> Sequence[Reply]:
+        return (await opened(request, body, kind, key=key),)
+
+    return await respond_beside(request, (body,), kind, begin, shown=shown, frames=frames or ChunkFrames())
+
+
+async def respond_beside(
+    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, begin: Opened, *, shown: Shown, frames: Frames
+) -> Answer:
+    """The answer to what is asked beside each other, as `respond`. `begin`: the replies to the bodies, in order."""
+    body = bodies[0]
+    asked = await asked_under_key(request, streams=bool(body.stream))
     if asked is not None:
-        begin = partial(opened, body=body, kind=kind)
-        return await answered_once(request, asked, lambda each, key: begin(each, key=key), shown)
-    reply = await opened(request, body, kind)
+
+        async def begun(unheard: AnyRequest) -> Finish:
+            found = await recorded(unheard, asked, bodies, kind)
+            replies = await begin(unheard, asked.key()) if found is None else ()
+
+            async def finish() -> Answer:
+                return shown(unheard, await _made(replies) if found is None else found)
+
+            return finish
+
+        return await answered_once(request, asked, begun)
+    replies = await begin(request, None)
     if body.stream:
-        return await streamed(request, body, (reply,), frames or ChunkFrames())
-    async with on_disconnect(request, partial(abandon, reply.texts)):
-        done = await ends(reply.texts)
-    return shown(request, (reply, done))
+        return await streamed(request, body, replies, frames)
+    async with on_disconnect(request, partial(abandon, [text for reply in replies for text in reply.texts])):
+        made = await _made(replies)
+    return shown(request, made)
 
 
-async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
+async def _made(replies: Sequence[Reply]) -> list[Made]:
+    """Each with the ends of its texts."""
+    done = iter(await ends([text for reply in replies for text in reply.texts]))
+    return [(reply, [*islice(done, len(reply.texts))]) for reply in replies]
+
+
+async def opened(
+    request: AnyRequest,
+    body: TextBody,
+    kind: Kind,
+    *,
+    key: RequestKey | None = None,
+    held: Sequence[Hold] = (),
+    spare: list[Hold] | None = None,
+) -> Reply:
     """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
-    idempotency key."""
-    (reply,) = await opened_together(request, (body,), kind, key=key)
-    return reply
-
-
-async def opened_together(
-    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, *, key: RequestKey | None = None
-) -> list[Reply]:
-    """As `opened`, of several requests in one."""
+    idempotency key. held: what they need of the caller's quota, held already. spare: gets as much again, for a request
+    that belongs to this one: both fit, or neither is begun."""
     engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
-    asked = [await _asked(request, engine, body, kind=kind, model=model, position=position, key=key) for body in bodies]
-    command_id = None if key is None else key.command_id
-    requests = [one.requested for one in asked]
-    following = iter(await texts.open_all(*requests, principal=principal(request), command_id=command_id))
-    return [await _reply(request, one, [next(following) for _ in one.requested], model) for one in asked]
-
-
-class _ToAdmit(NamedTuple):
-    """A request, ready to be admitted."""
-
-    kind: Kind
-    body: TextBody
-    requested: list[Requested]
-    prompts: list[Tokenized]
-    """That of each text."""
-    names: bool
-    """The log probabilities of some tokens are asked for."""
-
-
-async def _asked(
-    request: AnyRequest,
-    engine: Engine,
-    body: TextBody,
-    *,
-    kind: Kind,
-    model: ModelFacts,
-    position: int,
-    key: RequestKey | None,
-) -> _ToAdmit:
     body.check()
     body = named(request, body, model)
     check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     of = [prompt for prompt in prompts for _ in range(body.choices)]
-    quotas = context(request).generations.quotas
-    usual = quotas.usual_new(principal(request), [len(each.token_ids) for each in of])
+    usual = texts.quotas.usual_new(principal(request), [len(each.token_ids) for each in of])
     settings = [sampling(body, prompt, model, usual) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
+    features = detailed(request, own_sae)
     asked = []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
@@ -240,6 +245,7 @@ async def _asked(
             top_k_features=own_sae.top_k_features or 0,
             exclude=own_sae.top_k_exclude,
             logprobs_of=watched,
+            detailed=features,
             prompt=prompt.tokens,
         )
         for i in range(body.choices):
@@ -248,12 +254,14 @@ async def _asked(
                 admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position, key=key
             )
             asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema, most=own.max_tokens))
-    return _ToAdmit(kind, body, asked, of, bool(watched))
-
-
-async def _reply(request: AnyRequest, asked: _ToAdmit, opened: list[RunningGeneration], model: ModelFacts) -> Reply:
-    kind, body = asked.kind, asked.body
-    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
+    if not held:
+        held = texts.hold(*([asked] if spare is None else [asked, asked]), principal=principal(request))
+    if spare is not None:
+        spare += held[len(asked) :]
+    command_id = None if key is None else key.command_id
+    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id, held=held[: len(asked)])
+    shown_saes = [sae.sae_id for sae in opened[0].started.watched]
+    labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
     choices = tuple(
         Choice(
             kind,
@@ -263,10 +271,11 @@ async def _reply(request: AnyRequest, asked: _ToAdmit, opened: list[RunningGener
             "".join(prompt.tokens) if body.echoes else "",
             scores=body.scores is not None,
             thoughts=body.thoughts,
-            names=asked.names,
+            names=bool(watched),
+            details=features is not None,
             labels=labels,
         )
-        for index, (text, prompt) in enumerate(zip(opened, asked.prompts, strict=True))
+        for index, (text, prompt) in enumerate(zip(opened, of, strict=True))
     )
     created = created_at(opened[0].event)
     shown = shown_name(request, model, opened[0].started)

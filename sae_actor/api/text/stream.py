@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from ...errors import SAEError
@@ -15,6 +15,7 @@ from ...subscriptions import sse
 from ..disconnects import event_stream, on_disconnect
 from ..problems import openai_view
 from ..types import Answer, AnyRequest
+from .answers import Usage
 from .replies import Chunk, Part, Reply
 from .requests import TextBody
 
@@ -92,9 +93,11 @@ async def chunks(
     choices = [(index, choice) for index, reply in enumerate(replies) for choice in reply.choices]
     made = [0] * len(replies)
 
+    def usage_of(index: int) -> Usage | UnsetType:
+        return replies[index].usage_so_far(made[index]) if counts_usage else UNSET
+
     def chunk_of(index: int, *parts: Part) -> tuple[Chunk, int]:
-        reply = replies[index]
-        return reply.chunk(*parts, usage=reply.usage_so_far(made[index]) if counts_usage else UNSET), index
+        return replies[index].chunk(*parts, usage=usage_of(index)), index
 
     for index, choice in choices:
         if choice.echo and not choice.echoes_scores:
@@ -109,14 +112,14 @@ async def chunks(
         if not isinstance(item, Completed):
             made[index] += 1
             if choice.tells(item) or first:
-                yield chunk_of(index, choice.part((item,), first=first))
+                yield reply.piece(choice, item, usage_of(index), first=first), index
             continue
         done[at] = item
-        held, _ = chunk_of(index, choice.last(item, reply.own(choice, item), first=first))
+        held, _ = chunk_of(index, choice.last(item, reply.own(choice, item, streamed=True), first=first))
         ended = [done[each] for each, (of, _) in enumerate(choices) if of == index and each in done]
         if include_usage or len(ended) < len(reply.choices):
             yield held, index
         if len(ended) == len(reply.choices):
             if include_usage:
                 held = reply.chunk(usage=reply.usage(ended))
-            yield replace(held, sae=reply.choices[0].extension(ended[0])), index
+            yield replace(held, sae=reply.choices[0].extension(ended[0], streamed=True)), index

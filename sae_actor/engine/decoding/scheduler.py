@@ -3,15 +3,14 @@
 Every generation in decode is in every step. Prompts are prefilled in chunks, shared out by `prefill`, so that a long
 one does not hold up the others. A generation that must run alone takes its own steps in between, and so does every
 generation of a model without batching. A failed step is tried again for each of its generations, so that only the one
-at fault ends.
-Nothing but `DeviceLostError` leaves a step.
+at fault ends. Texts of runs are in no step of others, and give way. Nothing but `DeviceLostError` leaves a step.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from ...domain.refs import FinishReason
 from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
-from ...limits import FairQueue
 from ..failures import explained
 from ..interventions.hook_site import HookFault, MergedEdits
 from ..interventions.hooks import StepRows, hooks_installed
@@ -29,6 +27,7 @@ from .generation import Generation, InterventionGone
 from .grammars import Masks
 from .model_runner import ModelRunner
 from .prefill import Prompt, PromptShares
+from .queue.waiting import WaitingTexts
 from .sampler import Asked, choose_all, processed_logits
 
 logger = logging.getLogger(__name__)
@@ -60,11 +59,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         self._running: deque[Generation] = deque()
-        self._waiting = FairQueue[Generation]()
-        self._scored = FairQueue[Generation]()
-        """Texts to score, which wait for their turn after all others."""
-        self.most: Mapping[str, int] = {}
-        """How many texts of a share may run at a time. Replaced as a whole, by any thread."""
+        self.waiting = WaitingTexts()
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -90,15 +85,16 @@ class Scheduler:
 
     @property
     def _all(self) -> Sequence[Generation]:
-        return (*self._running, *(each for queue in (self._waiting, self._scored) if queue.size for each in queue))
+        return (*self._running, *(self.waiting if self.waiting.size else ()))
 
     def admit(self, texts: Sequence[Generation]) -> None:
         """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
-        for text in texts:
-            if self._runner is None:
+        if self._runner is None:
+            for text in texts:
                 text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
-                continue
-            (self._waiting if text.request.scoring is None else self._scored).push(text.request.share, text)
+            return
+        for text in texts:
+            self.waiting.add(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
@@ -124,8 +120,8 @@ class Scheduler:
     def fail(self, error: DeviceLostError) -> None:
         """The device is lost. It is not used any more, not even to free memory."""
         texts = self._all
-        for each in (self._running, self._waiting, self._scored):
-            each.clear()
+        self._running.clear()
+        self.waiting.clear()
         for text in texts:
             text.kept = None
             text.fail(DeviceLostError(error.detail))
@@ -137,23 +133,22 @@ class Scheduler:
             self._release(text)
         if over:
             self._running = deque(text for text in self._running if not text.over)
-            for each in (self._waiting, self._scored):
-                each.keep(lambda text: not text.over)
-        while (waiting := self._next()) is not None:
-            queue, share, party = waiting
-            full = len(self._running) + len(party) > self._limits.running
-            if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
-                break
-            self._running.extend(queue.take(share, len(party)))
+            self.waiting.keep(lambda text: not text.over)
+        while self.waiting.size and (party := self.waiting.next(self._running, self._fits)):
+            self._make_room(party)
+            self._running.extend(party)
 
-    def _next(self) -> tuple[FairQueue[Generation], str, list[Generation]] | None:
-        """Whose turn it is among those that wait, and what runs side by side then."""
-        most, queues = self.most, [queue for queue in (self._waiting, self._scored) if queue.size]
-        beside = {each.beside: each.request.share for each in self._running} if most and queues else {}
-        for queue in queues:
-            if (share := queue.turn(most, Counter(beside.values()))) is not None:
-                return queue, share, queue.first(share).beside.living
-        return None
+    def _fits(self, party: Sequence[Generation], others: Collection[Generation]) -> bool:
+        full = len(others) + len(party) > self._limits.running
+        return not others or not (full or self._needed((*others, *party)) > self._cache_bytes)
+
+    def _make_room(self, party: Sequence[Generation]) -> None:
+        """End texts of runs, the newest first, whose keys and values take what these need."""
+        giving = [text for text in self._running if text.request.background]
+        while giving and self._needed((*self._running, *party)) > self._cache_bytes:
+            self._running.remove(text := giving.pop())
+            text.finish("cancelled")
+            self._release(text)
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -195,6 +190,7 @@ class Scheduler:
             return text.alone or not runner.together
 
         texts = [text for text in self._running if not text.over]
+        texts = [text for text in texts if not text.request.background] or texts
         alone = [text for text in texts if apart(text) and (not text.in_prefill or text in text.beside.due(apart))]
         if alone and (self._alone_next or all(map(apart, texts))):
             self._alone_next = False
@@ -212,8 +208,7 @@ class Scheduler:
         """The generations of a shared step, of these; `fits` says which may be in it."""
         most = self._limits.prompt_tokens
         turns = [_turn(text, 1) for text in texts if not text.in_prefill]
-        # Texts to score get what is left.
-        prompts = [_prompt(each, most) for each in texts if each.in_prefill and each.request.scoring is None]
+        prompts = [_prompt(each, most) for each in texts if _has_share(each)]
         shares = self._shares.share(prompts, most) if prompts else {}
         turns += [_turn(text, shares[text]) for text in texts if text in shares]
         room = most - sum(shares.values())
@@ -277,6 +272,11 @@ class Scheduler:
         if any(piece.scored for piece in pieces):
             logits = logits[[stop - 1 for _, stop in ranges]]
         return logits, prompts
+
+
+def _has_share(text: Generation) -> bool:
+    """Of the prompt tokens of a step; texts to score get what is left."""
+    return text.in_prefill and text.request.scoring is None
 
 
 def _prompt(text: Generation, most: int) -> Prompt:

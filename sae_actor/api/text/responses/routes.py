@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ...answers import answer
@@ -28,8 +29,8 @@ EXAMPLE: dict[str, Any] = {"model": "default", "input": "Tell me about your day.
 async def responses(request: AnyRequest) -> Answer:
     body: ResponsesBody = await body_of(request, ResponsesBody)
 
-    def shown(request: AnyRequest, made: Made) -> Answer:
-        reply, done = made
+    def shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+        ((reply, done),) = made
         return answer(request, whole(body, cast("ChatCompletion", reply.whole(done))))
 
     return await respond(request, body.chat(), "chat", shown, ResponseFrames(body))
