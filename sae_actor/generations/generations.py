@@ -39,7 +39,7 @@ from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .places import has_place
 from .quotas import Hold, Quotas
 from .records import failure, record_of
-from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon_opened, holding, states
+from .running import Completed, Requested, RunningGeneration, abandon_opened, holding, states
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ class Generations:
         """The engine's request for an admitted generation."""
         payload, options = event.payload(), requested.options
         assert isinstance(payload, GenerationStarted)
-        top_k, exclude = options.top_k_features, options.exclude
+        top_k, exclude, detailed = options.top_k_features, options.exclude, options.detailed
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = filled(
             GenerationRequest,
@@ -279,16 +279,10 @@ class Generations:
             share=event.principal,
             deadline_seconds=NO_DEADLINE if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
-            details=self._detailed(payload, options),
+            details=None if detailed is None else detail_watches(payload, detailed, watches(self._actor.state)),
         )
         self._tokens["prompt",] += len(request.given)
         return request
-
-    def _detailed(self, started: GenerationStarted, options: TokenOptions) -> tuple[Watch, ...] | None:
-        """As in `GenerationRequest.details`."""
-        if options.detailed is None:
-            return None
-        return detail_watches(started, options.detailed, watches(self._actor.state))
 
     def _streams(self, requests: Sequence[GenerationRequest], baseline: int | None) -> Sequence[GenerationStream]:
         """The engine's streams. An error of the engine becomes their result, so that an end is always recorded."""

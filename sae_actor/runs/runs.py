@@ -27,6 +27,7 @@ from ..errors import (
 from ..generations import Generations
 from ..generations.monitoring import LabelsOf
 from ..ports import Engine, OnProgress
+from .contrast import contrast
 from .evaluate import evaluate
 from .job import Job, in_thread
 from .lists import Item
@@ -62,15 +63,16 @@ class Runs:
         self._state = state
         self._progress = progress
         self._again = again
-        self._kinds: dict[RunKind, Compute] = {"evaluate": evaluate, "profile": profiled, "sweep": sweep}
+        self._kinds: dict[RunKind, Compute] = {
+            "evaluate": evaluate,
+            "profile": profiled,
+            "contrast": contrast,
+            "sweep": sweep,
+        }
         self.profiled: Callable[[str], Awaitable[None]] | None = None
         """Told of a run of kind `profile` once its rows are durable."""
         self._paused: dict[str, str] = {}
         """Run → why it does not go on though nothing is missing."""
-
-    @property
-    def kinds(self) -> tuple[RunKind, ...]:
-        return tuple(self._kinds)
 
     def use(self, generations: Generations, labels: LabelsOf, side_by_side: int = 16) -> None:
         """Before the first effect: what makes texts, labels of features, and how many texts are made at a time."""

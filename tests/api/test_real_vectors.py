@@ -51,6 +51,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
         actor = service.actor
         features = Features(folder, service.hub, lambda: actor.state, 2**20)
         runs = Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None)
+        runs.use(service.texts, features.labels)
         service.performer.run = runs.perform
         runs.profiled, features.profile_rows = features.profiled, runs.all_rows
         context = Context(

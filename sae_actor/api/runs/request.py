@@ -14,12 +14,14 @@ from ...domain.rules.attachments import loaded_model
 from ...domain.rules.edits import needs_encoder
 from ...domain.state import State
 from ...errors import BadRequestError
+from ...runs.pooled import refuse_few
 from ...runs.runs import described
 from ..answers import state_of
 from ..context import context
 from ..requests import wait_seconds
 from ..submission import awaited, last, submit
 from ..types import Answer, AnyRequest
+from .contrasts import asked_contrast
 from .sources import AskedRun, TextsSource, as_asked
 from .sweeps import asked_sweep
 
@@ -28,16 +30,21 @@ SPECS: dict[RunKind, type[EvaluateSpec | ProfileSpec]] = {"evaluate": EvaluateSp
 
 async def requested(request: AnyRequest, command: Run) -> RequestRun:
     """Raises `BadRequestError`, what the rules refuse it with, `TextsNotFoundError`, `ForbiddenError`."""
-    if command.kind not in context(request).runs.kinds:
-        raise BadRequestError(f"runs of kind {command.kind} are not supported yet", param="kind")
     loaded_model(state_of(request))
     if command.kind == "sweep":
         asked = await asked_sweep(request, command.spec)
+    elif command.kind == "contrast":
+        asked = asked_contrast(request, command.spec)
     else:
         asked = _asked_reading(request, command)
     runs, run_id = context(request).runs, f"run-{uuid.uuid4().hex[:12]}"
     try:
         kept = await runs.keep(run_id, asked.lists)
+        for role, (count, _) in kept.items():
+            if count == 0:
+                raise BadRequestError(f"{role}: there is no text", param=f"spec.{role}")
+        if command.kind == "contrast":
+            refuse_few(kept["positive"][0], kept["negative"][0], asked.spec["held_out"])
     except BaseException:
         await runs.erase(run_id)
         raise

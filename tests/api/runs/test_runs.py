@@ -90,6 +90,8 @@ async def test_waits_while_another_model_is_loaded(service: Running) -> None:
     service.engine.measure_gate = Groups(2)
     run_id = await run(service)
     await until(service, run_id, "running", rows=2)
+    while measured(service) < 3 + 3:
+        await asyncio.sleep(0.01)
     await service.command("Detach", sae_id=sae_id)
     await service.command("LoadModel", model="other")
     waiting = await view(service, run_id)
@@ -101,8 +103,12 @@ async def test_waits_while_another_model_is_loaded(service: Running) -> None:
     await service.command("Attach", sae_id=sae_id)
     done = await until(service, run_id, "completed")
     assert (done["summary"], done["rows_sha256"]) == (whole["summary"], whole["rows_sha256"])
-    measured = [at for name, at in service.engine.calls if name == "measure"]
-    assert len(measured) == 3 + 3 + 1, "two groups were durable, the third was cut off and measured again"
+    assert measured(service) == 3 + 3 + 1, "two groups were durable, the third was cut off and measured again"
+
+
+def measured(service: Running) -> int:
+    """How many groups the engine has begun to measure."""
+    return sum(name == "measure" for name, _ in service.engine.calls)
 
 
 async def test_cancelled_and_deleted(service: Running, tmp_path: Path) -> None:

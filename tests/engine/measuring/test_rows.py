@@ -29,7 +29,7 @@ def nearest(rows_of: Tensor) -> Tensor:
 
 
 async def test_as_computed_plainly(engine: TorchEngine, tiny_sae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "AT_ONCE", 100)  # four rows at a time
+    monkeypatch.setattr(rows, "BLOCK", 10)
     await engine.attach(attach(7), str(tiny_sae))
     found = await engine.compare_rows(7)
     sae = load_sae(str(tiny_sae), dtype="float64")
