@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
@@ -16,18 +17,18 @@ from .running import RunningGeneration
 
 
 async def end_of(
-    generation: RunningGeneration, tokens_prompt: int, *, deadline_seconds: float, stop_wait_seconds: float
+    generation: RunningGeneration, tokens_prompt: int, *, deadline: Callable[[], float], stop_wait_seconds: float
 ) -> Finished | SAEError:
     """Wait for the end, the reader's disconnect or the deadline. Then stop it and wait briefly: the engine's
-    thread may hang."""
+    thread may hang. deadline: seconds until its first step, and again from there."""
     stream = generation.stream
     ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
     first = [*ends, stream.begun]
     # Texts to score wait for one another, as many as there are; a run's for all others, at any time.
-    limit = deadline_seconds if generation.holds_place else None
+    limit = deadline() if generation.holds_place else None
     await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
     if begun := stream.begun.done():
-        limit = None if generation.background else deadline_seconds
+        limit = None if generation.background else deadline()
         await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
     late = not (stream.finished.done() or generation.left.done())
     if not stream.finished.done():
@@ -38,7 +39,7 @@ async def end_of(
     if not late or isinstance(ended, SAEError):
         return ended
     what = "finish" if begun else "begin"
-    error = DeadlineExceededError(f"the generation did not {what} within {deadline_seconds:g} seconds")
+    error = DeadlineExceededError(f"the generation did not {what} within {deadline():g} seconds")
     return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
 
 

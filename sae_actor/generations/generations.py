@@ -310,7 +310,7 @@ class Generations:
         ended = await end_of(
             generation,
             len(token_ids),
-            deadline_seconds=self.deadline_seconds,
+            deadline=lambda: self.deadline_seconds,
             stop_wait_seconds=self.stop_wait_seconds,
         )
         if isinstance(ended, DeviceLostError):
