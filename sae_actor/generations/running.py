@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
@@ -13,6 +14,7 @@ from ..domain.weights import WeightsFiles
 from ..errors import SAEError
 from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
 from .details import NamedFeature
+from .quotas import Hold, Need
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,26 @@ class Requested:
     """Score the prompt and what follows it, instead of making a text."""
     background: bool = False
     """For a run, as in `GenerationRequest`: it may give way, and has no deadline."""
+    most: int = 0
+    """Tokens that may follow the prompt: they are made or, of a text to score, given."""
+    hold: Hold | None = None
+    """What it has of the quota of whoever asks, once that is found to suffice."""
+
+    @property
+    def need(self) -> Need:
+        prompt = len(self.token_ids)
+        return Need(prompt, self.most) if self.scoring is None else Need(prompt + self.most)
+
+    def let_go(self) -> None:
+        """It was not admitted."""
+        if self.hold is not None:
+            self.hold.end()
+
+
+def holding(parties: Sequence[Sequence[Requested]], holds: Sequence[Hold]) -> list[list[Requested]]:
+    """The requests with what they hold, in order."""
+    following = iter(holds)
+    return [[replace(each, hold=next(following)) for each in party] for party in parties]
 
 
 class RunningGeneration:
@@ -73,10 +95,15 @@ class RunningGeneration:
         stream: GenerationStream,
         weights: Sequence[WeightsFiles] = (),
         *,
+        hold: Hold | None = None,
         background: bool = False,
     ) -> None:
-        """weights: the weights files of each SAE of the intervention, from the state at the beginning."""
+        """weights: the weights files of each SAE of the intervention, from the state at the beginning. hold: as of
+        `Requested`."""
         self.background = background
+        self._hold = hold
+        if hold is not None and hold.is_timed:
+            stream.on_token = hold.token
         self.weights = tuple(weights)
         self.event = started
         self.position = started.position
@@ -112,6 +139,11 @@ class RunningGeneration:
         if position < len(self.made):
             return self.made[position]
         return self._recorded.result() if self._recorded.done() else None
+
+    def let_go(self) -> None:
+        """It is over: what it held of a quota is free."""
+        if self._hold is not None:
+            self._hold.end(ran=self.stream.begun.done(), made=len(self.made))
 
     def complete(self, end: Completed | SAEError) -> None:
         """Give the end to the readers: it is on record, or that failed with this error."""
@@ -164,6 +196,21 @@ async def ends(generations: Sequence[RunningGeneration]) -> list[Completed]:
     except SAEError:
         abandon(generations)
         raise
+
+
+def states(generations: Iterable[RunningGeneration]) -> Counter[tuple[str, ...]]:
+    """Of texts that are made, by principal: `running` or `waiting`."""
+    return Counter(
+        (each.principal, "running" if each.stream.begun.done() else "waiting")
+        for each in generations
+        if each.holds_place and not each.stream.finished.done()
+    )
+
+
+def abandon_opened(opening: asyncio.Task[list[list[RunningGeneration]]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        for party in opening.result():
+            abandon(party)
 
 
 def abandon(generations: Sequence[RunningGeneration]) -> None:
