@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from ...actor import Accepted, accepted_events, command_id_of
 from ...domain.commands import DeleteRun, RequestRun, Run
 from ...domain.events import RunKind, RunRequested
 from ...domain.measuring.specs import EvaluateSpec, ProfileSpec
@@ -14,11 +16,12 @@ from ...domain.rules.attachments import loaded_model
 from ...domain.rules.edits import needs_encoder
 from ...domain.state import State
 from ...errors import BadRequestError
+from ...runs.lists import Item
 from ...runs.pooled import refuse_few
 from ...runs.runs import described
 from ..answers import state_of
-from ..context import context
-from ..requests import wait_seconds
+from ..context import context, principal
+from ..requests import idempotency_key, wait_seconds
 from ..submission import awaited, last, submit
 from ..types import Answer, AnyRequest
 from .contrasts import asked_contrast
@@ -57,6 +60,7 @@ async def requested(request: AnyRequest, command: Run) -> RequestRun:
         texts=described(kept, asked.origins),
         variants=asked.variants,
         seeds=asked.seeds,
+        asked_sha256=command.digest(),
     )
 
 
@@ -67,10 +71,18 @@ def _asked_reading(request: AnyRequest, command: Run) -> AskedRun:
     readable(state_of(request), checked.sae_id, command.kind)
     return AskedRun(
         spec=msgspec.to_builtins(checked),
-        lists={"texts": source.items(request)},
+        lists={"texts": _plain_texts(source.items(request), command.kind)},
         origins={"texts": source.origin},
         read=(checked.sae_id,),
     )
+
+
+def _plain_texts(items: Iterable[Item], kind: str) -> Iterator[Item]:
+    """`BadRequestError` for a chat among them."""
+    for number, item in enumerate(items):
+        if item.text is None:
+            raise BadRequestError(f"texts[{number}] is a chat: a run of kind {kind} reads texts", param="spec.texts")
+        yield item
 
 
 def readable(state: State, sae_id: str, kind: str) -> None:
@@ -83,6 +95,8 @@ def readable(state: State, sae_id: str, kind: str) -> None:
 async def accept_run(request: AnyRequest, command: Run) -> Answer:
     """Accept a run. The texts of one that is refused, or repeats an earlier one under its key, are erased again."""
     seconds = wait_seconds(request)
+    if (earlier := await _accepted_before(request, command)) is not None:
+        return await awaited(request, earlier, seconds, run_id=last(earlier.events, RunRequested)[0].run_id)
     wanted = await requested(request, command)
     runs, run_id = context(request).runs, ""
     try:
@@ -92,6 +106,14 @@ async def accept_run(request: AnyRequest, command: Run) -> Answer:
         if run_id != wanted.run_id:
             await runs.erase(wanted.run_id)
     return await awaited(request, accepted, seconds, run_id=run_id)
+
+
+async def _accepted_before(request: AnyRequest, command: Run) -> Accepted | None:
+    """What was accepted under its key. Its texts may have gone since, its SAE been detached: nothing is looked at."""
+    key = idempotency_key(request)
+    if key is None or not await accepted_events(context(request).log, command_id_of(principal(request), key)):
+        return None
+    return await submit(request, RequestRun(run_id="run", kind=command.kind, spec={}, asked_sha256=command.digest()))
 
 
 async def delete_run(request: AnyRequest, command: DeleteRun) -> Answer:
