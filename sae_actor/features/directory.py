@@ -104,6 +104,8 @@ class FeatureDirectory:
             )
             touched |= insert(db, int(row.lastrowid or 0), found)
             show(db, sae, touched)
+        if old is not None:
+            self._wipe()
 
     def put_statistics(self, sae_id: str, rows: Iterable[Mapping[str, Any]], run_id: str = "") -> None:
         """What a run `profile` measured: its rows, in place of those of an earlier one.
@@ -120,18 +122,30 @@ class FeatureDirectory:
             old = db.execute("SELECT id FROM sources WHERE sae = ? AND source = ?", (sae, source)).fetchone()
             if old is not None:
                 show(db, sae, remove(db, old[0]))
+        if old is not None:
+            self._wipe()
 
     def keep_only(self, sae_ids: Collection[str]) -> None:
         """Remove everything of other SAEs."""
         with self._transaction() as db:
-            for number, sae_id in db.execute("SELECT number, sae_id FROM saes").fetchall():
-                if sae_id in sae_ids:
-                    continue
+            saes = db.execute("SELECT number, sae_id FROM saes").fetchall()
+            gone = [number for number, sae_id in saes if sae_id not in sae_ids]
+            for number in gone:
                 for (source,) in db.execute("SELECT id FROM sources WHERE sae = ?", (number,)).fetchall():
                     remove(db, source)
                 db.execute("DELETE FROM shown WHERE id BETWEEN ? AND ?", _ids(number))
                 db.execute("DELETE FROM words WHERE rowid BETWEEN ? AND ?", _ids(number))
                 db.execute("DELETE FROM saes WHERE number = ?", (number,))
+        if gone:
+            self._wipe()
+
+    def _wipe(self) -> None:
+        """What was removed is in no page any more: neither in the index of words nor in the write-ahead log."""
+        with self._writing:
+            self._db.execute("INSERT INTO words(words) VALUES('optimize')")
+            if self._read_db is not self._db:
+                with self._reading:  # a reader would keep the log as it is
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # — reading —
 

@@ -372,6 +372,43 @@ async def test_deleting_the_sae_deletes_them(tmp_path: Path) -> None:
         assert await numbers(service, other) == [3]
 
 
+def holding(folder: Path, *words: bytes) -> list[str]:
+    """The files in a folder that hold one of these words, however they are written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path.name for path in files if any(word in path.read_bytes().lower() for word in words)]
+
+
+async def test_what_is_deleted_is_in_no_file_any_more(tmp_path: Path) -> None:
+    """Neither in a write-ahead log nor among the words that are searched."""
+    async with serving(data=tmp_path) as service:
+        sae_id = await service.ready(attach=False)
+        canary = {"feature": 3, "label": "Zanzibarcanary waits"}
+        for _ in range(2):
+            await put(service, sae_id, lines(*OURS), source="others")
+            await put(service, sae_id, lines(canary), source="mine")
+            assert await numbers(service, sae_id, q="zanzibarcanary") == [3]
+            await put(service, sae_id, lines({**canary, "label": "something else"}), source="mine")
+            assert holding(tmp_path, b"zanzibarcanary") == []
+            await put(service, sae_id, lines(canary), source="mine")
+            (await service.client.delete(f"/api/saes/{sae_id}/labels", params={"source": "mine"})).raise_for_status()
+            assert holding(tmp_path, b"zanzibarcanary") == []
+        assert await numbers(service, sae_id, q="ships") == [5]
+        await put(service, sae_id, lines(canary), source="mine")
+        await service.command("Delete", sae_id=sae_id)
+        assert holding(tmp_path, b"zanzibarcanary", b"harbours") == []
+
+
+async def test_examples_of_a_deleted_run_are_in_no_file_any_more(tmp_path: Path) -> None:
+    async with serving(data=tmp_path) as service:
+        await service.ready()
+        run_id = await run(service, "profile", {"texts": ["zqxj"] * 3})
+        await until(service, run_id, "completed")
+        canaries = (b'"z","q","x","j"', b"zqxj")  # a token of the fake model is a byte
+        assert holding(tmp_path, *canaries)
+        await service.command("DeleteRun", run_id=run_id)
+        assert holding(tmp_path, *canaries) == []
+
+
 async def test_statistics_of_a_run_count_most(service: Running) -> None:
     sae_id = await service.ready()
     await put(service, sae_id, lines(*NEURONPEDIA))
