@@ -98,8 +98,7 @@ class Generations:
             raise BadRequestError(detail, param="n")
         if self.places is not None and not has_place(self._taken(), principal, len(requested), self.places):
             # The running ones end next. By the time the client returns, those that wait now should be gone.
-            waiting = sum(each.waits and not each.background for each in self._running.values())
-            seconds = self._throughput.seconds_for(waiting + sum(count for _, count in self._opening.values()))
+            seconds = self._throughput.seconds_for(self.waiting + sum(count for _, count in self._opening.values()))
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
         parties = await self._opened([[each] for each in requested], None, principal, command_id)
         return [each for party in parties for each in party]
@@ -155,13 +154,13 @@ class Generations:
 
     @property
     def waiting(self) -> int:
-        """Generations without a token yet; texts to score that have not begun."""
-        return sum(generation.waits for generation in self._running.values())
+        """Generations without a token yet; texts to score that have not begun. Those of runs hold nobody up."""
+        return sum(generation.waits and not generation.background for generation in self._running.values())
 
     @property
     def running(self) -> int:
         """Further ones, without a recorded end."""
-        return len(self._running) - self.waiting
+        return sum(not generation.waits for generation in self._running.values())
 
     async def idle(self) -> None:
         """Wait until none runs, and each end is on record."""
