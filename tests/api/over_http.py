@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sae_actor.api import Context, create_app
+from sae_actor.eventlog.index import Finder
 from sae_actor.features import Features
 from sae_actor.runs import RunFolder, Runs
 from tests.engine.tiny import HIDDEN
@@ -46,6 +47,7 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
             runs=runs,
             texts_roots=(folder,),
             features=features,
+            finder=Finder.without_index(service.log),
             capabilities=lambda: CAPABILITIES,
         )
         transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol

@@ -8,8 +8,9 @@ import re
 import pytest
 
 from sae_actor.domain import events as ev
+from sae_actor.domain.events.mentions import names_sae
 from sae_actor.domain.refs import Edit, HookPoint
-from sae_actor.subscriptions import EventFilter, names_sae, sse
+from sae_actor.subscriptions import EventFilter, sse
 from sae_actor.subscriptions.broadcast import Page
 from tests.actor.world import turns
 from tests.subscriptions.streaming import STARTED, STOPPED, Stream, positions

@@ -6,11 +6,15 @@ PayloadRedacted comes first and names the event; after a kill the next start com
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from ...domain.events import ERASED, Event, PayloadRedacted, draft
 from ...errors import BadRequestError, NotFoundError
+from ..index import INDEX, IndexDatabase
 from ..sqlite import SqliteLog
 
 REDACTABLE = ("GenerationStarted", "GenerationFinished", "CommandRejected")
@@ -45,9 +49,25 @@ async def redact(
         record = draft(payload, time=time, command_id=None, principal=principal)
         (event,) = await log.append([record], expected=log.head.position)
         await log.erase(position)
+        await asyncio.to_thread(_forget, folder / INDEX, position)
         return event
     finally:
         await log.close()
+
+
+def _forget(path: Path, position: int) -> None:
+    """The index does not hold either what the payload said. A kill before that is made good by the next start, which
+    enters the PayloadRedacted."""
+    if not path.exists():
+        return
+    with contextlib.closing(IndexDatabase(path)) as index:
+        try:
+            if index.check():
+                index.erase(position)
+                return
+        except sqlite3.Error:
+            pass  # it goes as a whole
+        index.make_anew("it may hold what was erased")
 
 
 async def _check(log: SqliteLog, position: int) -> str | None:
