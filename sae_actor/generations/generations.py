@@ -123,8 +123,7 @@ class Generations:
     def _ahead(self) -> int:
         """The running ones end next. By the time a client that is refused returns, those that wait now should be
         gone."""
-        waiting = sum(each.waits and not each.background for each in self._running.values())
-        return waiting + sum(count for _, count in self._opening.values())
+        return self.waiting + sum(count for _, count in self._opening.values())
 
     @contextlib.contextmanager
     def reading(self, principal: str, tokens: int) -> Iterator[None]:
@@ -187,13 +186,13 @@ class Generations:
 
     @property
     def waiting(self) -> int:
-        """Generations without a token yet; texts to score that have not begun."""
-        return sum(generation.waits for generation in self._running.values())
+        """Generations without a token yet; texts to score that have not begun. Those of runs hold nobody up."""
+        return sum(generation.waits and not generation.background for generation in self._running.values())
 
     @property
     def running(self) -> int:
         """Further ones, without a recorded end."""
-        return len(self._running) - self.waiting
+        return sum(not generation.waits for generation in self._running.values())
 
     async def idle(self) -> None:
         """Wait until none runs, and each end is on record."""

@@ -27,9 +27,22 @@ class Kind(NamedTuple):
     """What tells a row from the others of its run."""
 
 
+EDITS = [{"feature": 584, "strength": strength} for strength in (20.0, 60.0, 100.0)]
+VARIANTS = [{"name": f"{edit['strength']:g}", "sae": {"steering": [edit]}} for edit in EDITS]
+SWEEP = {
+    "prompts": [f"prompt {number}" for number in range(12)],
+    "variants": [{"name": "none", "sae": {"baseline": True}}, *VARIANTS],
+    "seeds": [1, 2],
+    "max_tokens": 6,
+    "continuations": [" yes"],
+    "features": [584],
+}
+HALVES = {name: {"texts": TEXTS["texts"][:200][number::2]} for number, name in enumerate(("positive", "negative"))}
 KINDS = {
     "evaluate": Kind({"sae_id": SAE_ID, "texts": TEXTS}, lambda row: row["texts"]),
     "profile": Kind({"sae_id": SAE_ID, "texts": TEXTS, "top": 3}, lambda row: row["feature"]),
+    "contrast": Kind({"sae_id": SAE_ID, **HALVES}, lambda row: row["feature"]),
+    "sweep": Kind(SWEEP, lambda row: (row["prompt"], row["variant"], row["seed"], row["text"], row["ce_unsteered"])),
 }
 
 
