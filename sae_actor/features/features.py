@@ -113,12 +113,9 @@ class Features:
     # — writing —
 
     async def receive(self, body: AsyncIterator[bytes]) -> Path:
-        """Stream a body to disk; where it is then. `TooLargeError`, `DiskFullError`."""
+        """Stream a body to disk; where it is then. Raises as `durability.receive`."""
         coming = self._files / f"{uuid.uuid4().hex}{BEGUN}"
-        try:
-            await receive(body, coming, self.upload_bytes)
-        except OSError as error:
-            raise disk_failure(error, UNKEPT) from None
+        await receive(body, coming, self.upload_bytes)
         return coming
 
     async def counted(self, coming: Path, sae_id: str, source: str | None) -> LabelCounts:

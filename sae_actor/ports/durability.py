@@ -37,10 +37,11 @@ def fsync_path(path: Path) -> None:
 
 
 async def receive(body: AsyncIterator[bytes], to: Path, most: int) -> None:
-    """Stream an upload to a new file; one that breaks off leaves none. `TooLargeError` above `most` bytes."""
-    await asyncio.to_thread(lambda: to.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
+    """Stream an upload to a new file; one that breaks off leaves none. `TooLargeError` above `most` bytes, and what
+    `disk_failure` says."""
     size = 0
     try:
+        await asyncio.to_thread(lambda: to.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
         with to.open("xb") as file:
             async for part in body:
                 size += len(part)
@@ -48,7 +49,9 @@ async def receive(body: AsyncIterator[bytes], to: Path, most: int) -> None:
                     what = f"an upload has at most {most} bytes ([data] upload_bytes)"
                     raise TooLargeError(what, size=size, limit=most)
                 await asyncio.to_thread(file.write, part)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(to)
+        if isinstance(error, OSError):
+            raise disk_failure(error, "The upload cannot be kept") from None
         raise

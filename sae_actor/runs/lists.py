@@ -63,15 +63,22 @@ def read_file(path: Path, kind: str) -> Iterator[Item]:
     if kind == "parquet":
         yield from _parquet(path)
         return
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.rstrip(b"\r\n")
-            if not line.strip():
-                continue
-            try:
-                yield _json(line) if kind == "ndjson" else Item(text=_checked(line.decode()))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise BadRequestError(f"line {number} of the texts: {str(error)[:200]}", param="texts") from None
+    for number, raw in enumerate(_lines(path), 1):
+        line = raw.rstrip(b"\r\n")
+        if not line.strip():
+            continue
+        try:
+            yield _json(line) if kind == "ndjson" else Item(text=_checked(line.decode()))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(f"line {number} of the texts: {str(error)[:200]}", param="texts") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise BadRequestError(f"the file of texts cannot be read: {error.strerror}", param="texts") from None
 
 
 def _json(line: bytes) -> Item:
