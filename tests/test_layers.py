@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "subscriptions": DOMAIN | {"ports"},
     "actor": DOMAIN | {"limits", "ports", "subscriptions", "telemetry"},
     "generations": DOMAIN | {"limits", "ports", "subscriptions", "telemetry", "actor"},
-    "runs": DOMAIN | {"limits", "ports", "measuring", "subscriptions", "telemetry", "actor", "generations"},
+    "runs": DOMAIN | {"limits", "ports", "eventlog", "measuring", "subscriptions", "telemetry", "actor", "generations"},
     "api.types": set(),
     "api.problems": DOMAIN | {"api.types"},
     "api.operations": DOMAIN | {"api.types"},
