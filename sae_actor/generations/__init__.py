@@ -11,4 +11,4 @@ monitoring     activations of monitored SAEs, published as they are read
 from .activations import read_activations, read_prompt
 from .generations import Generations
 from .records import score_summary
-from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon, ends, interleaved
+from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon, as_ended, ends, interleaved

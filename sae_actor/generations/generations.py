@@ -30,7 +30,7 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
-from ..limits import Throughput
+from ..limits import Throughput, in_turns
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
@@ -170,14 +170,15 @@ class Generations:
         begun: list[Event] = []
 
         def begin(event: Event) -> None:
-            # From here on its generations count as running.
-            self._opening.pop(opening, None)
             begun.append(event)
             if len(begun) == len(party := parties[len(opened)]):
                 opened.append(self._begin(begun, party, baseline))
                 begun.clear()
+                # From here on they count as running.
+                whose, count = self._opening[opening]
+                self._opening[opening] = whose, count - sum(each.scoring is None for each in party)
 
-        requests = [self._request(each) for party in parties for each in party]
+        requests = [self._request(each) async for each in in_turns(each for party in parties for each in party)]
         try:
             await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
         finally:

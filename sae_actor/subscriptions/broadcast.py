@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from ..domain.events import Event, LogForked
+from ..limits import in_turns
 from ..ports import EventLog, Head
 from .frames import EVERYTHING, EventFilter, Frame, sse
 
@@ -29,6 +30,8 @@ STORED_BYTES = 8 * 1024 * 1024
 """Of pages of the log that are kept for the next reader that comes by."""
 JOINED = 64
 """Joined pages kept until something is published: where readers are scattered, each joins its own."""
+PUBLISHED = 64
+"""Events that are published at once."""
 FILTER_SECONDS = 0.005
 """For looking through frames at a time, before others have their turn."""
 HEARTBEAT = 15.0
@@ -116,6 +119,11 @@ class Broadcast:
             self._recent_bytes -= len(self._recent.pop(self._oldest).data)
             self._oldest += 1
         self._wake()
+
+    async def publish_in_turns(self, events: Sequence[Event]) -> None:
+        """As `publish`; of thousands of events some at a time, for others on the event loop."""
+        async for at in in_turns(range(0, len(events), PUBLISHED), 1):
+            self.publish(events[at : at + PUBLISHED])
 
     def announce(self, event_type: str, data: dict[str, Any]) -> None:
         """Something passing (progress): no id, not in the log, may be dropped."""

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from ...domain.rules import admission as rules
 from ...errors import BadRequestError
 from ...generations import abandon, ends
-from ..answers import answer, state_of
+from ..answers import state_of
 from ..disconnects import on_disconnect
 from ..operations import operation
 from ..requests import body_of
@@ -23,7 +23,7 @@ from .options import SaeExtension
 from .replies import Kind
 from .requests import ChatBody, CompletionBody, TextBody
 from .routes import ANSWERS, ERRORS, EXAMPLE, named, opened
-from .stream import ChunkFrames, streamed
+from .stream import ChunkFrames, made_answer, streamed
 
 BRANCHES = ("steered", "baseline")
 
@@ -60,8 +60,12 @@ async def post_compare(request: AnyRequest) -> Answer:
     async with on_disconnect(request, partial(abandon, texts)):
         done = await ends(texts)
     half = len(steered.texts)
-    type_: type[Any] = ChatComparison if kind == "chat" else Comparison
-    return answer(request, type_(steered=steered.whole(done[:half]), baseline=baseline.whole(done[half:])))
+    type_: Any = ChatComparison if kind == "chat" else Comparison
+
+    def shown() -> Any:
+        return type_(steered=steered.whole(done[:half]), baseline=baseline.whole(done[half:]))
+
+    return await made_answer(request, shown, (steered, baseline))
 
 
 class _Asked(Struct):

@@ -11,6 +11,7 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from ..requests import idempotency_key
 from ..types import Answer, AnyRequest
 from .replies import Choice, Kind, Reply
 from .requests import RequestKey, TextBody, fingerprint
+from .stream import made_answer
 
 Made = tuple[Reply, Sequence[Completed]]
 
@@ -68,7 +70,7 @@ async def answered_once(
     request: AnyRequest,
     asked: KeyedRequest,
     opened: Callable[[AnyRequest, RequestKey], Awaitable[Reply]],
-    shown: Callable[[AnyRequest, Made], Answer],
+    shown: Callable[[Made], msgspec.Struct],
 ) -> Answer:
     """The answer to a request under a key: `shown` of what `opened` begins, or of what the log has of it."""
     unheard: AnyRequest = Request(request.scope, _nothing_more)
@@ -83,7 +85,7 @@ async def answered_once(
         if found is None and reply is not None:
             found = reply, await ends(reply.texts)
         assert found is not None
-        return shown(unheard, found)
+        return await made_answer(unheard, partial(shown, found), found[:1], whole=True)
 
     async with heard(request):
         return await context(request).kept.answer(asked.command_id, asked.digest, once)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
+from ...limits import AT_A_TIME
 from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized, labelled
 from .answers import (
     FINAL,
@@ -64,6 +65,11 @@ class Choice:
     """Log probabilities of named tokens were requested."""
     labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """SAE → labels of features, for those of which activations are shown."""
+
+    @property
+    def is_long(self) -> bool:
+        """More is told of each token than its text."""
+        return self.scores or self.names or bool(self.text.started.watched)
 
     @property
     def apart(self) -> bool:
@@ -272,6 +278,11 @@ class Reply:
     created: int
     n: int = 1
     """Choices for each prompt."""
+
+    @property
+    def is_long(self) -> bool:
+        """It may take long to make and encode all of it."""
+        return len(self.choices) > AT_A_TIME or any(choice.is_long for choice in self.choices)
 
     @property
     def texts(self) -> tuple[RunningGeneration, ...]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ...domain.refs import ModelFacts
@@ -33,11 +34,11 @@ from .answers import (
 )
 from .idempotency import Made, answered_once, asked_under_key, created_at
 from .measuring.targets import token_ids_of
-from .options import SaeExtension
+from .options import SaeExtension, refuse_much
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, RequestKey, TextBody, admission, fingerprint, sampling
 from .sampling import grammar_of
-from .stream import ChunkFrames, Frames, streamed
+from .stream import ChunkFrames, Frames, made_answer, streamed
 
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
@@ -153,16 +154,16 @@ async def chat_completions(request: AnyRequest) -> Answer:
     return await respond(request, body, "chat")
 
 
-def _shown(request: AnyRequest, made: Made) -> Answer:
+def _shown(made: Made) -> Struct:
     reply, done = made
-    return answer(request, reply.whole(done))
+    return reply.whole(done)
 
 
 async def respond(
     request: AnyRequest,
     body: TextBody,
     kind: Kind,
-    shown: Callable[[AnyRequest, Made], Answer] = _shown,
+    shown: Callable[[Made], Struct] = _shown,
     frames: Frames | None = None,
 ) -> Answer:
     """The answer to a request: `shown` at its end, or streamed in `frames`."""
@@ -175,7 +176,7 @@ async def respond(
         return await streamed(request, body, (reply,), frames or ChunkFrames())
     async with on_disconnect(request, partial(abandon, reply.texts)):
         done = await ends(reply.texts)
-    return shown(request, (reply, done))
+    return await made_answer(request, partial(shown, (reply, done)), (reply,))
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
@@ -190,6 +191,8 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     settings = [sampling(body, prompt, model) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
+    lengths = [(len(p.token_ids), own.max_tokens) for p, own in zip(prompts, settings, strict=True)] * body.choices
+    refuse_much(own_sae, lengths, scores=body.scores, echoes=body.echoes, saes=len(state_of(request).attached))
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     asked, of = [], []
     for prompt, own in zip(prompts, settings, strict=True):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
 from ...errors import SAEError
 from ...generations import Completed, RunningGeneration, abandon, interleaved
 from ...subscriptions import sse
-from ..disconnects import event_stream, on_disconnect
+from ..answers import answer
+from ..answers.lists import encoded_lists
+from ..answers.long import long_answer
+from ..disconnects import event_stream, heard, on_disconnect
 from ..problems import openai_view
 from ..types import Answer, AnyRequest
-from .replies import Chunk, Part, Reply
+from .replies import Choice, Chunk, Part, Reply
 from .requests import TextBody
+
+T = TypeVar("T")
 
 
 class Frames(Protocol):
@@ -49,6 +55,17 @@ class ChunkFrames:
         return sse(None, openai_view(error))
 
 
+async def made_answer(
+    request: AnyRequest, make: Callable[[], Struct], replies: Sequence[Reply], *, whole: bool = False
+) -> Answer:
+    """The whole answer that `make` makes of the replies; in a thread if it may be long. whole: as one body."""
+    if not any(reply.is_long for reply in replies):
+        return answer(request, make())
+    async with heard(request):
+        return await long_answer(request, make, whole=whole)
+    raise AssertionError("the client left, which is raised")
+
+
 async def streamed(request: AnyRequest, body: TextBody, replies: Sequence[Reply], frames: Frames) -> Answer:
     """The answer that carries the chunks of all replies as they come. The first is there before the status line, so
     that an early failure gets its own status."""
@@ -73,7 +90,8 @@ async def _events(
             if not started:
                 started = True
                 yield b""
-            for frame in frames.of(chunk, index):
+            made = frames.of(chunk, index)
+            for frame in await asyncio.to_thread(list, made) if _is_long(chunk) else made:
                 yield frame
         for frame in frames.end():
             yield frame
@@ -105,18 +123,34 @@ async def chunks(
         reply, first = replies[index], at in unheard
         unheard.discard(at)
         if first and choice.echoes_scores:
-            yield chunk_of(index, choice.echoed(item.finished.prompt if isinstance(item, Completed) else item.prompt))
+            prompt = item.finished.prompt if isinstance(item, Completed) else item.prompt
+            yield chunk_of(index, await _made(choice, partial(choice.echoed, prompt)))
         if not isinstance(item, Completed):
             made[index] += 1
             if choice.tells(item) or first:
                 yield chunk_of(index, choice.part((item,), first=first))
             continue
         done[at] = item
-        held, _ = chunk_of(index, choice.last(item, reply.own(choice, item), first=first))
+        held, _ = chunk_of(index, await _made(choice, partial(_last, reply, choice, item, first=first)))
         ended = [done[each] for each, (of, _) in enumerate(choices) if of == index and each in done]
         if include_usage or len(ended) < len(reply.choices):
             yield held, index
         if len(ended) == len(reply.choices):
             if include_usage:
                 held = reply.chunk(usage=reply.usage(ended))
-            yield replace(held, sae=reply.choices[0].extension(ended[0])), index
+            yield replace(held, sae=await _made(reply.choices[0], partial(reply.choices[0].extension, ended[0]))), index
+
+
+def _last(reply: Reply, choice: Choice, done: Completed, *, first: bool) -> Part:
+    return choice.last(done, reply.own(choice, done), first=first)
+
+
+async def _made(choice: Choice, make: Callable[[], T]) -> T:
+    """Of a long choice in a thread, with its long lists encoded."""
+    return await asyncio.to_thread(lambda: encoded_lists(make())) if choice.is_long else make()
+
+
+def _is_long(chunk: Chunk) -> bool:
+    """It brings many activations, encoded already."""
+    told: list[Any] = [chunk.sae, *(part.sae for part in chunk.choices)]
+    return any(sae and (isinstance(sae.features, Raw) or sae.features_by_sae) for sae in told)

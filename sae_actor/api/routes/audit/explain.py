@@ -12,7 +12,7 @@ from ....domain.views.naming import TYPES, Named
 from ....errors import BadRequestError, NotFoundError
 from ....ports import Verification
 from ....subscriptions import EventFilter
-from ...answers import answer
+from ...answers.long import long_answer
 from ...context import context
 from ...disconnects import heard
 from ...log_pages import events
@@ -65,7 +65,10 @@ async def get_explanation(request: AnyRequest) -> Answer:
                 if wanted.complete:
                     break
         verification = await log.verify(full=False)
-    return answer(request, ExplainedAnswers(generations=tuple(wanted.views.values()), log=verification))
+        return await long_answer(
+            request, lambda: ExplainedAnswers(generations=tuple(wanted.views.values()), log=verification)
+        )
+    raise AssertionError("the client left, which is raised")
 
 
 def lost(named: Named) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import random
@@ -89,11 +90,11 @@ async def post_directions(request: AnyRequest) -> Answer:
         return await keep(request, _vectors(body, point, row, None), made_from)
     a = await _read(request, "positive", body.positive, point, position)
     b = await _read(request, "negative", body.negative, point, position)
-    row = tuple(x - y for x, y in zip(a.mean, b.mean, strict=True))
+    row, median_norm = await asyncio.to_thread(_between, a, b)
     if not any(row):
         raise BadRequestError("the texts differ in nothing at this hook point", param="positive")
     made_from = replace(made_from, kind="difference_of_means", positive=a.said, negative=b.said)
-    return await keep(request, _vectors(body, point, row, statistics.median([*a.norms, *b.norms])), made_from)
+    return await keep(request, _vectors(body, point, row, median_norm), made_from)
 
 
 def _vectors(body: DirectionsBody, point: HookPoint, row: Sequence[float], median_norm: float | None) -> NewVectors:
@@ -126,6 +127,11 @@ class _Mean(Struct, frozen=True):
     said: TextsRead
 
 
+def _between(a: _Mean, b: _Mean) -> tuple[tuple[float, ...], float]:
+    """The difference, and the median norm of all tokens: there may be millions."""
+    return tuple(x - y for x, y in zip(a.mean, b.mean, strict=True)), statistics.median([*a.norms, *b.norms])
+
+
 async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, position: int) -> _Mean:
     watch = Watch.at(point, ("sink", "special"))
     engine, seconds = device(request), context(request).generations.deadline_seconds
@@ -147,6 +153,10 @@ async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, 
     prompts = await read_inputs(request, inputs_of(texts), name=name)
     found = await side_by_side(request, [partial(one, each) for each in prompts])
     refuse_bare(found, name)
+    return await asyncio.to_thread(_mean, texts, found)
+
+
+def _mean(texts: Texts, found: Sequence[Activations]) -> _Mean:
     tokens = sum(each.excluded.count(False) for each in found)
     counted = (norm for each in found for norm, out in zip(each.norms, each.excluded, strict=True) if not out)
     said = TextsRead(
