@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -47,6 +48,9 @@ class LazyEngine:
             self._making = making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
             try:
                 self._engine = await asyncio.shield(making)
+                # torch and transformers bring 300,000 objects that stay; to look through them for cycles is 0.2 s of
+                # every full collection, in which nothing else runs. No model is there yet: one may have to go.
+                gc.freeze()
             finally:
                 if making.done() and self._making is making:
                     # After a failure the next load tries again.
