@@ -16,11 +16,13 @@ class SAEError(Exception):
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    retry_after: ClassVar[int | None] = None
+    """In how many seconds it is worth trying again, unless the field of that name says it."""
 
     def __init__(self, detail: str = "", **fields: Any) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
-        self.fields = fields
+        self.fields = fields if self.retry_after is None else {"retry_after": self.retry_after, **fields}
 
 
 class SAENotFoundError(SAEError):
@@ -153,18 +155,14 @@ class DrainingError(SAEError):
     """The service ends: what runs may finish, nothing new begins."""
 
     code, status, title = "draining", 503, "The service is being stopped"
-
-    def __init__(self, detail: str = "", *, retry_after: int = 5, **fields: Any) -> None:
-        """retry_after: in how many seconds another, or the next, may be there."""
-        super().__init__(detail, retry_after=retry_after, **fields)
+    retry_after = 5
 
 
 class ReadOnlyError(SAEError):
-    code, status, title = "read_only", 503, "The service is read-only"
+    """It takes a restart, by a person or a supervisor, until anything is recorded again."""
 
-    def __init__(self, detail: str = "", *, retry_after: int = 60, **fields: Any) -> None:
-        """retry_after: it takes a restart, by a person or a supervisor, until anything is recorded again."""
-        super().__init__(detail, retry_after=retry_after, **fields)
+    code, status, title = "read_only", 503, "The service is read-only"
+    retry_after = 60
 
 
 class UnauthorizedError(SAEError):

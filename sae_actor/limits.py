@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 RECENT = 64
 """How many ends the pace is measured from."""
+NO_DEADLINE = math.inf
 LONGEST = 60
 """The longest Retry-After in seconds: OpenAI's clients ignore a longer one."""
 

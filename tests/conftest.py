@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes minutes runs only where it is asked for by its marker."""
     asked = config.getoption("markexpr")
-    names = [name for name in ("clients", "crash", "fuzz") if name not in asked]
+    names = [name for name in ("clients", "crash", "fuzz", "long") if name not in asked]
     long = [item for item in items if any(item.get_closest_marker(name) for name in names)]
     items[:] = [item for item in items if item not in long]
     config.hook.pytest_deselected(items=long)

@@ -1,13 +1,13 @@
 """The environments that the ranges of pyproject.toml promise, each made anew in a temporary folder.
 
-    python -m tests.environments oldest|locked|newest|quantized [--all] [--torch VERSION]
+    python -m tests.environments oldest|locked|newest|quantized|parquet [--all] [--torch VERSION]
     python -m tests.environments lock
     python -m tests.environments clients [NAME …] [--url URL]
 
 `oldest` has every lower bound, `locked` what `.ci/lock.txt` pins, `newest` the newest that the ranges let in. In each
 the tests of the seams are run, with `--all` the whole suite; the exit code is pytest's. torch stays at the version of
-the README's commands unless `--torch` names one: older ones come for CUDA alone, some gigabytes. `quantized` is
-`locked` with the extra of that name, and runs the tests of quantised models.
+the README's commands unless `--torch` names one: older ones come for CUDA alone, some gigabytes. `quantized` and
+`parquet` are `locked` with the extra of that name, and run the tests of quantised models and of Parquet.
 
 `lock` writes `.ci/lock.txt`: every package of the README's two commands but torch and the project, with hashes, for
 CPython 3.11 to 3.13 on Linux, from wheels alone.
@@ -37,7 +37,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / ".ci" / "lock.txt"
 TORCH = "2.13.0"
 SEAMS = [f"tests/{room}" for room in ("engine", "formats", "hub", "eventlog", "api", "cli")]
-QUANTIZED = ["tests/engine/model/test_quantised.py", "tests/reproducing/test_quantised.py"]
+OF_EXTRAS = {
+    "quantized": ["tests/engine/model/test_quantised.py", "tests/reproducing/test_quantised.py"],
+    "parquet": ["tests/api/runs/test_parquet.py"],
+}
+"""Extras that the lock lacks → their tests."""
 RESOLVER = "uv>=0.9"
 """Finds the versions of the lock, for all Pythons at once; nothing is installed with it."""
 OF_TORCH = ("torch", "triton", "nvidia-", "cuda-")
@@ -131,11 +135,11 @@ def made(name: str, folder: Path, torch: str) -> str:
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{each}=={version}\n" for each, version in bounds.items()))
     _run([*pip, f"torch=={torch}"])
-    if name in ("locked", "quantized"):
+    if name in ("locked", *OF_EXTRAS):
         _run([*pip, "--no-deps", "--require-hashes", "-r", str(LOCK)])
         _run([*pip, "--no-deps", "--no-build-isolation", "-e", "."])
-        if name == "quantized":
-            _run([*pip, "-c", str(constraints), *_extra("quantized")])
+        if name in OF_EXTRAS:
+            _run([*pip, "-c", str(constraints), *_extra(name)])
     else:
         _run([*pip, "--upgrade", "--upgrade-strategy", "eager", "-c", str(constraints), "-e", ".[test]"])
     return python
@@ -171,7 +175,7 @@ def tried(name: str, torch: str, *, whole: bool) -> int:
                 return 1
         sys.stdout.flush()
         tests = [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
-        some = QUANTIZED if name == "quantized" else SEAMS
+        some = OF_EXTRAS.get(name, SEAMS)
         return subprocess.run([*tests, *([] if whole else some)], cwd=ROOT, check=False).returncode
 
 
@@ -186,7 +190,7 @@ def _run(command: Sequence[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.environments", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["oldest", "locked", "newest", "quantized", "lock", "clients"])
+    parser.add_argument("name", choices=["oldest", "locked", "newest", *OF_EXTRAS, "lock", "clients"])
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help="of `clients`: these alone")
     parser.add_argument("--url", help="of `clients`: a running service with a model and one SAE attached")
     parser.add_argument("--all", action="store_true", help="the whole suite in place of the tests of the seams")

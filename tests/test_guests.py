@@ -104,7 +104,7 @@ def test_tests_of_contributing_are_commands() -> None:
     markers = {each.partition(":")[0] for each in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
     assert set(re.findall(r"`-m (\w+)`", CONTRIBUTING)) <= markers
     shown = set(re.findall(r"-m tests\.environments (\w+)", CONTRIBUTING))
-    assert shown <= {"oldest", "locked", "newest", "lock", "quantized", "clients"}
+    assert shown <= {"oldest", "locked", "newest", "lock", "quantized", "parquet", "clients"}
     for line in re.findall(r"^\.venv/bin/sae-actor (.*?) *(?:#.*)?$", CONTRIBUTING, re.MULTILINE):
         parse(shlex.split(line))
 

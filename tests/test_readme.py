@@ -158,7 +158,7 @@ def test_every_command_line_parses() -> None:
 def test_every_path_exists() -> None:
     paths = {path for line in commands() for path in re.findall(rf"{URL}(/[^ ?']*)", line)}
     known = {re.sub(r"{\w+}", "ID", each.path) for each in OPERATIONS}
-    assert {SAE.sub("ID", path).replace("$SAE", "ID") for path in paths} <= known
+    assert {re.sub(r"\$[A-Z]+|(?<=/)\d+$", "ID", SAE.sub("ID", path)) for path in paths} <= known
     mentioned = {each.partition(" ")[2] for each in names(README) if each.startswith(("GET /", "POST /"))}
     assert mentioned <= {each.path for each in OPERATIONS}
 
@@ -307,6 +307,20 @@ def test_the_session(machine: Machine) -> None:
     for command, output in steps():
         printed = machine.run(command)
         assert as_shown(output).fullmatch(same(printed)), f"$ {command}\n{printed}\nnot as shown:\n{output}"
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the recipes need curl")
+def test_the_recipes_of_runs(machine: Machine) -> None:
+    (machine.home / "mine.txt").write_text("I read a good book.\nThe weather is cold, and nobody goes out.\n", "utf-8")
+    (recipes,) = re.findall(r"^```bash\n(.*?)^```$", section("Runs"), re.DOTALL | re.MULTILINE)
+    losses, *fires = machine.run(recipes).splitlines()
+    clean, with_sae, l0 = map(float, losses.split())
+    assert 1 < clean < with_sae < 8
+    assert 10 < l0 < 80
+    assert fires[0].split(maxsplit=2)[0] == "0"
+    assert " book" in fires[0]
 
 
 def test_every_exit_code_is_named() -> None:

@@ -85,6 +85,18 @@ def operation(method: str, path: str, summary: str, **details: Any) -> Callable[
     return keep
 
 
+def is_upload(method: str, path: str) -> bool:
+    """Whether the body of such a request is streamed to disk."""
+    return any(method == each.method and _matches(each.path, path) for each in OPERATIONS if each.media)
+
+
+def _matches(template: str, path: str) -> bool:
+    wanted, given = template.split("/"), path.split("/")
+    return len(wanted) == len(given) and all(
+        part == there or part.startswith("{") for part, there in zip(wanted, given, strict=True)
+    )
+
+
 def handlers() -> list[HTTPRouteHandler]:
     """Litestar's view of the table."""
     methods: dict[str, set[str]] = {}

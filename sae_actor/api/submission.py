@@ -26,7 +26,7 @@ REFUSALS = (
     "sae_not_found", "sae_incompatible", "sae_already_attached", "sae_not_attached", "sae_in_use",
     "sae_not_downloading", "feature_out_of_range", "conflicting_edits", "layer_out_of_range", "sae_invalid",
     "sae_unsupported", "model_not_loaded", "positions_unknown", "preset_not_found", "run_not_found",
-    "run_not_running",
+    "run_not_running", "model_not_found",
 )  # fmt: skip
 """What the rules may refuse a command with."""
 _SAE = sae_id_of("jbloom/GPT2-Small-SAEs-Reformatted", "blocks.6.hook_resid_pre", "main")

@@ -89,6 +89,10 @@ class ArchiveMember(NamedTuple):
     link: str | None = None
     through_sqlite: bool = False
     """A database that somebody may be writing: its bytes alone may be those of no moment."""
+    second: Path | None = None
+    """A second name of such a database, for when the first is gone: nobody writes in it any more then."""
+    at_rest: bool = False
+    """Nobody writes in such a database: no file may be made beside it."""
 
 
 def listed_saes(state: State, *, included: bool) -> tuple[SaeAtHead, ...]:
@@ -110,26 +114,41 @@ def listed_model(state: State) -> ModelAtHead | None:
 def members(data: Path, kept: Iterable[KeptFile], aside: Path | None) -> Iterator[ArchiveMember]:
     """The files of the folders above, and those of SAEs.
 
-    aside: a folder on the same file system. Each file gets a second name there, so that it can be read to its end
-    though it may be deleted meanwhile; no byte is copied. Files are written once, under another name, so none changes.
+    aside: a folder on the same file system; None if nobody writes in this one. Each file gets a second name there, so
+    that it can be read to its end though it may be deleted meanwhile; no byte is copied. Files are written once, under
+    another name, so none changes.
     """
     found = [ArchiveMember(str(path.relative_to(data)), path) for name in FOLDERS for path in _whole(data / name)]
     found += [ArchiveMember(each.name, each.path, each.link) for each in kept]
     for number, member in enumerate(found):
         if member.link is None and member.name.endswith(DATABASE):
-            yield member._replace(through_sqlite=True)
+            second = aside and _second_of_database(member.path, aside, number)
+            yield member._replace(through_sqlite=True, second=second, at_rest=aside is None)
             continue
         if aside is None or member.link is not None:
             yield member
             continue
-        second = aside / str(number)
+        path = aside / str(number)
         try:
-            os.link(member.path, second, follow_symlinks=True)
+            os.link(member.path, path, follow_symlinks=True)
         except FileNotFoundError:
             continue  # it was deleted just now
         except OSError:
-            second = member.path  # another file system, or one without links: it is read where it is
-        yield member._replace(path=second)
+            path = member.path  # another file system, or one without links: it is read where it is
+        yield member._replace(path=path)
+
+
+def _second_of_database(path: Path, aside: Path, number: int) -> Path | None:
+    """With its write-ahead log, which what is erased leaves behind. Used by no one while the first is there."""
+    second = aside / f"{number}{DATABASE}"
+    for suffix in ("-wal", ""):
+        try:
+            os.link(f"{path}{suffix}", f"{second}{suffix}", follow_symlinks=True)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    return second if second.exists() else None
 
 
 def _whole(folder: Path) -> Iterator[Path]:

@@ -31,7 +31,7 @@ async def written(members: Iterable[ArchiveMember], manifest: Manifest, aside: P
             yield _header(member.name, link=member.link)
             listed.append(ListedFile(path=member.name, link=member.link))
         elif member.through_sqlite:
-            async with copied(member.path, aside / "database.tmp") as copy:
+            async with copied(member, aside / "database.tmp") as copy:
                 async for part in _file(member._replace(path=copy), listed):
                     yield part
         else:

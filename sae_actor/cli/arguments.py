@@ -143,6 +143,13 @@ def _add_text(commands: _Commands) -> None:
     generate.add_argument("--top-p", type=values.number, metavar="P")
     generate.add_argument("--seed", type=int)
     generate.add_argument("--stop", action="append", metavar="TEXT", help="may be given several times")
+    generate.add_argument(
+        "--shade",
+        type=values.shaded,
+        metavar="FEATURE",
+        help="draw the tokens of the answer at its end, shaded by the activation of this feature before any edit, and "
+        "underlined where an edit held; SAE:FEATURE if several SAEs are attached",
+    )
     instead = generate.add_mutually_exclusive_group()
     instead.add_argument("--baseline", action="store_true", help="without any intervention")
     instead.add_argument("--preset", metavar="NAME", help="under this preset instead of the service's steering")

@@ -52,13 +52,14 @@ def backup(arguments: argparse.Namespace) -> int:
         raise LogUnusableError(f"{to} cannot be written: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
-    view = {"file": _name(to.absolute()), "bytes": to.stat().st_size, **_told(manifest)}
+    view = {"file": answers.name(to.absolute()), "bytes": to.stat().st_size, **_told(manifest)}
     if arguments.json:
         print(msgspec.json.encode(view).decode())
         return exit_codes.OK
-    print(f"{_events(manifest)} backed up to {answers.plain(_name(to))}, head {_head(manifest)}")
+    events = answers.counted(manifest.head.position)
+    print(f"{events} backed up to {answers.plain(answers.name(to))}, head {_head(manifest)}")
     _warn(manifest)
-    print(f"restore them with: sae-actor restore {shlex.quote(answers.plain(_name(to)))} --data-dir FOLDER")
+    print(f"restore them with: sae-actor restore {shlex.quote(answers.plain(answers.name(to)))} --data-dir FOLDER")
     return exit_codes.OK
 
 
@@ -67,9 +68,10 @@ def restore(arguments: argparse.Namespace) -> int:
     folder = folder_of(arguments)
     manifest = asyncio.run(restored(arguments.file, folder))
     if arguments.json:
-        print(msgspec.json.encode({"data_dir": _name(folder), **_told(manifest)}).decode())
+        print(msgspec.json.encode({"data_dir": answers.name(folder), **_told(manifest)}).decode())
         return exit_codes.OK
-    print(f"{_events(manifest)} restored into {answers.plain(_name(folder))}, head {_head(manifest)}")
+    events = answers.counted(manifest.head.position)
+    print(f"{events} restored into {answers.plain(answers.name(folder))}, head {_head(manifest)}")
     _warn(manifest)
     for sae in _left_out(manifest):
         print(answers.plain(f"not in the backup: the files of {sae.sae_id}, from {_source(sae)}"))
@@ -125,12 +127,3 @@ def _source(sae: SaeAtHead) -> str:
 
 def _head(manifest: Manifest) -> str:
     return f"{manifest.head.position}:{manifest.head.hash}"
-
-
-def _events(manifest: Manifest) -> str:
-    return f"{manifest.head.position} event{'' if manifest.head.position == 1 else 's'}"
-
-
-def _name(path: Path) -> str:
-    """The path as printable text, whatever its bytes."""
-    return os.fsencode(path).decode(errors="replace")

@@ -12,6 +12,7 @@ from ..client import Client
 from . import exit_codes
 from .render import answers, presets
 from .render.progress import Bar
+from .render.shading import Shading
 from .sources.choice import service
 
 Answer = dict[str, Any]
@@ -78,7 +79,7 @@ def _excluded(given: Sequence[str]) -> list[str]:
 
 
 def generate(client: Client, arguments: argparse.Namespace) -> None:
-    """Prints the text as it is generated; with `--json` the whole answer at the end."""
+    """Prints the text as it is generated; with `--json` the whole answer at the end, with `--shade` the text then."""
     prompt: Any = arguments.prompt
     if arguments.chat:
         prompt = [{"role": "user", "content": arguments.prompt}]
@@ -89,6 +90,11 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
     sae: Answer | None = {"baseline": True} if arguments.baseline else None
     if arguments.preset is not None:
         sae = {"preset": arguments.preset}
+    shading: Shading | None = None
+    if arguments.shade is not None:
+        prefix, feature = arguments.shade
+        named = {"feature": feature, **({} if prefix is None else {"sae_id": client.find(prefix)})}
+        sae, shading = {**(sae or {}), "details": True, "details_of": [named]}, Shading(feature, named.get("sae_id"))
     if arguments.json:
         _print(arguments, client.generate(prompt, sae=sae, **options), str)
         return
@@ -102,9 +108,14 @@ def generate(client: Client, arguments: argparse.Namespace) -> None:
         if (said := answers.piece(chunk)) and thinking:
             print("\n", file=sys.stderr, flush=True)
             thinking = False
-        print(said, end="", flush=True)
+        if shading is None:
+            print(said, end="", flush=True)
+        else:
+            shading.add(said, chunk.get("sae") or {})
         warnings += (chunk.get("sae") or {}).get("warnings") or ()
-    print(flush=True)
+    print("" if shading is None else shading.drawn(), flush=True)
+    if shading is not None:
+        print(answers.plain(shading.legend()), file=sys.stderr, flush=True)
     for each in warnings:
         print(answers.plain(f"sae-actor: warning: {each}"), file=sys.stderr, flush=True)
 

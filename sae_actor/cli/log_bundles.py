@@ -22,7 +22,7 @@ def tell_export(head: Head, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(_json({"to": answers.name(to.absolute()), "events": head.position, "head": head}))
         return
-    print(f"{_count(head)} exported to {answers.plain(answers.name(to))}")
+    print(f"{answers.counted(head.position)} exported to {answers.plain(answers.name(to))}")
     print(f"verify them with any Python: python verify.py --head {head.position}:{head.hash}")
 
 
@@ -33,7 +33,8 @@ def import_(folder: Path, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(_json({"data_dir": answers.name(folder), "events": head.position, "head": head}))
     else:
-        print(f"{_count(head)} imported into {answers.plain(answers.name(folder))}, head {head.position} {head.hash}")
+        events = answers.counted(head.position)
+        print(f"{events} imported into {answers.plain(answers.name(folder))}, head {head.position} {head.hash}")
     return exit_codes.OK
 
 
@@ -47,10 +48,6 @@ def redact(folder: Path, arguments: argparse.Namespace) -> int:
     else:
         print(f"the payload of event {arguments.position} is erased   [position {event.position}]")
     return exit_codes.OK
-
-
-def _count(head: Head) -> str:
-    return f"{head.position} event{'' if head.position == 1 else 's'}"
 
 
 def _json(answer: object) -> str:

@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 
 from ..errors import LogDamagedError, NotFoundError
-from ..eventlog import events_of, verify_folder
+from ..eventlog import verify_folder
+from ..ports import follow
 from ..reproducing import Recorded, Recordings, Testbed, reproduce
 from . import exit_codes
 from .render.answers import plain
+from .sources.folder import sound_events
 
 View = dict[str, Any]
 
@@ -55,14 +57,9 @@ async def run(folder: Path, arguments: argparse.Namespace) -> int:
 
 async def _recorded(folder: Path, arguments: argparse.Namespace) -> Sequence[Recorded]:
     verification = await verify_folder(folder)
-    sound = verification.head.position if verification.ok else (verification.first_bad or 0) - 1
     wanted = None if arguments.all else tuple(dict.fromkeys(arguments.generation_id))
     found = Recordings(wanted)
-    async with aclosing(events_of(folder)) as events:
-        async for event in events:
-            if event.position > sound or found.complete:
-                break
-            found.feed(event)
+    await follow(sound_events(folder, verification), found)
     if not verification.ok and not found.complete:
         raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
     texts = {text.generation_id: text for _, text in sorted(found.found.items()) if text.generation_id is not None}

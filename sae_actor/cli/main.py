@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..config import ConfigurationError, strangers
 from ..errors import LogError, SAEError
@@ -39,25 +39,21 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command not in SERVING:  # the service logs these warnings in its own format
         for each in strangers():
             print(f"sae-actor: warning: {each}", file=sys.stderr)
-    match arguments.command:
-        case "serve":
-            return serve_commands.serve(arguments)
-        case "demo":
-            return serve_commands.demo(arguments)
-        case "token":
-            return tokens.run(arguments)
-        case "families":
-            return families.run(arguments)
-        case "backup":
-            return backup_commands.backup(arguments)
-        case "restore":
-            return backup_commands.restore(arguments)
-        case "log":
-            return log_commands.run(arguments)
-        case _:
-            return client_commands.run(arguments)
+    return COMMANDS.get(arguments.command, client_commands.run)(arguments)
 
 
 def _failed(message: str, code: int) -> int:
     logs.say(message)
     return code
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": serve_commands.serve,
+    "demo": serve_commands.demo,
+    "token": tokens.run,
+    "families": families.run,
+    "backup": backup_commands.backup,
+    "restore": backup_commands.restore,
+    "log": log_commands.run,
+}
+"""All others are a client's."""

@@ -28,6 +28,14 @@ def edit(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r}: the strength {error}") from None
 
 
+def shaded(text: str) -> tuple[str | None, int]:
+    """The beginning of an SAE's id, or None, and a feature."""
+    sae, colon, feature = text.rpartition(":")
+    if not feature.isascii() or not feature.isdigit() or len(feature) > 9 or (colon and not sae):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE or SAE:FEATURE; features are numbered 0, 1, 2, …")
+    return sae or None, int(feature)
+
+
 def is_flag(text: str) -> bool:
     """Whether it is an unknown option; `-1=5` is an edit of an unknown feature."""
     return text.startswith("-") and not SIGNED.match(text)

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import httpx
 
 from ..errors import SAEAmbiguousError, SAENotFoundError
-from .backups import BackupCalls
 from .log_calls import LogCalls
 from .presets import PresetCalls
+from .runs import RunCalls
 from .sse import StreamEvent, frames
 from .wire import Answer, Features, UnreachableError, Wire, edits_of, problem_error
 
@@ -31,7 +31,7 @@ SILENCE_SECONDS = 60.0
 """The event stream carries a comment every 15 s; one that is silent for longer is dead."""
 
 
-class Client(LogCalls, PresetCalls, BackupCalls):
+class Client(LogCalls, PresetCalls, RunCalls):
     """One service. `timeout`: seconds to wait for an answer, not counting waits that a method asks for.
 
     Raises `ValueError` for an invalid URL.

@@ -1,14 +1,15 @@
-"""The calls about the log: its events, its check, what it says of a moment or of an answer, all of it."""
+"""The calls about the log: its events, its check, what it says of a moment or of an answer, all of it, its backup."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from .wire import Answer, Wire
 
 WALK_SECONDS = 600.0
-"""Added to the timeout where the service reads its whole log before it answers."""
+"""Added to the timeout where the service reads, or copies, its whole log before it answers."""
 
 
 class LogCalls:
@@ -57,6 +58,14 @@ class LogCalls:
         """The bytes of a tar with the whole log, and with programs that verify and explain it on a bare Python."""
         with self._wire.stream("GET", "/api/log/export", silence=WALK_SECONDS) as chunks:
             yield from chunks
+
+    def backup(self, *, saes: bool = False) -> AbstractContextManager[Iterator[bytes]]:
+        """The bytes of a backup of the data folder, a tar, as they come; `saes`: with the files of SAEs.
+
+        One that is cut off ends with `UnreachableError`. `sae-actor backup` writes one to a file, verified.
+        """
+        query = {"saes": "true" if saes else None}
+        return self._wire.stream("GET", "/api/log/backup", silence=WALK_SECONDS, query=query)
 
     def _get(self, path: str, query: Mapping[str, Any] | None = None, *, wait: float = 0) -> Answer:
         return cast("Answer", self._wire.request("GET", path, query=query, wait=wait)[1])

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from .events import LabelSource, MadeFrom, RunId, RunKind, RunTexts, RunVariant
+from .events import LabelSource, MadeFrom, RunId, RunKind, RunTexts
 from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
 
 RepositoryId: TypeAlias = Annotated[
@@ -243,12 +243,27 @@ class Run(Command, frozen=True):
     """What is measured. Of `evaluate`: `sae_id`, `texts`, `max_tokens`, `context` = 128, `exclude` = ["sink"]. Of
     `profile`: `sae_id`, `texts`, `max_tokens`, `length` = 128, `exclude` = ["sink"], `top` = 20, `context` = [10, 5],
     `quantiles` = 5. `texts` is one of {"texts": [..]}, {"file": name}, {"texts_id": id}. A longer text goes on in
-    further contexts."""
+    further contexts. Of `sweep`: `prompts` (a list of texts or messages, or as `texts`), `variants` [{"name", "sae"}],
+    `seeds`, `max_tokens` = 16, `temperature` = 1, `continuations`, `features`, `sae_id`. Of `contrast`: the body of
+    /api/contrast, whose lists may also be as `texts`; or one such list as `texts`, with labels: those with `label` are
+    the positive ones."""
     name: RunName | None = None
 
 
+class RequestedVariant(Struct, frozen=True, kw_only=True):
+    """An intervention that a sweep is to compare, with raw strengths; without any of these the server's steering."""
+
+    name: str
+    baseline: bool = False
+    steering: Edits | None = None
+    interventions: tuple[RequestedIntervention, ...] | None = None
+    preset: PresetName | None = None
+    deterministic: bool = False
+    expect_position: int | None = None
+
+
 class RequestRun(Command, frozen=True):
-    """A run whose texts are on disk and whose variants are resolved; the service makes it of a `Run`."""
+    """A run whose texts are on disk; the service makes it of a `Run`."""
 
     run_id: RunId
     kind: RunKind
@@ -257,8 +272,9 @@ class RequestRun(Command, frozen=True):
     read: tuple[SaeId, ...] = ()
     """SAEs whose activations are read."""
     texts: tuple[RunTexts, ...] = ()
-    variants: tuple[RunVariant, ...] = ()
+    variants: tuple[RequestedVariant, ...] = ()
     seeds: tuple[int, ...] = ()
+    """Of a sweep; one is made where there is none."""
 
     @property
     def type_name(self) -> str:
@@ -266,8 +282,10 @@ class RequestRun(Command, frozen=True):
         return Run.__name__
 
     def digest(self) -> str:
-        """Without the id, which is new each time."""
-        return super(RequestRun, replace(self, run_id="run")).digest() if self.run_id != "run" else super().digest()
+        """As it was asked: without the id, which is new each time, and without what strengths come to now."""
+        if self.run_id == "run":
+            return super().digest()
+        return super(RequestRun, replace(self, run_id="run", variants=())).digest()
 
 
 class CancelRun(Command, frozen=True):

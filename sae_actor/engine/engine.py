@@ -25,15 +25,12 @@ from ..errors import (
 from ..formats.settings.statistics import Statistics, read_statistics
 from ..ports import (
     AttachedSae,
-    EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
     GenerationStream,
     ModelSize,
     OnProgress,
     ProfiledFeatures,
-    ReadGroup,
-    TextGroup,
 )
 from ..sae.overflow import refuse_overflow
 from ..sae.units import resolve_units
@@ -43,7 +40,7 @@ from .decoding.side_by_side import Alike, SideBySide, alike, parties
 from .device_thread import DeviceThread
 from .engine_tokenizer import EngineTokenizer
 from .interventions.hooks import PreparedIntervention
-from .measuring.measurements import Measurements
+from .measuring.measurements import EngineMeasurements, Measurements
 from .memory import available, check_room
 from .model.loading import LoadedModel, fit, load_model, move, release
 from .model.sizes import model_size, with_free_memory
@@ -58,7 +55,7 @@ from .worker import Worker
 logger = logging.getLogger(__name__)
 
 
-class TorchEngine(EngineTokenizer):
+class TorchEngine(EngineTokenizer, EngineMeasurements):
     """One model, the SAEs on it, generations.
 
     The model and the residents are read and changed on the device thread alone; the event loop holds the streams.
@@ -81,8 +78,8 @@ class TorchEngine(EngineTokenizer):
         """attach_position → folder of the SAE; its statistics are read on request."""
         self._streams: dict[GenerationStream, frozenset[int]] = {}
         """Of what has not ended: attach_position of every SAE that it needs."""
-        self._scored = 0
-        """Of them, those of texts to score."""
+        self._beside = 0
+        """Of them, those of texts to score and of runs, which take nobody's place."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._dropping: set[int] = set()
         self._load_cancelled = threading.Event()
@@ -254,10 +251,12 @@ class TorchEngine(EngineTokenizer):
         """See the port. The generation is in the queue when this returns. `ModelNotLoadedError`, `MailboxFullError`
         (with `retry_after`, seconds), `BadRequestError` for a request that no model could run."""
         model = self._accepting([request])
-        if len(self._streams) - self._scored >= self._settings.max_running + self._settings.max_waiting:
+        taken = len(self._streams) - self._beside
+        if not request.background and taken >= self._settings.max_running + self._settings.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
-        stream = GenerationStream(self._streams.pop)
+        stream = GenerationStream(self._over if request.background else self._streams.pop)
         self._device.start(self._text(model, Alike(request, (stream,)), SideBySide(compared=False)))
+        self._beside += request.background
         return stream
 
     def score(
@@ -272,7 +271,7 @@ class TorchEngine(EngineTokenizer):
         for party in parties(sets, most, compared=compared):
             beside = SideBySide[Generation](compared=compared)
             self._device.start(*[self._text(model, each, beside) for each in party])
-        self._scored += len(streams)
+        self._beside += len(streams)
         return streams
 
     def _accepting(self, requests: Sequence[GenerationRequest]) -> LoadedModel:
@@ -292,23 +291,15 @@ class TorchEngine(EngineTokenizer):
         return text
 
     def _over(self, stream: GenerationStream) -> None:
-        """A text that was to be scored has ended."""
+        """A text that was to be scored, or a run's, has ended."""
         self._streams.pop(stream)
-        self._scored -= 1
+        self._beside -= 1
 
     def _applied(self, model: LoadedModel, request: GenerationRequest) -> PreparedIntervention | None:
         """The request's intervention, ready; None if it changes nothing. On the device thread."""
         if self._model is not model:
             raise ModelNotLoadedError("the model was unloaded before the generation began")
         return prepared(request, model, self._residents)
-
-    async def evaluate(self, group: TextGroup) -> EvaluatedGroup:
-        """See the port."""
-        return await self._measurements.evaluate(group)
-
-    async def read_group(self, group: TextGroup) -> ReadGroup:
-        """See the port."""
-        return await self._measurements.read_group(group)
 
     # — the end —
 

@@ -248,9 +248,13 @@ class Walk:
         other.erased, other.redacted = set(self.erased), set(self.redacted)
         return other
 
-    def unexplained(self) -> int | None:
-        """The first event whose payload is gone without a PayloadRedacted on record; known at the end of the walk."""
-        return min(self.erased - self.redacted, default=None)
+    def fault(self) -> tuple[int, str] | None:
+        """The first bad position and what is wrong there, known at the end of the walk: also of a payload that is gone
+        without a PayloadRedacted on record."""
+        if self.bad is not None:
+            return self.position + 1, self.bad
+        bare = min(self.erased - self.redacted, default=None)
+        return None if bare is None else (bare, "the payload is missing, and no PayloadRedacted names it")
 
 
 def sound(walk: Walk, found: Iterable[tuple[Head, str | None]] = ()) -> Verification:

@@ -79,10 +79,8 @@ def inspect(
         walk = Walk(log_id)
         structure = aside.submit(_check_structure, folder / database, "integrity_check" if thorough else "quick_check")
         _walk(connection, walk)
-        if walk.bad is not None:
-            raise damage(walk, walk.position + 1, walk.bad)
-        if (bare := walk.unexplained()) is not None:
-            raise damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
+        if (fault := walk.fault()) is not None:
+            raise damage(walk, *fault)
         if (bad := structure.result()) is not None:
             raise damage(walk, _mistyped(connection) or bad.first, f"the structure of events.db: {bad.detail}")
         if altered is not None:

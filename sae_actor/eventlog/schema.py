@@ -89,9 +89,10 @@ def read_only_uri(path: Path) -> str:
 
     If the WAL is empty the file is everything (`immutable`). With a WAL the VFS without locks is used:
     together with the exclusive locking mode it keeps the index of the WAL on the heap, and frames cannot be moved
-    into a database that was opened for reading. `events.lock` keeps a writer away meanwhile.
+    into a database that was opened for reading. `events.lock` keeps a writer away meanwhile, from every database of
+    the folder.
     """
-    has_wal = holds_commit(path.with_name(WAL_NAME))
+    has_wal = holds_commit(path.with_name(f"{path.name}-wal"))
     return f"{path.absolute().as_uri()}?mode=ro&{'vfs=unix-none' if has_wal else 'immutable=1'}"
 
 

@@ -190,13 +190,10 @@ class SqliteLog:
             if not rows:
                 return unsound(walk, walk.position + 1, f"the events up to {head.position} are missing")
             await asyncio.to_thread(walk.feed, map(as_read, rows))
-        if walk.bad is not None:
-            return unsound(walk, walk.position + 1, walk.bad)
-        if walk.head != head:
+        if walk.bad is None and walk.head != head:
             return unsound(walk, walk.position, "the last event is not the one that was written")
-        if (bare := walk.unexplained()) is not None:
-            return unsound(walk, bare, "the payload is missing, and no PayloadRedacted names it")
-        return None
+        fault = walk.fault()
+        return None if fault is None else unsound(walk, *fault)
 
     async def _hash_at(self, position: int, head: Head) -> str | None:
         if position > head.position:

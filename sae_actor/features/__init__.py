@@ -7,6 +7,7 @@ merging      of several sources the one answer; `tables`: where they lie
 lines        the lines of a file of labels: ours, Neuronpedia's, delphi's
 matching     whether such a file is of this SAE
 last_steered    where a feature was last steered, from the log
+profiles     which profile counts for an SAE
 own          what lies next to an SAE's weights: `features.json`, `labels.jsonl`
 """
 

@@ -88,7 +88,7 @@ class FeatureDirectory:
     # — writing —
 
     def sources(self, sae_id: str) -> dict[str, tuple[str, int]]:
-        """Source → digest and position of what is in the tables."""
+        """Source → digest (of a profile its run) and position of what is in the tables."""
         query = "SELECT source, sha256, position FROM sources JOIN saes ON number = sae WHERE sae_id = ?"
         with self._reader() as db:
             return {source: (sha256, position) for source, sha256, position in db.execute(query, (sae_id,))}
@@ -105,13 +105,13 @@ class FeatureDirectory:
             touched |= insert(db, int(row.lastrowid or 0), found)
             show(db, sae, touched)
 
-    def put_statistics(self, sae_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    def put_statistics(self, sae_id: str, rows: Iterable[Mapping[str, Any]], run_id: str = "") -> None:
         """What a run `profile` measured: its rows, in place of those of an earlier one.
 
         A row has `feature`, `density`, `max` and `examples`, each with `tokens` and `activations`; the rest of it is
         passed over. They are not in `labels/`: where `features.db` is lost, the rows of the run give them again.
         """
-        self.replace(sae_id, PROFILE, "", LATEST, _profiled(rows))
+        self.replace(sae_id, PROFILE, run_id, LATEST, _profiled(rows))
 
     def drop(self, sae_id: str, source: str) -> None:
         """Remove a source; nothing happens if it is not there."""

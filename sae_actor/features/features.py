@@ -11,22 +11,24 @@ import hashlib
 import logging
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from ..domain.events import LabelSource
+from ..domain.measuring.state import RunState
 from ..domain.rules.attachments import described, known
 from ..domain.state import LabelFile, SaeRecord, State
-from ..errors import BadRequestError, DiskFullError, InternalError, SAEError, TooLargeError
+from ..errors import BadRequestError, DiskFullError, InternalError, SAEError
 from ..ports import Hub
-from ..ports.durability import fsync_path
-from .directory import OWN, FeatureDirectory, FeatureLabel, FeaturePage, KnownFeature, Sort, outdated
+from ..ports.durability import fsync_path, receive
+from .directory import OWN, PROFILE, FeatureDirectory, FeatureLabel, FeaturePage, KnownFeature, Sort, outdated
 from .lines import Labelled, entries
 from .matching import Matching
 from .own import digest, own_entries
+from .profiles import counts, newest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,6 +66,8 @@ class Features:
         """SAE → the weights that its folder was looked at for."""
         self._changes = 0
         """How often the labels changed: what was read before a change is not held."""
+        self.profile_rows: Callable[[str], Iterator[dict[str, Any]]] | None = None
+        """The rows of a run, by its id. Raises `RunNotFoundError`."""
 
     def close(self) -> None:
         self.directory.close()
@@ -112,23 +116,9 @@ class Features:
         """Stream a body to disk; where it is then. `TooLargeError`, `DiskFullError`."""
         coming = self._files / f"{uuid.uuid4().hex}{BEGUN}"
         try:
-            await asyncio.to_thread(lambda: coming.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
-            size = 0
-            with coming.open("xb") as file:
-                async for part in body:
-                    size += len(part)
-                    if size > self.upload_bytes:
-                        raise TooLargeError(
-                            f"an upload has at most {self.upload_bytes} bytes ([data] upload_bytes)",
-                            size=size,
-                            limit=self.upload_bytes,
-                        )
-                    await asyncio.to_thread(file.write, part)
-        except BaseException as error:
-            coming.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _failure(error) from None
-            raise
+            await receive(body, coming, self.upload_bytes)
+        except OSError as error:
+            raise _failure(error) from None
         return coming
 
     async def counted(self, coming: Path, sae_id: str, source: str | None) -> LabelCounts:
@@ -160,18 +150,43 @@ class Features:
         labels = {sae_id: files for sae_id, files in state.labels.items() if sae_id != without}
         saes = {sae_id: record for sae_id, record in state.saes.items() if sae_id != without}
         try:
-            await self._run(lambda: self._follow(labels, saes))
+            await self._run(lambda: self._follow(labels, saes, state.runs))
         finally:
-            self._labels.clear()
-            self._changes += 1
+            self._changed()
             if without is not None:
                 self._looked.pop(without, None)
 
+    async def profiled(self, run_id: str) -> None:
+        """Take over what a run of kind `profile` has found: its rows are durable, and its end goes on record next."""
+        state = self._state()
+        run = state.runs.get(run_id)
+        record = None if run is None or not run.saes else state.saes.get(run.saes[0].sae_id)
+        if run is None or record is None or not counts(run, record):
+            return
+        async with self.changing:
+            work = asyncio.ensure_future(self._run(lambda: self._measured(record.sae_id, run_id)))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # what it writes is there before anybody else may look
+                raise
+            except SAEError as error:
+                logger.warning("what %s found is not in features.db, until the next start: %s", run_id, error.detail)
+            finally:
+                self._changed()
+
     async def start(self) -> None:
         """After the log was read: whatever is missing or of a killed process is put right. Labels stop no service."""
+        try:
+            await self._run(self._sweep)
+        except SAEError as error:
+            logger.error("uploads that had begun cannot be removed: %s", error.detail)
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """`follow`, for what goes on without labels too."""
         async with self.changing:
             try:
-                await self._run(self._sweep)
                 await self.follow()
             except SAEError as error:
                 logger.error("features.db is behind the log: %s", error.detail)
@@ -186,7 +201,16 @@ class Features:
                 logger.error("what is known of %s could not be removed, until the next start: %s", sae_id, error.detail)
             return max(0, before - await asyncio.to_thread(self._bytes))
 
-    def _follow(self, labels: Mapping[str, tuple[LabelFile, ...]], saes: Mapping[str, SaeRecord]) -> None:
+    def _changed(self) -> None:
+        self._labels.clear()
+        self._changes += 1
+
+    def _follow(
+        self,
+        labels: Mapping[str, tuple[LabelFile, ...]],
+        saes: Mapping[str, SaeRecord],
+        runs: Mapping[str, RunState],
+    ) -> None:
         self.directory.keep_only(saes)
         for sae_id, record in saes.items():
             missing, gone = outdated(labels.get(sae_id, ()), self.directory.sources(sae_id))
@@ -194,11 +218,31 @@ class Features:
                 self.directory.drop(sae_id, source)
             for each in missing:
                 self._import(record, each)
+            self._follow_profile(record, runs)
         if not self._read_only:
             wanted = {each.sha256 for files in labels.values() for each in files}
             for path in self._files.glob("?" * 64):
                 if path.name not in wanted:
                     path.unlink(missing_ok=True)
+
+    def _follow_profile(self, record: SaeRecord, runs: Mapping[str, RunState]) -> None:
+        there, _ = self.directory.sources(record.sae_id).get(PROFILE, (None, 0))
+        held = None if there is None else runs.get(there)
+        if held is not None and held.status == "open" and counts(held, record):
+            return  # its end is about to go on record
+        wanted = newest(runs.values(), record)
+        if there is not None and (wanted is None or wanted.run_id != there):
+            self.directory.drop(record.sae_id, PROFILE)
+        if wanted is not None:
+            self._measured(record.sae_id, wanted.run_id)
+
+    def _measured(self, sae_id: str, run_id: str) -> None:
+        if self.profile_rows is None or self.directory.sources(sae_id).get(PROFILE, ("", 0))[0] == run_id:
+            return
+        try:
+            self.directory.put_statistics(sae_id, self.profile_rows(run_id), run_id)
+        except SAEError as error:
+            logger.warning("the rows of %s cannot be read: %s", run_id, error.detail)
 
     def _sweep(self) -> None:
         """Remove uploads that a killed process had begun."""

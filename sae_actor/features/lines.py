@@ -4,6 +4,9 @@
 {"modelId": "gemma-2-2b", "layer": "20-gemmascope-res-16k", "index": "584", "description": "God and nature", …}
 {"layers.15_latent584": "God and nature"}                     delphi's explanations, by the name of their file
 {"latent": "layers.15_latent584", "explanation": "God and nature"}
+
+delphi writes a file for each latent, `layers.15_latent584.txt`, which holds the explanation as a JSON string. A name
+may be that of the file, with its folders: `jq -c '{(input_filename): .}' explanations/*.txt` makes lines of them.
 """
 
 from __future__ import annotations
@@ -181,6 +184,7 @@ def _read(line: bytes, matching: Matching, source: str) -> Iterator[tuple[str, E
             feature = _latent(name)
             if feature is None or not isinstance(label, str) or not label:
                 raise BadRequestError("the line is none of the known kinds: it has no feature and no index")
+            matching.check_module(name)
             matching.check_feature(feature)
             yield source, Labelled(feature, label)
         return
@@ -189,6 +193,8 @@ def _read(line: bytes, matching: Matching, source: str) -> Iterator[tuple[str, E
         raise BadRequestError("the number of the feature cannot be read")
     if theirs.index is not None:
         matching.check(theirs.origin, feature)
+    elif isinstance(theirs.latent, str):
+        matching.check_module(theirs.latent)
     matching.check_feature(feature)
     found = [*_said(theirs, feature)]
     if not found:

@@ -11,6 +11,7 @@ from ..errors import FeatureOutOfRangeError, SAEIncompatibleError
 _WIDTH = re.compile(r"(?:^|-)(\d{1,4})([km])(?=-|$)")
 _LAYER = re.compile(r"(\d{1,4})(?=-|$)")
 _HOOK_LAYER = re.compile(r"(?:blocks|layers)\.(\d{1,4})\.")
+_MODULE_LAYER = re.compile(r"(?:^|[./])(?:(?:blocks|layers|h)\.|layer_)(\d{1,4})(?=[./_]|$)")
 NEURONPEDIA = "neuronpedia:"
 
 
@@ -61,6 +62,18 @@ class Matching:
         theirs, mine = _layer_of_hook(origin.hook_name), _layer_of_hook(self._sae.hook_name)
         if None not in (theirs, mine) and theirs != mine:
             self._refuse(f"they are of {origin.hook_name}, and it was trained at {self._sae.hook_name}")
+
+    def check_module(self, latent: str) -> None:
+        """By delphi's name of a latent, which begins with the module whose output was read: `layers.15_latent584`.
+        Raises `SAEIncompatibleError`."""
+        found, hook = _MODULE_LAYER.search(latent), self._sae.hook_name or ""
+        mine = {self._sae.trained_layer, _layer_of_hook(hook)} - {None}
+        if "resid_pre" in hook:
+            mine |= {layer - 1 for layer in mine if layer is not None}  # the output of the block before
+        if found is not None and mine and int(found[1]) not in mine:
+            self._refuse(
+                f"they are of {latent.rpartition('_latent')[0] or latent}, and it was trained at {hook or mine}"
+            )
 
     def _placed(self, repository_id: str, folder: str) -> None:
         mine = self._record.repository_id

@@ -30,11 +30,12 @@ from ..errors import (
     SAEError,
     TooLargeError,
 )
-from ..limits import Throughput, in_turns
+from ..limits import NO_DEADLINE, Throughput, in_turns
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
+from .details import detail_watches
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
-from .places import has_place
+from .places import has_place, places_of
 from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
 from .running import Completed, Requested, RunningGeneration, abandon
 
@@ -97,27 +98,39 @@ class Generations:
             raise BadRequestError(detail, param="n")
         if self.places is not None and not has_place(self._taken(), principal, len(requested), self.places):
             # The running ones end next. By the time the client returns, those that wait now should be gone.
-            seconds = self._throughput.seconds_for(self.waiting + sum(count for _, count in self._opening.values()))
+            waiting = sum(each.waits and not each.background for each in self._running.values())
+            seconds = self._throughput.seconds_for(waiting + sum(count for _, count in self._opening.values()))
             raise MailboxFullError("too many generations are waiting", retry_after=seconds)
         parties = await self._opened([[each] for each in requested], None, principal, command_id)
         return [each for party in parties for each in party]
 
+    async def open_behind(self, requested: Requested, *, principal: str) -> RunningGeneration:
+        """Admit a text of a run (`background`), and start it. It takes no place. Raises as `open_all`."""
+        ((opened,),) = await self._opened([[requested]], None, principal, None)
+        return opened
+
     async def open_scores(
-        self, parties: Sequence[Sequence[Requested]], *, baseline: int | None, principal: str
+        self,
+        parties: Sequence[Sequence[Requested]],
+        *,
+        baseline: int | None,
+        principal: str,
+        command_id: str | None = None,
     ) -> list[list[RunningGeneration]]:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
-        run side by side; baseline: the index of the one that the others are compared with. Raises as `open`."""
+        run side by side; baseline: the index of the one that the others are compared with. command_id and what is
+        raised: as `open_all`."""
         count = sum(map(len, parties))
         if self._scored + count > MOST_SCORED:
             raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
         self._scored += count
-        return await self._opened(parties, baseline, principal, None)
+        return await self._opened(parties, baseline, principal, command_id)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
     ) -> list[list[RunningGeneration]]:
         opening = asyncio.create_task(self._open(parties, baseline, principal, command_id))
-        self._opening[opening] = principal, sum(each.scoring is None for party in parties for each in party)
+        self._opening[opening] = principal, sum(map(places_of, parties))
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
@@ -128,7 +141,7 @@ class Generations:
 
     def _taken(self) -> Counter[str]:
         """Places that are taken, by principal."""
-        taken = Counter(each.principal for each in self._running.values() if not each.is_score)
+        taken = Counter(each.principal for each in self._running.values() if each.holds_place)
         for principal, count in self._opening.values():
             taken[principal] += count
         return taken
@@ -176,7 +189,7 @@ class Generations:
                 begun.clear()
                 # From here on they count as running.
                 whose, count = self._opening[opening]
-                self._opening[opening] = whose, count - sum(each.scoring is None for each in party)
+                self._opening[opening] = whose, count - places_of(party)
 
         requests = [self._request(each) async for each in in_turns(each for party in parties for each in party)]
         try:
@@ -207,7 +220,7 @@ class Generations:
             payload = event.payload()
             assert isinstance(payload, GenerationStarted)
             weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-            generation = RunningGeneration(event, payload, stream, weights)
+            generation = RunningGeneration(event, payload, stream, weights, background=each.background)
             if monitored:
                 prompt = each.options.prompt or (None,) * len(each.token_ids)
                 following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
@@ -223,7 +236,7 @@ class Generations:
         """The engine's request for an admitted generation."""
         payload, options = event.payload(), requested.options
         assert isinstance(payload, GenerationStarted)
-        top_k, exclude = options.top_k_features, options.exclude
+        top_k, exclude, detailed = options.top_k_features, options.exclude, options.detailed
         read = tuple(Watch(sae=sae, top_k=top_k, exclude=exclude) for sae in payload.watched)
         request = filled(
             GenerationRequest,
@@ -232,8 +245,9 @@ class Generations:
             requested,
             token_ids=tuple(requested.token_ids),
             share=event.principal,
-            deadline_seconds=self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
+            deadline_seconds=NO_DEADLINE if requested.background else self.deadline_seconds + ENGINE_DEADLINE_MARGIN,
             watched=(*read, *monitored),
+            details=None if detailed is None else detail_watches(payload, detailed, watches(self._actor.state)),
         )
         self._tokens["prompt",] += len(request.given)
         return request
@@ -262,7 +276,7 @@ class Generations:
     async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
         ended = await self._end(generation, len(token_ids))
-        if not generation.is_score:
+        if generation.holds_place:
             self._throughput.ended()
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
@@ -289,11 +303,12 @@ class Generations:
         stream = generation.stream
         ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
         first = [*ends, stream.begun]
-        # Texts to score wait for one another, as many as there are.
-        limit = None if generation.is_score else self.deadline_seconds
+        # Texts to score wait for one another, as many as there are; a run's for all others, at any time.
+        limit = self.deadline_seconds if generation.holds_place else None
         await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if begun := stream.begun.done():
-            await asyncio.wait(ends, timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+            limit = None if generation.background else self.deadline_seconds
+            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         late = not (stream.finished.done() or generation.left.done())
         if not stream.finished.done():
             stream.stop()

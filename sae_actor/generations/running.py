@@ -14,6 +14,7 @@ from ..domain.weights import WeightsFiles
 from ..errors import SAEError
 from ..limits import AT_A_TIME, in_turns
 from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
+from .details import NamedFeature
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,9 @@ class TokenOptions:
     """How many activations of each SAE that the request watches."""
     exclude: tuple[Exclusion, ...] = ("sink",)
     """Positions for which no activations are reported."""
+    detailed: Sequence[NamedFeature] | None = None
+    """What the intervention did at each position is reported, with these features besides those of its edits. None: it
+    is not."""
     prompt: Sequence[str] = ()
     """Text of the prompt's tokens, for the events of monitored SAEs."""
 
@@ -57,15 +61,24 @@ class Requested:
     """The JSON schema of its response format, for the record."""
     scoring: Scoring | None = None
     """Score the prompt and what follows it, instead of making a text."""
+    background: bool = False
+    """For a run, as in `GenerationRequest`: it may give way, and has no deadline."""
 
 
 class RunningGeneration:
     """One admitted generation: its stream, and its end once that is on record."""
 
     def __init__(
-        self, started: Event, payload: GenerationStarted, stream: GenerationStream, weights: Sequence[WeightsFiles] = ()
+        self,
+        started: Event,
+        payload: GenerationStarted,
+        stream: GenerationStream,
+        weights: Sequence[WeightsFiles] = (),
+        *,
+        background: bool = False,
     ) -> None:
         """weights: the weights files of each SAE of the intervention, from the state at the beginning."""
+        self.background = background
         self.weights = tuple(weights)
         self.event = started
         self.position = started.position
@@ -85,6 +98,11 @@ class RunningGeneration:
     def is_score(self) -> bool:
         """Its text is given, and scored."""
         return self.started.kind == "score"
+
+    @property
+    def holds_place(self) -> bool:
+        """Texts to score, and those of runs, hold none."""
+        return not (self.is_score or self.background)
 
     @property
     def waits(self) -> bool:

@@ -24,7 +24,7 @@ from ..formats.files import SaeFiles
 from ..formats.pickles import convert
 from ..ports.durability import fsync_path
 from .digests import Stamp, sha256_of
-from .layout import CONVERTED, SHA256
+from .layout import CONVERTED, SHA256, remove_empty, remove_folder
 from .protocol import Placed
 
 T = TypeVar("T")
@@ -113,17 +113,8 @@ def begun(root: Path, key: str) -> list[tuple[Path, int]]:
 
 def remove(root: Path, key: str) -> int:
     """Remove what was converted under `key`; returns the bytes freed, 0 if there is nothing."""
-    place = folder(root, key)
-    freed = 0
-    for path in place.glob("*"):
-        found = path.lstat()
-        path.unlink()
-        freed += found.st_size
-    if place.is_dir():
-        # A process that was killed may still have made a last file after the look above.
-        shutil.rmtree(place)
-        if not any(place.parent.iterdir()):
-            place.parent.rmdir()
+    freed = remove_folder(folder(root, key))
+    remove_empty(root / CONVERTED, root)
     return freed
 
 

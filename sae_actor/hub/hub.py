@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 from anyio import to_thread
@@ -36,6 +37,8 @@ from .names import Names
 from .process import run_job
 from .protocol import CatalogJob, Done, DownloadJob, Fetched, ImportJob, Job, Listed, ModelJob, Patience
 from .selection import target
+
+A = TypeVar("A", Done, Listed, Fetched)
 
 DOWNLOAD_HOSTS = ("huggingface.co", "hf.co")
 """Besides the hub's own origin, the hosts (and their subdomains) that its files may come from."""
@@ -88,10 +91,7 @@ class HuggingFaceHub:
         if self._turns.value == 0:
             progress(Progress(kind="download", subject=effect.sae_id, phase="waiting", reason="other_downloads"))
         async with self._turns:
-            done = await self._run(job, progress)
-        if not isinstance(done, Done):
-            raise SAEDownloadError("The download process gave an unexpected answer", reason="process")
-        return self._placed(done)
+            return self._placed(await self._run(job, Done, progress))
 
     def _placed(self, done: Done) -> HubSae:
         for placed in done.files:
@@ -121,15 +121,12 @@ class HuggingFaceHub:
         job = filled(ImportJob, effect, parent=os.getpid(), root=str(self.folder))
         before = conversion.folder(self.folder, effect.sae_id).exists()
         try:
-            done = await self._run(job, lambda _: None)
+            return self._placed(await self._run(job, Done))
         except BaseException:
             if not before:  # what was converted of the same weights in another folder stays
                 with anyio.CancelScope(shield=True):
                     await self._removing(partial(conversion.remove, self.folder, effect.sae_id))
             raise
-        if not isinstance(done, Done):
-            raise InternalError("The import process gave an unexpected answer", reason="process")
-        return self._placed(done)
 
     async def locate(self, location: SaeLocation) -> str:
         return await to_thread.run_sync(self._locate, location, abandon_on_cancel=True)
@@ -148,10 +145,7 @@ class HuggingFaceHub:
 
     async def _catalog(self, repository_id: str, revision: str) -> list[CatalogEntry]:
         job = filled(CatalogJob, self, parent=os.getpid(), repository_id=repository_id, revision=revision)
-        listed = await self._run(job, lambda _: None)
-        if not isinstance(listed, Listed):
-            raise SAEDownloadError("The catalog process gave an unexpected answer", reason="process")
-        return list(listed.entries)
+        return list((await self._run(job, Listed)).entries)
 
     async def fetch_model(
         self,
@@ -184,7 +178,7 @@ class HuggingFaceHub:
                 quantization=quantization,
                 device=device,
             )
-            await self._run(job, progress)
+            await self._run(job, Fetched, progress)
         except RepositoryNotFoundError as error:
             raise ModelNotFoundError(
                 f"the hub has no {model} at {revision}, or it is private",
@@ -211,16 +205,19 @@ class HuggingFaceHub:
         for scope in tuple(self._running):
             scope.cancel()
 
-    async def _run(self, job: Job, heard: OnProgress) -> Done | Listed | Fetched:
+    async def _run(self, job: Job, wanted: type[A], heard: OnProgress = lambda _: None) -> A:
         with anyio.CancelScope() as scope:
             if self._closed:
                 scope.cancel()
             self._running.add(scope)
             try:
                 environment = os.environ if self._environment is None else self._environment
-                return await run_job(job, environment, heard, self._silence_seconds)
+                answer = await run_job(job, environment, heard, self._silence_seconds)
             finally:
                 self._running.discard(scope)
+            if isinstance(answer, wanted):
+                return answer
+            raise SAEDownloadError("The process gave an unexpected answer", reason="process")
         raise SAEDownloadError("The service is stopping", reason="stopped")
 
     async def _removing(self, remove: Callable[[], int]) -> int:

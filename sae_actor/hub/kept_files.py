@@ -6,14 +6,13 @@ imports/<sae_id>/<path>     next to hub/: what a restore brought of an import, w
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from ..domain.state import SaeLocation, SaeRecord
 from ..domain.weights import import_id_of
 from . import conversion
-from .layout import DIGEST, Repository, is_safe_path
+from .layout import DIGEST, Repository, is_safe_path, remove_folder
 
 IMPORTS = "imports"
 
@@ -40,12 +39,7 @@ def brought_folder(hub: Path, location: SaeLocation) -> Path:
 
 def remove_brought(hub: Path, location: SaeLocation) -> int:
     """Remove what a restore brought of an import; the bytes freed."""
-    place = brought_folder(hub, location)
-    if not place.is_dir():
-        return 0
-    freed = sum(path.lstat().st_size for path in place.rglob("*") if path.is_file())
-    shutil.rmtree(place)
-    return freed
+    return remove_folder(brought_folder(hub, location))
 
 
 def files_of(hub: Path, record: SaeRecord) -> list[KeptFile]:

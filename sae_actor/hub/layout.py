@@ -148,6 +148,14 @@ def refuse_full(folder: Path, what: str, needed: int, reserve_bytes: int) -> Non
         )  # fmt: skip
 
 
+def remove_folder(folder: Path) -> int:
+    """Remove a folder with all that is in it; the bytes freed, 0 if there is none."""
+    freed = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    return freed
+
+
 def remove_empty(folder: Path, stop: Path) -> None:
     """Remove `folder` and its parents up to, not including, `stop`, as far as they are empty."""
     while folder != stop and stop in folder.parents:

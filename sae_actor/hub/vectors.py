@@ -13,6 +13,7 @@ from ..errors import BadRequestError, DiskFullError, InternalError, SAEError, SA
 from ..formats.vectors import tensors
 from ..ports import NewVectors
 from ..ports.durability import fsync_path
+from .layout import remove_folder
 
 BEGUN = ".tmp"
 """Ends the name of a folder that is being written."""
@@ -70,11 +71,7 @@ def _failure(error: OSError) -> SAEError:
 
 def remove(root: Path, sae_id: str) -> int:
     """Remove vectors; the bytes freed, 0 if there are none."""
-    place = root / sae_id
-    freed = sum(path.lstat().st_size for path in place.glob("*"))
-    if place.is_dir():
-        shutil.rmtree(place)
-    return freed
+    return remove_folder(root / sae_id)
 
 
 def sweep(root: Path) -> int:

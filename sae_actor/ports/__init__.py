@@ -4,11 +4,11 @@
     hub          SAEs on disk: `Hub`, implemented in `hub`
     engine       the device: `Engine`, implemented in `engine`
     generation   the request for a generation, its tokens and its end; generation_stream: the `GenerationStream`;
-                 reading: what is read of a prompt; scoring: texts that are scored, not made
+                 reading: what else is read of a text; scoring: texts that are scored, not made
     measuring    groups of texts that runs measure
     backups      copies of a data folder while it is written in: `Backups`, implemented in `backups`
     clock        the time; `progress`: how far slow work is
-    durability   fsync, for adapters that write files
+    durability   files on disk: uploads on their way there, fsync
 
 `actor` and `api` know the world only through these.
 """
@@ -31,8 +31,8 @@ from .generation import (
 )
 from .generation_stream import GenerationStream, wait_for_news
 from .hub import CatalogEntry, Hub, NamedSae, NewVectors
-from .log import EventLog, Head, Verification
-from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
+from .log import EventLog, Head, Verification, follow
+from .measuring import ComparedRows, EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress, Progress
-from .reading import Pooled, Pooling, TokenScore
+from .reading import FeatureChange, Pooled, Pooling, PositionDetails, TokenScore, labelled_changes
 from .scoring import PromptToken, ScoredToken, Scores, Scoring, TargetToken

@@ -1,9 +1,14 @@
-"""fsync, for adapters that write files."""
+"""Files on disk: uploads on their way there, fsync."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+from ..errors import TooLargeError
 
 
 def fsync_path(path: Path) -> None:
@@ -13,3 +18,21 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+async def receive(body: AsyncIterator[bytes], to: Path, most: int) -> None:
+    """Stream an upload to a new file; one that breaks off leaves none. `TooLargeError` above `most` bytes."""
+    await asyncio.to_thread(lambda: to.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
+    size = 0
+    try:
+        with to.open("xb") as file:
+            async for part in body:
+                size += len(part)
+                if size > most:
+                    what = f"an upload has at most {most} bytes ([data] upload_bytes)"
+                    raise TooLargeError(what, size=size, limit=most)
+                await asyncio.to_thread(file.write, part)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(to)
+        raise

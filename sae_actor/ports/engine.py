@@ -14,7 +14,7 @@ from ..domain.reports import AttachedSae
 from ..domain.state import SaeLocation
 from .generation import GenerationRequest, Grammar, Tokenized
 from .generation_stream import GenerationStream
-from .measuring import EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
+from .measuring import ComparedRows, EvaluatedGroup, ProfiledFeatures, ReadGroup, TextGroup
 from .progress import OnProgress
 
 
@@ -195,6 +195,10 @@ class Engine(Protocol):
 
     async def read_group(self, group: TextGroup) -> ReadGroup:
         """What the SAE reads in each text; else as `evaluate`."""
+
+    async def compare_rows(self, attach_position: int) -> ComparedRows:
+        """What the SAE's weights say of each feature; waits for texts as `evaluate` does. `SAENotAttachedError`,
+        `SAEUnsupportedError` for vectors."""
 
     async def close(self) -> None:
         """Stop the thread and free the device."""

@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ..domain.chats import MessageSpan, Reasoning
 from ..domain.events import Receipt, Sampling
 from ..domain.refs import SINK_WINDOW, ActiveSae, Exclusion, FinishReason, HookPoint, Intervention, StopWhen
-from .reading import Pooled, Pooling, TokenScore
+from .reading import Pooled, Pooling, PositionDetails, TokenScore
 from .scoring import PromptToken, ScoredToken, Scores, Scoring
 
 
@@ -144,6 +144,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     watched: tuple[Watch, ...] = ()
     """SAEs to read. If one is removed, the generation ends, as for an SAE of the intervention. One with a limited rate
     is then only no longer reported, and freeing it does not wait for the generation."""
+    details: tuple[Watch, ...] | None = None
+    """Report what the intervention did at each position, and the features that these watches name, before and after:
+    each names another SAE, and only its `sae` and `features` matter. SAEs without an encoder are passed over. None:
+    report nothing of it."""
     turns: tuple[MessageSpan, ...] = ()
     """The chat's messages, if an edit or a watch needs roles or the template's tokens; otherwise empty."""
     reasoning: Reasoning | None = None
@@ -163,6 +167,9 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     """The grammar of `sampling.response_format`, from the engine's `grammar`."""
     alone: bool = False
     """Run alone, with the prefill in one step: what else runs changes no rounding."""
+    background: bool = False
+    """For a run: it waits until nothing else waits or runs, and stands still while something does. If that needs its
+    memory, it ends with reason `cancelled`."""
     deterministic: bool = False
     """Run alone, with the prefill in one step and deterministic kernels. `SAEUnsupportedError` if the model cannot be
     run so (`ModelFacts.can_be_deterministic`)."""
@@ -180,7 +187,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         """All SAEs that the generation needs on the device; one may occur several times."""
         stop = () if self.stop_when is None else (self.stop_when.sae,)
         needed = (watch.sae for watch in self.watched if watch.every_seconds is None and not watch.of_place)
-        return (*self.intervention, *needed, *stop)
+        return (*self.intervention, *needed, *(watch.sae for watch in self.details or ()), *stop)
 
 
 class Token(Struct, frozen=True, kw_only=True):
@@ -204,6 +211,8 @@ class Token(Struct, frozen=True, kw_only=True):
     """In the order of `GenerationRequest.watched`, at the positions that were run to make this token: the whole prompt
     for the first token, else the token before. So the last token is never read. A watch with a limited rate is left out
     of tokens for which it was not read."""
+    details: tuple[PositionDetails, ...] = ()
+    """With `GenerationRequest.details`: of the positions that were run to make this token, as with `activations`."""
     prompt: tuple[PromptToken, ...] = ()
     """The scores of the prompt, with the first token, if `GenerationRequest.prompt_logprobs` is set."""
 
@@ -238,6 +247,8 @@ class Finished(Struct, frozen=True, kw_only=True):
     """With `GenerationRequest.scoring`, if all of it was run."""
     activations: tuple[Activations, ...] = ()
     """Those of the prompt, as a first token has them, if no token was to be made."""
+    details: tuple[PositionDetails, ...] = ()
+    """Of the positions that were run and came with no token: all of them, if no token was to be made."""
     edited: tuple[tuple[int, int], ...] = ()
     excluded: tuple[tuple[int, int], ...] = ()
     edited_sinks: tuple[tuple[int, int], ...] = ()

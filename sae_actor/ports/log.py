@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -36,6 +37,25 @@ class Verification(Struct, frozen=True, omit_defaults=True):
     not verify."""
 
 
+class Follower(Protocol):
+    """What looks for something in a log."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether further events can change nothing."""
+
+    def feed(self, event: Event) -> None: ...
+
+
+async def follow(events: AsyncGenerator[Event, None], follower: Follower) -> None:
+    """Feed the events, as far as needed."""
+    async with aclosing(events):
+        async for event in events:
+            follower.feed(event)
+            if follower.complete:
+                return
+
+
 class EventLog(Protocol):
     """An append-only, hash-chained sequence of events, positions 1, 2, 3, … without a gap."""
 
@@ -59,7 +79,7 @@ class EventLog(Protocol):
         """At most `limit` events with position above `after`, in order."""
 
     async def of_command(self, command_id: str) -> list[Event]:
-        """All events of one command, in order (few)."""
+        """All events of one command, in order: few, but two for each text of a request under a key."""
 
     async def created(self) -> str:
         """When the log was made, RFC 3339 UTC."""

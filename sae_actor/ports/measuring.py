@@ -34,6 +34,21 @@ class EvaluatedGroup(Struct, frozen=True, kw_only=True):
     """Per dimension, the sum of what the SAE should give at the positions that count."""
     firing: tuple[int, ...]
     """Per feature, at how many of these positions it is on."""
+    texts_firing: tuple[int, ...]
+    """Per feature, in how many texts it is on at one of them."""
+
+
+class ComparedRows(Struct, frozen=True, kw_only=True):
+    """What an SAE's weights say of each feature."""
+
+    encoder_bias: tuple[float, ...]
+    """0 without one; of a gated SAE that of its magnitudes."""
+    encoder_norm: tuple[float, ...]
+    encoder_decoder_cosine: tuple[float, ...] | None
+    """None where what it reads and what it writes differ in width."""
+    nearest_encoder_cosine: tuple[float, ...]
+    """The largest cosine with the encoder column of another feature."""
+    nearest_decoder_cosine: tuple[float, ...]
 
 
 class ReadGroup(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,5 @@
-"""Runs of kind `evaluate`: a row a group of texts, the sums of all of them as the summary."""
+"""Runs of kind `evaluate`: a row a group of texts, the sums of all of them as the summary; at the end, what the SAE's
+weights say of each feature."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from msgspec import Struct
 
 from ..domain.measuring.specs import EvaluateSpec
 from ..domain.measuring.summaries import evaluation
-from ..ports import EvaluatedGroup, TextGroup
+from ..ports import ComparedRows, EvaluatedGroup, TextGroup
 from .job import GROUP, Job, in_thread
 
-STATE = "sums"
+STATE, COMPARED = "sums", "compared"
 
 
 class Sums(Struct):
@@ -24,6 +25,7 @@ class Sums(Struct):
     sums: dict[str, float] = {}
     mean_sums: list[float] = []
     firing: list[int] = []
+    texts_firing: list[int] = []
     ended: bool = False
     """`max_tokens` was reached."""
 
@@ -33,6 +35,7 @@ class Sums(Struct):
         self.sums = dict(total)
         self.mean_sums = _added(self.mean_sums, found.mean_sums)
         self.firing = _added(self.firing, found.firing)
+        self.texts_firing = _added(self.texts_firing, found.texts_firing)
 
 
 def _added(one: list[Any], other: tuple[Any, ...]) -> list[Any]:
@@ -41,6 +44,10 @@ def _added(one: list[Any], other: tuple[Any, ...]) -> list[Any]:
 
 def sums_of(job_state: bytes | None) -> Sums:
     return Sums() if job_state is None else msgspec.msgpack.decode(job_state, type=Sums)
+
+
+def compared_of(kept: bytes | None) -> ComparedRows | None:
+    return None if kept is None else msgspec.msgpack.decode(kept, type=ComparedRows)
 
 
 async def evaluate(job: Job) -> dict[str, Any]:
@@ -69,5 +76,9 @@ async def evaluate(job: Job) -> dict[str, Any]:
         rows, kept = [{**row, "environment": environment}], {STATE: msgspec.msgpack.encode(state)}
         await in_thread(partial(job.file.commit, rows=rows, kept=kept))
         job.announce(min(state.groups * GROUP, total), total)
+    if await in_thread(lambda: job.file.kept(COMPARED)) is None:
+        rows_of_it = await job.engine.compare_rows(job.attached(spec.sae_id).request_position)
+        kept = {COMPARED: msgspec.msgpack.encode(rows_of_it)}
+        await in_thread(partial(job.file.commit, kept=kept))
     summary = evaluation(state.sums, state.mean_sums, state.firing)
     return {**summary, "texts_sha256": next((each.sha256 for each in job.effect.texts), None)}

@@ -205,6 +205,7 @@ def _example(
     return {
         "text_index": int(tokens.text_index[place]),
         "position": int(tokens.text_position[place]),
+        "token_index": int(place) - first,
         "tokens": tokens.ids[first:stop].tolist(),
         "activations": activations,
     }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
 
 from ..domain.effects import RunEffect
 from ..domain.measuring.waiting import waits_for
+from ..domain.rules.attachments import model_and_position
 from ..domain.state import AttachmentState, State
 from ..domain.views.difference import environment_sha256
-from ..errors import SAENotAttachedError
+from ..errors import InternalError, SAENotAttachedError
+from ..generations import Generations
+from ..generations.monitoring import LabelsOf
 from ..ports import Engine, OnProgress, Progress
 from .store import RunFile
 
@@ -36,13 +39,57 @@ class Job:
     """What a kind of run works with."""
 
     def __init__(
-        self, effect: RunEffect, file: RunFile, engine: Engine, state: Callable[[], State], progress: OnProgress
+        self,
+        effect: RunEffect,
+        file: RunFile,
+        engine: Engine,
+        state: Callable[[], State],
+        progress: OnProgress,
+        *,
+        generations: Generations | None = None,
+        labels: LabelsOf | None = None,
+        side_by_side: int = 16,
     ) -> None:
+        """side_by_side: how many texts are made or read at a time."""
+        self.side_by_side = side_by_side
+        self._generations = generations
+        self._labels = labels
+        self._file_turn = asyncio.Lock()
         self.effect = effect
         self.file = file
         self.engine = engine
         self._state = state
         self._progress = progress
+
+    @property
+    def state(self) -> State:
+        return self._state()
+
+    @property
+    def generations(self) -> Generations:
+        if self._generations is None:
+            raise InternalError("no texts are made here")
+        return self._generations
+
+    async def labels(self, sae_id: str) -> Mapping[int, str]:
+        """Of the SAE's features."""
+        return {} if self._labels is None else await self._labels(sae_id)
+
+    async def in_file(self, work: Callable[[RunFile], T]) -> T:
+        """`work` with the run's file, in a thread, one at a time."""
+        async with self._file_turn:
+            return await in_thread(lambda: work(self.file))
+
+    @property
+    def model_position(self) -> int:
+        """Of the model's request: `ModelNotLoadedError` without one."""
+        return model_and_position(self._state())[1]
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a text may have."""
+        facts, _ = model_and_position(self._state())
+        return min(facts.context_length, facts.cache_positions or facts.context_length)
 
     def count(self, role: str) -> int:
         return next((each.count for each in self.effect.texts if each.role == role), 0)

@@ -6,7 +6,6 @@ The digest is that of these lines, whatever form the texts came in.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..errors import BadRequestError, SAEUnsupportedError
+from ..errors import BadRequestError
+from . import parquet
 
 MOST_CHARACTERS = 10_000_000
 """Of one text."""
@@ -93,24 +93,11 @@ def _checked(text: str) -> str:
 
 
 def _parquet(path: Path) -> Iterator[Item]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = [name for name in ("text", "label") if name in file.schema_arrow.names]
-            if "text" not in names:
-                raise BadRequestError("the Parquet file has no column `text`", param="texts")
-            for batch in file.iter_batches(columns=names, batch_size=1024):
-                for row in batch.to_pylist():
-                    if not isinstance(row["text"], str):
-                        raise BadRequestError("the column `text` has values that are not text", param="texts")
-                    label = row.get("label")
-                    known = label if isinstance(label, str | int | float | bool | None) else str(label)
-                    yield Item(text=_checked(row["text"]), label=known)
-    except (OSError, ValueError) as error:
-        raise BadRequestError(f"the Parquet file cannot be read: {str(error)[:200]}", param="texts") from None
+    for text, label in parquet.texts(path):
+        try:
+            yield Item(text=_checked(text), label=label)
+        except msgspec.ValidationError as error:
+            raise BadRequestError(f"a row of the texts: {error}", param="texts") from None
 
 
 def kind_of(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -16,14 +16,25 @@ from ..domain.measuring.state import RunState
 from ..domain.measuring.waiting import next_run
 from ..domain.reports import MeasuredRun
 from ..domain.state import State
-from ..errors import DiskFullError, ModelNotLoadedError, SAEError, SAENotAttachedError
+from ..errors import (
+    DiskFullError,
+    MailboxFullError,
+    ModelNotLoadedError,
+    NotReadyError,
+    SAEError,
+    SAENotAttachedError,
+)
+from ..generations import Generations
+from ..generations.monitoring import LabelsOf
 from ..ports import Engine, OnProgress
+from .contrast import contrast
 from .evaluate import evaluate
 from .job import Job, in_thread
 from .lists import Item
 from .profile import profiled
 from .statistics import Profiles
 from .store import RunFile, RunFolder
+from .sweep import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +48,35 @@ class Runs:
     """Computes runs. `state` gives the state of now, `progress` announces; neither raises."""
 
     def __init__(
-        self, folder: RunFolder, engine: Engine, state: Callable[[], State], progress: OnProgress, *, again: float = 5.0
+        self,
+        folder: RunFolder,
+        engine: Engine,
+        state: Callable[[], State],
+        progress: OnProgress,
+        *,
+        again: float = 5.0,
     ) -> None:
         self.folder = folder
+        self._own: dict[str, Any] = {}
         self.profiles = Profiles(folder, state)
         self._engine = engine
         self._state = state
         self._progress = progress
         self._again = again
-        self._kinds: dict[RunKind, Compute] = {"evaluate": evaluate, "profile": profiled}
+        self._kinds: dict[RunKind, Compute] = {
+            "evaluate": evaluate,
+            "profile": profiled,
+            "contrast": contrast,
+            "sweep": sweep,
+        }
+        self.profiled: Callable[[str], Awaitable[None]] | None = None
+        """Told of a run of kind `profile` once its rows are durable."""
         self._paused: dict[str, str] = {}
         """Run → why it does not go on though nothing is missing."""
 
-    @property
-    def kinds(self) -> tuple[RunKind, ...]:
-        return tuple(self._kinds)
+    def use(self, generations: Generations, labels: LabelsOf, side_by_side: int = 16) -> None:
+        """Before the first effect: what makes texts, labels of features, and how many texts are made at a time."""
+        self._own = {"generations": generations, "labels": labels, "side_by_side": side_by_side}
 
     # — taking on —
 
@@ -80,6 +105,8 @@ class Runs:
                     return await self._done(effect, file)
                 except DiskFullError as error:
                     await self._pause(effect, error.detail)
+                except (NotReadyError, MailboxFullError) as error:
+                    await self._pause(effect, error.detail)
                 except (SAENotAttachedError, ModelNotLoadedError) as error:
                     tries = 1 if file.progress() > before else tries + 1
                     if self._is_owed(effect) and tries >= TRIES:
@@ -100,8 +127,10 @@ class Runs:
         self._paused.pop(effect.run_id, None)
 
     async def _done(self, effect: RunEffect, file: RunFile) -> MeasuredRun:
-        job = Job(effect, file, self._engine, self._state, self._progress)
+        job = Job(effect, file, self._engine, self._state, self._progress, **self._own)
         summary = await self._kinds[effect.kind](job)
+        if effect.kind == "profile" and self.profiled is not None:
+            await self.profiled(effect.run_id)
         found = await in_thread(lambda: (file.count(), file.rows_sha256(), file.kept_like("environment ")))
         count, digest, environments = found
         return MeasuredRun(
@@ -124,6 +153,11 @@ class Runs:
             return await in_thread(lambda: self._count(run.run_id))
         except SAEError:
             return 0
+
+    def all_rows(self, run_id: str) -> Iterator[dict[str, Any]]:
+        """The rows of a run. Blocks; raises `RunNotFoundError`."""
+        with closing(self.folder.open(run_id)) as file:
+            yield from file.all_rows()
 
     def _count(self, run_id: str) -> int:
         with closing(self.folder.open(run_id)) as file:

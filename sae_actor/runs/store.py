@@ -162,6 +162,11 @@ class RunFile:
                 "SELECT number, line FROM rows WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
             ).fetchall()
 
+    def all_rows(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        while page := self.rows(after):
+            after = page[-1][0]
+            yield from (msgspec.json.decode(line) for _, line in page)
+
     def rows_sha256(self) -> str:
         digest, at = hashlib.sha256(), 0
         while page := self.rows(at):

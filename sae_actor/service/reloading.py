@@ -30,7 +30,6 @@ def reload(before: Deployment, after: Deployment, context: Context, tls: ssl.SSL
     withdrawn = withdrawn_by(context.access, after.access)
     context.access = after.access
     context.sessions.withdraw(withdrawn)
-    context.open_requests.end(withdrawn)
     server = after.settings.server
     logs.set_up(before.settings.server.log_format, server.log_level)
     return msgspec.structs.replace(

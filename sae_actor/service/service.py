@@ -110,8 +110,8 @@ class Service:
         )
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
-        performer.run = self.runs.perform
-        self.engine.profiled = self.runs.profiles.known
+        performer.run, self.engine.profiled = self.runs.perform, self.runs.profiles.known
+        self.runs.profiled, self.features.profile_rows = self.features.profiled, self.runs.all_rows
         self.generations = Generations(
             self.actor,
             self.engine,
@@ -120,6 +120,7 @@ class Service:
             places=settings.engine.max_running + settings.engine.max_waiting,
             labels=self.features.labels,
         )
+        self.runs.use(self.generations, self.features.labels, settings.engine.max_running)
         self.context = Context(
             actor=self.actor,
             generations=self.generations,

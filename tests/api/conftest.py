@@ -87,7 +87,7 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0915 — one life of a service, from end to end
     log: MemoryLog | None = None,
     *,
     tokens: tuple[str, ...] = (),
@@ -122,7 +122,9 @@ async def serving(
     performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
     runs = Runs(RunFolder((runs_folder or folder) / "runs"), engine, lambda: actor.state, announce, again=0.05)
-    performer.run = runs.perform
+    performer.run, runs.profiled, features.profile_rows = runs.perform, features.profiled, runs.all_rows
+    texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
+    runs.use(texts, features.labels, 4)
     await actor.replay()
     await features.start()
     start = Start(
@@ -132,7 +134,6 @@ async def serving(
         run_progress=runs.folder.progress(actor.state.runs),
     )
     await actor.start(start)
-    texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
     context = Context(
         actor=actor,
         generations=texts,

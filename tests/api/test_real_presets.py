@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,33 @@ async def answered(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     return found
 
 
-async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp_path: Path) -> None:
+def plain(client: httpx.AsyncClient) -> AsyncOpenAI:
+    """An OpenAI client as it comes."""
+    return AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=client)  # type: ignore[arg-type]  # httpx by another name
+
+
+async def together(service: Recorder, *calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The answers to requests whose first step waits until all of them are admitted."""
+    go = threading.Event()
+    waiting = asyncio.create_task(service.engine._device.run(go.wait, "waiting for the others"))
+    asked = [asyncio.create_task(call) for call in calls]
+    try:
+        while len(service.actor.state.generations) < len(calls):
+            await asyncio.wait(asked, timeout=0.01)
+    finally:
+        go.set()
+    await waiting
+    return await asyncio.gather(*asked)
+
+
+def rounded(receipt: dict[str, Any]) -> dict[str, Any]:
+    """Batches round sums otherwise."""
+    return {**receipt, "mean_relative_norm": pytest.approx(receipt["mean_relative_norm"], rel=1e-4)}
+
+
+@pytest.mark.parametrize("model", ["default", "a-model"])
+async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp_path: Path, model: str) -> None:
+    """Two texts of the same edits by `extra_body`, alone, are what they get together by two names of the model."""
     sae = save_tiny_sae(tmp_path / "tiny-sae")
     async with over_http(tmp_path) as (client, service):
         sae_id = await service.attach(sae)
@@ -65,28 +92,31 @@ async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp
             sent = await client.post("/api/commands", json=command)
             assert sent.status_code == 202, sent.text
         bare = await answered(client, sae={"baseline": True})
-        alone = {name: await answered(client, sae={"steering": [edit]}) for name, edit in EDITS.items()}
+        alone = {
+            name: await plain(client).completions.create(
+                model="default", **ASK, extra_body={"sae": {"steering": [edit]}}
+            )
+            for name, edit in EDITS.items()
+        }
         listed = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
         assert listed == ["a-model", "a-model@bold", "a-model@calm"]
 
-        plain = [
-            AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=client)  # type: ignore[arg-type]  # httpx by another name
-            for _ in EDITS
-        ]
-        both = await asyncio.gather(
-            *(one.completions.create(model=f"a-model@{name}", **ASK) for one, name in zip(plain, EDITS, strict=True))
+        both = await together(
+            service, *(plain(client).completions.create(model=f"{model}@{name}", **ASK) for name in EDITS)
         )
         for name, got in zip(EDITS, both, strict=True):
+            same = alone[name]
             assert got.model_extra is not None
-            own, expected = got.model_extra["sae"], alone[name]
-            assert got.choices[0].text == expected["choices"][0]["text"] != bare["choices"][0]["text"]
-            assert own["batch"][1] == 2
+            assert same.model_extra is not None
+            own, expected = got.model_extra["sae"], same.model_extra["sae"]
+            assert got.choices[0].text == same.choices[0].text != bare["choices"][0]["text"]
+            assert own["batch"] == [2, 2]
+            assert expected["batch"] == [1, 1]
             assert own["preset"]["name"] == name
-            assert own["intervention_sha256"] == expected["sae"]["intervention_sha256"]
-            counts = {key: value for key, value in own["receipt"].items() if key != "mean_relative_norm"}
-            assert counts == {key: expected["sae"]["receipt"][key] for key in counts}
-            norm = expected["sae"]["receipt"]["mean_relative_norm"]
-            assert own["receipt"]["mean_relative_norm"] == pytest.approx(norm, rel=1e-4)
+            assert own["interventions"] == expected["interventions"]
+            assert own["intervention_sha256"] == expected["intervention_sha256"]
+            assert own["receipt"] == rounded(expected["receipt"])
+            assert own["receipt"]["tokens_edited"] == own["receipt"]["tokens_prompt"] + 24 - 2
         assert both[0].choices[0].text != both[1].choices[0].text
 
 

@@ -50,13 +50,18 @@ async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tup
     async with recording(folder, model, max_attachments=4, **more) as service:
         actor = service.actor
         features = Features(folder, service.hub, lambda: actor.state, 2**20)
+        runs = Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None)
+        runs.use(service.texts, features.labels)
+        service.performer.run = runs.perform
+        runs.profiled, features.profile_rows = features.profiled, runs.all_rows
         context = Context(
             actor=actor,
             generations=service.texts,
             log=service.log,
             hub=service.hub,
             engine=service.engine,
-            runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None),
+            runs=runs,
+            texts_roots=(folder,),
             features=features,
             capabilities=lambda: CAPABILITIES,
         )

@@ -9,9 +9,11 @@ import shutil
 import sqlite3
 import time
 from collections import namedtuple
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sae_actor.backups.making import folder_backup, sweep
@@ -19,6 +21,8 @@ from sae_actor.errors import DiskFullError, LogError, LogHeldError, LogUnusableE
 from sae_actor.eventlog import SqliteLog, backup, verify_folder
 from sae_actor.eventlog.connection import Connection
 from sae_actor.eventlog.writer import Writer
+from sae_actor.runs.lists import Item
+from sae_actor.runs.store import RunFolder
 from tests.eventlog.making import a_draft, content, fill, make_log, shown
 
 from .making import backups_of, members, taken
@@ -185,6 +189,60 @@ async def test_what_is_deleted_meanwhile_is_in_it(tmp_path: Path) -> None:
     assert found["vectors/v-1/vectors.safetensors"] == b"vectors/v-1/vectors.safetensors"
     assert found["labels/a"] == b"labels/a"
     await log.close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+async def test_a_run_that_is_erased_meanwhile_is_in_it(tmp_path: Path, *, closed: bool) -> None:
+    """Its database is copied when its turn comes: by its second name, with what its write-ahead log has."""
+    folder = tmp_path / "log"
+    log = await SqliteLog.open(folder)
+    await fill(log, 3)
+    runs = RunFolder(folder / "runs")
+    file = runs.create("run-1")
+    texts = file.add_texts("texts", [Item(text=f"text {number}") for number in range(40)])
+    file.commit(rows=[{"row": number} for number in range(30)])
+    made = await backups_of(log, folder).begin(saes=False)
+    file.commit(rows=[{"row": 30}])
+    if closed:
+        file.close()
+    runs.erase("run-1")
+    data = members(await taken(made))["runs/run-1.db"]
+    (tmp_path / "run-1.db").write_bytes(data)
+    with closing(RunFolder(tmp_path).open("run-1")) as copy:
+        assert [msgspec.json.decode(line) for _, line in copy.rows(0)] == [{"row": number} for number in range(31)]
+        assert copy.described("texts") == texts
+    assert [path for path in folder.iterdir() if path.name.startswith("backup.")] == []
+    if not closed:
+        file.close()
+    await log.close()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_runs_of_a_folder_that_nobody_writes_in(tmp_path: Path, *, killed: bool) -> None:
+    """By a service that only reads, and without one: no byte of the folder changes, no file is made."""
+    folder = tmp_path / "log"
+    await make_log(folder, 3)
+    file = RunFolder(tmp_path / "made" if killed else folder / "runs").create("run-1")
+    file.add_texts("texts", [Item(text="a")])
+    file.commit(rows=[{"row": 0}])
+    if killed:
+        await asyncio.to_thread(shutil.copytree, tmp_path / "made", folder / "runs")
+        (folder / "runs" / "run-1.db-shm").unlink()
+    file.close()
+    before = content(folder)
+    assert ("runs/run-1.db-wal" in before) is killed
+    log = await SqliteLog.open(folder, read_only=True)
+    for data in (await taken(await backups_of(log, folder).begin(saes=False)), await _of_folder(folder)):
+        (tmp_path / "run-1.db").write_bytes(members(data)["runs/run-1.db"])
+        with closing(RunFolder(tmp_path).open("run-1")) as copy:
+            assert copy.rows(0) == [(1, b'{"row":0}')]
+    await log.close()
+    assert content(folder) == before
+
+
+async def _of_folder(folder: Path) -> bytes:
+    async with folder_backup(folder, saes=False) as made:
+        return await taken(made)
 
 
 async def test_one_that_is_not_read_to_its_end_leaves_nothing(tmp_path: Path) -> None:

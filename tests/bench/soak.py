@@ -9,8 +9,9 @@ one request after the other.
 
 Checked: no answer is 5xx but 503 with Retry-After, and none 4xx but 429 with it, and 409 while the SAE is detached;
 each receipt says what was asked for; the same deterministic request makes the same text; at the end each beginning on
-record has its end, the chain is whole, and memory and open files have not grown. The exit code counts what did not
-hold. `/health` is printed too, but not checked: that is `bench_health`, on a machine that does nothing else.
+record has its end, the chain is whole, and open files have not grown; nor memory, in ten minutes or more: a shorter run
+shows how caches fill. The exit code counts what did not hold. `/health` is printed too, but not checked: that is
+`bench_health`, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from tests.process.harness import Process
 EDIT = {"feature": 584, "strength": 40.0, "exclude": []}
 MOST_GROWTH = 4.0
 """MB a minute in the second half: caches fill in the first."""
+SETTLED_MINUTES = 10.0
+"""Memory is not checked in a shorter run."""
 MOST_FILES = 8
 """More open files at the end than at rest."""
 
@@ -106,7 +109,10 @@ class Load:
 
     async def _post(self, kind: str, path: str, **body: Any) -> Any:
         answer = await self._client.post(path, json=body)
-        return answer.json() if self.seen.answer(kind, answer) else None
+        if self.seen.answer(kind, answer):
+            return answer.json()
+        await asyncio.sleep(0.5)  # not at once again
+        return None
 
     async def chat(self, n: int) -> None:
         body = {"messages": [{"role": "user", "content": f"Tell me of {n}."}], "max_tokens": 24, "stream": True}
@@ -253,7 +259,8 @@ async def soak(service: Process, sae_id: str, minutes: float, clients: int) -> S
         print(f"{kind:16}{len(times):8}{p50:10.1f}{p99:10.1f}   {dict(sorted(seen.statuses[kind].items()))}")
     print(f"{seen.receipts} receipts; {sizes[0][1]:.0f} MB at first, {sizes[-1][1]:.0f} MB at last, in the second half")
     print(f"{slope:+.1f} MB a minute; open files: {at_rest} at rest, {max(files)} at most")
-    seen.check(slope <= MOST_GROWTH, f"memory grows by {slope:.1f} MB a minute")
+    if minutes >= SETTLED_MINUTES:
+        seen.check(slope <= MOST_GROWTH, f"memory grows by {slope:.1f} MB a minute")
     return seen
 
 

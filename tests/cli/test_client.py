@@ -6,6 +6,7 @@ import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -77,6 +78,28 @@ def test_presets(client: Client, ready: str) -> None:
         client.delete_preset("calm")
     with pytest.raises(errors.ModelNotFoundError):
         client.generate("Once", model="default@calm")
+
+
+def test_runs(client: Client, ready: str) -> None:
+    asked: dict[str, Any] = {"prompts": ["a", "b"], "seeds": [1], "max_tokens": 4}
+    variants = [{"name": "bare", "sae": {"baseline": True}}, {"name": "server"}]
+    run_id = client.run("sweep", asked, variants=variants, name="mine", key="once")
+    assert client.run("sweep", asked, variants=variants, name="mine", key="once") == run_id
+    done = client.run_end(run_id)
+    assert (done["state"], done["name"], done["rows"]) == ("completed", "mine", 4)
+    rows = list(client.run_rows(run_id))
+    assert [(row["prompt"], row["variant"]) for row in rows] == [(0, "bare"), (0, "server"), (1, "bare"), (1, "server")]
+    assert list(client.run_rows(run_id, after=3)) == rows[3:]
+    assert client.run_table(run_id).startswith(b"prompt,variant,seed,text,")
+    assert [each["run_id"] for each in client.runs("sweep", "completed")["runs"]] == [run_id]
+    with pytest.raises(errors.RunNotRunningError):
+        client.cancel_run(run_id)
+    client.delete_run(run_id)
+    with pytest.raises(errors.RunNotFoundError):
+        client.run_now(run_id)
+    failed = client.run("sweep", asked, variants=variants, prompts=["a" * 300])
+    with pytest.raises(errors.BadRequestError, match="prompt 0"):
+        client.run_end(failed)
 
 
 def test_text(client: Client, ready: str) -> None:

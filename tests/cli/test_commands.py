@@ -12,6 +12,7 @@ from itertools import islice
 
 import pytest
 
+from sae_actor.cli.render.shading import Shading
 from sae_actor.client import Client
 from sae_actor.domain.chats import Reasoning
 from sae_actor.errors import SAEInvalidError
@@ -284,3 +285,39 @@ def test_the_token_comes_from_the_environment(command: Command, monkeypatch: pyt
         refused = command("list", "--url", running.url)
         assert refused.code == 78
         assert "cret" not in refused.err
+
+
+def test_an_answer_shaded_by_a_feature(service: Running, at: Command, client: Client) -> None:
+    """Token n turns on the features n, n + 1 and n + 2, modulo 32, at 3, 2 and 1."""
+    service.engine.script = [96, 95, 65, 94, 96]
+    client.load_model(MODEL)
+    sae_id = str(client.download(REPOSITORY, "layer.1")["sae_id"])
+    client.attach(sae_id)
+    options = ("--max-tokens", "5", "--temperature", "0")
+    plain = at("generate", "Once", *options).out
+    shaded = at("generate", "Once", *options, "--shade", "0")
+    dark, middle, light = (f"\x1b[38;5;16;48;5;{colour}m" for colour in (202, 209, 223))
+    assert shaded.out == f"{dark}`\x1b[0m{middle}_\x1b[0mA{light}^\x1b[0m`\n", "the last token was not run"
+    assert plain == "`_A^`\n"
+    assert shaded.err == "shaded: feature 0, 3 at most\n"
+    client.steer(sae_id, [{"feature": 5, "strength": 1.0, "positions": {"from": 5, "to": 7}}])
+    edited = at("generate", "Once", *options, "--shade", f"{sae_id[:12]}:0")
+    under = middle.replace("[", "[4;")
+    assert edited.out == f"{dark}`\x1b[0m{under}_\x1b[0m\x1b[4mA\x1b[0m{light}^\x1b[0m`\n"
+    assert edited.err == "shaded: feature 0, 3 at most; underlined: edited\n"
+    raw = json.loads(at("generate", "Once", *options, "--shade", "0", "--json").out)
+    assert raw["sae"]["positions"][4]["features"][1] == {"sae_id": sae_id, "feature": 0, "before": 3.0, "after": 3.0}
+    assert at("generate", "Once", "--shade", "32").err.endswith("(feature_out_of_range)\n")
+    for wrong in ("x", ":3", "-1"):
+        assert at("generate", "Once", "--shade", wrong).code == 64
+
+
+def test_lines_are_shaded_one_by_one() -> None:
+    shading = Shading(3)
+    first = {"position": 0, "edits": [], "features": []}
+    feature = {"sae_id": "a", "feature": 3, "before": -2.0, "after": 0.0, "label": "three\x1b"}
+    shading.add("a\n\nb", {"positions": [first]})
+    shading.add("c", {"positions": [{"position": 1, "edits": [["a", 0]], "features": [feature]}]})
+    shading.add("", {"positions": []})
+    assert shading.drawn() == "\x1b[4;38;5;16;48;5;202ma\x1b[0m\n\n\x1b[4;38;5;16;48;5;202mb\x1b[0mc"
+    assert shading.legend() == "shaded: feature 3 (three\x1b), 2 at most; underlined: edited"

@@ -17,7 +17,7 @@ import pytest
 from sae_actor.client import Client
 from sae_actor.errors import BadRequestError, NotFoundError
 from sae_actor.eventlog import SqliteLog
-from sae_actor.eventlog.audit.contents import NAMES
+from sae_actor.eventlog.audit.contents import NAMES, PROGRAMS
 from tests.api.conftest import REPOSITORY, Running, serving
 from tests.cli.conftest import NOWHERE, Ran
 from tests.fakes.engine import FakeEngine
@@ -190,7 +190,7 @@ def test_under_load_it_says_what_the_files_say_after_a_stop(tmp_path: Path, comm
         lines = (there / "events.ndjson").read_bytes().splitlines(keepends=True)
         assert len(lines) == made["events"] == made["head"]["position"]
         assert (tmp_path / "after" / "events.ndjson").read_bytes().startswith(b"".join(lines))
-        for name in ("verify.py", "explain.py", "explain_words.py"):
+        for name in PROGRAMS:
             assert (there / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
         imported = command("log", "import", str(there), "--data-dir", str(tmp_path / f"from {there.name}"))
         assert imported.code == 0

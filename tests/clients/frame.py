@@ -28,7 +28,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 PAGE = "http://page.test"
 """Of a page that uses the API from a browser."""
 ALLOWED = {"SAE_ACTOR_SERVER_CORS_ORIGINS": PAGE}
-SECONDS = 900
+SECONDS = 1800
 """No bound on a slow machine, only the end of a client that hangs."""
 
 

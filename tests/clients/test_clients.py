@@ -22,7 +22,7 @@ def test_a_client_that_hangs_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.clients
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 def test_the_client_runs(client: Client) -> None:
     if client.missing:

@@ -126,6 +126,6 @@ def test_an_erased_payload_needs_a_redaction_on_record() -> None:
     rows = made(some_drafts(4))
     rows[2] = rows[2]._replace(data=None, salt=None)
     assert walk(rows).bad is None
-    assert walk(rows).unexplained() == 3
+    assert walk(rows).fault() == (3, "the payload is missing, and no PayloadRedacted names it")
     rows[2] = rows[2]._replace(salt=b"x")
     assert walk(rows).position == 2

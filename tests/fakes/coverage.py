@@ -40,6 +40,27 @@ def covered(
     return edited, excluded - edited
 
 
+def holding(
+    sae: ActiveSae,
+    at: int,
+    prompt: int,
+    *,
+    met: Callable[[ActiveSae, When, int], bool] = _always,
+    special: Collection[int] = (),
+    turns: Sequence[MessageSpan] = (),
+) -> tuple[int, ...]:
+    """Indices of the SAE's edits that hold at a position."""
+    if sae.mode == "reconstruct" and at in left_out(sae.passes, prompt, special, turns):
+        return ()
+    return tuple(
+        n
+        for n, edit in enumerate(sae.steering)
+        if _covers(edit.positions, at, prompt, turns)
+        and at not in left_out(edit.exclude, prompt, special, turns)
+        and (edit.when is None or met(sae, edit.when, at))
+    )
+
+
 def left_out(
     exclude: Collection[Exclusion], prompt: int, special: Collection[int] = (), turns: Sequence[MessageSpan] = ()
 ) -> set[int]:

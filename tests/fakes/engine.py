@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from sae_actor.domain.chats import Reasoning
 from sae_actor.domain.effects import AttachEffect, DetachEffect, LoadModelEffect, Residents
-from sae_actor.domain.refs import Edit, ModelFacts
+from sae_actor.domain.refs import Edit, ModelFacts, SaeDescription
 from sae_actor.domain.state import SaeLocation
 from sae_actor.errors import (
     BadRequestError,
@@ -30,6 +30,7 @@ from sae_actor.errors import (
 from sae_actor.limits import FairQueue
 from sae_actor.ports import (
     AttachedSae,
+    ComparedRows,
     EvaluatedGroup,
     FeatureDetails,
     GenerationRequest,
@@ -44,7 +45,7 @@ from sae_actor.ports import (
     TokenWeight,
 )
 from tests.fakes.choosing import grammars
-from tests.fakes.measuring import evaluated, read
+from tests.fakes.measuring import compared, evaluated, read
 from tests.fakes.text import END, RunningText, edits_apart
 from tests.fakes.tokenizing import VOCABULARY, FakeTokenizing
 
@@ -259,7 +260,8 @@ class FakeEngine(FakeTokenizing):
 
     def generate(self, request: GenerationRequest) -> RunningText:
         model = self._loaded()
-        if sum(each.request.scoring is None for each in self._streams) >= self.max_running + self.max_waiting:
+        taken = sum(each.request.scoring is None and not each.request.background for each in self._streams)
+        if not request.background and taken >= self.max_running + self.max_waiting:
             raise MailboxFullError("too many generations are waiting", retry_after=1)
         if request.deterministic and not model.can_be_deterministic:
             raise SAEUnsupportedError("the model's kernels are not deterministic")
@@ -299,15 +301,15 @@ class FakeEngine(FakeTokenizing):
     async def read_group(self, group: TextGroup) -> ReadGroup:
         return read(group, await self._measured(group))
 
+    async def compare_rows(self, attach_position: int) -> ComparedRows:
+        sae = self._reads(attach_position)
+        return compared(sae.d_sae, same_width=sae.d_in == sae.d_out)
+
     async def _measured(self, group: TextGroup) -> int:
         """Waits as for a step of a text; the SAE's width."""
         self.calls.append(("measure", group.attach_position))
         self._loaded()
-        if group.attach_position not in self.residents:
-            raise SAENotAttachedError("the SAE is not on the device")
-        sae = self.residents[group.attach_position][0].sae
-        if not sae.encodes:
-            raise SAEUnsupportedError("vectors have no encoder")
+        sae = self._reads(group.attach_position)
         if max(map(len, group.texts)) > self.context_length:
             raise BadRequestError("a text is longer than the model's context")
         for text in group.texts:
@@ -317,6 +319,14 @@ class FakeEngine(FakeTokenizing):
         if group.attach_position not in self.residents:
             raise SAENotAttachedError("the SAE was detached")
         return sae.d_sae
+
+    def _reads(self, attach_position: int) -> SaeDescription:
+        if attach_position not in self.residents:
+            raise SAENotAttachedError("the SAE is not on the device")
+        sae = self.residents[attach_position][0].sae
+        if not sae.encodes:
+            raise SAEUnsupportedError("vectors have no encoder")
+        return sae
 
     async def close(self) -> None:
         for task in self._drains:
@@ -372,11 +382,25 @@ class FakeEngine(FakeTokenizing):
                 return
         self._having_turns -= 1
 
+    async def _left_alone(self, stream: RunningText) -> None:
+        """A text of a run waits while another one is there."""
+        while others := [each.finished for each in self._streams if not each.request.background]:
+            await asyncio.wait([stream.finished, *others], return_when=asyncio.FIRST_COMPLETED)
+            if stream.finished.done():
+                return
+
     async def _run(self, stream: RunningText) -> None:
-        async with self._turn(stream.request.share):
+        behind = stream.request.background
+        async with contextlib.nullcontext() if behind else self._turn(stream.request.share):
+            if behind:
+                await self._left_alone(stream)
             stream.append(None)
             while not stream.finished.done():
                 await _pause(self.step_seconds, self.text_gate)
+                if behind:
+                    await self._left_alone(stream)
+                    if stream.finished.done():
+                        return
                 if stream.uses - set(self.residents):
                     stream.finish("intervention_removed")
                     return

@@ -11,20 +11,23 @@ import contextlib
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from sae_actor.domain.events import Receipt
-from sae_actor.domain.refs import ActiveSae, FinishReason, When, intervention_sha256
+from sae_actor.domain.refs import ActiveSae, Edit, FinishReason, When, intervention_sha256
 from sae_actor.ports import (
     Activations,
     FeatureActivation,
+    FeatureChange,
     Finished,
     GenerationRequest,
     GenerationStream,
     Pooled,
+    PositionDetails,
     PromptToken,
     Rest,
     ScoredToken,
@@ -35,7 +38,7 @@ from sae_actor.ports import (
     Watch,
 )
 from tests.fakes.choosing import Choosing, changes
-from tests.fakes.coverage import covered, left_out, ranges
+from tests.fakes.coverage import covered, holding, left_out, ranges
 
 if TYPE_CHECKING:
     from tests.fakes.engine import FakeEngine
@@ -66,9 +69,11 @@ class RunningText(GenerationStream):
         changing = tuple(sae for sae in request.intervention if sae.changes_text)
         seed = request.sampling.seed if request.sampling.temperature > 0 else None
         self._run_before = 0
+        self._detailed = 0
         self._passing: dict[int, float] = {}
         """Of the watches at a limited rate, by place in `watched`: when it was told last."""
         self._d_sae = {position: effect.sae.d_sae for position, (effect, _) in engine.residents.items()}
+        self._encode = {position for position, (effect, _) in engine.residents.items() if effect.sae.encodes}
         sampling = request.sampling
         self._ends = {*(() if sampling.ignore_eos else (END,)), *sampling.stop_token_ids}
         self._held_off = {END, *sampling.stop_token_ids}
@@ -162,6 +167,7 @@ class RunningText(GenerationStream):
                 scored=own,
                 top=top,
                 activations=self._activations(),
+                details=self._details(len(self.request.token_ids) + len(self.ids) - 1),
                 prompt=self._prompt() if len(self.ids) == 1 else (),
             )
         )
@@ -187,6 +193,7 @@ class RunningText(GenerationStream):
             turns=self.request.turns,
         )
         told = self._activations() if self._most == 0 and reason == "length" else ()
+        details = self._details(run) if reason == "length" else ()
         rest = Rest(self._text[self._shown :])
         if self._answer is not None:
             rest = self._answer.rest()
@@ -208,6 +215,7 @@ class RunningText(GenerationStream):
                 prompt=self._prompt() if self.ids or (self._most == 0 and reason == "length") else (),
                 scores=scores,
                 activations=told,
+                details=details,
                 edited=ranges(edited),
                 excluded=ranges(excluded),
                 edited_sinks=ranges(edited & {0}),
@@ -245,6 +253,7 @@ class RunningText(GenerationStream):
                 scored=own,
                 top=top,
                 activations=self._activations(),
+                details=self._details(len(self.request.token_ids) + len(self.ids) - 1),
                 prompt=self._prompt() if len(self.ids) == 1 else (),
             )
         )
@@ -252,7 +261,7 @@ class RunningText(GenerationStream):
 
     def _activations(self) -> tuple[Activations, ...]:
         """Of the positions run since the token before; at a limited rate of the newest one alone."""
-        run = (*self.request.token_ids, *self.ids[:-1])
+        run = self.request.given if self.request.scoring else (*self.request.token_ids, *self.ids[:-1])
         first, self._run_before = self._run_before, len(run)
         told = []
         for place, watch in enumerate(self.request.watched):
@@ -279,6 +288,55 @@ class RunningText(GenerationStream):
                 )
             )
         return tuple(told)
+
+    def _details(self, run: int) -> tuple[PositionDetails, ...]:
+        """Of the positions before `run` that were not reported yet."""
+        asked, first, self._detailed = self.request.details, self._detailed, run
+        if asked is None:
+            return ()
+        watches = [watch for watch in asked if watch.sae.attach_position in self._encode]
+        found = []
+        for at in range(first, run):
+            held = {sae: self._holding(sae, at) for sae in self.request.intervention}
+            written, _ = covered(
+                self.request.intervention,
+                len(self.request.token_ids),
+                at + 1,
+                met=self._met,
+                special=self._special(),
+                turns=self.request.turns,
+            )
+            features = tuple(change for watch in watches for change in self._changes(watch, at, held))
+            found.append(
+                PositionDetails(
+                    position=at,
+                    edits=tuple((sae.sae_id, index) for sae, indices in held.items() for index in indices),
+                    relative_norm=0.25 if at in written else 0.0,
+                    features=features if watches else UNSET,
+                )
+            )
+        return tuple(found)
+
+    def _holding(self, sae: ActiveSae, at: int) -> tuple[int, ...]:
+        return holding(
+            sae, at, len(self.request.token_ids), met=self._met, special=self._special(), turns=self.request.turns
+        )
+
+    def _changes(self, watch: Watch, at: int, held: Mapping[ActiveSae, tuple[int, ...]]) -> list[FeatureChange]:
+        """Every edit does to its feature's activation what it is told to; projections do nothing to any."""
+        token = (*self.request.token_ids, *self.ids)[at]
+        named = Watch(sae=watch.sae, features=watch.features)
+        found = []
+        for each in activations(token, named, self._d_sae[watch.sae.attach_position]):
+            after = each.activation
+            for sae, indices in held.items():
+                for edit in (sae.steering[n] for n in indices if sae.sae_id == watch.sae.sae_id):
+                    if edit.feature == each.feature:
+                        after = _edited(after, edit)
+            found.append(
+                FeatureChange(sae_id=watch.sae.sae_id, feature=each.feature, before=each.activation, after=after)
+            )
+        return found
 
     def _of_place(self, watch: Watch, run: Sequence[int], positions: range, left: Collection[int]) -> Activations:
         """A token is its number at the place of its number, modulo the width, plus the layer everywhere. A lens sees
@@ -380,6 +438,19 @@ class RunningText(GenerationStream):
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+
+
+def _edited(activation: float, edit: Edit) -> float:
+    match edit.method:
+        case "add":
+            return max(0.0, activation + edit.strength)
+        case "set":
+            return edit.strength
+        case "scale":
+            return activation * edit.strength
+        case "cap":
+            return min(activation, edit.strength)
+    return activation
 
 
 def edits_of(request: GenerationRequest) -> int:

@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--step-seconds", type=float, default=0.0)
+    parser.add_argument("--measure-seconds", type=float, default=0.0)
     parser.add_argument("--die-loading", action="store_true")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--quick", action="store_true")
@@ -55,7 +56,12 @@ def main() -> int:
     adapters = Adapters(log=_log(*given.kill))
     if not given.torch:
         make = partial(engine, hidden_size=576, num_layers=30)
-        slow = partial(make, load_seconds=given.load_seconds, step_seconds=given.step_seconds)
+        slow = partial(
+            make,
+            load_seconds=given.load_seconds,
+            step_seconds=given.step_seconds,
+            measure_seconds=given.measure_seconds,
+        )
         adapters = replace(adapters, engine=lambda _: slow())
     hub: Callable[..., HuggingFaceHub] = HuggingFaceHub if given.torch or given.fetch_models else _HubWithoutModels
     if given.never_ends:

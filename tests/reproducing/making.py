@@ -39,9 +39,17 @@ class Recorder:
     """A running service without HTTP, on a data folder of its own."""
 
     def __init__(
-        self, actor: Actor, texts: Generations, engine: TorchEngine, hub: HuggingFaceHub, log: SqliteLog
+        self,
+        actor: Actor,
+        texts: Generations,
+        engine: TorchEngine,
+        hub: HuggingFaceHub,
+        log: SqliteLog,
+        *,
+        performer: Performer,
     ) -> None:
         self.actor = actor
+        self.performer = performer
         self.texts = texts
         self.engine = engine
         self.hub = hub
@@ -143,7 +151,7 @@ async def recording(
     await actor.replay()
     await actor.start(Start(version="test", max_attachments=max_attachments))
     texts = Generations(actor, engine, record_text=record_text)
-    recorder = Recorder(actor, texts, engine, hub, log)
+    recorder = Recorder(actor, texts, engine, hub, log, performer=performer)
     try:
         await recorder.do(LoadModel(model=str(model), device=device, dtype=dtype, quantization=quantization))
         yield recorder

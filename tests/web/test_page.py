@@ -100,6 +100,35 @@ def test_a_text_whose_edits_touched_a_sink_says_so(browser: Browser, service: Pr
 
 
 @needs_browser
+def test_a_text_is_shaded_by_a_feature_and_underlined_where_it_was_edited(browser: Browser, service: Process) -> None:
+    """Token n turns on the features n, n + 1 and n + 2 of the fake engine, modulo 2304, at 3, 2 and 1."""
+    prepared(service, 2)
+    assert service.send("attach", type="Attach", sae_id=SAE_ID)["status"] == "completed"
+    page = opened(browser, service.url)
+    page.until("!document.querySelector('#steering').hidden")
+    bare = generated(page)
+    assert page.evaluate("document.querySelectorAll('output [data-shade], output .edited').length") == 0
+    edit = {"feature": 584, "strength": 85.0, "positions": "generated"}
+    service.client.put(f"/api/saes/{SAE_ID}/steering", json={"features": [edit]})
+    page.until("document.querySelector('#edits').innerText.includes('feature 584')")
+    page.fill("#ask [name=shade]", "103")
+    without, under = generated(page)
+    assert without == bare[0]
+    for output, text, edited in (("#baseline", without, False), ("#steered", under, True)):
+        spans = f"[...document.querySelectorAll('{output} span')].filter(each => each.innerText !== '')"
+        assert page.evaluate(f"{spans}.map(each => each.innerText).join('')") == text
+        shades = [{0: 5, 1: 4, 2: 2}.get(103 - ord(each)) for each in text]
+        assert any(shades)
+        # The last token was not run.
+        assert page.evaluate(f"{spans}.map(each => Number(each.dataset.shade ?? 0))") == [
+            *(each or 0 for each in shades[:-1]), 0,
+        ]  # fmt: skip
+        held = [edited] * (len(text) - 1) + [False]
+        assert page.evaluate(f"{spans}.map(each => each.className === 'edited')") == held
+    assert page.complaints == []
+
+
+@needs_browser
 def test_what_is_typed_while_an_edit_is_sent_stays(browser: Browser, service: Process) -> None:
     """The list shows the edit before its answer is here, and the next one is being typed."""
     prepared(service, 3)

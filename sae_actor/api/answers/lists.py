@@ -83,9 +83,9 @@ class LongLists:
             else:
                 yield piece
 
-    def answer(self, request: AnyRequest, view: Any) -> Answer:
-        """JSON with the ETag of the state that it was taken from; in parts if it is long."""
-        return in_parts(request, self.parts(view))
+    def answer(self, request: AnyRequest, view: Any, *, whole: bool = False) -> Answer:
+        """JSON with the ETag of the state that it was taken from; in parts if it is long, unless it is to be whole."""
+        return in_parts(request, self.parts(view), whole=whole)
 
 
 class _EncodedLists(LongLists):
@@ -101,9 +101,9 @@ def encoded_lists(value: T) -> T:
     return made
 
 
-def in_parts(request: AnyRequest, parts: list[bytes]) -> Answer:
-    """JSON as `answer` answers with it."""
-    if sum(map(len, parts)) <= AT_ONCE:
+def in_parts(request: AnyRequest, parts: list[bytes], *, whole: bool = False) -> Answer:
+    """JSON as `answer` answers with it. whole: as one body, which can be kept."""
+    if whole or sum(map(len, parts)) <= AT_ONCE:
         return sent_whole(request, b"".join(parts), JSON)
     headers = {"etag": f'"{state_of(request).revision}"', "cache-control": "no-store"}
     return Streamed(_sent(parts), JSON, headers)

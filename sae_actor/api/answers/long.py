@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ..types import Answer, AnyRequest
-from .lists import JSON, LongLists, in_parts, sent_whole
+from .lists import LongLists, in_parts
 
 
 async def long_answer(request: AnyRequest, make: Callable[[], Any], *, whole: bool = False) -> Answer:
     """JSON with the ETag of its state, of the view that `make` makes. whole: as one body, which can be kept."""
     parts = await asyncio.to_thread(_encoded, make)
-    return sent_whole(request, b"".join(parts), JSON) if whole else in_parts(request, parts)
+    return in_parts(request, parts, whole=whole)
 
 
 def _encoded(make: Callable[[], Any]) -> list[bytes]:

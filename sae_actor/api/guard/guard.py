@@ -73,11 +73,9 @@ class Guard(Middleware):
             await _head(next_app, scope, receive, hardened)
         elif caller is None:
             await next_app(scope, receive, hardened)
-        elif session_id is None:
-            await policy.open_requests.run(caller, next_app, scope, receive, hardened)
         else:
-            with policy.sessions.lasting(session_id) as ended:
-                await _until(ended, next_app, scope, receive, hardened)
+            right, seconds = (caller, None) if session_id is None else policy.sessions.lasting(session_id)
+            await policy.sessions.open_requests.run(right, next_app, scope, receive, hardened, seconds=seconds)
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -86,40 +84,21 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """`app` answers it as GET; the client gets no body."""
+    """`app` answers it as GET; the client gets no body, and a stream ends where its body begins."""
     as_get: Any = {**scope, "method": "GET"}
-    answered = asyncio.Event()
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             if "path_template" in as_get:
                 scope["path_template"] = as_get["path_template"]
             await send(message)
-        elif not answered.is_set():
-            answered.set()
+        elif answering.when() is None:
+            answering.reschedule(0)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    await _until(answered, app, as_get, receive, sending)
-
-
-async def _until(ended: asyncio.Event, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Once `ended` is set, `app` sees a disconnected client, and ends a stream that it sends."""
-    is_whole = True
-
-    async def receiving() -> Any:
-        asking, ending = asyncio.ensure_future(receive()), asyncio.ensure_future(ended.wait())
-        try:
-            await asyncio.wait((asking, ending), return_when=asyncio.FIRST_COMPLETED)
-            return {"type": "http.disconnect"} if ended.is_set() else asking.result()
-        finally:
-            asking.cancel()
-            ending.cancel()
-
-    async def sending(message: Message) -> None:
-        nonlocal is_whole
-        is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-        await send(message)
-
-    await app(scope, receiving, sending)
-    if not is_whole and ended.is_set():
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    try:
+        async with asyncio.timeout(None) as answering:
+            await app(as_get, receive, sending)
+    except TimeoutError:
+        if not answering.expired():
+            raise

@@ -1,11 +1,11 @@
-"""Requests under way, by the token that they came with: they end when it is withdrawn."""
+"""Requests under way, by the token or the login that they came with: they end when it does."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 from litestar.types import ASGIApp, Receive, Send
 
@@ -13,44 +13,48 @@ from ...config.access import Grant
 from ...errors import UnauthorizedError
 from .middleware import on_start, refuse
 
+Right: TypeAlias = Grant | bytes
+"""A token's grant, or the key of a login."""
+
 
 class OpenRequests:
     def __init__(self) -> None:
-        self._of: dict[Grant, set[asyncio.Task[Any]]] = {}
-        self._withdrawn: set[asyncio.Task[Any]] = set()
+        self._of: dict[Right, dict[asyncio.Task[Any] | None, asyncio.Timeout]] = {}
 
-    async def run(self, grant: Grant, app: ASGIApp, scope: Any, receive: Receive, send: Send) -> None:
-        """`app` with a request of this grant. Cancelled, in place of a watcher for each of a thousand streams."""
-        task, path, began = asyncio.current_task(), scope["path"], False
-        assert task is not None
+    async def run(
+        self, right: Right, app: ASGIApp, scope: Any, receive: Receive, send: Send, *, seconds: float | None = None
+    ) -> None:
+        """`app` with a request of this right, which lasts for `seconds` at most."""
+        path, began = scope["path"], False
 
         def started(_: object) -> None:
             nonlocal began
             began = True
 
-        under_way = self._of.setdefault(grant, set())
-        under_way.add(task)
+        under_way, task = self._of.setdefault(right, {}), asyncio.current_task()
         try:
-            await app(scope, receive, on_start(send, started))
-        except asyncio.CancelledError:
-            if task not in self._withdrawn:
+            async with asyncio.timeout(seconds) as lasting:
+                under_way[task] = lasting
+                await app(scope, receive, on_start(send, started))
+        except TimeoutError:
+            if not lasting.expired():
                 raise
-            task.uncancel()
             if began:
                 # Whole already: then the server will hear nothing more of it.
                 with contextlib.suppress(RuntimeError):
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
+                what = "token" if isinstance(right, Grant) else "login"
                 scope["path"] = path  # the router has replaced it
-                await refuse(scope, receive, send, UnauthorizedError("the token is not valid any more"))
+                await refuse(scope, receive, send, UnauthorizedError(f"the {what} is not valid any more"))
         finally:
-            self._withdrawn.discard(task)
-            under_way.discard(task)
-            if not under_way and self._of.get(grant) is under_way:
-                del self._of[grant]
+            under_way.pop(task, None)
+            if not under_way and self._of.get(right) is under_way:
+                del self._of[right]
 
-    def end(self, grants: Iterable[Grant]) -> None:
-        for grant in grants:
-            for task in self._of.pop(grant, ()):
-                self._withdrawn.add(task)
-                task.cancel()
+    def end(self, rights: Iterable[Right]) -> None:
+        """Whoever ends a right of its own, as a logout does, still has its answer."""
+        for right in rights:
+            for task, lasting in self._of.pop(right, {}).items():
+                if task is not asyncio.current_task() and not lasting.expired():
+                    lasting.reschedule(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ...config.access import Access
-from .open_requests import OpenRequests
 from .sessions import Sessions
 
 
@@ -17,8 +16,6 @@ class Policy:
     """The grants of tokens; without any, no token is required."""
     sessions: Sessions = field(default_factory=Sessions)
     """The logins of the page's users."""
-    open_requests: OpenRequests = field(default_factory=OpenRequests)
-    """Requests under way with a token."""
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host names that a request may be addressed to; `*`: any."""
     cors_origins: tuple[str, ...] = ()

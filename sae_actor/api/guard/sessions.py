@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ...config.access import Grant
+from .open_requests import OpenRequests
 
 Monotonic = Callable[[], float]
 
@@ -30,7 +29,8 @@ class Sessions:
         self._clock = clock
         self._open: dict[bytes, _Session] = {}
         """Oldest first."""
-        self._lasting: dict[bytes, set[asyncio.Event]] = {}
+        self.open_requests = OpenRequests()
+        """Those of a session by its key, those with a token by its grant."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -56,31 +56,20 @@ class Sessions:
         self._drop(_key(session_id))
 
     def withdraw(self, grants: Collection[Grant]) -> None:
-        """End the sessions of these grants."""
+        """End the sessions and the requests of these grants."""
         for key in [key for key, session in self._open.items() if session.grant in grants]:
             self._drop(key)
+        self.open_requests.end(grants)
 
-    @contextmanager
-    def lasting(self, session_id: str) -> Iterator[asyncio.Event]:
-        """Entered while a request of the session runs: the event is set when the session ends, for whatever reason."""
-        key, ended = _key(session_id), asyncio.Event()
+    def lasting(self, session_id: str) -> tuple[bytes, float]:
+        """The key of a session, and the seconds that it still lasts."""
+        key = _key(session_id)
         session = self._open.get(key)
-        left = 0.0 if session is None else session.expires - self._clock()
-        timer = asyncio.get_running_loop().call_later(left, ended.set)
-        lasting = self._lasting.setdefault(key, set())
-        lasting.add(ended)
-        try:
-            yield ended
-        finally:
-            timer.cancel()
-            lasting.discard(ended)
-            if not lasting:
-                self._lasting.pop(key, None)
+        return key, 0.0 if session is None else session.expires - self._clock()
 
     def _drop(self, key: bytes) -> None:
         self._open.pop(key, None)
-        for ended in self._lasting.pop(key, ()):
-            ended.set()
+        self.open_requests.end([key])
 
 
 def _key(session_id: str) -> bytes:

@@ -48,7 +48,7 @@ _COMMAND_HEADERS: tuple[tuple[str, str, Json, str | None], ...] = (
 
 _KEYED = (
     "The same key and request are answered once, without a stream: a repetition joins it, or gets its answer for 10 "
-    "minutes, and later if the log records texts. The text is made to its end, whoever leaves"
+    "minutes, and later if the log has all of it. The text is made to its end, whoever leaves"
 )
 
 _PATH: dict[str, tuple[Json, str, str]] = {

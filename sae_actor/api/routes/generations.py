@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from ...domain.views.explained import ExplainedGeneration, ExplainedGenerations
 from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
+from ...ports import follow
 from ..answers import answer
 from ..answers.long import long_answer
 from ..context import context, user_of
@@ -57,8 +56,5 @@ async def get_generation(request: AnyRequest) -> Answer:
 async def _read(request: AnyRequest, wanted: Explaining) -> None:
     """Read the log as it is now, page by page, as far as needed."""
     log, walks = context(request).log, context(request).walks
-    async with heard(request), walks.taken(), aclosing(events(log, 0, until=log.head.position)) as found:
-        async for event in found:
-            wanted.feed(event)
-            if wanted.complete:
-                return
+    async with heard(request), walks.taken():
+        await follow(events(log, 0, until=log.head.position), wanted)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from litestar import Response
 
 from ...domain.measuring.state import RunState
 from ...domain.rules.runs import known
 from ...domain.views.runs import RunList, RunView, run_view
-from ...errors import BadRequestError
+from ...errors import BadRequestError, NotFoundError
+from ...runs.job import in_thread
+from ...runs.neuronpedia import archive
+from ...runs.saebench import CoreResult, saebench
 from ...runs.store import RunFile
 from ..answers import answer, state_of
 from ..context import context
@@ -19,11 +24,13 @@ from . import tables
 
 KINDS = ("evaluate", "profile", "contrast", "sweep")
 STATES = ("waiting", "running", "completed", "failed", "cancelled")
-FORMATS = ("ndjson", "csv", "parquet")
+VIEWS = ("run", "saebench")
+FORMATS = ("ndjson", "csv", "parquet", "neuronpedia")
 TYPES = {
     "ndjson": "application/x-ndjson",
     "csv": "text/csv; charset=utf-8",
     "parquet": "application/vnd.apache.parquet",
+    "neuronpedia": "application/x-tar",
 }
 _AFTER = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
 
@@ -41,16 +48,30 @@ async def get_runs(request: AnyRequest) -> Answer:
     return answer(request, RunList(runs=tuple(view for view in views if wanted in (None, view.state))))
 
 
-@operation("GET", "/api/runs/{run_id}", "One run: its state, and what it found",
-           returns=RunView, errors=("run_not_found",), tag="runs")  # fmt: skip
+@operation("GET", "/api/runs/{run_id}",
+           "One run: its state, and what it found. `format=saebench`: a completed evaluation as SAEBench's `core` "
+           "writes it, valid against its schema; digests of weights, texts and environments, and definitions of what "
+           "SAEBench computes otherwise, are in `eval_result_unstructured`",
+           query=(Query("format", {"type": "string", "enum": [*VIEWS]}, "run (the default) or saebench"),),
+           returns=(RunView, CoreResult), errors=("run_not_found", "not_found"), tag="runs")  # fmt: skip
 async def get_run(request: AnyRequest) -> Answer:
-    return answer(request, await _view(request, _run(request)))
+    run = _run(request)
+    if (_one_of(request, "format", VIEWS) or "run") == "run":
+        return answer(request, await _view(request, run))
+    if run.kind != "evaluate":
+        raise BadRequestError("runs of kind evaluate alone have a result of SAEBench's", param="format")
+    if run.status != "completed":
+        raise NotFoundError("the run is not completed, and has no result yet", run_id=run.run_id)
+    record = None if not run.saes else state_of(request).saes.get(run.saes[0].sae_id)
+    return answer(request, await in_thread(lambda: saebench(context(request).runs.folder, run, record)))
 
 
 @operation("GET", "/api/runs/{run_id}/rows", "The rows of a run, as they are durable, also before it is done",
            query=(Query("after", _AFTER, "only rows after this many"),
                   Query("format", {"type": "string", "enum": [*FORMATS]}, "ndjson (the default), csv or parquet; in "
-                        "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service")),
+                        "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service. "
+                        "neuronpedia: a profile as a tar of the files of Neuronpedia's bulk downloads, "
+                        "`features/batch-N.jsonl.gz` and `activations/batch-N.jsonl.gz`; labels import both")),
            answers=tuple((200, kind.partition(";")[0]) for kind in TYPES.values()),
            errors=("run_not_found", "sae_unsupported"), tag="runs")  # fmt: skip
 async def get_rows(request: AnyRequest) -> Answer:
@@ -64,9 +85,18 @@ async def get_rows(request: AnyRequest) -> Answer:
         return folder.open(run.run_id)
 
     if kind == "parquet":
-        return Response(content=await tables.parquet(open_file, after), media_type=TYPES[kind])
+        return Response(content=await tables.parquet_table(open_file, after), media_type=TYPES[kind])
+    if kind == "neuronpedia":
+        return Streamed(tables.in_pieces(_archive(request, run, after)), TYPES[kind])
     rows = tables.ndjson(open_file, after) if kind == "ndjson" else tables.csv_table(open_file, after)
     return Streamed(rows, TYPES[kind])
+
+
+def _archive(request: AnyRequest, run: RunState, after: int) -> Iterator[bytes]:
+    if run.kind != "profile":
+        raise BadRequestError("runs of kind profile alone have what Neuronpedia's files hold", param="format")
+    record = state_of(request).saes.get(run.saes[0].sae_id)
+    return archive(context(request).runs.folder, run, record, after)
 
 
 def _run(request: AnyRequest) -> RunState:

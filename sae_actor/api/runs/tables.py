@@ -1,9 +1,8 @@
-"""Rows as NDJSON, CSV or Parquet."""
+"""Rows as NDJSON, CSV, Parquet or what Neuronpedia has."""
 
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
@@ -12,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ...errors import SAEUnsupportedError
+from ...runs import parquet
 from ...runs.job import in_thread
 from ...runs.store import RunFile
 
@@ -33,25 +32,25 @@ async def csv_table(open_file: Callable[[], RunFile], after: int) -> AsyncIterat
         yield await in_thread(partial(_lines, page, names))
 
 
-async def parquet(open_file: Callable[[], RunFile], after: int) -> bytes:
+async def parquet_table(open_file: Callable[[], RunFile], after: int) -> bytes:
     """The columns of CSV. `SAEUnsupportedError` without pyarrow."""
-    try:
-        arrow, writer = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise SAEUnsupportedError("Parquet needs pyarrow: pip install pyarrow") from None
+    parquet.available()
 
     def made() -> bytes:
-        names = _names(open_file, after)
-        columns: dict[str, list[Any]] = {name: [] for name in names}
+        columns: dict[str, list[Any]] = {name: [] for name in _names(open_file, after)}
         with closing(open_file()) as file:
-            for row in _rows(file, after):
-                for name in names:
-                    columns[name].append(_plain(row.get(name)))
-        out = io.BytesIO()
-        writer.write_table(arrow.table(columns), out)
-        return out.getvalue()
+            for row in file.all_rows(after):
+                for name, column in columns.items():
+                    column.append(_plain(row.get(name)))
+        return parquet.table(columns)
 
     return await in_thread(made)
+
+
+async def in_pieces(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """What a generator makes that blocks."""
+    while (part := await in_thread(lambda: next(parts, None))) is not None:
+        yield part
 
 
 async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[list[bytes]]:
@@ -64,17 +63,11 @@ async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[
         file.close()
 
 
-def _rows(file: RunFile, after: int) -> Iterator[dict[str, Any]]:
-    while page := file.rows(after, PAGE):
-        after = page[-1][0]
-        yield from (msgspec.json.decode(line) for _, line in page)
-
-
 def _names(open_file: Callable[[], RunFile], after: int) -> list[str]:
     """Columns, in the order in which rows first have them."""
     names: dict[str, None] = {}
     with closing(open_file()) as file:
-        for row in _rows(file, after):
+        for row in file.all_rows(after):
             names.update(dict.fromkeys(row))
     return list(names)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import uuid
 from contextlib import closing
-from functools import partial
 
 from msgspec import Struct
 
 from ...domain.views.fields import Count, Digest
-from ...errors import BadRequestError, ReadOnlyError, TooLargeError, UnsupportedMediaTypeError
+from ...errors import BadRequestError, UnsupportedMediaTypeError
+from ...ports.durability import receive
 from ...runs.job import in_thread
 from ...runs.lists import read_file
 from ...runs.store import TextList
@@ -17,6 +17,7 @@ from ..answers import answer
 from ..context import context
 from ..operations import operation
 from ..types import Answer, AnyRequest
+from ..vectors import refuse_read_only
 
 KINDS = {
     "text/plain": "txt",
@@ -40,26 +41,14 @@ class UploadedTexts(Struct, frozen=True, kw_only=True):
            media=tuple(KINDS), max_body=2**53, tag="runs")  # fmt: skip
 async def put_texts(request: AnyRequest) -> Answer:
     asked = context(request)
-    if asked.actor.read_only is not None:
-        raise ReadOnlyError(asked.actor.read_only)
+    refuse_read_only(request)
     kind = KINDS.get(request.headers.get("content-type", "").partition(";")[0].strip().lower())
     if kind is None:
         raise UnsupportedMediaTypeError(f"send {', '.join(KINDS)}")
     folder, name = asked.runs.folder, uuid.uuid4().hex
     coming = folder.incoming / name
-    await in_thread(lambda: folder.incoming.mkdir(mode=0o700, parents=True, exist_ok=True))
+    await receive(request.stream(), coming, asked.upload_bytes)
     try:
-        size = 0
-        with coming.open("wb") as file:
-            async for part in request.stream():
-                size += len(part)
-                if size > asked.upload_bytes:
-                    raise TooLargeError(
-                        f"an upload has at most {asked.upload_bytes} bytes ([data] upload_bytes)",
-                        size=size,
-                        limit=asked.upload_bytes,
-                    )
-                await in_thread(partial(file.write, part))
         found = await in_thread(lambda: folder.keep_texts(read_file(coming, kind), name))
     finally:
         coming.unlink(missing_ok=True)
@@ -86,8 +75,7 @@ async def get_texts(request: AnyRequest) -> Answer:
 async def delete_texts(request: AnyRequest) -> Answer:
     """The answer is what was erased."""
     asked, texts_id = context(request), request.path_params["texts_id"]
-    if asked.actor.read_only is not None:
-        raise ReadOnlyError(asked.actor.read_only)
+    refuse_read_only(request)
 
     def erase() -> TextList:
         with closing(asked.runs.folder.open_texts(texts_id)) as file:

@@ -5,6 +5,7 @@ protocol with timeouts. A few times per limit it checks what its connection is w
 
     the header of a request  in `request_seconds`, at most `MAX_HEAD` bytes of it            408, 400
     the body                 in `request_seconds` and a second for every `BODY_RATE` bytes   408
+    the body of an upload    some of it in `request_seconds`                                 408
     the rest of a body that was answered already (413, 401)   in `LINGER_SECONDS`            closed
     room for an answer       some of it in `stalled_seconds`, `READ_RATE` bytes a second     closed
     anything, when idle      in `request_seconds`                                            closed
@@ -19,10 +20,6 @@ Answers from here are problems, like all others.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import socket
-import struct
-import termios
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,7 +30,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from ...errors import BadRequestError, RequestTimeoutError, SAEError
 from ..guard.attempts import plain_address
+from ..operations import is_upload
 from .rejections import too_many, written
+from .transports import reset, unread
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 128
@@ -101,6 +100,8 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._head_bytes = 0
         self._body_since: float | None = None
         self._body_bytes = 0
+        self._uploaded_at: float | None = None
+        """Of an upload, when its last bytes came."""
         self._framing_bytes = 0
         self._idle_since: float | None = None
         self._owed: tuple[float, int] | None = None
@@ -198,6 +199,8 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if not self.flow.read_paused or len(self.pipeline) > MAX_WAITING or self.transport.is_closing():
             return
         self.flow.read_paused = False
+        if self._uploaded_at is not None:
+            self._uploaded_at = self.loop.time()
         if not self._unread:
             self.transport.resume_reading()
         elif self._reading is None:
@@ -228,6 +231,7 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._head_since = self._owed = None
         self._head_bytes = 0
         self._body_since, self._body_bytes = self.loop.time(), 0
+        self._uploaded_at = self._body_since if is_upload(self.scope["method"], self.scope["path"]) else None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._handled = cycle
@@ -236,6 +240,8 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
         self._body_bytes += len(body)
+        if self._uploaded_at is not None:
+            self._uploaded_at = self.loop.time()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -264,14 +270,14 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self._look_later()
         now = self.loop.time()
         if self._is_stalled(now):
-            self._reset()
+            reset(self.transport)
         elif not self.transport.is_closing() and not self.flow.read_paused and not self._unread:
             self._look_at_request(now)
 
     def _is_stalled(self, now: float) -> bool:
         """Whether the peer reads too slowly. It is only checked while no more bytes are written."""
         ended = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
-        left = self._left() if ended or self.flow.write_paused else 0
+        left = unread(self.transport) if ended or self.flow.write_paused else 0
         if left == 0 or (self._owed is not None and left > self._owed[1]):
             self._owed = None
         if left == 0:
@@ -280,23 +286,6 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self._owed = (now, left)
         since, at_first = self._owed
         return now - since > self._limits.stalled_seconds + (at_first - left) / READ_RATE
-
-    def _reset(self) -> None:
-        """Abort the connection. Closing it would wait until the peer has read the bytes left here and in the system."""
-        connection = self.transport.get_extra_info("socket")
-        if connection.fileno() >= 0:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
-
-    def _left(self) -> int:
-        """How many bytes the peer has not read: in the transport and in the system. The system buffers megabytes, so
-        the transport's part alone can stay the same for longer than the limit."""
-        left = self.transport.get_write_buffer_size()
-        file = self.transport.get_extra_info("socket").fileno()
-        if file < 0:
-            return left
-        (queued,) = struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))
-        return left + int(queued)
 
     def _look_at_request(self, now: float) -> None:
         limit = self._limits.request_seconds
@@ -307,10 +296,17 @@ class TimeoutProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             if self.cycle.response_complete:
                 if now - self._body_since > min(limit, LINGER_SECONDS):
                     self.transport.close()
-            elif now - self._body_since > limit + self._body_bytes / BODY_RATE:
+            elif self._is_late(now):
                 self._end(RequestTimeoutError("the body of the request did not arrive in time"))
         elif self._idle_since is not None and not self._unanswered() and now - self._idle_since > limit:
             self.transport.close()
+
+    def _is_late(self, now: float) -> bool:
+        """Whether the body does not come forward. One that goes to disk may take its time, as long as it comes."""
+        limit = self._limits.request_seconds
+        if self._uploaded_at is not None:
+            return now - self._uploaded_at > limit
+        return self._body_since is not None and now - self._body_since > limit + self._body_bytes / BODY_RATE
 
     def _unanswered(self) -> list[RequestResponseCycle]:
         """The unanswered requests, oldest first."""

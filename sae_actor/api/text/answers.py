@@ -10,7 +10,7 @@ from ...domain.events import PresetVersion, Receipt
 from ...domain.refs import Edit, Exclusion, FinishReason, HookPoint, Mode
 from ...domain.views.fields import Count, Digest, Position
 from ...domain.weights import WeightsFiles
-from ...ports import FeatureActivation
+from ...ports import FeatureActivation, PositionDetails
 
 FinalReason: TypeAlias = Literal["stop", "length", "content_filter", "tool_calls"]
 """OpenAI's finish reasons; its clients know no other."""
@@ -47,7 +47,32 @@ class NamedLogprobs(Struct, frozen=True, kw_only=True):
     penalties, temperature and the like."""
 
 
-class AppliedIntervention(Struct, frozen=True, kw_only=True):
+class ChunkIntervention(Struct, frozen=True, kw_only=True):
+    """`sae` of a chunk: with `sae.details`, each has the `positions` that were run for its tokens, the first those of
+    the prompt. The last one has everything else."""
+
+    generation_id: str | UnsetType = UNSET
+    position: Position | UnsetType = UNSET
+    interventions: tuple[AppliedSae, ...] | UnsetType = UNSET
+    intervention_sha256: Digest | UnsetType = UNSET
+    finish_reason: FinishReason | UnsetType = UNSET
+    receipt: Receipt | UnsetType = UNSET
+    batch: tuple[Count, Count] | UnsetType | None = UNSET
+    warnings: tuple[str, ...] | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
+    preset: PresetVersion | UnsetType = UNSET
+    """The preset that the interventions are, and which version of it."""
+    features: Rows | UnsetType = UNSET
+    """At each position that was run: the prompt's, and all generated tokens' but the last one's."""
+    features_by_sae: dict[str, Rows] | UnsetType = UNSET
+    """The same, where several SAEs are watched."""
+    logprobs_of: tuple[NamedLogprobs, ...] | UnsetType = UNSET
+    """Of the tokens that `sae.logprobs_of` names, in its order; empty if no token was generated."""
+    positions: tuple[PositionDetails, ...] | UnsetType = UNSET
+    """With `sae.details`: what was done at each position that was run; never on record."""
+
+
+class AppliedIntervention(ChunkIntervention, frozen=True, kw_only=True):
     """What was active, and the receipt of what was written."""
 
     generation_id: str
@@ -61,14 +86,6 @@ class AppliedIntervention(Struct, frozen=True, kw_only=True):
     """Fewest and most generations in a step of it, itself counted."""
     warnings: tuple[str, ...]
     seed: int
-    preset: PresetVersion | UnsetType = UNSET
-    """The preset that the interventions are, and which version of it."""
-    features: Rows | UnsetType = UNSET
-    """At each position that was run: the prompt's, and all generated tokens' but the last one's."""
-    features_by_sae: dict[str, Rows] | UnsetType = UNSET
-    """The same, where several SAEs are watched."""
-    logprobs_of: tuple[NamedLogprobs, ...] | UnsetType = UNSET
-    """Of the tokens that `sae.logprobs_of` names, in its order; empty if no token was generated."""
 
 
 class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
@@ -111,11 +128,12 @@ class CompletionPart(Struct, frozen=True, kw_only=True):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinalReason | None
-    sae: AppliedIntervention | UnsetType = UNSET
+    sae: ChunkIntervention | UnsetType = UNSET
 
 
 class CompletionChoice(CompletionPart, frozen=True, kw_only=True):
     finish_reason: FinalReason
+    sae: AppliedIntervention | UnsetType = UNSET
 
 
 class ChatAnswer(Struct, frozen=True, kw_only=True):
@@ -143,7 +161,7 @@ class ChatPart(Struct, frozen=True, kw_only=True):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: FinalReason | None
-    sae: AppliedIntervention | UnsetType = UNSET
+    sae: ChunkIntervention | UnsetType = UNSET
 
 
 class _Envelope(Struct, frozen=True, kw_only=True):
@@ -169,21 +187,21 @@ class ChatCompletion(_Envelope, frozen=True, kw_only=True):
 
 
 class CompletionChunk(_Envelope, frozen=True, kw_only=True):
-    """One event of a streamed completion; the last one has `sae`."""
+    """One event of a streamed completion; the last one has the whole of `sae`."""
 
     object: Literal["text_completion"]
     choices: tuple[CompletionPart, ...]
     usage: Usage | UnsetType = UNSET
-    sae: AppliedIntervention | UnsetType = UNSET
+    sae: ChunkIntervention | UnsetType = UNSET
 
 
 class ChatCompletionChunk(_Envelope, frozen=True, kw_only=True):
-    """One event of a streamed chat; the last one has `sae`."""
+    """One event of a streamed chat; the last one has the whole of `sae`."""
 
     object: Literal["chat.completion.chunk"]
     choices: tuple[ChatPart, ...]
     usage: Usage | UnsetType = UNSET
-    sae: AppliedIntervention | UnsetType = UNSET
+    sae: ChunkIntervention | UnsetType = UNSET
 
 
 class Comparison(Struct, frozen=True, kw_only=True):

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
-from ...domain.rules import admission as rules
 from ...errors import BadRequestError
-from ...generations import abandon, ends
+from ...generations import abandon, detail_watches
 from ..answers import state_of
-from ..disconnects import on_disconnect
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .answers import ChatComparison, ChatComparisonChunk, Comparison, ComparisonChunk
+from .idempotency import Made
+from .measuring.detailed import FeatureOfSae
 from .options import SaeExtension
-from .replies import Kind
-from .requests import ChatBody, CompletionBody, TextBody
-from .routes import ANSWERS, ERRORS, EXAMPLE, named, opened
-from .stream import ChunkFrames, made_answer, streamed
+from .replies import Kind, Reply
+from .requests import ChatBody, CompletionBody, RequestKey, TextBody
+from .routes import ANSWERS, EXAMPLE, KEYED, opened, respond_beside
+from .stream import ChunkFrames
 
 BRANCHES = ("steered", "baseline")
 
@@ -33,7 +33,7 @@ BRANCHES = ("steered", "baseline")
            "same prompt, settings and seed: `{\"steered\": answer, \"baseline\": answer}`. Streamed, each event holds "
            "a chunk of one of the two, under its name",
            body=CompletionBody, or_body=ChatBody, answers=ANSWERS, returns=(Comparison, ChatComparison),
-           items=(ComparisonChunk, ChatComparisonChunk), errors=ERRORS,
+           items=(ComparisonChunk, ChatComparisonChunk), errors=KEYED, keyed=True,
            examples={"one edit": {**EXAMPLE, "sae": {"steering": [{"feature": 74, "strength": 100.0}]}}},
            users=True, tag="text")  # fmt: skip
 async def post_compare(request: AnyRequest) -> Answer:
@@ -43,29 +43,42 @@ async def post_compare(request: AnyRequest) -> Answer:
     if own.baseline:
         raise BadRequestError("sae.baseline: the comparison always contains the baseline", param="sae.baseline")
     body = replace(body, seed=secrets.randbits(31) if body.seed is None else body.seed)
-    body = named(request, body, rules.model_to_ask(state_of(request))[0])
-    own = body.sae or SaeExtension()
-    bare = replace(body, sae=replace(own, baseline=True, steering=None, interventions=None, preset=None))
-    steered = await opened(request, body, kind)
-    try:
-        baseline = await opened(request, bare, kind)
-    except BaseException:
-        abandon(steered.texts)
-        raise
-    if body.stream:
-        chunk_type: type[Any] = ChatComparisonChunk if kind == "chat" else ComparisonChunk
-        frames = ChunkFrames(lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}))
-        return await streamed(request, body, (steered, baseline), frames)
-    texts = (*steered.texts, *baseline.texts)
-    async with on_disconnect(request, partial(abandon, texts)):
-        done = await ends(texts)
-    half = len(steered.texts)
-    type_: Any = ChatComparison if kind == "chat" else Comparison
+    # The preset that `model` may name is the other one's.
+    bare = replace(
+        body, model="default", sae=replace(own, baseline=True, steering=None, interventions=None, preset=None)
+    )
 
-    def shown() -> Any:
-        return type_(steered=steered.whole(done[:half]), baseline=baseline.whole(done[half:]))
+    async def begin(request: AnyRequest, key: RequestKey | None) -> Sequence[Reply]:
+        steered = await opened(request, body, kind, key=key)
+        try:
+            baseline = await opened(request, _of_the_same(request, bare, steered), kind, key=key)
+        except BaseException:
+            abandon(steered.texts)
+            raise
+        return steered, baseline
 
-    return await made_answer(request, shown, (steered, baseline))
+    chunk_type: type[Any] = ChatComparisonChunk if kind == "chat" else ComparisonChunk
+    frames = ChunkFrames(lambda chunk, branch: chunk_type(**{BRANCHES[branch]: chunk}))
+    return await respond_beside(request, (body, bare), kind, begin, shown=_shown, frames=frames)
+
+
+def _shown(made: Sequence[Made]) -> Struct:
+    steered, baseline = (reply.whole(done) for reply, done in made)
+    is_chat = made[0][0].kind == "chat"
+    type_: Any = ChatComparison if is_chat else Comparison
+    compared: Struct = type_(steered=steered, baseline=baseline)
+    return compared
+
+
+def _of_the_same(request: AnyRequest, bare: TextBody, steered: Reply) -> TextBody:
+    """With `details`, the baseline tells of the features that the edits of the other one name."""
+    own, state = bare.sae, state_of(request)
+    if own is None or not own.details:
+        return bare
+    named = detail_watches(steered.texts[0].started, (), ())
+    read = [watch for watch in named if (sae := state.saes[watch.sae.sae_id].sae) is None or sae.encodes]
+    more = [FeatureOfSae(feature, watch.sae.sae_id) for watch in read for feature in watch.features or ()]
+    return replace(bare, sae=replace(own, details_of=(*more, *(own.details_of or ())) or None))
 
 
 class _Asked(Struct):

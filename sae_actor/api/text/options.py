@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
@@ -11,6 +11,7 @@ from ...domain.commands import PresetName
 from ...domain.messages import Interventions, RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
 from ...errors import BadRequestError
+from .measuring.detailed import NamedFeatures
 from .measuring.targets import NamedTokens
 
 Tag: TypeAlias = Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
@@ -28,10 +29,35 @@ class SaeExtension(Struct, frozen=True, forbid_unknown_fields=True):
     top_k_exclude: ReadingExclusions = ("sink",)
     logprobs_of: NamedTokens | None = None
     """Tokens, by id or as the text of one, whose log probability is reported at every generated position."""
+    details: bool = False
+    """Report in `sae.positions` what was done at each position: the edits that held, how far the activation was moved,
+    and the features that the edits name, before and after."""
+    details_of: NamedFeatures | None = None
+    """With `details`: report these features too, by number (of the only SAE that can be read) or with `sae_id`."""
     stop_when: RequestedStop | None = None
     deterministic: bool = False
     tag: Tag | None = None
     expect_position: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+
+
+LACKING = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
+"""Fields of the extension object that mean nothing in a variant."""
+
+
+def check_variants(
+    variants: Iterable[tuple[str, SaeExtension]], where: str, what: str, lacking: Sequence[str] = LACKING
+) -> None:
+    """`BadRequestError` for two variants of one name, and for fields that a variant cannot have. where: their member;
+    what: as in "not supported where texts are scored"."""
+    names, usual = set[str](), SaeExtension()
+    for at, (name, own) in enumerate(variants):
+        if name in names:
+            raise BadRequestError(f"two variants are called {name!r}", param=f"{where}[{at}].name")
+        names.add(name)
+        for field in lacking:
+            if getattr(own, field) != getattr(usual, field):
+                param = f"{where}[{at}].sae.{field}"
+                raise BadRequestError(f"{param}: not supported {what}", param=param)
 
 
 MOST_NUMBERS = 2**23

@@ -13,8 +13,7 @@ from msgspec.structs import replace
 from ...domain.structs import filled
 from ...domain.words import ranges_in_words
 from ...generations import Completed, RunningGeneration
-from ...limits import AT_A_TIME
-from ...ports import Finished, PromptToken, Rest, ScoredToken, Token, Tokenized, labelled
+from ...ports import Finished, PositionDetails, PromptToken, Rest, ScoredToken, Token, Tokenized, labelled
 from .answers import (
     FINAL,
     AppliedIntervention,
@@ -27,6 +26,7 @@ from .answers import (
     ChatLogprobs,
     ChatPart,
     ChatToken,
+    ChunkIntervention,
     Completion,
     CompletionChoice,
     CompletionChunk,
@@ -39,6 +39,7 @@ from .answers import (
     ScoredChatToken,
     Usage,
 )
+from .measuring.detailed import positions_of
 
 T = TypeVar("T", bound=ChatToken)
 Kind = Literal["completion", "chat"]
@@ -63,13 +64,15 @@ class Choice:
     """The answer includes the reasoning, if the model's chats mark it."""
     names: bool = False
     """Log probabilities of named tokens were requested."""
+    details: bool = False
+    """What was done at each position was requested."""
     labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """SAE → labels of features, for those of which activations are shown."""
 
     @property
     def is_long(self) -> bool:
         """More is told of each token than its text."""
-        return self.scores or self.names or bool(self.text.started.watched)
+        return self.scores or self.names or self.details or bool(self.text.started.watched)
 
     @property
     def apart(self) -> bool:
@@ -97,7 +100,7 @@ class Choice:
 
     def tells(self, token: Token) -> bool:
         """Whether the token has anything to stream."""
-        return self.scores or any(self._split(token))
+        return self.scores or self.details or any(self._split(token))
 
     @property
     def echoes_scores(self) -> bool:
@@ -109,13 +112,12 @@ class Choice:
         logprobs = self._completion_logprobs((), prompt) if self.scores else None
         return CompletionPart(index=self.index, text=self.echo, logprobs=logprobs, finish_reason=None)
 
-    def part(self, tokens: Sequence[Token], *, first: bool = False) -> Part:
-        """The choice in a chunk that brings these tokens."""
-        pieces = [self._split(token) for token in tokens]
-        content, reasoning = "".join(said for said, _ in pieces), "".join(thought for _, thought in pieces)
-        return self._part(content, reasoning, tokens or None, first=first)
+    def part(self, token: Token, sae: ChunkIntervention | UnsetType, *, first: bool = False) -> Part:
+        """The choice in the chunk that brings this token."""
+        content, reasoning = self._split(token)
+        return self._part(content, reasoning, (token,), sae=sae, first=first)
 
-    def last(self, done: Completed, sae: AppliedIntervention | UnsetType, *, first: bool = False) -> Part:
+    def last(self, done: Completed, sae: ChunkIntervention | UnsetType, *, first: bool = False) -> Part:
         """The choice in its last chunk."""
         content, reasoning = self._split(done.finished.rest)
         return self._part(content, reasoning, None, FINAL[done.finished.reason], sae, first=first)
@@ -132,7 +134,7 @@ class Choice:
         reasoning: str,
         tokens: Sequence[Token] | None,
         finish_reason: FinalReason | None = None,
-        sae: AppliedIntervention | UnsetType = UNSET,
+        sae: ChunkIntervention | UnsetType = UNSET,
         *,
         first: bool,
     ) -> Part:
@@ -178,14 +180,23 @@ class Choice:
         )
         return ChatLogprobs(content=tuple(content), refusal=None)
 
-    def extension(self, done: Completed) -> AppliedIntervention:
-        """`sae` in the answer: what was active, and the receipt of what was written."""
-        rows = self._rows(done.finished)
+    def extension(self, done: Completed, *, streamed: bool = False) -> AppliedIntervention:
+        """`sae` in the answer: what was active, and the receipt of what was written. streamed: chunks had the positions
+        of the tokens."""
+        rows, told = self._rows(done.finished), () if streamed else self.text.made
         one = len(rows) == 1
         return applied(
             self.text, done, features=next(iter(rows.values())) if one else UNSET,
             features_by_sae=UNSET if one else rows or UNSET, logprobs_of=self._named() if self.names else UNSET,
+            positions=self._positions(*told, done.finished),
         )  # fmt: skip
+
+    def at(self, token: Token) -> ChunkIntervention | UnsetType:
+        """`sae` in the chunk that brings this token."""
+        return ChunkIntervention(positions=self._positions(token)) if self.details else UNSET
+
+    def _positions(self, *parts: Token | Finished) -> tuple[PositionDetails, ...] | UnsetType:
+        return positions_of(parts, self.labels) if self.details else UNSET
 
     def _named(self) -> tuple[NamedLogprobs, ...]:
         columns = zip(*(token.named for token in self.text.made), strict=True)
@@ -280,11 +291,6 @@ class Reply:
     """Choices for each prompt."""
 
     @property
-    def is_long(self) -> bool:
-        """It may take long to make and encode all of it."""
-        return len(self.choices) > AT_A_TIME or any(choice.is_long for choice in self.choices)
-
-    @property
     def texts(self) -> tuple[RunningGeneration, ...]:
         return tuple(choice.text for choice in self.choices)
 
@@ -299,10 +305,18 @@ class Reply:
             sae=pairs[0][0].extension(pairs[0][1]),
         )
 
-    def chunk(self, *parts: Part, usage: Usage | UnsetType = UNSET) -> Chunk:
+    def chunk(
+        self, *parts: Part, usage: Usage | UnsetType = UNSET, sae: ChunkIntervention | UnsetType = UNSET
+    ) -> Chunk:
         """One event of the answer that is streamed."""
         type_: type[Chunk] = ChatCompletionChunk if self.kind == "chat" else CompletionChunk
-        return type_(**self._common("chat.completion.chunk", parts), usage=usage)
+        return type_(**self._common("chat.completion.chunk", parts), usage=usage, sae=sae)
+
+    def piece(self, choice: Choice, token: Token, usage: Usage | UnsetType, *, first: bool) -> Chunk:
+        """The event that brings a token."""
+        sae, several = choice.at(token), len(self.choices) > 1
+        part = choice.part(token, sae if several else UNSET, first=first)
+        return self.chunk(part, usage=usage, sae=UNSET if several else sae)
 
     def _common(self, chat: str, choices: Sequence[CompletionChoice | ChatChoice | Part]) -> dict[str, Any]:
         """What whole answers and chunks have in common; chat: the type of object that one of a chat is."""
@@ -315,9 +329,9 @@ class Reply:
             "choices": tuple(choices),
         }
 
-    def own(self, choice: Choice, done: Completed) -> AppliedIntervention | UnsetType:
+    def own(self, choice: Choice, done: Completed, *, streamed: bool = False) -> AppliedIntervention | UnsetType:
         """The extension of a choice, where each has one."""
-        return choice.extension(done) if len(self.choices) > 1 else UNSET
+        return choice.extension(done, streamed=streamed) if len(self.choices) > 1 else UNSET
 
     def usage_so_far(self, made: int) -> Usage:
         """After this many tokens of all choices."""

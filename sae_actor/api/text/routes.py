@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -32,7 +33,8 @@ from .answers import (
     ListedPreset,
     ModelList,
 )
-from .idempotency import Made, answered_once, asked_under_key, created_at
+from .idempotency import Finish, Made, answered_once, asked_under_key, created_at, recorded
+from .measuring.detailed import detailed, labels_of
 from .measuring.targets import token_ids_of
 from .options import SaeExtension, refuse_much
 from .replies import Choice, Kind, Reply
@@ -123,7 +125,12 @@ def named(request: AnyRequest, body: B, facts: ModelFacts) -> B:
            "With several, each choice has its own `sae` too (streamed: in the choice's last chunk). `sae.features` "
            "are the activations at each position that was run: the prompt's and all generated tokens' except the last "
            "(`features_by_sae` if several SAEs are attached). They are empty at positions that `sae.top_k_exclude` "
-           "names, by default attention sinks. `sae.stop_when` is checked at each generated token in the step of the "
+           "names, by default attention sinks. With `sae.details` the answer has `sae.positions`, an entry for each of "
+           "these positions: the edits that held, the norm of the difference that was written relative to that of the "
+           "activation, and features before and after, from the same pass. The features are those that edits, "
+           "conditions, `stop_when` and `sae.details_of` name, and those of each Monitor that names at most 64. "
+           "Streamed, each chunk has the positions that were run for its token: the first the prompt's, each later "
+           "one that of the token before. `sae.stop_when` is checked at each generated token in the step of the "
            "next one, which is then the last; `sae.finish_reason` is `feature`, `finish_reason` `stop`. Of `n` choices "
            "for each prompt, choice i "
            "has the seed + i and stands at index prompt * n + i; all of a request are admitted, or none. Logits are "
@@ -154,29 +161,57 @@ async def chat_completions(request: AnyRequest) -> Answer:
     return await respond(request, body, "chat")
 
 
-def _shown(made: Made) -> Struct:
-    reply, done = made
+Shown = Callable[[Sequence[Made]], Struct]
+Opened = Callable[[AnyRequest, RequestKey | None], Awaitable[Sequence[Reply]]]
+
+
+def _shown(made: Sequence[Made]) -> Struct:
+    ((reply, done),) = made
     return reply.whole(done)
 
 
 async def respond(
-    request: AnyRequest,
-    body: TextBody,
-    kind: Kind,
-    shown: Callable[[Made], Struct] = _shown,
-    frames: Frames | None = None,
+    request: AnyRequest, body: TextBody, kind: Kind, shown: Shown = _shown, frames: Frames | None = None
 ) -> Answer:
     """The answer to a request: `shown` at its end, or streamed in `frames`."""
-    asked = await asked_under_key(request, body, kind)
+
+    async def begin(request: AnyRequest, key: RequestKey | None) -> Sequence[Reply]:
+        return (await opened(request, body, kind, key=key),)
+
+    return await respond_beside(request, (body,), kind, begin, shown=shown, frames=frames or ChunkFrames())
+
+
+async def respond_beside(
+    request: AnyRequest, bodies: Sequence[TextBody], kind: Kind, begin: Opened, *, shown: Shown, frames: Frames
+) -> Answer:
+    """The answer to what is asked beside each other, as `respond`. `begin`: the replies to the bodies, in order."""
+    body = bodies[0]
+    asked = await asked_under_key(request, streams=bool(body.stream))
     if asked is not None:
-        begin = partial(opened, body=body, kind=kind)
-        return await answered_once(request, asked, lambda each, key: begin(each, key=key), shown)
-    reply = await opened(request, body, kind)
+
+        async def begun(unheard: AnyRequest) -> Finish:
+            found = await recorded(unheard, asked, bodies, kind)
+            replies = await begin(unheard, asked.key()) if found is None else ()
+
+            async def finish() -> Answer:
+                made = await _made(replies) if found is None else found
+                return await made_answer(unheard, partial(shown, made), [reply for reply, _ in made], whole=True)
+
+            return finish
+
+        return await answered_once(request, asked, begun)
+    replies = await begin(request, None)
     if body.stream:
-        return await streamed(request, body, (reply,), frames or ChunkFrames())
-    async with on_disconnect(request, partial(abandon, reply.texts)):
-        done = await ends(reply.texts)
-    return await made_answer(request, partial(shown, (reply, done)), (reply,))
+        return await streamed(request, body, replies, frames)
+    async with on_disconnect(request, partial(abandon, [text for reply in replies for text in reply.texts])):
+        made = await _made(replies)
+    return await made_answer(request, partial(shown, made), replies)
+
+
+async def _made(replies: Sequence[Reply]) -> list[Made]:
+    """Each with the ends of its texts."""
+    done = iter(await ends([text for reply in replies for text in reply.texts]))
+    return [(reply, [*islice(done, len(reply.texts))]) for reply in replies]
 
 
 async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
@@ -191,9 +226,10 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
     settings = [sampling(body, prompt, model) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
+    watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
+    features = detailed(request, own_sae)
     lengths = [(len(p.token_ids), own.max_tokens) for p, own in zip(prompts, settings, strict=True)] * body.choices
     refuse_much(own_sae, lengths, scores=body.scores, echoes=body.echoes, saes=len(state_of(request).attached))
-    watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     asked, of = [], []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
@@ -202,6 +238,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             top_k_features=own_sae.top_k_features or 0,
             exclude=own_sae.top_k_exclude,
             logprobs_of=watched,
+            detailed=features,
             prompt=prompt.tokens,
         )
         for i in range(body.choices):
@@ -213,7 +250,8 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             of.append(prompt)
     command_id = None if key is None else key.command_id
     opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
-    labels = {sae.sae_id: await context(request).features.labels(sae.sae_id) for sae in opened[0].started.watched}
+    shown_saes = [sae.sae_id for sae in opened[0].started.watched]
+    labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
     choices = tuple(
         Choice(
             kind,
@@ -224,6 +262,7 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             scores=body.scores is not None,
             thoughts=body.thoughts,
             names=bool(watched),
+            details=features is not None,
             labels=labels,
         )
         for index, (text, prompt) in enumerate(zip(opened, of, strict=True))

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from ...errors import SAEError
 from ...generations import Completed, RunningGeneration, abandon, interleaved
+from ...limits import AT_A_TIME
 from ...subscriptions import sse
 from ..answers import answer
 from ..answers.lists import encoded_lists
@@ -19,6 +20,7 @@ from ..answers.long import long_answer
 from ..disconnects import event_stream, heard, on_disconnect
 from ..problems import openai_view
 from ..types import Answer, AnyRequest
+from .answers import Usage
 from .replies import Choice, Chunk, Part, Reply
 from .requests import TextBody
 
@@ -59,7 +61,8 @@ async def made_answer(
     request: AnyRequest, make: Callable[[], Struct], replies: Sequence[Reply], *, whole: bool = False
 ) -> Answer:
     """The whole answer that `make` makes of the replies; in a thread if it may be long. whole: as one body."""
-    if not any(reply.is_long for reply in replies):
+    choices = [choice for reply in replies for choice in reply.choices]
+    if len(choices) <= AT_A_TIME and not any(choice.is_long for choice in choices):
         return answer(request, make())
     async with heard(request):
         return await long_answer(request, make, whole=whole)
@@ -110,9 +113,11 @@ async def chunks(
     choices = [(index, choice) for index, reply in enumerate(replies) for choice in reply.choices]
     made = [0] * len(replies)
 
+    def usage_of(index: int) -> Usage | UnsetType:
+        return replies[index].usage_so_far(made[index]) if counts_usage else UNSET
+
     def chunk_of(index: int, *parts: Part) -> tuple[Chunk, int]:
-        reply = replies[index]
-        return reply.chunk(*parts, usage=reply.usage_so_far(made[index]) if counts_usage else UNSET), index
+        return replies[index].chunk(*parts, usage=usage_of(index)), index
 
     for index, choice in choices:
         if choice.echo and not choice.echoes_scores:
@@ -128,7 +133,9 @@ async def chunks(
         if not isinstance(item, Completed):
             made[index] += 1
             if choice.tells(item) or first:
-                yield chunk_of(index, choice.part((item,), first=first))
+                piece = partial(reply.piece, choice, item, usage_of(index), first=first)
+                # The first has the prompt's positions.
+                yield (await _made(choice, piece) if first and choice.details else piece()), index
             continue
         done[at] = item
         held, _ = chunk_of(index, await _made(choice, partial(_last, reply, choice, item, first=first)))
@@ -138,11 +145,12 @@ async def chunks(
         if len(ended) == len(reply.choices):
             if include_usage:
                 held = reply.chunk(usage=reply.usage(ended))
-            yield replace(held, sae=await _made(reply.choices[0], partial(reply.choices[0].extension, ended[0]))), index
+            extension = partial(reply.choices[0].extension, ended[0], streamed=True)
+            yield replace(held, sae=await _made(reply.choices[0], extension)), index
 
 
 def _last(reply: Reply, choice: Choice, done: Completed, *, first: bool) -> Part:
-    return choice.last(done, reply.own(choice, done), first=first)
+    return choice.last(done, reply.own(choice, done, streamed=True), first=first)
 
 
 async def _made(choice: Choice, make: Callable[[], T]) -> T:
@@ -153,4 +161,5 @@ async def _made(choice: Choice, make: Callable[[], T]) -> T:
 def _is_long(chunk: Chunk) -> bool:
     """It brings many activations, encoded already."""
     told: list[Any] = [chunk.sae, *(part.sae for part in chunk.choices)]
-    return any(sae and (isinstance(sae.features, Raw) or sae.features_by_sae) for sae in told)
+    lists = [getattr(sae, name, None) for sae in told for name in ("features", "features_by_sae", "positions")]
+    return any(isinstance(each, Raw | dict) for each in lists)

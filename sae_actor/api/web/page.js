@@ -245,19 +245,58 @@ byId("steer").addEventListener("submit", guarded(async (event) => {
 
 // — text —
 
-async function text(asked, sae, output, signal) {
+/** Tokens as they come, coloured by a feature's activation before any edit, and underlined where an edit held. */
+class Shaded {
+  constructor(output, shade) {
+    this.output = output;
+    this.shade = shade;
+    this.tokens = [];
+    this.read = []; // of each token: the feature's activation
+    this.most = 0;
+  }
+
+  /** What a chunk brings: text, and the positions that were run for it; of the prompt's the last come first. */
+  add(said, positions) {
+    const token = element("span", said);
+    this.output.append(token);
+    if (positions === undefined) return;
+    if (this.tokens.length > 0) positions.forEach((each) => this.tell(this.tokens.length - 1, each));
+    this.tokens.push(token);
+  }
+
+  tell(at, { edits, features = [] }) {
+    this.tokens[at].classList.toggle("edited", edits.length > 0);
+    const found = features.find((each) => each.feature === this.shade?.feature && each.sae_id === this.shade.sae_id);
+    if (!found) return;
+    this.read[at] = Math.abs(found.before);
+    this.most = Math.max(this.most, this.read[at]);
+    this.tokens[at].title = `feature ${found.feature}${found.label ? ` (${found.label})` : ""}: ${Number(found.before.toPrecision(4))}`;
+  }
+
+  /** Five shades, of the largest activation. */
+  colour() {
+    this.read.forEach((value, at) => {
+      if (value > 0) this.tokens[at].dataset.shade = Math.min(5, Math.floor((5 * value) / this.most) + 1);
+    });
+  }
+}
+
+async function text(asked, own, output, signal) {
   const receipt = output.nextElementSibling;
   output.textContent = receipt.textContent = "";
   const path = asked.kind === "chat" ? "/v1/chat/completions" : "/v1/completions";
   const prompt = asked.kind === "chat" ? { messages: [{ role: "user", content: asked.prompt }] } : { prompt: asked.prompt };
+  const sae = { ...own, details: true, ...(asked.shade && { details_of: [asked.shade] }) };
   const body = { ...prompt, max_tokens: asked.max_tokens, temperature: asked.temperature, seed: asked.seed, stream: true, sae };
+  const shaded = new Shaded(output, asked.shade);
   let thinking = false;
   for await (const chunk of chunks(path, body, signal)) {
     const choice = chunk.choices[0];
     const thought = choice?.delta?.reasoning_content ?? "", said = choice?.delta?.content ?? choice?.text ?? "";
-    output.textContent += thought + (said && (thinking || thought) ? "\n\n" : "") + said;
+    shaded.add(thought + (said && (thinking || thought) ? "\n\n" : "") + said, chunk.sae?.receipt ? undefined : chunk.sae?.positions);
     thinking = (thinking || thought !== "") && said === "";
-    if (chunk.sae) {
+    if (chunk.sae?.receipt) {
+      shaded.colour();
       const { receipt: count, position, warnings, finish_reason: reason } = chunk.sae;
       const told = [`${count.tokens_generated} tokens (${reason})`, `${count.tokens_edited} positions edited`, `log position ${position}`];
       receipt.textContent = [...told, ...warnings.map((warning) => `warning: ${warning}`)].join(" · ");
@@ -270,6 +309,7 @@ byId("ask").addEventListener("submit", guarded(async (event) => {
   const asked = {
     prompt: form.prompt.value, kind: form.kind.value, max_tokens: Number(form.max_tokens.value),
     temperature: Number(form.temperature.value), seed: Math.floor(Math.random() * 2 ** 31),
+    shade: form.shade.value !== "" && attachments.length > 0 ? { feature: Number(form.shade.value), sae_id: byId("steer").elements.sae.value } : null,
   };
   const stopped = new AbortController();
   const stop = () => stopped.abort();

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import convert
-
 from ...client import StreamEvent
-from ...domain.refs import Monitoring
 from ...domain.words import monitoring_in_words
 
 Answer = dict[str, Any]
@@ -228,6 +225,10 @@ def passing(one: StreamEvent) -> str:
     return plain(f"     ·  {one.type}  {json.dumps(one.data, ensure_ascii=False)}"[:EVENT_WIDTH])
 
 
+def counted(events: int) -> str:
+    return f"{events} event{'' if events == 1 else 's'}"
+
+
 def name(path: Path) -> str:
     """The path as printable text, whatever its bytes."""
     return os.fsencode(path).decode(errors="replace")
@@ -261,7 +262,7 @@ def state(answer: Answer) -> str:
     for each in answer["attachments"]:
         lines += _attachment(each)
     for each in answer["monitors"]:
-        lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(convert(each, Monitoring))}")
+        lines.append(f"monitored   {each['sae_id']}: {monitoring_in_words(each)}")
     lines += [f"preset      {each['name']}, saved at position {each['position']}" for each in answer["presets"]]
     lines += [
         f"labels      {each['labels']} of {sae_id} by {each['source']}, imported at position {each['position']}"

@@ -6,11 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
-from ...domain.refs import Edit, Monitoring
 from ...domain.words import edit_in_words, monitoring_in_words
-from .answers import hook, plain
+from .answers import counted, hook, plain
 
 View = dict[str, Any]
 
@@ -33,13 +30,13 @@ def difference(view: View) -> str:
 def histories(view: View) -> str:
     """Two histories of one log for a person."""
     common = view["common"]
-    lines = [f"both have    {_events(common['position'])}, head {common['position']} {common['hash']}"]
+    lines = [f"both have    {counted(common['position'])}, head {common['position']} {common['hash']}"]
     for label, side in (("this log", view["mine"]), ("the other", view["other"])):
         if not side["events"]:
             lines.append(f"{label:<11}  ends there")
             continue
         head = side["head"]
-        lines.append(f"{label:<11}  goes on with {_events(side['events'])}, head {head['position']} {head['hash']}")
+        lines.append(f"{label:<11}  goes on with {counted(side['events'])}, head {head['position']} {head['hash']}")
         for fork in side["forks"]:
             data = fork["data"]
             lines.append(f"  forked at {fork['position']} ({data['reason']}), its event ids {data['branch_id'][:8]}")
@@ -47,10 +44,6 @@ def histories(view: View) -> str:
         found = [*_model(changes["model"]), *_saes(changes["saes"]), *_attachments(changes["attachments"])]
         lines += [f"  {line}" for line in found or ["nothing changed of model, SAEs, attachments and steering"]]
     return plain("\n".join(lines))
-
-
-def _events(count: int) -> str:
-    return f"{count} event{'' if count == 1 else 's'}"
 
 
 def _model(changes: View) -> Iterator[str]:
@@ -96,8 +89,8 @@ def _attachments(entries: View) -> Iterator[str]:
         yield from _edits("new", steering["added"])
         yield from _edits("gone", steering["removed"])
         for pair in steering["changed"]:
-            yield f"  {'was':<8}  {_words(pair['before'])}"
-            yield f"  {'is':<8}  {_words(pair['after'])}"
+            yield f"  {'was':<8}  {edit_in_words(pair['before'])}"
+            yield f"  {'is':<8}  {edit_in_words(pair['after'])}"
         if steering["reordered"]:
             yield "  the edits are in another order"
 
@@ -123,15 +116,11 @@ def _preset(label: str, interventions: Sequence[View]) -> Iterator[str]:
 
 
 def _edits(label: str, edits: Sequence[View]) -> Iterator[str]:
-    return (f"  {label:<8}  {_words(edit)}" for edit in edits)
-
-
-def _words(edit: View) -> str:
-    return edit_in_words(msgspec.convert(edit, Edit))
+    return (f"  {label:<8}  {edit_in_words(edit)}" for edit in edits)
 
 
 def _monitored(monitoring: View | None) -> str:
-    return "nothing" if monitoring is None else monitoring_in_words(msgspec.convert(monitoring, Monitoring))
+    return "nothing" if monitoring is None else monitoring_in_words(monitoring)
 
 
 def _facts(fields: View, names: Sequence[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...domain.words import exclusions_in_words, ranges_in_words
+from ...eventlog.audit.explain_words import since, tokenization
 from .answers import hook, plain
 from .methods import environment_in_words
 
@@ -29,7 +30,7 @@ def explanation(view: View) -> str:
         *_model(view["model"]),
         *_intervention(view),
         *_sampling(view),
-        *_tokenization(view),
+        *tokenization(view["tokenization"] or {}),
         *_end(view),
         *_evidence(view),
     ]
@@ -62,7 +63,7 @@ def _model(model: View | None) -> Iterator[str]:
     told = environment_in_words(model["environment"])
     for at in range(0, len(told), 6):
         yield f"  {'software' if at == 0 else '':<10} {', '.join(told[at : at + 6])}"
-    yield from _since(model["since"])
+    yield from since(model["since"])
 
 
 def _intervention(view: View) -> Iterator[str]:
@@ -102,30 +103,7 @@ def _sae(sae: View) -> Iterator[str]:
     if not sae["steering"]:
         why = "the server's steering was switched off" if sae["steering_enabled"] is False else "nothing was steered"
         yield f"    edit     none: {why}"
-    yield from _since(sae["since"], "    ")
-
-
-def _since(events: Sequence[View], indent: str = "  ") -> Iterator[str]:
-    for i, event in enumerate(events):
-        label = "since" if i == 0 else ""
-        width = 13 - len(indent)
-        where = f"{event['position']:>6}  {event['time']}  {event['type']:<20}  {event['principal']}"
-        yield f"{indent}{label:<{width}}{where}"
-
-
-def _tokenization(view: View) -> Iterator[str]:
-    settings = dict(view["tokenization"] or {})
-    variables, left_out = settings.pop("chat_template_kwargs", None) or {}, settings.pop("left_out", ())
-    if settings:
-        yield f"prompt       {_settings(settings)}"
-    if variables or left_out:
-        parts = [_settings(variables)] if variables else []
-        parts += [f"not on record: {', '.join(left_out)}"] if left_out else []
-        yield f"{'' if settings else 'prompt':<13}template variables {'; '.join(parts)}"
-
-
-def _settings(given: View) -> str:
-    return ", ".join(f"{name} {str(value).lower()}" for name, value in given.items())
+    yield from since(sae["since"], "    ")
 
 
 def _sampling(view: View) -> Iterator[str]:

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...domain.words import exclusions_in_words
+from ...eventlog.audit.explain_words import APART
 from .answers import hook, plain
 from .citations import entries
 
 View = dict[str, Any]
 
-_DIGESTS = ("model_files", "tokenizer_sha256", "chat_template_sha256", "model_commit", "quantization")
-"""Parts of the environment that are told with the model, not with the software."""
 _NEUTRAL: View = {
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "frequency_penalty": 0.0,
     "presence_penalty": 0.0, "min_tokens": 0, "ignore_eos": False, "include_stop_str_in_output": False,
@@ -146,7 +145,7 @@ def _software(model: View | None) -> Iterator[str]:
 
 def environment_in_words(environment: View) -> Sequence[str]:
     """`torch 2.13.0` and so on; not what is told with the model."""
-    return [_told(name, value) for name, value in environment.items() if name not in _DIGESTS and value is not None]
+    return [_told(name, value) for name, value in environment.items() if name not in APART and value is not None]
 
 
 def _told(name: str, value: Any) -> str:

@@ -20,7 +20,7 @@ from ...domain.views.resources import state_view
 from ...errors import BadRequestError, LogDamagedError, NotFoundError
 from ...eventlog import events_of, verify_folder
 from ...eventlog.checkpoint import NAME as CHECKPOINT_NAME
-from ...ports import Head, Verification
+from ...ports import Head, Verification, follow
 from ..render import answers as rendered
 from .source import Moment, View
 
@@ -49,18 +49,10 @@ class FolderSource:
         """Raises `LogDamagedError` if the sound part does not hold the whole record of the generation."""
         verification = await verify_folder(self._folder)
         named = Named(of)
-        async with aclosing(self._sound(verification, TYPES)) as events:
-            async for event in events:
-                named.feed(event)
-                if named.certain:
-                    break
+        await follow(sound_events(self._folder, verification, TYPES), named)
         wanted = Explaining(**named.found, live=False) if named.found is not None else None
         if wanted is not None:
-            async with aclosing(self._sound(verification)) as events:
-                async for event in events:
-                    wanted.feed(event)
-                    if wanted.complete:
-                        break
+            await follow(sound_events(self._folder, verification), wanted)
         if not verification.ok and (wanted is None or not wanted.complete):
             raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
         if wanted is None:
@@ -79,16 +71,6 @@ class FolderSource:
             )
         return head
 
-    async def _sound(
-        self, verification: Verification, types: Sequence[str] | None = None
-    ) -> AsyncGenerator[Event, None]:
-        last = sound_part(verification)
-        async with aclosing(events_of(self._folder, 0, types)) as events:
-            async for event in events:
-                if event.position > last:
-                    return
-                yield event
-
     async def _states(self, moments: Sequence[Moment]) -> list[State]:
         """The states at positions, at times, or (None) at the head: the fold of the log's sound part only. At a time:
         after the last event written at that time or before.
@@ -106,7 +88,7 @@ class FolderSource:
         if farthest > last or (not verification.ok and not all(isinstance(moment, int) for moment in moments)):
             raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
         states, state = [EMPTY] * len(moments), EMPTY
-        async with aclosing(self._sound(verification)) as events:
+        async with aclosing(sound_events(self._folder, verification)) as events:
             async for event in events:
                 state = evolve(state, event)
                 for i, moment in enumerate(moments):
@@ -130,6 +112,18 @@ def warn(verification: Verification) -> None:
 def sound_part(verification: Verification) -> int:
     """The last position that verifies; below 0 if no single event can be read."""
     return verification.head.position if verification.ok else (verification.first_bad or 0) - 1
+
+
+async def sound_events(
+    folder: Path, verification: Verification, types: Sequence[str] | None = None
+) -> AsyncGenerator[Event, None]:
+    """The events of a folder that verify."""
+    last = sound_part(verification)
+    async with aclosing(events_of(folder, 0, types)) as events:
+        async for event in events:
+            if event.position > last:
+                return
+            yield event
 
 
 def lost(erased: Sequence[int]) -> str:

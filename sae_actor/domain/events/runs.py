@@ -36,7 +36,7 @@ class RunTexts(Struct, frozen=True, kw_only=True):
     """A list of texts that a run reads."""
 
     role: str
-    """`texts`, `prompts`, `positive` or `negative`."""
+    """`texts`, `prompts`, `continuations`, `positive` or `negative`."""
     count: int
     sha256: str
     """Of the texts as lines of JSON."""

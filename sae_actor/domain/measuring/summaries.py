@@ -1,9 +1,9 @@
 """Sums over groups of texts → the numbers of an evaluation.
 
-`sums`, over all groups: `tokens`, `excluded`, `positions` (with a next token); `ce_clean`, `ce_sae`, `ce_ablation`,
-`kl_sae`, `kl_ablation` over these positions, in nats. Over the tokens that count: `l0`, `l1`, `squares` Σ‖x‖²,
-`new_squares` Σ‖x̂‖², `inner` Σ x·x̂, `errors` Σ‖x − x̂‖², `cossim`, `l2_ratio`, and `explained_legacy`
-Σ (1 − ‖x − x̂‖² / ‖x − μ‖²) with the mean μ of the group.
+`sums`, over all groups: `texts`, `tokens`, `excluded`, `positions` (with a next token); `ce_clean`, `ce_sae`,
+`ce_ablation`, `kl_sae`, `kl_ablation` over these positions, in nats. Over the tokens that count: `l0`, `l1`, `norms`
+Σ‖x‖, `new_norms` Σ‖x̂‖, `squares` Σ‖x‖², `new_squares` Σ‖x̂‖², `inner` Σ x·x̂, `errors` Σ‖x − x̂‖², `cossim`, `l2_ratio`,
+and `explained_legacy` Σ (1 − ‖x − x̂‖² / ‖x − μ‖²) with the mean μ of the group.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def evaluation(sums: Mapping[str, float], mean_sums: Sequence[float], firing: Se
         "fvu": fvu,
         "mse": _ratio(sums.get("errors"), n),
         "cossim": _ratio(sums.get("cossim"), n),
+        "l2_norm_in": _ratio(sums.get("norms"), n),
+        "l2_norm_out": _ratio(sums.get("new_norms"), n),
         "l2_ratio": _ratio(sums.get("l2_ratio"), n),
         "relative_reconstruction_bias": _ratio(sums.get("new_squares"), sums.get("inner", 0.0)),
         "l0": _ratio(sums.get("l0"), n),
@@ -49,6 +51,7 @@ def evaluation(sums: Mapping[str, float], mean_sums: Sequence[float], firing: Se
         "normalized_freq_over_1_percent": _share(densities, 0.01),
         "normalized_freq_over_10_percent": _share(densities, 0.1),
         "density_histogram": histogram(densities),
+        "contexts": int(sums.get("texts", 0)),
         "tokens": int(sums.get("tokens", 0)),
         "excluded": int(sums.get("excluded", 0)),
         "positions": int(positions),

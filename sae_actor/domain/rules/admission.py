@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ... import errors
 from .. import events as ev
 from ..chats import MessageSpan
-from ..commands import RequestedIntervention
+from ..commands import RequestedIntervention, RequestedVariant
 from ..events import PresetVersion
 from ..messages import AdmitGeneration, OwnIntervention, RequestedStop
 from ..refs import (
@@ -34,14 +34,7 @@ from .edits import checked, in_range, named_once, needs_encoder
 def admit(request: AdmitGeneration, state: State) -> list[ev.Payload]:
     one_intervention_at_most(request)
     _model_is_there(state, request.model_position)
-    if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
-        raise errors.PreconditionFailedError(
-            f"expected position {request.expect_position}, the state is at {state.revision}",
-            expected=request.expect_position,
-            position=state.revision,
-        )
-    if request.deterministic:
-        _deterministic(state)
+    as_expected(request, state)
     request, preset = _with_preset(request, state)
     _in_the_text(request)
     intervention = () if request.baseline else _intervention(request.steering, request.interventions, state)
@@ -73,6 +66,19 @@ def _with_preset(request: R, state: State) -> tuple[R, PresetVersion | None]:
     _whole(state)
     preset = presets.used(state, request.preset)
     return replace(request, interventions=presets.requested(preset)), filled(PresetVersion, preset)
+
+
+def as_expected(request: AdmitGeneration | RequestedVariant, state: State) -> None:
+    """`PreconditionFailedError` if the state has moved on, `SAEUnsupportedError` for `deterministic` where that cannot
+    be had."""
+    if request.expect_position is not None and not state.revision <= request.expect_position <= state.position:
+        raise errors.PreconditionFailedError(
+            f"expected position {request.expect_position}, the state is at {state.revision}",
+            expected=request.expect_position,
+            position=state.revision,
+        )
+    if request.deterministic:
+        _deterministic(state)
 
 
 def _in_the_text(request: AdmitGeneration) -> None:
@@ -163,13 +169,17 @@ def reading_under(
     model_position: int | None = None,
 ) -> tuple[Intervention, tuple[MessageSpan, ...]]:
     """As `reading`, of the model alone."""
-    own = own or OwnIntervention()
     _model_is_there(state, model_position)
+    intervention = intervention_of(own or OwnIntervention(), state)
+    return intervention, _turns(intervention, turns, exclude)
+
+
+def intervention_of(own: OwnIntervention, state: State) -> Intervention:
+    """Raises the errors of `admit`."""
     one_intervention_at_most(own)
     own, _ = _with_preset(own, state)
     nothing = own.baseline is not False and own.steering is None and own.interventions is None
-    intervention = () if nothing else _intervention(own.steering, own.interventions, state)
-    return intervention, _turns(intervention, turns, exclude)
+    return () if nothing else _intervention(own.steering, own.interventions, state)
 
 
 def _stop_when(requested: RequestedStop, state: State) -> StopWhen:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from ...errors import BadRequestError, ConflictingEditsError, FeatureOutOfRangeError, SAEUnsupportedError
 from ..refs import Edit, Exclusion, Positions, SaeDescription, Span
-from ..words import conflict_in_words
+from ..words import place_in_words
 
 ACTIVATION_METHODS = frozenset({"set", "scale", "cap"})
 WITHOUT_ENCODER = ("add", "project", "set_projection")
@@ -41,7 +42,7 @@ def checked(edits: Sequence[Edit], sae_id: str, sae: SaeDescription) -> tuple[Ed
     for i, one in enumerate(edits):
         for other in edits[i + 1 :]:
             if one.feature == other.feature and _contradict(one, other):
-                raise ConflictingEditsError(conflict_in_words(one, other), feature=one.feature)
+                raise ConflictingEditsError(_conflict_in_words(one, other), feature=one.feature)
     return tuple(replace(edit, sae_id=None, exclude=named_once(edit.exclude)) for edit in edits)
 
 
@@ -119,3 +120,17 @@ def _starts_in(one: Span, other: Span) -> bool:
     """Whether the first position of a span without tokens is one of `other`'s."""
     first = one.from_ or 0
     return (other.from_ or 0) <= first and (other.to is None or first < other.to)
+
+
+def _conflict_in_words(one: Edit, other: Edit) -> str:
+    """Why two edits of a feature cannot both hold, and what to send instead."""
+    here, there = (place_in_words(to_builtins(each.positions)) for each in (one, other))
+    if one.method == other.method:
+        what = f"feature {one.feature} has two edits with the method {one.method}"
+    else:
+        what = f"feature {one.feature} has an edit with the method {one.method} and one with {other.method}"
+    where = here if here == there else f"{here} and {there}, which can meet"
+    if one.method == other.method and here == there:
+        conditions = "" if one.when is None and other.when is None else "; their conditions do not separate them"
+        return f"{what} {where}{conditions}: send one, with the strength that you want"
+    return f"{what}, {where}: only one of set, scale and cap can decide an activation"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import to_builtins
+
 from .. import events as ev
 from ..events import ERASED, Event
 from ..refs import ActiveSae, FinishReason, Intervention, intervention_sha256
@@ -168,7 +170,7 @@ def _active(sae: ActiveSae, known: Provenance, whose: SteeringFrom, cause: Cited
         weights_files=_weights(completed),
         passes=tuple(sorted(sae.passes)) if sae.mode == "reconstruct" else None,
         dtype=attachment.dtype if attachment else None,
-        steering=tuple(filled(ExplainedEdit, edit, words=edit_in_words(edit)) for edit in sae.steering),
+        steering=tuple(filled(ExplainedEdit, edit, words=edit_in_words(to_builtins(edit))) for edit in sae.steering),
         steering_from=whose,
         steering_enabled=True if whose != "server" else attachment and attachment.enabled,
         since=tuple(each for each in since if each is not None),

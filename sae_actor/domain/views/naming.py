@@ -24,7 +24,7 @@ class Named:
         self._by_id = self._by_tag = False
 
     @property
-    def certain(self) -> bool:
+    def complete(self) -> bool:
         """Whether further events can change nothing."""
         return self._at is not None or (self._position is None and self._by_id)
 

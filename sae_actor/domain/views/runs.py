@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ..events import Problem, RunKind, RunSae, RunTexts
+from ..events import Problem, RunKind, RunSae, RunTexts, RunVariant
 from ..measuring.state import RunState
 from ..measuring.waiting import next_run, waits_for
 from ..state import State
@@ -27,6 +27,8 @@ class RunView(Struct, frozen=True, kw_only=True):
     rows_sha256: Annotated[str | None, Meta(description="of all rows as NDJSON")]
     texts: tuple[RunTexts, ...]
     saes: tuple[RunSae, ...]
+    variants: Annotated[tuple[RunVariant, ...], Meta(description="of a sweep, as they were when it was asked for")]
+    seeds: tuple[int, ...]
     position: Annotated[Position, Meta(description="of its RunRequested")]
     environment: Annotated[str | None, Meta(description="digest of the environment of the last rows")]
     created_at: Time
@@ -88,5 +90,5 @@ def total_of(run: RunState, state: State) -> int | None:
         record = state.saes.get(run.saes[0].sae_id) if run.saes else None
         d_sae = None if record is None or record.sae is None else record.sae.d_sae
         return d_sae if run.kind == "profile" or d_sae is None else min(d_sae, int(run.spec.get("top", 20)))
-    prompts = sum(each.count for each in run.texts)
+    prompts = sum(each.count for each in run.texts if each.role == "prompts")
     return prompts * len(run.variants) * max(1, len(run.seeds))

@@ -1,6 +1,7 @@
 """Tokens, one step after another.
 
-scheduler       the generations of a step, its outcome, and those that wait for room, in turn by principal
+scheduler       the generations of a step, and its outcome
+queue           those that wait for room
 turns           whose a step is; its prompt tokens, shared by its prompts
 model_runner    the forward pass: all generations in one batch, or one after another if the model cannot
 attention       many generations in one forward pass, registered with transformers

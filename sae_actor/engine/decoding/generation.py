@@ -26,7 +26,7 @@ from ..failures import explained
 from ..interventions.hook_site import HookFault, Tally
 from ..interventions.hooks import PreparedIntervention
 from ..interventions.positions import merged
-from ..interventions.probes import Probe, joined
+from ..interventions.probes import Probe
 from ..tokens.answers import Answer
 from ..tokens.tokenizer import Tokenizer
 from .bounds import ending_ids, positions_at_most, tokens_at_most
@@ -201,9 +201,7 @@ class Generation:
         self._batch = (min(fewest, texts), max(most, texts))
         if self.applied is not None:
             self.applied.settle(self._fed)
-            for probe, reading in self.applied.readings():
-                before = None if probe.passing else self._readings.get(probe)
-                self._readings[probe] = reading if before is None else joined(before, reading, probe.watch)
+            self.applied.read_into(self._readings)
         self._fed += count
         if not self.in_prefill and self._most == 0:
             self._ids += () if self.request.scoring is None else self.request.scoring.continuation
@@ -267,6 +265,7 @@ class Generation:
                 top=top,
                 named=named,
                 activations=tuple(self._readings.values()),
+                details=() if self.applied is None else self.applied.taken_details(),
                 prompt=() if self._scores is None or len(self._ids) > 1 else tuple(self._scores.tokens),
             )
         )
@@ -318,6 +317,7 @@ class Generation:
             prompt=() if scores is None else tuple(scores.tokens),
             scores=None if scores is None or self.request.scoring is None else scores.result(),
             activations=self._read_of_prompt(),
+            details=() if self.applied is None else self.applied.taken_details(),
             edited=merged(tally.edited),
             excluded=merged(tally.excluded - tally.edited),
             edited_sinks=merged(tally.edited_sinks),

@@ -3,15 +3,14 @@
 Every generation in decode is in every step. Prompts are prefilled in chunks, shared out by `turns`, so that a long
 one does not hold up the others. A generation that must run alone takes its own steps in between, and so does every
 generation of a model without batching. A failed step is tried again for each of its generations, so that only the one
-at fault ends.
-Nothing but `DeviceLostError` leaves a step.
+at fault ends. Texts of runs are in no step of others, and give way. Nothing but `DeviceLostError` leaves a step.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from ...domain.refs import FinishReason
 from ...errors import DeviceLostError, InternalError, ModelNotLoadedError, SAEError
-from ...limits import FairQueue
 from ..failures import explained
 from ..interventions.hook_site import HookFault, MergedEdits
 from ..interventions.hooks import StepRows, hooks_installed
@@ -28,6 +26,7 @@ from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
 from .grammars import Masks
 from .model_runner import ModelRunner
+from .queue.waiting import WaitingTexts
 from .sampler import Asked, choose_all, processed_logits
 from .turns import Prompt, PromptShares, Turns
 
@@ -60,9 +59,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         self._running: deque[Generation] = deque()
-        self._waiting = FairQueue[Generation]()
-        self._scored: deque[Generation] = deque()
-        """Texts to score, which wait for their turn after all others."""
+        self._waiting = WaitingTexts()
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -88,7 +85,7 @@ class Scheduler:
 
     @property
     def _all(self) -> Sequence[Generation]:
-        return (*self._running, *(self._waiting if self._waiting.size else ()), *self._scored)
+        return (*self._running, *self._waiting)
 
     def admit(self, texts: Sequence[Generation]) -> None:
         """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
@@ -97,10 +94,7 @@ class Scheduler:
                 text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
         for text in texts:
-            if text.request.scoring is None:
-                self._waiting.push(text.request.share, text)
-            else:
-                self._scored.append(text)
+            self._waiting.add(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
@@ -128,7 +122,6 @@ class Scheduler:
         texts = self._all
         self._running.clear()
         self._waiting.clear()
-        self._scored.clear()
         for text in texts:
             text.kept = None
             text.fail(DeviceLostError(error.detail))
@@ -139,17 +132,23 @@ class Scheduler:
         for text in over:
             self._release(text)
         if over:
-            self._running, self._scored = (
-                deque(text for text in texts if not text.over) for texts in (self._running, self._scored)
-            )
+            self._running = deque(text for text in self._running if not text.over)
             self._waiting.keep(lambda text: not text.over)
-        while self._waiting.size or self._scored:
-            party = (self._waiting.first if self._waiting.size else self._scored[0]).beside.living
-            full = len(self._running) + len(party) > self._limits.running
-            if self._running and (full or self._needed((*self._running, *party)) > self._cache_bytes):
-                break
-            for _ in party:
-                self._running.append(self._waiting.pop() if self._waiting.size else self._scored.popleft())
+        while party := self._waiting.next(self._running, self._fits):
+            self._make_room(party)
+            self._running.extend(party)
+
+    def _fits(self, party: Sequence[Generation], others: Collection[Generation]) -> bool:
+        full = len(others) + len(party) > self._limits.running
+        return not others or not (full or self._needed((*others, *party)) > self._cache_bytes)
+
+    def _make_room(self, party: Sequence[Generation]) -> None:
+        """End texts of runs, the newest first, whose keys and values take what these need."""
+        giving = [text for text in self._running if text.request.background]
+        while giving and self._needed((*self._running, *party)) > self._cache_bytes:
+            self._running.remove(text := giving.pop())
+            text.finish("cancelled")
+            self._release(text)
 
     def _needed(self, texts: Sequence[Generation]) -> int:
         """KV cache bytes of several generations at their greatest length."""
@@ -191,6 +190,7 @@ class Scheduler:
             return text.alone or not runner.together
 
         texts = [text for text in self._running if not text.over]
+        texts = [text for text in texts if not text.request.background] or texts
         alone = [text for text in texts if apart(text) and (not text.in_prefill or text in text.beside.due(apart))]
         others = not all(map(apart, texts))
         if (text := self._turns.alone(alone, others=others, owed=self._shares.owes)) is not None:

@@ -65,7 +65,7 @@ def alike(
     for at in (*first, *(n for n in range(len(requests)) if n != baseline)):
         each = requests[at]
         effective = tuple(sae for sae in each.intervention if sae.changes_text)
-        sets.setdefault((effective, each.deterministic), []).append(at)
+        sets.setdefault((effective, each.deterministic, each.details), []).append(at)
     return [
         Alike(
             max((requests[at] for at in some), key=lambda each: len(each.saes)),

@@ -81,7 +81,7 @@ class Party(Protocol):
     def halfway(self) -> bool: ...
 
 
-class Alone(Protocol):
+class RunsAlone(Protocol):
     """A text that runs alone in its steps (`Generation`)."""
 
     request: GenerationRequest
@@ -90,7 +90,7 @@ class Alone(Protocol):
     def beside(self) -> Party: ...
 
 
-T = TypeVar("T", bound=Alone)
+T = TypeVar("T", bound=RunsAlone)
 
 
 class Turns:

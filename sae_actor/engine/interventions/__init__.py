@@ -7,5 +7,6 @@ hook_site           a hook point that a generation writes to; faults, counts; ed
 step_hook           one hook point, all generations that write there, in one computation
 positions           which positions an edit covers, and what makes an attention sink
 probes              SAEs that are read, before any edit
+details             what the edits did at each position
 readouts            what else is told of the rows: features pooled, the rows themselves, the lens
 """

@@ -44,6 +44,8 @@ class SiteReport:
     sinks: Sequence[bool] = ()
     ratios: Sequence[float] = ()
     """|difference| / |x|"""
+    held: dict[SaeIntervention, Sequence[Sequence[bool]]] = field(default_factory=dict)
+    """With `HookSite.reports_edits`, of SAEs that had something to do: at which rows each edit held, [n_edits][n]."""
 
 
 class SiteRows(NamedTuple):
@@ -110,6 +112,8 @@ class HookSite:
         """Norm above which a position is a sink; measured with the prompt."""
         self.window: int | None = SINK_WINDOW
         """As of `GenerationRequest.sink_window`."""
+        self.reports_edits = False
+        """It is asked at which positions each edit held."""
         self.reading = SiteReport()
         """Of the newest step."""
 
@@ -129,7 +133,7 @@ class HookSite:
         several = [part.projections for part in self.parts if part.projections is not None]
         return Projections.joined(several) if len(several) > 1 else None
 
-    def settle(self, first: int, tally: Tally) -> None:
+    def settle(self, first: int, tally: Tally) -> SiteReport:
         """Count what was written; raise `HookFault` if that failed. `first` is the step's first position."""
         reading, self.reading = self.reading, SiteReport()
         if reading.failure is not None:
@@ -153,6 +157,7 @@ class HookSite:
                     tally.edited_sinks.add(first + row)
             elif reading.passed[row]:
                 tally.excluded.add(first + row)
+        return reading
 
 
 class Joined(NamedTuple):

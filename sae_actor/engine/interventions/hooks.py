@@ -15,11 +15,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...domain.refs import SINK_WINDOW, HookPoint
-from ...ports import Activations
+from ...ports import Activations, PositionDetails
+from .details import Details
 from .hook_points import Architecture, Hook
 from .hook_site import HookFault, HookSite, MergedEdits, SiteReport, SiteRows, Tally
 from .positions import TokenKinds, measured
-from .probes import Probe, ProbeHook
+from .probes import Probe, ProbeHook, joined
 from .sae_intervention import SaeIntervention
 from .step_hook import StepHook
 
@@ -50,6 +51,9 @@ class PreparedIntervention:
         self.probes = list(probes)
         self.stop: Probe | None = None
         """The one for `stop_when`, which is not reported."""
+        self.details: Details | None = None
+        """If it is reported what the edits do at each position."""
+        self._parts = parts
         self._marks = marks
         self._window = window
         for site in self.sites:
@@ -57,6 +61,17 @@ class PreparedIntervention:
             site.behind_others = _behind_others(site.point, points)
         for probe in probes:
             probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
+
+    def report_edits(self, before: Sequence[Probe]) -> None:
+        """Report what the edits do at each position, and what these probes read there, before and after."""
+        points = [site.point for site in self.sites]
+        for site in self.sites:
+            site.reports_edits = True
+        for probe in before:
+            probe.behind_others = _behind_others(probe.watch.sae.hook_point, points)
+        after = {probe: probe.again() for probe in before if probe.watch.sae.hook_point in points}
+        # In the request's order, not by hook point.
+        self.details = Details(self._parts, before, after)
 
     def add(self, token: int) -> None:
         """A generated token, which the next step runs."""
@@ -66,6 +81,8 @@ class PreparedIntervention:
     @property
     def first_piece(self) -> int:
         """This many of the prompt's first tokens run in one step, for the norms that identify sinks."""
+        if not (self.sites or self.probes):
+            return 0
         left_out = [*(site.leaves_out_sinks for site in self.sites), *(each.leaves_out_sinks for each in self.probes)]
         if self._window is None and not any(left_out):
             return 0
@@ -83,15 +100,24 @@ class PreparedIntervention:
 
     def settle(self, first: int) -> None:
         """After a step: count what it wrote; `HookFault` if the intervention did not reach what it should."""
-        for site in self.sites:
-            site.settle(first, self.tally)
+        reports = [site.settle(first, self.tally) for site in self.sites]
+        if self.details is not None:
+            self.details.add(reports)
 
-    def readings(self) -> list[tuple[Probe, Activations]]:
-        """After a step: what the SAEs that are watched read in it; `HookFault` if one could not."""
+    def read_into(self, found: dict[Probe, Activations]) -> None:
+        """After a step: join what the SAEs that are watched read in it to what was found before; `HookFault` if one
+        could not."""
         for probe in self.probes:
             if probe.failure is not None:
                 raise HookFault(probe.at_fault, probe.failure)
-        return [(probe, probe.reading) for probe in self.probes if probe.reading is not None]
+        for probe in self.probes:
+            if probe.reading is not None:
+                before = None if probe.passing else found.get(probe)
+                found[probe] = probe.reading if before is None else joined(before, probe.reading, probe.watch)
+
+    def taken_details(self) -> tuple[PositionDetails, ...]:
+        """What is reported of the positions that were run since it was asked last."""
+        return () if self.details is None else self.details.taken()
 
 
 def _behind_others(point: HookPoint, written: Iterable[HookPoint]) -> bool:
@@ -119,7 +145,14 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
     readers: dict[Hook, list[tuple[SaeIntervention, slice]]] = {}
     probes: dict[Hook, ProbeHook] = {}
     lenses: dict[Hook, ProbeHook] = {}
+    leaving: dict[Hook, ProbeHook] = {}
     for place in places:
+        if (details := place.applied.details) is not None:
+            details.begin(place.first, place.stop, place.row)
+            for probe in details.before:
+                probes.setdefault(probe.hook, ProbeHook(rows)).probes.append(probe)
+            for probe in details.after.values():
+                leaving.setdefault(probe.hook, ProbeHook(rows)).probes.append(probe)
         for probe in place.applied.probes:
             if probe.begin(place.first, place.stop, place.row):
                 (probes if probe.lens is None else lenses).setdefault(probe.hook, ProbeHook(rows)).probes.append(probe)
@@ -145,13 +178,16 @@ def hooks_installed(places: Sequence[StepRows], rows: int, joins: MergedEdits) -
                 for joint in written:
                     if joint.hook.comes_first is first:
                         handles.callback(joint.hook.install(joint.edit).remove)
+                for hook, looking in leaving.items():
+                    if hook.comes_first is first:
+                        handles.callback(hook.install(looking.see).remove)
             # Last: a lens sees what the model goes on with.
             for hook, looking in lenses.items():
                 handles.callback(hook.install(looking.see).remove)
             yield
         for joint in written:
             joint.settle()
-        for looking in (*probes.values(), *lenses.values()):
+        for looking in (*probes.values(), *leaving.values(), *lenses.values()):
             looking.take()
     finally:
         for parts in readers.values():

@@ -80,6 +80,12 @@ class Probe:
         self._next = 0.0
         self._encoders: dict[tuple[int, ...], Encoder] = {}
 
+    def again(self) -> Probe:
+        """Another one of the same."""
+        return Probe(
+            self.watch, self.sae, self.hook, prompt=self._prompt, marks=self._marks, window=self._window, lens=self.lens
+        )
+
     def encoder(self, features: tuple[int, ...]) -> Encoder:
         """Of these features alone."""
         found = self._encoders.get(features)

@@ -28,6 +28,7 @@ class SaeIntervention:
     ) -> None:
         """`steering` holds the edits of `sae`; `prompt` is the number of prompt tokens, `marks` holds their
         kinds if an edit excludes some. Raises as `group_of`."""
+        self.sae_id = sae.sae_id
         self.attach_position = sae.attach_position
         self.steering = steering
         self.reconstructs = sae.mode == "reconstruct"

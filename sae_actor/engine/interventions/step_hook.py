@@ -34,6 +34,8 @@ class Report:
     """[6, n] float32: edited, passed by as excluded, a sink, |difference| / |x|; x and the result are finite."""
     x: Tensor
     """[n, width]: the input, kept to find the SAE at fault."""
+    held: list[tuple[SaeRows, Tensor]]
+    """Of generations that are asked for it: at which of their rows each edit held, bool [n_edits, rows]."""
 
 
 @dataclass
@@ -48,6 +50,8 @@ class _Change:
     reconstructs: bool
     projecting: dict[SaeIntervention, Tensor]
     """bool [p, rows of its generation]: where projections hold that are computed later, with other SAEs'."""
+    held: list[tuple[SaeRows, Tensor]]
+    """As in `Report`."""
 
 
 @dataclass
@@ -150,7 +154,8 @@ class StepHook:
         if self.hook.gain is not None:
             touched = torch.stack([change.touched for change in changes]).any(dim=0)
             put = self.hook.gain.on(hooked, x, new, touched)
-        self._reports.append(Report(chosen, _report(x, new, put, norms=norms, changes=changes, sinks=sinks), arrived))
+        values = _report(x, new, put, norms=norms, changes=changes, sinks=sinks)
+        self._reports.append(Report(chosen, values, arrived, [each for change in changes for each in change.held]))
         return put if index is None else rows.index_copy(0, index, put)
 
     def _change(self, group: list[SaeRows], x: Tensor, sinks: Tensor) -> _Change:
@@ -171,7 +176,7 @@ class StepHook:
             read = _read(group)
         projecting: dict[SaeIntervention, Tensor] = {}
         if first.reconstructs:
-            values, _ = steering.reconstruct(own, active, read)
+            values, held = steering.reconstruct(own, active, read)
             passed = _passed(group, own_sinks)
             touched = ~passed
         else:
@@ -184,15 +189,18 @@ class StepHook:
         if values.shape != own.shape:
             raise InternalError(f"the SAE gave {tuple(values.shape)} at {first.write_at}, not {tuple(own.shape)}")
         values = torch.where(touched[:, None], values, 0)
+        asked = _held_of(group, starts, held, touched)
         if mine is not None:
             values = values.new_zeros(len(x), values.shape[1]).index_copy_(0, mine, values)
             nothing = torch.zeros_like(sinks)
             touched, passed = nothing.index_copy(0, mine, touched), nothing.index_copy(0, mine, passed)
-        return _Change(values, touched, passed, first.reconstructs, projecting)
+        return _Change(values, touched, passed, first.reconstructs, projecting, asked)
 
     def settle(self) -> None:
         """After the step: report to each generation's site what was done to its rows."""
         for report in self._reports:
+            for each, held in report.held:
+                each.entry.site.reading.held[each.part] = held.tolist()
             values = report.values.tolist()
             edited, passed, sinks, ratios, x_finite, new_finite = values
             for entry, at in report.entries:
@@ -247,6 +255,21 @@ def _projecting(group: Sequence[SaeRows], starts: Sequence[int], held: Tensor) -
         if entry.site.jointly is not None and part.projections is not None:
             found[part] = held[part.steering.projected + start, at : at + entry.size]
         at += entry.size
+    return found
+
+
+def _held_of(
+    group: Sequence[SaeRows], starts: Sequence[int], held: Tensor, touched: Tensor
+) -> list[tuple[SaeRows, Tensor]]:
+    """`Report.held`, of held [edits, m], rows that were `touched` [m]; the edits of each generation begin at
+    `starts`."""
+    found, at = [], 0
+    for each, start in zip(group, starts, strict=True):
+        rows = slice(at, at + each.entry.size)
+        at = rows.stop
+        if each.entry.site.reports_edits:
+            mine = slice(start, start + len(each.part.without_sinks))
+            found.append((each, held[mine, rows] & touched[rows]))
     return found
 
 

@@ -28,7 +28,7 @@ def evaluate(
     """One forward pass a piece."""
     sums: Sums = defaultdict(float)
     sae, point, written = resident.sae, resident.hook_point, resident.written_at
-    firing = torch.zeros(sae.spec.d_sae, dtype=torch.int64, device=model.device)
+    firing = torch.zeros(2, sae.spec.d_sae, dtype=torch.int64, device=model.device)  # positions, texts
     targets: list[Tensor] = []
     errors: list[Tensor] = []
     together = model.runner is not None and model.runner.together
@@ -37,7 +37,11 @@ def evaluate(
         clean = run.run(read=tuple(dict.fromkeys((point, written))))
         x, y = run.seen[point], run.seen[written]  # [n, d_in], [n, d_out]
         out = excluded(x, texts, group.exclude, model.tokenizer.special_ids)
-        new = _codes(sae, x, ~out, sums, firing)  # [n, d_out]
+        new, on = _codes(sae, x, ~out, sums)  # [n, d_out], [n, d_sae]
+        firing[0] += on.sum(0)
+        for each in torch.split(on, [len(text) for text in texts]):
+            firing[1] += each.any(0)
+        del on
         if not bool(torch.isfinite(new).all()):
             raise InternalError(f"the SAE's output at {written} is not finite")
         target, error = y[~out].double(), (y.to(new.dtype) - new)[~out].double()
@@ -45,6 +49,7 @@ def evaluate(
         targets.append(target.float().cpu())
         errors.append(error.pow(2).sum(-1).cpu())
         sums["tokens"] += len(x)
+        sums["texts"] += len(texts)
         sums["excluded"] += int(out.sum())
         before, next_ids = _next(texts, model.device)
         sums["positions"] += len(before)
@@ -62,19 +67,19 @@ def evaluate(
     return EvaluatedGroup(
         sums={name: float(value) for name, value in sorted(sums.items())},
         mean_sums=tuple(mean_sums.tolist()),
-        firing=tuple(firing.tolist()),
+        firing=tuple(firing[0].tolist()),
+        texts_firing=tuple(firing[1].tolist()),
     )
 
 
-def _codes(sae: SAE, x: Tensor, counted: Tensor, sums: Sums, firing: Tensor) -> Tensor:
-    """What the SAE makes of x [n, d_in]: [n, d_out]; and counts of its codes."""
+def _codes(sae: SAE, x: Tensor, counted: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
+    """What the SAE makes of x [n, d_in]: [n, d_out]; and which of its codes are on where it counts, [n, d_sae]."""
     z, rows = sae.read(x)
     acts = sae.encode_rows(z)  # [n, d_sae]
     mine = acts[counted]
     sums["l0"] += int((mine != 0).sum())
     sums["l1"] += float(mine.abs().sum(dtype=torch.float64))
-    firing += (mine > 0).sum(0)
-    return sae.skip(sae.decode_rows(acts, rows), x)
+    return sae.skip(sae.decode_rows(acts, rows), x), (acts > 0) & counted[:, None]
 
 
 def _reconstruction(y: Tensor, new: Tensor, error: Tensor, sums: Sums) -> None:
@@ -82,6 +87,8 @@ def _reconstruction(y: Tensor, new: Tensor, error: Tensor, sums: Sums) -> None:
     norms, new_norms = y.norm(dim=-1), new.norm(dim=-1)
     inner = (y * new).sum(-1)
     tiny = torch.finfo(torch.float64).tiny
+    sums["norms"] += float(norms.sum())
+    sums["new_norms"] += float(new_norms.sum())
     sums["squares"] += float(norms.pow(2).sum())
     sums["new_squares"] += float(new_norms.pow(2).sum())
     sums["inner"] += float(inner.sum())

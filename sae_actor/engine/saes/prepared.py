@@ -40,12 +40,29 @@ def prepared(
     last = () if stop is None else (Watch(sae=stop.sae, features=(stop.feature,), exclude=stop.exclude),)
     found = [_probe(watch, request, model, residents, marks) for watch in (*last, *request.watched)]
     probes = [probe for probe in found if probe is not None]
-    if not (parts or probes):
+    asked = request.details
+    if not (parts or probes) and asked is None:
         return None
     prompt, window = len(request.token_ids), request.sink_window
     applied = PreparedIntervention(parts, model.architecture, prompt, probes, marks, window=window)
     applied.stop = probes[0] if last else None
+    if asked is not None:
+        read = [_detailed(watch, request, model, residents, marks) for watch in asked]
+        applied.report_edits([probe for probe in read if probe is not None])
     return applied
+
+
+def _detailed(
+    watch: Watch, request: GenerationRequest, model: LoadedModel, residents: Mapping[int, Resident], marks: TokenKinds
+) -> Probe | None:
+    """None without an encoder. It looks for no sinks: it is not to decide how the prompt is divided."""
+    resident = residents.get(watch.sae.attach_position)
+    if resident is None:
+        raise InterventionGone
+    if not resident.sae.encodes:
+        return None
+    hook, named = model.architecture.hook(resident.hook_point), Watch(sae=watch.sae, features=watch.features)
+    return Probe(named, resident.sae, hook, prompt=len(request.token_ids), marks=marks, window=None)
 
 
 def _probe(

@@ -164,8 +164,8 @@ def _verified(lines: Iterable[bytes], walk: Walk, said: Head) -> Iterator[list[R
         if not walk.feed(map(as_read, rows)):
             raise damage(walk, walk.position + 1, walk.bad or "")
         yield rows
-    if (bare := walk.unexplained()) is not None:
-        raise damage(walk, bare, "the payload is missing, and no PayloadRedacted names it")
+    if (fault := walk.fault()) is not None:
+        raise damage(walk, *fault)
     if walk.head != said:
         raise damage(walk, min(walk.position, said.position) + 1, "the events do not end at the head")
 

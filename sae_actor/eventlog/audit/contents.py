@@ -3,7 +3,7 @@
 events.ndjson   one event a line with salt and digest, the payload's bytes as they were hashed
 log.json        the log's id, when it was made, its head
 verify.py       the verifier, standard library alone
-explain.py      what was active for an answer, likewise; explain_words.py is a part of it
+explain.py      what was active for an answer, likewise; explain_words.py and words.py are parts of it
 README.md       how an auditor goes about it
 """
 
@@ -20,7 +20,12 @@ from ..chain import Row
 from . import verifier
 
 EVENTS, ABOUT, README = "events.ndjson", "log.json", "README.md"
-PROGRAMS = {"verify.py": "verifier.py", "explain.py": "explainer.py", "explain_words.py": "explain_words.py"}
+PROGRAMS = {
+    "verify.py": "verifier.py",
+    "explain.py": "explainer.py",
+    "explain_words.py": "explain_words.py",
+    "words.py": "../../domain/words.py",
+}
 """As they are called there, and here."""
 NAMES = (README, ABOUT, *PROGRAMS, EVENTS)
 """In the order of a tar: a reader has the small ones first."""

@@ -7,42 +7,13 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-WHERE = {
-    "all": "at every position",
-    "prompt": "at every position of the prompt",
-    "generated": "at every generated token that is fed back",
-    "response": "at the last position of the prompt and every generated token that is fed back",
-    "last_prompt": "at the last position of the prompt",
-}
-LEFT_OUT = {
-    "sink": "attention sinks (the first position, and outliers of the norm)",
-    "special": "special tokens",
-    "template": "the tokens of the chat template",
-}
-UNITS = {
-    "raw": "",
-    "unit": ", in lengths of the unit vector",
-    "max": ", in units of the feature's largest recorded activation",
-    "norm": ", in units of the hook point's median norm",
-}
-DEEDS = {
-    "add": "adds {0:g} times its decoder row",
-    "set": "sets its activation to {0:g}, also where it is off",
-    "scale": "multiplies its activation by {0:g}",
-    "cap": "caps its activation at {0:g}",
-    "project": "multiplies the projection on its direction by {0:g}",
-    "set_projection": "sets the projection on its direction to {0:g}",
-}
-NOUGHT = {
-    "scale": "takes its contribution out (activation times 0)",
-    "project": "takes its direction out (projection times 0)",
-}
-"""Methods with strength 0."""
-
 APART = ("model_files", "tokenizer_sha256", "chat_template_sha256", "model_commit", "quantization")
 """Parts of the environment that are told with the model, not with the software."""
 
 Event = dict[str, Any]
+
+plain: Any = None
+"""The export's `words.py`, which `explain.py` puts here."""
 
 
 class Number(float):
@@ -67,39 +38,6 @@ def canonical(value: Any) -> str:
     return value.text if isinstance(value, Number) else json.dumps(value, ensure_ascii=False)
 
 
-def edit_in_words(edit: Event) -> str:
-    strength, method = float(edit["strength"]), edit.get("method", "add")
-    deed = NOUGHT[method] if strength == 0 and method in NOUGHT else DEEDS[method].format(strength)
-    where = place_in_words(edit.get("positions", "all"))
-    if edit.get("exclude"):
-        where += f" except {listed(LEFT_OUT[each] for each in edit['exclude'])}"
-    words = f"feature {edit['feature']}: {deed}{UNITS[edit.get('unit', 'raw')]}, {where}"
-    when = edit.get("when")
-    return words if when is None else f"{words}, where feature {when['feature']} is above {when['above']:g}"
-
-
-def place_in_words(where: Any) -> str:
-    if isinstance(where, str):
-        return WHERE[where]
-    if where.get("tokens") is not None:
-        shown = ", ".join(map(str, where["tokens"]))
-        return f"at position {shown}" if len(where["tokens"]) == 1 else f"at positions {shown}"
-    if where.get("role") is not None:
-        return f"at the tokens of the {where['role']}'s messages"
-    if where.get("to") is None:
-        return f"from position {where.get('from') or 0} on"
-    return f"at positions {where.get('from') or 0} to {where['to'] - 1}"
-
-
-def listed(parts: Iterable[str]) -> str:
-    found = list(parts) or ["nothing"]
-    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}"
-
-
-def ranges_in_words(ranges: Iterable[Any]) -> str:
-    return ", ".join(str(low) if high == low + 1 else f"{low}–{high - 1}" for low, high in ranges) or "none"
-
-
 def hook(point: Event) -> str:
     before = {None: "", "gain": " before the gain of its norm", "norm": " before its norm"}[point.get("before")]
     return f"{point['kind']}.{point['layer']}{before}"
@@ -117,7 +55,7 @@ def explanation(text: Any) -> Iterator[str]:
     yield from _intervention(text)
     if started is not None:
         yield from _sampling(started)
-        yield from _tokenization(started.get("tokenization") or {})
+        yield from tokenization(started.get("tokenization") or {})
     if text.ended is None:
         yield "ended        no end is on record"
     else:
@@ -126,8 +64,9 @@ def explanation(text: Any) -> Iterator[str]:
     receipt = finished.get("receipt")
     if receipt is not None:
         yield f"tokens       {receipt['tokens_prompt']} of the prompt, {receipt['tokens_generated']} generated"
-        yield f"  written to {receipt['tokens_edited']}, positions {ranges_in_words(finished.get('edited', ()))}"
-        yield f"  excluded   {receipt['tokens_excluded']}, positions {ranges_in_words(finished.get('excluded', ()))}"
+        edited, excluded = (plain.ranges_in_words(finished.get(name, ())) for name in ("edited", "excluded"))
+        yield f"  written to {receipt['tokens_edited']}, positions {edited}"
+        yield f"  excluded   {receipt['tokens_excluded']}, positions {excluded}"
         yield f"  size       mean |difference| / |x| where written to: {receipt['mean_relative_norm']:.4g}"
     for name in ("prompt", "output"):
         if finished.get(f"{name}_sha256"):
@@ -154,7 +93,7 @@ def _model(text: Any) -> Iterator[str]:
     told = [f"{name} {_plain(value)}" for name, value in environment.items() if name not in APART and value is not None]
     for at in range(0, len(told), 6):
         yield f"  {'software' if at == 0 else '':<10} {', '.join(told[at : at + 6])}"
-    yield from _since(text.model_since)
+    yield from since(text.model_since)
 
 
 def _plain(value: Any) -> str:
@@ -187,7 +126,7 @@ def _sae(found: Event) -> Iterator[str]:
         passes = sae.get("exclude")
         if passes is None:
             passes = sorted({each for edit in sae["steering"] for each in edit["exclude"]}) or ["sink"]
-        yield f"    passes   {listed(LEFT_OUT[each] for each in sorted(passes))} through"
+        yield f"    passes   {plain.exclusions_in_words(sorted(passes))} through"
     origin = " ".join(str(request[name]) for name in ("repository_id", "path") if request.get(name)) or "unknown"
     kind = (completed.get("sae") or {}).get("architecture") or "unknown architecture"
     dtype = next((each["data"]["dtype"] for each in found["since"] if each["type"] == "AttachRequested"), None)
@@ -197,20 +136,20 @@ def _sae(found: Event) -> Iterator[str]:
         file for file in completed.get("files", ()) if file["sha256"] == sae["weights_sha256"]
     ]
     yield from (f"    file     {file['path']} sha256 {file['sha256']}" for file in named)
-    yield from (f"    edit     {edit_in_words(edit)}" for edit in sae.get("steering", ()))
+    yield from (f"    edit     {plain.edit_in_words(edit)}" for edit in sae.get("steering", ()))
     if not sae.get("steering"):
         yield "    edit     none"
-    yield from _since(found["since"], "    ")
+    yield from since(found["since"], "    ")
 
 
-def _since(events: Iterable[Event], indent: str = "  ") -> Iterator[str]:
+def since(events: Iterable[Event], indent: str = "  ") -> Iterator[str]:
     for i, event in enumerate(events):
         label, width = "since" if i == 0 else "", 13 - len(indent)
         where = f"{event['position']:>6}  {event['time']}  {event['type']:<20}  {event['principal']}"
         yield f"{indent}{label:<{width}}{where}"
 
 
-def _tokenization(asked: Event) -> Iterator[str]:
+def tokenization(asked: Event) -> Iterator[str]:
     words = {name: value for name, value in asked.items() if name not in ("chat_template_kwargs", "left_out")}
     variables, left_out = asked.get("chat_template_kwargs") or {}, asked.get("left_out") or ()
     if words:
@@ -239,7 +178,7 @@ def _sampling(started: Event) -> Iterator[str]:
     if stop_when:
         feature = f"feature {stop_when['feature']} of {stop_when['sae']['sae_id']}"
         left_out = stop_when.get("exclude")
-        but = f", except at {listed(LEFT_OUT[each] for each in left_out)}" if left_out else ""
+        but = f", except at {plain.exclusions_in_words(left_out)}" if left_out else ""
         yield f"             until {feature} is above {stop_when['above']:g}{but}"
     if started.get("deterministic"):
         yield "             deterministic: alone on the device"

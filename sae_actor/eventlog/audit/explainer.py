@@ -3,9 +3,9 @@
     python explain.py GENERATION        its model, SAEs and edits, since which events, and whether the digests agree
     python explain.py --list            the answers in the log
 
-GENERATION is the id of an answer, its tag, or the position of its first or last event. `verify.py` and
-`explain_words.py` must lie beside this file, as in the export: the chain is verified while it is read, and what comes
-after a damage is not used.
+GENERATION is the id of an answer, its tag, or the position of its first or last event. `verify.py`,
+`explain_words.py` and `words.py` must lie beside this file, as in the export: the chain is verified while it is read,
+and what comes after a damage is not used.
 
 Exit code 0: explained, from a log that verifies. 65: the log is damaged, or a digest is not that of the record. 64:
 there is no such answer.
@@ -36,6 +36,7 @@ def beside(name: str) -> Any:
 
 
 words = beside("explain_words")
+words.plain = beside("words")
 
 
 class Text:

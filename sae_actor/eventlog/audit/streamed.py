@@ -45,12 +45,9 @@ async def export_running(log: EventLog) -> Export:
         size += await asyncio.to_thread(_judged, walk, page)
         if walk.bad is not None:
             break
-    if walk.head != head:
-        what = f"event {walk.position + 1}: {walk.bad or 'it is missing'}"
-        raise LogDamagedError(what, first_bad=walk.position + 1)
-    if (bare := walk.unexplained()) is not None:
-        what = f"event {bare}: the payload is missing, and no PayloadRedacted names it"
-        raise LogDamagedError(what, first_bad=bare)
+    is_short = walk.bad is None and walk.head != head
+    if (fault := (walk.position + 1, "it is missing") if is_short else walk.fault()) is not None:
+        raise LogDamagedError(f"event {fault[0]}: {fault[1]}", first_bad=fault[0])
     name = f"sae-actor-log-{log.log_id[:8]}-{head.position}"
     before = b""
     for each, content in companions(log.log_id, await log.created(), head).items():

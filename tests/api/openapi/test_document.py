@@ -169,6 +169,7 @@ async def test_an_answer_that_is_not_described_is_noticed(path: str, changed: di
             {"messages": [{"role": "user", "content": "hello"}], "logprobs": True, "top_logprobs": 2},
             "ChatCompletionChunk",
         ),
+        ("/v1/completions", {"prompt": ["a", "b"], "sae": {"details": True, "details_of": [3]}}, "CompletionChunk"),
         ("/api/compare", {"prompt": "hello", "echo": True}, "ComparisonChunk"),
     ],
 )

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ..conftest import Running, serving
+from ..runs.conftest import run, until
 
 pytestmark = pytest.mark.anyio
 
@@ -139,9 +141,113 @@ async def test_delphis_lines(service: Running) -> None:
     ]
 
 
+def saved_by_delphi(folder: Path, explanations: dict[str, str]) -> list[Path]:
+    """As delphi's `explainer_postprocess` saves them: a file for each latent, `str(latent)` with `.txt`, and in it the
+    explanation by orjson."""
+    folder.mkdir()
+    for latent, explanation in explanations.items():
+        (folder / f"{latent}.txt").write_bytes(msgspec.json.encode(explanation))
+    return sorted(folder.glob("*.txt"))
+
+
+async def test_delphis_files(service: Running, tmp_path: Path) -> None:
+    """Each becomes a line under its own name, as `jq -c '{(input_filename): .}'` makes it."""
+    sae_id = await service.ready(attach=False)
+    explanations = {"layers.1_latent4": 'Words of rain and "storm"s.', "layers.1_latent11": "Nebel über dem Meer\n"}
+    files = saved_by_delphi(tmp_path / "explanations", explanations)
+    sent = lines(*({str(path): json.loads(path.read_bytes())} for path in files))
+    assert (await put(service, sae_id, sent, source="delphi"))["labels"] == 2
+    found = (await search(service, sae_id))["features"]
+    assert [(each["feature"], each["label"]) for each in found] == [
+        (4, 'Words of rain and "storm"s.'),
+        (11, explanations["layers.1_latent11"]),
+    ]
+    assert await numbers(service, sae_id, q="meer nebel") == [11]
+    assert await exported(service, sae_id, source="delphi", format="sent") == sent
+    whole = await exported(service, sae_id)
+    await service.client.delete(f"/api/saes/{sae_id}/labels")
+    await put(service, sae_id, whole)
+    assert await exported(service, sae_id) == whole
+    assert (await search(service, sae_id))["features"] == found
+
+
+NAMES = {"modelId": "tiny", "layer": "1-res-32"}
+
+
+def batches() -> dict[str, list[dict[str, Any]]]:
+    """Neuronpedia's bulk files of one source, with all fields that their lines have."""
+    histogram = {"heights": [5, 1], "values": [0.5, 1.5]}
+    explanations = [
+        {"id": f"cl{n}", **NAMES, "index": str(n), "description": f"waves of the sea, {n}", "authorId": "a",
+         "embedding": [0.25] * 256, "typeName": "oai_token-act-pair", "explanationModelName": "gpt-4o-mini",
+         "notes": None, "triggeredByUserId": None, "createdAt": "2025-01-01T00:00:00.000Z"}
+        for n in range(4)
+    ]  # fmt: skip
+    features = [
+        {**NAMES, "index": str(n), "creatorId": "c", "maxActApprox": 10.0 + n, "frac_nonzero": 0.01 * n,
+         "pos_str": [f" wave{n}"], "pos_values": [1.5], "neg_str": ["x"], "neg_values": [-1.0],
+         "freq_hist_data_bar_heights": histogram["heights"], "freq_hist_data_bar_values": histogram["values"],
+         "logits_hist_data_bar_heights": histogram["heights"], "logits_hist_data_bar_values": histogram["values"],
+         "topkCosSimIndices": [2, 3], "topkCosSimValues": [0.5, 0.25], "hasVector": n == 0,
+         "vector": [0.5] * 16 if n == 0 else [], "vectorDefaultSteerStrength": None,
+         "hookName": "blocks.1.hook_resid_post"}
+        for n in range(4)
+    ]  # fmt: skip
+    activations = [
+        {"id": f"act{n}", **NAMES, "index": str(n), "tokens": ["the", " sea", " is"], "values": [0.0, 10.0 + n, 2.0],
+         "maxValue": 10.0 + n, "maxValueTokenIndex": 1, "minValue": 0.0, "binMin": 8.0, "binMax": 16.0,
+         "binContains": 0.5, "qualifyingTokenIndex": None, "dfaValues": [], "dfaTargetIndex": None, "dfaMaxValue": None,
+         "dataSource": "monology/pile-uncopyrighted", "creatorId": "c", "createdAt": "2025-01-01T00:00:00.000Z"}
+        for n in range(4)
+    ]  # fmt: skip
+    return {"explanations": explanations, "features": features, "activations": activations}
+
+
+async def test_neuronpedias_batches_come_back_equal(service: Running) -> None:
+    """`explanations/batch-0.jsonl.gz` and the like, two of each, one after the other; each kind is its own source."""
+    sae_id = await service.ready()
+    link = {
+        "id": "1-res-32",
+        "modelId": "tiny",
+        "hfRepoId": "org/saes",
+        "hfFolderId": "layer.1",
+        "saelensRelease": None,
+    }
+    sent = {}
+    for kind, rows in batches().items():
+        first, second = lines(link, *rows[:2]), lines(*rows[2:])
+        sent[kind] = first + second
+        told = await put(service, sae_id, gzip.compress(first) + gzip.compress(second), source=f"np {kind}")
+        assert (told["labels"], told["features"]) == (4 if kind == "explanations" else 0, 4)
+    expected = [
+        {"feature": n, "label": f"waves of the sea, {n}", "density": 0.01 * n, "max": 10.0 + n, "top_tokens": [" sea"]}
+        for n in range(4)
+    ]
+
+    async def shown() -> None:
+        assert (await search(service, sae_id, q="sea waves"))["features"] == expected
+        assert await numbers(service, sae_id, sort="max") == [3, 2, 1, 0]
+        one = (await service.client.get(f"/api/saes/{sae_id}/features/2")).json()
+        assert one["examples"] == [{"tokens": ["the", " sea", " is"], "activations": [0.0, 12.0, 2.0]}]
+        for kind, body in sent.items():
+            assert await exported(service, sae_id, source=f"np {kind}", format="sent") == body
+
+    await shown()
+    whole = await exported(service, sae_id)
+    assert [json.loads(line)["label"] for line in whole.splitlines()] == [each["label"] for each in expected]
+    kept = {kind: await exported(service, sae_id, source=f"np {kind}", format="sent") for kind in sent}
+    await service.client.delete(f"/api/saes/{sae_id}/labels")
+    assert (await search(service, sae_id))["total"] == 0
+    for kind, body in kept.items():
+        await put(service, sae_id, gzip.compress(body), source=f"np {kind}")
+    await shown()
+
+
 @pytest.mark.parametrize(
     ("line", "status", "code"),
     [
+        ({"layers.2_latent3": "x"}, 422, "sae_incompatible"),
+        ({"latent": "explanations/transformer.h.0.mlp_latent3.txt", "explanation": "x"}, 422, "sae_incompatible"),
         ({"feature": 32, "label": "x"}, 422, "feature_out_of_range"),
         ({"feature": 3, "lable": "x"}, 400, "bad_request"),
         ({"feature": 3, "label": "x", "more": 1}, 400, "bad_request"),
@@ -269,13 +375,12 @@ async def test_deleting_the_sae_deletes_them(tmp_path: Path) -> None:
 async def test_statistics_of_a_run_count_most(service: Running) -> None:
     sae_id = await service.ready()
     await put(service, sae_id, lines(*NEURONPEDIA))
-    example = {"text_index": 0, "position": 1, "tokens": ["in", " gales"], "activations": [0.0, 3.5]}
-    rows = [{"feature": 7, "density": 0.125, "max": 3.5, "p99": 1.0, "histogram": [], "examples": [example]}]
-    service.context.features.directory.put_statistics(sae_id, rows)
-    (row,) = (await search(service, sae_id, q="gales"))["features"]
-    assert (row["density"], row["max"], row["top_tokens"], row["label"]) == (0.125, 3.5, [" gales"], "storms at night")
+    run_id = await run(service, "profile", texts={"texts": ["gag"]})
+    await until(service, run_id, "completed")
+    (row,) = (await search(service, sae_id, q="storms"))["features"]
+    assert (row["density"], row["max"], row["top_tokens"], row["label"]) == (0.5, 6.0, ["g"], "storms at night")
     await put(service, sae_id, lines(NEURONPEDIA[2]), source="later")
-    assert (await search(service, sae_id, q="gales"))["features"] == [row]
+    assert (await search(service, sae_id, q="storms"))["features"] == [row]
 
 
 async def test_next_to_every_number(service: Running) -> None:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Literal
 
 from tests.api.conftest import Running
 
 TEXTS = [f"text number {number}" + " and more" * (number % 5) for number in range(150)]
+
+
+class Groups(asyncio.Event):
+    """A gate that lets so many groups through."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = asyncio.Semaphore(count)
+
+    async def wait(self) -> Literal[True]:
+        await self._left.acquire()
+        return True
 
 
 async def run(service: Running, kind: str = "evaluate", texts: Any = None, **spec: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import SAEUnsupportedError
 from sae_actor.service.lazy_engine import LazyEngine
-from tests.api.conftest import Running
+from tests.api.conftest import Running, serving
+from tests.fakes.hub import FakeHub
+from tests.fakes.log import MemoryLog
 
 from .conftest import TEXTS, rows, run, until
 
@@ -103,3 +106,79 @@ async def test_units_and_the_feature_route_know_it(service: Running) -> None:
     assert [edit.strength for edit in await lazy.raw(position, edits)] == [0.5 * row["max"], 0.25 * 2.0]
     await service.command("DeleteRun", run_id=run_id)
     assert (await service.client.get(feature)).json()["profile"] is None
+
+
+async def features(service: Running, **query: Any) -> list[dict[str, Any]]:
+    answer = await service.client.get(f"/api/saes/{service.sae_ids[0]}/features", params={"limit": 100, **query})
+    found: list[dict[str, Any]] = answer.raise_for_status().json()["features"]
+    return found
+
+
+async def test_search_knows_it(service: Running) -> None:
+    """By density and by maximum, with the tokens that it fired on most; a later profile takes its place."""
+    await service.ready()
+    assert await features(service) == []
+    run_id = await run(service, "profile")
+    await until(service, run_id, "completed")
+    told = {row["feature"]: row for row in await rows(service, run_id)}
+    found = await features(service)
+    assert [each["feature"] for each in found] == list(range(D_SAE))
+    for each in found:
+        row = told[each["feature"]]
+        assert (each["density"], each["max"]) == (row["density"], row["max"])
+        best = [max(zip(e["activations"], e["tokens"], strict=True), key=lambda one: one[0]) for e in row["examples"]]
+        assert set(each["top_tokens"]) <= {token for _, token in best}
+        assert bool(each["top_tokens"]) == bool(row["examples"])
+    for sort in ("density", "max"):
+        order = [each[sort] for each in await features(service, sort=sort)]
+        assert order == sorted(order, reverse=True)
+    densest = (await features(service, sort="density", limit=1))[0]
+    assert densest["feature"] in [each["feature"] for each in await features(service, q=densest["top_tokens"][0])]
+    later = await run(service, "profile", texts={"texts": ["zzz"]})
+    await until(service, later, "completed")
+    assert [each["feature"] for each in await features(service, sort="max") if each["max"]] == [ord("z") % D_SAE]
+    await service.command("DeleteRun", run_id=later)
+    assert await features(service) == found, "the one before it counts again"
+    await service.command("DeleteRun", run_id=run_id)
+    assert await features(service) == []
+
+
+async def test_the_feature_route_shows_its_examples(service: Running) -> None:
+    sae_id = await service.ready()
+    run_id = await run(service, "profile")
+    await until(service, run_id, "completed")
+    row = (await rows(service, run_id))[ord("t") % D_SAE]
+    found = (await service.client.get(f"/api/saes/{sae_id}/features/{ord('t') % D_SAE}")).raise_for_status().json()
+    shown = sorted((each["tokens"], each["activations"]) for each in found["examples"])
+    assert shown == sorted((each["tokens"], each["activations"]) for each in row["examples"])
+    assert shown
+
+
+def lose(data: Path) -> None:
+    for path in data.glob("features.db*"):
+        path.unlink()
+
+
+async def test_statistics_survive_a_restart_and_the_loss_of_their_file(tmp_path: Path) -> None:
+    log, hub = MemoryLog(), FakeHub()
+    async with serving(log, hub=hub, data=tmp_path) as service:
+        await service.ready()
+        await until(service, await run(service, "profile"), "completed")
+        found, sae_ids = await features(service, sort="density"), service.sae_ids
+    for lost in (False, True):
+        if lost:
+            lose(tmp_path)
+        async with serving(log, hub=hub, data=tmp_path) as service:
+            service.sae_ids = sae_ids
+            assert await features(service, sort="density") == found
+
+
+async def test_a_profile_elsewhere_is_not_the_search_s(service: Running) -> None:
+    """At a hook point that the SAE was not trained at, features do other things."""
+    sae_id = await service.ready(attach=False)
+    await service.command("Attach", sae_id=sae_id, hook_point={"kind": "resid_post", "layer": 2})
+    run_id = await run(service, "profile")
+    await until(service, run_id, "completed")
+    assert await features(service) == []
+    found = (await service.client.get(f"/api/saes/{sae_id}/features/20")).raise_for_status().json()
+    assert found["profile"] is not None

@@ -19,7 +19,7 @@ from tests.fakes.engine import FakeEngine
 from tests.fakes.hub import FakeHub
 from tests.fakes.log import MemoryLog
 
-from .conftest import TEXTS, rows, run, until, view
+from .conftest import TEXTS, Groups, rows, run, until, view
 
 pytestmark = pytest.mark.anyio
 
@@ -72,19 +72,43 @@ async def test_at_most_so_many_tokens(service: Running) -> None:
 async def test_waits_while_its_sae_is_away_and_goes_on_where_it_was(service: Running) -> None:
     sae_id = await service.ready()
     whole = await until(service, await run(service), "completed")
-    service.engine.measure_gate = gate = asyncio.Event()
+    service.engine.measure_gate = Groups(1)
     run_id = await run(service)
-    gate.set()
-    await until(service, run_id, "running", "completed", rows=1)
-    gate.clear()
+    await until(service, run_id, "running", rows=1)
     await service.command("Detach", sae_id=sae_id)
     waiting = await view(service, run_id)
-    if waiting["state"] != "completed":
-        assert (waiting["state"], waiting["reason"]) == ("waiting", f"{sae_id} is not attached")
-    gate.set()
+    assert (waiting["state"], waiting["reason"]) == ("waiting", f"{sae_id} is not attached")
+    service.engine.measure_gate = None
     await service.command("Attach", sae_id=sae_id)
     done = await until(service, run_id, "completed")
     assert (done["summary"], done["rows_sha256"]) == (whole["summary"], whole["rows_sha256"])
+
+
+async def test_waits_while_another_model_is_loaded(service: Running) -> None:
+    sae_id = await service.ready()
+    whole = await until(service, await run(service), "completed")
+    service.engine.measure_gate = Groups(2)
+    run_id = await run(service)
+    await until(service, run_id, "running", rows=2)
+    while measured(service) < 3 + 3:
+        await asyncio.sleep(0.01)
+    await service.command("Detach", sae_id=sae_id)
+    await service.command("LoadModel", model="other")
+    waiting = await view(service, run_id)
+    assert (waiting["state"], waiting["reason"]) == ("waiting", f"another model is loaded than {MODEL}")
+    await service.command("LoadModel", model=MODEL)
+    service.engine.measure_gate = None
+    waiting = await view(service, run_id)
+    assert (waiting["state"], waiting["reason"]) == ("waiting", f"{sae_id} is not attached")
+    await service.command("Attach", sae_id=sae_id)
+    done = await until(service, run_id, "completed")
+    assert (done["summary"], done["rows_sha256"]) == (whole["summary"], whole["rows_sha256"])
+    assert measured(service) == 3 + 3 + 1, "two groups were durable, the third was cut off and measured again"
+
+
+def measured(service: Running) -> int:
+    """How many groups the engine has begun to measure."""
+    return sum(name == "measure" for name, _ in service.engine.calls)
 
 
 async def test_cancelled_and_deleted(service: Running, tmp_path: Path) -> None:
@@ -135,15 +159,13 @@ async def test_one_at_a_time_in_the_order_of_the_log(service: Running) -> None:
 
 async def test_a_restart_goes_on_with_what_is_durable(tmp_path: Path) -> None:
     log = MemoryLog()
-    engine, hub = FakeEngine(measure_gate=asyncio.Event()), FakeHub()
-    assert engine.measure_gate is not None
+    engine, hub = FakeEngine(), FakeHub()
     async with serving(log, engine=engine, hub=hub, runs_folder=tmp_path) as service:
         await service.ready()
-        engine.measure_gate.set()
         whole = await until(service, await run(service), "completed")
+        engine.measure_gate = Groups(1)
         run_id = await run(service)
-        await until(service, run_id, "running", "completed", rows=1)
-        engine.measure_gate.clear()
+        await until(service, run_id, "running", rows=1)
     async with serving(log, hub=hub, runs_folder=tmp_path) as service:
         done = await until(service, run_id, "completed")
         assert (done["summary"], done["rows_sha256"]) == (whole["summary"], whole["rows_sha256"])

@@ -156,6 +156,29 @@ async def test_a_body_that_comes_slowly_but_steadily_is_waited_for(quick: Runnin
     assert answer.status in (202, 409)
 
 
+UPLOAD = b"PUT /api/texts HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\nContent-Length: 20\r\n\r\n"
+
+
+async def test_an_upload_has_its_time_from_the_last_byte_that_came(quick: Running) -> None:
+    async with connection(quick) as steady:
+        steady.send(UPLOAD)
+        await steady.dribble(b"one text and another", every=LIMIT / 6)
+        assert time.monotonic() - steady.began > 3 * LIMIT
+        answer = await steady.answer()
+    assert (answer.status, msgspec.json.decode(answer.body)["count"]) == (200, 1)
+
+
+async def test_an_upload_that_stops(quick: Running) -> None:
+    async with connection(quick) as stopped:
+        stopped.send(UPLOAD)
+        await stopped.dribble(b"one text and", every=LIMIT / 6)
+        last = time.monotonic()
+        found, _ = await stopped.rest()
+        assert time.monotonic() - last < IN_TIME
+    is_problem(found, 408, "request_timeout")
+    assert list(quick.context.runs.folder.incoming.iterdir()) == [], "what had come is removed"
+
+
 async def test_a_body_without_an_end(quick: Running) -> None:
     """413 while it is still coming, and then the end of the connection."""
     async with connection(quick) as endless:

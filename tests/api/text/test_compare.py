@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
-from ..conftest import Running
+from tests.fakes.log import MemoryLog
+
+from ..conftest import Running, serving
 from .test_routes import ASK, chunks
 
 pytestmark = pytest.mark.anyio
@@ -174,3 +177,45 @@ async def test_a_reader_who_leaves_ends_both(service: Running) -> None:
         sent.cancel()
         while service.actor.state.generations:
             await asyncio.sleep(0.01)
+
+
+async def keyed(service: Running, body: dict[str, Any]) -> httpx.Response:
+    return await service.client.post("/api/compare", json=body, headers={"Idempotency-Key": "k1"})
+
+
+@pytest.mark.parametrize("record_text", [False, True])
+@pytest.mark.parametrize("ask", [{**ASK, "prompt": ["a", "b"]}, {**CHAT, "max_tokens": 4}], ids=["completion", "chat"])
+async def test_made_once_under_a_key(ask: dict[str, Any], record_text: bool) -> None:
+    """As on the other text routes: kept in memory, then made again from the log if that has the texts."""
+    log, body = MemoryLog(), {**ask, "temperature": 1, "sae": OWN}
+    async with serving(log, record_text=record_text) as service:
+        await service.ready()
+        streamed = await keyed(service, {**body, "stream": True})
+        assert (streamed.status_code, streamed.json()["param"]) == (400, "Idempotency-Key")
+        first, again = [await keyed(service, body) for _ in range(2)]
+        assert (again.status_code, again.content) == (200, first.content)
+        texts = 2 * len(first.json()["steered"]["choices"])
+        started = [event for event in await service.events() if event["type"] == "GenerationStarted"]
+        assert (len(started), len({event["command_id"] for event in started})) == (texts, 1)
+        assert [event["data"]["baseline"] for event in started] == [False] * (texts // 2) + [True] * (texts // 2)
+    async with serving(log, record_text=record_text) as service:
+        other = await keyed(service, {**body, "max_tokens": 5})
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+        again = await keyed(service, body)
+        if record_text:
+            assert (again.status_code, again.json()) == (200, first.json())
+        else:
+            assert (again.status_code, again.json()["code"]) == (409, "answer_gone")
+        assert len([event for event in await service.events() if event["type"] == "GenerationStarted"]) == texts
+
+
+async def test_a_preset_by_the_models_name_is_the_first_ones(service: Running) -> None:
+    sae_id = await service.ready()
+    await service.command("SavePreset", name="calm", interventions=[{"sae_id": sae_id, **OWN}])
+    told = (await service.client.post("/api/compare", json={**ASK, "model": "default@calm"})).json()
+    assert told["steered"]["sae"]["preset"]["name"] == "calm"
+    assert told["steered"]["choices"][0]["text"] == await alone(service, sae=OWN)
+    assert told["baseline"]["sae"].get("preset") is None
+    assert told["baseline"]["choices"][0]["text"] == await alone(service, sae={"baseline": True})
+    unknown = await service.client.post("/api/compare", json={**ASK, "model": "default@none"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "model_not_found")

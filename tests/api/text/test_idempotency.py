@@ -255,7 +255,7 @@ async def test_after_a_restart(record_text: bool, ask: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"logprobs": 1}, {"echo": True}, {"sae": {"top_k_features": 2}}, {"sae": {"steering": [
+    [{"logprobs": 1}, {"echo": True}, {"sae": {"top_k_features": 2}}, {"sae": {"details": True}}, {"sae": {"steering": [
         {"feature": 3, "strength": 1.0, "exclude": []}]}}],
 )  # fmt: skip
 async def test_what_the_log_does_not_have_is_gone(more: dict[str, Any]) -> None:

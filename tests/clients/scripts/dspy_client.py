@@ -1,18 +1,28 @@
-"""DSPy: the first example of its page, by its default adapter and by the one for JSON."""
+"""DSPy: the first example of its page; then a module, whose answer a JSON schema holds: a small model by itself misses
+the headings that an adapter asks for. DSPy sends schemas to a provider of which it is told that it takes them."""
 
 import sys
 
 import dspy
 from dspy.adapters import JSONAdapter
+from dspy.lm15 import AccessPolicy, Message, ModelSupport, OpenAIChatCompat, ProviderDefinition, Request
+from dspy.lm15 import register_provider as register
 
-lm = dspy.LM("openai/default", api_base=f"{sys.argv[1]}/v1", api_key="none", max_tokens=256, cache=False)
+URL = f"{sys.argv[1]}/v1"
+PROMPT = "Say this is a test!"
+
+lm = dspy.LM("openai/default", api_base=URL, api_key="none", max_tokens=32, cache=False)
 dspy.configure(lm=lm)
-(text,) = lm("Say this is a test!")
-assert text
-(text,) = lm(messages=[{"role": "user", "content": "Say this is a test!"}])
+(text,) = lm(PROMPT)
 assert text
 
-dspy.configure(adapter=JSONAdapter())
-answer = dspy.Predict("question -> answer")(question="What is the capital of France?")
-assert isinstance(answer.answer, str)
-print("lm by prompt and by messages; Predict with JSONAdapter (a small model misses the default adapter's headings)")
+server = ProviderDefinition.chat(AccessPolicy(provider="sae-actor", base_url=URL), compat=OpenAIChatCompat())
+register(server, supports=ModelSupport(response_schema=True))
+lm = dspy.LM("sae-actor/default", api_key="none", max_tokens=64, cache=False)
+assert lm(Request(model="sae-actor/default", messages=(Message.user(PROMPT),))).text
+
+dspy.configure(lm=lm, adapter=JSONAdapter())
+answer = dspy.Predict("sentence -> sentiment: bool")(sentence="it's a charming and often affecting journey.")
+assert isinstance(answer.sentiment, bool)
+assert lm.history[-1]["response"].finish_reason == "stop"
+print(f"lm by prompt and by request; Predict with JSONAdapter and a JSON schema: sentiment={answer.sentiment}")

@@ -1,7 +1,7 @@
 """lm-evaluation-harness on local tasks: log likelihoods and texts, compared with those of its own `hf` model.
 
-First of the model as it is, then with a feature steered: on the service by its SAE, in the `hf` model by a plain hook
-that adds the decoder's row.
+First of the model as it is, then with a feature steered: on the service by its SAE, set there for all or by a preset
+that the model's name asks for; in the `hf` model by a plain hook that adds the decoder's row.
 """
 
 import json
@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 
 URL = sys.argv[1]
 FEATURE, STRENGTH = 584, 85.0
+EDIT = {"feature": FEATURE, "strength": STRENGTH, "method": "add"}
+PRESET = "lm-evaluation-harness"
 SINK = 5.0
 """Times the median length of a prompt's residuals: what is longer, and the first token, the service does not steer."""
 TOLERANCE = 2e-3
 """Of a choice's log likelihood, a sum over its tokens: both calculate in float32, in batches of other shapes."""
 FOLDER = json.loads(urllib.request.urlopen(f"{URL}/api/model").read())["model_id"]
+"""Where the tokenizer lies; the harness' default, the model's name, is no hub id."""
 SAE = json.loads(urllib.request.urlopen(f"{URL}/api/saes").read())["saes"][0]
 FACTS = (
     ("The capital of France is", " Paris", " Rome", " Berlin", " Madrid"),
@@ -95,11 +98,19 @@ def difference(ours, theirs):
     return max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
 
 
+def sent(method, path, body):
+    headers = {"Content-Type": "application/json", "Prefer": "wait=60"}
+    request = urllib.request.Request(f"{URL}{path}", json.dumps(body).encode(), headers, method=method)
+    with urllib.request.urlopen(request) as answer:
+        assert answer.status == 200, (answer.status, answer.read())
+
+
 def steer(features):
-    body = json.dumps({"features": features}).encode()
-    where = f"{URL}/api/saes/{SAE['sae_id']}/steering"
-    request = urllib.request.Request(where, body, {"Content-Type": "application/json"}, method="PUT")
-    urllib.request.urlopen(request).read()
+    sent("PUT", f"/api/saes/{SAE['sae_id']}/steering", {"features": features})
+
+
+def command(kind, **fields):
+    sent("POST", "/api/commands", {"type": kind, "name": PRESET, **fields})
 
 
 def hooked():
@@ -124,12 +135,11 @@ def hooked():
     return model
 
 
-def compared(kind, arguments, backends):
-    """The service's answers beside those of the `hf` model; these, and what is to be told."""
-    reference = asked(kind, list(TASKS), arguments)
+def compared(reference, backends, model="default"):
+    """What is to be told of the service's answers beside those of the `hf` model."""
     said = [f"acc {reference['facts'][1]:.4f}, perplexity {reference['perplexity'][1]:.4f} as of hf"]
     for backend, batch, tasks in backends:
-        local = {**completions, "tokenizer_backend": backend, "batch_size": batch}
+        local = {**completions, "model": model, "tokenizer_backend": backend, "batch_size": batch}
         if backend == "huggingface":
             local["tokenizer"] = FOLDER
         found = asked("local-completions", tasks, local)
@@ -142,15 +152,17 @@ def compared(kind, arguments, backends):
             assert furthest < TOLERANCE, (backend, batch, name, furthest, found[name], reference[name])
             assert name != "facts" or found[name][1] == reference[name][1], (found[name], reference[name])
             said.append(f"{backend} x{batch} {name} within {furthest:.1e}")
-    return reference, said
+    return said
 
 
 steer([])  # another client may have left something
+command("SavePreset", interventions=[{"sae_id": SAE["sae_id"], "steering": [EDIT]}])
 own = {"pretrained": FOLDER, "dtype": "float32"}
-completions = {"model": FOLDER, "base_url": f"{URL}/v1/completions"}
+completions = {"model": "default", "base_url": f"{URL}/v1/completions"}
 chat = {"model": "default", "base_url": f"{URL}/v1/chat/completions"}
 backends = (("huggingface", 1, list(TASKS)), ("huggingface", 8, ["facts"]), ("remote", 1, ["facts", "answers"]))
-plain, said = compared("hf", own, backends)
+plain = asked("hf", list(TASKS), own)
+said = compared(plain, backends)
 
 # Text goes to the service as it is, for which only generate_until has no need of tokens.
 found = asked("local-completions", ["answers"], {**completions, "tokenizer_backend": None, "tokenized_requests": False})
@@ -160,12 +172,16 @@ found = asked("local-chat-completions", ["answers"], chat, chat=True)
 reference = asked("hf", ["answers"], own, chat=True)
 assert found["answers"] == reference["answers"], (found["answers"], reference["answers"])
 
-steer([{"feature": FEATURE, "strength": STRENGTH, "method": "add"}])
+steered = asked(hooked(), list(TASKS), None)
+preset = compared(steered, backends, f"default@{PRESET}")
+command("DeletePreset")
+steer([EDIT])
 try:
-    steered, more = compared(hooked(), None, backends[:2])
+    everywhere = compared(steered, backends[:1])
 finally:
     steer([])
 moved = [abs(one[0] - other[0]) for one, other in zip(steered["facts"][0], plain["facts"][0], strict=True)]
 assert max(moved) > 1.0, moved
 assert steered["answers"] != plain["answers"]
-print("; ".join([*said, "texts of completions and of chat equal", "steered, of hf with a hook:", *more, "texts equal"]))
+said += ["texts of completions and of chat equal", "steered, of hf with a hook:", *everywhere, "texts equal"]
+print("; ".join([*said, "by a preset:", *preset, "texts equal"]))

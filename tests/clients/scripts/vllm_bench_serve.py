@@ -4,12 +4,17 @@ Of vLLM nothing but what these import is installed, so that the command's own en
 too, is not there.
 """
 
+import json
 import sys
+import urllib.request
 
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 URL = sys.argv[1]
+with urllib.request.urlopen(f"{URL}/api/model") as answer:
+    FOLDER = json.load(answer)["model_id"]
+"""The model's name on /v1, from which vLLM would take a tokenizer by itself, is no hub id."""
 REQUESTS, TOKENS = 8, 12
 FEW = ["--num-prompts", str(REQUESTS), "--random-input-len", "64", "--random-output-len", str(TOKENS)]
 said = []
@@ -20,7 +25,7 @@ for options in (
 ):
     parser = FlexibleArgumentParser()
     add_cli_args(parser)
-    found = main(parser.parse_args(["--base-url", URL, *FEW, *options]))
+    found = main(parser.parse_args(["--base-url", URL, "--tokenizer", FOLDER, *FEW, *options]))
     assert (found["completed"], found["failed"]) == (REQUESTS, 0), found
     assert found["total_input_tokens"] >= 64 * REQUESTS, found
     assert 0 < found["total_output_tokens"] <= REQUESTS * TOKENS, found

@@ -127,8 +127,12 @@ def test_a_move_keeps_it_and_another_sae_does_not_inherit_it() -> None:
     assert monitors(replaced.when(Detach(sae_id=B))) == []
 
 
+def in_words(monitoring: Monitoring) -> str:
+    return monitoring_in_words(msgspec.to_builtins(monitoring))
+
+
 def test_in_words() -> None:
-    assert monitoring_in_words(Monitoring(top_k=7)) == "the 7 largest activations"
-    assert monitoring_in_words(Monitoring(features=(3,))) == "the activation of feature 3"
+    assert in_words(Monitoring(top_k=7)) == "the 7 largest activations"
+    assert in_words(Monitoring(features=(3,))) == "the activation of feature 3"
     among = "the 2 largest activations among features 3, 5 and 9"
-    assert monitoring_in_words(Monitoring(features=(3, 5, 9), top_k=2)) == among
+    assert in_words(Monitoring(features=(3, 5, 9), top_k=2)) == among

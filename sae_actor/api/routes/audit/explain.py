@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from msgspec import Struct
 
 from ....domain.views.explained import ExplainedGeneration
 from ....domain.views.explanation import Explaining
 from ....domain.views.naming import TYPES, Named
 from ....errors import BadRequestError, NotFoundError
-from ....ports import Verification
+from ....ports import Verification, follow
 from ....subscriptions import EventFilter
 from ...answers.long import long_answer
 from ...context import context
@@ -51,19 +49,11 @@ async def get_explanation(request: AnyRequest) -> Answer:
     until = log.head.position
     async with heard(request), context(request).walks.taken():
         named = Named(of)
-        async with aclosing(events(log, 0, until=until, wanted=EventFilter(frozenset(TYPES)))) as found:
-            async for event in found:
-                named.feed(event)
-                if named.certain:
-                    break
+        await follow(events(log, 0, until=until, wanted=EventFilter(frozenset(TYPES))), named)
         if named.found is None:
             raise NotFoundError(f"the log has no generation {of}{lost(named)}", of=of)
         wanted = Explaining(**named.found, after=after, limit=limit, live=context(request).actor.started)
-        async with aclosing(events(log, 0, until=until)) as found:
-            async for event in found:
-                wanted.feed(event)
-                if wanted.complete:
-                    break
+        await follow(events(log, 0, until=until), wanted)
         verification = await log.verify(full=False)
         return await long_answer(
             request, lambda: ExplainedAnswers(generations=tuple(wanted.views.values()), log=verification)

@@ -81,8 +81,8 @@ async def list_features(request: AnyRequest) -> Answer:
            "One feature of an attached SAE: norm of its decoder row, bias, threshold, nearest features by the cosine "
            "of their decoder rows, tokens that it promotes and suppresses through the unembedding (the final norm left "
            "out); labels, statistics and examples that were imported, measured or lie next to the weights; the last "
-           "event that steered it; and what the newest profile found: its row, and `max_activation` and `density` "
-           "where nothing else says them",
+           "event that steered it; and what the newest profile found: its row. `max_activation`, `density` and "
+           "examples are the newest profile's where the SAE was trained, else an import's, else those of its folder",
            returns=Feature,
            errors=("sae_not_found", "sae_not_attached", "feature_out_of_range", "sae_invalid", "read_only",
                    "mailbox_full", "disk_full"),

@@ -63,7 +63,8 @@ def _source(request: AnyRequest) -> str | None:
 @operation(
     "PUT", "/api/saes/{sae_id}/labels",
     'Import labels, a JSON object a line, plain or gzip: `{"feature", "label", "source"}`, or lines of Neuronpedia '
-    "(explanations, features, activations, sources) or delphi. They take the place of what the same `source` said "
+    '(explanations, features, activations, sources), or of delphi by the names of its files: `{"layers.15_latent584": '
+    '"label"}`. They take the place of what the same `source` said '
     "(without one: the digest of the file). Lines that say whose they are must be this SAE's",
     media=MEDIA, query=(Query("source", SOURCE.schema, "of lines that name none (default: the file's digest)"),),
     returns=ImportedLabels, command=True, max_body=2**53, tag="saes",

@@ -1,7 +1,7 @@
 """Measuring what is given, instead of making text.
 
 inputs     `inputs` of a request: texts, chats or token ids, and what they come to as tokens
-targets    tokens that a request names
+targets    tokens that a request names; detailed: features whose change it names
 score      `/api/score`; `results`: what it answers
 texts      lists of texts and chats; many prompts read next to each other
 places     hook points that a request names

@@ -13,6 +13,7 @@ from ....ports import ScoredToken
 from ...problems import ProblemDetails
 from ..answers import AppliedIntervention
 from ..replies import applied
+from .detailed import Labels, positions_of
 from .inputs import ContinuedInput, ReadInput
 
 
@@ -80,6 +81,8 @@ class AskedScore(Struct, frozen=True, kw_only=True):
     variant: str
     targets: bool
     top: int
+    labels: Labels | None = None
+    """Of the features in its details; None: it has none."""
 
 
 def result(asked: AskedScore, text: RunningGeneration, done: Completed) -> ScoreResult:
@@ -113,7 +116,7 @@ def result(asked: AskedScore, text: RunningGeneration, done: Completed) -> Score
         top_logprobs=(None, *(_listed(token.top) for token in finished.prompt[1:]), _listed(finished.scores.top))
         if asked.top
         else UNSET,
-        sae=applied(text, done),
+        sae=applied(text, done, positions=UNSET if asked.labels is None else positions_of((finished,), asked.labels)),
     )
 
 

@@ -17,7 +17,16 @@ from ....domain.refs import ModelFacts
 from ....domain.rules import admission as rules
 from ....domain.structs import filled
 from ....errors import BadRequestError, SAEError
-from ....generations import Completed, Requested, RunningGeneration, TokenOptions, abandon, as_ended, ends
+from ....generations import (
+    Completed,
+    NamedFeature,
+    Requested,
+    RunningGeneration,
+    TokenOptions,
+    abandon,
+    as_ended,
+    ends,
+)
 from ....limits import in_turns
 from ....ports import Scoring
 from ....subscriptions.frames import line_of
@@ -29,7 +38,10 @@ from ...operations import operation
 from ...problems import problem_view
 from ...requests import body_of
 from ...types import Answer, AnyRequest
-from ..options import SaeExtension, Tag
+from ..idempotency import Finish, answered_once, asked_under_key, check_unmade
+from ..options import SaeExtension, Tag, check_variants
+from ..requests import RequestKey
+from .detailed import detailed, labels_of
 from .inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
@@ -39,9 +51,9 @@ MOST_NUMBERS = 2**22
 """Log probabilities in an answer."""
 SHORT = 1024
 """A result with fewer is made on the event loop."""
-REFUSED = ("stop_when", "top_k_features", "top_k_exclude", "logprobs_of", "tag")
-"""Fields of the extension object that mean nothing in a variant."""
 NDJSON = "application/x-ndjson"
+MOST_POSITIONS = 2**17
+"""Of which details are told in an answer."""
 
 
 class ScoreVariant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -91,20 +103,14 @@ class ScoreBody(Struct, TokenizedBody, frozen=True, forbid_unknown_fields=True, 
 
     def check(self) -> None:
         """`BadRequestError` for two variants of one name, and for what a variant cannot have."""
-        usual, names = SaeExtension(), [each.name for each in self.variants]
-        for at, each in enumerate(self.variants):
-            if each.name in names[:at]:
-                raise BadRequestError(f"two variants are called {each.name!r}", param=f"variants[{at}].name")
-            for field in REFUSED:
-                if getattr(each.sae, field) != getattr(usual, field):
-                    param = f"variants[{at}].sae.{field}"
-                    raise BadRequestError(f"{param}: not supported where texts are scored", param=param)
+        check_variants([(each.name, each.sae) for each in self.variants], "variants", "where texts are scored")
 
 
 ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported",
     "disk_full", "deadline_exceeded", "positions_unknown", "draining", "sae_incompatible", "model_not_found",
+    "idempotency_key_reused", "answer_gone",
 )  # fmt: skip
 
 
@@ -113,9 +119,10 @@ ERRORS = (
            "`current` (the server's steering) and `baseline`. A `continuation` follows its prompt: a text is tokenized "
            "by itself, without special tokens; its positions count as `generated`, the prompt's as `prompt`, and its "
            "last token is run for `targets` or `top_logprobs` alone. Without one all tokens but the first count. "
-           "`targets` are scored as the token after the text. Each input under each variant is a generation of "
-           "kind `score` on record; all are admitted, or none. With `Accept: application/x-ndjson` each result is a "
-           "line as soon as it is there; a failure after the first is the last line, `{\"error\": problem}`",
+           "`targets` are scored as the token after the text. `details` of a variant means what it means in "
+           "`/v1/completions`. Each input under each variant is a generation of kind `score` on record; all are "
+           "admitted, or none. With `Accept: application/x-ndjson` each result is a line as soon as it is there; a "
+           "failure after the first is the last line, `{\"error\": problem}`",
            body=ScoreBody, answers=((200, "application/json"), (200, NDJSON)), returns=ScoreAnswer,
            items=(ScoreResult, ScoreFault), errors=ERRORS, max_body=32 * 1024 * 1024,
            examples={
@@ -125,33 +132,65 @@ ERRORS = (
                    "variants": [{"name": "bare", "sae": {"baseline": True}}],
                },
            },
-           users=True, tag="text")  # fmt: skip
+           keyed=True, users=True, tag="text")  # fmt: skip
 async def post_score(request: AnyRequest) -> Answer:
     body: ScoreBody = await body_of(request, ScoreBody)
     body.check()
     for variant in body.variants:
         check_intervention(request, variant.sae)
+    in_lines = NDJSON in request.headers.get("accept", "")
+    keyed = await asked_under_key(request, streams=in_lines)
+    if keyed is not None:
+
+        async def begin(unheard: AnyRequest) -> Finish:
+            bare = [each.is_baseline for each in body.variants]
+            await check_unmade(unheard, keyed, bare * len(body.inputs))
+            asked, texts = await _opened(unheard, body, keyed.key())
+
+            async def finish() -> Answer:
+                return await _whole(unheard, asked, texts, await ends(texts), kept=True)
+
+            return finish
+
+        return await answered_once(request, keyed, begin)
     asked, texts = await _opened(request, body)
-    if NDJSON in request.headers.get("accept", ""):
+    if in_lines:
         lines = _lines(asked, texts)
         async with on_disconnect(request, partial(abandon, texts)):
             first = await anext(lines)
         return Streamed(followed_by(first, lines), media_type=NDJSON)
     async with on_disconnect(request, partial(abandon, texts)):
         done = await ends(texts)
+    return await _whole(request, asked, texts, done)
+
+
+async def _whole(
+    request: AnyRequest,
+    asked: Sequence[AskedScore],
+    texts: Sequence[RunningGeneration],
+    done: Sequence[Completed],
+    *,
+    kept: bool = False,
+) -> Answer:
+    """kept: as one body."""
     lists = LongLists()
     async with heard(request):
         results = await lists.add(list(zip(asked, texts, done, strict=True)), lambda each: result(*each))
-    return lists.answer(request, ScoreAnswer(results=results))
+    return lists.answer(request, ScoreAnswer(results=results), whole=kept)
 
 
-async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore], list[RunningGeneration]]:
+async def _opened(
+    request: AnyRequest, body: ScoreBody, key: RequestKey | None = None
+) -> tuple[list[AskedScore], list[RunningGeneration]]:
     """Each input under each variant, admitted."""
     device(request)  # refuses where there is none
     model, position = rules.model_to_ask(state_of(request))
     targets = await token_ids_of(request, body.targets or (), "targets")
     inputs = await read_inputs(request, body.inputs, body.tokenization)
     top = body.top_logprobs or 0
+    told = [detailed(request, each.sae, f"variants[{at}].sae") for at, each in enumerate(body.variants)]
+    _refuse_many(inputs, told)
+    labels = {} if told == [None] * len(told) else await labels_of(request, ())
     asked: list[AskedScore] = []
     parties: list[list[Requested]] = []
     _refuse_much(inputs, len(body.variants), top)
@@ -165,20 +204,31 @@ async def _opened(request: AnyRequest, body: ScoreBody) -> tuple[list[AskedScore
         parties.append(
             [
                 Requested(
-                    _Admission(body, each.sae, read, scoring, position),
+                    _Admission(body, each.sae, read, scoring, position, key),
                     read.prompt.token_ids,
-                    TokenOptions(prompt_logprobs=top),
+                    TokenOptions(prompt_logprobs=top, detailed=features),
                     scoring=scoring,
                 )
-                for each in body.variants
+                for each, features in zip(body.variants, told, strict=True)
             ]
         )
         asked += [
-            AskedScore(at=at, given=given, read=read, variant=each.name, targets=bool(targets), top=top)
+            AskedScore(
+                at=at,
+                given=given,
+                read=read,
+                variant=each.name,
+                targets=bool(targets),
+                top=top,
+                labels=labels if each.sae.details else None,
+            )
             for each in body.variants
         ]
     opened = await context(request).generations.open_scores(
-        parties, baseline=body.baseline, principal=principal(request)
+        parties,
+        baseline=body.baseline,
+        principal=principal(request),
+        command_id=None if key is None else key.command_id,
     )
     return asked, [text for party in opened for text in party]
 
@@ -191,6 +241,7 @@ class _Admission(Struct, frozen=True):
     read: ReadInput
     scoring: Scoring
     model_position: int
+    key: RequestKey | None
 
     def __call__(self, generation_id: str) -> AdmitGeneration:
         how, prompt = self.body.tokenization, self.read.prompt
@@ -207,6 +258,20 @@ class _Admission(Struct, frozen=True):
             tag=self.body.tag,
             tokenization=None if how == Tokenization() else how.recorded,
             model_position=self.model_position,
+            request_salt=None if self.key is None else self.key.salt,
+            request_sha256=None if self.key is None else self.key.sha256,
+        )
+
+
+def _refuse_many(inputs: Sequence[ReadInput], told: Sequence[Sequence[NamedFeature] | None]) -> None:
+    """`BadRequestError` for details of more positions than an answer may have."""
+    variants = [at for at, each in enumerate(told) if each is not None]
+    positions = len(variants) * sum(len(each.token_ids) for each in inputs)
+    if positions > MOST_POSITIONS:
+        param = f"variants[{variants[0]}].sae.details"
+        raise BadRequestError(
+            f"{param}: {positions} positions would be told of, at most {MOST_POSITIONS} are; send fewer inputs",
+            param=param,
         )
 
 
@@ -245,7 +310,7 @@ async def _lines(asked: Sequence[AskedScore], texts: Sequence[RunningGeneration]
     try:
         async with aclosing(as_ended(texts)) as coming:
             async for at, done in coming:
-                short = len(done.finished.prompt) * (1 + asked[at].top) < SHORT
+                short = len(done.finished.prompt) * (1 + asked[at].top) < SHORT and asked[at].labels is None
                 makes = partial(_line, asked[at], texts[at], done)
                 line = makes() if short else await asyncio.to_thread(makes)
                 told = True

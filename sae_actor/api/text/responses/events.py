@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from ....errors import InternalError, SAEError
+from ....ports import PositionDetails
 from ....subscriptions import sse
 from ...problems import openai_view
 from ..answers import AppliedIntervention, ChatCompletionChunk, Usage
@@ -64,6 +66,7 @@ class ResponseFrames:
         self._finish_reason = ""
         self._usage: Usage | None = None
         self._sae: AppliedIntervention | None = None
+        self._positions: list[PositionDetails] = []
 
     def of(self, chunk: Chunk, _: int) -> Iterator[bytes]:
         """Those that a chunk brings."""
@@ -79,7 +82,9 @@ class ResponseFrames:
                 yield from self._text("content", choice.delta.content)
             self._finish_reason = choice.finish_reason or self._finish_reason
         self._usage = chunk.usage or self._usage
-        self._sae = chunk.sae or self._sae
+        if not isinstance(chunk.sae, UnsetType):
+            self._positions += chunk.sae.positions or ()
+            self._sae = chunk.sae if isinstance(chunk.sae, AppliedIntervention) else None
 
     def end(self) -> Iterator[bytes]:
         """The last ones, after all chunks."""
@@ -95,7 +100,10 @@ class ResponseFrames:
             yield self._event(f"{output.name}.done", text=output.text, logprobs=scores, **output.where)
             yield self._event("response.content_part.done", part=output.part(), **output.where)
             yield self._event("response.output_item.done", item=made[-1], output_index=output.index)
-        response = ended(self._response, made, self._finish_reason, self._usage, self._sae)
+        sae = self._sae
+        if not isinstance(sae.positions, UnsetType):
+            sae = replace(sae, positions=tuple(self._positions))
+        response = ended(self._response, made, self._finish_reason, self._usage, sae)
         yield self._event(f"response.{response.status}", response=response)
 
     def failed(self, error: SAEError) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ...operations import operation
@@ -27,8 +28,8 @@ EXAMPLE: dict[str, Any] = {"model": "default", "input": "Tell me about your day.
 async def responses(request: AnyRequest) -> Answer:
     body: ResponsesBody = await body_of(request, ResponsesBody)
 
-    def shown(made: Made) -> ModelResponse:
-        reply, done = made
+    def shown(made: Sequence[Made]) -> ModelResponse:
+        ((reply, done),) = made
         return whole(body, cast("ChatCompletion", reply.whole(done)))
 
     return await respond(request, body.chat(), "chat", shown, ResponseFrames(body))
