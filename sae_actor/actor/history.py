@@ -63,13 +63,14 @@ async def with_outcome(log: EventLog, events: Sequence[Event]) -> Sequence[Event
     first = events[0].payload()
     if isinstance(first, ev.GenerationStarted) and events[0].command_id is not None:
         return await accepted_events(log, events[0].command_id)
-    after = getattr(first, "joined", None) or events[0].position
+    after, rows = getattr(first, "joined", None) or events[0].position, 1
     while type(first) in COMMAND_OF_INTENT and not any(_ends(event, events) for event in events):
-        page = await log.read(after, PAGE, ANSWERING_TYPES)
+        # The end is near its beginning: a page of them might be all that came since.
+        page = await log.read(after, rows, ANSWERING_TYPES)
         if not page:
             break
         events = sorted([*events, *(event for event in page if _ends(event, events))], key=lambda each: each.position)
-        after = page[-1].position
+        after, rows = page[-1].position, min(rows * 2, PAGE)
     return events
 
 

@@ -12,6 +12,7 @@ from ..config.access import Grant
 from ..domain.views.capabilities import Capabilities
 from ..domain.views.resources import waiting_for
 from ..errors import ForbiddenError, MailboxFullError, ReadOnlyError
+from ..eventlog.index import Finder
 from ..features import Features
 from ..features.last_steered import LastSteered
 from ..generations import Generations
@@ -48,6 +49,8 @@ class Context(Policy):
     engine: Engine
     runs: Runs
     features: Features
+    finder: Finder
+    """Looks things up in the log."""
     capabilities: Callable[[], Capabilities]
     """What `/api/capabilities` says; from the code itself, without loading a model."""
     backups: Backups | None = None

@@ -11,9 +11,9 @@ from time import perf_counter
 from ..domain.events import Event
 from ..domain.evolve import evolve
 from ..domain.state import EMPTY, State
+from ..eventlog.index import Finder
 from ..limits import BoundedSemaphore
-from ..ports import EventLog
-from ..subscriptions import EVERYTHING, PAGE, EventFilter, names_sae
+from ..subscriptions import EVERYTHING, PAGE, EventFilter
 
 PAGE_BYTES = 512 * 1024
 """Of payloads, about: a page of large events is a short one."""
@@ -38,7 +38,7 @@ class Pace:
 
 
 async def events(
-    log: EventLog,
+    finder: Finder,
     after: int,
     *,
     until: int,
@@ -51,28 +51,21 @@ async def events(
     Each page is read under `places`, if given. Raises `NotReadyError` if too many are waiting, before the first page
     only.
     """
-    types = None if wanted.types is None else sorted(wanted.types)
     given, rows, answer_started = 0, FIRST, False
     while after < until:
         if limit is not None and wanted.sae_id is None:
             rows = min(rows, limit - given)
         async with places.taken(answer_started=answer_started) if places is not None else nullcontext():
-            page = await log.read(after, rows, types)
+            page, after = await finder.page(after, until, rows, wanted.types, wanted.sae_id)
         answer_started = True
         pace = Pace()
         for event in page:
-            if event.position > until:
+            yield event
+            given += 1
+            if given == limit:
                 return
-            if wanted.sae_id is None or names_sae(bytes(event.data), wanted.sae_id):
-                yield event
-                given += 1
-                if given == limit:
-                    return
             await pace.keep()
-        if len(page) < rows:
-            return
-        after = page[-1].position
-        mean = sum(len(event.data) for event in page) // len(page) + 1
+        mean = sum(len(event.data) for event in page) // len(page) + 1 if page else 1
         rows = max(1, min(PAGE, rows * 4, PAGE_BYTES // mean))
 
 
@@ -82,10 +75,10 @@ class StateCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[int, State] = OrderedDict({0: EMPTY})
 
-    async def state(self, log: EventLog, at: int) -> State:
+    async def state(self, finder: Finder, at: int) -> State:
         nearest = max((position for position in self._kept if position <= at), default=0)
         state = self._kept.get(nearest, EMPTY)
-        async for event in events(log, nearest, until=at):
+        async for event in events(finder, nearest, until=at):
             state = evolve(state, event)
         self._kept[at] = state
         self._kept.move_to_end(at)

@@ -42,7 +42,10 @@ def redact(folder: Path, arguments: argparse.Namespace) -> int:
     """Raises `NotFoundError` and `BadRequestError` for what cannot be redacted, and the log errors."""
     if missing_log(folder):  # a writer would create it; here there is nothing to erase
         raise LogUnusableError(f"there is no log in {folder}")
-    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=SystemClock().now()))
+    from ..runs import RunFolder  # noqa: PLC0415 — more than other commands need
+
+    time, forget = SystemClock().now(), RunFolder(folder / "runs").forget_generation
+    event = asyncio.run(eventlog.redact(folder, arguments.position, arguments.why, time=time, forget=forget))
     if arguments.json:
         print(_json(event))
     else:

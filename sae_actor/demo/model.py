@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from ..errors import DiskFullError, ModelLoadError, ModelNotFoundError
 from ..hub.digests import sha256_of
-from ..ports.durability import fsync_path
+from ..ports.durability import fsync_path, is_full
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): stages `wait`, `download`, `extract` (bytes), `convert` (steps); total 0: unknown."""
@@ -86,7 +86,7 @@ def prepare_model(folder: Path, progress: Progress) -> Path:
             if not _is_ready(target):  # the process we waited for may have made it
                 _prepare(folder, target, progress)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise DiskFullError(f"no space left in {folder}: the demo's model needs about 900 MB once") from error
         raise ModelLoadError(f"cannot prepare the demo's model in {folder}: {error.strerror or error}") from error
     return target

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 from ..errors import DiskFullError, LogUnusableError
 from ..ports import Head
+from ..ports.durability import is_full
 from .checkpoint import Checkpoint
 from .connection import Connection
 from .inspection import inspect, missing_log
@@ -43,17 +43,11 @@ async def copy_log(db: Connection, log_id: str, to: Path) -> Head:
             await _to_its_end(db.run(lambda connection: _copy(connection, to / FRESH, db.give_way)))
             return await _to_its_end(asyncio.to_thread(_publish, to, log_id))
         except (sqlite3.Error, OSError) as error:
-            if _is_full(error):
+            if is_full(error):
                 raise DiskFullError("there is no room for a copy of the log", reason="no_space") from None
             raise LogUnusableError(f"{to} cannot be written: {error}") from None
         finally:
             await _to_its_end(asyncio.to_thread(remove_fresh, to))
-
-
-def _is_full(error: sqlite3.Error | OSError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def _copy(source: sqlite3.Connection, fresh: Path, give_way: Callable[[], None]) -> None:

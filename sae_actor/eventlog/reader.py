@@ -40,6 +40,14 @@ class Reader:
             at = end
         return events
 
+    async def at(self, positions: Sequence[int]) -> list[Event]:
+        events: list[Event] = []
+        for first in range(0, len(positions), PAGE_ROWS):
+            some = positions[first : first + PAGE_ROWS]
+            query = f"SELECT {COLUMNS} FROM events WHERE position IN ({', '.join('?' * len(some))}) ORDER BY position"
+            events += [event_of(row) for row in await self._trip(query, some)]
+        return events
+
     async def of_command(self, command_id: str) -> list[Event]:
         query = f"SELECT {COLUMNS} FROM events WHERE command_id = ? ORDER BY position"
         return [event_of(row) for row in await self._trip(query, (command_id,))]

@@ -152,6 +152,9 @@ class SqliteLog:
     async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
         return await self._reader.read(after, limit, types, self.head.position)
 
+    async def at(self, positions: Sequence[int]) -> list[Event]:
+        return await self._reader.at([each for each in positions if each <= self.head.position])
+
     async def of_command(self, command_id: str) -> list[Event]:
         return await self._reader.of_command(command_id)
 

@@ -6,7 +6,6 @@ What the log has on record is what counts: a file is durable before its event, a
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import logging
 import sqlite3
@@ -23,7 +22,7 @@ from ..domain.rules.attachments import described, known
 from ..domain.state import LabelFile, SaeRecord, State
 from ..errors import BadRequestError, DiskFullError, InternalError, SAEError
 from ..ports import Hub
-from ..ports.durability import fsync_path, receive
+from ..ports.durability import disk_failure, fsync_path, is_full, receive
 from .directory import OWN, PROFILE, FeatureDirectory, FeatureLabel, FeaturePage, KnownFeature, Sort, outdated
 from .lines import Labelled, entries
 from .matching import Matching
@@ -35,6 +34,7 @@ T = TypeVar("T")
 
 FOLDER = "labels"
 BEGUN = ".tmp"
+UNKEPT = "The labels cannot be kept"
 CACHED = 16
 """SAEs whose labels are held in memory."""
 
@@ -118,7 +118,7 @@ class Features:
         try:
             await receive(body, coming, self.upload_bytes)
         except OSError as error:
-            raise _failure(error) from None
+            raise disk_failure(error, UNKEPT) from None
         return coming
 
     async def counted(self, coming: Path, sae_id: str, source: str | None) -> LabelCounts:
@@ -139,7 +139,7 @@ class Features:
         try:
             await asyncio.to_thread(move)
         except OSError as error:
-            raise _failure(error) from None
+            raise disk_failure(error, UNKEPT) from None
 
     async def follow(self, *, without: str | None = None) -> None:
         """Bring the directory to what is on record, and remove files that nothing on record names. Hold `changing`.
@@ -288,11 +288,11 @@ class Features:
         try:
             return await asyncio.to_thread(work)
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            if is_full(error):
                 raise DiskFullError("The disk is full", reason="no_space") from None
             raise InternalError(f"features.db: {error}", reason="features") from None
         except OSError as error:
-            raise _failure(error) from None
+            raise disk_failure(error, UNKEPT) from None
 
 
 def _counts(path: Path, record: SaeRecord, source: str | None, limit: int) -> LabelCounts:
@@ -312,9 +312,3 @@ def _counts(path: Path, record: SaeRecord, source: str | None, limit: int) -> La
         features=len(set[int]().union(*features.values())),
         sources=tuple(LabelSource(name, labels[name], len(features[name])) for name in features),
     )
-
-
-def _failure(error: OSError) -> SAEError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError("The disk is full", reason="no_space")
-    return InternalError(f"The labels cannot be kept: {error.strerror}", reason="file_system")

@@ -17,7 +17,6 @@ from ..domain.structs import filled
 from ..errors import (
     ForbiddenError,
     GatedError,
-    InternalError,
     ModelLoadError,
     ModelNotFoundError,
     RepositoryNotFoundError,
@@ -28,6 +27,7 @@ from ..errors import (
 from ..formats.file_names import CONVERTIBLE
 from ..models.files import is_hub_id, local_folder
 from ..ports import CatalogEntry, HubSae, NamedSae, NewVectors, OnProgress, Progress
+from ..ports.durability import disk_failure
 from . import conversion, imports, kept_files, removal
 from . import vectors as kept
 from .catalogs import Listings
@@ -226,7 +226,7 @@ class HuggingFaceHub:
             try:
                 return await to_thread.run_sync(remove)
             except OSError as error:
-                raise InternalError(f"Files cannot be removed: {error.strerror}", reason="file_system") from None
+                raise disk_failure(error, "Files cannot be removed") from None
 
     def _locate(self, location: SaeLocation) -> str:
         if location.source == "vectors":

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import tempfile
 from pathlib import Path
 
 from ..domain.weights import vectors_id_of
-from ..errors import BadRequestError, DiskFullError, InternalError, SAEError, SAEInUseError
+from ..errors import BadRequestError, SAEInUseError
 from ..formats.vectors import tensors
 from ..ports import NewVectors
-from ..ports.durability import fsync_path
+from ..ports.durability import disk_failure, fsync_path
 from .layout import remove_folder
 
 BEGUN = ".tmp"
 """Ends the name of a folder that is being written."""
+UNWRITTEN = "The vectors cannot be written"
 
 
 def folder(hub: Path) -> Path:
@@ -38,7 +38,7 @@ def keep(root: Path, vectors: NewVectors) -> str:
         root.mkdir(parents=True, exist_ok=True)
         begun = Path(tempfile.mkdtemp(prefix=f"{sae_id}.", suffix=BEGUN, dir=root))
     except OSError as error:
-        raise _failure(error) from None
+        raise disk_failure(error, UNWRITTEN) from None
     try:
         (begun / tensors.FILE).write_bytes(data)
         fsync_path(begun / tensors.FILE)
@@ -48,7 +48,7 @@ def keep(root: Path, vectors: NewVectors) -> str:
         fsync_path(root.parent)
     except OSError as error:
         if not _holds(place, data, sae_id):  # another request was first
-            raise _failure(error) from None
+            raise disk_failure(error, UNWRITTEN) from None
     finally:
         shutil.rmtree(begun, ignore_errors=True)
     return sae_id
@@ -61,12 +61,6 @@ def _holds(place: Path, data: bytes, sae_id: str) -> bool:
     if file.read_bytes() != data:
         raise SAEInUseError(f"{sae_id} is the id of other vectors: choose another name", sae_id=sae_id)
     return True
-
-
-def _failure(error: OSError) -> SAEError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError("The disk is full", reason="no_space")
-    return InternalError(f"The vectors cannot be written: {error.strerror}", reason="file_system")
 
 
 def remove(root: Path, sae_id: str) -> int:

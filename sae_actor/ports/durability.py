@@ -1,14 +1,30 @@
-"""Files on disk: uploads on their way there, fsync."""
+"""Files on disk: uploads on their way there, fsync, what may be wrong with a disk."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..errors import TooLargeError
+from ..errors import DiskFullError, InternalError, SAEError, TooLargeError
+
+
+def is_full(error: Exception) -> bool:
+    """Whether there is no room, by an error of the system or of SQLite."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def disk_failure(error: OSError, what: str) -> SAEError:
+    """The service's own error for one of the disk; `what` came of it."""
+    if is_full(error):
+        return DiskFullError("The disk is full", reason="no_space")
+    return InternalError(f"{what}: {error.strerror}", reason="file_system")
 
 
 def fsync_path(path: Path) -> None:

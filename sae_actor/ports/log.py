@@ -78,6 +78,9 @@ class EventLog(Protocol):
     async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
         """At most `limit` events with position above `after`, in order."""
 
+    async def at(self, positions: Sequence[int]) -> list[Event]:
+        """The events at these positions, which ascend; without those that the log does not have."""
+
     async def of_command(self, command_id: str) -> list[Event]:
         """All events of one command, in order: few, but two for each text of a request under a key."""
 

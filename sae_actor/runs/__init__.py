@@ -5,12 +5,11 @@ store       `runs/` in the data folder: a file for each run, with its texts and 
 lists       lists of texts: inline, files, uploads
 parquet     lists and rows as Parquet, where pyarrow is
 job         one run under way: its texts, its rows, its place on the device
-sweep       texts under several interventions; cells: one text, and its row
+sweeps      texts under several interventions
 contrast    the features that tell two lists of texts apart; pooled: the lists, as they are kept
 evaluate    what an SAE's reconstruction costs the model
 profile     what each feature does; features: numbers per feature, out of what was read
-neuronpedia a profile in the files of Neuronpedia's bulk downloads
-saebench    an evaluation in the shape of SAEBench's `core`
+exports     what they found, in the shapes of Neuronpedia and SAEBench
 statistics  what profiles found, for units and the feature route
 """
 

@@ -34,7 +34,7 @@ from .lists import Item
 from .profile import profiled
 from .statistics import Profiles
 from .store import RunFile, RunFolder
-from .sweep import sweep
+from .sweeps.rows import sweep
 
 logger = logging.getLogger(__name__)
 

@@ -34,6 +34,8 @@ CREATE TABLE groups (number INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TABLE kept (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
 """
 PAGE = 500
+KEY = ("prompt", "variant", "seed")
+"""What is left of the row of a text that is erased."""
 
 
 class TextList(Struct, frozen=True):
@@ -162,6 +164,20 @@ class RunFile:
                 "SELECT number, line FROM rows WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
             ).fetchall()
 
+    def forget(self, generation_id: str) -> None:
+        """Erase the row of a text; its place stays, so that it is not made again."""
+        with _guarded(), self._transaction():
+            found = self._connection.execute(
+                "SELECT number, line FROM rows WHERE instr(line, ?)", (f'"generation_id":"{generation_id}"'.encode(),)
+            ).fetchall()
+            for number, line in found:
+                row = msgspec.json.decode(line)
+                left = msgspec.json.encode({**{name: row[name] for name in KEY}, "redacted": True})
+                self._connection.execute("UPDATE rows SET line = ? WHERE number = ?", (left, number))
+        if found:
+            with _guarded():
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def all_rows(self, after: int = 0) -> Iterator[dict[str, Any]]:
         while page := self.rows(after):
             after = page[-1][0]
@@ -232,6 +248,12 @@ class RunFolder:
 
     def erase(self, run_id: str) -> None:
         _remove(self.path(run_id))
+
+    def forget_generation(self, generation_id: str) -> None:
+        """Erase the row of a text in whatever run has it."""
+        for path in sorted(self.folder.glob("*.db")):
+            with closing(RunFile(path)) as file:
+                file.forget(generation_id)
 
     # — uploads —
 

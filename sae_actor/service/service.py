@@ -44,6 +44,7 @@ from ..domain.messages import Start
 from ..domain.structs import filled
 from ..errors import NotReadyError, ReadOnlyError, SAEError, SAEInUseError
 from ..eventlog import SqliteLog
+from ..eventlog.index import INDEX, Finder, IndexDatabase, follow
 from ..features import Features
 from ..generations import Generations
 from ..ports import Progress
@@ -87,23 +88,20 @@ class Service:
         self.exit_code = 0
         self._ending: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
-        roots = [Path(root).expanduser() for root in settings.hub.import_roots]
-        if self.demo_sae is not None:
-            roots.append(self.demo_sae.parent)
+        demo = [] if self.demo_sae is None else [self.demo_sae.parent]
         self.hub = adapters.hub(
             deployment.folder / "hub",
-            import_roots=roots,
+            import_roots=[*(Path(root).expanduser() for root in settings.hub.import_roots), *demo],
             quota_bytes=settings.hub.quota_bytes or None,
             download_hosts=settings.hub.download_hosts,
         )
         self.engine = LazyEngine(lambda: adapters.engine(settings), self.hub.fetch_model)
         self.broadcast = Broadcast(log)
+        index = IndexDatabase(deployment.folder / INDEX, read_only=log.read_only)
+        self.finder = Finder(log, index, self.broadcast.grown)
+        self.broadcast.look_up = self.finder.skipping
         self.features = Features(
-            deployment.folder,
-            self.hub,
-            lambda: self.actor.state,
-            settings.data.upload_bytes,
-            read_only=log.read_only,
+            deployment.folder, self.hub, lambda: self.actor.state, settings.data.upload_bytes, read_only=log.read_only
         )
         performer = Performer(
             self.engine, self.hub, self._announce, settings.engine.drain_seconds, self.features.forget
@@ -131,6 +129,7 @@ class Service:
             texts_roots=tuple(Path(root).expanduser() for root in settings.data.texts_roots),
             upload_bytes=settings.data.upload_bytes,
             features=self.features,
+            finder=self.finder,
             seeding=self.demo_sae is not None,
             capabilities=lambda: capabilities(settings),
             backups=ServiceBackups(log, deployment.folder, lambda: self.actor.state, adapters.clock),
@@ -153,15 +152,14 @@ class Service:
             self.broadcast.follow_branch(self.actor.state.branch_id)
         _tune_garbage_collector()
         self._server = server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
-        load = None
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
-        else:
-            load = await self._start()
+        load = None if read_only else await self._start()
         url = self.deployment.url(*listener.getsockname()[:2])
         tasks = [
             asyncio.create_task(self._after_start(url, load)),
             asyncio.create_task(self._end_on_failure()),
+            asyncio.create_task(follow(self.log, self.finder.index, self.broadcast.grown)),
             asyncio.create_task(self._supervisor.attend(self.context.waiting_for)),
         ]
         try:
@@ -323,6 +321,7 @@ class Service:
             self.exit_code = self.exit_code or EX_IOERR
         await self.hub.close()
         self.features.close()
+        self.finder.index.close()
         if not await _within(self.engine.close, CLOSE_SECONDS):
             # Its thread is in a load that cannot be interrupted. Everything durable is closed: exit without it.
             await self.log.close()

@@ -5,4 +5,4 @@ frames       server-sent events, each encoded once; `EventFilter`: those a reade
 """
 
 from .broadcast import PAGE, Broadcast
-from .frames import EVERYTHING, EventFilter, names_sae, progress_frame, sse
+from .frames import EVERYTHING, EventFilter, progress_frame, sse

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ..domain.events import Event, LogForked
 from ..limits import in_turns
@@ -45,6 +45,12 @@ class Page(NamedTuple):
     passed: int
 
 
+LookUp: TypeAlias = Callable[
+    [int, int, int, frozenset[str] | None, str | None], Awaitable[tuple[list[Event], int] | None]
+]
+"""(after, until, most, types, SAE) → such events, and how far that goes; None where nobody knows but the log."""
+
+
 class Broadcast:
     """Shared by the actor, which publishes, and all readers."""
 
@@ -71,8 +77,12 @@ class Broadcast:
         self._due = 0.0
         self._waking: asyncio.TimerHandle | None = None
         self._closed = False
+        self.look_up: LookUp | None = None
+        """For readers far back who want few events of many."""
         self.readers = 0
         """Seats that are taken."""
+        self.grown = asyncio.Event()
+        """Set whenever something was published, for one who follows the log in rests of its own."""
 
     @property
     def head(self) -> int:
@@ -115,6 +125,7 @@ class Broadcast:
             self._recent[event.position] = frame
             self._recent_bytes += len(frame.data)
             self._last = Head(event.position, event.hash)
+        self.grown.set()
         while len(self._recent) > self._ring or self._recent_bytes > RING_BYTES:
             self._recent_bytes -= len(self._recent.pop(self._oldest).data)
             self._oldest += 1
@@ -241,10 +252,13 @@ class Broadcast:
         """What comes next at this cursor: a bounded page of frames, and all transient ones."""
         key = (after, passed, wanted)
         if key not in self._joined:
-            frames = await self._newer(after)
+            found = await self._wanted(after, wanted)
+            frames, end = (await self._newer(after), after) if found is None else found
             # Others at this place may have waited for the same frames, and been here first.
             if key not in self._joined:
                 page = self._join(frames, after, passed, wanted)
+                if not frames or page.after == frames[-1].position:
+                    page = page._replace(after=max(page.after, end))
                 # One that leads nowhere is not kept: it would be found again until something is published.
                 if len(self._joined) >= JOINED or (page.after, page.passed) == (after, passed):
                     return page
@@ -268,6 +282,14 @@ class Broadcast:
                 if wanted.takes(frame):
                     parts.append(frame.data)
         return Page(b"".join(parts), after, passed)
+
+    async def _wanted(self, after: int, wanted: EventFilter) -> tuple[Sequence[Frame], int] | None:
+        """The next of the log that a filter takes, and how far that goes; None if they are to be read one by one."""
+        until = self._oldest - 1
+        if self.look_up is None or until <= after or (wanted.types is None and wanted.sae_id is None):
+            return None
+        found = await self.look_up(after, until, PAGE, wanted.types, wanted.sae_id)
+        return None if found is None else ([self._frame(event) for event in found[0]], found[1])
 
     async def _newer(self, after: int) -> Sequence[Frame]:
         """At most a page of frames after `after`: from the ring if it reaches back that far, else from the log."""

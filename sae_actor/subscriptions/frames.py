@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ..domain.events.mentions import sae_ids
 from ..ports import Progress
 
 
@@ -83,26 +84,3 @@ def progress_frame(progress: Progress) -> tuple[str, dict[str, Any]]:
         size = {"phase": phase, "bytes": done, "total_bytes": total or None}
         return "model_progress", {"model": subject, "stage": "fetching", **size, **now}
     return "download_progress", {"sae_id": subject, "phase": phase, "bytes": done, "total": total, **now}
-
-
-def names_sae(data: bytes, sae_id: str) -> bool:
-    """Whether an event, as JSON, names this SAE."""
-    return msgspec.json.encode(sae_id) in data and sae_id in sae_ids(data)
-
-
-def sae_ids(data: bytes) -> frozenset[str]:
-    """The SAEs that an event is about: its own `sae_id`, those inside it, and those that it replaces."""
-    if b'"sae_id"' not in data and b'"replaces"' not in data:
-        return frozenset()
-    found: set[str] = set()
-    waiting: list[Any] = [msgspec.json.decode(data)]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            replaced = value.get("replaces")
-            named = [value.get("sae_id"), *(replaced if isinstance(replaced, list) else ())]
-            found.update(each for each in named if isinstance(each, str))
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return frozenset(found)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from sae_actor.actor.history import accepted_events, with_outcome
 from sae_actor.domain.commands import Attach, Command, Detach, Steer, UnloadModel
+from sae_actor.domain.events import Event
 from sae_actor.domain.refs import Edit
 from sae_actor.errors import IdempotencyKeyReusedError, SAENotAttachedError, SAENotFoundError
 from sae_actor.eventlog import SqliteLog
@@ -168,3 +171,26 @@ async def test_a_refused_repeat_in_the_turn_that_closes_the_command_is_not_part_
         await first
         assert [event.type for event in (await waiting).events] == ["ModelLoadRequested", "ModelLoaded"]
         assert (await waiting) == await world.actor.outcome(loading.command_id)
+
+
+async def test_the_end_of_a_joined_request_is_looked_for_near_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a page of outcomes, which may be all that came since."""
+    async with living() as world:
+        gate = world.hub.hold("download")
+        first = await world.submit(get(), key="k")
+        joined = await world.submit(get(), key="j")
+        gate.set()
+        await world.actor.outcome(first.command_id, 5)
+        asked: list[tuple[int, int]] = []
+        read = world.log.read
+
+        async def noted(after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
+            asked.append((after, limit))
+            return await read(after, limit, types)
+
+        monkeypatch.setattr(world.log, "read", noted)
+        # As after a restart, when nothing of it is in memory.
+        events = await with_outcome(world.log, await accepted_events(world.log, joined.command_id))
+        assert [event.type for event in events] == ["DownloadRequested", "DownloadCompleted"]
+        assert asked[0] == (first.position, 1)
+        assert len(asked) <= 3

@@ -85,6 +85,9 @@ class FaultyLog:
     async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
         return await self.inner.read(after, limit, types)
 
+    async def at(self, positions: Sequence[int]) -> list[Event]:
+        return await self.inner.at(positions)
+
     async def of_command(self, command_id: str) -> list[Event]:
         if self.read_error is not None:
             raise self.read_error

@@ -23,6 +23,7 @@ from sae_actor.config.access import Access, Grant, operator
 from sae_actor.domain.evolve import fold
 from sae_actor.domain.messages import Start
 from sae_actor.domain.state import encode
+from sae_actor.eventlog.index import Finder, IndexDatabase, follow
 from sae_actor.features import Features
 from sae_actor.generations import Generations
 from sae_actor.ports import Progress
@@ -118,6 +119,9 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
         loop.call_soon_threadsafe(broadcast.announce, *progress_frame(progress))
 
     folder = data if data is not None else Path(tempfile.mkdtemp(prefix="data-"))
+    index = IndexDatabase(None)
+    finder = Finder(log, index, broadcast.grown)
+    broadcast.look_up = finder.skipping
     features = Features(folder, hub, lambda: actor.state, upload_bytes)
     performer = Performer(engine, hub, announce, drain_seconds, features.forget)
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
@@ -143,6 +147,7 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
         runs=runs,
         texts_roots=(runs_folder or folder,),
         features=features,
+        finder=finder,
         capabilities=lambda: CAPABILITIES,
         access=Access([*map(operator, tokens), *grants]),
         cors_origins=cors_origins,
@@ -159,6 +164,7 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     serve = asyncio.create_task(server.serve(sockets=[listener]))
+    following = asyncio.create_task(follow(log, index, broadcast.grown))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     bearer = bearer or next(iter(tokens), "")
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
@@ -177,6 +183,8 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
         await actor.stop()
         await engine.close()
         features.close()
+        following.cancel()
+        index.close()
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
         listener.close()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.tiny import save_tiny_sae
 
-from .test_real_presets import answered, over_http, together
+from .test_real_presets import answered, together, with_presets
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ EDIT = {"feature": 3, "strength": 30.0}
 
 
 async def test_of_a_tiny_llama(tmp_path: Path) -> None:
-    async with over_http(tmp_path) as (client, service):
+    async with with_presets(tmp_path) as (client, service):
         sae_id = await service.attach(save_tiny_sae(tmp_path / "tiny-sae"))
         plain = await answered(client, sae={"steering": [EDIT]})
         own: dict[str, Any] = {"steering": [EDIT], "details": True, "details_of": [7]}

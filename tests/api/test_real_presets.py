@@ -13,13 +13,10 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from sae_actor.api import Context, create_app
-from sae_actor.features import Features
-from sae_actor.runs import RunFolder, Runs
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
-from tests.reproducing.making import Recorder, recording
+from tests.reproducing.making import Recorder
 
-from .conforming import CAPABILITIES
+from .over_http import over_http
 
 pytestmark = pytest.mark.anyio
 
@@ -28,25 +25,10 @@ EDITS = {"calm": {"feature": 3, "strength": 30.0}, "bold": {"feature": 7, "stren
 
 
 @asynccontextmanager
-async def over_http(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
-    model = save_tiny_model(folder / "a-model")
-    async with recording(folder / "log", model) as service:
-        actor = service.actor
-        features = Features(folder, service.hub, lambda: actor.state, 2**20)
-        context = Context(
-            actor=actor,
-            generations=service.texts,
-            log=service.log,
-            hub=service.hub,
-            engine=service.engine,
-            runs=Runs(RunFolder(folder / "runs"), service.engine, lambda: service.actor.state, lambda _: None),
-            features=features,
-            capabilities=lambda: CAPABILITIES,
-        )
-        transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
-            yield client, service
-        features.close()
+async def with_presets(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
+    """Over a model in the folder `a-model`."""
+    async with over_http(folder / "log", save_tiny_model(folder / "a-model")) as served:
+        yield served
 
 
 async def answered(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
@@ -84,7 +66,7 @@ def rounded(receipt: dict[str, Any]) -> dict[str, Any]:
 async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp_path: Path, model: str) -> None:
     """Two texts of the same edits by `extra_body`, alone, are what they get together by two names of the model."""
     sae = save_tiny_sae(tmp_path / "tiny-sae")
-    async with over_http(tmp_path) as (client, service):
+    async with with_presets(tmp_path) as (client, service):
         sae_id = await service.attach(sae)
         for name, edit in EDITS.items():
             own = {"sae_id": sae_id, "steering": [edit]}
@@ -121,7 +103,7 @@ async def test_two_plain_clients_share_a_batch_and_each_has_its_own_steering(tmp
 
 
 async def test_no_answer_of_v1_tells_where_the_model_lies(tmp_path: Path) -> None:
-    async with over_http(tmp_path) as (client, service):
+    async with with_presets(tmp_path) as (client, service):
         seen = [
             await client.post("/v1/completions", json={**ASK, "model": str(tmp_path / "a-model")}),
             await client.post("/v1/completions", json={**ASK, "model": "gpt-5"}),

@@ -18,7 +18,7 @@ from tests.engine.model.test_tail import unembedded
 from tests.engine.tiny import HIDDEN, save_tiny_model, save_tiny_sae
 from tests.measuring.test_contrast import auroc, rate, youden
 
-from .test_real_vectors import edit, kept, over_http
+from .over_http import edit, kept, over_http
 
 pytestmark = pytest.mark.anyio
 

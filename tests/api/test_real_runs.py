@@ -13,8 +13,8 @@ import pytest
 
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
 
+from .over_http import over_http
 from .test_real_readings import ANNOYED, PLEASED
-from .test_real_vectors import over_http
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.engine.tiny import save_tiny_sae
 from tests.reproducing.making import Recorder
 
-from .test_real_vectors import over_http
+from .over_http import over_http
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]
 

@@ -4,148 +4,27 @@ again from the log."""
 from __future__ import annotations
 
 import asyncio
-import statistics
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from sae_actor.api import Context, create_app
 from sae_actor.cli import main
-from sae_actor.features import Features
-from sae_actor.runs import RunFolder, Runs
 from sae_actor.sae import load_sae
 from tests.engine.tiny import HIDDEN, save_tiny_model, save_tiny_sae
 from tests.formats.vector_files import write_gguf, write_steering
-from tests.reproducing.making import Recorder, recording
 
-from .conforming import CAPABILITIES
+from .over_http import IDS, ROWS, TOKENS, Edits, added, edit, kept, over_http, plain, projected, scored, set_along
 
 pytestmark = pytest.mark.anyio
-
-IDS = [72, 101, 108, 108, 111]
-GENERATOR = torch.Generator().manual_seed(0)
-ROWS = torch.randn(2, HIDDEN, generator=GENERATOR)
-TOKENS = 5
-ASK = {"model": "default", "prompt": IDS, "temperature": 1, "ignore_eos": True}
-
-Edits = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("vectors") / "model")
-
-
-@asynccontextmanager
-async def over_http(folder: Path, model: Path, **more: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Recorder]]:
-    """`more`: as `recording` takes it."""
-    async with recording(folder, model, max_attachments=4, **more) as service:
-        actor = service.actor
-        features = Features(folder, service.hub, lambda: actor.state, 2**20)
-        runs = Runs(RunFolder(folder / "runs"), service.engine, lambda: actor.state, lambda _: None)
-        runs.use(service.texts, features.labels)
-        service.performer.run = runs.perform
-        runs.profiled, features.profile_rows = features.profiled, runs.all_rows
-        context = Context(
-            actor=actor,
-            generations=service.texts,
-            log=service.log,
-            hub=service.hub,
-            engine=service.engine,
-            runs=runs,
-            texts_roots=(folder,),
-            features=features,
-            capabilities=lambda: CAPABILITIES,
-        )
-        transport = httpx.ASGITransport(create_app(context))  # type: ignore[arg-type]  # the same protocol
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
-            yield client, service
-        features.close()
-
-
-async def kept(client: httpx.AsyncClient, *, layer: int = 1, **body: Any) -> str:
-    point = {"kind": "resid_post", "layer": layer}
-    answer = await client.post("/api/vectors", json={"name": "own", "hook_point": point, "rows": ROWS.tolist(), **body})
-    assert answer.status_code == 201, answer.text
-    sae_id: str = answer.json()["sae_id"]
-    assert (await client.post(f"/api/saes/{sae_id}/attach")).status_code == 200
-    return sae_id
-
-
-def edit(feature: int, strength: float, method: str, **more: Any) -> dict[str, Any]:
-    return {"feature": feature, "strength": strength, "method": method, "exclude": [], **more}
-
-
-async def scored(client: httpx.AsyncClient, *own: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
-    """Log probabilities of a greedy text under these interventions, and what is said of them."""
-    body = {
-        "model": "default",
-        "prompt": IDS,
-        "max_tokens": TOKENS,
-        "temperature": 0,
-        "logprobs": 1,
-        "ignore_eos": True,
-    }
-    answer = await client.post("/v1/completions", json={**body, "sae": {"interventions": list(own)}})
-    assert answer.status_code == 200, answer.text
-    view = answer.json()
-    return view["choices"][0]["logprobs"]["token_logprobs"], view["sae"]
-
-
-def plain(model: Path, hooks: dict[int, Edits]) -> list[float]:
-    """The same by hooks of torch alone, without a cache."""
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-
-    def hook(edits: Edits) -> Callable[..., Any]:
-        def run(_module: Any, _inputs: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (edits(output[0]), *output[1:])
-            return edits(output)
-
-        return run
-
-    for layer, edits in hooks.items():
-        network.model.layers[layer].register_forward_hook(hook(edits))
-    ids, found = list(IDS), []
-    with torch.no_grad():
-        for _ in range(TOKENS):
-            scores = network(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-            ids.append(int(scores.argmax()))
-            found.append(float(scores.max()))
-    return found
-
-
-def along(x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-    v = row / row.norm()
-    return (x @ v)[..., None], v
-
-
-def added(row: Tensor, strength: float) -> Edits:
-    return lambda x: x + strength * row
-
-
-def projected(row: Tensor, strength: float) -> Edits:
-    def edits(x: Tensor) -> Tensor:
-        length, v = along(x, row)
-        return x + (strength - 1) * length * v
-
-    return edits
-
-
-def set_along(row: Tensor, strength: float) -> Edits:
-    def edits(x: Tensor) -> Tensor:
-        length, v = along(x, row)
-        return x + (strength - length) * v
-
-    return edits
 
 
 CASES: dict[str, tuple[dict[str, Any], Edits]] = {
@@ -290,79 +169,3 @@ async def test_restored_explained_and_reproduced(
     async with over_http(tmp_path / "data", model) as (client, _):
         assert (await client.delete(f"/api/saes/{one}")).json()["freed_bytes"] == size
         assert not kept_at.parent.exists()
-
-
-async def test_the_difference_of_means_equals_torch(tmp_path: Path, model: Path) -> None:
-    texts = {"positive": ["I love this book", "what a lovely day"], "negative": ["I hate it", "awful weather", "no"]}
-    body = {"name": "warm", "hook_point": {"kind": "resid_post", "layer": 1}, **texts}
-    async with over_http(tmp_path, model) as (client, service):
-        answer = await client.post("/api/directions", json=body)
-        assert answer.status_code == 201, answer.text
-        network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        seen: list[Tensor] = []
-        network.model.layers[1].register_forward_hook(lambda _m, _i, out: seen.append(_first(out)))
-        means, norms = {}, []
-        for name, some in texts.items():
-            pooled = []
-            for text in some:
-                read = await service.engine.tokenize(text)
-                with torch.no_grad():
-                    network(torch.tensor([read.token_ids]))
-                x = seen.pop()[0]
-                length = x.norm(dim=-1)
-                left = (length > 5 * length.median()) | torch.tensor(read.special)
-                left[0] = True
-                pooled.append(x[~left].mean(0))
-                norms += length[~left].tolist()
-            means[name] = torch.stack(pooled).mean(0)
-        sae = answer.json()
-        row = load_sae(tmp_path / "vectors" / sae["sae_id"]).W_dec[0]
-        torch.testing.assert_close(row, means["positive"] - means["negative"], rtol=1e-4, atol=1e-4)
-        assert sae["median_norm"] == pytest.approx(statistics.median(norms), rel=1e-4)
-        again = await client.post("/api/directions", json=body)
-        assert (again.status_code, again.json()["sae_id"]) == (200, sae["sae_id"])
-        # Beside a random one of equal norm, and with the unit that the texts' median gives.
-        await client.post(f"/api/saes/{sae['sae_id']}/attach")
-        beside = {"name": "chance", "hook_point": body["hook_point"], "random_seed": 1}
-        of = {"norm_of": {"sae_id": sae["sae_id"], "feature": 0}}
-        chance = (await client.post("/api/directions", json={**beside, **of})).json()
-        other = load_sae(tmp_path / "vectors" / chance["sae_id"]).W_dec[0]
-        assert float(other.norm()) == pytest.approx(float(row.norm()), rel=1e-5)
-        assert abs(float(other @ row)) < 0.9 * float(row.norm()) ** 2
-        await client.post(f"/api/saes/{chance['sae_id']}/attach")
-        edits = [edit(0, 0.5, "add", unit="norm")]
-        got, _ = await scored(client, {"sae_id": sae["sae_id"], "steering": edits})
-        median = statistics.median(norms)
-        assert got == pytest.approx(plain(model, {1: added(row / row.norm(), 0.5 * median)}), abs=5e-4)
-        got, _ = await scored(client, {"sae_id": chance["sae_id"], "steering": [edit(0, 2.0, "add")]})
-        assert got == pytest.approx(plain(model, {1: added(other, 2.0)}), abs=2e-4)
-
-
-@pytest.mark.model
-async def test_a_direction_beside_a_random_one_of_equal_norm(tmp_path: Path, real_model: Path) -> None:
-    at = {"hook_point": {"kind": "resid_post", "layer": 15}}
-    texts = {
-        "positive": ["I love this book", "What a lovely day"],
-        "negative": ["I hate this book", "What an awful day"],
-    }
-    async with over_http(tmp_path, real_model) as (client, _):
-        # Among other texts too: each of its own runs alone, so that not a bit of it differs.
-        others = [client.post("/v1/completions", json={**ASK, "max_tokens": 24, "seed": n}) for n in range(4)]
-        beside, *_ = await asyncio.gather(client.post("/api/directions", json={"name": "warm", **at, **texts}), *others)
-        warm = beside.json()["sae_id"]
-        again = await client.post("/api/directions", json={"name": "warm", **at, **texts})
-        assert (again.status_code, again.json()["sae_id"]) == (200, warm)
-        await client.post(f"/api/saes/{warm}/attach")
-        of = {"random_seed": 0, "norm_of": {"sae_id": warm, "feature": 0}}
-        chance = (await client.post("/api/directions", json={"name": "chance", **at, **of})).json()["sae_id"]
-        await client.post(f"/api/saes/{chance}/attach")
-        rows = [load_sae(tmp_path / "vectors" / sae_id).W_dec[0] for sae_id in (warm, chance)]
-        assert float(rows[1].norm()) == pytest.approx(float(rows[0].norm()), rel=1e-5)
-        for sae_id, row in zip((warm, chance), rows, strict=True):
-            got, _said = await scored(client, {"sae_id": sae_id, "steering": [edit(0, 3.0, "add")]})
-            assert got == pytest.approx(plain(real_model, {15: added(row, 3.0)}), abs=2e-3)
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found

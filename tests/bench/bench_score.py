@@ -28,7 +28,7 @@ import transformers
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
-from tests.api.test_real_vectors import over_http
+from tests.api.over_http import over_http
 
 BARE = [{"name": "bare", "sae": {"baseline": True}}]
 STEERED = [{"name": "steered", "sae": {"steering": [{"feature": 584, "strength": 85.0}]}}]

@@ -19,7 +19,7 @@ import httpx
 
 from sae_actor.demo import SAE_FOLDER
 from sae_actor.demo.model import prepare_model
-from tests.api.test_real_vectors import over_http
+from tests.api.over_http import over_http
 
 HERE = Path(__file__).parent
 CONTEXTS = HERE / "texts" / "contexts.ndjson"

@@ -35,6 +35,7 @@ from sae_actor.domain.commands import (
 from sae_actor.domain.refs import Edit, Span
 from sae_actor.errors import OutOfMemoryError, SAEDownloadError, SAEError
 from sae_actor.eventlog import SqliteLog, export_bundle
+from sae_actor.eventlog.index import Finder
 from sae_actor.generations import Requested
 from tests.actor.world import LOAD, A, B, C, World, begin, get
 from tests.fakes.hub import imported_id
@@ -99,6 +100,7 @@ def over_http(world: World) -> httpx.ASGITransport:
         "engine": world.engine,
         "runs": None,
         "features": None,
+        "finder": Finder.without_index(world.log),
     }
     if not _served:
         context = Context(**edges, capabilities=dict)  # type: ignore[arg-type]  # named as its fields are

@@ -59,6 +59,10 @@ class MemoryLog:
         )
         return [event_of(row) for row in islice(rows, limit)]
 
+    async def at(self, positions: Sequence[int]) -> list[Event]:
+        self._refuse_if_closed()
+        return [event_of(self._rows[each - 1]) for each in positions if 0 < each <= len(self._rows)]
+
     async def of_command(self, command_id: str) -> list[Event]:
         self._refuse_if_closed()
         return [event_of(row) for row in self._rows if row.command_id == command_id]

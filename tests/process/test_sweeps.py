@@ -7,6 +7,7 @@ import io
 import json
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from sae_actor.demo import SAE_FOLDER
 from sae_actor.domain.weights import import_id_of
 from sae_actor.hub.digests import sha256_of
 from sae_actor.sae import load_sae
+from tests.cli.conftest import Ran, bare_environment, command
 from tests.process.harness import Process, until
+
+__all__ = ["bare_environment", "command"]
 
 PATH = str(SAE_FOLDER.resolve())
 SAE_ID = import_id_of(PATH, digest=sha256_of(SAE_FOLDER / "sae_weights.safetensors"))
@@ -67,6 +71,42 @@ def test_kill_9_in_a_sweep(tmp_path: Path) -> None:
     ended = {event["data"]["generation_id"]: event["data"] for event in events if event["type"] == "GenerationFinished"}
     assert all(ended[row["generation_id"]]["finish_reason"] == "length" for row in rows)
     assert verified["ok"]
+
+
+def test_a_redaction_erases_the_row(tmp_path: Path, command: Callable[..., Ran]) -> None:
+    """Of a run that is done, and of one that goes on: then the row is not made again."""
+    data = tmp_path / "data"
+    with Process(data, "--step-seconds", "0.003") as process, Client(process.url) as client:
+        process.send("load", type="LoadModel", model="tiny")
+        process.send("import", type="Import", path=PATH)
+        process.send("attach", type="Attach", sae_id=SAE_ID)
+        run_id = client.run("sweep", sweep_of(40))
+        until(lambda: client.run_now(run_id)["rows"] >= 5)
+        process.signal(signal.SIGINT)
+        process.wait()
+    started: dict[str, list[int]] = {}
+    with Process(data, "--step-seconds", "5") as process, Client(process.url) as client:
+        rows = list(client.run_rows(run_id))
+        for event in process.events():
+            if event["type"] in ("GenerationStarted", "GenerationFinished"):
+                started.setdefault(event["data"]["generation_id"], []).append(event["position"])
+        process.signal(signal.SIGINT)
+        process.wait()
+    gone = rows[2]
+    assert _on_disk(data, gone["text"])
+    for position in started[gone["generation_id"]]:
+        assert command("log", "redact", str(position), "--why", "asked to", "--data-dir", str(data)).code == 0
+    assert not _on_disk(data, gone["text"])
+    with Process(data) as process, Client(process.url) as client:
+        client.run_end(run_id)
+        after = list(client.run_rows(run_id))
+    assert after[2] == {"prompt": 0, "variant": "steered", "seed": 1, "redacted": True}
+    assert after[:2] + after[3:5] == rows[:2] + rows[3:5]
+    assert len(after) == 160
+
+
+def _on_disk(data: Path, text: str) -> bool:
+    return any(text.encode() in path.read_bytes() for path in data.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")

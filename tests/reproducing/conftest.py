@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
 import pytest
+from huggingface_hub import constants
 from msgspec.structs import replace
 
 from sae_actor.domain.chats import Tokenization
@@ -75,6 +77,34 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
 
     sae_id = anyio.run(live)
     return Log(home / "log", model, sae, texts, sae_id)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class OfHub(NamedTuple):
+    """A text of a model that lies in the hub's cache, at `COMMIT`."""
+
+    folder: Path
+    """The data folder."""
+    repository: Path
+    text: str
+
+
+@pytest.fixture
+def of_hub(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OfHub:
+    repository, folder = tmp_path / "cache" / "models--org--tiny", tmp_path / "log"
+    shutil.copytree(log.model, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+    async def live() -> str:
+        async with recording(folder, Path("org/tiny")) as service:
+            return (await service.say())[0]
+
+    return OfHub(folder, repository, anyio.run(live))
 
 
 Reproduce = Callable[..., tuple[int, list[View]]]

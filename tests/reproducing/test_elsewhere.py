@@ -8,7 +8,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from huggingface_hub import constants
 
 from sae_actor.domain.refs import SaeFile, Span
 from sae_actor.domain.state import SaeLocation
@@ -18,7 +17,7 @@ from sae_actor.hub import HuggingFaceHub
 from sae_actor.reproducing.local_saes import LocalSaes
 from sae_actor.sae import load_sae
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
-from tests.reproducing.conftest import Log, Reproduce
+from tests.reproducing.conftest import Log, OfHub, Reproduce
 from tests.reproducing.making import GREEDY, SAMPLED, edit, recording
 
 
@@ -81,26 +80,10 @@ def test_other_files_are_refused_by_their_digests(
         assert view["reason"].endswith(reason), view["reason"]
 
 
-def test_a_model_that_was_of_the_hub(
-    log: Log, tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_was_of_the_hub(log: Log, of_hub: OfHub, reproduce: Reproduce) -> None:
     """Its commit is not known of a folder; the files are the same all the same."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "cache" / "models--org--tiny"
-    shutil.copytree(log.model, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    made: list[str] = []
-
-    async def live() -> None:
-        async with recording(tmp_path / "log", Path("org/tiny")) as service:
-            made.append((await service.say())[0])
-
-    anyio.run(live)
-    shutil.rmtree(repository)
-    code, (view,) = reproduce(tmp_path / "log", *made, "--model", str(log.model))
+    shutil.rmtree(of_hub.repository)
+    code, (view,) = reproduce(of_hub.folder, of_hub.text, "--model", str(log.model))
     assert (code, view["verdict"], view["environment"]["differs"]) == (0, "identical", [])
 
 

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
-import pytest
-from huggingface_hub import constants
 
 from sae_actor.eventlog import SqliteLog, redact
 from tests.cli.conftest import Ran
 from tests.engine.tiny import save_tiny_model, save_tiny_sae
-from tests.reproducing.conftest import Log, Reproduce
-from tests.reproducing.making import View, forged, recording, stronger
+from tests.reproducing.conftest import COMMIT, Log, OfHub, Reproduce
+from tests.reproducing.making import View, forged, stronger
 
 
 def reason(reproduce: Reproduce, folder: Path, name: str) -> str:
@@ -52,30 +50,14 @@ def test_a_model_that_changed_or_is_gone(log: Log, tmp_path: Path, reproduce: Re
         kept.rename(log.model)
 
 
-def test_a_model_of_the_hub_s_cache(
-    log: Log, tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hub_s_cache(of_hub: OfHub, reproduce: Reproduce) -> None:
     """Found by its commit, wherever the branch is now; and not fetched where it is not there."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "cache" / "models--org--tiny"
-    shutil.copytree(log.model, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    made: list[str] = []
-
-    async def live() -> None:
-        async with recording(tmp_path / "log", Path("org/tiny")) as service:
-            made.append((await service.say())[0])
-
-    anyio.run(live)
-    (repository / "refs" / "main").write_text("f" * 40)
-    code, (view,) = reproduce(tmp_path / "log", *made)
+    (of_hub.repository / "refs" / "main").write_text("f" * 40)
+    code, (view,) = reproduce(of_hub.folder, of_hub.text)
     assert (code, view["verdict"]) == (0, "identical")
-    (repository / "snapshots" / commit / "model.safetensors").unlink()
-    told = reason(reproduce, tmp_path / "log", made[0])
-    assert told == f"the model org/tiny: commit {commit} is not in the hub's cache on this machine"
+    (of_hub.repository / "snapshots" / COMMIT / "model.safetensors").unlink()
+    told = reason(reproduce, of_hub.folder, of_hub.text)
+    assert told == f"the model org/tiny: commit {COMMIT} is not in the hub's cache on this machine"
 
 
 def test_another_kind_of_machine(log: Log, tmp_path: Path, reproduce: Reproduce) -> None:

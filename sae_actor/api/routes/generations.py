@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...domain.views.explained import ExplainedGeneration, ExplainedGenerations
 from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
-from ...ports import follow
 from ..answers import answer
 from ..answers.long import long_answer
 from ..context import context, user_of
 from ..disconnects import heard
-from ..log_pages import events
 from ..operations import Query, operation
 from ..requests import MAX_POSITION, whole_number
 from ..types import Answer, AnyRequest
@@ -28,14 +28,12 @@ MAX_LIMIT = 1000
            returns=ExplainedGenerations, users=True, tag="log")  # fmt: skip
 async def get_generations(request: AnyRequest) -> Answer:
     """In the order in which they began; the next page is `after` the `position` of the last."""
-    wanted = Explaining(
+    wanted = await _found(
+        request,
         tag=request.query_params.get("tag"),
         after=whole_number(request, "after", default=0, low=0, high=MAX_POSITION),
         limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
-        principal=user_of(request),
-        live=context(request).actor.started,
     )
-    await _read(request, wanted)
     async with heard(request):
         return await long_answer(request, lambda: ExplainedGenerations(generations=tuple(wanted.views.values())))
     raise AssertionError("the client left, which is raised")
@@ -45,16 +43,16 @@ async def get_generations(request: AnyRequest) -> Answer:
            returns=ExplainedGeneration, errors=("not_found",), users=True, tag="log")  # fmt: skip
 async def get_generation(request: AnyRequest) -> Answer:
     generation_id: str = request.path_params["generation_id"]
-    wanted = Explaining(generation_id=generation_id, principal=user_of(request), live=context(request).actor.started)
-    await _read(request, wanted)
+    wanted = await _found(request, generation_id=generation_id)
     view = next(iter(wanted.views.values()), None)
     if view is None:
         raise NotFoundError(f"the log has no generation {generation_id[:80]}", generation_id=generation_id[:80])
     return answer(request, view)
 
 
-async def _read(request: AnyRequest, wanted: Explaining) -> None:
-    """Read the log as it is now, page by page, as far as needed."""
-    log, walks = context(request).log, context(request).walks
-    async with heard(request), walks.taken():
-        await follow(events(log, 0, until=log.head.position), wanted)
+async def _found(request: AnyRequest, **wanted: Any) -> Explaining:
+    """In the log as it is now; of a user only the user's own."""
+    found = {**wanted, "principal": user_of(request), "live": context(request).actor.started}
+    finder, until = context(request).finder, context(request).log.head.position
+    async with heard(request), context(request).walks.taken():
+        return await finder.explained(lambda: Explaining(**found), until)

@@ -81,17 +81,17 @@ def wanted_events(request: AnyRequest) -> EventFilter:
 async def get_log(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     wanted = wanted_events(request)
-    log, walks = context(request).log, context(request).walks
-    head = log.head
+    finder, walks = context(request).finder, context(request).walks
+    head = context(request).log.head
     if "application/x-ndjson" in request.headers.get("accept", ""):
-        lines = _pieces(_lines(events(log, after, until=head.position, wanted=wanted, places=walks)))
+        lines = _pieces(_lines(events(finder, after, until=head.position, wanted=wanted, places=walks)))
         async with heard(request):
             first = await anext(lines)
         return Streamed(followed_by(first, lines), media_type="application/x-ndjson")
     limit = whole_number(request, "limit", default=500, low=1, high=MAX_LIMIT)
     # Short reads do not wait for long ones.
     places = None if limit <= SHORT and wanted == EVERYTHING else walks
-    found = events(log, after, until=head.position, wanted=wanted, limit=limit, places=places)
+    found = events(finder, after, until=head.position, wanted=wanted, limit=limit, places=places)
     held: list[Event] = []
     size = 0
     async with heard(request):

@@ -10,9 +10,9 @@ from ...domain.measuring.state import RunState
 from ...domain.rules.runs import known
 from ...domain.views.runs import RunList, RunView, run_view
 from ...errors import BadRequestError, NotFoundError
+from ...runs.exports.neuronpedia import archive
+from ...runs.exports.saebench import CoreResult, saebench
 from ...runs.job import in_thread
-from ...runs.neuronpedia import archive
-from ...runs.saebench import CoreResult, saebench
 from ...runs.store import RunFile
 from ..answers import answer, state_of
 from ..context import context
@@ -66,7 +66,14 @@ async def get_run(request: AnyRequest) -> Answer:
     return answer(request, await in_thread(lambda: saebench(context(request).runs.folder, run, record)))
 
 
-@operation("GET", "/api/runs/{run_id}/rows", "The rows of a run, as they are durable, also before it is done",
+@operation("GET", "/api/runs/{run_id}/rows",
+           "The rows of a run, as they are durable, also before it is done. Of a sweep: `prompt` (its index), "
+           "`variant`, `seed`, `text`, `finish_reason`, `generation_id`; `ce_unsteered`, the mean of -log p of the new "
+           "tokens, the end token too, in the model without an intervention; `activations`, of each feature the mean "
+           "over these tokens under the variant, before the SAE's own edits and without sinks; "
+           "`continuation_logprobs`, the sum for each continuation after the prompt under the variant; `receipt`. Of a "
+           "text that was redacted `prompt`, `variant`, `seed` and `redacted` alone. Of a contrast: what "
+           "`/api/contrast` says of a feature",
            query=(Query("after", _AFTER, "only rows after this many"),
                   Query("format", {"type": "string", "enum": [*FORMATS]}, "ndjson (the default), csv or parquet; in "
                         "csv and parquet lists and objects are JSON. Parquet needs pyarrow next to the service. "

@@ -106,7 +106,7 @@ async def recorded(
         return None
     last, ends_of = begun
     async with context(request).walks.taken():
-        state = await context(request).past.state(context(request).log, last[0].position)
+        state = await context(request).past.state(context(request).finder, last[0].position)
     if state.model is None or state.model.facts is None:
         raise AnswerGoneError("the model of the answer is unknown")
     facts, found = state.model.facts, list[Made]()

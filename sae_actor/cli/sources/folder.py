@@ -15,12 +15,12 @@ from ...domain.evolve import evolve
 from ...domain.state import EMPTY, State
 from ...domain.views.difference import difference
 from ...domain.views.explanation import Explaining
-from ...domain.views.naming import TYPES, Named
 from ...domain.views.resources import state_view
 from ...errors import BadRequestError, LogDamagedError, NotFoundError
 from ...eventlog import events_of, verify_folder
+from ...eventlog.audit.offline import finder_in
 from ...eventlog.checkpoint import NAME as CHECKPOINT_NAME
-from ...ports import Head, Verification, follow
+from ...ports import Head, Verification
 from ..render import answers as rendered
 from .source import Moment, View
 
@@ -48,11 +48,12 @@ class FolderSource:
     async def explain(self, of: str) -> AsyncGenerator[View, None]:
         """Raises `LogDamagedError` if the sound part does not hold the whole record of the generation."""
         verification = await verify_folder(self._folder)
-        named = Named(of)
-        await follow(sound_events(self._folder, verification, TYPES), named)
-        wanted = Explaining(**named.found, live=False) if named.found is not None else None
-        if wanted is not None:
-            await follow(sound_events(self._folder, verification), wanted)
+        last = sound_part(verification)
+        head = verification.head if verification.ok else Head(max(last, 0), "")
+        async with finder_in(self._folder, head, sound=verification.ok) as finder:
+            named, wanted = await finder.named(of, last), None
+            if (asked := named.found) is not None:
+                wanted = await finder.explained(lambda: Explaining(**asked, live=False), last)
         if not verification.ok and (wanted is None or not wanted.complete):
             raise LogDamagedError(verification.detail or "the log does not verify", first_bad=verification.first_bad)
         if wanted is None:

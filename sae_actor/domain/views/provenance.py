@@ -13,6 +13,17 @@ from ..events import Event, payload_of
 from ..evolve import evolve
 from ..state import EMPTY, State
 
+APART = frozenset({
+    ev.GenerationStarted.type, ev.GenerationFinished.type, ev.CommandRejected.type, ev.MonitoringChanged.type,
+    ev.RunRequested.type, ev.RunCompleted.type, ev.RunFailed.type, ev.RunCancelled.type, ev.RunDeleted.type,
+    ev.LabelsImported.type, ev.LabelsDeleted.type, ev.SettingsReloaded.type,
+    ev.PayloadRedacted.type, ev.LogTruncated.type, ev.LogForked.type, ev.ActorStopped.type, ev.GpuLost.type,
+})  # fmt: skip
+"""Types of events that no explanation rests on: a provenance without them explains the same."""
+SET_ANEW = ev.SteeringChanged.type
+"""Of events of this type about one SAE, with none between them but those `APART` and others of this type, the last one
+alone counts."""
+
 
 class Cited(Struct, frozen=True):
     """An event from which a part of the state comes."""

@@ -41,7 +41,10 @@ class Recorded(Struct, frozen=True, kw_only=True):
 
 
 class Recordings:
-    """Follows a log and keeps the requested generations. Feed every event from the first on."""
+    """Follows a log and keeps the requested generations.
+
+    Feed every event from the first on; or `take_up` where others have been found already, then every event after that.
+    """
 
     def __init__(
         self,
@@ -56,10 +59,10 @@ class Recordings:
         those that this principal requested."""
         self.found: dict[int, Recorded] = {}
         """By the position at which each began."""
-        self._ids = generation_ids
-        self._tag = tag
-        self._principal = principal
-        self._after = after
+        self.ids = generation_ids
+        self.tag = tag
+        self.principal = principal
+        self.after = after
         self._most = limit if generation_ids is None else len(generation_ids)
         self._known = Provenance()
         self._open: dict[str, int] = {}
@@ -78,17 +81,36 @@ class Recordings:
         """Beginnings without a payload that no end names."""
         return tuple(self._erased)
 
+    @property
+    def missing(self) -> int | None:
+        """How many more are wanted; None: all that there are."""
+        return None if self._most is None else max(0, self._most - len(self.found))
+
+    def keep(self, text: Recorded) -> None:
+        """Add a requested generation that was found by other means, before anything is fed."""
+        position = text.began.position
+        if text.finished is None and text.started is not None:
+            self._open[text.started.generation_id] = position
+        elif text.finished is None:
+            self._erased[position] = text
+        if text.generation_id is not None or self.ids is None:
+            self.found[position] = text
+
+    def take_up(self, known: Provenance) -> None:
+        """What is fed from here on comes after the events of `known`."""
+        self._known = known
+
     def feed(self, event: Event) -> None:
         payload = payload_of(event)
-        mine = self._principal in (None, event.principal)
+        mine = self.principal in (None, event.principal)
         if event.type == "GenerationStarted" and payload is None and mine:
             begun = self._erased[event.position] = Recorded(
                 generation_id=None, known=self._known, began=event, started=None
             )
-            if self._tag is None and self._fits(None, event.position):
+            if self.tag is None and self._fits(None, event.position):
                 self.found[event.position] = begun
         elif isinstance(payload, ev.GenerationStarted) and mine:
-            if self._tag in (None, payload.tag) and self._fits(payload.generation_id, event.position):
+            if self.tag in (None, payload.tag) and self._fits(payload.generation_id, event.position):
                 self._open[payload.generation_id] = event.position
                 self.found[event.position] = Recorded(
                     generation_id=payload.generation_id, known=self._known, began=event, started=payload
@@ -103,10 +125,10 @@ class Recordings:
         if name in self._open:
             position = self._open.pop(name)
             begun = self.found[position]
-        elif begun is None or not (position in self.found or name in (self._ids or ())):
+        elif begun is None or not (position in self.found or name in (self.ids or ())):
             return
         self.found[position] = replace(begun, generation_id=name, ended=event, finished=payload)
 
     def _fits(self, generation_id: str | None, position: int) -> bool:
         full = self._most is not None and len(self.found) >= self._most
-        return (self._ids is None or generation_id in self._ids) and position > self._after and not full
+        return (self.ids is None or generation_id in self.ids) and position > self.after and not full

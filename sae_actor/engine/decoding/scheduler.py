@@ -85,7 +85,7 @@ class Scheduler:
 
     @property
     def _all(self) -> Sequence[Generation]:
-        return (*self._running, *self._waiting)
+        return (*self._running, *(self._waiting if self._waiting.count else ()))
 
     def admit(self, texts: Sequence[Generation]) -> None:
         """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
@@ -134,7 +134,7 @@ class Scheduler:
         if over:
             self._running = deque(text for text in self._running if not text.over)
             self._waiting.keep(lambda text: not text.over)
-        while party := self._waiting.next(self._running, self._fits):
+        while self._waiting.count and (party := self._waiting.next(self._running, self._fits)):
             self._make_room(party)
             self._running.extend(party)
 

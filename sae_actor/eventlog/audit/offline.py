@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from ...domain.events import Event
@@ -13,6 +14,7 @@ from ...errors import LogDamagedError, LogError, LogUnusableError
 from ...ports import Head, Verification
 from ..chain import event_of
 from ..connection import Connection
+from ..index import INDEX, Finder, IndexDatabase, settle
 from ..inspection import check_identity, inspect, missing_log
 from ..lock import FolderLock
 from ..reader import PAGE_ROWS, Reader
@@ -82,6 +84,42 @@ async def events_of(folder: Path, after: int = 0, types: Sequence[str] | None = 
         raise LogUnusableError(f"{folder / NAME} cannot be opened: {error}") from None
     finally:
         lock.close()
+
+
+class FolderLog:
+    """The log of a folder up to a head, for look-ups."""
+
+    def __init__(self, log_id: str, head: Head, reader: Reader) -> None:
+        self.log_id = log_id
+        self.head = head
+        self._reader = reader
+
+    async def read(self, after: int = 0, limit: int = 500, types: Sequence[str] | None = None) -> list[Event]:
+        return await self._reader.read(after, limit, types, self.head.position)
+
+    async def at(self, positions: Sequence[int]) -> list[Event]:
+        return await self._reader.at([each for each in positions if each <= self.head.position])
+
+
+@asynccontextmanager
+async def finder_in(folder: Path, head: Head, *, sound: bool) -> AsyncIterator[Finder]:
+    """Look-ups in the log of a folder up to a head, by its index if that fits. sound: the whole log has been verified;
+    else there is no index. Raises as `events_of`."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(contextlib.closing(await FolderLock.acquire(folder, shared=True)))
+        if await asyncio.to_thread(missing_log, folder):
+            raise LogUnusableError(f"there is no log in {folder}")
+        db = await Connection.open(lambda: _connection(folder))
+        stack.push_async_callback(db.close)
+        reader = Reader(db)
+        ((log_id,),) = await reader.of_meta("log_id")
+        log = FolderLog(str(log_id), head, reader)
+        if not sound:
+            yield Finder.without_index(log)
+            return
+        index = stack.enter_context(contextlib.closing(IndexDatabase(folder / INDEX, read_only=True)))
+        await settle(log, index)
+        yield Finder(log, index)
 
 
 def _connection(folder: Path) -> sqlite3.Connection:

@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from ...errors import DiskFullError, InternalError, SAEError
+from ...errors import InternalError, SAEError
+from ...ports.durability import disk_failure, is_full
 from ..protocol import JOB, CatalogJob, Done, Failed, Fetched, ImportJob, Job, Listed, Message, ModelJob
 
 _PR_SET_PDEATHSIG = 1
@@ -54,8 +55,7 @@ def main() -> None:
     except SAEError as error:
         send(_failed(error))
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        send(_failed(DiskFullError("The disk is full", reason="no_space") if full else _unforeseen(error)))
+        send(_failed(disk_failure(error, "") if is_full(error) else _unforeseen(error)))
     except Exception as error:
         send(_failed(_unforeseen(error)))
     sys.stdout.flush()

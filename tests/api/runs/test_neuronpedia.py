@@ -41,7 +41,7 @@ def lines(data: bytes) -> list[dict[str, Any]]:
 
 
 async def test_every_line(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_actor.runs.neuronpedia.BATCH", 20)
+    monkeypatch.setattr("sae_actor.runs.exports.neuronpedia.BATCH", 20)
     await service.ready()
     run_id = await run(service, "profile")
     done = await until(service, run_id, "completed")

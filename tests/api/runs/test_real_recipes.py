@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_actor.sae import load_sae
-from tests.api.test_real_vectors import over_http
+from tests.api.over_http import over_http
 from tests.engine.measuring.plain import evaluated
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model]

@@ -6,14 +6,12 @@ from msgspec import Struct
 
 from ....domain.views.explained import ExplainedGeneration
 from ....domain.views.explanation import Explaining
-from ....domain.views.naming import TYPES, Named
+from ....domain.views.naming import Named
 from ....errors import BadRequestError, NotFoundError
-from ....ports import Verification, follow
-from ....subscriptions import EventFilter
+from ....ports import Verification
 from ...answers.long import long_answer
 from ...context import context
 from ...disconnects import heard
-from ...log_pages import events
 from ...operations import Query, operation
 from ...requests import MAX_POSITION, whole_number
 from ...types import Answer, AnyRequest
@@ -45,15 +43,14 @@ async def get_explanation(request: AnyRequest) -> Answer:
         raise BadRequestError(f"of must have 1 to {MAX_OF} characters", param="of")
     after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     limit = whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT)
-    log = context(request).log
+    log, finder = context(request).log, context(request).finder
     until = log.head.position
     async with heard(request), context(request).walks.taken():
-        named = Named(of)
-        await follow(events(log, 0, until=until, wanted=EventFilter(frozenset(TYPES))), named)
+        named = await finder.named(of, until)
         if named.found is None:
             raise NotFoundError(f"the log has no generation {of}{lost(named)}", of=of)
-        wanted = Explaining(**named.found, after=after, limit=limit, live=context(request).actor.started)
-        await follow(events(log, 0, until=until), wanted)
+        asked = {**named.found, "after": after, "limit": limit, "live": context(request).actor.started}
+        wanted = await finder.explained(lambda: Explaining(**asked), until)
         verification = await log.verify(full=False)
         return await long_answer(
             request, lambda: ExplainedAnswers(generations=tuple(wanted.views.values()), log=verification)

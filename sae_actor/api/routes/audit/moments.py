@@ -7,7 +7,6 @@ from ....errors import BadRequestError, NotFoundError
 from ....ports.clock import as_rfc3339
 from ...answers import state_of
 from ...context import context
-from ...log_pages import Pace, events
 from ...requests import MAX_POSITION, whole_number
 from ...types import AnyRequest
 
@@ -30,20 +29,10 @@ async def position_of(request: AnyRequest, name: str, head: int) -> int:
     time = as_rfc3339(given[:11] + given[11:].replace(" ", "+"))  # a plus sign that was not escaped
     if time is None:
         raise BadRequestError(f"{name} must be a position, or a time such as 2026-01-31T12:00:00Z", param=name)
-    return await _last_by(request, time, head)
-
-
-async def _last_by(request: AnyRequest, time: str, head: int) -> int:
-    """A clock may have gone back, so only the whole log shows which event was the last one before a time."""
-    last, pace = 0, Pace()
-    async for event in events(context(request).log, 0, until=head):
-        if event.time <= time:
-            last = event.position
-        await pace.keep()
-    return last
+    return await context(request).finder.last_by(time, head)
 
 
 async def state_at(request: AnyRequest, at: int) -> State:
     """The state at a position up to the head."""
     now = state_of(request)
-    return now if at == now.position else await context(request).past.state(context(request).log, at)
+    return now if at == now.position else await context(request).past.state(context(request).finder, at)

@@ -116,7 +116,7 @@ async def search_generations(request: AnyRequest) -> Answer:
     body: SearchBody = await body_of(request, SearchBody)
     token_ids = await _tokens(request, body)
     log, walks = context(request).log, context(request).walks
-    scan = Scan(log, token_ids, body.after)
+    scan = Scan(context(request).finder, token_ids, body.after)
     found: list[FoundGeneration] = []
     more = False
     async with heard(request), walks.taken(), aclosing(scan.found()) as ends:

@@ -6,23 +6,23 @@ import hashlib
 from collections.abc import AsyncGenerator, Sequence
 
 from ....domain.events import Event, GenerationFinished, payload_of
-from ....ports import EventLog
+from ....eventlog.index import Finder
 from ...log_pages import Pace
 
 NEWEST = 100_000
 """Answers that are looked at: every record has a salt, so each is a digest to compute."""
-WINDOW = 100
-"""Positions that are read at a time: where texts are on record, an event may be large."""
+WINDOW = 50
+"""Read at a time: where texts are on record, an event may be large."""
 
 
 class Scan:
     """Follow it to its end; then `searched` answers were looked at, those that ended after `down_to`."""
 
-    def __init__(self, log: EventLog, token_ids: Sequence[int], after: int) -> None:
+    def __init__(self, finder: Finder, token_ids: Sequence[int], after: int) -> None:
         """after: only answers that began after this position."""
         self.searched = 0
-        self.down_to = log.head.position
-        self._log = log
+        self.down_to = finder.log.head.position
+        self._finder = finder
         self._after = after
         self._packed = b"".join(each.to_bytes(4, "little") for each in token_ids)
 
@@ -30,9 +30,8 @@ class Scan:
         """Answers to this prompt, the newest first; those whose record was erased are not among them."""
         pace = Pace()
         while self.down_to > self._after and self.searched < NEWEST:
-            first = max(self._after, self.down_to - WINDOW)
-            page = await self._log.read(first, self.down_to - first)
-            for event in reversed([event for event in page if event.type == GenerationFinished.type]):
+            ends, first = await self._finder.newest(GenerationFinished.type, self._after, self.down_to, WINDOW)
+            for event in ends:
                 if self.searched == NEWEST:
                     return
                 payload = payload_of(event)

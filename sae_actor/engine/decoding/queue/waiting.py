@@ -14,9 +14,10 @@ from ..generation import Generation
 
 
 class WaitingTexts:
-    """Belongs to the device thread."""
+    """Belongs to the device thread. A step looks at `count` before it asks for anything."""
 
     def __init__(self) -> None:
+        self.count = 0
         self._texts = FairQueue[Generation]()
         self._scored: deque[Generation] = deque()
         self._behind: deque[Generation] = deque()
@@ -29,6 +30,7 @@ class WaitingTexts:
         yield from self._behind
 
     def add(self, text: Generation) -> None:
+        self.count += 1
         if text.request.background:
             self._behind.append(text)
         elif text.request.scoring is None:
@@ -52,6 +54,7 @@ class WaitingTexts:
         return [self._take() for _ in party] if fits(party, running) else []
 
     def _take(self) -> Generation:
+        self.count -= 1
         if self._texts.size:
             return self._texts.pop()
         return (self._scored or self._behind).popleft()
@@ -61,8 +64,10 @@ class WaitingTexts:
         self._texts.keep(which)
         self._scored = deque(filter(which, self._scored))
         self._behind = deque(filter(which, self._behind))
+        self.count = self._texts.size + len(self._scored) + len(self._behind)
 
     def clear(self) -> None:
+        self.count = 0
         self._texts.clear()
         self._scored.clear()
         self._behind.clear()

@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..domain.measuring.specs import EvaluateSpec
-from ..domain.measuring.state import RunState
-from ..domain.state import SaeRecord
-from ..errors import NotFoundError
-from ..ports import ComparedRows
-from .evaluate import COMPARED, STATE, Sums, compared_of, sums_of
-from .job import GROUP
-from .store import RunFolder
+from ...domain.measuring.specs import EvaluateSpec
+from ...domain.measuring.state import RunState
+from ...domain.state import SaeRecord
+from ...errors import NotFoundError
+from ...ports import ComparedRows
+from ..evaluate import COMPARED, STATE, Sums, compared_of, sums_of
+from ..job import GROUP
+from ..store import RunFolder
 
 NONE = -1.0
 SAELENS = "saelens:"

@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..domain.measuring.state import RunState
-from ..domain.state import SaeRecord
-from .store import RunFolder
+from ...domain.measuring.state import RunState
+from ...domain.state import SaeRecord
+from ..store import RunFolder
 
 BATCH = 256
 """Features of a file."""

@@ -9,16 +9,16 @@ from typing import Any
 
 import msgspec
 
-from ..domain.chats import MessageSpan, Tokenization
-from ..domain.commands import RequestedIntervention
-from ..domain.events import RunVariant, Sampling
-from ..domain.measuring.specs import SweepSpec
-from ..domain.messages import AdmitGeneration, OwnIntervention
-from ..domain.refs import Intervention
-from ..domain.rules.admission import attached_sae, reading_under
-from ..domain.structs import filled
-from ..errors import BadRequestError, SAENotAttachedError
-from ..generations import (
+from ...domain.chats import MessageSpan, Tokenization
+from ...domain.commands import RequestedIntervention
+from ...domain.events import RunVariant, Sampling
+from ...domain.measuring.specs import SweepSpec
+from ...domain.messages import AdmitGeneration, OwnIntervention
+from ...domain.refs import Intervention
+from ...domain.rules.admission import attached_sae, reading_under
+from ...domain.structs import filled
+from ...errors import BadRequestError, SAENotAttachedError
+from ...generations import (
     Completed,
     Continued,
     Requested,
@@ -27,8 +27,8 @@ from ..generations import (
     read_behind,
     score_behind,
 )
-from ..ports import Tokenized, Watch
-from .job import Job
+from ...ports import Tokenized, Watch
+from ..job import Job
 
 PRINCIPAL = "system"
 BARE = Tokenization(add_special_tokens=False)

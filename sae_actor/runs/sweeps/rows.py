@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
 from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import msgspec
 
-from ..domain.measuring.specs import SweepSpec
-from ..domain.measuring.sweeps import swept
+from ...domain.measuring.specs import SweepSpec
+from ...domain.measuring.sweeps import swept
+from ..job import Job
+from ..store import RunFile
 from .cells import Cell, SweptPrompt, continuations
-from .job import Job
-from .store import RunFile
 
 CHECKED = "prompts checked"
 
@@ -59,7 +58,7 @@ async def sweep(job: Job) -> dict[str, Any]:
             task.cancel()
         await asyncio.gather(*window, return_exceptions=True)
         await prompts.close()
-    made = await job.in_file(lambda file: swept([each.name for each in variants], rows_of(file)))
+    made = await job.in_file(lambda file: swept([each.name for each in variants], file.all_rows()))
     return {"variants": made, "texts_sha256": {each.role: each.sha256 for each in job.effect.texts}}
 
 
@@ -95,10 +94,3 @@ class Prompts:
 
 def _commit(rows: list[dict[str, Any]], file: RunFile) -> None:
     file.commit(rows=rows)
-
-
-def rows_of(file: RunFile) -> Iterator[dict[str, Any]]:
-    at = 0
-    while page := file.rows(at):
-        yield from (msgspec.json.decode(line) for _, line in page)
-        at = page[-1][0]

@@ -1,0 +1,1 @@
+"""`index.db`: the same answers as without it, whatever became of its bytes."""
