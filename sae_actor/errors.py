@@ -135,6 +135,12 @@ class MailboxFullError(SAEError):
     code, status, title = "mailbox_full", 429, "Too many requests are waiting"
 
 
+class QuotaExceededError(SAEError):
+    """What the token's line in the tokens file allows is used up; another principal may have room."""
+
+    code, status, title = "quota_exceeded", 429, "The quota is used up"
+
+
 class TooManyAttemptsError(SAEError):
     code, status, title = "too_many_attempts", 429, "Too many failed logins"
 

@@ -1,5 +1,5 @@
-"""Limiters: how much is done in one event-loop iteration, runs at a time, happens in a second; whose turn it is; when
-to retry."""
+"""Limiters: how much is done in one event-loop iteration, runs at a time, happens in a second; what a principal may
+have; whose turn it is; when to retry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .errors import NotReadyError, SAEError
@@ -34,6 +35,18 @@ async def in_turns(items: Iterable[T], most: int = AT_A_TIME) -> AsyncGenerator[
             await asyncio.sleep(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a principal may have; None: no limit of its own."""
+
+    running: int | None = None
+    """Texts that run at a time."""
+    waiting: int | None = None
+    """Further ones, which wait for those that run."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts, and new ones."""
+
+
 class RequestThrottle:
     """Lets at most `most` requests start in one event-loop iteration, first come, first served.
 
@@ -49,21 +62,39 @@ class RequestThrottle:
 
 
 class Throughput:
-    """How fast requests end, from the times of the last ones."""
+    """How fast requests end, from the times of the last ones. A time in which none is under way does not count: it says
+    nothing about how fast they are."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ends: deque[float] = deque(maxlen=RECENT)
+        self._under_way = 0
+        self._busy_before = 0.0
+        """Seconds with requests under way, up to the last time that there was none."""
+        self._busy_since = 0.0
+        self._ends: deque[float] = deque([0.0], maxlen=RECENT)
+        """Busy seconds at each end; first, where none has fallen out yet, the beginning."""
 
-    def ended(self) -> None:
-        self._ends.append(self._clock())
+    def _busy(self) -> float:
+        return self._busy_before + (self._clock() - self._busy_since if self._under_way else 0.0)
+
+    def began(self) -> None:
+        if not self._under_way:
+            self._busy_since = self._clock()
+        self._under_way += 1
+
+    def ended(self, *, counts: bool = True) -> None:
+        """One that began is over. counts: others wait for such an end."""
+        busy = self._busy()
+        if counts:
+            self._ends.append(busy)
+        self._under_way -= 1
+        if not self._under_way:
+            self._busy_before = busy
 
     def seconds_for(self, count: int) -> int:
-        """Seconds until `count` more will have ended, from 1 to `LONGEST`; 1 if too few have ended."""
-        if len(self._ends) < 2:
-            return 1
+        """Seconds until `count` more will have ended, from 1 to `LONGEST`."""
         # Measured up to now, so that the pace falls while nothing ends.
-        each = (self._clock() - self._ends[0]) / (len(self._ends) - 1)
+        each = (self._busy() - self._ends[0]) / max(1, len(self._ends) - 1)
         return max(1, min(LONGEST, math.ceil(count * each)))
 
 
@@ -96,8 +127,12 @@ class BoundedSemaphore:
             seconds = max(self._retry_after, self._throughput.seconds_for(self._waiting))
             raise self._error(self._full, retry_after=seconds)
         self._waiting += 1
+        self._throughput.began()
         try:
             await self._free.acquire()
+        except BaseException:
+            self._throughput.ended(counts=False)
+            raise
         finally:
             self._waiting -= 1
         try:
@@ -128,9 +163,10 @@ class TokenBucket:
 
 
 class FairQueue(Generic[T]):
-    """What waits, in turn by share, within a share in order. What is first stays first until it is taken.
+    """What waits, in turn by share, within a share in order.
 
     Deficit round robin whose quantum is one item, however large: whoever has one waits for at most one of each other's.
+    A share that has as many as it may have at a time keeps its place, and is passed over until it has fewer.
     """
 
     def __init__(self) -> None:
@@ -150,20 +186,26 @@ class FairQueue(Generic[T]):
         self._shares.setdefault(share, deque()).append(item)
         self.size += 1
 
-    @property
-    def first(self) -> T:
-        """Raises `StopIteration` if it is empty."""
-        return next(iter(self._shares.values()))[0]
+    def turn(self, most: Mapping[str, int], taken: Mapping[str, int]) -> str | None:
+        """Whose turn it is: that of the first share of which fewer are taken than it may have at a time (`most`; others
+        may have any number). It stays its turn until one is taken, or a share before it may have one again. None if no
+        share may have one."""
+        if not most:
+            return next(iter(self._shares), None)
+        return next((each for each in self._shares if each not in most or taken.get(each, 0) < most[each]), None)
 
-    def pop(self) -> T:
-        """Take the first; its share has its next turn after all others. Raises `StopIteration` if it is empty."""
-        share = next(iter(self._shares))
+    def first(self, share: str) -> T:
+        """Raises `KeyError` where nothing of it waits."""
+        return self._shares[share][0]
+
+    def take(self, share: str, count: int = 1) -> list[T]:
+        """Take the first of a share, which has its next turn after all others. Raises `KeyError` as `first`."""
         waiting = self._shares.pop(share)
-        item = waiting.popleft()
-        self.size -= 1
+        items = [waiting.popleft() for _ in range(count)]
+        self.size -= count
         if waiting:
             self._shares[share] = waiting
-        return item
+        return items
 
     def keep(self, which: Callable[[T], bool]) -> None:
         """Drop all others."""

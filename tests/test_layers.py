@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "domain.decide": EVENTS | {"domain", "domain.folds", "domain.rules"},
     "domain.views": EVENTS | {"domain", "domain.folds", "domain.evolve"},
     "ports": DOMAIN,
-    "config": DOMAIN,
+    "config": DOMAIN | {"limits"},
     "telemetry": {"ports", "config"},
     "formats": DOMAIN,
     "formats.settings": DOMAIN | {"formats"},

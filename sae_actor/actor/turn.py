@@ -3,6 +3,7 @@ transactions of a bounded size."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ from ..domain.evolve import evolve
 from ..domain.messages import AdmitGeneration, AdmitGenerations, Message
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
-from ..limits import TokenBucket, in_turns
+from ..limits import AT_A_TIME, TokenBucket, in_turns
 from ..ports import Clock, EventLog
 from .history import accepted_events, same_request
 from .mailbox import Envelope
@@ -96,7 +97,9 @@ class Turn:
             if envelope.begin is not None and isinstance(answer, slice)
             for event in recorded[answer]
         )
-        async for begin, event in in_turns(begun):
+        for number, (begin, event) in enumerate(begun):
+            if number and number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
             begin(event)
 
     async def _earlier_answer(self, envelope: Envelope) -> Answer | None:
@@ -151,7 +154,9 @@ class Turn:
         """All of one envelope's events, or none of them."""
         drafts: list[Draft] = []
         state = self.state
-        async for payload in in_turns(payloads):
+        for number, payload in enumerate(payloads):
+            if number and number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
             made = self._draft(payload, envelope, state)
             drafts.append(made)
             state = evolve(state, made)

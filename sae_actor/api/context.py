@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..actor import Actor
-from ..config.access import Grant
+from ..config.access import Access, Grant
 from ..domain.views.capabilities import Capabilities
 from ..domain.views.resources import waiting_for
 from ..errors import ForbiddenError, MailboxFullError, ReadOnlyError
@@ -91,6 +91,16 @@ class Context(Policy):
     """Answers under an idempotency key."""
     access_log: AccessLog = field(default_factory=AccessLog)
     in_flight: InFlight = field(default_factory=InFlight)
+
+    def __post_init__(self) -> None:
+        self.use(self.access)
+
+    def use(self, access: Access) -> None:
+        """Who holds a token from now on, and what each may have."""
+        self.access = access
+        quotas = access.quotas
+        self.generations.quotas.use(quotas)
+        self.engine.limit({name: each.running for name, each in quotas.items() if each.running is not None})
 
     def waiting_for(self) -> list[str]:
         """Why not everything that is required is in place; nothing is waited for where the log cannot be written."""

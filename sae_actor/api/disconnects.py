@@ -15,10 +15,6 @@ from litestar.types import Receive, Scope, Send
 from ..errors import BadRequestError
 from .types import AnyRequest
 
-PARTS = 16
-BYTES = 2**18
-"""Of a streamed answer, sent before others have their turn."""
-
 
 class Streaming(ASGIStreamingResponse):
     """Ends with its reader, whatever body that still sends: the framework takes each piece of it one call deeper.
@@ -32,20 +28,6 @@ class Streaming(ASGIStreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._during():
             await super().__call__(scope, receive, send)
-
-    async def _stream(self, send: Send) -> None:
-        """What is there already is not sent in one round of the event loop."""
-        parts = size = 0
-
-        async def sent(message: Any) -> None:
-            nonlocal parts, size
-            await send(message)
-            parts, size = parts + 1, size + len(message.get("body", b""))
-            if parts >= PARTS or size >= BYTES:
-                parts = size = 0
-                await asyncio.sleep(0)
-
-        await super()._stream(sent)
 
     async def _listen_for_disconnect(self, cancel_scope: CancelScope, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

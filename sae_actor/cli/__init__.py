@@ -6,7 +6,7 @@ values            its words as values
 client_commands   clients of a running service: one function per command, over `sae_actor.client`
 serve_commands    `serve` and `demo`: settings, then `sae_actor.service`
 families          `families`: the model families, and the modules in the blocks of another model
-tokens            `token list`: who holds a token, from the settings
+tokens            `token NAME ROLE` makes a token and its line; `token list`: who holds one, from the settings
 log_commands      `log …`: the audit, from the files of a data folder or from a running service
 log_reproduce     `log reproduce`: runs generations again; the only command here that loads a model
 log_bundles       `log import|redact`: make a log of an export, erase a payload

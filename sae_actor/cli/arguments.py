@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 
 from .. import __version__
+from ..config.access import read_line
 from ..domain.refs import Exclusion, Method, Mode, NamedPositions, Unit
 from . import exit_codes, values
 
@@ -170,12 +171,37 @@ def _add_families(commands: _Commands) -> None:
 
 
 def _add_tokens(commands: _Commands) -> None:
-    about = "the service's tokens"
-    token = commands.add_parser("token", help=about, description=about)
-    inside = token.add_subparsers(dest="token_command", metavar="COMMAND", required=True, parser_class=_Parser)
-    listed = inside.add_parser("list", help="who holds a token and what each may do; never the tokens")
-    listed.add_argument("--config", type=Path, metavar="FILE", help="settings, in the form of config.toml")
-    listed.add_argument("--json", action="store_true", help="print it as JSON")
+    about = "make a token and its line of the tokens file, or (`token list`) show who holds one"
+    token = commands.add_parser(
+        "token",
+        help=about,
+        description=about,
+        usage="sae-actor token NAME ROLE [FIELD=VALUE ...] | sae-actor token list",
+    )
+    token.add_argument("name", metavar="NAME", help="of who gets the token; `list`: show the grants, never the tokens")
+    token.add_argument("role", metavar="ROLE", nargs="?", help="viewer, user or operator")
+    token.add_argument("fields", metavar="FIELD=VALUE", nargs="*", help="of the line, such as running=4 or presets=a,b")
+    token.add_argument("--file", type=Path, metavar="FILE", help="tokens file to put the line into; made if missing")
+    token.add_argument("--config", type=Path, metavar="FILE", help="of `list`: settings, in the form of config.toml")
+    token.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _wrong_token(arguments: argparse.Namespace) -> str | None:
+    name, role, fields = arguments.name, arguments.role, arguments.fields
+    if name == "list":
+        own = role is None and arguments.file is None
+        return None if own else "`token list` takes no role, no field and no --file"
+    if role is None:
+        return "give a name and a role, or `list`"
+    if arguments.config is not None:
+        return "--config belongs to `token list`; --file names the tokens file"
+    if any(len(each.split()) != 1 for each in (name, role, *fields)):
+        return "a name, a role and a field hold no space, and something"
+    try:
+        read_line(" ".join((name, role, "0" * 64, *fields)))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _add_backups(commands: _Commands) -> None:
@@ -292,6 +318,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             arguments.edits, rest = [*arguments.edits, *map(values.edit, rest)], []
         except argparse.ArgumentTypeError as error:
             grammar.error(f"{arguments.command}: {error}")
+    if arguments.command == "token" and not any(each.startswith("-") for each in rest):
+        arguments.fields, rest = [*arguments.fields, *rest], []
     if rest:
         grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "steer" and arguments.clear and arguments.edits:
@@ -305,6 +333,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             grammar.error("log diff: --other compares files; give --data-dir, not --url")
     if getattr(arguments, "log_command", None) == "reproduce" and bool(arguments.generation_id) == arguments.all:
         grammar.error("log reproduce: give GENERATION_ID… or --all")
+    if arguments.command == "token" and (why := _wrong_token(arguments)) is not None:
+        grammar.error(f"token: {why}")
     if arguments.command == "generate" and arguments.system is not None and not arguments.chat:
         grammar.error("--system requires --chat")
     return arguments

@@ -42,6 +42,7 @@ _BY_CODE = {
     "out_of_memory": SOFTWARE,
     "disk_full": SOFTWARE,
     "mailbox_full": TEMPORARY,
+    "quota_exceeded": TEMPORARY,
     "unauthorized": NO_PERMISSION,
     "forbidden": NO_PERMISSION,
     "gated": NO_PERMISSION,

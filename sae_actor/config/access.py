@@ -7,6 +7,9 @@ an operator commands as well. The name is the `principal` of the events that its
 
     presets=calm,bold    a user generates under these presets or under no intervention, not otherwise
     sae=ID               a viewer gets the events that name this SAE
+    running=4            so many texts of it run at a time,
+    waiting=32           so many more wait for them, and further ones are refused;
+    tokens_per_minute=60000    prompts and new tokens (`generations.quotas` says how they count)
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, cast, get_args
+
+from ..limits import Quota
 
 Role: TypeAlias = Literal["viewer", "user", "operator"]
 
@@ -27,12 +32,17 @@ RESERVED = frozenset({SINGLE, "local", "system", "configuration", "demo"})
 MOST = 256
 """Most grants: each is compared with every token that comes."""
 
-_FIELDS: dict[str, Role] = {"presets": "user", "sae": "viewer"}
-"""Field of a line → the role that it is for."""
+_MAKING: tuple[Role, ...] = ("user", "operator")
+"""Roles that make texts."""
+_QUOTA = {"running": 1, "waiting": 0, "tokens_per_minute": 1}
+"""Field of a line with a number → the least it may be."""
+_FIELDS: dict[str, tuple[Role, ...]] = {"presets": ("user",), "sae": ("viewer",), **dict.fromkeys(_QUOTA, _MAKING)}
+"""Field of a line → the roles that it is for."""
 _PRESET = re.compile(r"[a-z0-9._-]{1,64}")
 _SAE_ID = re.compile(r"[A-Za-z0-9._-]{1,119}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Grant:
     """The presets that it may generate under, besides no intervention; None: under anything."""
     sae: str | None = None
     """The SAE whose events it gets; None: all events."""
+    quota: Quota = field(default=Quota(), compare=False)
+    """A grant with another quota is the same one: what it has begun goes on."""
 
 
 def digest_of(token: bytes) -> bytes:
@@ -77,22 +89,30 @@ def read_line(line: str) -> Grant:
 def _with_fields(grant: Grant, fields: Iterable[str]) -> Grant:
     given: dict[str, str] = {}
     for each in fields:
-        field, equals, value = each.partition("=")
-        if not equals or field not in _FIELDS:
+        which, equals, value = each.partition("=")
+        if not equals or which not in _FIELDS:
             known = ", ".join(f"{name}=" for name in _FIELDS)
             raise ValueError(f"{grant.name}: unknown field; what may follow the sha256 is {known}")
-        if field in given:
-            raise ValueError(f"{grant.name}: {field}= is given twice")
-        if grant.role != _FIELDS[field]:
-            raise ValueError(f"{grant.name}: {field}= is for the role {_FIELDS[field]}")
-        given[field] = value
+        if which in given:
+            raise ValueError(f"{grant.name}: {which}= is given twice")
+        if grant.role not in _FIELDS[which]:
+            raise ValueError(f"{grant.name}: {which}= is for the role {' or '.join(_FIELDS[which])}")
+        given[which] = value
     presets = tuple(dict.fromkeys(given["presets"].split(","))) if "presets" in given else None
     if not all(_PRESET.fullmatch(each) for each in presets or ()):
         raise ValueError(f"{grant.name}: presets= must be names of presets, separated by commas")
     sae = given.get("sae")
     if sae is not None and not _SAE_ID.fullmatch(sae):
         raise ValueError(f"{grant.name}: sae= must be the id of an SAE")
-    return replace(grant, presets=presets, sae=sae)
+    return replace(grant, presets=presets, sae=sae, quota=_quota(grant.name, given))
+
+
+def _quota(name: str, given: Mapping[str, str]) -> Quota:
+    numbers = {which: given[which] for which in _QUOTA if which in given}
+    for which, number in numbers.items():
+        if not _NUMBER.fullmatch(number) or int(number) < _QUOTA[which]:
+            raise ValueError(f"{name}: {which}= must be a whole number from {_QUOTA[which]} to 999999999")
+    return Quota(**{which: int(number) for which, number in numbers.items()})
 
 
 class Access:
@@ -112,6 +132,11 @@ class Access:
 
     def __bool__(self) -> bool:
         return bool(self.grants)
+
+    @property
+    def quotas(self) -> dict[str, Quota]:
+        """By name, of everybody."""
+        return {grant.name: grant.quota for grant in self.grants}
 
     def of(self, token: bytes) -> Grant | None:
         """The token's grant. All grants are compared in full, so that the time reveals nothing."""

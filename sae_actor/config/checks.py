@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import ssl
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from .access import Access, Grant, operator, read_line
@@ -22,15 +24,23 @@ def grants(settings: Settings) -> tuple[Grant, ...]:
     server = settings.server
     lines = [(f"server.tokens: entry {number}", line) for number, line in enumerate(server.tokens, 1)]
     if server.tokens_file:
-        named = [
-            (f"{server.tokens_file}: line {number}", line)
-            for number, line in enumerate(_private_text(Path(server.tokens_file).expanduser()).splitlines(), 1)
-            if line.strip() and not line.lstrip().startswith("#")
-        ]
+        named = _lines(server.tokens_file, _private_text(Path(server.tokens_file).expanduser()))
         if not named:
             raise ConfigurationError(f"server.tokens_file: {server.tokens_file} does not hold a token")
         lines += named
-    found = [operator(server.token)] if server.token else []
+    return _read([operator(server.token)] if server.token else [], lines)
+
+
+def _lines(name: object, text: str) -> list[tuple[str, str]]:
+    """The lines of a tokens file, each with where it stands."""
+    return [
+        (f"{name}: line {number}", line)
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+def _read(found: list[Grant], lines: Iterable[tuple[str, str]]) -> tuple[Grant, ...]:
     for where, line in lines:
         try:
             found.append(read_line(line))
@@ -40,6 +50,24 @@ def grants(settings: Settings) -> tuple[Grant, ...]:
         return Access(found).grants
     except ValueError as error:
         raise ConfigurationError(f"server.tokens: {error}") from None
+
+
+def add_line(path: Path, line: str) -> None:
+    """Put a line at the end of a tokens file, which is made if it is missing: then, as ever, for its owner alone.
+    Raises `ConfigurationError`, with nothing written, if the file could not be used with it."""
+    try:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0) as file:
+            # Another one that adds waits; a service that reads finds the file before or after it.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            before = _private_text(path)
+            text = before if not before or before.endswith("\n") else f"{before}\n"
+            if len(f"{text}{line}\n".encode()) > MAX_TOKENS_FILE:
+                raise ConfigurationError(f"{path}: it would be larger than {MAX_TOKENS_FILE} bytes")
+            _read([], _lines(path, f"{text}{line}\n"))
+            file.write(f"{text[len(before) :]}{line}\n".encode())
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
 
 
 def _private_text(path: Path) -> str:

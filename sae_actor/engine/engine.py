@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -246,6 +246,9 @@ class TorchEngine(EngineTokenizer, EngineMeasurements):
         return feature_details(resident.sae, feature, resident.written_at, statistics, self._model)
 
     # — generations —
+
+    def limit(self, running: Mapping[str, int]) -> None:
+        self._device.scheduler.waiting.most = dict(running)
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """See the port. The generation is in the queue when this returns. `ModelNotLoadedError`, `MailboxFullError`

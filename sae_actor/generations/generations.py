@@ -6,38 +6,40 @@ but never its record. The last item of a reader comes after GenerationFinished i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from ..actor.actor import Actor
 from ..domain import events as ev
-from ..domain.events import Event, GenerationFinished, GenerationStarted
+from ..domain.events import Event, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.reports import SaeFailed
 from ..domain.structs import filled
 from ..errors import (
     BadRequestError,
-    DeadlineExceededError,
     DeviceLostError,
     InternalError,
     MailboxFullError,
     NotReadyError,
     SAEError,
-    TooLargeError,
 )
-from ..limits import NO_DEADLINE, Throughput, in_turns
+from ..limits import NO_DEADLINE, in_turns
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .details import detail_watches
+from .ending import end_of, put_on_record
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
 from .places import has_place, places_of
-from .records import LEFT_OUT, cut_off, failure, record_of, with_text, without
-from .running import Completed, Requested, RunningGeneration, abandon
+from .quotas import Hold, Quotas
+from .records import failure, record_of
+from .running import Completed, Requested, RunningGeneration, abandon_opened, holding, states
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +67,13 @@ class Generations:
         record_text: bool = False,
         deadline_seconds: float = 600.0,
         places: int | None = None,
+        running: int | None = None,
         labels: LabelsOf = unlabelled,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """deadline_seconds: stop a generation that is unfinished this long after its first step, or has waited this
         long for it. places: how many generations may be admitted at a time (see `has_place`); further requests are
-        refused before anything is recorded."""
+        refused before anything is recorded. running: how many of them the engine runs at a time."""
         self.deadline_seconds = deadline_seconds
         self.stop_wait_seconds = STOP_WAIT_SECONDS
         self.places = places
@@ -79,30 +83,57 @@ class Generations:
         self._monitors = Monitors(actor.broadcast, labels)
         self.ended: Counter[Labels] = Counter()
         """Ends on record since the process started, by finish reason."""
-        self._throughput = Throughput()
+        self.quotas = Quotas(running, clock=clock)
         self._tokens: Counter[Labels] = Counter()
         self._running: dict[asyncio.Task[None], RunningGeneration] = {}
         self._opening: dict[asyncio.Task[Any], tuple[str, int]] = {}
         """Admission under way → whose, and how many generations it admits; texts to score are not counted."""
-        self._scored = 0
-        """Texts to score, admitted or about to be."""
         self._monitoring: set[asyncio.Task[None]] = set()
 
     async def open_all(
-        self, requested: Sequence[Requested], *, principal: str, command_id: str | None = None
+        self,
+        requested: Sequence[Requested],
+        *,
+        principal: str,
+        command_id: str | None = None,
+        held: Sequence[Hold] = (),
     ) -> list[RunningGeneration]:
         """Admit generations that belong together, all or none, under fresh ids, and start them. command_id: made from
-        their idempotency key. Raises the error with which the rules refuse one, or `MailboxFullError`."""
-        if self.places is not None and len(requested) > max(1, self.places):
-            detail = f"{len(requested)} texts in a request; at most {self.places} are made at once"
-            raise BadRequestError(detail, param="n")
-        if self.places is not None and not has_place(self._taken(), principal, len(requested), self.places):
-            # The running ones end next. By the time the client returns, those that wait now should be gone.
-            waiting = sum(each.waits and not each.background for each in self._running.values())
-            seconds = self._throughput.seconds_for(waiting + sum(count for _, count in self._opening.values()))
-            raise MailboxFullError("too many generations are waiting", retry_after=seconds)
-        parties = await self._opened([[each] for each in requested], None, principal, command_id)
-        return [each for party in parties for each in party]
+        their idempotency key. held: by `hold`, which else is called here. Raises the error with which the rules refuse
+        one, and what `hold` raises."""
+        own = holding([[each] for each in requested], held or self.hold(requested, principal=principal))
+        opened = await self._opened(own, None, principal, command_id)
+        return [each for party in opened for each in party]
+
+    def hold(self, *requests: Sequence[Requested], principal: str) -> list[Hold]:
+        """What requests need that belong together, for all of them; each is to be ended, or given to `open_all`. Raises
+        `BadRequestError`, `MailboxFullError`, `QuotaExceededError`."""
+        if self.places is not None and (most := max(map(len, requests))) > max(1, self.places):
+            raise BadRequestError(f"{most} texts in a request; at most {self.places} are made at once", param="n")
+        needs = [each.need for request in requests for each in request]
+        self.quotas.check(principal, needs)
+        taken = self.quotas.taken
+        for request in requests if self.places is not None else ():
+            if not has_place(taken, principal, len(request), self.places or 0):
+                raise self.quotas.full(principal, "too many generations are waiting", self._ahead)
+            taken[principal] += len(request)
+        return self.quotas.hold(principal, needs)
+
+    @property
+    def _ahead(self) -> int:
+        """The running ones end next. By the time a client that is refused returns, those that wait now should be
+        gone."""
+        waiting = sum(each.waits and not each.background for each in self._running.values())
+        return waiting + sum(count for _, count in self._opening.values())
+
+    @contextlib.contextmanager
+    def reading(self, principal: str, tokens: int) -> Iterator[None]:
+        """Entered to read prompts of so many tokens, which are not recorded. Raises as `open_all`."""
+        with self.quotas.reading(principal, tokens):
+            try:
+                yield
+            except MailboxFullError as error:
+                raise self.quotas.full(principal, error.detail, self._ahead) from None
 
     async def open_behind(self, requested: Requested, *, principal: str) -> RunningGeneration:
         """Admit a text of a run (`background`), and start it. It takes no place. Raises as `open_all`."""
@@ -120,11 +151,12 @@ class Generations:
         """Admit texts to score, all or none, and start them. Each party is one text under several interventions, which
         run side by side; baseline: the index of the one that the others are compared with. command_id and what is
         raised: as `open_all`."""
-        count = sum(map(len, parties))
-        if self._scored + count > MOST_SCORED:
-            raise MailboxFullError("too many texts are waiting to be scored", retry_after=STOPPING_SECONDS)
-        self._scored += count
-        return await self._opened(parties, baseline, principal, command_id)
+        needs = [each.need for party in parties for each in party]
+        self.quotas.check(principal, needs, "measuring")
+        if (ahead := self.quotas.held["measuring"] + len(needs) - MOST_SCORED) > 0:
+            raise self.quotas.full(principal, "too many texts are waiting to be scored", ahead, "measuring")
+        held = holding(parties, self.quotas.hold(principal, needs, "measuring"))
+        return await self._opened(held, baseline, principal, command_id)
 
     async def _opened(
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
@@ -136,15 +168,15 @@ class Generations:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             # Its start may be on record already; its end must follow.
-            opening.add_done_callback(_abandon)
+            opening.add_done_callback(abandon_opened)
             raise
 
-    def _taken(self) -> Counter[str]:
-        """Places that are taken, by principal."""
-        taken = Counter(each.principal for each in self._running.values() if each.holds_place)
-        for principal, count in self._opening.values():
-            taken[principal] += count
-        return taken
+    @property
+    def states(self) -> Counter[Labels]:
+        """Texts that are made, by principal: `running`, or `waiting` for that."""
+        return states(self._running.values()) + Counter(
+            (name, "waiting") for name, count in self._opening.values() for _ in range(count)
+        )
 
     @property
     def tokens(self) -> Counter[Labels]:
@@ -191,12 +223,12 @@ class Generations:
                 whose, count = self._opening[opening]
                 self._opening[opening] = whose, count - places_of(party)
 
-        requests = [self._request(each) async for each in in_turns(each for party in parties for each in party)]
         try:
+            requests = [self._request(each) async for each in in_turns(each for party in parties for each in party)]
             await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
         finally:
-            missed = (each for party in parties[len(opened) :] for each in party)
-            self._scored -= sum(each.scoring is not None for each in missed)
+            for each in (each for party in parties[len(opened) :] for each in party):
+                each.let_go()
         return opened
 
     def _request(self, requested: Requested) -> AdmitGeneration:
@@ -220,7 +252,7 @@ class Generations:
             payload = event.payload()
             assert isinstance(payload, GenerationStarted)
             weights = [self._actor.state.weights(sae) for sae in payload.intervention]
-            generation = RunningGeneration(event, payload, stream, weights, background=each.background)
+            generation = RunningGeneration(event, payload, stream, weights, hold=each.hold, background=each.background)
             if monitored:
                 prompt = each.options.prompt or (None,) * len(each.token_ids)
                 following = asyncio.create_task(self._monitors.follow(generation, prompt, lambda: self._actor.state))
@@ -270,14 +302,17 @@ class Generations:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         generation = self._running.pop(task)
+        generation.let_go()
         self._tokens["generated",] += len(generation.made)
-        self._scored -= generation.is_score
 
     async def _run(self, generation: RunningGeneration, token_ids: tuple[int, ...]) -> None:
         """Record the end of a generation, then deliver it."""
-        ended = await self._end(generation, len(token_ids))
-        if generation.holds_place:
-            self._throughput.ended()
+        ended = await end_of(
+            generation,
+            len(token_ids),
+            deadline=lambda: self.deadline_seconds,
+            stop_wait_seconds=self.stop_wait_seconds,
+        )
         if isinstance(ended, DeviceLostError):
             self._actor.report(ev.GpuLost(detail=ended.detail))
         record = record_of(generation.event, generation.started, token_ids, ended)
@@ -285,7 +320,9 @@ class Generations:
             fault = ev.Problem(code=ended.error_code or "internal", detail=ended.error_detail or "the SAE failed")
             self._actor.report(SaeFailed(ended.faulted, fault))
         try:
-            record = await self._record(generation, record, token_ids, ended)
+            record = await put_on_record(
+                self._actor, generation, record, token_ids, ended, with_texts=self._record_text
+            )
         except SAEError as error:
             # An end that is not on record is not delivered as if it were, nor counted.
             ended = error
@@ -296,53 +333,3 @@ class Generations:
         elif isinstance(ended, Finished) and ended.reason == "cancelled" and generation.cut_short is not None:
             ended = generation.cut_short
         generation.complete(ended if isinstance(ended, SAEError) else Completed(ended, record))
-
-    async def _end(self, generation: RunningGeneration, tokens_prompt: int) -> Finished | SAEError:
-        """Wait for the end, the reader's disconnect or the deadline. Then stop it and wait briefly: the engine's
-        thread may hang."""
-        stream = generation.stream
-        ends: list[asyncio.Future[Any]] = [stream.finished, generation.left]
-        first = [*ends, stream.begun]
-        # Texts to score wait for one another, as many as there are; a run's for all others, at any time.
-        limit = self.deadline_seconds if generation.holds_place else None
-        await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        if begun := stream.begun.done():
-            limit = None if generation.background else self.deadline_seconds
-            await asyncio.wait(ends, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        late = not (stream.finished.done() or generation.left.done())
-        if not stream.finished.done():
-            stream.stop()
-            await asyncio.wait([stream.finished], timeout=self.stop_wait_seconds)
-            await stream.aclose()
-        ended = stream.result or cut_off(tokens_prompt, stream.tokens)
-        if not late or isinstance(ended, SAEError):
-            return ended
-        what = "finish" if begun else "begin"
-        error = DeadlineExceededError(f"the generation did not {what} within {self.deadline_seconds:g} seconds")
-        return replace(ended, reason="error", error_code=error.code, error_detail=error.detail)
-
-    async def _record(
-        self,
-        generation: RunningGeneration,
-        record: GenerationFinished,
-        token_ids: tuple[int, ...],
-        ended: Finished | SAEError,
-    ) -> GenerationFinished:
-        """Write the record to the log; with the text if that is configured and small enough for an event."""
-        if self._record_text:
-            record = whole = with_text(record, token_ids, ended)
-            for names in LEFT_OUT:
-                try:
-                    await self._actor.report(record, principal=generation.principal)
-                except TooLargeError as error:
-                    record = without(whole, names, error)
-                else:
-                    return record
-        await self._actor.report(record, principal=generation.principal)
-        return record
-
-
-def _abandon(opening: asyncio.Task[list[list[RunningGeneration]]]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        for party in opening.result():
-            abandon(party)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
@@ -15,6 +16,7 @@ from ..errors import SAEError
 from ..limits import AT_A_TIME, in_turns
 from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
 from .details import NamedFeature
+from .quotas import Hold, Need
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,26 @@ class Requested:
     """Score the prompt and what follows it, instead of making a text."""
     background: bool = False
     """For a run, as in `GenerationRequest`: it may give way, and has no deadline."""
+    most: int = 0
+    """Tokens that may follow the prompt: they are made or, of a text to score, given."""
+    hold: Hold | None = None
+    """What it has of the quota of whoever asks, once that is found to suffice."""
+
+    @property
+    def need(self) -> Need:
+        prompt = len(self.token_ids)
+        return Need(prompt, self.most) if self.scoring is None else Need(prompt + self.most)
+
+    def let_go(self) -> None:
+        """It was not admitted."""
+        if self.hold is not None:
+            self.hold.end()
+
+
+def holding(parties: Sequence[Sequence[Requested]], holds: Sequence[Hold]) -> list[list[Requested]]:
+    """The requests with what they hold, in order."""
+    following = iter(holds)
+    return [[replace(each, hold=next(following)) for each in party] for party in parties]
 
 
 class RunningGeneration:
@@ -75,10 +97,15 @@ class RunningGeneration:
         stream: GenerationStream,
         weights: Sequence[WeightsFiles] = (),
         *,
+        hold: Hold | None = None,
         background: bool = False,
     ) -> None:
-        """weights: the weights files of each SAE of the intervention, from the state at the beginning."""
+        """weights: the weights files of each SAE of the intervention, from the state at the beginning. hold: as of
+        `Requested`."""
         self.background = background
+        self._hold = hold
+        if hold is not None and hold.is_timed:
+            stream.on_token = hold.token
         self.weights = tuple(weights)
         self.event = started
         self.position = started.position
@@ -114,6 +141,11 @@ class RunningGeneration:
         if position < len(self.made):
             return self.made[position]
         return self._recorded.result() if self._recorded.done() else None
+
+    def let_go(self) -> None:
+        """It is over: what it held of a quota is free."""
+        if self._hold is not None:
+            self._hold.end(ran=self.stream.begun.done(), made=len(self.made))
 
     def complete(self, end: Completed | SAEError) -> None:
         """Give the end to the readers: it is on record, or that failed with this error."""
@@ -165,6 +197,8 @@ async def interleaved(generations: Sequence[RunningGeneration]) -> AsyncIterator
             if isinstance(item, Completed):
                 del positions[index]
             yield index, item
+        if len(found) > 1:
+            await asyncio.sleep(0)  # many may be there at once
         if not found:
             await wait_for_news([generations[index].stream for index in positions])
 
@@ -184,11 +218,28 @@ async def as_ended(generations: Sequence[RunningGeneration]) -> AsyncGenerator[t
     try:
         async for at, generation in in_turns(enumerate(generations)):
             generation.on_end(partial(news.put_nowait, at))
-        for _ in generations:
+        for number in range(len(generations)):
             at = await news.get()
             yield at, generations[at].end
+            if number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
     finally:
         abandon(generations)
+
+
+def states(generations: Iterable[RunningGeneration]) -> Counter[tuple[str, ...]]:
+    """Of texts that are made, by principal: `running` or `waiting`."""
+    return Counter(
+        (each.principal, "running" if each.stream.begun.done() else "waiting")
+        for each in generations
+        if each.holds_place and not each.stream.finished.done()
+    )
+
+
+def abandon_opened(opening: asyncio.Task[list[list[RunningGeneration]]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        for party in opening.result():
+            abandon(party)
 
 
 def abandon(generations: Sequence[RunningGeneration], first: int = 0) -> None:

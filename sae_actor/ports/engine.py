@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -171,6 +171,11 @@ class Engine(Protocol):
         `BadRequestError` with the reason if no grammar can be made of it, `SAEUnsupportedError` if the
         model's tokenizer allows none.
         """
+
+    def limit(self, running: Mapping[str, int]) -> None:
+        """From now on at most so many texts of a share (`GenerationRequest.share`) run at a time, those that wait now
+        included; shares that are not named have no limit of their own. What runs goes on. One text that is scored
+        under several interventions counts once."""
 
     def generate(self, request: GenerationRequest) -> GenerationStream:
         """Tokens as they are made, then one `Finished`. Closing the stream frees the generation's slot."""

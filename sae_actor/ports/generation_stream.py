@@ -26,6 +26,8 @@ class GenerationStream(AsyncIterator[Token | Finished]):
         """Done when nothing more comes."""
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done with the first step: from then on `deadline_seconds` count anew."""
+        self.on_token: Callable[[], object] | None = None
+        """Called with each token."""
         self.waiters: set[asyncio.Future[None]] = set()
         """Futures of readers waiting for the next item."""
         self.stop_requested = False
@@ -42,6 +44,8 @@ class GenerationStream(AsyncIterator[Token | Finished]):
             return
         if isinstance(item, Token):
             self.tokens.append(item)
+            if self.on_token is not None:
+                self.on_token()
             self.wake()
         else:
             self.result = item

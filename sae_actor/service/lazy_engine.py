@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from ..domain.effects import DetachEffect, LoadModelEffect, Residents
@@ -28,6 +28,7 @@ class LazyEngine:
         self.profiled: Callable[[int, Iterable[int]], Awaitable[ProfiledFeatures | None]] | None = None
         """What profiles found of features of an SAE, by its attach_position."""
         self._making: asyncio.Task[Engine] | None = None
+        self._limits: Mapping[str, int] = {}
 
     async def load_model(self, effect: LoadModelEffect, progress: OnProgress) -> ModelFacts:
         engine = await self._made()
@@ -48,6 +49,7 @@ class LazyEngine:
             self._making = making = self._making or asyncio.create_task(asyncio.to_thread(self._make))
             try:
                 self._engine = await asyncio.shield(making)
+                self._engine.limit(self._limits)
                 # torch and transformers bring 300,000 objects that stay; to look through them for cycles is 0.2 s of
                 # every full collection, in which nothing else runs. No model is there yet: one may have to go.
                 gc.freeze()
@@ -67,6 +69,12 @@ class LazyEngine:
         if profiled is None and asked and self.profiled is not None:
             profiled = await self.profiled(attach_position, asked)
         return await self._engine.raw(attach_position, edits, profiled)
+
+    def limit(self, running: Mapping[str, int]) -> None:
+        """Of the engine, once there is one."""
+        self._limits = running
+        if self._engine is not None:
+            self._engine.limit(running)
 
     async def detach(self, effect: DetachEffect, drain_seconds: float) -> int:
         return 0 if self._engine is None else await self._engine.detach(effect, drain_seconds)

@@ -1,5 +1,5 @@
-"""What SIGHUP reads again: who holds a token, the certificate, the level of the service's log. The rest of the
-settings waits for a restart."""
+"""What SIGHUP reads again: who holds a token and what each may have, the certificate, the level of the service's log.
+The rest of the settings waits for a restart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reload(before: Deployment, after: Deployment, context: Context, tls: ssl.SSL
         tls.load_cert_chain(*after.tls)
     change = change_of(context.access, after.access)
     withdrawn = withdrawn_by(context.access, after.access)
-    context.access = after.access
+    context.use(after.access)
     context.sessions.withdraw(withdrawn)
     server = after.settings.server
     logs.set_up(before.settings.server.log_format, server.log_level)
@@ -51,7 +51,9 @@ def change_of(before: Access, after: Access) -> SettingsReloaded:
     return SettingsReloaded(
         tokens_added=tuple(name for name in new if name not in old),
         tokens_removed=tuple(name for name in old if name not in new),
-        tokens_changed=tuple(name for name in new if name in old and new[name] != old[name]),
+        tokens_changed=tuple(
+            name for name, grant in new.items() if name in old and (grant, grant.quota) != (old[name], old[name].quota)
+        ),
     )
 
 

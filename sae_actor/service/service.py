@@ -103,9 +103,8 @@ class Service:
         self.features = Features(
             deployment.folder, self.hub, lambda: self.actor.state, settings.data.upload_bytes, read_only=log.read_only
         )
-        performer = Performer(
-            self.engine, self.hub, self._announce, settings.engine.drain_seconds, self.features.forget
-        )
+        drain = settings.engine.drain_seconds
+        performer = Performer(self.engine, self.hub, self._announce, drain, self.features.forget)
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
         self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
         performer.run, self.engine.profiled = self.runs.perform, self.runs.profiles.known
@@ -116,7 +115,9 @@ class Service:
             record_text=settings.audit.record_text,
             deadline_seconds=settings.engine.deadline_seconds,
             places=settings.engine.max_running + settings.engine.max_waiting,
+            running=settings.engine.max_running,
             labels=self.features.labels,
+            clock=adapters.clock.monotonic,
         )
         self.runs.use(self.generations, self.features.labels, settings.engine.max_running)
         self.context = Context(

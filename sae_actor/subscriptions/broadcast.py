@@ -16,7 +16,6 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 from ..domain.events import Event, LogForked
-from ..limits import in_turns
 from ..ports import EventLog, Head
 from .frames import EVERYTHING, EventFilter, Frame, sse
 
@@ -133,8 +132,10 @@ class Broadcast:
 
     async def publish_in_turns(self, events: Sequence[Event]) -> None:
         """As `publish`; of thousands of events some at a time, for others on the event loop."""
-        async for at in in_turns(range(0, len(events), PUBLISHED), 1):
+        for at in range(0, len(events), PUBLISHED):
             self.publish(events[at : at + PUBLISHED])
+            if at + PUBLISHED <= len(events):
+                await asyncio.sleep(0)
 
     def announce(self, event_type: str, data: dict[str, Any]) -> None:
         """Something passing (progress): no id, not in the log, may be dropped."""

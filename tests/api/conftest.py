@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
     runs_folder: Path | None = None,
     data: Path | None = None,
     upload_bytes: int = 2**20,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     log = log if log is not None else MemoryLog()
     engine = engine if engine is not None else FakeEngine()
@@ -127,7 +129,14 @@ async def serving(  # noqa: PLR0915 — one life of a service, from end to end
     actor = Actor(log, engine, performer, SystemClock(), broadcast)
     runs = Runs(RunFolder((runs_folder or folder) / "runs"), engine, lambda: actor.state, announce, again=0.05)
     performer.run, runs.profiled, features.profile_rows = runs.perform, features.profiled, runs.all_rows
-    texts = Generations(actor, engine, record_text=record_text, labels=features.labels)
+    texts = Generations(
+        actor,
+        engine,
+        record_text=record_text,
+        running=getattr(engine, "max_running", None),
+        labels=features.labels,
+        clock=monotonic,
+    )
     runs.use(texts, features.labels, 4)
     await actor.replay()
     await features.start()

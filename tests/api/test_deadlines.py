@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 
 from sae_actor.config import Settings
 from sae_actor.generations.records import token_digest
-from sae_actor.limits import Throughput
 from sae_actor.ports import GenerationRequest
+from tests.fakes.engine import FakeEngine
 
-from .conftest import Running
+from .conftest import Running, serving
 from .text.test_routes import ASK, chunks
 
 pytestmark = pytest.mark.anyio
@@ -165,24 +166,38 @@ async def test_when_the_queue_is_full(service: Running, told: bool) -> None:
     assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
 
 
-async def test_the_wait_is_told_from_the_backlog(service: Running) -> None:
-    """One text in three seconds, and one waits: it will be gone in three."""
-    await service.ready()
+async def test_the_wait_is_told_from_the_backlog() -> None:
+    """One text in three seconds, and four wait. A time without any says nothing about how long they take."""
     now = 0.0
-    texts, engine = service.context.generations, service.engine
-    texts._throughput = Throughput(clock=lambda: now)
-    for _ in range(4):
-        assert (await service.client.post("/v1/completions", json=ASK)).status_code == 200
-        now += 3.0
-    engine.max_running, texts.places = 1, 4
-    engine.text_gate = asyncio.Event()
-    running = [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(4)]
-    while len(engine._streams) < 4:
-        await asyncio.sleep(0.01)
-    refused = await service.client.post("/v1/completions", json=ASK)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "16"), "four of them, four seconds each"
-    engine.text_gate.set()
-    await asyncio.gather(*running)
+    async with serving(engine=FakeEngine(max_running=1), monotonic=lambda: now) as service:
+        await service.ready()
+        texts, engine = service.context.generations, service.engine
+
+        def ask(count: int) -> list[asyncio.Task[httpx.Response]]:
+            return [asyncio.create_task(service.client.post("/v1/completions", json=ASK)) for _ in range(count)]
+
+        for _ in range(4):
+            engine.text_gate = asyncio.Event()
+            asked = ask(1)
+            while not engine._streams:
+                await asyncio.sleep(0.01)
+            now += 3.0
+            engine.text_gate.set()
+            assert (await asked[0]).status_code == 200
+            now += 3600.0
+        texts.places = 4
+        engine.text_gate = asyncio.Event()
+        running = ask(4)
+        while len(engine._streams) < 4:
+            await asyncio.sleep(0.01)
+        refused = await service.client.post("/v1/completions", json=ASK)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "12"), "four of them, three seconds each"
+        assert texts.quotas.ledger("local").refused == {"queue": 1}
+        now += 6.0
+        slower = await service.client.post("/v1/completions", json=ASK)
+        assert slower.headers["retry-after"] == "18", "nothing has ended for six seconds"
+        engine.text_gate.set()
+        await asyncio.gather(*running)
 
 
 async def test_160_at_once_lose_none_by_default(service: Running) -> None:

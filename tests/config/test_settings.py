@@ -12,6 +12,7 @@ import pytest
 
 from sae_actor.config import ConfigurationError, Settings, checks, folders, load, loading
 from sae_actor.config.access import Access, read_line
+from sae_actor.limits import Quota
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
 
@@ -230,6 +231,11 @@ def test_fields_of_a_line() -> None:
     assert read_line(f"alice user {DIGEST} presets=calm,a.b_c-9,calm").presets == ("calm", "a.b_c-9")
     assert read_line(f"vera viewer {DIGEST}").sae is None
     assert read_line(f"vera viewer {DIGEST} sae=org-saes-a-main-190766e6").sae == "org-saes-a-main-190766e6"
+    assert read_line(f"uma user {DIGEST}").quota == Quota()
+    assert read_line(f"uma user {DIGEST} waiting=0 running=4").quota == Quota(running=4, waiting=0)
+    limited = read_line(f"olga operator {DIGEST} tokens_per_minute=60000")
+    assert limited.quota == Quota(tokens_per_minute=60000)
+    assert Access([limited]).quotas == {"olga": limited.quota}
 
 
 def test_every_token_is_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,16 +256,14 @@ def test_every_token_is_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
     readme = (SHIPPED.parent / "README.md").read_text("utf-8")
-    (command,) = re.findall(r"^ *python3 -c '(import hashlib.*)'$", readme, re.MULTILINE)
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    token, line = done.stdout.splitlines()
+    (command,) = re.findall(r"^ *sae-actor (token alice .*) --file tokens$", readme, re.MULTILINE)
     file = tmp_path / "tokens"
-    file.write_text(line)
-    file.chmod(0o600)
+    words = [sys.executable, "-m", "sae_actor", *command.split(), "--file", str(file)]
+    token = subprocess.run(words, capture_output=True, text=True, check=True, cwd=SHIPPED.parent).stdout
     found = checks.grants(load({"server.tokens_file": str(file)}, environment={}))
     grant = Access(found).of(token.strip().encode())
     assert grant is not None
-    assert (grant.name, grant.role) == ("alice", "viewer")
+    assert (grant.name, grant.role, grant.quota) == ("alice", "user", Quota(running=4, waiting=32))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,16 @@ def test_the_line_that_the_readme_s_command_makes(tmp_path: Path) -> None:
     [
         ("alice", "line 1: must be a name"),
         (f"alice viewer {DIGEST} more", "line 1: alice: unknown field; what may follow the sha256 is presets=, sae="),
-        (f"alice user {DIGEST} running=4", "line 1: alice: unknown field"),
+        (f"alice user {DIGEST} walking=4", "line 1: alice: unknown field"),
+        (f"alice viewer {DIGEST} running=4", "line 1: alice: running= is for the role user or operator"),
+        (f"alice user {DIGEST} running=0", "line 1: alice: running= must be a whole number from 1 to 999999999"),
+        (f"alice user {DIGEST} waiting=-1", "line 1: alice: waiting= must be a whole number from 0"),
+        (f"alice user {DIGEST} waiting=1_0", "line 1: alice: waiting= must be a whole number from 0"),
+        (f"alice user {DIGEST} waiting=\u0664", "line 1: alice: waiting= must be a whole number from 0"),
+        (f"alice user {DIGEST} tokens_per_minute=6e4", "line 1: alice: tokens_per_minute= must be a whole number"),
+        (f"alice user {DIGEST} tokens_per_minute=1000000000", "line 1: alice: tokens_per_minute= must be a whole"),
+        (f"alice user {DIGEST} running=04", "line 1: alice: running= must be a whole number"),
+        (f"alice user {DIGEST} running=4 running=4", "line 1: alice: running= is given twice"),
         (f"alice viewer {DIGEST} presets=calm", "line 1: alice: presets= is for the role user"),
         (f"alice operator {DIGEST} presets=calm", "line 1: alice: presets= is for the role user"),
         (f"alice user {DIGEST} sae=a", "line 1: alice: sae= is for the role viewer"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,8 +105,10 @@ class FakeEngine(FakeTokenizing):
     residents: dict[int, tuple[AttachEffect, AttachedSae]] = field(default_factory=dict)
     closed: bool = False
     _streams: set[RunningText] = field(default_factory=set)
-    _having_turns: int = 0
-    _waiting: FairQueue[asyncio.Future[None]] = field(default_factory=FairQueue)
+    _having_turns: list[tuple[str, object]] = field(default_factory=list)
+    """Share of each, and what it runs beside."""
+    _waiting: FairQueue[tuple[object, asyncio.Future[None]]] = field(default_factory=FairQueue)
+    _most: Mapping[str, int] = field(default_factory=dict)
     _grammars: Any = None
     _drains: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -286,10 +289,13 @@ class FakeEngine(FakeTokenizing):
             if request.deterministic and not model.can_be_deterministic:
                 raise SAEUnsupportedError("the model's kernels are not deterministic")
         apart = [None if baseline is None else edits_apart(each, requests[baseline]) for each in requests]
-        return tuple(self._started(each, model, by) for each, by in zip(requests, apart, strict=True))
+        beside = object()
+        return tuple(self._started(each, model, by, beside) for each, by in zip(requests, apart, strict=True))
 
-    def _started(self, request: GenerationRequest, model: ModelFacts, apart: int | None = None) -> RunningText:
-        stream = RunningText(self, request, model.context_length, apart)
+    def _started(
+        self, request: GenerationRequest, model: ModelFacts, apart: int | None = None, beside: object = None
+    ) -> RunningText:
+        stream = RunningText(self, request, model.context_length, apart, beside or object())
         self._streams.add(stream)
         stream.task = asyncio.get_running_loop().create_task(self._run(stream))
         return stream
@@ -355,32 +361,41 @@ class FakeEngine(FakeTokenizing):
         return 0 if freed is None else freed[1].device_bytes
 
     @contextlib.asynccontextmanager
-    async def _turn(self, share: str) -> AsyncIterator[None]:
+    async def _turn(self, share: str, beside: object) -> AsyncIterator[None]:
         """One of those that run at a time; who waits has its turn by share."""
-        if self._having_turns >= self.max_running:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.push(share, turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                self._waiting.keep(lambda each: each is not turn)
-                if not turn.cancelled():
-                    self._leave()
-                raise
-        else:
-            self._having_turns += 1
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.push(share, (beside, turn))
+        self._take_turns()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._waiting.keep(lambda each: each[1] is not turn)
+            if not turn.cancelled():
+                self._leave(share, beside)
+            raise
         try:
             yield
         finally:
-            self._leave()
+            self._leave(share, beside)
 
-    def _leave(self) -> None:
-        while self._waiting:
-            turn = self._waiting.pop()
-            if not turn.done():
-                turn.set_result(None)
+    def _take_turns(self) -> None:
+        while self._waiting and len(self._having_turns) < self.max_running:
+            running = Counter(share for share, _ in {*self._having_turns})
+            share = self._waiting.turn(self._most, running)
+            if share is None:
                 return
-        self._having_turns -= 1
+            ((beside, turn),) = self._waiting.take(share)
+            if not turn.done():
+                self._having_turns.append((share, beside))
+                turn.set_result(None)
+
+    def _leave(self, share: str, beside: object) -> None:
+        self._having_turns.remove((share, beside))
+        self._take_turns()
+
+    def limit(self, running: Mapping[str, int]) -> None:
+        self._most = dict(running)
+        self._take_turns()
 
     async def _left_alone(self, stream: RunningText) -> None:
         """A text of a run waits while another one is there."""
@@ -391,7 +406,7 @@ class FakeEngine(FakeTokenizing):
 
     async def _run(self, stream: RunningText) -> None:
         behind = stream.request.background
-        async with contextlib.nullcontext() if behind else self._turn(stream.request.share):
+        async with contextlib.nullcontext() if behind else self._turn(stream.request.share, stream.beside):
             if behind:
                 await self._left_alone(stream)
             stream.append(None)

@@ -51,11 +51,18 @@ class RunningText(GenerationStream):
     """One running text."""
 
     def __init__(
-        self, engine: FakeEngine, request: GenerationRequest, context_length: int, apart: int | None = None
+        self,
+        engine: FakeEngine,
+        request: GenerationRequest,
+        context_length: int,
+        apart: int | None = None,
+        beside: object = None,
     ) -> None:
-        """apart: by how many edits it differs from the baseline that it is compared with."""
+        """apart: by how many edits it differs from the baseline that it is compared with. beside: the same for all that
+        run side by side."""
         super().__init__(engine._streams.discard)
         self._apart = apart
+        self.beside = beside
         self.request = request
         self.uses = frozenset(sae.attach_position for sae in request.saes)
         self.ids: list[int] = []

@@ -4,7 +4,8 @@ The log, the hub, the actor and HTTP are the real ones; the engine is the one wi
 bundled SAE, unless `--torch` asks for the real one. With `--kill` the process sends itself SIGKILL right before or
 right after its N-th append. Of the models of the engine without torch there are no files, so none are fetched,
 unless `--fetch-models` wants to see how that goes. `--quick` waits for a hub in fractions of a second where the
-service has seconds. `--clock FILE` lets the wall clock go ahead by the seconds that the file holds at that moment.
+service has seconds. `--clock FILE` lets the clock go ahead by the seconds that the file holds at that moment;
+`--running N` is how many texts the engine without torch runs at a time.
 With `--never-ends` the hub says `closing` where it is to close, and does not: only a second signal ends the process.
 """
 
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--step-seconds", type=float, default=0.0)
+    parser.add_argument("--running", type=int, default=4)
     parser.add_argument("--measure-seconds", type=float, default=0.0)
     parser.add_argument("--die-loading", action="store_true")
     parser.add_argument("--torch", action="store_true")
@@ -61,6 +63,7 @@ def main() -> int:
             load_seconds=given.load_seconds,
             step_seconds=given.step_seconds,
             measure_seconds=given.measure_seconds,
+            max_running=given.running,
         )
         adapters = replace(adapters, engine=lambda _: slow())
     hub: Callable[..., HuggingFaceHub] = HuggingFaceHub if given.torch or given.fetch_models else _HubWithoutModels
@@ -94,6 +97,9 @@ class _FastClock(SystemClock):
     def now(self) -> str:
         time = datetime.now(UTC) + timedelta(seconds=float(self._file.read_text()))
         return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    def monotonic(self) -> float:
+        return super().monotonic() + float(self._file.read_text())
 
 
 class _HubWithoutModels(HuggingFaceHub):

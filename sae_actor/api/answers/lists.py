@@ -117,6 +117,7 @@ async def _sent(parts: list[bytes]) -> AsyncIterator[bytes]:
         if len(held) >= PART_BYTES:
             yield bytes(held)
             held.clear()
+            await asyncio.sleep(0)  # the next is there already
     yield bytes(held)
 
 

@@ -1,7 +1,8 @@
 """`GET /metrics`: metrics in the Prometheus text format (0.0.4).
 
 Counters and histograms belong to this life of the process; the rest is read from the state on request.
-Label values are the service's own words (types, routes, statuses), so that their number is bounded.
+Label values are the service's own words (types, routes, statuses) and the names in the tokens file, so that their
+number is bounded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ... import __version__
+from ...generations.quotas import REASONS, TOKENS
 from ...telemetry.metrics import Histogram, Labels
 from ..context import Context, context
 from ..operations import operation
@@ -65,12 +67,29 @@ def _of_the_service(service: Context) -> Iterator[Metric]:
     yield _counters("tokens_total", "Tokens of prompts, and generated tokens", ("kind",), generations.tokens)
     yield _gauges("generation_queue", "Running generations: without a token yet, and with", ("state",),
                   {("waiting",): generations.waiting, ("running",): generations.running})  # fmt: skip
+    yield from _of_principals(service)
     yield from _of_the_device(service)
     yield _counters("download_bytes_total", "Bytes of SAEs that downloads came to", (),
                     {(): actor.performer.downloaded_bytes})  # fmt: skip
     yield _counters("http_requests_total", "Requests answered", ("method", "route", "status"), requests.answered)
     yield _histograms("http_request_seconds", "Seconds until an answer began", ("route",),
                       {(route,): each for route, each in requests.seconds.items()})  # fmt: skip
+
+
+def _of_principals(service: Context) -> Iterator[Metric]:
+    """By the name of a token; of others that ask nothing is told."""
+    generations, ledgers = service.generations, service.generations.quotas.ledgers
+    texts = Counter[Labels]({(name, state): 0 for name in ledgers for state in ("running", "waiting")})
+    texts.update(generations.states)
+    texts.update({(name, "measuring"): each.places["measuring"] for name, each in ledgers.items()})
+    yield _gauges("principal_texts", "Texts that are made, and requests that read or score texts",
+                  ("principal", "state"), texts)  # fmt: skip
+    tokens: dict[Labels, float] = {(name, kind): each.tokens[kind] for name, each in ledgers.items() for kind in TOKENS}
+    yield _counters("principal_tokens_total", "Tokens that were run: of prompts, and generated",
+                    ("principal", "kind"), tokens)  # fmt: skip
+    refused: dict[Labels, float] = {(name, why): each.refused[why] for name, each in ledgers.items() for why in REASONS}
+    yield _counters("principal_refused_total", "Requests refused: by a quota of texts or tokens, or a full queue",
+                    ("principal", "reason"), refused)  # fmt: skip
 
 
 def _of_the_device(service: Context) -> Iterator[Metric]:

@@ -29,6 +29,7 @@ from .fields import MESSAGES
 from .measuring.inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
 from .measuring.places import placed
 from .measuring.tensors import MEDIA_TYPE, Written, safetensors
+from .measuring.texts import reading as counted
 from .measuring.texts import side_by_side
 from .messages import ChatMessage
 
@@ -141,6 +142,7 @@ ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
     "positions_unknown", "model_not_found", "sae_incompatible", "layer_out_of_range",
+    "quota_exceeded",
 )  # fmt: skip
 
 
@@ -220,7 +222,8 @@ async def post_activations(request: AnyRequest) -> Answer:
             await lists.add(_rows(raw, len(sinks)), _numbers) if body.raw else UNSET,
         )
 
-    read = await side_by_side(request, [partial(one, each) for each in prompts])
+    with counted(request, prompts):
+        read = await side_by_side(request, [partial(one, each) for each in prompts])
     sae_id, digest = None if sae is None else sae.sae_id, intervention_sha256(read[0].intervention)
     if as_tensors:
         metadata = {"hook_point": str(point), "intervention_sha256": digest}

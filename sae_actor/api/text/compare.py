@@ -11,7 +11,7 @@ from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
 from ...errors import BadRequestError
-from ...generations import abandon, detail_watches
+from ...generations import Hold, RunningGeneration, abandon, detail_watches
 from ..answers import state_of
 from ..operations import operation
 from ..requests import body_of
@@ -49,11 +49,16 @@ async def post_compare(request: AnyRequest) -> Answer:
     )
 
     async def begin(request: AnyRequest, key: RequestKey | None) -> Sequence[Reply]:
-        steered = await opened(request, body, kind, key=key)
+        spare: list[Hold] = []
+        begun: Sequence[RunningGeneration] = ()
         try:
-            baseline = await opened(request, _of_the_same(request, bare, steered), kind, key=key)
+            steered = await opened(request, body, kind, key=key, spare=spare)
+            begun = steered.texts
+            baseline = await opened(request, _of_the_same(request, bare, steered), kind, key=key, held=spare)
         except BaseException:
-            abandon(steered.texts)
+            abandon(begun)
+            for hold in spare:
+                hold.end()
             raise
         return steered, baseline
 

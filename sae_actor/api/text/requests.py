@@ -231,8 +231,9 @@ class ChatBody(TextBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return [[message.plain() for message in self.messages]]
 
 
-def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts) -> Sampling:
-    """The settings in force; a seed is chosen if none was given. A context overflow is refused."""
+def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts, usual: int | None = None) -> Sampling:
+    """The settings in force; a seed is chosen if none was given. A context overflow is refused. usual: the longest
+    answer of a chat that names no limit; None: as long as the context allows."""
     tokens_prompt = len(prompt.token_ids)
     if prompt.reasoning is not None and prompt.reasoning.format == "channels" and body.schema is not None:
         raise BadRequestError(
@@ -258,7 +259,7 @@ def sampling(body: TextBody, prompt: Tokenized, model: ModelFacts) -> Sampling:
             cache_positions=cached,
         )
     fits = room if cached is None else min(room, cached - tokens_prompt + 1)
-    default = fits if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
+    default = min(fits, usual or fits) if isinstance(body, ChatBody) else min(fits, DEFAULT_COMPLETION_TOKENS)
     most, fewest = default if wanted is None else wanted, body.min_tokens or 0
     if fewest > most:
         raise BadRequestError(f"min_tokens: {fewest} are more than the {most} there may be", param="min_tokens")

@@ -15,7 +15,7 @@ from ...domain.refs import ModelFacts
 from ...domain.rules import admission as rules
 from ...domain.state import Preset
 from ...errors import BadRequestError, ModelNotFoundError
-from ...generations import Requested, TokenOptions, abandon, ends
+from ...generations import Hold, Requested, TokenOptions, abandon, ends
 from ..answers import answer, state_of
 from ..context import check_intervention, context, device, principal
 from ..disconnects import on_disconnect
@@ -46,7 +46,7 @@ ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
     "sae_ambiguous", "feature_out_of_range", "conflicting_edits", "precondition_failed", "mailbox_full",
     "out_of_memory", "read_only", "sae_unsupported", "sae_incompatible", "disk_full", "deadline_exceeded",
-    "positions_unknown",
+    "positions_unknown", "quota_exceeded",
 )  # fmt: skip
 KEYED = (*ERRORS, "idempotency_key_reused", "answer_gone")
 ANSWERS = ((200, "application/json"), (200, "text/event-stream"))
@@ -214,23 +214,34 @@ async def _made(replies: Sequence[Reply]) -> list[Made]:
     return [(reply, [*islice(done, len(reply.texts))]) for reply in replies]
 
 
-async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: RequestKey | None = None) -> Reply:
+async def opened(
+    request: AnyRequest,
+    body: TextBody,
+    kind: Kind,
+    *,
+    key: RequestKey | None = None,
+    held: Sequence[Hold] = (),
+    spare: list[Hold] | None = None,
+) -> Reply:
     """The generations of a request, `n` for each prompt, in order: all are admitted, or none. `key`: of the request's
-    idempotency key."""
+    idempotency key. held: what they need of the caller's quota, held already. spare: gets as much again, for a request
+    that belongs to this one: both fit, or neither is begun."""
     engine, texts = device(request), context(request).generations
     model, position = rules.model_to_ask(state_of(request))
     body.check()
     body = named(request, body, model)
     check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
-    settings = [sampling(body, prompt, model) for prompt in prompts]
+    of = [prompt for prompt in prompts for _ in range(body.choices)]
+    usual = texts.quotas.usual_new(principal(request), [len(each.token_ids) for each in of])
+    settings = [sampling(body, prompt, model, usual) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     features = detailed(request, own_sae)
     lengths = [(len(p.token_ids), own.max_tokens) for p, own in zip(prompts, settings, strict=True)] * body.choices
     refuse_much(own_sae, lengths, scores=body.scores, echoes=body.echoes, saes=len(state_of(request).attached))
-    asked, of = [], []
+    asked = []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
             logprobs=body.scores,
@@ -246,10 +257,13 @@ async def opened(request: AnyRequest, body: TextBody, kind: Kind, *, key: Reques
             ask = partial(
                 admission, kind=kind, body=body, prompt=prompt, settings=seeded, model_position=position, key=key
             )
-            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema))
-            of.append(prompt)
+            asked.append(Requested(ask, prompt.token_ids, tell, grammar, body.schema, most=own.max_tokens))
+    if not held:
+        held = texts.hold(*([asked] if spare is None else [asked, asked]), principal=principal(request))
+    if spare is not None:
+        spare += held[len(asked) :]
     command_id = None if key is None else key.command_id
-    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id)
+    opened = await texts.open_all(asked, principal=principal(request), command_id=command_id, held=held[: len(asked)])
     shown_saes = [sae.sae_id for sae in opened[0].started.watched]
     labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
     choices = tuple(

@@ -59,7 +59,7 @@ class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self._limits = limits
         self._running: deque[Generation] = deque()
-        self._waiting = WaitingTexts()
+        self.waiting = WaitingTexts()
         self._joins = MergedEdits()
         self._masks = Masks()
         self._runner: ModelRunner | None = None
@@ -85,7 +85,7 @@ class Scheduler:
 
     @property
     def _all(self) -> Sequence[Generation]:
-        return (*self._running, *(self._waiting if self._waiting.count else ()))
+        return (*self._running, *(self.waiting if self.waiting.size else ()))
 
     def admit(self, texts: Sequence[Generation]) -> None:
         """Queue what runs side by side behind its share. It ends if its model was unloaded since its request."""
@@ -94,7 +94,7 @@ class Scheduler:
                 text.finish("error", ModelNotLoadedError("the model was unloaded before the generation began"))
             return
         for text in texts:
-            self._waiting.add(text)
+            self.waiting.add(text)
         self.sweep()
 
     def end(self, which: Callable[[Generation], bool], reason: FinishReason, error: SAEError | None = None) -> None:
@@ -121,7 +121,7 @@ class Scheduler:
         """The device is lost. It is not used any more, not even to free memory."""
         texts = self._all
         self._running.clear()
-        self._waiting.clear()
+        self.waiting.clear()
         for text in texts:
             text.kept = None
             text.fail(DeviceLostError(error.detail))
@@ -133,8 +133,8 @@ class Scheduler:
             self._release(text)
         if over:
             self._running = deque(text for text in self._running if not text.over)
-            self._waiting.keep(lambda text: not text.over)
-        while self._waiting.count and (party := self._waiting.next(self._running, self._fits)):
+            self.waiting.keep(lambda text: not text.over)
+        while self.waiting.size and (party := self.waiting.next(self._running, self._fits)):
             self._make_room(party)
             self._running.extend(party)
 
@@ -193,7 +193,7 @@ class Scheduler:
         texts = [text for text in texts if not text.request.background] or texts
         alone = [text for text in texts if apart(text) and (not text.in_prefill or text in text.beside.due(apart))]
         others = not all(map(apart, texts))
-        if (text := self._turns.alone(alone, others=others, owed=self._shares.owes)) is not None:
+        if alone and (text := self._turns.alone(alone, others=others, owed=self._shares.owes)) is not None:
             # To the back of the row, for the others that are to be alone.
             self._running.remove(text)
             self._running.append(text)

@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from ....domain.refs import Exclusions, SaeId
-from ....domain.rules.admission import model_to_ask, read_sae, reading
+from ....domain.rules import admission as rules
+from ....domain.rules.admission import model_to_ask, read_sae
 from ....errors import BadRequestError
 from ....generations import read_activations
 from ....measuring.rows import ContrastedFeature, held_out_of
@@ -23,7 +24,7 @@ from ...operations import operation
 from ...requests import body_of
 from ...types import Answer, AnyRequest
 from .inputs import ReadInput, read_inputs
-from .texts import Texts, inputs_of, refuse_bare, settle_texts, side_by_side
+from .texts import Texts, inputs_of, reading, refuse_bare, settle_texts, side_by_side
 
 MOST_TEXTS = 256
 MOST_VALUES = 2**25
@@ -79,7 +80,7 @@ class Contrasted(Struct, frozen=True, kw_only=True):
            body=ContrastBody, returns=Contrasted, users=True, tag="text",
            errors=("model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
                    "sae_unsupported", "mailbox_full", "out_of_memory", "read_only", "deadline_exceeded",
-                   "positions_unknown"),
+                   "positions_unknown", "quota_exceeded"),
            examples={"moods": {"positive": ["I love this book", "What a lovely day"],
                                "negative": ["I hate this book", "What an awful day"], "top": 5}})  # fmt: skip
 async def post_contrast(request: AnyRequest) -> Answer:
@@ -104,7 +105,7 @@ async def post_contrast(request: AnyRequest) -> Answer:
 
     async def one(given: ReadInput) -> Activations:
         # The state of now: what was detached meanwhile is not read, nor are the ids of one model by another.
-        _, turns, now = reading(
+        _, turns, now = rules.reading(
             state_of(request), sae.sae_id, (), None, given.prompt.turns, exclude=body.exclude, model_position=position
         )
         return await read_activations(
@@ -112,7 +113,8 @@ async def post_contrast(request: AnyRequest) -> Answer:
             deadline_seconds=seconds, share=principal(request),
         )  # fmt: skip
 
-    found = await side_by_side(request, [partial(one, each) for each in (*prompts[0], *prompts[1])])
+    with reading(request, (*prompts[0], *prompts[1])):
+        found = await side_by_side(request, [partial(one, each) for each in (*prompts[0], *prompts[1])])
     a, b = found[: len(body.positive)], found[len(body.positive) :]
     refuse_bare(a, "positive")
     refuse_bare(b, "negative")

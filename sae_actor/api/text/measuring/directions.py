@@ -32,7 +32,7 @@ from ...types import Answer, AnyRequest
 from ...vectors import KEPT, VectorsName, keep, refuse_read_only
 from .inputs import ReadInput, read_inputs
 from .places import placed
-from .texts import Texts, inputs_of, plain, refuse_bare, same_model, settle_texts, side_by_side
+from .texts import Texts, inputs_of, plain, reading, refuse_bare, same_model, settle_texts, side_by_side
 
 Length: TypeAlias = Annotated[float, Meta(gt=0, le=1e30)]
 Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -73,7 +73,8 @@ class DirectionsBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         "random": {"name": "chance", "hook_point": {"kind": "resid_post", "layer": 15},
                    "random_seed": 0, "norm_of": 12.5},
     },
-    errors=(*REFUSALS, "sae_ambiguous", "mailbox_full", "out_of_memory", "deadline_exceeded", "disk_full", "read_only"),
+    errors=(*REFUSALS, "sae_ambiguous", "mailbox_full", "out_of_memory", "deadline_exceeded", "disk_full", "read_only",
+            "quota_exceeded"),
     command=True, tag="text",
 )  # fmt: skip
 async def post_directions(request: AnyRequest) -> Answer:
@@ -88,8 +89,11 @@ async def post_directions(request: AnyRequest) -> Answer:
         of = body.norm_of if isinstance(body.norm_of, NormOf) else None
         made_from = replace(made_from, random_seed=body.random_seed, norm=norm, norm_of=of)
         return await keep(request, _vectors(body, point, row, None), made_from)
-    a = await _read(request, "positive", body.positive, point, position)
-    b = await _read(request, "negative", body.negative, point, position)
+    positive = await read_inputs(request, inputs_of(body.positive), name="positive")
+    negative = await read_inputs(request, inputs_of(body.negative), name="negative")
+    with reading(request, (*positive, *negative)):
+        a = await _read(request, positive, body.positive, "positive", point=point, position=position)
+        b = await _read(request, negative, body.negative, "negative", point=point, position=position)
     row, median_norm = await asyncio.to_thread(_between, a, b)
     if not any(row):
         raise BadRequestError("the texts differ in nothing at this hook point", param="positive")
@@ -132,7 +136,9 @@ def _between(a: _Mean, b: _Mean) -> tuple[tuple[float, ...], float]:
     return tuple(x - y for x, y in zip(a.mean, b.mean, strict=True)), statistics.median([*a.norms, *b.norms])
 
 
-async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, position: int) -> _Mean:
+async def _read(
+    request: AnyRequest, prompts: Sequence[ReadInput], texts: Texts, name: str, *, point: HookPoint, position: int
+) -> _Mean:
     watch = Watch.at(point, ("sink", "special"))
     engine, seconds = device(request), context(request).generations.deadline_seconds
 
@@ -150,7 +156,6 @@ async def _read(request: AnyRequest, name: str, texts: Texts, point: HookPoint, 
             alone=True,
         )
 
-    prompts = await read_inputs(request, inputs_of(texts), name=name)
     found = await side_by_side(request, [partial(one, each) for each in prompts])
     refuse_bare(found, name)
     return await asyncio.to_thread(_mean, texts, found)

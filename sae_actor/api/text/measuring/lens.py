@@ -23,7 +23,8 @@ from ...operations import operation
 from ...requests import body_of
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
-from .inputs import OnePrompt, TokenizedBody
+from .inputs import OnePrompt, ReadInput, TokenizedBody
+from .texts import reading
 
 MOST_ROWS = 2**14
 """Positions times layers: each is a pass through the unembedding."""
@@ -76,7 +77,7 @@ class ThroughLens(Struct, frozen=True, kw_only=True):
            errors=("model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous",
                    "sae_incompatible", "feature_out_of_range", "conflicting_edits", "layer_out_of_range",
                    "mailbox_full", "out_of_memory", "read_only", "sae_unsupported", "deadline_exceeded",
-                   "positions_unknown", "model_not_found"),
+                   "positions_unknown", "model_not_found", "quota_exceeded"),
            examples={"some layers": {"prompt": "The capital of France is", "layers": [10, 29], "top": 3}})  # fmt: skip
 async def post_lens(request: AnyRequest) -> Answer:
     body: LensBody = await body_of(request, LensBody)
@@ -105,15 +106,16 @@ async def post_lens(request: AnyRequest) -> Answer:
     intervention, turns = reading_under(state_of(request), own, prompt.turns, model_position=position)
     lists = LongLists()
     async with heard(request):
-        found = await read_prompt(
-            engine,
-            prompt.token_ids,
-            intervention,
-            turns,
-            tuple(Watch.lens_at(layer, body.top) for layer in layers),
-            deadline_seconds=context(request).generations.deadline_seconds,
-            share=principal(request),
-        )
+        with reading(request, [ReadInput(prompt=prompt)]):
+            found = await read_prompt(
+                engine,
+                prompt.token_ids,
+                intervention,
+                turns,
+                tuple(Watch.lens_at(layer, body.top) for layer in layers),
+                deadline_seconds=context(request).generations.deadline_seconds,
+                share=principal(request),
+            )
         told = [LensLayer(layer, await lists.add(list(each.lens))) for layer, each in zip(layers, found, strict=True)]
     view = ThroughLens(
         tokens=prompt.tokens,

@@ -110,7 +110,7 @@ ERRORS = (
     "model_not_loaded", "not_ready", "sae_not_attached", "sae_not_found", "sae_ambiguous", "feature_out_of_range",
     "conflicting_edits", "precondition_failed", "mailbox_full", "out_of_memory", "read_only", "sae_unsupported",
     "disk_full", "deadline_exceeded", "positions_unknown", "draining", "sae_incompatible", "model_not_found",
-    "idempotency_key_reused", "answer_gone",
+    "idempotency_key_reused", "answer_gone", "quota_exceeded",
 )  # fmt: skip
 
 
@@ -208,6 +208,7 @@ async def _opened(
                     read.prompt.token_ids,
                     TokenOptions(prompt_logprobs=top, detailed=features),
                     scoring=scoring,
+                    most=len(read.continuation_ids) + scoring.runs_last,
                 )
                 for each, features in zip(body.variants, told, strict=True)
             ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from msgspec import Meta
@@ -12,11 +13,12 @@ from ....domain.rules.admission import model_to_ask
 from ....errors import BadRequestError, ModelNotLoadedError
 from ....ports import Activations
 from ...answers import state_of
+from ...context import context, principal
 from ...disconnects import heard
 from ...types import AnyRequest
 from ..fields import MESSAGES
 from ..messages import ChatMessage
-from .inputs import Input
+from .inputs import Input, ReadInput
 
 T = TypeVar("T")
 
@@ -62,6 +64,13 @@ async def side_by_side(request: AnyRequest, readings: Sequence[Callable[[], Coro
             for task in tasks:
                 task.cancel()
     raise AssertionError("the client left, which is raised")
+
+
+def reading(request: AnyRequest, prompts: Sequence[ReadInput]) -> AbstractContextManager[None]:
+    """Entered to read these prompts: they count for the caller's quota. Raises `QuotaExceededError`,
+    `BadRequestError`."""
+    tokens = sum(len(each.token_ids) for each in prompts)
+    return context(request).generations.reading(principal(request), tokens)
 
 
 def same_model(request: AnyRequest, position: int) -> None:
