@@ -163,6 +163,8 @@ class Features:
         record = None if run is None or not run.saes else state.saes.get(run.saes[0].sae_id)
         if run is None or record is None or not counts(run, record):
             return
+        if (known := newest(state.runs.values(), record)) is not None and known.request_position > run.request_position:
+            return  # it waited, and a later one is done
         async with self.changing:
             work = asyncio.ensure_future(self._run(lambda: self._measured(record.sae_id, run_id)))
             try:

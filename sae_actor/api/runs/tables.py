@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -47,10 +47,13 @@ async def parquet_table(open_file: Callable[[], RunFile], after: int) -> bytes:
     return await in_thread(made)
 
 
-async def in_pieces(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """What a generator makes that blocks."""
-    while (part := await in_thread(lambda: next(parts, None))) is not None:
-        yield part
+async def in_pieces(parts: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """What a generator makes that blocks, and that closes what it has open when it ends."""
+    try:
+        while (part := await in_thread(lambda: next(parts, None))) is not None:
+            yield part
+    finally:
+        await in_thread(parts.close)
 
 
 async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[list[bytes]]:

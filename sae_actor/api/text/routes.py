@@ -233,7 +233,8 @@ async def opened(
     check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     of = [prompt for prompt in prompts for _ in range(body.choices)]
-    usual = texts.quotas.usual_new(principal(request), [len(each.token_ids) for each in of])
+    beside = 1 if spare is None and not held else 2
+    usual = texts.quotas.usual_new(principal(request), [len(each.token_ids) for each in of] * beside)
     settings = [sampling(body, prompt, model, usual) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()

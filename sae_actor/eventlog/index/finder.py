@@ -53,6 +53,7 @@ class Finder:
             return await look(self.upto)
         except UnfitIndexError:
             self.index.distrust()
+            self._histories = Histories(self.log, self.index)  # what they keep may be wrong too
             if self._grown is not None:
                 self._grown.set()
             return await look(0)

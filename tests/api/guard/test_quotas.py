@@ -235,6 +235,18 @@ async def test_a_chat_without_a_limit_gets_its_part_of_the_minute() -> None:
         assert started["data"]["sampling"]["max_tokens"] == 30
 
 
+async def test_both_answers_of_a_comparison_without_a_limit_fit_into_the_minute() -> None:
+    line = granted("uma", "user", "running=1", "tokens_per_minute=120")
+    async with serving(grants=(granted("olga", "operator"), line), bearer=SECRETS["olga"]) as service:
+        await service.ready()
+        chat = {"messages": [{"role": "user", "content": "a"}]}
+        async with client(service, "uma") as uma:
+            answer = await uma.post("/api/compare", json=chat)
+        assert answer.status_code == 200, answer.text
+        usages = [answer.json()[name]["usage"] for name in ("steered", "baseline")]
+        assert {each["prompt_tokens"] + each["completion_tokens"] for each in usages} == {60}
+
+
 async def test_who_leaves_leaves_nothing_behind(service: Running) -> None:
     held(service)
     async with client(service, "uma") as uma:
