@@ -7,8 +7,9 @@ import shutil
 import signal
 from pathlib import Path
 
+from tests.eventlog.making import content
+
 from .harness import Process, until
-from .test_index import content
 from .test_run_kills import asked, completed, prepared, rows
 
 
