@@ -28,6 +28,11 @@ class Item(Struct, frozen=True, omit_defaults=True):
     messages: tuple[dict[str, Any], ...] | None = None
     label: str | int | float | bool | None = None
 
+    @property
+    def asked(self) -> str | tuple[dict[str, Any], ...]:
+        """What is made tokens of."""
+        return (self.text or "") if self.messages is None else self.messages
+
     def line(self) -> bytes:
         return msgspec.json.encode(self)
 

@@ -1,6 +1,6 @@
 """kill -9 in the middle of runs, at moments that chance picks: every row is there once, the summary is the same.
 
-The normal suite kills two runs of each kind; `pytest -m crash` twenty, and as many with the real engine.
+The normal suite kills two runs of each kind; `pytest -m crash` twenty.
 """
 
 from __future__ import annotations

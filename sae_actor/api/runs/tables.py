@@ -29,8 +29,7 @@ async def csv_table(open_file: Callable[[], RunFile], after: int) -> AsyncIterat
     names = await in_thread(lambda: _names(open_file, after))
     yield _csv([names])
     async for page in _pages(open_file, after):
-        rows = (msgspec.json.decode(line) for line in page)
-        yield _csv([[_plain(row.get(name)) for name in names] for row in rows])
+        yield await in_thread(partial(_lines, page, names))
 
 
 async def parquet_table(open_file: Callable[[], RunFile], after: int) -> bytes:
@@ -74,6 +73,11 @@ def _names(open_file: Callable[[], RunFile], after: int) -> list[str]:
         for row in file.all_rows(after):
             names.update(dict.fromkeys(row))
     return list(names)
+
+
+def _lines(page: list[bytes], names: list[str]) -> bytes:
+    rows = (msgspec.json.decode(line) for line in page)
+    return _csv([[_plain(row.get(name)) for name in names] for row in rows])
 
 
 def _plain(value: Any) -> Any:

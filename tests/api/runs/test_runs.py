@@ -239,6 +239,16 @@ async def test_a_repeated_key_is_one_run(service: Running) -> None:
     assert len(list(service.context.runs.folder.folder.glob("run-*.db"))) == 1
 
 
+async def test_chats_are_read_through_the_template(service: Running) -> None:
+    await service.ready()
+    chats = [[{"role": "user", "content": f"number {number}"}] for number in range(3)]
+    lines = b"".join(json.dumps({"messages": chat}).encode() + b"\n" for chat in chats)
+    put = await service.client.put("/api/texts", content=lines, headers={"content-type": "application/x-ndjson"})
+    done = await until(service, await run(service, texts={"texts_id": put.json()["texts_id"]}), "completed")
+    tokens = [len((await service.engine.tokenize(chat)).token_ids) for chat in chats]
+    assert (done["summary"]["tokens"], done["summary"]["contexts"]) == (sum(tokens), 3)
+
+
 async def test_uploads_and_files(service: Running) -> None:
     await service.ready()
     body = "\n".join(TEXTS).encode()
