@@ -266,7 +266,11 @@ async def opened(
     command_id = None if key is None else key.command_id
     opened = await texts.open_all(asked, principal=principal(request), command_id=command_id, held=held[: len(asked)])
     shown_saes = [sae.sae_id for sae in opened[0].started.watched]
-    labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
+    try:
+        labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
+    except BaseException:
+        abandon(opened)  # nobody has them yet who could
+        raise
     choices = tuple(
         Choice(
             kind,

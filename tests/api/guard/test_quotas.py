@@ -265,6 +265,25 @@ async def test_who_leaves_leaves_nothing_behind(service: Running) -> None:
     assert (ledger.taken, ledger.reserved) == (0, 0)
 
 
+async def test_what_is_begun_ends_with_its_token_also_while_labels_are_looked_for(service: Running) -> None:
+    held(service)
+    asked_for, (uma,) = asyncio.Event(), [each for each in service.context.access.grants if each.name == "uma"]
+
+    async def hangs(_: str) -> dict[int, str]:
+        asked_for.set()
+        return await asyncio.Event().wait() and {}
+
+    service.context.features.labels = hangs  # type: ignore[method-assign]
+    async with client(service, "uma") as who:
+        (text,) = asked(who, sae={"details": True})
+        await asked_for.wait()
+        service.context.sessions.withdraw([uma])
+        assert (await text).status_code == 401
+    async with asyncio.timeout(20):
+        await service.context.generations.idle()
+    assert service.context.generations.quotas.ledger("uma").reserved == 0
+
+
 async def test_an_unmodified_client_comes_back_when_it_is_told(
     service: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
