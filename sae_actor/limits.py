@@ -1,5 +1,5 @@
-"""Limiters: how many start in one event-loop iteration, run at a time, happen in a second; what a principal may have;
-whose turn it is; when to retry."""
+"""Limiters: how much is done in one event-loop iteration, runs at a time, happens in a second; what a principal may
+have; whose turn it is; when to retry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,6 +21,18 @@ RECENT = 64
 NO_DEADLINE = math.inf
 LONGEST = 60
 """The longest Retry-After in seconds: OpenAI's clients ignore a longer one."""
+
+
+AT_A_TIME = 16
+"""Things of a request that are worked on before others have their turn."""
+
+
+async def in_turns(items: Iterable[T], most: int = AT_A_TIME) -> AsyncGenerator[T, None]:
+    """The items. After each `most` of them the other tasks of the event loop have their turn."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % most == 0:
+            await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,20 +242,12 @@ class Actor:
         self.state = turn.state
         if any(event.type == "GpuLost" for event in recorded):
             self._fail(DeviceLostError("the device is lost"))
-        self._begin(turn, recorded)
+        await turn.begin(recorded)
         self._reconcile()
         self._answer(turn, recorded)
         self.counts.took(turn, before, recorded, self._clock.monotonic() - began)
         # After the answers: serving a thousand readers takes longer than answering this turn.
-        self.broadcast.publish(recorded)
-
-    @staticmethod
-    def _begin(turn: Turn, recorded: tuple[Event, ...]) -> None:
-        """Before anything is removed from the device: a Detach in this turn has to wait for these generations."""
-        for envelope, answer in turn.answers:
-            if envelope.begin is not None and isinstance(answer, slice):
-                for event in recorded[answer]:
-                    envelope.begin(event)
+        await self.broadcast.publish_in_turns(recorded)
 
     def _answer(self, turn: Turn, recorded: tuple[Event, ...]) -> None:
         for envelope, answer in turn.answers:

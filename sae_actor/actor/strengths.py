@@ -15,6 +15,7 @@ from ..domain.rules.admission import meant
 from ..domain.rules.presets import weights_now
 from ..domain.state import State
 from ..errors import BadRequestError, SAEError
+from ..limits import in_turns
 from ..ports import Engine, Hub
 
 R = TypeVar("R", AdmitGeneration, OwnIntervention)
@@ -88,7 +89,7 @@ async def raw_requests(
     """Each as `raw_request`; what many of them have in common is resolved once."""
     known: dict[tuple[int, ...], AdmitGeneration] = {}
     found = []
-    for each in requests:
+    async for each in in_turns(requests):
         shared = tuple(id(getattr(each, name)) for name in OwnIntervention.__struct_fields__)
         if shared not in known:
             known[shared] = await raw_request(each, state, engine)

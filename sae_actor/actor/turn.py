@@ -3,6 +3,7 @@ transactions of a bounded size."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
@@ -13,10 +14,10 @@ from ..domain.commands import Command
 from ..domain.decide import decide
 from ..domain.events import Draft, Event, Payload, draft, stored
 from ..domain.evolve import evolve
-from ..domain.messages import AdmitGeneration
+from ..domain.messages import AdmitGeneration, AdmitGenerations, Message
 from ..domain.state import State
 from ..errors import InternalError, LogError, PreconditionFailedError, SAEError, TooLargeError
-from ..limits import TokenBucket
+from ..limits import AT_A_TIME, TokenBucket, in_turns
 from ..ports import Clock, EventLog
 from .history import accepted_events, same_request
 from .mailbox import Envelope
@@ -75,17 +76,31 @@ class Turn:
                 self._check_revision(envelope)
                 if envelope.refused is not None:
                     raise envelope.refused
-                answer = self._add(envelope, decide(envelope.decided or envelope.message, self.state))
+                answer = await self._add(envelope, await self._decided(envelope.decided or envelope.message))
         except LogError:
             raise
         except SAEError as error:
             answer = error
-            self._put_on_record(envelope, error)
+            await self._put_on_record(envelope, error)
         except Exception:
             # decide is pure: its bug has changed nothing, and must not end the only writer.
             logger.exception("deciding %s failed", type(envelope.message).__name__)
             answer = InternalError("the command could not be processed")
         self.answers.append((envelope, answer))
+
+    async def begin(self, recorded: Sequence[Event]) -> None:
+        """Begin what the turn admitted, before anything is removed from the device: a Detach in this turn has to wait
+        for these generations."""
+        begun = (
+            (envelope.begin, event)
+            for envelope, answer in self.answers
+            if envelope.begin is not None and isinstance(answer, slice)
+            for event in recorded[answer]
+        )
+        for number, (begin, event) in enumerate(begun):
+            if number and number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
+            begin(event)
 
     async def _earlier_answer(self, envelope: Envelope) -> Answer | None:
         """The events of an earlier command under the same key, or None. None too for a generation, which is made again:
@@ -117,23 +132,31 @@ class Turn:
                 position=self.state.revision,
             )
 
-    def _put_on_record(self, envelope: Envelope, error: SAEError) -> None:
+    async def _put_on_record(self, envelope: Envelope, error: SAEError) -> None:
         if not isinstance(envelope.message, Command):
             return
         event = self._refusals.event_for(envelope.message, error)
         if event is None:
             return
         try:
-            self._add(envelope, [event])
+            await self._add(envelope, [event])
         except Exception:
             # The refusal stands; an error whose fields cannot be written must not end the only writer.
             logger.exception("a refused %s could not be put on record", envelope.message.type_name)
 
-    def _add(self, envelope: Envelope, payloads: list[Payload]) -> slice:
+    async def _decided(self, message: Message) -> list[Payload]:
+        """What `decide` says; of thousands of texts a few at a time, for others on the event loop."""
+        if not isinstance(message, AdmitGenerations):
+            return decide(message, self.state)
+        return [payload async for each in in_turns(message.requests) for payload in decide(each, self.state)]
+
+    async def _add(self, envelope: Envelope, payloads: list[Payload]) -> slice:
         """All of one envelope's events, or none of them."""
         drafts: list[Draft] = []
         state = self.state
-        for payload in payloads:
+        for number, payload in enumerate(payloads):
+            if number and number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
             made = self._draft(payload, envelope, state)
             drafts.append(made)
             state = evolve(state, made)

@@ -196,7 +196,7 @@ def _wrong_token(arguments: argparse.Namespace) -> str | None:
     if arguments.config is not None:
         return "--config belongs to `token list`; --file names the tokens file"
     if any(len(each.split()) != 1 for each in (name, role, *fields)):
-        return "a name, a role and a field must not be empty, or hold a space"
+        return "no name, role or field may be empty or hold a space"
     try:
         read_line(" ".join((name, role, "0" * 64, *fields)))
     except ValueError as error:

@@ -237,4 +237,6 @@ def _with_record(state: State, sae_id: str, record: SaeRecord | None) -> State:
 
 
 def _without(mapping: dict[str, T], key: str) -> dict[str, T]:
-    return {k: v for k, v in mapping.items() if k != key}
+    left = mapping.copy()  # much faster than a comprehension: thousands of texts may run
+    left.pop(key, None)
+    return left

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DELIVERED = 64
+"""Items that are given to their streams at once."""
+
 
 class DeviceThread(Worker):
     """Runs jobs and generations. `scheduler` belongs to the thread itself; everyone else goes through `run` and
@@ -115,10 +118,12 @@ class DeviceThread(Worker):
                 self._readers.call_soon_threadsafe(self._append)
 
     def _append(self) -> None:
-        """On the event loop."""
-        while self.made:
+        """On the event loop. Where thousands of texts end at once, others have their turn in between."""
+        for _ in range(min(len(self.made), DELIVERED)):
             stream, item = self.made.popleft()
             stream.append(item)
+        if self.made:
+            asyncio.get_running_loop().call_soon(self._append)
 
     def _refusal(self) -> SAEError | None:
         """Why nothing can be done any more."""

@@ -113,7 +113,7 @@ class Features:
     # — writing —
 
     async def receive(self, body: AsyncIterator[bytes]) -> Path:
-        """Stream a body to disk; where it is then. `TooLargeError`, `DiskFullError`."""
+        """Stream a body to disk; where it is then. Raises as `durability.receive`."""
         coming = self._files / f"{uuid.uuid4().hex}{BEGUN}"
         await receive(body, coming, self.upload_bytes)
         return coming
@@ -160,6 +160,8 @@ class Features:
         record = None if run is None or not run.saes else state.saes.get(run.saes[0].sae_id)
         if run is None or record is None or not counts(run, record):
             return
+        if (known := newest(state.runs.values(), record)) is not None and known.request_position > run.request_position:
+            return  # it waited, and a later one is done
         async with self.changing:
             work = asyncio.ensure_future(self._run(lambda: self._measured(record.sae_id, run_id)))
             try:

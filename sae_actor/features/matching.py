@@ -71,9 +71,8 @@ class Matching:
         if "resid_pre" in hook:
             mine |= {layer - 1 for layer in mine if layer is not None}  # the output of the block before
         if found is not None and mine and int(found[1]) not in mine:
-            self._refuse(
-                f"they are of {latent.rpartition('_latent')[0] or latent}, and it was trained at {hook or mine}"
-            )
+            trained = hook or f"layer {', '.join(map(str, mine))}"
+            self._refuse(f"they are of {latent.rpartition('_latent')[0] or latent}, and it was trained at {trained}")
 
     def _placed(self, repository_id: str, folder: str) -> None:
         mine = self._record.repository_id

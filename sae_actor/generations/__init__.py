@@ -18,4 +18,4 @@ from .details import MOST_FEATURES, NamedFeature, detail_watches
 from .generations import Generations
 from .quotas import Hold
 from .records import score_summary
-from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon, ends, interleaved
+from .running import Completed, Requested, RunningGeneration, TokenOptions, abandon, as_ended, ends, interleaved

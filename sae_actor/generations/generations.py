@@ -30,13 +30,13 @@ from ..errors import (
     NotReadyError,
     SAEError,
 )
-from ..limits import NO_DEADLINE
+from ..limits import NO_DEADLINE, in_turns
 from ..ports import Engine, Finished, GenerationRequest, GenerationStream, Watch
 from ..telemetry.metrics import Labels
 from .details import detail_watches
 from .ending import end_of, put_on_record
 from .monitoring import LabelsOf, Monitors, unlabelled, watches
-from .places import has_place
+from .places import has_place, places_of
 from .quotas import Hold, Quotas
 from .records import failure, record_of
 from .running import Completed, Requested, RunningGeneration, abandon_opened, holding, states
@@ -123,8 +123,7 @@ class Generations:
     def _ahead(self) -> int:
         """The running ones end next. By the time a client that is refused returns, those that wait now should be
         gone."""
-        waiting = sum(each.waits and not each.background for each in self._running.values())
-        return waiting + sum(count for _, count in self._opening.values())
+        return self.waiting + sum(count for _, count in self._opening.values())
 
     @contextlib.contextmanager
     def reading(self, principal: str, tokens: int) -> Iterator[None]:
@@ -162,8 +161,7 @@ class Generations:
         self, parties: Sequence[Sequence[Requested]], baseline: int | None, principal: str, command_id: str | None
     ) -> list[list[RunningGeneration]]:
         opening = asyncio.create_task(self._open(parties, baseline, principal, command_id))
-        places = sum(each.scoring is None and not each.background for party in parties for each in party)
-        self._opening[opening] = principal, places
+        self._opening[opening] = principal, sum(map(places_of, parties))
         opening.add_done_callback(lambda done: self._opening.pop(done, None))
         try:
             return await asyncio.shield(opening)
@@ -187,13 +185,13 @@ class Generations:
 
     @property
     def waiting(self) -> int:
-        """Generations without a token yet; texts to score that have not begun."""
-        return sum(generation.waits for generation in self._running.values())
+        """Generations without a token yet; texts to score that have not begun. Those of runs hold nobody up."""
+        return sum(generation.waits and not generation.background for generation in self._running.values())
 
     @property
     def running(self) -> int:
         """Further ones, without a recorded end."""
-        return len(self._running) - self.waiting
+        return sum(not generation.waits for generation in self._running.values())
 
     async def idle(self) -> None:
         """Wait until none runs, and each end is on record."""
@@ -216,15 +214,16 @@ class Generations:
         begun: list[Event] = []
 
         def begin(event: Event) -> None:
-            # From here on its generations count as running.
-            self._opening.pop(opening, None)
             begun.append(event)
             if len(begun) == len(party := parties[len(opened)]):
                 opened.append(self._begin(begun, party, baseline))
                 begun.clear()
+                # From here on they count as running.
+                whose, count = self._opening[opening]
+                self._opening[opening] = whose, count - places_of(party)
 
         try:
-            requests = [self._request(each) for party in parties for each in party]
+            requests = [self._request(each) async for each in in_turns(each for party in parties for each in party)]
             await self._actor.admit(requests, principal=principal, begin=begin, command_id=command_id)
         finally:
             for each in (each for party in parties[len(opened) :] for each in party):

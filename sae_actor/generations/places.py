@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from .running import Requested
 
 BEYOND = 2
 """Times the places: more than that are never taken, whoever asks."""
@@ -18,3 +20,8 @@ def has_place(taken: Mapping[str, int], principal: str, count: int, places: int)
         return True
     share = max(1, places // len({*taken, principal}))
     return taken.get(principal, 0) + count <= share and total + count <= BEYOND * places
+
+
+def places_of(party: Sequence[Requested]) -> int:
+    """How many it takes: none for texts to score, nor for those of runs."""
+    return sum(each.scoring is None and not each.background for each in party)

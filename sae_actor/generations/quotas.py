@@ -68,6 +68,7 @@ class RecentTokens:
 
     def add(self, count: int) -> None:
         now = self._clock()
+        self._forget(now)
         if self._some and now - self._some[-1].first < TICK:
             self._some[-1].last = now
             self._some[-1].count += count
@@ -77,10 +78,17 @@ class RecentTokens:
 
     @property
     def total(self) -> int:
-        oldest = self._clock() - WINDOW
-        while self._some and self._some[0].last <= oldest:
-            self._total -= self._some.popleft().count
+        self._forget(self._clock())
         return self._total
+
+    def __len__(self) -> int:
+        """How many numbers are kept."""
+        return len(self._some)
+
+    def _forget(self, now: float) -> None:
+        """What counts no longer: also where nobody asks for the total, as without a quota of tokens."""
+        while self._some and self._some[0].last <= now - WINDOW:
+            self._total -= self._some.popleft().count
 
     def seconds_until(self, fewer: int) -> int:
         """Seconds until so many count no longer; `LONGEST` if there are not so many."""
@@ -278,12 +286,17 @@ class Quotas:
 
     @contextlib.contextmanager
     def reading(self, principal: str, tokens: int) -> Iterator[None]:
-        """Held while a request reads prompts of so many tokens. Raises as `hold`."""
+        """Held while a request reads prompts of so many tokens. Raises as `hold`. They count from its end, unless the
+        queue of all was full."""
         (hold,) = self.hold(principal, [Need(tokens)], "measuring")
+        ran = True
         try:
             yield
+        except MailboxFullError:
+            ran = False
+            raise
         finally:
-            hold.end(ran=True)
+            hold.end(ran=ran)
 
     def _at_once(self, quota: Quota) -> int | None:
         return quota.running if quota.running is not None else self._running

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ..domain.events import Event, GenerationFinished, GenerationStarted
 from ..domain.messages import AdmitGeneration
 from ..domain.refs import Exclusion
 from ..domain.weights import WeightsFiles
 from ..errors import SAEError
+from ..limits import AT_A_TIME, in_turns
 from ..ports import Finished, GenerationStream, Grammar, Scoring, Token, wait_for_news
 from .details import NamedFeature
 from .quotas import Hold, Need
@@ -161,15 +163,25 @@ class RunningGeneration:
         """The error that a reader gets if the generation was cancelled."""
         return self.left.result() if self.left.done() else None
 
-    async def result(self) -> Completed:
-        """Wait for the end; raise it if it is an error."""
-        try:
-            end = await asyncio.shield(self._recorded)
-        finally:
-            self.abandon()
+    def on_end(self, act: Callable[[], object]) -> None:
+        """`act` once the end is there, on the event loop."""
+        self._recorded.add_done_callback(lambda _: act())
+
+    @property
+    def end(self) -> Completed:
+        """The end, which is there; raised if it is an error."""
+        end = self._recorded.result()
         if isinstance(end, SAEError):
             raise end
         return end
+
+    async def result(self) -> Completed:
+        """Wait for the end; raise it if it is an error."""
+        try:
+            await asyncio.shield(self._recorded)
+        finally:
+            self.abandon()
+        return self.end
 
 
 async def interleaved(generations: Sequence[RunningGeneration]) -> AsyncIterator[tuple[int, Token | Completed]]:
@@ -185,17 +197,34 @@ async def interleaved(generations: Sequence[RunningGeneration]) -> AsyncIterator
             if isinstance(item, Completed):
                 del positions[index]
             yield index, item
+        if len(found) > 1:
+            await asyncio.sleep(0)  # many may be there at once
         if not found:
             await wait_for_news([generations[index].stream for index in positions])
 
 
 async def ends(generations: Sequence[RunningGeneration]) -> list[Completed]:
     """Wait for all of them; the first error is raised and ends the others."""
+    found: dict[int, Completed] = {}
+    async for at, end in as_ended(generations):
+        found[at] = end
+    return [found[at] for at in range(len(generations))]
+
+
+async def as_ended(generations: Sequence[RunningGeneration]) -> AsyncGenerator[tuple[int, Completed], None]:
+    """Each end as it comes, with the index of its generation. The first error is raised; with it, or when nobody waits
+    any more, the others end. No task for each: there may be thousands."""
+    news: asyncio.Queue[int] = asyncio.Queue()
     try:
-        return await asyncio.gather(*(generation.result() for generation in generations))
-    except SAEError:
+        async for at, generation in in_turns(enumerate(generations)):
+            generation.on_end(partial(news.put_nowait, at))
+        for number in range(len(generations)):
+            at = await news.get()
+            yield at, generations[at].end
+            if number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
+    finally:
         abandon(generations)
-        raise
 
 
 def states(generations: Iterable[RunningGeneration]) -> Counter[tuple[str, ...]]:
@@ -213,6 +242,9 @@ def abandon_opened(opening: asyncio.Task[list[list[RunningGeneration]]]) -> None
             abandon(party)
 
 
-def abandon(generations: Sequence[RunningGeneration]) -> None:
-    for generation in generations:
+def abandon(generations: Sequence[RunningGeneration], first: int = 0) -> None:
+    """End those from `first` on, of thousands some at a time: each has an end to be recorded."""
+    for generation in generations[first : first + AT_A_TIME]:
         generation.abandon()
+    if first + AT_A_TIME < len(generations):
+        asyncio.get_running_loop().call_soon(abandon, generations, first + AT_A_TIME)

@@ -70,7 +70,7 @@ async def _read(job: Job, spec: ContrastSpec, items: list[Item], first: int) -> 
         async with places:
             at = job.model_position
             try:
-                read = await job.engine.tokenize(item.messages if item.messages is not None else item.text or "")
+                read = await job.engine.tokenize(item.asked)
                 _, turns, sae = reading(
                     job.state, spec.sae_id, (), None, read.turns, exclude=spec.exclude, model_position=at
                 )

@@ -137,7 +137,7 @@ class Job:
         length = min(length, self.context_length)
         found: list[tuple[int, int, tuple[int, ...]]] = []
         for number, item in enumerate(await in_thread(lambda: self.file.texts("texts", first, GROUP)), first):
-            ids = (await self.engine.tokenize(item.text or "", any_length=True)).token_ids
+            ids = (await self.engine.tokenize(item.asked, any_length=True)).token_ids
             begun = ids[:1] if self.adds_bos and length > 2 else ()
             at = 0
             while at < len(ids):

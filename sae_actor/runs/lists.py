@@ -28,6 +28,11 @@ class Item(Struct, frozen=True, omit_defaults=True):
     messages: tuple[dict[str, Any], ...] | None = None
     label: str | int | float | bool | None = None
 
+    @property
+    def asked(self) -> str | tuple[dict[str, Any], ...]:
+        """What is made tokens of."""
+        return (self.text or "") if self.messages is None else self.messages
+
     def line(self) -> bytes:
         return msgspec.json.encode(self)
 
@@ -63,15 +68,22 @@ def read_file(path: Path, kind: str) -> Iterator[Item]:
     if kind == "parquet":
         yield from _parquet(path)
         return
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.rstrip(b"\r\n")
-            if not line.strip():
-                continue
-            try:
-                yield _json(line) if kind == "ndjson" else Item(text=_checked(line.decode()))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise BadRequestError(f"line {number} of the texts: {str(error)[:200]}", param="texts") from None
+    for number, raw in enumerate(_lines(path), 1):
+        line = raw.rstrip(b"\r\n")
+        if not line.strip():
+            continue
+        try:
+            yield _json(line) if kind == "ndjson" else Item(text=_checked(line.decode()))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequestError(f"line {number} of the texts: {str(error)[:200]}", param="texts") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise BadRequestError(f"the file of texts cannot be read: {error.strerror}", param="texts") from None
 
 
 def _json(line: bytes) -> Item:

@@ -100,7 +100,7 @@ class Runs:
         tries = 0
         try:
             while True:
-                before = file.progress()
+                before = await in_thread(file.progress)
                 try:
                     return await self._done(effect, file)
                 except DiskFullError as error:
@@ -108,7 +108,7 @@ class Runs:
                 except (NotReadyError, MailboxFullError) as error:
                     await self._pause(effect, error.detail)
                 except (SAENotAttachedError, ModelNotLoadedError) as error:
-                    tries = 1 if file.progress() > before else tries + 1
+                    tries = 1 if await in_thread(file.progress) > before else tries + 1
                     if self._is_owed(effect) and tries >= TRIES:
                         raise
                     # What it needs is going away, and this task with it; or it is back already, as another attachment.

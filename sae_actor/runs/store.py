@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import DiskFullError, InternalError, RunNotFoundError, TextsNotFoundError
+from ..eventlog.schema import prepare_reader, read_only_uri
 from ..ports.durability import disk_failure, fsync_path, private_folder
 from .lists import Digest, Item, decoded
 
@@ -73,20 +74,36 @@ def _connected(path: Path, *, new: bool = False) -> sqlite3.Connection:
         if new:
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
-        elif connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise InternalError(f"{path.name} is not a file of runs")
+        return _checked(connection, path)
     except BaseException:
         connection.close()
         raise
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    """Nothing is written, and no file is made."""
+    uri = read_only_uri(path)
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        prepare_reader(connection)
+        return _checked(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _checked(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise InternalError(f"{path.name} is not a file of runs")
     return connection
 
 
 class RunFile:
     """One database. Blocks: for a worker thread, one call at a time."""
 
-    def __init__(self, path: Path, *, new: bool = False) -> None:
+    def __init__(self, path: Path, *, new: bool = False, read_only: bool = False) -> None:
         with _guarded():
-            self._connection = _connected(path, new=new)
+            self._connection = _reading(path) if read_only else _connected(path, new=new)
 
     def close(self) -> None:
         self._connection.close()
@@ -206,8 +223,10 @@ class RunFile:
 class RunFolder:
     """All of `runs/`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        """read_only: of a service that changes no file."""
         self.folder = folder
+        self._read_only = read_only
         self.incoming = folder / "incoming"
         self._texts = folder / "texts"
 
@@ -233,7 +252,7 @@ class RunFolder:
         path = self.path(run_id)
         if not path.is_file():
             raise RunNotFoundError(f"the texts and rows of {run_id} are not there", run_id=run_id)
-        return RunFile(path)
+        return RunFile(path, read_only=self._read_only)
 
     def progress(self, run_ids: Iterable[str]) -> dict[str, int]:
         """Run → how many of its steps are durable; 0 without its file."""
@@ -278,7 +297,7 @@ class RunFolder:
         path = self._texts / f"{texts_id}.db"
         if not re.fullmatch(r"texts-[0-9a-f]{16}", texts_id) or not path.is_file():
             raise TextsNotFoundError(f"there are no texts {texts_id[:80]}", texts_id=texts_id[:80])
-        return RunFile(path)
+        return RunFile(path, read_only=self._read_only)
 
     def forget_texts(self, texts_id: str) -> None:
         self.open_texts(texts_id).close()

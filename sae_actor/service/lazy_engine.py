@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -49,6 +50,9 @@ class LazyEngine:
             try:
                 self._engine = await asyncio.shield(making)
                 self._engine.limit(self._limits)
+                # torch and transformers bring 300,000 objects that stay; to look through them for cycles is 0.2 s of
+                # every full collection, in which nothing else runs. No model is there yet: one may have to go.
+                gc.freeze()
             finally:
                 if making.done() and self._making is making:
                     # After a failure the next load tries again.

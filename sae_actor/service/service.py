@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import math
 import os
@@ -52,6 +51,7 @@ from ..runs import RunFolder, Runs
 from ..subscriptions import Broadcast, progress_frame
 from ..telemetry import logs
 from ..telemetry.traces import Tracing
+from . import garbage
 from .adapters import Adapters
 from .capabilities import capabilities
 from .lazy_engine import LazyEngine
@@ -106,7 +106,8 @@ class Service:
         drain = settings.engine.drain_seconds
         performer = Performer(self.engine, self.hub, self._announce, drain, self.features.forget)
         self.actor = Actor(log, self.engine, performer, adapters.clock, self.broadcast)
-        self.runs = Runs(RunFolder(deployment.folder / "runs"), self.engine, lambda: self.actor.state, self._announce)
+        folder = RunFolder(deployment.folder / "runs", read_only=log.read_only)
+        self.runs = Runs(folder, self.engine, lambda: self.actor.state, self._announce)
         performer.run, self.engine.profiled = self.runs.perform, self.runs.profiles.known
         self.runs.profiled, self.features.profile_rows = self.features.profiled, self.runs.all_rows
         self.generations = Generations(
@@ -151,7 +152,7 @@ class Service:
         await self.features.start()
         if self.actor.state.branch_id is not None:
             self.broadcast.follow_branch(self.actor.state.branch_id)
-        _tune_garbage_collector()
+        garbage.tune()
         self._server = server = HttpServer(self._uvicorn(), self._on_signal, self.settings.server.request_seconds)
         if read_only:
             self.actor.read_only = "the service was started with --read-only"
@@ -329,17 +330,6 @@ class Service:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(self.exit_code)
-
-
-def _tune_garbage_collector() -> None:
-    """Collect cyclic garbage rarely, and not among long-lived objects.
-
-    With a thousand readers, Python's default thresholds spent an eighth of the time in collections; the longest blocked
-    commands for 0.1 s.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 async def _within(action: Callable[[], Awaitable[None]], seconds: float) -> bool:

@@ -29,6 +29,8 @@ STORED_BYTES = 8 * 1024 * 1024
 """Of pages of the log that are kept for the next reader that comes by."""
 JOINED = 64
 """Joined pages kept until something is published: where readers are scattered, each joins its own."""
+PUBLISHED = 64
+"""Events that are published at once."""
 FILTER_SECONDS = 0.005
 """For looking through frames at a time, before others have their turn."""
 HEARTBEAT = 15.0
@@ -127,6 +129,13 @@ class Broadcast:
             self._recent_bytes -= len(self._recent.pop(self._oldest).data)
             self._oldest += 1
         self._wake()
+
+    async def publish_in_turns(self, events: Sequence[Event]) -> None:
+        """As `publish`; of thousands of events some at a time, for others on the event loop."""
+        for at in range(0, len(events), PUBLISHED):
+            self.publish(events[at : at + PUBLISHED])
+            if at + PUBLISHED <= len(events):
+                await asyncio.sleep(0)
 
     def announce(self, event_type: str, data: dict[str, Any]) -> None:
         """Something passing (progress): no id, not in the log, may be dropped."""

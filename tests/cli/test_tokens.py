@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_there(command: Command, tmp_path: Path) -> None:
         (("alice",), "give a name and a role, or `list`"),
         (("alice", "root"), "alice: the role must be one of viewer, user, operator"),
         (("system", "viewer"), "the name system is reserved"),
-        (("al ice", "viewer"), "or hold a space"),
+        (("al ice", "viewer"), "may be empty or hold a space"),
         (("alice", "viewer", "running=4"), "alice: running= is for the role user or operator"),
         (("alice", "user", "running=4", "running=5"), "running= is given twice"),
         (("alice", "user", "walking=4"), "unknown field"),

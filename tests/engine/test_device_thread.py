@@ -114,7 +114,7 @@ async def test_counting_what_was_written_that_fails_ends_its_text(
 ) -> None:
     """No `HookFault`, but any error."""
     await impatient.attach(attach(5), str(tiny_sae))
-    _fail_once(monkeypatch, PreparedIntervention, "readings", ValueError("secret"), 1)
+    _fail_once(monkeypatch, PreparedIntervention, "read_into", ValueError("secret"), 1)
     steered = active(5, Edit(feature=3, strength=5.0))
     bare, failed = await asyncio.gather(finished(impatient, request(IDS)), finished(impatient, request(IDS, steered)))
     assert (bare.reason, failed.reason, failed.error_code) == ("length", "error", "internal")

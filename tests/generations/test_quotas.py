@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_actor.errors import BadRequestError, QuotaExceededError
+from sae_actor.errors import BadRequestError, MailboxFullError, QuotaExceededError
 from sae_actor.generations.quotas import TICK, WINDOW, Hold, Need, Quotas
 from sae_actor.limits import LONGEST, Quota
 
@@ -174,6 +174,30 @@ def test_whoever_holds_no_token_any_more_is_forgotten() -> None:
     assert set(found.ledgers) == {"ulf"}
     two.end()
     assert not found.ledgers
+
+
+def test_the_last_minute_alone_is_kept_without_a_quota_too() -> None:
+    clock = Clock()
+    found = quotas(clock, pia=Quota())
+    for _ in range(1000):
+        (one,) = found.hold("pia", [Need(1, 1)])
+        one.end(ran=True, made=1)
+        clock.now += 1.0
+    ledger = found.ledger("pia")
+    assert len(ledger.recent) == WINDOW
+    assert ledger.recent.total == 2 * (WINDOW - 1), "those of the 59 last seconds"
+    assert ledger.tokens == {"prompt": 1000, "generated": 1000}
+
+
+def test_what_a_full_queue_refuses_is_not_counted() -> None:
+    found = quotas(pia=Quota(tokens_per_minute=100))
+    with pytest.raises(MailboxFullError), found.reading("pia", 100):
+        raise MailboxFullError("too many generations are waiting")
+    assert (found.ledger("pia").reserved, found.ledger("pia").recent.total, found.ledger("pia").tokens) == (0, 0, {})
+    with found.reading("pia", 100):
+        pass
+    assert found.ledger("pia").recent.total == 100
+    assert refused(found, Need(1))[1] == 60
 
 
 class Load:

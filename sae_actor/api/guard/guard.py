@@ -93,8 +93,8 @@ async def _head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
                 scope["path_template"] = as_get["path_template"]
             await send(message)
         elif answering.when() is None:
-            answering.reschedule(0)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            answering.reschedule(0)  # last: it may not cut off the end of the answer
 
     try:
         async with asyncio.timeout(None) as answering:

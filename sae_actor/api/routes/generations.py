@@ -8,6 +8,7 @@ from ...domain.views.explained import ExplainedGeneration, ExplainedGenerations
 from ...domain.views.explanation import Explaining
 from ...errors import NotFoundError
 from ..answers import answer
+from ..answers.long import long_answer
 from ..context import context, user_of
 from ..disconnects import heard
 from ..operations import Query, operation
@@ -33,7 +34,9 @@ async def get_generations(request: AnyRequest) -> Answer:
         after=whole_number(request, "after", default=0, low=0, high=MAX_POSITION),
         limit=whole_number(request, "limit", default=DEFAULT_LIMIT, low=1, high=MAX_LIMIT),
     )
-    return answer(request, ExplainedGenerations(generations=tuple(wanted.views.values())))
+    async with heard(request):
+        return await long_answer(request, lambda: ExplainedGenerations(generations=tuple(wanted.views.values())))
+    raise AssertionError("the client left, which is raised")
 
 
 @operation("GET", "/api/generations/{generation_id}", "What was active for one answer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -128,4 +129,5 @@ async def _pieces(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if len(held) >= PIECE_BYTES:
             yield bytes(held)
             held.clear()
+            await asyncio.sleep(0)  # a page is there at once
     yield bytes(held)

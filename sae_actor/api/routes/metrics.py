@@ -77,7 +77,7 @@ def _of_the_service(service: Context) -> Iterator[Metric]:
 
 
 def _of_principals(service: Context) -> Iterator[Metric]:
-    """By the name of a token; of others that ask nothing is told."""
+    """By principal: whoever has asked, and still holds a token where there are some."""
     generations, ledgers = service.generations, service.generations.quotas.ledgers
     texts = Counter[Labels]({(name, state): 0 for name in ledgers for state in ("running", "waiting")})
     texts.update(generations.states)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -16,7 +15,6 @@ from ...domain.rules.attachments import loaded_model
 from ...domain.rules.edits import needs_encoder
 from ...domain.state import State
 from ...errors import BadRequestError
-from ...runs.lists import Item
 from ...runs.pooled import refuse_few
 from ...runs.runs import described
 from ..answers import state_of
@@ -71,18 +69,10 @@ def _asked_reading(request: AnyRequest, command: Run) -> AskedRun:
     readable(state_of(request), checked.sae_id, command.kind)
     return AskedRun(
         spec=msgspec.to_builtins(checked),
-        lists={"texts": _plain_texts(source.items(request), command.kind)},
+        lists={"texts": source.items(request)},
         origins={"texts": source.origin},
         read=(checked.sae_id,),
     )
-
-
-def _plain_texts(items: Iterable[Item], kind: str) -> Iterator[Item]:
-    """`BadRequestError` for a chat among them."""
-    for number, item in enumerate(items):
-        if item.text is None:
-            raise BadRequestError(f"texts[{number}] is a chat: a run of kind {kind} reads texts", param="spec.texts")
-        yield item
 
 
 def readable(state: State, sae_id: str, kind: str) -> None:

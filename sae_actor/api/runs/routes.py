@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from litestar import Response
 
@@ -86,7 +86,7 @@ async def get_rows(request: AnyRequest) -> Answer:
     after = whole_number(request, "after", default=0, low=0, high=MAX_POSITION)
     kind = _one_of(request, "format", FORMATS) or "ndjson"
     folder = context(request).runs.folder
-    folder.open(run.run_id).close()  # refuses before the answer begins
+    await in_thread(lambda: folder.open(run.run_id).close())  # refuses before the answer begins
 
     def open_file() -> RunFile:
         return folder.open(run.run_id)
@@ -99,7 +99,7 @@ async def get_rows(request: AnyRequest) -> Answer:
     return Streamed(rows, TYPES[kind])
 
 
-def _archive(request: AnyRequest, run: RunState, after: int) -> Iterator[bytes]:
+def _archive(request: AnyRequest, run: RunState, after: int) -> Generator[bytes, None, None]:
     if run.kind != "profile":
         raise BadRequestError("runs of kind profile alone have what Neuronpedia's files hold", param="format")
     record = state_of(request).saes.get(run.saes[0].sae_id)

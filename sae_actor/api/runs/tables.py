@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -29,8 +29,7 @@ async def csv_table(open_file: Callable[[], RunFile], after: int) -> AsyncIterat
     names = await in_thread(lambda: _names(open_file, after))
     yield _csv([names])
     async for page in _pages(open_file, after):
-        rows = (msgspec.json.decode(line) for line in page)
-        yield _csv([[_plain(row.get(name)) for name in names] for row in rows])
+        yield await in_thread(partial(_lines, page, names))
 
 
 async def parquet_table(open_file: Callable[[], RunFile], after: int) -> bytes:
@@ -48,10 +47,13 @@ async def parquet_table(open_file: Callable[[], RunFile], after: int) -> bytes:
     return await in_thread(made)
 
 
-async def in_pieces(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """What a generator makes that blocks."""
-    while (part := await in_thread(lambda: next(parts, None))) is not None:
-        yield part
+async def in_pieces(parts: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """What a generator makes that blocks, and that closes what it has open when it ends."""
+    try:
+        while (part := await in_thread(lambda: next(parts, None))) is not None:
+            yield part
+    finally:
+        await in_thread(parts.close)
 
 
 async def _pages(open_file: Callable[[], RunFile], after: int) -> AsyncIterator[list[bytes]]:
@@ -71,6 +73,11 @@ def _names(open_file: Callable[[], RunFile], after: int) -> list[str]:
         for row in file.all_rows(after):
             names.update(dict.fromkeys(row))
     return list(names)
+
+
+def _lines(page: list[bytes], names: list[str]) -> bytes:
+    rows = (msgspec.json.decode(line) for line in page)
+    return _csv([[_plain(row.get(name)) for name in names] for row in rows])
 
 
 def _plain(value: Any) -> Any:

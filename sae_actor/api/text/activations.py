@@ -19,6 +19,7 @@ from ...errors import BadRequestError
 from ...generations import read_prompt
 from ...ports import FeatureActivation, Watch, labelled
 from ..answers import state_of
+from ..answers.lists import LongLists, sent_whole
 from ..context import check_intervention, context, device, principal
 from ..limits import tokens_of
 from ..operations import operation
@@ -26,7 +27,6 @@ from ..requests import body_of
 from ..types import Answer, AnyRequest
 from .fields import MESSAGES
 from .measuring.inputs import INPUTS, MOST_INPUTS, ContinuedInput, ReadInput, TokenizedBody, read_inputs
-from .measuring.lists import LongLists, sent_whole
 from .measuring.places import placed
 from .measuring.tensors import MEDIA_TYPE, Written, safetensors
 from .measuring.texts import reading as counted
@@ -212,14 +212,14 @@ async def post_activations(request: AnyRequest) -> Answer:
         sinks, raw = found[-1].sinks, found[-1].raw
         if as_tensors:
             return _Reading(intervention, sinks, raw)
-        rows: list[Any] = [()] * len(sinks) if sae is None else [labelled(row, labels) for row in found[0].rows]
+        rows: list[tuple[FeatureActivation, ...]] = [()] * len(sinks) if sae is None else list(found[0].rows)
         del found  # encoded here and now, so that no more than some prompts are held as objects
         return _Reading(
             intervention,
             sinks,
             raw,
-            await lists.add(rows),
-            await lists.add(_rows(raw, len(sinks))) if body.raw else UNSET,
+            await lists.add(rows, partial(labelled, labels=labels)),
+            await lists.add(_rows(raw, len(sinks)), _numbers) if body.raw else UNSET,
         )
 
     with counted(request, prompts):
@@ -270,10 +270,13 @@ def _refuse_much(
             )
 
 
-def _rows(raw: bytes, count: int) -> list[list[float]]:
-    values = array("f", raw)
-    width = len(values) // count
-    return [values[at : at + width].tolist() for at in range(0, len(values), width)]
+def _rows(raw: bytes, count: int) -> list[memoryview]:
+    size = len(raw) // count
+    return [memoryview(raw)[at : at + size] for at in range(0, len(raw), size)]
+
+
+def _numbers(row: memoryview) -> list[float]:
+    return array("f", row.tobytes()).tolist()
 
 
 def _told(given: ReadInput, read: _Reading) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ...errors import BadRequestError
 from ...generations import Hold, RunningGeneration, abandon, detail_watches
-from ..answers import answer, state_of
+from ..answers import state_of
 from ..operations import operation
 from ..requests import body_of
 from ..types import Answer, AnyRequest
@@ -67,11 +67,12 @@ async def post_compare(request: AnyRequest) -> Answer:
     return await respond_beside(request, (body, bare), kind, begin, shown=_shown, frames=frames)
 
 
-def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+def _shown(made: Sequence[Made]) -> Struct:
     steered, baseline = (reply.whole(done) for reply, done in made)
     is_chat = made[0][0].kind == "chat"
-    type_: type[Any] = ChatComparison if is_chat else Comparison
-    return answer(request, type_(steered=steered, baseline=baseline))
+    type_: Any = ChatComparison if is_chat else Comparison
+    compared: Struct = type_(steered=steered, baseline=baseline)
+    return compared
 
 
 def _of_the_same(request: AnyRequest, bare: TextBody, steered: Reply) -> TextBody:

@@ -1,4 +1,4 @@
-"""Objects inside of a text request: the extension `sae`, and the options of a stream."""
+"""Objects inside of a text request: the extension `sae`, and the options of a stream; how much may be asked for."""
 
 from __future__ import annotations
 
@@ -58,6 +58,29 @@ def check_variants(
             if getattr(own, field) != getattr(usual, field):
                 param = f"{where}[{at}].sae.{field}"
                 raise BadRequestError(f"{param}: not supported {what}", param=param)
+
+
+MOST_NUMBERS = 2**23
+"""Activations and log probabilities in an answer."""
+
+
+def refuse_much(
+    own: SaeExtension, lengths: Sequence[tuple[int, int]], *, scores: int | None, echoes: bool, saes: int
+) -> None:
+    """`BadRequestError` for more numbers than an answer is to hold. lengths: of each text its prompt's, and at most how
+    many tokens more. scores: how many of the most probable tokens are told of each; None: no log probabilities."""
+    read, made = sum(prompt for prompt, _ in lengths), sum(more for _, more in lengths)
+    features = (own.top_k_features or 0) * saes * (read + made)
+    probabilities = len(own.logprobs_of or ()) * made
+    if scores is not None:
+        probabilities += (1 + scores) * (made + read * echoes)
+    if features + probabilities > MOST_NUMBERS:
+        raise BadRequestError(
+            f"{read} tokens of prompts and up to {made} more would be told with {features} activations and "
+            f"{probabilities} log probabilities; at most {MOST_NUMBERS} in all are given in an answer: ask for fewer, "
+            "or for shorter texts",
+            param="sae.top_k_features" if features > probabilities else "logprobs",
+        )
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):

@@ -70,6 +70,11 @@ class Choice:
     """SAE → labels of features, for those of which activations are shown."""
 
     @property
+    def is_long(self) -> bool:
+        """More is told of each token than its text."""
+        return self.scores or self.names or self.details or bool(self.text.started.watched)
+
+    @property
     def apart(self) -> bool:
         return self.text.started.reasoning is not None
 

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ...domain.refs import ModelFacts
@@ -35,11 +36,11 @@ from .answers import (
 from .idempotency import Finish, Made, answered_once, asked_under_key, created_at, recorded
 from .measuring.detailed import detailed, labels_of
 from .measuring.targets import token_ids_of
-from .options import SaeExtension
+from .options import SaeExtension, refuse_much
 from .replies import Choice, Kind, Reply
 from .requests import ChatBody, CompletionBody, RequestKey, TextBody, admission, fingerprint, sampling
 from .sampling import grammar_of
-from .stream import ChunkFrames, Frames, streamed
+from .stream import ChunkFrames, Frames, made_answer, streamed
 
 ERRORS = (
     "model_not_loaded", "model_not_found", "not_ready", "draining", "sae_not_attached", "sae_not_found",
@@ -160,13 +161,13 @@ async def chat_completions(request: AnyRequest) -> Answer:
     return await respond(request, body, "chat")
 
 
-Shown = Callable[[AnyRequest, Sequence[Made]], Answer]
+Shown = Callable[[Sequence[Made]], Struct]
 Opened = Callable[[AnyRequest, RequestKey | None], Awaitable[Sequence[Reply]]]
 
 
-def _shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+def _shown(made: Sequence[Made]) -> Struct:
     ((reply, done),) = made
-    return answer(request, reply.whole(done))
+    return reply.whole(done)
 
 
 async def respond(
@@ -193,7 +194,8 @@ async def respond_beside(
             replies = await begin(unheard, asked.key()) if found is None else ()
 
             async def finish() -> Answer:
-                return shown(unheard, await _made(replies) if found is None else found)
+                made = await _made(replies) if found is None else found
+                return await made_answer(unheard, partial(shown, made), [reply for reply, _ in made], whole=True)
 
             return finish
 
@@ -203,7 +205,7 @@ async def respond_beside(
         return await streamed(request, body, replies, frames)
     async with on_disconnect(request, partial(abandon, [text for reply in replies for text in reply.texts])):
         made = await _made(replies)
-    return shown(request, made)
+    return await made_answer(request, partial(shown, made), replies)
 
 
 async def _made(replies: Sequence[Reply]) -> list[Made]:
@@ -231,12 +233,15 @@ async def opened(
     check_intervention(request, body.sae or SaeExtension())
     prompts = [await tokens_of(request, engine, prompt, body.tokenization) for prompt in body.prompts()]
     of = [prompt for prompt in prompts for _ in range(body.choices)]
-    usual = texts.quotas.usual_new(principal(request), [len(each.token_ids) for each in of])
+    beside = 1 if spare is None and not held else 2
+    usual = texts.quotas.usual_new(principal(request), [len(each.token_ids) for each in of] * beside)
     settings = [sampling(body, prompt, model, usual) for prompt in prompts]
     grammar = await grammar_of(request, engine, body)
     own_sae = body.sae or SaeExtension()
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     features = detailed(request, own_sae)
+    lengths = [(len(p.token_ids), own.max_tokens) for p, own in zip(prompts, settings, strict=True)] * body.choices
+    refuse_much(own_sae, lengths, scores=body.scores, echoes=body.echoes, saes=len(state_of(request).attached))
     asked = []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(
@@ -261,7 +266,11 @@ async def opened(
     command_id = None if key is None else key.command_id
     opened = await texts.open_all(asked, principal=principal(request), command_id=command_id, held=held[: len(asked)])
     shown_saes = [sae.sae_id for sae in opened[0].started.watched]
-    labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
+    try:
+        labels = {} if features is None and not shown_saes else await labels_of(request, shown_saes)
+    except BaseException:
+        abandon(opened)  # nobody has them yet who could
+        raise
     choices = tuple(
         Choice(
             kind,

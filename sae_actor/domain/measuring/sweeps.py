@@ -8,13 +8,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
+class Mean:
+    """Exact, as `math.fsum` is, of any number of values: they are not kept."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._parts: list[float] = []
+        """Their exact sum is that of the values; few, none of which overlap."""
+
+    def add(self, value: float) -> None:
+        self._count += 1
+        parts = []
+        for part in self._parts:
+            large, small = (part, value) if abs(part) >= abs(value) else (value, part)
+            value = large + small
+            if rest := small - (value - large):
+                parts.append(rest)
+        self._parts = [*parts, value]
+
+    @property
+    def value(self) -> float | None:
+        return math.fsum(self._parts) / self._count if self._count else None
+
+
 class VariantMeans:
     """Of the rows of one variant. A value that a row lacks has no part in its mean."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.rows = 0
-        self._values: dict[tuple[str, int], list[float]] = {}
+        self._means: dict[tuple[str, int], Mean] = {}
         self._features: list[int] = []
         self._reasons: Counter[str] = Counter()
 
@@ -31,12 +54,13 @@ class VariantMeans:
 
     def _add(self, name: str, values: Sequence[float | None]) -> None:
         for number, value in enumerate(values):
-            kept = self._values.setdefault((name, number), [])
-            kept += [] if value is None else [value]
+            mean = self._means.setdefault((name, number), Mean())
+            if value is not None:
+                mean.add(value)
 
     def _mean(self, name: str, number: int = 0) -> float | None:
-        values = self._values.get((name, number))
-        return math.fsum(values) / len(values) if values else None
+        mean = self._means.get((name, number))
+        return None if mean is None else mean.value
 
     def view(self) -> dict[str, Any]:
         shown: dict[str, Any] = {
@@ -51,7 +75,7 @@ class VariantMeans:
                 {"feature": feature, "activation": self._mean("activations", number)}
                 for number, feature in enumerate(self._features)
             ]
-        continuations = sum(name == "continuation_logprobs" for name, _ in self._values)
+        continuations = sum(name == "continuation_logprobs" for name, _ in self._means)
         if continuations:
             shown["continuation_logprobs"] = [self._mean("continuation_logprobs", n) for n in range(continuations)]
         return shown

@@ -2,7 +2,7 @@
 
 scheduler       the generations of a step, and its outcome
 queue           those that wait for room
-prefill         a step's prompt tokens, shared by its prompts
+turns           whose a step is; its prompt tokens, shared by its prompts
 model_runner    the forward pass: all generations in one batch, or one after another if the model cannot
 attention       many generations in one forward pass, registered with transformers
 recurrent       linear attention: the states that generations carry from token to token

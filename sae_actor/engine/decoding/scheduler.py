@@ -1,6 +1,6 @@
 """The scheduler: the running generations, and one step of them, in one forward pass if the model allows it.
 
-Every generation in decode is in every step. Prompts are prefilled in chunks, shared out by `prefill`, so that a long
+Every generation in decode is in every step. Prompts are prefilled in chunks, shared out by `turns`, so that a long
 one does not hold up the others. A generation that must run alone takes its own steps in between, and so does every
 generation of a model without batching. A failed step is tried again for each of its generations, so that only the one
 at fault ends. Texts of runs are in no step of others, and give way. Nothing but `DeviceLostError` leaves a step.
@@ -26,9 +26,9 @@ from .attention import ScheduledTokens
 from .generation import Generation, InterventionGone
 from .grammars import Masks
 from .model_runner import ModelRunner
-from .prefill import Prompt, PromptShares
 from .queue.waiting import WaitingTexts
 from .sampler import Asked, choose_all, processed_logits
+from .turns import Prompt, PromptShares, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Scheduler:
         self._masks = Masks()
         self._runner: ModelRunner | None = None
         self._cache_bytes = 0
-        self._alone_next = False
+        self._turns = Turns()
         self._shares = PromptShares()
 
     def use(self, runner: ModelRunner | None, cache_bytes: int = 0) -> None:
@@ -192,15 +192,12 @@ class Scheduler:
         texts = [text for text in self._running if not text.over]
         texts = [text for text in texts if not text.request.background] or texts
         alone = [text for text in texts if apart(text) and (not text.in_prefill or text in text.beside.due(apart))]
-        if alone and (self._alone_next or all(map(apart, texts))):
-            self._alone_next = False
-            # What is in the middle of a chunk holds the baseline's logits.
-            text = next((each for each in alone if each.beside.halfway), alone[0])
+        others = not all(map(apart, texts))
+        if alone and (text := self._turns.alone(alone, others=others, owed=self._shares.owes)) is not None:
             # To the back of the row, for the others that are to be alone.
             self._running.remove(text)
             self._running.append(text)
             return [_turn(text, text.beside.chunk(self._limits.prompt_tokens, 1) if text.in_prefill else 1)]
-        self._alone_next = True
         sharing = [text for text in texts if not apart(text)]
         return self._share(sharing, lambda text: not apart(text), forks=runner.fork is not None)
 

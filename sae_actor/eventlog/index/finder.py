@@ -11,6 +11,7 @@ from ...domain.events.mentions import names_sae, sae_ids
 from ...domain.views.explanation import Explaining
 from ...domain.views.naming import TYPES, Named
 from ...domain.views.recorded import Recorded
+from ...limits import in_turns
 from .database import IndexDatabase
 from .entries import key_of
 from .histories import PAGE, Histories, read_at
@@ -52,6 +53,7 @@ class Finder:
             return await look(self.upto)
         except UnfitIndexError:
             self.index.distrust()
+            self._histories = Histories(self.log, self.index)  # what they keep may be wrong too
             if self._grown is not None:
                 self._grown.set()
             return await look(0)
@@ -204,7 +206,7 @@ class Finder:
             page = await self.log.read(after, min(PAGE, until - after))
             if not page:
                 return
-            for event in page:
+            async for event in in_turns(page, 64):
                 if wanted.ids is not None and upto > 0 and event.type == GenerationFinished.type:
                     await self._keep_unreadable(wanted, event, upto)
                 wanted.feed(event)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gzip
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -66,7 +66,7 @@ def _width(d_sae: int) -> str:
     return f"{d_sae // 10**6}m" if d_sae >= 10**6 else f"{d_sae // 1000}k" if d_sae >= 1000 else str(d_sae)
 
 
-def archive(folder: RunFolder, run: RunState, record: SaeRecord | None, after: int) -> Iterator[bytes]:
+def archive(folder: RunFolder, run: RunState, record: SaeRecord | None, after: int) -> Generator[bytes, None, None]:
     """The tar in pieces, of the rows after some. Blocks."""
     source = source_of(run, record)
     yield from _member(f"{source.folder}/source.jsonl", msgspec.json.encode(_source(source, run, record)) + b"\n")

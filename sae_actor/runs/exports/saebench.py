@@ -187,6 +187,7 @@ def _metrics(summary: Mapping[str, Any], compared: ComparedRows) -> CoreMetrics:
 
 def _features(summary: Mapping[str, Any], sums: Sums, compared: ComparedRows) -> tuple[CoreFeature, ...]:
     counted = int(summary.get("tokens", 0)) - int(summary.get("excluded", 0))
+    in_texts = sums.texts_firing or [0] * len(sums.firing)  # groups of an older version count no texts
     return tuple(
         CoreFeature(
             index=index,
@@ -198,7 +199,7 @@ def _features(summary: Mapping[str, Any], sums: Sums, compared: ComparedRows) ->
             max_decoder_cosine_sim=compared.nearest_decoder_cosine[index],
             max_encoder_cosine_sim=compared.nearest_encoder_cosine[index],
         )
-        for index, (firing, texts) in enumerate(zip(sums.firing, sums.texts_firing, strict=True))
+        for index, (firing, texts) in enumerate(zip(sums.firing, in_texts, strict=True))
     )
 
 

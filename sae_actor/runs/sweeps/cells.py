@@ -69,7 +69,7 @@ class SweptPrompt:
     async def of(cls, job: Job, spec: SweepSpec, number: int, after: Sequence[tuple[int, ...]]) -> SweptPrompt:
         (item,) = await job.in_file(lambda file: file.texts("prompts", number, 1))
         try:
-            read = await job.engine.tokenize(item.messages if item.messages is not None else item.text or "")
+            read = await job.engine.tokenize(item.asked)
         except BadRequestError as error:
             raise _of_prompt(number, error) from None
         return cls(job, spec, read, number=number, is_chat=item.messages is not None, after=after)

@@ -235,6 +235,18 @@ async def test_a_chat_without_a_limit_gets_its_part_of_the_minute() -> None:
         assert started["data"]["sampling"]["max_tokens"] == 30
 
 
+async def test_both_answers_of_a_comparison_without_a_limit_fit_into_the_minute() -> None:
+    line = granted("uma", "user", "running=1", "tokens_per_minute=120")
+    async with serving(grants=(granted("olga", "operator"), line), bearer=SECRETS["olga"]) as service:
+        await service.ready()
+        chat = {"messages": [{"role": "user", "content": "a"}]}
+        async with client(service, "uma") as uma:
+            answer = await uma.post("/api/compare", json=chat)
+        assert answer.status_code == 200, answer.text
+        usages = [answer.json()[name]["usage"] for name in ("steered", "baseline")]
+        assert {each["prompt_tokens"] + each["completion_tokens"] for each in usages} == {60}
+
+
 async def test_who_leaves_leaves_nothing_behind(service: Running) -> None:
     held(service)
     async with client(service, "uma") as uma:
@@ -251,6 +263,28 @@ async def test_who_leaves_leaves_nothing_behind(service: Running) -> None:
             assert (await uma.post("/v1/completions", json=bad)).status_code == 422
     ledger = service.context.generations.quotas.ledger("uma")
     assert (ledger.taken, ledger.reserved) == (0, 0)
+
+
+async def test_what_is_begun_ends_with_its_token_also_while_labels_are_looked_for(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(service)
+    asked_for, (uma,) = asyncio.Event(), [each for each in service.context.access.grants if each.name == "uma"]
+
+    async def hangs(_: str) -> dict[int, str]:
+        asked_for.set()
+        await asyncio.Event().wait()
+        return {}
+
+    monkeypatch.setattr(service.context.features, "labels", hangs)
+    async with client(service, "uma") as who:
+        (text,) = asked(who, sae={"details": True})
+        await asked_for.wait()
+        service.context.sessions.withdraw([uma])
+        assert (await text).status_code == 401
+    async with asyncio.timeout(20):
+        await service.context.generations.idle()
+    assert service.context.generations.quotas.ledger("uma").reserved == 0
 
 
 async def test_an_unmodified_client_comes_back_when_it_is_told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,20 @@ async def test_search_knows_it(service: Running) -> None:
     assert await features(service) == found, "the one before it counts again"
     await service.command("DeleteRun", run_id=run_id)
     assert await features(service) == []
+
+
+async def test_of_two_profiles_the_one_asked_for_last_counts_though_the_first_waited(service: Running) -> None:
+    sae_id = await service.ready()
+    service.engine.measure_gate = asyncio.Event()
+    waited = await run(service, "profile")
+    await service.command("Detach", sae_id=sae_id)
+    await service.command("Attach", sae_id=sae_id, dtype="bfloat16")
+    service.engine.measure_gate = None
+    await until(service, await run(service, "profile", texts={"texts": ["zzz"]}), "completed")
+    await service.command("Detach", sae_id=sae_id)
+    await service.command("Attach", sae_id=sae_id)
+    await until(service, waited, "completed")
+    assert [each["feature"] for each in await features(service, sort="max") if each["max"]] == [ord("z") % D_SAE]
 
 
 async def test_the_feature_route_shows_its_examples(service: Running) -> None:

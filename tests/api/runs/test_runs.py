@@ -240,6 +240,16 @@ async def test_a_repeated_key_is_one_run(service: Running) -> None:
     assert len(list(service.context.runs.folder.folder.glob("run-*.db"))) == 1
 
 
+async def test_chats_are_read_through_the_template(service: Running) -> None:
+    await service.ready()
+    chats = [[{"role": "user", "content": f"number {number}"}] for number in range(3)]
+    lines = b"".join(json.dumps({"messages": chat}).encode() + b"\n" for chat in chats)
+    put = await service.client.put("/api/texts", content=lines, headers={"content-type": "application/x-ndjson"})
+    done = await until(service, await run(service, texts={"texts_id": put.json()["texts_id"]}), "completed")
+    tokens = [len((await service.engine.tokenize(chat)).token_ids) for chat in chats]
+    assert (done["summary"]["tokens"], done["summary"]["contexts"]) == (sum(tokens), 3)
+
+
 async def test_a_repeated_key_is_that_run_also_where_it_would_be_refused_now(service: Running) -> None:
     """Its texts erased, its SAE detached, its model unloaded; another command under the key is refused as that."""
     sae_id = await service.ready()
@@ -264,18 +274,6 @@ async def test_a_repeated_key_is_that_run_also_where_it_would_be_refused_now(ser
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     assert [each["run_id"] for each in (await service.client.get("/api/runs")).json()["runs"]] == [done["run_id"]]
     assert [path.stem for path in service.context.runs.folder.folder.glob("run-*.db")] == [done["run_id"]]
-
-
-@pytest.mark.parametrize("kind", ["evaluate", "profile"])
-async def test_chats_are_no_texts(service: Running, kind: str) -> None:
-    sae_id = await service.ready()
-    lines = b'{"text":"one"}\n{"messages":[{"role":"user","content":"hi"}]}\n'
-    put = await service.client.put("/api/texts", content=lines, headers={"content-type": "application/x-ndjson"})
-    spec = {"sae_id": sae_id, "texts": {"texts_id": put.json()["texts_id"]}}
-    answer = await service.client.post("/api/commands", json={"type": "Run", "kind": kind, "spec": spec})
-    assert (answer.status_code, answer.json()["param"]) == (400, "spec.texts")
-    assert answer.json()["detail"] == f"texts[1] is a chat: a run of kind {kind} reads texts"
-    assert list(service.context.runs.folder.folder.glob("run-*.db")) == []
 
 
 async def test_what_it_keeps_is_the_owners_alone(service: Running) -> None:
@@ -325,3 +323,12 @@ async def test_uploads_that_are_refused(service: Running, content: bytes, kind: 
     assert answer.status_code == status
     incoming = service.context.runs.folder.incoming
     assert not incoming.exists() or list(incoming.iterdir()) == []
+
+
+async def test_an_upload_that_cannot_be_kept_says_why(service: Running) -> None:
+    incoming = service.context.runs.folder.incoming
+    incoming.parent.mkdir(parents=True, exist_ok=True)
+    incoming.write_bytes(b"a file in its place")
+    answer = await service.client.put("/api/texts", content=b"a", headers={"content-type": "text/plain"})
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert answer.json()["detail"] == "The upload cannot be kept: File exists"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from msgspec.msgpack import decode, encode
 
+from sae_actor.runs.evaluate import STATE
 from tests.api.conftest import Running
 
 from .conftest import TEXTS, run, until
@@ -66,6 +69,16 @@ async def test_each_feature(service: Running) -> None:
         firing = sum(count > 0 for count in on)
         assert each["consistent_activation_heuristic"] == pytest.approx(sum(on) / firing if firing else -1)
         assert each["encoder_norm"] == 1.0 + each["index"]
+
+
+async def test_where_an_older_version_counted_no_texts(service: Running) -> None:
+    await service.ready()
+    done = await until(service, await run(service), "completed")
+    with closing(service.context.runs.folder.open(done["run_id"])) as file:
+        file.commit(kept={STATE: encode({**decode(file.kept(STATE) or b""), "texts_firing": []})})
+    details = (await asked(service, done["run_id"]))["eval_result_details"]
+    assert [each["consistent_activation_heuristic"] for each in details] == [-1.0] * D_SAE
+    assert max(each["feature_density"] for each in details) > 0
 
 
 async def test_what_it_was_measured_with(service: Running) -> None:

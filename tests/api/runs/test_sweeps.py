@@ -229,11 +229,13 @@ async def test_cancelled_and_deleted(service: Running) -> None:
     await service.ready()
     service.engine.text_gate = asyncio.Event()
     run_id = await sweep(service)
-    while not service.context.generations.waiting:
+    while not any(event["type"] == "GenerationStarted" for event in await service.events()):
         await asyncio.sleep(0.01)
+    assert service.context.generations.waiting == 0, "nobody waits because of it"
     await service.command("CancelRun", run_id=run_id)
-    while service.context.generations.waiting + service.context.generations.running:
-        await asyncio.sleep(0.01)
+    await service.context.generations.idle()
+    ends = [event["data"]["finish_reason"] for event in await service.events() if event["type"] == "GenerationFinished"]
+    assert set(ends) == {"cancelled"}
     assert (await view(service, run_id))["state"] == "cancelled"
     await service.command("DeleteRun", run_id=run_id)
     assert list(service.context.runs.folder.folder.glob("run-*")) == []

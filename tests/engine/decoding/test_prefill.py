@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sae_actor.domain.refs import Edit, Exclusion
 from sae_actor.engine import TorchEngine
 from sae_actor.engine.decoding.generation import Generation
-from sae_actor.engine.decoding.prefill import Prompt, PromptShares
+from sae_actor.engine.decoding.turns import Prompt, PromptShares
 from tests.engine.asking import active, detach, finished, request
 from tests.engine.tiny import save_tiny_model
 

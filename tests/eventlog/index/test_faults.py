@@ -175,6 +175,21 @@ async def test_what_it_points_at_is_compared_with_the_event(tmp_path: Path) -> N
         index.close()
 
 
+async def test_what_was_folded_of_a_wrong_index_is_not_kept(tmp_path: Path) -> None:
+    log = await a_log()
+    index = await made(log, tmp_path / INDEX)
+    index._connection().execute("DELETE FROM turns")  # which no look-up can see
+    finder = Finder(log, index)
+    await finder.explained(lambda: Explaining(limit=1), log.head.position)
+    index._connection().execute("DROP TABLE listed")
+    await finder.newest("GpuLost", 0, log.head.position, 3)
+    assert index.wrong
+    await catch_up(log, index)
+    assert await looked_up(finder) == await plainly(log)
+    assert index.trusted
+    index.close()
+
+
 async def test_one_of_another_log_or_version_is_made_again(tmp_path: Path) -> None:
     log, other = await a_log(), await a_log()
     whole = held(await made(log, None))

@@ -9,7 +9,7 @@ from ....domain.views.explanation import Explaining
 from ....domain.views.naming import Named
 from ....errors import BadRequestError, NotFoundError
 from ....ports import Verification
-from ...answers import answer
+from ...answers.long import long_answer
 from ...context import context
 from ...disconnects import heard
 from ...operations import Query, operation
@@ -52,7 +52,10 @@ async def get_explanation(request: AnyRequest) -> Answer:
         asked = {**named.found, "after": after, "limit": limit, "live": context(request).actor.started}
         wanted = await finder.explained(lambda: Explaining(**asked), until)
         verification = await log.verify(full=False)
-    return answer(request, ExplainedAnswers(generations=tuple(wanted.views.values()), log=verification))
+        return await long_answer(
+            request, lambda: ExplainedAnswers(generations=tuple(wanted.views.values()), log=verification)
+        )
+    raise AssertionError("the client left, which is raised")
 
 
 def lost(named: Named) -> str:

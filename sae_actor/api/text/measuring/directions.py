@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import random
@@ -93,11 +94,11 @@ async def post_directions(request: AnyRequest) -> Answer:
     with reading(request, (*positive, *negative)):
         a = await _read(request, positive, body.positive, "positive", point=point, position=position)
         b = await _read(request, negative, body.negative, "negative", point=point, position=position)
-    row = tuple(x - y for x, y in zip(a.mean, b.mean, strict=True))
+    row, median_norm = await asyncio.to_thread(_between, a, b)
     if not any(row):
         raise BadRequestError("the texts differ in nothing at this hook point", param="positive")
     made_from = replace(made_from, kind="difference_of_means", positive=a.said, negative=b.said)
-    return await keep(request, _vectors(body, point, row, statistics.median([*a.norms, *b.norms])), made_from)
+    return await keep(request, _vectors(body, point, row, median_norm), made_from)
 
 
 def _vectors(body: DirectionsBody, point: HookPoint, row: Sequence[float], median_norm: float | None) -> NewVectors:
@@ -130,6 +131,11 @@ class _Mean(Struct, frozen=True):
     said: TextsRead
 
 
+def _between(a: _Mean, b: _Mean) -> tuple[tuple[float, ...], float]:
+    """The difference, and the median norm of all tokens: there may be millions."""
+    return tuple(x - y for x, y in zip(a.mean, b.mean, strict=True)), statistics.median([*a.norms, *b.norms])
+
+
 async def _read(
     request: AnyRequest, prompts: Sequence[ReadInput], texts: Texts, name: str, *, point: HookPoint, position: int
 ) -> _Mean:
@@ -152,6 +158,10 @@ async def _read(
 
     found = await side_by_side(request, [partial(one, each) for each in prompts])
     refuse_bare(found, name)
+    return await asyncio.to_thread(_mean, texts, found)
+
+
+def _mean(texts: Texts, found: Sequence[Activations]) -> _Mean:
     tokens = sum(each.excluded.count(False) for each in found)
     counted = (norm for each in found for norm, out in zip(each.norms, each.excluded, strict=True) if not out)
     said = TextsRead(

@@ -15,6 +15,7 @@ from ....errors import BadRequestError, LayerOutOfRangeError, SAEIncompatibleErr
 from ....generations import read_prompt
 from ....ports import TokenScore, Watch
 from ...answers import state_of
+from ...answers.lists import LongLists
 from ...context import check_intervention, context, device, principal
 from ...disconnects import heard
 from ...limits import tokens_of
@@ -23,7 +24,6 @@ from ...requests import body_of
 from ...types import Answer, AnyRequest
 from ..fields import MESSAGES
 from .inputs import OnePrompt, ReadInput, TokenizedBody
-from .lists import LongLists
 from .texts import reading
 
 MOST_ROWS = 2**14

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any
 
@@ -16,12 +17,23 @@ from ....domain.refs import ModelFacts
 from ....domain.rules import admission as rules
 from ....domain.structs import filled
 from ....errors import BadRequestError, SAEError
-from ....generations import Completed, NamedFeature, Requested, RunningGeneration, TokenOptions, abandon, ends
+from ....generations import (
+    Completed,
+    NamedFeature,
+    Requested,
+    RunningGeneration,
+    TokenOptions,
+    abandon,
+    as_ended,
+    ends,
+)
+from ....limits import in_turns
 from ....ports import Scoring
 from ....subscriptions.frames import line_of
-from ...answers import answer, state_of
+from ...answers import state_of
+from ...answers.lists import LongLists
 from ...context import check_intervention, context, device, principal
-from ...disconnects import Streamed, followed_by, on_disconnect
+from ...disconnects import Streamed, followed_by, heard, on_disconnect
 from ...operations import operation
 from ...problems import problem_view
 from ...requests import body_of
@@ -35,6 +47,10 @@ from .results import AskedScore, ScoreAnswer, ScoreFault, ScoreResult, result
 from .targets import NamedTokens, token_ids_of
 
 MOST_VARIANTS = 16
+MOST_NUMBERS = 2**22
+"""Log probabilities in an answer."""
+SHORT = 1024
+"""A result with fewer is made on the event loop."""
 NDJSON = "application/x-ndjson"
 MOST_POSITIONS = 2**17
 """Of which details are told in an answer."""
@@ -132,7 +148,7 @@ async def post_score(request: AnyRequest) -> Answer:
             asked, texts = await _opened(unheard, body, keyed.key())
 
             async def finish() -> Answer:
-                return _whole(unheard, asked, texts, await ends(texts))
+                return await _whole(unheard, asked, texts, await ends(texts), kept=True)
 
             return finish
 
@@ -145,13 +161,22 @@ async def post_score(request: AnyRequest) -> Answer:
         return Streamed(followed_by(first, lines), media_type=NDJSON)
     async with on_disconnect(request, partial(abandon, texts)):
         done = await ends(texts)
-    return _whole(request, asked, texts, done)
+    return await _whole(request, asked, texts, done)
 
 
-def _whole(
-    request: AnyRequest, asked: Sequence[AskedScore], texts: Sequence[RunningGeneration], done: Sequence[Completed]
+async def _whole(
+    request: AnyRequest,
+    asked: Sequence[AskedScore],
+    texts: Sequence[RunningGeneration],
+    done: Sequence[Completed],
+    *,
+    kept: bool = False,
 ) -> Answer:
-    return answer(request, ScoreAnswer(results=tuple(map(result, asked, texts, done))))
+    """kept: as one body."""
+    lists = LongLists()
+    async with heard(request):
+        results = await lists.add(list(zip(asked, texts, done, strict=True)), lambda each: result(*each))
+    return lists.answer(request, ScoreAnswer(results=results), whole=kept)
 
 
 async def _opened(
@@ -168,7 +193,8 @@ async def _opened(
     labels = {} if told == [None] * len(told) else await labels_of(request, ())
     asked: list[AskedScore] = []
     parties: list[list[Requested]] = []
-    for at, (given, read) in enumerate(zip(body.inputs, inputs, strict=True)):
+    _refuse_much(inputs, len(body.variants), top)
+    async for at, (given, read) in in_turns(enumerate(zip(body.inputs, inputs, strict=True)), 4):
         scoring = Scoring(
             continuation=read.continuation_ids,
             runs_last=bool(read.continuation_ids and (targets or top)),
@@ -250,6 +276,18 @@ def _refuse_many(inputs: Sequence[ReadInput], told: Sequence[Sequence[NamedFeatu
         )
 
 
+def _refuse_much(inputs: Sequence[ReadInput], variants: int, top: int) -> None:
+    """`BadRequestError` for more than an answer is to hold."""
+    tokens = sum(len(each.prompt.token_ids) + len(each.continuation_ids) for each in inputs) * variants
+    if (numbers := tokens * (1 + top)) > MOST_NUMBERS:
+        raise BadRequestError(
+            f"{tokens} tokens under all variants, with {1 + top} log probabilities each, are {numbers} numbers; at "
+            f"most {MOST_NUMBERS} are given in an answer: send several requests"
+            f"{', or ask for fewer top_logprobs' if top else ''}",
+            param="inputs",
+        )
+
+
 def _check_length(read: ReadInput, scoring: Scoring, model: ModelFacts, at: int) -> None:
     more = len(scoring.continuation)
     run = len(read.prompt.token_ids) + more - (1 if more and not scoring.runs_last else 0)
@@ -263,25 +301,22 @@ def _check_length(read: ReadInput, scoring: Scoring, model: ModelFacts, at: int)
         )
 
 
+def _line(asked: AskedScore, text: RunningGeneration, done: Completed) -> bytes:
+    return line_of(result(asked, text, done)) + b"\n"
+
+
 async def _lines(asked: Sequence[AskedScore], texts: Sequence[RunningGeneration]) -> AsyncIterator[bytes]:
     """Each result as soon as it is there. The first that fails ends the others."""
-
-    async def ended(at: int) -> tuple[int, Completed]:
-        return at, await texts[at].result()
-
-    tasks = [asyncio.create_task(ended(at)) for at in range(len(texts))]
     told = False
     try:
-        for each in asyncio.as_completed(tasks):
-            at, done = await each
-            line = line_of(result(asked[at], texts[at], done)) + b"\n"
-            told = True
-            yield line
+        async with aclosing(as_ended(texts)) as coming:
+            async for at, done in coming:
+                short = len(done.finished.prompt) * (1 + asked[at].top) < SHORT and asked[at].labels is None
+                makes = partial(_line, asked[at], texts[at], done)
+                line = makes() if short else await asyncio.to_thread(makes)
+                told = True
+                yield line
     except SAEError as error:
         if not told:
             raise
         yield line_of(ScoreFault(error=problem_view(error))) + b"\n"
-    finally:
-        for task in tasks:
-            task.cancel()
-        abandon(texts)

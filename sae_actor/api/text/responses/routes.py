@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from ...answers import answer
 from ...operations import operation
 from ...requests import body_of
 from ...types import Answer, AnyRequest
@@ -29,8 +28,8 @@ EXAMPLE: dict[str, Any] = {"model": "default", "input": "Tell me about your day.
 async def responses(request: AnyRequest) -> Answer:
     body: ResponsesBody = await body_of(request, ResponsesBody)
 
-    def shown(request: AnyRequest, made: Sequence[Made]) -> Answer:
+    def shown(made: Sequence[Made]) -> ModelResponse:
         ((reply, done),) = made
-        return answer(request, whole(body, cast("ChatCompletion", reply.whole(done))))
+        return whole(body, cast("ChatCompletion", reply.whole(done)))
 
     return await respond(request, body.chat(), "chat", shown, ResponseFrames(body))

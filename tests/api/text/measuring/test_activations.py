@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sae_actor.api.text.measuring.lists import AT_A_TIME, LongLists
+from sae_actor.api.answers.lists import AT_A_TIME, LongLists
 from sae_actor.ports import FeatureActivation
 
 from ...conftest import Running

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from litestar import Response
 
-from ..domain.state import State
-from .context import context
-from .types import Answer, AnyRequest
+from ...domain.state import State
+from ..context import context
+from ..types import Answer, AnyRequest
 
 
 def answer(request: AnyRequest, value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
