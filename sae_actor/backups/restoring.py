@@ -19,7 +19,7 @@ from ..eventlog.lock import FolderLock, make_folder
 from ..eventlog.origin import NAME as ORIGIN
 from ..eventlog.origin import write_origin
 from ..eventlog.schema import NAME as DATABASE
-from ..ports.durability import fsync_path
+from ..ports.durability import fsync_path, private_folder
 from .checking import CHUNK, BackupFile, checked
 from .contents import FOLDERS, RESTORING, SAE_FOLDERS, ListedFile, Manifest
 
@@ -115,7 +115,7 @@ def _write(found: BackupFile, folder: Path) -> None:
 
 
 def _write_file(found: BackupFile, file: ListedFile, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(to.parent)
     if file.link is not None:
         to.symlink_to(file.link)
         return

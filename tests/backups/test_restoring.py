@@ -52,6 +52,7 @@ async def test_it_is_the_same_folder(file: Path, tmp_path: Path) -> None:
     assert [*held] == [
         "events.db", "events.origin", "head.checkpoint", "labels/a", "vectors/v-1/vectors.safetensors",
     ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "new").iterdir() if path.is_dir() and path.stat().st_mode & 0o077] == []
     verification = await verify_folder(tmp_path / "new")
     assert (verification.ok, verification.head, verification.unproven) == (True, manifest.head, False)
     copied = [event async for event in events_of(tmp_path / "new")]
