@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ..domain.measuring.specs import ProfileSpec
-from ..errors import SAENotAttachedError
+from ..errors import BadRequestError, SAENotAttachedError
 from ..ports import ReadGroup, TextGroup
 from .features import Profile, ReadTexts, profile
 from .job import GROUP, Job, in_thread
@@ -47,6 +47,8 @@ async def profiled(job: Job) -> dict[str, Any]:
         job.announce(min(groups * GROUP, total), total)
     d_sae = job.width(spec.sae_id)
     made = await in_thread(lambda: profile(list(job.file.groups()), d_sae, spec))
+    if made.tokens <= made.excluded:  # a density of 0 would be said of every feature, and be believed
+        raise BadRequestError("no text has a token that is counted", param="spec.texts")
     environment = await job.environment()
     rows = [{**row, "environment": environment} for row in await in_thread(lambda: list(made.rows))]
     written = await _written(job, rows)

@@ -174,6 +174,20 @@ def lose(data: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.parametrize("texts", [["x", "y"], [""]])
+async def test_nothing_that_counts_says_nothing_of_any_feature(service: Running, texts: list[str]) -> None:
+    """The first token is a sink: what an earlier profile found stays what is known."""
+    sae_id = await service.ready()
+    await until(service, await run(service, "profile"), "completed")
+    known = (await service.client.get(f"/api/saes/{sae_id}/features")).raise_for_status().json()
+    run_id = await run(service, "profile", {"texts": texts})
+    failed = await until(service, run_id, "failed")
+    assert (failed["error"]["code"], failed["error"]["fields"]) == ("bad_request", {"param": "spec.texts"})
+    assert failed["error"]["detail"] == "no text has a token that is counted"
+    assert (failed["rows"], await rows(service, run_id)) == (0, [])
+    assert (await service.client.get(f"/api/saes/{sae_id}/features")).json() == known
+
+
 async def test_its_examples_are_the_owners_alone(tmp_path: Path) -> None:
     """Also in a file that is older than this."""
     log, hub, folder = MemoryLog(), FakeHub(), tmp_path / "data"
