@@ -184,7 +184,7 @@ class BadRequestError(SAEError):
 
 
 class UnsupportedMediaTypeError(SAEError):
-    code, status, title = "unsupported_media_type", 415, "Only application/json is accepted"
+    code, status, title = "unsupported_media_type", 415, "This media type is not accepted"
 
 
 class TooLargeError(SAEError):

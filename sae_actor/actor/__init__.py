@@ -15,7 +15,7 @@ or published is durable. Reads take `actor.state`, an immutable value, and never
 """
 
 from .actor import Actor
-from .history import Accepted, command_id_of
+from .history import Accepted, accepted_events, command_id_of
 from .mailbox import Envelope, Mailbox
 from .performer import Performer
 from .strengths import raw_request

@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
 from .events import LabelSource, MadeFrom, RunId, RunKind, RunTexts
 from .refs import Dtype, Edits, Exclusions, Feature, HookPoint, Layer, Mode, ReadingExclusions, SaeId, check_passed
@@ -262,7 +261,7 @@ class RequestedVariant(Struct, frozen=True, kw_only=True):
     expect_position: int | None = None
 
 
-class RequestRun(Command, frozen=True):
+class RequestRun(Command, frozen=True, kw_only=True):
     """A run whose texts are on disk; the service makes it of a `Run`."""
 
     run_id: RunId
@@ -275,6 +274,8 @@ class RequestRun(Command, frozen=True):
     variants: tuple[RequestedVariant, ...] = ()
     seeds: tuple[int, ...] = ()
     """Of a sweep; one is made where there is none."""
+    asked_sha256: str
+    """Digest of the `Run`."""
 
     @property
     def type_name(self) -> str:
@@ -282,10 +283,8 @@ class RequestRun(Command, frozen=True):
         return Run.__name__
 
     def digest(self) -> str:
-        """As it was asked: without the id, which is new each time, and without what strengths come to now."""
-        if self.run_id == "run":
-            return super().digest()
-        return super(RequestRun, replace(self, run_id="run", variants=())).digest()
+        """As it was asked, whatever has become of texts, names and strengths since."""
+        return self.asked_sha256
 
 
 class CancelRun(Command, frozen=True):

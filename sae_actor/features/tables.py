@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
@@ -33,12 +34,12 @@ def open_writer(path: Path | None) -> sqlite3.Connection:
     if path is None:
         return _prepared(_connect(":memory:"))
     try:
-        return _prepared(_connect(str(path)))
+        return _prepared(_connect(_private(path)))
     except sqlite3.DatabaseError as error:
         logger.warning("%s cannot be used (%s) and is made again", path, error)
         for each in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
             each.unlink(missing_ok=True)
-        return _prepared(_connect(str(path)))
+        return _prepared(_connect(_private(path)))
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -61,6 +62,13 @@ def copied(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError:
         memory.close()
         return _prepared(_connect(":memory:"))
+
+
+def _private(path: Path) -> str:
+    """As the texts that its examples are from."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+    return str(path)
 
 
 def _connect(place: str, *, uri: bool = False) -> sqlite3.Connection:

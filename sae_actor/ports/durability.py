@@ -36,12 +36,19 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for the owner alone."""
+    for each in (*reversed(path.parents), path):
+        if not each.is_dir():
+            each.mkdir(mode=0o700, exist_ok=True)
+
+
 async def receive(body: AsyncIterator[bytes], to: Path, most: int) -> None:
-    """Stream an upload to a new file; one that breaks off leaves none. `TooLargeError` above `most` bytes, and what
-    `disk_failure` says."""
+    """Stream an upload to a new file; one that breaks off leaves none. `TooLargeError` above `most` bytes,
+    `DiskFullError`."""
     size = 0
     try:
-        await asyncio.to_thread(lambda: to.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
+        await asyncio.to_thread(private_folder, to.parent)
         with to.open("xb") as file:
             async for part in body:
                 size += len(part)

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from ..errors import DiskFullError, InternalError, RunNotFoundError, TextsNotFoundError
 from ..eventlog.schema import prepare_reader, read_only_uri
-from ..ports.durability import disk_failure, fsync_path, is_full
+from ..ports.durability import disk_failure, fsync_path, is_full, private_folder
 from .lists import Digest, Item, decoded
 
 APPLICATION_ID = int.from_bytes(b"SAEr")
@@ -245,7 +245,7 @@ class RunFolder:
 
     def create(self, run_id: str) -> RunFile:
         with _guarded():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.folder)
             return RunFile(self.path(run_id), new=True)
 
     def open(self, run_id: str) -> RunFile:
@@ -280,7 +280,7 @@ class RunFolder:
         """Keep uploaded texts; the same ones are kept once."""
         with _guarded():
             for folder in (self._texts, self.incoming):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_folder(folder)
             coming = self.incoming / f"{name}.db"
             try:
                 with closing(RunFile(coming, new=True)) as file:

@@ -157,3 +157,28 @@ def until_it_fails(process: Process) -> httpx.Response | None:
         if answer.status_code != 404:
             return answer
     pytest.fail("nothing failed")
+
+
+def test_an_upload_without_room_is_refused_as_that_and_leaves_nothing(disk: Path) -> None:
+    data, ballast = disk / "data", disk / "ballast"
+    with Process(data) as process:
+        process.send("load", **LOAD)
+        begun, body = ballast_for(ballast, 64 * 1024), b"a text\n" * 40_000
+
+        def sent(body: bytes) -> httpx.Response:
+            return process.client.put("/api/texts", content=body, headers={"content-type": "text/plain"})
+
+        for _ in range(2):
+            refusal = sent(body)
+            assert (refusal.status_code, refusal.json()["code"]) == (507, "disk_full")
+        assert [path for path in (data / "runs").rglob("*") if path.is_file()] == []
+        begun.unlink()
+        assert sent(b"a text\n" * 40).json()["count"] == 40
+
+
+def ballast_for(ballast: Path, room: int) -> Path:
+    """Fill the disk but for so many bytes."""
+    filled(ballast)
+    with ballast.open("r+b") as file:
+        file.truncate(ballast.stat().st_size - room)
+    return ballast

@@ -6,6 +6,7 @@ import uuid
 
 import msgspec
 
+from ...actor import Accepted, accepted_events, command_id_of
 from ...domain.commands import DeleteRun, RequestRun, Run
 from ...domain.events import RunKind, RunRequested
 from ...domain.measuring.specs import EvaluateSpec, ProfileSpec
@@ -17,8 +18,8 @@ from ...errors import BadRequestError
 from ...runs.pooled import refuse_few
 from ...runs.runs import described
 from ..answers import state_of
-from ..context import context
-from ..requests import wait_seconds
+from ..context import context, principal
+from ..requests import idempotency_key, wait_seconds
 from ..submission import awaited, last, submit
 from ..types import Answer, AnyRequest
 from .contrasts import asked_contrast
@@ -57,6 +58,7 @@ async def requested(request: AnyRequest, command: Run) -> RequestRun:
         texts=described(kept, asked.origins),
         variants=asked.variants,
         seeds=asked.seeds,
+        asked_sha256=command.digest(),
     )
 
 
@@ -83,6 +85,8 @@ def readable(state: State, sae_id: str, kind: str) -> None:
 async def accept_run(request: AnyRequest, command: Run) -> Answer:
     """Accept a run. The texts of one that is refused, or repeats an earlier one under its key, are erased again."""
     seconds = wait_seconds(request)
+    if (earlier := await _accepted_before(request, command)) is not None:
+        return await awaited(request, earlier, seconds, run_id=last(earlier.events, RunRequested)[0].run_id)
     wanted = await requested(request, command)
     runs, run_id = context(request).runs, ""
     try:
@@ -92,6 +96,14 @@ async def accept_run(request: AnyRequest, command: Run) -> Answer:
         if run_id != wanted.run_id:
             await runs.erase(wanted.run_id)
     return await awaited(request, accepted, seconds, run_id=run_id)
+
+
+async def _accepted_before(request: AnyRequest, command: Run) -> Accepted | None:
+    """What was accepted under its key. Its texts may have gone since, its SAE been detached: nothing is looked at."""
+    key = idempotency_key(request)
+    if key is None or not await accepted_events(context(request).log, command_id_of(principal(request), key)):
+        return None
+    return await submit(request, RequestRun(run_id="run", kind=command.kind, spec={}, asked_sha256=command.digest()))
 
 
 async def delete_run(request: AnyRequest, command: DeleteRun) -> Answer:

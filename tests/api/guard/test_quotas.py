@@ -265,15 +265,18 @@ async def test_who_leaves_leaves_nothing_behind(service: Running) -> None:
     assert (ledger.taken, ledger.reserved) == (0, 0)
 
 
-async def test_what_is_begun_ends_with_its_token_also_while_labels_are_looked_for(service: Running) -> None:
+async def test_what_is_begun_ends_with_its_token_also_while_labels_are_looked_for(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held(service)
     asked_for, (uma,) = asyncio.Event(), [each for each in service.context.access.grants if each.name == "uma"]
 
     async def hangs(sae_id: str) -> Mapping[int, str]:
         asked_for.set()
-        return await asyncio.Event().wait() and {}
+        await asyncio.Event().wait()
+        return {}
 
-    service.context.features.labels = hangs  # type: ignore[method-assign]
+    monkeypatch.setattr(service.context.features, "labels", hangs)
     async with client(service, "uma") as who:
         (text,) = asked(who, sae={"details": True})
         await asked_for.wait()

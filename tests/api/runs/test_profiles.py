@@ -174,6 +174,21 @@ def lose(data: Path) -> None:
         path.unlink()
 
 
+async def test_its_examples_are_the_owners_alone(tmp_path: Path) -> None:
+    """Also in a file that is older than this."""
+    log, hub, folder = MemoryLog(), FakeHub(), tmp_path / "data"
+    folder.mkdir()
+    for _ in range(2):
+        async with serving(log, hub=hub, data=folder) as service:
+            if not service.context.runs.folder.folder.is_dir():
+                await service.ready()
+                await until(service, await run(service, "profile"), "completed")
+            found = list(folder.glob("features.db*"))
+            assert [path.name for path in found if path.stat().st_mode & 0o077] == []
+            assert folder / "features.db" in found
+        (folder / "features.db").chmod(0o644)
+
+
 async def test_statistics_survive_a_restart_and_the_loss_of_their_file(tmp_path: Path) -> None:
     log, hub = MemoryLog(), FakeHub()
     async with serving(log, hub=hub, data=tmp_path) as service:

@@ -11,6 +11,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import httpx
 import pytest
 
 from sae_actor.runs.store import RunFile
@@ -247,6 +248,41 @@ async def test_chats_are_read_through_the_template(service: Running) -> None:
     done = await until(service, await run(service, texts={"texts_id": put.json()["texts_id"]}), "completed")
     tokens = [len((await service.engine.tokenize(chat)).token_ids) for chat in chats]
     assert (done["summary"]["tokens"], done["summary"]["contexts"]) == (sum(tokens), 3)
+
+
+async def test_a_repeated_key_is_that_run_also_where_it_would_be_refused_now(service: Running) -> None:
+    """Its texts erased, its SAE detached, its model unloaded; another command under the key is refused as that."""
+    sae_id = await service.ready()
+    put = await service.client.put("/api/texts", content=LINES, headers={"content-type": "application/x-ndjson"})
+    texts_id = put.json()["texts_id"]
+    body = {"type": "Run", "kind": "evaluate", "spec": {"sae_id": sae_id, "texts": {"texts_id": texts_id}}}
+
+    async def sent(**change: object) -> httpx.Response:
+        key = {"idempotency-key": "mine"}
+        return await service.client.post("/api/commands", json={**body, **change}, headers=key)
+
+    first = await sent()
+    assert first.status_code == 202
+    done = await until(service, first.json()["run_id"], "completed")
+    (await service.client.delete(f"/api/texts/{texts_id}")).raise_for_status()
+    assert (await sent()).json() == first.json()
+    await service.command("Detach", sae_id=sae_id)
+    assert (await sent()).json() == first.json()
+    await service.command("UnloadModel")
+    assert (await sent()).json() == first.json()
+    other = await sent(name="other")
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert [each["run_id"] for each in (await service.client.get("/api/runs")).json()["runs"]] == [done["run_id"]]
+    assert [path.stem for path in service.context.runs.folder.folder.glob("run-*.db")] == [done["run_id"]]
+
+
+async def test_what_it_keeps_is_the_owners_alone(service: Running) -> None:
+    await service.ready()
+    put = await service.client.put("/api/texts", content=b"a\nb", headers={"content-type": "text/plain"})
+    put.raise_for_status()
+    await until(service, await run(service), "completed")
+    folder = service.context.runs.folder.folder
+    assert [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077] == []
 
 
 async def test_uploads_and_files(service: Running) -> None:
