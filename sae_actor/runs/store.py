@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from ..errors import DiskFullError, InternalError, RunNotFoundError, TextsNotFoundError
 from ..eventlog.schema import prepare_reader, read_only_uri
-from ..ports.durability import disk_failure, fsync_path, private_folder
+from ..ports.durability import disk_failure, fsync_path, is_full, private_folder
 from .lists import Digest, Item, decoded
 
 APPLICATION_ID = int.from_bytes(b"SAEr")
@@ -56,11 +56,11 @@ def _guarded() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         text = str(error)
-        if "full" in text or "disk I/O" in text:
+        if is_full(error) or "disk I/O" in text:
             raise DiskFullError("the disk is full (writing a run)") from None
         raise InternalError(f"the file of a run cannot be used: {text[:200]}") from None
     except OSError as error:
-        raise disk_failure(error, "a run cannot be written") from None
+        raise disk_failure(error, "Texts and rows cannot be written") from None
 
 
 def _connected(path: Path, *, new: bool = False) -> sqlite3.Connection:

@@ -126,10 +126,22 @@ async def test_a_client_that_leaves_ends_a_thousand_scores() -> None:
         (
             "/v1/completions",
             {"model": "default", "prompt": ["x" * 200] * 64, "max_tokens": 1, "sae": {"top_k_features": 1024}},
-            "12800 tokens of prompts and up to 64 more would be told with 13172736 activations and 0 log ",
+            "12800 tokens of prompts and up to 64 more would be told with 13172736 activations, 0 log ",
+        ),
+        (
+            "/v1/completions",
+            {
+                "model": "default",
+                "prompt": ["x" * 200] * 64,
+                "n": 16,
+                "max_tokens": 1,
+                "sae": {"details": True, "details_of": [0] * 64},
+            },
+            "204800 tokens of prompts and up to 1024 more would be told with 0 activations, 0 log probabilities and "
+            "13378560 details",
         ),
     ],
-    ids=["scores", "texts"],
+    ids=["scores", "texts", "details"],
 )
 async def test_an_answer_of_more_numbers_is_refused(
     service: Running, path: str, body: dict[str, Any], detail: str

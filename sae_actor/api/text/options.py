@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from ...domain.commands import PresetName
 from ...domain.messages import Interventions, RequestedStop
 from ...domain.refs import Edits, ReadingExclusions
+from ...domain.state import AttachmentState
 from ...errors import BadRequestError
 from .measuring.detailed import NamedFeatures
 from .measuring.targets import NamedTokens
@@ -61,26 +62,42 @@ def check_variants(
 
 
 MOST_NUMBERS = 2**23
-"""Activations and log probabilities in an answer."""
+"""Activations, log probabilities and details in an answer."""
 
 
 def refuse_much(
-    own: SaeExtension, lengths: Sequence[tuple[int, int]], *, scores: int | None, echoes: bool, saes: int
+    own: SaeExtension,
+    lengths: Sequence[tuple[int, int]],
+    *,
+    scores: int | None,
+    echoes: bool,
+    attached: Sequence[AttachmentState],
 ) -> None:
     """`BadRequestError` for more numbers than an answer is to hold. lengths: of each text its prompt's, and at most how
     many tokens more. scores: how many of the most probable tokens are told of each; None: no log probabilities."""
     read, made = sum(prompt for prompt, _ in lengths), sum(more for _, more in lengths)
-    features = (own.top_k_features or 0) * saes * (read + made)
+    features = (own.top_k_features or 0) * len(attached) * (read + made)
+    details = (1 + len(own.details_of or ()) + _edits(own, attached)) * (read + made) if own.details else 0
     probabilities = len(own.logprobs_of or ()) * made
     if scores is not None:
         probabilities += (1 + scores) * (made + read * echoes)
-    if features + probabilities > MOST_NUMBERS:
+    told = {"sae.top_k_features": features, "logprobs": probabilities, "sae.details": details}
+    if sum(told.values()) > MOST_NUMBERS:
         raise BadRequestError(
-            f"{read} tokens of prompts and up to {made} more would be told with {features} activations and "
-            f"{probabilities} log probabilities; at most {MOST_NUMBERS} in all are given in an answer: ask for fewer, "
-            "or for shorter texts",
-            param="sae.top_k_features" if features > probabilities else "logprobs",
+            f"{read} tokens of prompts and up to {made} more would be told with {features} activations, "
+            f"{probabilities} log probabilities and {details} details; at most {MOST_NUMBERS} in all are given in an "
+            "answer: ask for fewer, or for shorter texts",
+            param=max(told, key=told.__getitem__),
         )
+
+
+def _edits(own: SaeExtension, attached: Sequence[AttachmentState]) -> int:
+    """Edits whose features are told with details; a preset counts as the server's steering."""
+    if own.baseline:
+        return 0
+    if own.steering is not None:
+        return len(own.steering)
+    return sum(len(each.steering) for each in (attached if own.interventions is None else own.interventions))
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):

@@ -241,7 +241,7 @@ async def opened(
     watched = await token_ids_of(request, own_sae.logprobs_of or (), "sae.logprobs_of")
     features = detailed(request, own_sae)
     lengths = [(len(p.token_ids), own.max_tokens) for p, own in zip(prompts, settings, strict=True)] * body.choices
-    refuse_much(own_sae, lengths, scores=body.scores, echoes=body.echoes, saes=len(state_of(request).attached))
+    refuse_much(own_sae, lengths, scores=body.scores, echoes=body.echoes, attached=state_of(request).attached)
     asked = []
     for prompt, own in zip(prompts, settings, strict=True):
         tell = TokenOptions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
@@ -271,7 +271,7 @@ async def test_what_is_begun_ends_with_its_token_also_while_labels_are_looked_fo
     held(service)
     asked_for, (uma,) = asyncio.Event(), [each for each in service.context.access.grants if each.name == "uma"]
 
-    async def hangs(_: str) -> dict[int, str]:
+    async def hangs(sae_id: str) -> Mapping[int, str]:
         asked_for.set()
         await asyncio.Event().wait()
         return {}

@@ -325,10 +325,15 @@ async def test_uploads_that_are_refused(service: Running, content: bytes, kind: 
     assert not incoming.exists() or list(incoming.iterdir()) == []
 
 
-async def test_an_upload_that_cannot_be_kept_says_why(service: Running) -> None:
-    incoming = service.context.runs.folder.incoming
-    incoming.parent.mkdir(parents=True, exist_ok=True)
-    incoming.write_bytes(b"a file in its place")
+@pytest.mark.parametrize(
+    ("name", "detail"),
+    [("incoming", "The upload cannot be kept"), ("texts", "Texts and rows cannot be written")],
+)
+async def test_an_upload_that_cannot_be_kept_says_why(service: Running, name: str, detail: str) -> None:
+    """It is no full disk."""
+    folder = service.context.runs.folder.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"a file in the place of a folder")
     answer = await service.client.put("/api/texts", content=b"a", headers={"content-type": "text/plain"})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
-    assert answer.json()["detail"] == "The upload cannot be kept: File exists"
+    assert answer.json()["detail"] == f"{detail}: File exists"
