@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def read_file(path: Path, kind: str) -> Iterator[Item]:
         yield from _parquet(path)
         return
     for number, raw in enumerate(_lines(path), 1):
-        line = raw.rstrip(b"\r\n")
+        line = (raw.removeprefix(BOM_UTF8) if number == 1 else raw).rstrip(b"\r\n")
         if not line.strip():
             continue
         try:

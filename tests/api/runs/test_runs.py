@@ -306,6 +306,17 @@ async def test_uploads_and_files(service: Running) -> None:
     assert (missing.status_code, missing.json()["code"]) == (404, "texts_not_found")
 
 
+async def test_a_byte_order_mark_is_no_part_of_a_text(service: Running) -> None:
+    async def sent(body: bytes, kind: str) -> dict[str, object]:
+        put = await service.client.put("/api/texts", content=body, headers={"content-type": kind})
+        found: dict[str, object] = put.raise_for_status().json()
+        return found
+
+    plain = await sent(b"one\ntwo\n", "text/plain")
+    assert await sent(b"\xef\xbb\xbfone\r\ntwo", "text/plain") == plain
+    assert await sent(b'\xef\xbb\xbf"one"\n"two"\n', "application/x-ndjson") == plain
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "status"),
     [
