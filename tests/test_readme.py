@@ -314,7 +314,7 @@ def test_the_session(machine: Machine) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the recipes need curl")
 def test_the_recipes_of_runs(machine: Machine) -> None:
     (machine.home / "mine.txt").write_text("I read a good book.\nThe weather is cold, and nobody goes out.\n", "utf-8")
-    (recipes,) = re.findall(r"^```bash\n(.*?)^```$", section("Runs"), re.DOTALL | re.MULTILINE)
+    recipes, *_ = re.findall(r"^```bash\n(.*?)^```$", section("Runs"), re.DOTALL | re.MULTILINE)
     losses, *fires = machine.run(recipes).splitlines()
     clean, with_sae, l0 = map(float, losses.split())
     assert 1 < clean < with_sae < 8
