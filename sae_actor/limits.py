@@ -110,7 +110,8 @@ class BoundedSemaphore:
         self._retry_after = retry_after
         self._free = asyncio.Semaphore(most)
         self._most_waiting = waiting
-        self._waiting = 0
+        self.waiting = 0
+        """How many wait for a place."""
         self._throughput = Throughput()
 
     def locked(self) -> bool:
@@ -123,10 +124,10 @@ class BoundedSemaphore:
 
         answer_started: wait even if the queue is full; a started answer cannot be refused.
         """
-        if not answer_started and self._free.locked() and self._waiting >= self._most_waiting:
-            seconds = max(self._retry_after, self._throughput.seconds_for(self._waiting))
+        if not answer_started and self._free.locked() and self.waiting >= self._most_waiting:
+            seconds = max(self._retry_after, self._throughput.seconds_for(self.waiting))
             raise self._error(self._full, retry_after=seconds)
-        self._waiting += 1
+        self.waiting += 1
         self._throughput.began()
         try:
             await self._free.acquire()
@@ -134,7 +135,7 @@ class BoundedSemaphore:
             self._throughput.ended(counts=False)
             raise
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
         try:
             yield
         finally:
