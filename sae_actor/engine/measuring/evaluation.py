@@ -53,15 +53,18 @@ def evaluate(
         sums["excluded"] += int(out.sum())
         before, next_ids = _next(texts, model.device)
         sums["positions"] += len(before)
-        sums["ce_clean"] += _ce(clean, before, next_ids)
+        log_p = _log_probabilities(clean)
+        sums["ce_clean"] -= float(log_p[before, next_ids].double().sum())
+        del clean
         yield
         for name, value in (("sae", new), ("ablation", torch.zeros_like(new))):
             logits = run.run(write=(written, value, ~out))
-            sums[f"ce_{name}"] += _ce(logits, before, next_ids)
-            sums[f"kl_{name}"] += _kl(clean, logits, before)
+            ce, kl = _against(log_p, logits, before, next_ids)
+            sums[f"ce_{name}"] += ce
+            sums[f"kl_{name}"] += kl
             del logits
             yield
-        del clean, run
+        del log_p, run
     _spread(torch.cat(targets), torch.cat(errors), sums)
     mean_sums = torch.cat(targets).double().sum(0)
     return EvaluatedGroup(
@@ -119,20 +122,20 @@ def _next(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor]:
     return before, torch.tensor(ids, dtype=torch.long, device=device)
 
 
-def _ce(logits: Tensor, rows: Tensor, ids: Tensor) -> float:
-    """Sum of −log p of the next token, in nats."""
-    total = 0.0
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Of each row, [n, vocabulary] float32; in place where the logits are."""
+    logits = logits.float()
+    for part in torch.split(logits, ROWS):
+        part.sub_(part.logsumexp(-1, keepdim=True))
+    return logits
+
+
+def _against(log_p: Tensor, logits: Tensor, rows: Tensor, ids: Tensor) -> tuple[float, float]:
+    """Over these rows, in nats: the sum of −log q of the next token, and that of KL(p ‖ q). log_p [n, vocabulary] as
+    `_log_probabilities` gives it; q of the logits [n, vocabulary]."""
+    ce = kl = 0.0
     for some, next_ids in zip(torch.split(rows, ROWS), torch.split(ids, ROWS), strict=True):
-        part = logits[some].float()
-        own = part.gather(1, next_ids[:, None])[:, 0].double()
-        total += float((part.logsumexp(-1).double() - own).sum())
-    return total
-
-
-def _kl(clean: Tensor, new: Tensor, rows: Tensor) -> float:
-    """Sum of KL(clean ‖ new), in nats."""
-    total = 0.0
-    for some in torch.split(rows, ROWS):
-        p, q = (each[some].float().log_softmax(-1) for each in (clean, new))
-        total += float(((p - q) * p.exp()).sum(-1, dtype=torch.float64).sum())
-    return total
+        log_q, own = logits[some].float().log_softmax(-1), log_p[some]
+        ce -= float(log_q.gather(1, next_ids[:, None]).double().sum())
+        kl += float((own - log_q).mul_(own.exp_()).sum(-1).double().sum())
+    return ce, kl

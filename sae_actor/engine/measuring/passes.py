@@ -16,8 +16,8 @@ from ..interventions.hook_points import Hook
 from ..interventions.positions import TokenKinds, limit_of, measured, norms_of
 from ..model.loading import LoadedModel
 
-MOST_LOGITS = 2**29
-"""Values in the logits of a pass, on a GPU."""
+MOST_LOGITS = 2**28
+"""Values in the logits of a pass, on a GPU. Those of one pass are kept, as float32, next to those of another."""
 ON_GPU = 8192
 """Tokens of a pass there."""
 
