@@ -26,7 +26,8 @@ VARIANTS = (
 
 
 def sweep(*variants: RequestedVariant, **more: Any) -> RequestRun:
-    return RequestRun(run_id="run-1", kind="sweep", spec={}, texts=TEXTS, variants=variants or VARIANTS, **more)
+    asked: dict[str, Any] = {"kind": "sweep", "spec": {}, "texts": TEXTS, "variants": variants or VARIANTS, **more}
+    return RequestRun(run_id="run-1", asked_sha256="0" * 64, **asked)
 
 
 def requested(story: Story) -> ev.RunRequested:
@@ -81,7 +82,7 @@ def test_what_the_rules_refuse() -> None:
 
 
 def test_the_digest_is_of_what_was_asked() -> None:
-    """An id, and what strengths come to, are no part of it."""
+    """Of the `Run`: what its id, texts and strengths come to is no part of it."""
     one = sweep()
-    assert one.digest() == replace(one, run_id="run-2", variants=()).digest()
-    assert one.digest() != replace(one, seeds=(1,)).digest()
+    assert one.digest() == replace(one, run_id="run-2", variants=(), texts=(), seeds=(1,)).digest()
+    assert one.digest() != replace(one, asked_sha256="1" * 64).digest()
