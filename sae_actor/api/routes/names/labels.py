@@ -31,8 +31,9 @@ from ...vectors import refuse_read_only
 MEDIA = ("application/x-ndjson", "application/jsonl", "application/gzip", "application/x-gzip")
 """By its first bytes a body is gzip or not, whatever it is called."""
 PIECE = 256 * 1024
-SOURCE = Query("source", {"type": "string", "minLength": 1, "maxLength": 200}, "who says so")
-_SOURCE = re.compile(r"[^\x00-\x1f\x7f@][^\x00-\x1f\x7f]{0,199}")
+_NAME = r"[^\x00-\x1f\x7f@][^\x00-\x1f\x7f]{0,199}"
+_SOURCE = re.compile(_NAME)
+SOURCE = Query("source", {"type": "string", "pattern": f"^{_NAME}$"}, "who says so")
 
 
 class ImportedLabels(Struct, frozen=True, kw_only=True):
