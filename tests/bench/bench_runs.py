@@ -1,12 +1,13 @@
 """Runs of kind `evaluate` and `profile` on the demo, against the same computation written plainly.
 
-    python -m tests.bench.bench_runs [--texts 64] [--tokens 128] [--rounds 3] [--threads 2] [--batch 4]
+    python -m tests.bench.bench_runs [--texts 64] [--tokens 128] [--rounds 3] [--threads 2] [--batch 4] [--kinds KIND …]
 
 Plain: transformers' forward passes over the same ids in batches of `--batch` texts, with a hook at the SAE's point.
 For `evaluate` three of them (clean, with the SAE, ablated), cross entropy, KL and the sums of the reconstruction; for
 `profile` one, and the codes of every token. Run: asked for over HTTP, durable rows and summary included, from the
 request until it is seen to be completed. The two are measured in turn, round by round, so that other work on the
-machine meets them alike; medians are printed, with their ratio. Needs the demo's model (prepared at the first run).
+machine meets them alike; medians are printed, with their ratio. A profile also writes a row a feature at its end, some
+seconds however short the texts: its ratio grows with their number. Needs the demo's model (prepared at the first run).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4, help="texts of a plain pass; the service has 512 tokens a pass")
+    parser.add_argument("--kinds", nargs="+", choices=["evaluate", "profile"], default=["evaluate", "profile"])
     asked = parser.parse_args()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-actor-tests"
     folder = prepare_model(cache, lambda *_: None)
@@ -59,9 +61,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home, serving(Path(home)) as process:
         sae_id = process.client.get("/api/saes/attachment").json()["attachments"][0]["sae_id"]
         spec = {"sae_id": sae_id, "texts": {"texts": texts}}
-        for kind, plain in kinds.items():
-            for _ in range(2):  # the first is not counted: memory is taken, kernels are chosen
-                plain(), run(process, kind, spec)
+        for kind in asked.kinds:
+            plain = kinds[kind]
+            plain(), run(process, kind, spec)  # not counted: memory is taken, kernels are chosen
             taken = [(clocked(plain), clocked(partial(run, process, kind, spec))) for _ in range(asked.rounds)]
             plainly, as_run = (statistics.median(each) for each in zip(*taken, strict=True))
             ratio = statistics.median(one / other for one, other in taken)
