@@ -24,7 +24,7 @@ PART_BYTES = 16 * 1024
 """Of a part that is sent, at least."""
 JSON = "application/json"
 _MARK = b"\x01"
-"""Stands for a list until the answer is sent. No JSON has it: in strings it is escaped."""
+"""A placeholder for a list until the answer is sent. JSON cannot contain it: strings escape it."""
 
 
 def _itself(item: T) -> T:
@@ -38,8 +38,8 @@ class LongLists:
         self._lists: list[list[bytes]] = []
 
     async def add(self, items: list[T], made: Callable[[T], Any] = _itself) -> Any:
-        """Encode what `made` makes of the items, which are taken out of the list, both in a thread; what stands for
-        them in the answer's view. Ends early if it is cancelled."""
+        """Apply `made` to the items and encode the results, in a thread; return the placeholder for the answer's view.
+        The list of items is emptied on the way. A cancelled call ends early."""
         parts = [b"["]
         while items:
             # Taken out, and so freed, some at a time too.

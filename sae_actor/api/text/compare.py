@@ -76,7 +76,7 @@ def _shown(made: Sequence[Made]) -> Struct:
 
 
 def _of_the_same(request: AnyRequest, bare: TextBody, steered: Reply) -> TextBody:
-    """With `details`, the baseline tells of the features that the edits of the other one name."""
+    """With `details`, the baseline reports the same features as the steered text."""
     own, state = bare.sae, state_of(request)
     if own is None or not own.details:
         return bare

@@ -74,7 +74,7 @@ def refuse_much(
     attached: Sequence[AttachmentState],
 ) -> None:
     """`BadRequestError` for more numbers than an answer is to hold. lengths: of each text its prompt's, and at most how
-    many tokens more. scores: how many of the most probable tokens are told of each; None: no log probabilities."""
+    many tokens more. scores: how many of the most probable tokens each position reports; None: no log probabilities."""
     read, made = sum(prompt for prompt, _ in lengths), sum(more for _, more in lengths)
     features = (own.top_k_features or 0) * len(attached) * (read + made)
     details = (1 + len(own.details_of or ()) + _edits(own, attached)) * (read + made) if own.details else 0
@@ -92,7 +92,7 @@ def refuse_much(
 
 
 def _edits(own: SaeExtension, attached: Sequence[AttachmentState]) -> int:
-    """Edits whose features are told with details; a preset counts as the server's steering."""
+    """Edits whose features the details report; a preset counts as the server's steering."""
     if own.baseline:
         return 0
     if own.steering is not None:

@@ -53,7 +53,7 @@ SHORT = 1024
 """A result with fewer is made on the event loop."""
 NDJSON = "application/x-ndjson"
 MOST_POSITIONS = 2**17
-"""Of which details are told in an answer."""
+"""An answer has details of at most this many positions."""
 
 
 class ScoreVariant(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
